@@ -1,0 +1,58 @@
+"""Names for the arrays that cross the borders of the core, and the checks used there.
+
+Shape suffixes used in the whole package: N samples, C classes, K folds, M a subset of the samples, V votes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FloatArray", "IdArray", "IntArray", "as_ids", "positions_of"]
+
+IdArray = NDArray[np.int64]
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.floating[Any]]
+
+
+def as_ids(values: Any, *, name: str = "ids") -> IdArray:
+    """Check that `values` are distinct non-negative row numbers and return them sorted.
+
+    Args:
+        values: (M,) integers in any order.
+        name: what the error message calls them.
+
+    Returns:
+        (M,) int64, strictly rising.
+
+    Raises:
+        ValueError: if they are not one-dimensional integers, are negative, or repeat.
+    """
+    ids = np.asarray(values)
+    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise ValueError(f"{name} must be a one-dimensional array of integers, not {ids.dtype} of shape {ids.shape}.")
+    ids = np.sort(ids.astype(np.int64))
+    if ids.size and ids[0] < 0:
+        raise ValueError(f"{name} holds {ids[0]}; row numbers start at 0.")
+    repeated = np.flatnonzero(ids[1:] == ids[:-1])
+    if repeated.size:
+        raise ValueError(f"{name} holds {ids[repeated[0]]} more than once; each id may stand there once.")
+    return ids
+
+
+def positions_of(wanted_M: IdArray, sorted_N: IdArray) -> NDArray[np.intp]:
+    """Positions of `wanted_M` in the sorted array `sorted_N`.
+
+    Raises:
+        ValueError: if one of them is not there; the message names the first.
+    """
+    positions = np.searchsorted(sorted_N, wanted_M)
+    inside = positions < len(sorted_N)
+    found = inside.copy()
+    found[inside] = sorted_N[positions[inside]] == wanted_M[inside]
+    if not found.all():
+        missing = wanted_M[~found]
+        raise ValueError(f"{len(missing)} ids are not among the {len(sorted_N)} allowed ones; the first is {missing[0]}.")
+    return positions

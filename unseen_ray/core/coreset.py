@@ -1,0 +1,44 @@
+"""The kept samples, and the stage in which each was picked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.core.arrays import FloatArray, IdArray, as_ids
+
+__all__ = ["Coreset"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Coreset:
+    """A growing selection.
+
+    Attributes:
+        ids: (M,) int64, strictly rising.
+        stages: (M,) int32, the stage in which each was picked.
+        scores: (M,) float32, the score by which each was picked.
+    """
+
+    ids: IdArray
+    stages: NDArray[np.int32]
+    scores: FloatArray
+
+    @classmethod
+    def empty(cls) -> Coreset:
+        """A coreset of nothing yet."""
+        return cls(ids=np.empty(0, np.int64), stages=np.empty(0, np.int32), scores=np.empty(0, np.float32))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def extend(self, stage: int, ids_M: IdArray, scores_M: FloatArray) -> Coreset:
+        """A coreset with `ids_M` added in `stage`; ValueError if one of them is in it already."""
+        ids = np.concatenate([self.ids, ids_M])
+        as_ids(ids, name="the extended coreset")
+        order = np.argsort(ids)
+        stages = np.concatenate([self.stages, np.full(len(ids_M), stage, np.int32)])
+        scores = np.concatenate([self.scores, scores_M.astype(np.float32)])
+        return Coreset(ids=ids[order], stages=stages[order], scores=scores[order])

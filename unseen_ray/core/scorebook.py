@@ -1,0 +1,213 @@
+"""The merge of out-of-fold votes: refuses gaps and conflicts, and gives the same table in whatever order votes came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, positions_of
+from unseen_ray.core.tasks import VotePart
+from unseen_ray.errors import IncompleteScoreError
+
+__all__ = ["Combine", "ScoreBook", "ScoreFunction", "ScoreTable", "log_of_probs", "mean_ranks"]
+
+Combine = Literal["mean", "rank_mean", "mean_prob"]
+ScoreFunction = Callable[[FloatArray, IntArray], FloatArray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoreTable:
+    """One row a candidate, in the order of the ids.
+
+    Attributes:
+        ids_M: (M,) int64, strictly rising.
+        labels_M: (M,) int64.
+        votes_M: (M,) int32, models that scored the sample.
+        pred_M: (M,) int64, the class that most votes name.
+        p_label_M: (M,) float32, probability of the true class, mean over votes.
+        scores: (M,) float32 a score, combined over votes; higher is kept first.
+        stds: (M,) float32 a score, population deviation over votes.
+        probs_MC: (M, C) float32 mean probabilities, only where the run keeps them.
+    """
+
+    ids_M: IdArray
+    labels_M: IntArray
+    votes_M: NDArray[np.int32]
+    pred_M: NDArray[np.int64]
+    p_label_M: FloatArray
+    scores: dict[str, FloatArray]
+    stds: dict[str, FloatArray]
+    probs_MC: FloatArray | None = None
+
+
+@dataclass(slots=True)
+class ScoreBook:
+    """Collects the votes of a stage.
+
+    Args:
+        ids_M: (M,) int64 candidates, strictly rising.
+        labels_M: (M,) their classes.
+        num_parts: how many models vote in this stage.
+        votes_each: how many votes each candidate must get.
+    """
+
+    ids_M: IdArray
+    labels_M: IntArray
+    num_parts: int
+    votes_each: int
+    parts: dict[int, VotePart] = field(default_factory=dict)
+
+    def add(self, part: VotePart) -> None:
+        """Take one model's votes; the same votes twice count once.
+
+        Raises:
+            IncompleteScoreError: if they are of no task of this stage, of samples that are no candidates, damaged, or
+                differ from what that task said before.
+        """
+        if not 0 <= part.index < self.num_parts:
+            raise IncompleteScoreError(f"votes of task {part.index} in a stage of {self.num_parts} tasks.")
+        _check_columns(part)
+        try:
+            positions_of(part.ids_M, self.ids_M)
+        except ValueError as error:
+            raise IncompleteScoreError(f"votes of task {part.index}: {error}") from None
+        known = self.parts.setdefault(part.index, part)
+        if known is not part and not _same(known, part):
+            raise IncompleteScoreError(f"task {part.index} delivered two different sets of votes.")
+
+    def merge(self, combine: Combine, functions: Mapping[str, ScoreFunction] | None = None) -> ScoreTable:
+        """Combine the votes in the order of the tasks.
+
+        Args:
+            combine: `mean` of the votes' scores; `rank_mean`: mean of (rank - 0.5) / n within the n ids which a model
+                scored; `mean_prob`: the score of the mean probabilities.
+            functions: the score functions, needed for `mean_prob` alone.
+
+        Raises:
+            IncompleteScoreError: if a task is missing, or a candidate has more or fewer votes than it must have.
+        """
+        parts = self._complete()
+        at = [positions_of(part.ids_M, self.ids_M) for part in parts]
+        votes = sum((np.bincount(where, minlength=len(self.ids_M)) for where in at), np.zeros(len(self.ids_M), np.int64))
+        self._check_votes(votes)
+        probs = _mean([part.probs_MC for part in parts], at, votes) if parts[0].probs_MC is not None else None
+        scores, stds = {}, {}
+        for name in parts[0].scores:
+            columns = [part.scores[name] for part in parts]
+            mean = _mean(columns, at, votes)
+            stds[name] = _deviation(columns, mean, at, votes)
+            if combine == "rank_mean":
+                mean = _mean([mean_ranks(column) for column in columns], at, votes)
+            elif combine == "mean_prob":
+                assert probs is not None and functions is not None, "mean_prob needs probabilities"
+                mean = functions[name](log_of_probs(probs), self.labels_M).astype(np.float64)
+            scores[name] = mean.astype(np.float32)
+        return ScoreTable(
+            ids_M=self.ids_M,
+            labels_M=self.labels_M,
+            votes_M=votes.astype(np.int32),
+            pred_M=_majority(parts, at, len(self.ids_M)),
+            p_label_M=_mean([part.p_label_M for part in parts], at, votes).astype(np.float32),
+            scores=scores,
+            stds=stds,
+            probs_MC=None if probs is None else probs.astype(np.float32),
+        )
+
+    def _complete(self) -> list[VotePart]:
+        missing = sorted(set(range(self.num_parts)) - set(self.parts))
+        if missing:
+            raise IncompleteScoreError(f"{len(missing)} of {self.num_parts} tasks have not voted; the first is task {missing[0]}.")
+        parts = [self.parts[index] for index in range(self.num_parts)]
+        if any(part.scores.keys() != parts[0].scores.keys() for part in parts):
+            raise IncompleteScoreError("the tasks of one stage delivered different scores.")
+        return parts
+
+    def _check_votes(self, votes_M: NDArray[np.int64]) -> None:
+        wrong = np.flatnonzero(votes_M != self.votes_each)
+        if wrong.size:
+            first = wrong[0]
+            raise IncompleteScoreError(
+                f"{wrong.size} of {len(self.ids_M)} candidates do not have {self.votes_each} votes; "
+                f"the first is id {self.ids_M[first]} with {votes_M[first]}."
+            )
+
+
+def mean_ranks(values_M: FloatArray) -> FloatArray:
+    """(rank - 0.5) / M of each value, tied values sharing their mean rank; the lowest is near 0, the highest near 1.
+
+    >>> mean_ranks(np.array([3.0, 1.0, 3.0, 2.0]))
+    array([0.75 , 0.125, 0.75 , 0.375])
+    """
+    _, inverse, counts = np.unique(values_M, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return ((ends - counts + ends) / 2 / len(values_M))[inverse]
+
+
+def log_of_probs(probs_NC: FloatArray) -> FloatArray:
+    """Natural logs of float32 probabilities, of the smallest normal float32 where one is below it."""
+    smallest = np.finfo(np.float32).tiny
+    return np.log(np.maximum(probs_NC.astype(np.float32), smallest))
+
+
+def _check_columns(part: VotePart) -> None:
+    if part.ids_M.ndim != 1 or np.any(np.diff(part.ids_M) <= 0):
+        raise IncompleteScoreError(f"votes of task {part.index}: the ids do not rise strictly.")
+    columns = {"pred": part.pred_M, "p_top": part.p_top_M, "p_label": part.p_label_M, **part.scores}
+    for name, column in columns.items():
+        if len(column) != len(part.ids_M):
+            raise IncompleteScoreError(f"votes of task {part.index}: {name} has {len(column)} rows for {len(part.ids_M)} ids.")
+        bad = np.flatnonzero(~np.isfinite(column))
+        if bad.size:
+            raise IncompleteScoreError(
+                f"votes of task {part.index}: {name} is {column[bad[0]]} for id {part.ids_M[bad[0]]} "
+                f"and not finite for {bad.size} samples in all. Did the training diverge? Try a lower recipe.lr."
+            )
+
+
+def _same(one: VotePart, other: VotePart) -> bool:
+    return (
+        np.array_equal(one.ids_M, other.ids_M)
+        and np.array_equal(one.pred_M, other.pred_M)
+        and one.scores.keys() == other.scores.keys()
+        and all(np.array_equal(one.scores[name], other.scores[name]) for name in one.scores)
+    )
+
+
+def _mean(columns: list[FloatArray], at: list[NDArray[np.intp]], votes_M: NDArray[np.int64]) -> FloatArray:
+    total = np.zeros((len(votes_M), *columns[0].shape[1:]))
+    for column, where in zip(columns, at, strict=True):
+        total[where] += column
+    return total / votes_M.reshape(-1, *[1] * (total.ndim - 1))
+
+
+def _deviation(
+    columns: list[FloatArray], mean_M: FloatArray, at: list[NDArray[np.intp]], votes_M: NDArray[np.int64]
+) -> FloatArray:
+    total = np.zeros(len(votes_M))
+    for column, where in zip(columns, at, strict=True):
+        total[where] += np.square(column - mean_M[where])
+    return np.sqrt(total / votes_M).astype(np.float32)
+
+
+def _majority(parts: list[VotePart], at: list[NDArray[np.intp]], num_rows: int) -> NDArray[np.int64]:
+    """The class that most votes name; then the higher summed top-1 probability; then the lower number."""
+    best = np.full(num_rows, -1, np.int64)
+    best_count = np.zeros(num_rows, np.int64)
+    best_sum = np.zeros(num_rows)
+    for part, where in zip(parts, at, strict=True):
+        count, total = np.zeros(num_rows, np.int64), np.zeros(num_rows)
+        named = np.full(num_rows, -2, np.int64)
+        named[where] = part.pred_M
+        for other, there in zip(parts, at, strict=True):
+            agrees = there[named[there] == other.pred_M]
+            count[agrees] += 1
+            total[agrees] += other.p_top_M[named[there] == other.pred_M]
+        better = (count > best_count) | ((count == best_count) & (total > best_sum))
+        better |= (count == best_count) & (total == best_sum) & (named < best)
+        better &= named >= 0
+        best[better], best_count[better], best_sum[better] = named[better], count[better], total[better]
+    return best

@@ -1,0 +1,84 @@
+"""Randomness from keys: every draw is a function of a seed and of what it is for, never of the order of execution."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.core.arrays import IdArray
+
+__all__ = ["derive", "digest_ids", "fit_seed", "rng_for", "tie_keys", "torch_seed_for"]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def rng_for(seed: int, *path: int) -> np.random.Generator:
+    """A generator for one purpose: the same (seed, path) gives the same stream, another path an independent one.
+
+    Args:
+        seed: the run's seed, or one made by `derive` or `fit_seed`; non-negative.
+        path: non-negative integers such as (epoch,).
+    """
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=path))
+
+
+def torch_seed_for(seed: int, *path: int) -> int:
+    """A seed for torch's generators (0 <= seed < 2**63), keyed as `rng_for` is but with a stream of its own."""
+    state = np.random.SeedSequence(seed, spawn_key=(*path, 0x70)).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def derive(seed: int, purpose: str) -> int:
+    """A seed of its own for a named purpose (`folds`, `holdout`, ...), so that two purposes never share a stream."""
+    state = np.random.SeedSequence(seed, spawn_key=tuple(purpose.encode())).generate_state(1, np.uint64)
+    return int(state[0])
+
+
+def digest_ids(ids_M: IdArray) -> str:
+    """SHA-256 of sorted ids as little-endian int64, in hexadecimal: the name of a set of samples."""
+    return hashlib.sha256(np.ascontiguousarray(ids_M, dtype="<i8").tobytes()).hexdigest()
+
+
+def fit_seed(seed: int, train_digest: str, repeat: int) -> int:
+    """The seed of one fit, from what it trains on: two fits on the same ids draw the same numbers wherever they run.
+
+    Args:
+        seed: the run's seed.
+        train_digest: `digest_ids` of the training ids.
+        repeat: 0 for the first model trained on these ids, 1 for the next, ...
+
+    Returns:
+        A 128-bit integer for `rng_for` and `torch_seed_for`.
+    """
+    words = np.frombuffer(bytes.fromhex(train_digest), dtype="<u4")
+    state = np.random.SeedSequence(seed, spawn_key=(*map(int, words), repeat)).generate_state(4, np.uint32)
+    return int.from_bytes(state.astype("<u4").tobytes(), "little")
+
+
+def tie_keys(ids: IdArray, seed: int) -> NDArray[np.uint64]:
+    """A seeded hash of each id: the order in which equal scores are kept, lowest key first.
+
+    The hash is a bijection of the id for a given seed (two rounds of the splitmix64 finaliser), so that no two ids
+    tie, and a key depends on nothing but (seed, id): shards of a data set agree without talking to each other.
+
+    Args:
+        ids: (M,) int64 sample ids in any order.
+        seed: non-negative integer.
+
+    Returns:
+        (M,) uint64.
+
+    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
+    """
+    key = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+    with np.errstate(over="ignore"):
+        mixed = _mix(np.asarray(ids).astype(np.uint64) + _GOLDEN)
+        return _mix((mixed ^ key) + _GOLDEN)
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

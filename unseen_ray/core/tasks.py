@@ -1,0 +1,157 @@
+"""The one unit of work: what a model trains on, and what it may score.
+
+The K folds of stage 0, the later stages and the fitting baseline are all made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.core.arrays import FloatArray, IdArray
+from unseen_ray.core.folds import TrainOn
+from unseen_ray.core.ids import AllIds, ArrayIds, FoldIds, FoldSpec, IdSet, Outside
+from unseen_ray.core.population import Population
+from unseen_ray.errors import LeakError
+
+__all__ = ["EvalTask", "Mode", "ScoreTask", "VotePart", "check_unseen", "later_tasks", "stage_zero_tasks"]
+
+Mode = Literal["unseen", "fitting"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoreTask:
+    """Train one scoring model, score what it may.
+
+    Attributes:
+        stage: 0 is the K-fold stage.
+        index: place in the stage; votes are merged in this order.
+        fold: the fold it stands for, None for a model of all data or of a coreset.
+        repeat: 0 for the first model trained on these ids, 1 for the next.
+        train: what it trains on.
+        scored: what it scores; in `unseen` mode nothing of `train`.
+        mode: `fitting` models score what they were trained on.
+    """
+
+    stage: int
+    index: int
+    fold: int | None
+    repeat: int
+    train: IdSet
+    scored: IdSet
+    mode: Mode = "unseen"
+
+    @property
+    def name(self) -> str:
+        """How logs and messages call it."""
+        where = "" if self.fold is None else f" fold {self.fold}"
+        return f"stage {self.stage}{where}" + (f" repeat {self.repeat}" if self.repeat else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EvalTask:
+    """Train one model on a subset and measure it on samples that no subset holds.
+
+    Attributes:
+        index: place in the list of evaluations.
+        arm: what the subset is: `coreset`, `random`, `full`.
+        repeat: which training seed.
+        train: the subset.
+        holdout: measure on the run's holdout; else on its test source.
+    """
+
+    index: int
+    arm: str
+    repeat: int
+    train: IdSet
+    holdout: bool
+
+    @property
+    def name(self) -> str:
+        """How logs and messages call it."""
+        return f"{self.arm} seed {self.repeat}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VotePart:
+    """What one model says of the samples it may score, in the order of the ids.
+
+    Attributes:
+        index: the task's place in its stage.
+        ids_M: (M,) int64, strictly rising.
+        pred_M: (M,) int64, the most probable class.
+        p_top_M: (M,) float32, its probability.
+        p_label_M: (M,) float32, the probability of the true class.
+        scores: a column (M,) float32 for each score.
+        probs_MC: (M, C) float32, only where the run keeps probabilities.
+    """
+
+    index: int
+    ids_M: IdArray
+    pred_M: NDArray[np.int64]
+    p_top_M: FloatArray
+    p_label_M: FloatArray
+    scores: dict[str, FloatArray] = field(default_factory=dict)
+    probs_MC: FloatArray | None = None
+
+
+def stage_zero_tasks(*, mode: Mode, spec: FoldSpec, train_on: TrainOn, repeats: int) -> list[ScoreTask]:
+    """The tasks of stage 0: `repeats` models a fold, or of all data in `fitting` mode."""
+    if mode == "fitting":
+        sides: list[tuple[int | None, IdSet, IdSet]] = [(None, AllIds(), AllIds())]
+    else:
+        folds = [(fold, FoldIds(spec, fold)) for fold in range(spec.num_folds)]
+        sides = [
+            (fold, inside, Outside(inside)) if train_on == "fold" else (fold, Outside(inside), inside)
+            for fold, inside in folds
+        ]
+    return _numbered(0, ((fold, train, scored, mode) for fold, train, scored in sides), repeats)
+
+
+def later_tasks(*, stage: int, coreset_ids: IdArray, repeats: int) -> list[ScoreTask]:
+    """The tasks of a later stage: `repeats` fresh models of the coreset, scoring everything outside it."""
+    coreset = ArrayIds(coreset_ids)
+    return _numbered(stage, [(None, coreset, Outside(coreset), "unseen")], repeats)
+
+
+def check_unseen(task: ScoreTask, ids_M: IdArray, population: Population) -> None:
+    """Refuse scores of samples that a task's model was trained on, or was not asked for.
+
+    Raises:
+        LeakError: naming how many there are, and the first.
+    """
+    if task.mode == "unseen":
+        leaked = np.intersect1d(ids_M, task.train.resolve(population))
+        if leaked.size:
+            raise LeakError(
+                f"{task.name} scored {leaked.size} samples that its own model was trained on; the first is id {leaked[0]}. "
+                "Only unseen samples may be scored: answer for task.unseen_ids, or use `mode: fitting`."
+            )
+    strangers = np.setdiff1d(ids_M, task.scored.resolve(population))
+    if strangers.size:
+        raise LeakError(
+            f"{task.name} scored {strangers.size} samples that it was not asked for; the first is id {strangers[0]}. "
+            "Answer for task.unseen_ids and nothing else."
+        )
+
+
+def _numbered(
+    stage: int, sides: Iterable[tuple[int | None, IdSet, IdSet, Mode]], repeats: int
+) -> list[ScoreTask]:
+    return [
+        ScoreTask(
+            stage=stage,
+            index=place * repeats + repeat,
+            fold=fold,
+            repeat=repeat,
+            train=train,
+            scored=scored,
+            mode=mode,
+        )
+        for place, (fold, train, scored, mode) in enumerate(sides)
+        for repeat in range(repeats)
+    ]

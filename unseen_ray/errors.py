@@ -1,0 +1,119 @@
+"""The errors that unseen_ray raises, and the exit code that each one ends a command with.
+
+    UnseenError                     4  anything below
+    ├── ConfigError (ValueError)    2  a configuration that cannot run; lists every problem at once
+    ├── DataError (ValueError)      3  a data set that cannot be read
+    │   └── BadSampleError          3  one sample that cannot be decoded
+    ├── LeakError                   4  a score from a model that had seen the sample
+    ├── FitError                    4  a user's function answered with something unusable
+    ├── IncompleteScoreError        4  votes are missing, doubled or damaged
+    ├── FoldFailedError             4  a fold failed for good
+    └── StorageError                4  the run folder cannot be read or written
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = [
+    "BadSampleError",
+    "ConfigError",
+    "DataError",
+    "FitError",
+    "FoldFailedError",
+    "IncompleteScoreError",
+    "LeakError",
+    "StorageError",
+    "UnseenError",
+]
+
+
+class UnseenError(Exception):
+    """Root of the tree; `exit_code` is what a command ends with."""
+
+    exit_code = 4
+
+
+class ConfigError(UnseenError, ValueError):
+    """A configuration that cannot run.
+
+    Args:
+        problems: one message, or all of them; each says what was given, what is allowed and what to do.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        if len(self.problems) == 1:
+            message = self.problems[0]
+        else:
+            message = f"{len(self.problems)} problems:\n" + "\n".join(f"  - {problem}" for problem in self.problems)
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,)
+
+
+class DataError(UnseenError, ValueError):
+    """A data set that cannot be read as it is."""
+
+    exit_code = 3
+
+
+class BadSampleError(DataError):
+    """One sample that cannot be decoded.
+
+    Args:
+        key: the sample's portable name, such as `train.parquet:17`.
+        reason: what the decoder said.
+        total: how many samples of the source are bad, as far as was looked.
+    """
+
+    def __init__(self, key: str, reason: str, total: int = 1) -> None:
+        self.key, self.reason, self.total = key, reason, total
+        more = f" ({total} samples are bad in all)" if total > 1 else ""
+        super().__init__(
+            f"sample {key} cannot be decoded: {reason}{more}. "
+            "Mend or remove it, or set `on_bad_sample: skip` to leave such samples out."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.key, self.reason, self.total)
+
+
+class LeakError(UnseenError):
+    """A score was about to be computed on samples that its model was trained on, or was not asked for."""
+
+
+class FitError(UnseenError):
+    """A function that the user plugged in answered with something that cannot be used."""
+
+
+class IncompleteScoreError(UnseenError):
+    """The votes of a stage do not cover its candidates exactly."""
+
+
+class FoldFailedError(UnseenError):
+    """A task failed for good.
+
+    Args:
+        task: the task as a person reads it, such as `stage 0 fold 2`.
+        attempts: how many times it was started.
+        cause: the last failure; a user's own traceback where there is one.
+    """
+
+    def __init__(self, task: str, attempts: int, cause: str) -> None:
+        self.task, self.attempts, self.cause = task, attempts, cause
+        times = "once" if attempts == 1 else f"{attempts} times"
+        super().__init__(
+            f"{task} failed after it was started {times}: {cause}\nWhat was finished is kept: run the same line to resume."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.task, self.attempts, self.cause)
+
+
+class StorageError(UnseenError):
+    """The run folder cannot be read or written."""
