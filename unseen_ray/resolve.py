@@ -1,0 +1,134 @@
+"""From the names that people write to the functions they mean: "margin", "my_lab.scores:gini", or the function itself."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from unseen_ray.errors import ConfigError
+
+__all__ = ["bind_options", "check_plug", "did_you_mean", "function_of", "import_target", "is_target", "name_of", "plug_of"]
+
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def is_target(value: object) -> bool:
+    """Whether a string has the form `package.module:function`."""
+    return isinstance(value, str) and _TARGET.fullmatch(value) is not None
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """' Did you mean ...?' for the nearest of the allowed names, or nothing."""
+    near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def import_target(target: str) -> Any:
+    """Import what `package.module:name` names.
+
+    Raises:
+        ConfigError: saying which half failed.
+    """
+    module_name, _, attribute = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise ConfigError(f"{target}: importing {module_name} failed, because {error}. Install what it needs.") from error
+        raise ConfigError(
+            f"{target}: there is no module {module_name!r} on the Python path. "
+            "Write package.module:function, and run from the folder that holds it (with ray job submit: --working-dir .)."
+        ) from None
+    except Exception as error:
+        raise ConfigError(f"{target}: importing {module_name} raised {type(error).__name__}: {error}.") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(f"{target}: module {module_name} has no {attribute!r}.{did_you_mean(attribute, dir(found))}")
+        found = getattr(found, part)
+    return found
+
+
+def name_of(function: Callable[..., Any] | str) -> str:
+    """`package.module:function` of a function, or the name itself."""
+    if isinstance(function, str):
+        return function
+    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', repr(function))}"
+
+
+def bind_options(function: Callable[..., Any], options: dict[str, Any], *, field: str, name: str) -> None:
+    """Check keyword options against a function's signature, before anything starts.
+
+    Raises:
+        ConfigError: naming each option that the function does not take.
+    """
+    if not options:
+        return
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    takes = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    problems = [
+        f"{field}: {name} takes no option {option!r}; it takes {', '.join(takes) or 'none'}.{did_you_mean(option, takes)}"
+        for option in options
+        if option not in takes
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def plug_of(value: Any) -> tuple[str | Callable[..., Any], dict[str, Any]]:
+    """Split what a configuration says of a plug into what to use and its options.
+
+    >>> plug_of({"use": "window", "skip_hardest": 0.1})
+    ('window', {'skip_hardest': 0.1})
+    """
+    if isinstance(value, dict):
+        options = dict(value)
+        return options.pop("use"), options
+    return value, {}
+
+
+def check_plug(value: Any, *, field: str, names: Iterable[str], kind: str) -> list[str]:
+    """Problems of a plug's form: no function, no `package.module:function`, and no known name."""
+    names = list(names)
+    if isinstance(value, dict):
+        if "use" not in value:
+            return [f"{field}: a mapping needs `use`; write {{use: <{kind}>, <option>: ...}}."]
+        if bad := [key for key in value if not isinstance(key, str)]:
+            return [f"{field}: option names are text, not {bad[0]!r}."]
+        value = value["use"]
+    if callable(value) or is_target(value):
+        return []
+    if not isinstance(value, str):
+        return [f"{field}={value!r} is no {kind}: give a name, package.module:function, or a function."]
+    if value in names:
+        return []
+    return [
+        f"{field}={value!r} is no {kind}. Allowed: {', '.join(names)}, or package.module:function.{did_you_mean(value, names)}"
+    ]
+
+
+def function_of(value: Any, module: Any, *, field: str) -> Callable[..., Any]:
+    """The function of a plug with its options bound, from `module` where it is a bare name.
+
+    Raises:
+        ConfigError: if it cannot be imported, is no function, or does not take the options.
+    """
+    import functools
+
+    use, options = plug_of(value)
+    if isinstance(use, str):
+        function = import_target(use) if is_target(use) else getattr(module, use)
+    else:
+        function = use
+    if not callable(function):
+        raise ConfigError(f"{field}: {name_of(use)} is a {type(function).__name__}, not a function.")
+    bind_options(function, options, field=field, name=name_of(use))
+    return functools.partial(function, **options) if options else function

@@ -1,0 +1,206 @@
+"""Where samples come from. Labels and counts need neither torch nor a decoded pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from unseen_ray.errors import ConfigError
+from unseen_ray.resolve import bind_options, did_you_mean, import_target, is_target, name_of
+from unseen_ray.sources.info import RawImage, Source, SourceInfo
+
+__all__ = ["SOURCES", "RawImage", "Source", "SourceInfo", "SourceRef", "default_test", "open_source", "source_ref"]
+
+IMAGENET_SIZE_PX = 224
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRef:
+    """How to open a source, on whichever machine.
+
+    Attributes:
+        use: a name of `SOURCES`, `package.module:function`, or the function itself.
+        options: its keyword options.
+    """
+
+    use: str | Callable[..., Any]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _digits(*, limit: int | None = None) -> Source:
+    """1,797 handwritten digits of 8 x 8 pixels, bundled with scikit-learn"""
+    from unseen_ray.sources.digits import DigitsSource
+
+    return DigitsSource(limit=limit)
+
+
+def _cifar10(*, root: str = "data", split: str = "train", limit: int | None = None) -> Source:
+    """torchvision's CIFAR-10 under `root`; its test split is the default `test`"""
+    from unseen_ray.sources.cifar import CifarSource
+
+    return CifarSource("cifar10", root=root, split=_split(split, "train", "test"), limit=limit)  # type: ignore[arg-type]
+
+
+def _cifar100(*, root: str = "data", split: str = "train", limit: int | None = None) -> Source:
+    """torchvision's CIFAR-100 under `root`; its test split is the default `test`"""
+    from unseen_ray.sources.cifar import CifarSource
+
+    return CifarSource("cifar100", root=root, split=_split(split, "train", "test"), limit=limit)  # type: ignore[arg-type]
+
+
+def _imagenet(*, root: str = "data", split: str = "train", size: int = IMAGENET_SIZE_PX, limit: int | None = None) -> Source:
+    """ImageNet-1K as torchvision unpacks it, root/train and root/val; val is the default `test`"""
+    from unseen_ray.sources.folder import FolderSource
+
+    path = f"{root.rstrip('/')}/{_split(split, 'train', 'val')}"
+    return FolderSource(path=path, size=size, limit=limit, name=f"imagenet {split}")
+
+
+def _parquet(
+    *, path: str, image: str | None = None, label: str = "label", size: int | None = None, limit: int | None = None
+) -> Source:
+    """Parquet in the Hugging Face image schema: a file, a glob or a folder, local or a URI"""
+    from unseen_ray.sources.parquet import ParquetSource
+
+    return ParquetSource(path=path, image=image, label=label, size=size, limit=limit)
+
+
+def _folder(*, path: str, size: int | None = None, limit: int | None = None) -> Source:
+    """a class-per-folder tree of images, path/<class>/<image>, local or a URI"""
+    from unseen_ray.sources.folder import FolderSource
+
+    return FolderSource(path=path, size=size, limit=limit)
+
+
+SOURCES: dict[str, Callable[..., Source]] = {
+    "digits": _digits,
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
+    "imagenet": _imagenet,
+    "parquet": _parquet,
+    "folder": _folder,
+}
+
+_TEST_SPLITS = {"cifar10": "test", "cifar100": "test", "imagenet": "val"}
+
+
+def source_ref(value: str | Mapping[str, Any] | Callable[..., Any], *, field: str = "source") -> SourceRef:
+    """Normalise what a configuration says of a source.
+
+    Args:
+        value: a name, a path or URI, `package.module:function`, a mapping with `use` (or with `path` alone), a function.
+        field: the configuration's field, for messages.
+
+    Raises:
+        ConfigError: if it names no source, or an option that the source does not take.
+    """
+    if callable(value):
+        return SourceRef(value)
+    options = dict(value) if isinstance(value, Mapping) else {}
+    use = options.pop("use", None) if isinstance(value, Mapping) else value
+    if use is None and "path" in options:
+        use = _kind_of(str(options["path"]))
+    if use is None:
+        raise ConfigError(f"{field}: a mapping needs `use` (one of {', '.join(SOURCES)}) or `path`, and has {sorted(options)}.")
+    if callable(use):
+        return SourceRef(use, options)
+    use = str(use)
+    if use not in SOURCES and not is_target(use):
+        if not _looks_like_path(use):
+            raise ConfigError(
+                f"{field}={use!r} is no source. Allowed: {', '.join(SOURCES)}, a path or URI, "
+                f"or package.module:function.{did_you_mean(use, SOURCES)}"
+            )
+        options = {"path": use, **options}
+        use = _kind_of(use)
+    ref = SourceRef(use, options)
+    if use in SOURCES:
+        _check_options(ref, field)
+    return ref
+
+
+def open_source(ref: SourceRef) -> Source:
+    """Open a source on this machine.
+
+    Raises:
+        ConfigError: if its function is not found or does not take the options.
+        DataError: if the data is missing or not what it should be.
+    """
+    if isinstance(ref.use, str) and ref.use in SOURCES:
+        return SOURCES[ref.use](**ref.options)
+    from unseen_ray.sources.custom import CustomSource
+
+    function = import_target(ref.use) if isinstance(ref.use, str) else ref.use
+    name = name_of(ref.use)
+    options = dict(ref.options)
+    size = options.pop("size", None)
+    bind_options(function, options, field="source", name=name)
+    try:
+        samples = function(**options)
+    except TypeError as error:
+        raise ConfigError(f"source {name} could not be called with {options}: {error}.") from error
+    return CustomSource(samples, name=name, size=size)
+
+
+def default_test(ref: SourceRef) -> SourceRef | None:
+    """The test split that belongs to a source, where it has one."""
+    split = _TEST_SPLITS.get(ref.use) if isinstance(ref.use, str) else None
+    if split is None or ref.options.get("split", "train") != "train":
+        return None
+    options = {key: value for key, value in ref.options.items() if key != "limit"}
+    return SourceRef(ref.use, {**options, "split": split})
+
+
+def _looks_like_path(text: str) -> bool:
+    import os
+
+    return any(mark in text for mark in "/\\*?.~") or os.path.exists(text)
+
+
+def _kind_of(path: str) -> str:
+    from pyarrow.fs import FileSelector, FileType
+
+    from unseen_ray.storage import filesystem_of
+
+    if path.endswith(".parquet") or any(mark in path for mark in "*?["):
+        return "parquet"
+    try:
+        fs, root = filesystem_of(path)
+        entry = fs.get_file_info(root)
+        if entry.type == FileType.File:
+            return "parquet"
+        entries = fs.get_file_info(FileSelector(root)) if entry.type == FileType.Directory else []
+    except OSError:
+        return "parquet"
+    if any(e.path.endswith(".parquet") for e in entries):
+        return "parquet"
+    folders = [e.path for e in entries if e.type == FileType.Directory]
+    nested = any(e.path.endswith(".parquet") for folder in folders[:8] for e in fs.get_file_info(FileSelector(folder)))
+    return "parquet" if nested or entry.type == FileType.NotFound else "folder"
+
+
+def _check_options(ref: SourceRef, field: str) -> None:
+    import inspect
+
+    assert isinstance(ref.use, str)
+    function = SOURCES[ref.use]
+    bind_options(function, ref.options, field=field, name=ref.use)
+    needed = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    problems = [f"{field}: {ref.use} needs {name!r}; write {{use: {ref.use}, {name}: ...}}." for name in needed if name not in ref.options]
+    for name in ("limit", "size"):
+        value = ref.options.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            problems.append(f"{field}.{name}={value!r} must be a whole number, 1 or more.")
+    for name in ("path", "root", "image", "label", "split"):
+        value = ref.options.get(name)
+        if value is not None and not isinstance(value, str):
+            problems.append(f"{field}.{name}={value!r} must be text.")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _split(given: str, *allowed: str) -> str:
+    if given not in allowed:
+        raise ConfigError(f"split={given!r} is none of {', '.join(allowed)}.")
+    return given

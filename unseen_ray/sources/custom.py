@@ -1,0 +1,81 @@
+"""A source that a user's function returns: any object with `__len__`, `labels`, `keys` and `__getitem__`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from unseen_ray.errors import ConfigError, DataError
+from unseen_ray.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of, probe_size
+
+__all__ = ["CustomSource"]
+
+_NEEDED = ("__len__", "__getitem__", "labels", "keys")
+
+
+class CustomSource:
+    """Adapts a user's object.
+
+    Its fingerprint is made of its name, labels and keys; give it an attribute `fingerprint` (a string) where its
+    pixels may change while those stay.
+
+    Args:
+        samples: `len()`, `labels` (N,) integers, `keys` (N,) distinct strings, `[id]` -> (H, W, 3) uint8; optionally
+            `class_names` and `fingerprint`.
+        name: how messages call it.
+        size: bring images to this many pixels a side; None for their own size, at most 64.
+    """
+
+    def __init__(self, samples: Any, *, name: str, size: int | None = None) -> None:
+        missing = [attribute for attribute in _NEEDED if not hasattr(samples, attribute)]
+        if missing:
+            raise ConfigError(
+                f"source {name} returned a {type(samples).__name__} without {', '.join(missing)}. "
+                "It must have __len__, labels, keys and __getitem__(id) -> (H, W, 3) uint8."
+            )
+        self._samples, self._name, self._size = samples, name, size
+        self._keys = [str(key) for key in samples.keys]
+        if not len(samples) == len(samples.labels) == len(self._keys):
+            raise DataError(
+                f"source {name} has {len(samples)} samples, {len(samples.labels)} labels and {len(self._keys)} keys; "
+                "there must be one of each a sample."
+            )
+        if len(set(self._keys)) < len(self._keys):
+            raise DataError(f"source {name} has keys that repeat; each sample needs a name of its own.")
+
+    @cached_property
+    def info(self) -> SourceInfo:
+        """Labels and counts."""
+        names = tuple(map(str, getattr(self._samples, "class_names", ())))
+        labels, num_classes = check_labels(self._samples.labels, where=self._name, num_classes=len(names) or None)
+        probed = np.unique(np.linspace(0, len(labels) - 1, 8).astype(int))
+        size_px, original_px = probe_size((raw for _, raw in self.read(list(probed))), self._size)
+        return SourceInfo(
+            name=self._name,
+            labels_N=labels,
+            num_classes=num_classes,
+            size_px=size_px,
+            original_px=original_px,
+            class_names=names,
+            fingerprint=fingerprint_of(
+                "custom", self._name, labels.tobytes(), self._keys, str(getattr(self._samples, "fingerprint", ""))
+            ),
+        )
+
+    def keys(self, ids: Sequence[int]) -> list[str]:
+        """The object's own keys."""
+        return [self._keys[number] for number in ids]
+
+    def read(self, ids: Sequence[int]) -> Iterator[tuple[int, RawImage]]:
+        """Pixels."""
+        for number in map(int, ids):
+            image = np.asarray(self._samples[number])
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise DataError(
+                    f"sample {self._keys[number]} of source {self._name} is {image.dtype} of shape {image.shape}; "
+                    "it must be uint8 of shape (H, W, 3)."
+                )
+            yield number, image

@@ -1,0 +1,53 @@
+"""The 1,797 handwritten digits that come with scikit-learn: a data set of 8 x 8 pixels that is always at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.errors import ConfigError
+from unseen_ray.sources.info import RawImage, SourceInfo, fingerprint_of
+
+__all__ = ["DigitsSource"]
+
+
+class DigitsSource:
+    """UCI's optical recognition of handwritten digits, as bundled with scikit-learn.
+
+    Args:
+        limit: the first so many samples; None for all.
+    """
+
+    def __init__(self, *, limit: int | None = None) -> None:
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError:
+            raise ConfigError("source digits comes with scikit-learn, which is not installed. Run: pip install scikit-learn") from None
+        bunch = load_digits()
+        grey = np.round(bunch.images[:limit] * (255 / 16)).astype(np.uint8)
+        self._pixels: NDArray[np.uint8] = np.repeat(grey[..., None], 3, axis=3)
+        self._labels = bunch.target[:limit].astype(np.int64)
+
+    @cached_property
+    def info(self) -> SourceInfo:
+        """Labels and counts."""
+        return SourceInfo(
+            name="digits",
+            labels_N=self._labels,
+            num_classes=10,
+            size_px=8,
+            original_px=(8, 8),
+            class_names=tuple("0123456789"),
+            fingerprint=fingerprint_of("digits", self._pixels.tobytes(), self._labels.tobytes()),
+        )
+
+    def keys(self, ids: Sequence[int]) -> list[str]:
+        """`digits:17`."""
+        return [f"digits:{number}" for number in ids]
+
+    def read(self, ids: Sequence[int]) -> Iterator[tuple[int, RawImage]]:
+        """Pixels."""
+        return ((int(number), self._pixels[number]) for number in ids)

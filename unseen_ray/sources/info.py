@@ -1,0 +1,141 @@
+"""What a source is: labels and counts without reading a pixel, and pixels or encoded images on demand."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.core.arrays import IntArray
+from unseen_ray.errors import DataError
+
+__all__ = ["MAX_DEFAULT_SIZE_PX", "RawImage", "Source", "SourceInfo", "check_labels", "fingerprint_of", "probe_size"]
+
+RawImage = bytes | NDArray[np.uint8]
+
+MAX_DEFAULT_SIZE_PX = 64
+"""Larger images are scaled to this unless the source's `size` says otherwise: a scoring model needs no more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SourceInfo:
+    """What is known of a source before any pixel is decoded.
+
+    Attributes:
+        name: how messages call it.
+        labels_N: (N,) int64 classes, of all rows.
+        num_classes: C.
+        size_px: height and width that images are brought to.
+        original_px: (height, width) of the images that were looked at, where they agree.
+        class_names: C names, or empty where the source has none.
+        fingerprint: changes when the data does.
+    """
+
+    name: str
+    labels_N: IntArray
+    num_classes: int
+    size_px: int
+    original_px: tuple[int, int] | None
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+class Source(Protocol):
+    """An opened source."""
+
+    @property
+    def info(self) -> SourceInfo:
+        """Labels, counts, fingerprint."""
+        ...
+
+    def keys(self, ids: Sequence[int]) -> list[str]:
+        """The portable names of samples."""
+        ...
+
+    def read(self, ids: Sequence[int]) -> Iterator[tuple[int, RawImage]]:
+        """Encoded images, or (H, W, 3) uint8 pixels, in the order of the ids."""
+        ...
+
+
+def check_labels(values: Any, *, where: str, num_classes: int | None = None) -> tuple[IntArray, int]:
+    """Check labels and count the classes.
+
+    Args:
+        values: (N,) what the source holds.
+        where: how the message calls the place.
+        num_classes: C where the source's metadata states it.
+
+    Returns:
+        (N,) int64 labels and C, which is the metadata's count, else the largest label + 1.
+
+    Raises:
+        DataError: if there are none, or one is negative, no integer, or above the metadata's count.
+    """
+    labels = np.asarray(values)
+    if labels.size == 0:
+        raise DataError(f"{where} holds no samples. Point the source to the data.")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"the labels of {where} are {labels.dtype} of shape {labels.shape}; they must be one integer a sample, 0 to C - 1. "
+            "Map class names to numbers first."
+        )
+    labels = labels.astype(np.int64)
+    if labels.min() < 0:
+        row = int(np.argmin(labels))
+        raise DataError(f"row {row} of {where} has label {labels[row]}; labels are 0 to C - 1. Drop unlabelled rows first.")
+    largest = int(labels.max())
+    if num_classes is not None and largest >= num_classes:
+        row = int(np.argmax(labels))
+        raise DataError(f"row {row} of {where} has label {largest}, but its metadata names {num_classes} classes (0 to {num_classes - 1}).")
+    if num_classes is None and largest >= 2**24:
+        raise DataError(f"{where} has label {largest}: that would make {largest + 1} classes. Number the classes 0 to C - 1.")
+    return labels, largest + 1 if num_classes is None else num_classes
+
+
+def fingerprint_of(*parts: str | bytes | Iterable[object]) -> str:
+    """SHA-256 over the parts, each with its length, so that no two lists of parts look alike."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else part.encode() if isinstance(part, str) else repr(list(part)).encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def probe_size(images: Iterable[RawImage], size: int | None) -> tuple[int, tuple[int, int] | None]:
+    """The size to bring images to, from the headers of a few.
+
+    Args:
+        images: encoded or (H, W, 3); unreadable ones are passed over, they are met again when they are decoded.
+        size: what the user asked for; None for the median short side, but at most 64 px.
+
+    Returns:
+        The size in pixels, and (height, width) where all that were looked at agree.
+    """
+    shapes = [shape for image in images if (shape := _shape_of(image)) is not None]
+    original = shapes[0] if shapes and len(set(shapes)) == 1 else None
+    if size is not None:
+        return size, original
+    if not shapes:
+        return MAX_DEFAULT_SIZE_PX, None
+    return min(int(np.median([min(shape) for shape in shapes])), MAX_DEFAULT_SIZE_PX), original
+
+
+def _shape_of(image: RawImage) -> tuple[int, int] | None:
+    if not isinstance(image, bytes):
+        return image.shape[0], image.shape[1]
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            return opened.height, opened.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None

@@ -1,0 +1,224 @@
+"""Parquet files in the schema that Hugging Face uses for image data sets: an image column and an integer label."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSelector, FileType
+
+from unseen_ray.core.arrays import IntArray
+from unseen_ray.errors import DataError
+from unseen_ray.resolve import did_you_mean
+from unseen_ray.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of, probe_size
+from unseen_ray.storage import filesystem_of
+
+__all__ = ["ParquetSource"]
+
+_IMAGE_NAMES = ("image", "img")
+_PROBED = 32
+_CACHED_ROW_GROUPS = 4
+
+
+class ParquetSource:
+    """One or more Parquet files of encoded images.
+
+    The image column is `struct<bytes, path>` or plain binary; rows are numbered through the files in the order of
+    their names. A key is the file's name and the row in it: `train-00.parquet:17`.
+
+    Args:
+        path: a file, a glob or a folder; local or a URI.
+        image: the image column; None for `image` or `img`, whichever is there.
+        label: the label column.
+        size: bring images to this many pixels a side; None for their own size, at most 64.
+        limit: the first so many rows; None for all.
+    """
+
+    def __init__(
+        self, *, path: str, image: str | None = None, label: str = "label", size: int | None = None, limit: int | None = None
+    ) -> None:
+        self._path, self._label, self._size, self._limit = path, label, size, limit
+        self._fs, self._root = filesystem_of(path)
+        self._names, paths = self._find()
+        self._files = [self._open(name, path) for name, path in zip(self._names, paths, strict=True)]
+        self._folders = [os.path.dirname(path) for path in paths]
+        self._image = self._image_column(image)
+        self._starts = np.cumsum([0, *(file.metadata.num_rows for file in self._files)])
+        self._row_group = lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._read_row_group)
+
+    @cached_property
+    def info(self) -> SourceInfo:
+        """Labels and counts; reads the label column and the headers of a few images."""
+        names = _class_names(self._files[0].schema_arrow, self._label)
+        labels, num_classes = check_labels(self._labels(), where=self._path, num_classes=len(names) or None)
+        probed = np.unique(np.linspace(0, min(len(labels), self._first_group_rows()) - 1, _PROBED).astype(int))
+        size_px, original_px = probe_size((raw for _, raw in self.read(list(probed))), self._size)
+        footers = [(name, file.metadata.num_rows, file.metadata.serialized_size) for name, file in zip(self._names, self._files, strict=True)]
+        sizes = [
+            [file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups)] for file in self._files
+        ]
+        return SourceInfo(
+            name=self._path,
+            labels_N=labels,
+            num_classes=num_classes,
+            size_px=size_px,
+            original_px=original_px,
+            class_names=names,
+            fingerprint=fingerprint_of("parquet", footers, sizes, labels.tobytes(), str(len(labels))),
+        )
+
+    def keys(self, ids: Sequence[int]) -> list[str]:
+        """File name and row."""
+        files = np.searchsorted(self._starts, ids, side="right") - 1
+        return [f"{self._names[file]}:{number - self._starts[file]}" for file, number in zip(files, ids, strict=True)]
+
+    def read(self, ids: Sequence[int]) -> Iterator[tuple[int, RawImage]]:
+        """Encoded images; rising ids read each row group once."""
+        for number in map(int, ids):
+            file = int(np.searchsorted(self._starts, number, side="right") - 1)
+            row = number - int(self._starts[file])
+            group, start = self._group_of(file, row)
+            value = self._row_group(file, group)[row - start].as_py()
+            yield number, self._bytes(value, file, number)
+
+    def _find(self) -> tuple[list[str], list[str]]:
+        if any(mark in self._root for mark in "*?["):
+            base = self._root[: min(self._root.index(mark) for mark in "*?[" if mark in self._root)].rpartition("/")[0]
+            selected = [e for e in self._entries(base) if fnmatch.fnmatchcase(e.path, self._root)]
+        else:
+            base = self._root
+            entry = self._fs.get_file_info(self._root)
+            if entry.type == FileType.NotFound:
+                raise DataError(f"source {self._path} does not exist. Check the path; a glob or a folder of *.parquet will do too.")
+            if entry.type == FileType.File:
+                return [entry.base_name], [entry.path]
+            selected = [e for e in self._entries(base) if e.path.endswith(".parquet")]
+        if not selected:
+            raise DataError(f"source {self._path} matches no Parquet file. Check the pattern, or the folder's *.parquet.")
+        paths = sorted(entry.path for entry in selected)
+        return [path[len(base.rstrip("/")) + 1 :] for path in paths], paths
+
+    def _entries(self, base: str) -> list[Any]:
+        try:
+            found = self._fs.get_file_info(FileSelector(base, recursive=True))
+        except OSError as error:
+            raise DataError(f"source {self._path} cannot be listed: {error}.") from None
+        return [e for e in found if e.type == FileType.File and not e.base_name.startswith((".", "_"))]
+
+    def _open(self, name: str, path: str) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(self._fs.open_input_file(path))
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{name} of source {self._path} is no Parquet file: {_first_line(error)}.") from None
+        except OSError as error:
+            raise DataError(f"{name} of source {self._path} cannot be read: {_first_line(error)}.") from None
+
+    def _image_column(self, given: str | None) -> str:
+        columns = self._files[0].schema_arrow.names
+        wanted = [given] if given else list(_IMAGE_NAMES)
+        image = next((name for name in wanted if name in columns), None)
+        for file, name in zip(self._files, self._names, strict=True):
+            there = file.schema_arrow.names
+            for field, column, hint in (("image", image, " or ".join(wanted)), ("label", self._label, self._label)):
+                if column is None or column not in there:
+                    raise DataError(
+                        f"{name} of source {self._path} has no {field} column {hint!r}; it has {', '.join(there)}. "
+                        f"Name it: {{use: parquet, path: ..., {field}: <column>}}.{did_you_mean(hint, there)}"
+                    )
+            kind = file.schema_arrow.field(image).type
+            if not (_is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
+                raise DataError(f"column {image!r} of {name} is {kind}; it must hold encoded images, as binary or struct<bytes, path>.")
+        assert image is not None
+        return image
+
+    def _labels(self) -> IntArray:
+        rows = []
+        left = self._limit if self._limit is not None else int(self._starts[-1])
+        for file, name in zip(self._files, self._names, strict=True):
+            if left <= 0:
+                break
+            column = self._read(file, name, [self._label]).column(0)
+            if not pa.types.is_integer(column.type):
+                raise DataError(
+                    f"column {self._label!r} of {name} is {column.type}; labels must be integers, 0 to C - 1. "
+                    "Map class names to numbers first."
+                )
+            column = column.slice(0, left)
+            if column.null_count:
+                row = column.is_null().to_pylist().index(True)
+                raise DataError(f"row {row} of {name} has no label. Drop unlabelled rows first.")
+            rows.append(column.to_numpy())
+            left -= len(column)
+        return np.concatenate(rows) if rows else np.empty(0, np.int64)
+
+    def _read(self, file: pq.ParquetFile, name: str, columns: list[str], group: int | None = None) -> pa.Table:
+        try:
+            return file.read(columns=columns) if group is None else file.read_row_group(group, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{name} of source {self._path} is damaged: {_first_line(error)}.") from None
+
+    def _first_group_rows(self) -> int:
+        return next((int(f.metadata.row_group(0).num_rows) for f in self._files if f.metadata.num_row_groups), 1)
+
+    def _group_of(self, file: int, row: int) -> tuple[int, int]:
+        start = 0
+        metadata = self._files[file].metadata
+        for group in range(metadata.num_row_groups):
+            rows = metadata.row_group(group).num_rows
+            if row < start + rows:
+                return group, start
+            start += rows
+        raise IndexError(row)
+
+    def _read_row_group(self, file: int, group: int) -> Any:
+        return self._read(self._files[file], self._names[file], [self._image], group).column(0).combine_chunks()
+
+    def _bytes(self, value: Any, file: int, number: int) -> bytes:
+        if isinstance(value, bytes):
+            return value
+        if value and value.get("bytes") is not None:
+            return bytes(value["bytes"])
+        if value and value.get("path"):
+            try:
+                with self._fs.open_input_stream(f"{self._folders[file]}/{value['path']}", compression=None) as stream:
+                    return bytes(stream.read())
+            except OSError as error:
+                raise DataError(f"{self.keys([number])[0]} names the file {value['path']}, which cannot be read: {error}.") from None
+        return b""
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0].rstrip(".")
+
+
+def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
+    """The class names of the metadata: Hugging Face's ClassLabel, or a list, in JSON or divided by | or commas, under `class_names`."""
+    metadata = schema.metadata or {}
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        names = features[label]["names"]
+    except (ValueError, KeyError, TypeError):
+        names = _plain_names(metadata)
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def _plain_names(metadata: dict[bytes, bytes]) -> Any:
+    for key in (b"class_names", b"class_wnids"):
+        if key in metadata:
+            try:
+                return json.loads(metadata[key])
+            except ValueError:
+                text = metadata[key].decode("utf-8", "replace")
+                return text.split("|" if "|" in text else ",")
+    return None

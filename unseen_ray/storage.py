@@ -1,0 +1,166 @@
+"""Files anywhere pyarrow.fs reaches: local paths, s3://, gs://. A reader never sees a half-written file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from unseen_ray.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow.fs import FileSystem
+
+__all__ = ["Folder", "filesystem_of", "is_uri", "sha256_of"]
+
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+def is_uri(path: str) -> bool:
+    """Whether a path names its own file system, such as `s3://bucket/run`."""
+    return _URI.match(path) is not None
+
+
+def filesystem_of(path: str) -> tuple[FileSystem, str]:
+    """The file system of a path or URI, and the path within it; local paths become absolute.
+
+    Raises:
+        ConfigError: if the scheme is none that pyarrow knows.
+    """
+    from pyarrow.fs import FileSystem, LocalFileSystem
+
+    if not is_uri(path):
+        return LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    try:
+        return FileSystem.from_uri(path)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path} cannot be opened: {error}. Allowed are local paths, s3:// and gs:// addresses.") from None
+
+
+def sha256_of(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder of named files.
+
+    Args:
+        root: local path or URI.
+    """
+
+    root: str
+
+    def path(self, name: str) -> str:
+        """The path or URI of a file of this folder, for messages and for other readers."""
+        return f"{self.root.rstrip('/')}/{name}"
+
+    def write(self, name: str, data: bytes) -> str:
+        """Put a file in place whole, making the folders above it.
+
+        Local files are written aside and renamed; an object store shows an object only when it is complete.
+
+        Returns:
+            The SHA-256 of its bytes.
+
+        Raises:
+            StorageError: if it cannot be written; what stood there before stays.
+        """
+        fs, path = filesystem_of(self.path(name))
+        local = fs.type_name == "local"
+        aside = f"{path}.{uuid.uuid4().hex[:8]}.tmp" if local else path
+        try:
+            fs.create_dir(os.path.dirname(path), recursive=True)
+            with fs.open_output_stream(aside) as stream:
+                stream.write(data)
+            if local:
+                fs.move(aside, path)
+        except OSError as error:
+            if local and os.path.exists(aside):
+                os.unlink(aside)
+            raise StorageError(f"{self.path(name)} cannot be written: {error}. Free space or mend the storage, then run again.") from None
+        return sha256_of(data)
+
+    def write_table(self, name: str, table: pa.Table) -> str:
+        """Write a table as Parquet; returns the SHA-256 of the file."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        return self.write(name, sink.getvalue().to_pybytes())
+
+    def write_array(self, name: str, array: Any) -> str:
+        """Write a numpy array as .npy; returns the SHA-256 of the file."""
+        import io
+
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        return self.write(name, buffer.getvalue())
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes of a file, or None where there is none."""
+        fs, path = filesystem_of(self.path(name))
+        try:
+            with fs.open_input_stream(path, compression=None) as stream:
+                return bytes(stream.read())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise StorageError(f"{self.path(name)} cannot be read: {error}.") from None
+
+    def read_table(self, name: str) -> pa.Table:
+        """A Parquet file as a table.
+
+        Raises:
+            StorageError: if it is missing or damaged.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        data = self.read(name)
+        if data is None:
+            raise StorageError(f"{self.path(name)} is missing. Is `out` on storage that every node shares?")
+        try:
+            return pq.read_table(pa.BufferReader(data))
+        except (pa.ArrowException, OSError) as error:
+            raise StorageError(f"{self.path(name)} is damaged: {error}. Delete it and run the same line again.") from None
+
+    def read_array(self, name: str) -> Any:
+        """A .npy file as a numpy array; StorageError if it is missing or damaged. Pickled content is refused."""
+        import io
+
+        import numpy as np
+
+        data = self.read(name)
+        if data is None:
+            raise StorageError(f"{self.path(name)} is missing.")
+        try:
+            return np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, OSError) as error:
+            raise StorageError(f"{self.path(name)} is damaged: {error}.") from None
+
+    def delete(self, name: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        fs, path = filesystem_of(self.path(name))
+        try:
+            fs.delete_file(path)
+        except FileNotFoundError:
+            return
+
+    def names(self) -> list[str]:
+        """Names of the files and folders directly in it, sorted; empty where it does not exist."""
+        from pyarrow.fs import FileSelector
+
+        fs, path = filesystem_of(self.root)
+        try:
+            return sorted(entry.base_name for entry in fs.get_file_info(FileSelector(path, allow_not_found=True)))
+        except OSError as error:
+            raise ConfigError(f"{self.root} cannot be read as a folder: {error}.") from None
