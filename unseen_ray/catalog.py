@@ -1,0 +1,41 @@
+"""The models that go by a bare name: where their builders are, without importing torch to say so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["MODELS", "ModelEntry", "default_model"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A named model.
+
+    Attributes:
+        target: `package.module:function`, called with `num_classes`.
+        summary: one line for `unseen-ray list models`.
+    """
+
+    target: str
+    summary: str
+
+
+MODELS = {
+    "small_cnn": ModelEntry(
+        "unseen_ray.training.models:small_cnn", "3 convolutions, for images up to 64 px on a CPU; the default there"
+    ),
+    "resnet9": ModelEntry("unseen_ray.training.models:resnet9", "8 convolutions with two skips, for images up to 64 px"),
+    "resnet18_cifar": ModelEntry(
+        "unseen_ray.training.models:resnet18_cifar", "ResNet-18 with the 3x3 stem, the field's model at 32 px"
+    ),
+    "resnet18": ModelEntry("torchvision.models:resnet18", "torchvision's ResNet-18; the default above 64 px"),
+    "resnet34": ModelEntry("torchvision.models:resnet34", "torchvision's ResNet-34"),
+    "resnet50": ModelEntry("torchvision.models:resnet50", "torchvision's ResNet-50"),
+}
+
+_SMALL_PX = 64
+
+
+def default_model(size_px: int) -> str:
+    """The model that a run uses where it names none."""
+    return "small_cnn" if size_px <= _SMALL_PX else "resnet18"

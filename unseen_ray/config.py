@@ -1,0 +1,285 @@
+"""The configuration of a run: the only place of its defaults. YAML, flags and `--help` are made from it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from unseen_ray.catalog import MODELS
+from unseen_ray.errors import ConfigError
+from unseen_ray.recipe import Recipe, recipe_values
+from unseen_ray.resolve import check_plug, did_you_mean, name_of
+
+__all__ = ["FREE_FIELDS", "PruneConfig", "load_yaml"]
+
+FREE_FIELDS = ("out", "executor", "address", "cpus_per_fold", "gpus_per_fold", "max_retries", "wait_s", "save_probs")
+"""Fields that cannot change which ids are picked: a run may be resumed with other values of them."""
+
+
+class PruneConfig(BaseModel):
+    """What to prune, and how.
+
+    Raises:
+        ConfigError: with every problem at once.
+
+    >>> PruneConfig(source="digits", keep=0.7).folds
+    4
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    source: Any = Field(description="digits, cifar10, cifar100, imagenet, a path or URI, a mapping, or package.module:function")
+    keep: float = Field(description="fraction kept, between 0 and 1: 30 % pruning is keep: 0.7")
+    out: str | None = Field(None, description="the run's folder, local or a URI; on a cluster one that every node shares")
+    mode: Literal["unseen", "fitting"] = Field("unseen", description="fitting: one model of all data scores all data, the usual baseline")
+    folds: int = Field(4, ge=2, description="K, the number of folds, from 2 to N")
+    train_on: Literal["fold", "complement"] = Field("fold", description="fold: train on one fold, score the rest (UNSEEN); complement: the reverse")
+    stratify: bool = Field(True, description="spread every class evenly over the folds")
+    combine: Literal["mean", "rank_mean", "mean_prob"] = Field("mean", description="how a sample's votes become one score")
+    repeats: int = Field(1, ge=1, description="models trained in place of each one")
+    seed: int = Field(0, ge=0, description="of the folds, the training and the ties")
+    schedule: Any = Field(None, description="fractions of N ending in keep, or {first, stages, spacing: even|geometric}; default one shot")
+    test: Any = Field(None, description="a source with the same classes to evaluate on; default the source's own test split")
+    holdout: float = Field(0.0, ge=0, lt=1, description="fraction of the source set aside first, per class, to evaluate on")
+    score: Any = Field("entropy", description="the score that decides; see `unseen-ray list scores`")
+    also_score: Any = Field("all", description="scores stored beside it: all, none, or a list")
+    policy: Any = Field("top", description="which scores are kept; see `unseen-ray list policies`")
+    guard: Literal["none"] = Field("none", description="cut-off of suspected mislabelled samples")
+    on_bad_sample: Literal["error", "skip"] = Field("error", description="what to do with an image that cannot be decoded")
+    save_probs: bool = Field(False, description="store the mean out-of-fold probabilities, N x C")
+    model: Any = Field(None, description="the scoring model; default by the image size, see `unseen-ray list models`")
+    recipe: Recipe = Field(default_factory=Recipe, description="how models are trained: a name, or {use: name, field: value}")
+    fit: Any = Field(None, description="your own training, package.module:function, in place of model and recipe")
+    threads: int = Field(1, ge=1, description="CPU threads of one fit")
+    cpus_per_fold: float | None = Field(None, gt=0, description="CPUs that one fit reserves; default threads")
+    gpus_per_fold: float | None = Field(None, ge=0, description="GPUs of one fit; default 1 where the cluster has some, else 0")
+    gpus_per_fit: int = Field(1, ge=1, le=1, description="GPUs of one fit in later stages and evaluation")
+    max_retries: int = Field(3, ge=0, description="times a task is started again after its worker was lost")
+    wait_s: float = Field(600, ge=0, description="seconds to wait for an autoscaler to bring what a fold needs")
+    executor: Literal["ray", "local"] = Field("ray", description="local: one process, without Ray")
+    address: str | None = Field(None, description="the Ray cluster to join; default RAY_ADDRESS, else a private one")
+
+    def __init__(self, **values: Any) -> None:
+        values = {name: _plain(value) for name, value in values.items()}
+        problems: list[str] = []
+        faulty: set[str] = set()
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problems = [_message(detail) for detail in error.errors()]
+            faulty = {str(detail["loc"][0]) for detail in error.errors()}
+        given = {name: value for name, value in values.items() if name in PruneConfig.model_fields}
+        for fields, check in _CHECKS:
+            if not faulty & set(fields):
+                problems += check({name: given.get(name, PruneConfig.model_fields[name].default) for name in fields}, given)
+        if problems:
+            raise ConfigError(problems)
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _complete_recipe(cls, value: Any) -> Any:
+        if not isinstance(value, (str, Mapping, Recipe)):
+            raise ValueError(f"recipe={value!r} must be a name or a mapping.")
+        return recipe_values(value)
+
+    @field_validator("out", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    def fractions(self) -> list[float]:
+        """The schedule as fractions of N, the last one `keep`."""
+        from unseen_ray.core.schedule import spaced_fractions
+
+        if self.schedule is None:
+            return [self.keep]
+        if isinstance(self.schedule, Mapping):
+            return spaced_fractions(
+                self.schedule["first"], self.keep, self.schedule["stages"], self.schedule.get("spacing", "even")
+            )
+        return [float(fraction) for fraction in self.schedule]
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field as JSON can hold it; functions by their names."""
+        values = self.model_dump(exclude={"recipe"})
+        return {name: jsonable(values[name] if name != "recipe" else self.recipe.model_dump()) for name in type(self).model_fields}
+
+    def changed(self, **values: Any) -> PruneConfig:
+        """A configuration with some fields changed, checked again; only what differs from a default counts as set."""
+        fields = type(self).model_fields
+        current = {name: getattr(self, name) for name in fields if name in self.model_fields_set}
+        return PruneConfig(**{**current, **values})
+
+    def with_hardware(self, *, precision: str, cpus_per_fold: float, gpus_per_fold: float) -> PruneConfig:
+        """The configuration with everything resolved that depends on the machines."""
+        recipe = self.recipe.model_copy(update={"precision": precision})
+        return self.model_copy(update={"recipe": recipe, "cpus_per_fold": cpus_per_fold, "gpus_per_fold": gpus_per_fold})
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> PruneConfig:
+        """The configuration that `to_json` described; fields at their defaults count as not set."""
+        fields = cls.model_fields
+        defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+        defaults["recipe"] = Recipe().model_dump()
+        return cls(**{name: value for name, value in values.items() if name not in fields or value != defaults[name]})
+
+
+def jsonable(value: Any) -> Any:
+    """A value as JSON can hold it; functions by `package.module:name`."""
+    if callable(value):
+        return name_of(value)
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    return value
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a mapping of fields from a YAML file.
+
+    Raises:
+        ConfigError: if it cannot be read, is no YAML, or no mapping.
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}. Give the path of a YAML file of fields.") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path} holds a {type(values).__name__}; it must hold fields, one `name: value` a line.")
+    return values
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars as Python numbers."""
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
+
+
+def _message(detail: Any) -> str:
+    location = [str(part) for part in detail["loc"]]
+    field, name = location[0], ".".join(location)
+    fields: Mapping[str, Any] = Recipe.model_fields if field == "recipe" and len(location) > 1 else PruneConfig.model_fields
+    leaf = location[1] if field == "recipe" and len(location) > 1 else field
+    if detail["type"] == "extra_forbidden":
+        return f"{name} is no field.{did_you_mean(leaf, fields)} `unseen-ray prune --help` lists the fields."
+    if detail["type"] == "missing":
+        return f"{name} is missing: {fields[leaf].description}."
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    said = str(detail["msg"]).replace("Input should be", "it must be")
+    return f"{name}={detail['input']!r} is not allowed: {said} ({fields[leaf].description})."
+
+
+def _check_keep(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    keep = values["keep"]
+    if "keep" not in given or 0 < keep < 1:
+        return []
+    return [f"keep={keep} is outside (0, 1). It is the fraction kept: 30 % pruning is keep: 0.7."]
+
+
+def _check_schedule(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    schedule, keep = values["schedule"], given.get("keep")
+    if schedule is None or not isinstance(keep, (int, float)):
+        return []
+    if isinstance(schedule, Mapping):
+        return _check_spacing(schedule, keep)
+    if not isinstance(schedule, Sequence) or isinstance(schedule, str) or not schedule or not all(map(_is_number, schedule)):
+        return [f"schedule={schedule!r} must be a list of fractions such as [0.5, 0.6, 0.7], or {{first: 0.4, stages: 3, spacing: even}}."]
+    problems = []
+    if any(later <= earlier for earlier, later in zip(schedule, schedule[1:], strict=False)) or schedule[0] <= 0:
+        problems.append(f"schedule={list(schedule)} must rise strictly from above 0: each entry is a cumulative fraction of N.")
+    if not math.isclose(schedule[-1], keep):
+        problems.append(f"schedule={list(schedule)} ends in {schedule[-1]} but keep is {keep}; end it in keep.")
+    return problems
+
+
+def _check_spacing(schedule: Mapping[str, Any], keep: float) -> list[str]:
+    allowed = ("first", "stages", "spacing")
+    problems = [f"schedule has no field {key!r}; it takes {', '.join(allowed)}.{did_you_mean(str(key), allowed)}" for key in schedule if key not in allowed]
+    problems += [f"schedule needs {key!r}: {{first: 0.4, stages: 3, spacing: even}}." for key in ("first", "stages") if key not in schedule]
+    if problems:
+        return problems
+    first, stages, spacing = schedule["first"], schedule["stages"], schedule.get("spacing", "even")
+    if not isinstance(stages, int) or isinstance(stages, bool) or stages < 1:
+        problems.append(f"schedule.stages={stages!r} must be a whole number, 1 or more; it counts every target.")
+    elif stages == 1 and first != keep:
+        problems.append(f"schedule.first={first!r} has no effect with one stage, whose target is keep ({keep}). Leave schedule out for one shot.")
+    elif stages > 1 and not (_is_number(first) and 0 < first < keep):
+        problems.append(f"schedule.first={first!r} must be above 0 and below keep ({keep}): it is the fraction kept by the first stage.")
+    if spacing not in ("even", "geometric"):
+        problems.append(f"schedule.spacing={spacing!r} is neither even nor geometric.{did_you_mean(str(spacing), ['even', 'geometric'])}")
+    return problems
+
+
+def _check_plugs(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    from unseen_ray.core import scores, select
+
+    problems = check_plug(values["score"], field="score", names=scores.__all__, kind="score")
+    problems += check_plug(values["policy"], field="policy", names=select.__all__, kind="policy")
+    also = values["also_score"]
+    if isinstance(also, (list, tuple)):
+        for entry in also:
+            problems += check_plug(entry, field="also_score", names=scores.__all__, kind="score")
+    elif also not in ("all", "none"):
+        problems.append(f"also_score={also!r} must be all, none, or a list of scores.")
+    if values["model"] is not None:
+        problems += check_plug(values["model"], field="model", names=MODELS, kind="model")
+    if values["fit"] is not None:
+        problems += check_plug(values["fit"], field="fit", names=(), kind="training function")
+    return problems
+
+
+def _check_sources(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    from unseen_ray.sources import source_ref
+
+    problems: list[str] = []
+    for field in ("source", "test"):
+        if given.get(field) is not None:
+            try:
+                source_ref(given[field], field=field)
+            except ConfigError as error:
+                problems += error.problems
+    return problems
+
+
+def _check_effect(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """A field that was set but would have no effect is refused, because its author believes otherwise."""
+    problems = []
+    if values["mode"] == "fitting":
+        for field in ("folds", "train_on", "stratify", "schedule"):
+            if given.get(field) is not None:
+                problems.append(f"{field}={given[field]!r} has no effect in mode: fitting, which trains on everything, once. Remove one of the two.")
+    if values["fit"] is not None:
+        for field in ("model", "recipe"):
+            if given.get(field) is not None:
+                problems.append(f"{field} has no effect beside fit, which does the training itself. Remove one of the two.")
+    if values["executor"] == "local" and given.get("address") is not None:
+        problems.append(f"address={given['address']!r} has no effect with executor: local. Remove one of the two.")
+    return problems
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_Check = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
+_CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
+    (("keep",), _check_keep),
+    (("keep", "schedule"), _check_schedule),
+    (("score", "also_score", "policy", "model", "fit"), _check_plugs),
+    (("source", "test"), _check_sources),
+    (("mode", "fit", "executor"), _check_effect),
+)
