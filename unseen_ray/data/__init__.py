@@ -1,0 +1,1 @@
+"""From encoded images to uint8 pixels of one size. Needs numpy and Pillow, not torch."""

@@ -1,0 +1,209 @@
+"""What every task of a run shares, and what a task leaves behind. Frozen values that travel to the workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from unseen_ray.config import PruneConfig, jsonable
+from unseen_ray.core import scores as builtin_scores
+from unseen_ray.core.arrays import IdArray, IntArray
+from unseen_ray.core.population import Population, make_population
+from unseen_ray.core.scorebook import ScoreFunction
+from unseen_ray.core.seeds import digest_ids
+from unseen_ray.core.tasks import ScoreTask
+from unseen_ray.errors import ConfigError
+from unseen_ray.resolve import function_of, is_target, name_of, plug_of
+from unseen_ray.sources import SourceRef
+from unseen_ray.sources.info import fingerprint_of
+
+__all__ = ["EvalResult", "Job", "Progress", "Receipt", "score_functions", "score_name"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Job:
+    """A run as its workers know it.
+
+    Attributes:
+        config: with model, precision and everything else resolved.
+        source: how to open the data.
+        test: how to open what `evaluate` measures on, if it is not the holdout.
+        fingerprint: the source's.
+        num_classes: C.
+        size_px: height and width of the images.
+        skipped_ids: rows that cannot be read, left out by `on_bad_sample: skip`.
+        out: the run's folder.
+    """
+
+    config: PruneConfig
+    source: SourceRef
+    test: SourceRef | None
+    fingerprint: str
+    num_classes: int
+    size_px: int
+    skipped_ids: IdArray = field(default_factory=lambda: np.empty(0, np.int64))
+    out: str
+
+    def population(self, labels_N: IntArray) -> Population:
+        """The samples that take part; the same on every machine."""
+        return make_population(
+            labels_N, self.num_classes, holdout=self.config.holdout, seed=self.config.seed, skipped=self.skipped_ids
+        )
+
+    def resolved(self, config: PruneConfig, skipped_ids: IdArray) -> Job:
+        """The job once an executor has found out what depends on the machines and the pixels."""
+        return replace(self, config=config, skipped_ids=skipped_ids)
+
+    def keeps_probs(self) -> bool:
+        """Whether votes carry N x C probabilities."""
+        return self.config.save_probs or self.config.combine == "mean_prob"
+
+    def task_key(self, task: ScoreTask, population: Population) -> str:
+        """The name of a task's output: a digest of everything that determines it.
+
+        Finished work under this name may stand for the task, wherever and whenever it was done.
+        """
+        config = self.config
+        return fingerprint_of(
+            self.fingerprint,
+            str(self.size_px),
+            digest_ids(task.train.resolve(population)),
+            digest_ids(task.scored.resolve(population)),
+            json.dumps(
+                {
+                    "mode": task.mode,
+                    "repeat": task.repeat,
+                    "seed": config.seed,
+                    "threads": config.threads,
+                    "recipe": None if config.fit else config.recipe.model_dump(),
+                    "model": None if config.fit else jsonable(config.model),
+                    "fit": jsonable(config.fit),
+                    "scores": jsonable([config.score, config.also_score]),
+                    "probs": self.keeps_probs(),
+                },
+                sort_keys=True,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What a task says while it runs.
+
+    Attributes:
+        task: its name.
+        node: host it runs on.
+        device: `cpu` or the GPU.
+        doing: `train` or `score`.
+        done, total: epochs, or samples.
+        loss, accuracy: of the training epoch, NaN while scoring.
+        images_per_s: speed.
+    """
+
+    task: str
+    node: str
+    device: str
+    doing: str
+    done: int
+    total: int
+    loss: float = float("nan")
+    accuracy: float = float("nan")
+    images_per_s: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What a finished scoring task says of itself; its votes are on storage by then.
+
+    Attributes:
+        index: place in the stage.
+        task: its name.
+        files: SHA-256 of each file it wrote, by name.
+        trained: samples it trained on.
+        scored: samples it scored.
+        image_passes: samples that went through training, over all epochs.
+        accuracy: share of the scored samples that it got right.
+        train_accuracy: of the last epoch, as trained; NaN where the user's own fit trains.
+        seconds: from start to finish.
+        gpu_seconds: of these, on a GPU.
+        node: host it ran on.
+        device: `cpu` or the GPU.
+        reused: whether an earlier start of the run had finished it.
+    """
+
+    index: int
+    task: str
+    files: dict[str, str]
+    trained: int
+    scored: int
+    image_passes: int
+    accuracy: float
+    train_accuracy: float
+    seconds: float
+    gpu_seconds: float
+    node: str
+    device: str
+    reused: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Receipt:
+        """What `to_json` described."""
+        return cls(**{name: float("nan") if value is None else value for name, value in values.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalResult:
+    """What a finished evaluation says.
+
+    Attributes:
+        arm, repeat: the task's.
+        trained: samples it trained on.
+        accuracy: share of the test samples that are right after the last epoch.
+        class_accuracy: the same of each class, NaN where the test set has none of it.
+        seconds: from start to finish.
+        node, device: where it ran.
+    """
+
+    arm: str
+    repeat: int
+    trained: int
+    accuracy: float
+    class_accuracy: tuple[float, ...]
+    seconds: float
+    node: str
+    device: str
+
+
+def score_name(value: Any) -> str:
+    """The column of a score: its bare name, or the function's."""
+    use, _ = plug_of(value)
+    name = name_of(use)
+    return name.rpartition(":")[2].rpartition(".")[2] if callable(use) or is_target(name) else name
+
+
+def score_functions(config: PruneConfig) -> dict[str, ScoreFunction]:
+    """The scores of a run by column, the deciding one first.
+
+    Raises:
+        ConfigError: if one cannot be imported, or two would share a column.
+    """
+    wanted = [config.score]
+    if config.also_score == "all":
+        wanted += [name for name in builtin_scores.__all__ if name != score_name(config.score)]
+    elif config.also_score != "none":
+        wanted += config.also_score
+    functions: dict[str, Callable[..., Any]] = {}
+    for value in wanted:
+        name = score_name(value)
+        if name in functions or (name in builtin_scores.__all__ and not isinstance(plug_of(value)[0], str)):
+            raise ConfigError(f"two scores are called {name!r}, which is the name of their column. Rename your function.")
+        functions[name] = function_of(value, builtin_scores, field="score")
+    return functions

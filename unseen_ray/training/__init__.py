@@ -1,0 +1,1 @@
+"""What learns: models, the training loop, prediction, and the work of one task. Needs torch, not ray."""

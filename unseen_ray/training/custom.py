@@ -1,0 +1,146 @@
+"""A user's own training in place of model and recipe: what it is given, and what it may answer."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+from unseen_ray.core.population import Population
+from unseen_ray.core.seeds import digest_ids, fit_seed, torch_seed_for
+from unseen_ray.core.tasks import ScoreTask, check_unseen
+from unseen_ray.data.plane import Plane
+from unseen_ray.errors import FitError
+from unseen_ray.job import Job
+from unseen_ray.resolve import function_of, name_of, plug_of
+from unseen_ray.sources import Source
+from unseen_ray.storage import is_uri
+
+__all__ = ["FitSamples", "FitTask", "custom_log_probs"]
+
+_LOWEST = np.float32(np.log(np.finfo(np.float32).tiny))
+_SUM_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FitTask:
+    """What a user's `fit` is asked to do.
+
+    Attributes:
+        train_ids: (M,) int64 ids to train on.
+        unseen_ids: (U,) int64 ids to answer for, each once; in `mode: fitting` all ids.
+        seed: an integer below 2**63 for this training's draws, keyed by the training ids.
+        num_classes: C.
+        stage, fold, repeat: which task it is; fold is None outside stage 0.
+        threads: CPU threads it may use.
+        checkpoint_dir: a local folder that outlives a restart of the task on the same storage.
+    """
+
+    train_ids: IdArray
+    unseen_ids: IdArray
+    seed: int
+    num_classes: int
+    stage: int
+    fold: int | None
+    repeat: int
+    threads: int
+    checkpoint_dir: str
+
+
+class FitSamples:
+    """The source as a user's `fit` sees it; ids are row numbers of the source.
+
+    Attributes:
+        labels: (N,) int64 classes of all rows.
+    """
+
+    def __init__(self, plane: Plane, labels_N: IntArray, source: Callable[[], Source]) -> None:
+        self.labels = labels_N
+        self._plane, self._source = plane, source
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8."""
+        return self._plane.images(np.array([number], np.int64))[0]
+
+    def images(self, ids: IdArray) -> NDArray[np.uint8]:
+        """(M, H, W, 3) uint8 of many ids at once."""
+        return self._plane.images(np.asarray(ids, np.int64))
+
+    @functools.cached_property
+    def keys(self) -> Sequence[str]:
+        """Portable names of all rows."""
+        return self._source().keys(range(len(self.labels)))
+
+
+def custom_log_probs(
+    job: Job, task: ScoreTask, population: Population, plane: Plane, source: Callable[[], Source], labels_N: IntArray
+) -> Iterator[tuple[IdArray, FloatArray]]:
+    """Run a user's `fit` and check each answer.
+
+    Yields:
+        (ids, (B, C) float32 log-probabilities), minus infinity replaced by the log of the smallest float32.
+
+    Raises:
+        LeakError: if it answers for an id that is not unseen.
+        FitError: if an answer has another shape, is no log-probability, or is not a number.
+    """
+    config = job.config
+    function = function_of(config.fit, None, field="fit")
+    name = name_of(plug_of(config.fit)[0])
+    train_ids = task.train.resolve(population)
+    with tempfile.TemporaryDirectory(prefix="unseen_ray_fit_") as scratch:
+        described = FitTask(
+            train_ids=train_ids,
+            unseen_ids=task.scored.resolve(population),
+            seed=torch_seed_for(fit_seed(config.seed, digest_ids(train_ids), task.repeat)),
+            num_classes=job.num_classes,
+            stage=task.stage,
+            fold=task.fold,
+            repeat=task.repeat,
+            threads=config.threads,
+            checkpoint_dir=_checkpoint_dir(job.out, task, scratch),
+        )
+        answers = function(described, source=FitSamples(plane, labels_N, source))
+        if not hasattr(answers, "__iter__"):
+            raise FitError(f"fit {name} returned a {type(answers).__name__}; it must yield (ids, log_probs) pairs.")
+        for answer in answers:
+            ids, log_probs = _checked(answer, name, job.num_classes)
+            check_unseen(task, ids, population)
+            yield ids, log_probs
+
+
+def _checkpoint_dir(out: str, task: ScoreTask, scratch: str) -> str:
+    if is_uri(out):
+        return scratch
+    path = os.path.join(os.path.abspath(out), f"stage-{task.stage:02d}", "checkpoints", f"{task.index:02d}")
+    os.makedirs(path, exist_ok=True)
+    return path
+
+
+def _checked(answer: Any, name: str, num_classes: int) -> tuple[IdArray, FloatArray]:
+    try:
+        ids, log_probs = np.asarray(answer[0]), np.asarray(answer[1])
+    except (TypeError, IndexError, KeyError, ValueError):
+        raise FitError(f"fit {name} yielded a {type(answer).__name__}; it must yield (ids, log_probs) pairs.") from None
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or log_probs.shape != (len(ids), num_classes):
+        raise FitError(
+            f"fit {name} yielded ids of {ids.dtype} {ids.shape} with log_probs of shape {log_probs.shape}; "
+            f"expected (B,) integers and (B, {num_classes})."
+        )
+    if np.isnan(log_probs).any() or (log_probs > 1e-3).any():
+        raise FitError(f"fit {name} yielded log_probs with {'NaN' if np.isnan(log_probs).any() else 'values above 0'}. Yield natural logs of probabilities.")
+    total = np.exp(log_probs.astype(np.float64)).sum(axis=1)
+    if np.abs(total - 1).max(initial=0) > _SUM_TOLERANCE:
+        worst = total[np.abs(total - 1).argmax()]
+        raise FitError(f"fit {name} yielded log_probs whose probabilities sum to {worst:.3g}, not 1. Apply log_softmax to logits first.")
+    return ids.astype(np.int64), np.maximum(log_probs.astype(np.float32), _LOWEST)

@@ -1,0 +1,183 @@
+"""Votes and score tables as files: `stage-NN/votes/FF.parquet`, and their merge, `stage-NN/scores.parquet`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unseen_ray.core.arrays import IdArray, IntArray
+from unseen_ray.core.scorebook import ScoreBook, ScoreTable
+from unseen_ray.core.tasks import VotePart
+from unseen_ray.errors import StorageError
+from unseen_ray.job import Job, Receipt, score_functions
+from unseen_ray.storage import Folder, sha256_of
+
+__all__ = [
+    "MergeRequest",
+    "find_receipt",
+    "merge_stage",
+    "probs_file",
+    "read_votes",
+    "score_columns",
+    "scores_file",
+    "vote_file",
+    "write_votes",
+]
+
+_KEY = b"unseen_ray.task"
+_RECEIPT = b"unseen_ray.receipt"
+_FIXED = ("id", "pred", "p_top", "p_label")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MergeRequest:
+    """What a merge of a stage's votes needs to know.
+
+    Attributes:
+        stage: which.
+        ids_M: (M,) int64 candidates, strictly rising.
+        num_parts: models that vote.
+        votes_each: votes that every candidate must get.
+    """
+
+    stage: int
+    ids_M: IdArray
+    num_parts: int
+    votes_each: int
+
+
+def vote_file(stage: int, index: int) -> str:
+    """Where the votes of a task stand."""
+    return f"stage-{stage:02d}/votes/{index:02d}.parquet"
+
+
+def scores_file(stage: int) -> str:
+    """Where the merged scores of a stage stand."""
+    return f"stage-{stage:02d}/scores.parquet"
+
+
+def probs_file(stage: int) -> str:
+    """Where the mean probabilities of a stage stand, in the row order of its scores."""
+    return f"stage-{stage:02d}/probs.npy"
+
+
+def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: Receipt) -> Receipt:
+    """Put one model's votes on storage; returns the receipt with the files' checksums.
+
+    Args:
+        folder: the run.
+        stage: the task's.
+        key: `Job.task_key`, by which a later start of the run knows the work as done.
+        part: the votes.
+        receipt: what to say of the work.
+    """
+    name = vote_file(stage, part.index)
+    files = {}
+    if part.probs_MC is not None:
+        probs = _vote_probs_file(name)
+        files[probs] = folder.write_array(probs, part.probs_MC)
+    columns = {
+        "id": pa.array(part.ids_M),
+        "pred": pa.array(part.pred_M),
+        "p_top": pa.array(part.p_top_M, pa.float32()),
+        "p_label": pa.array(part.p_label_M, pa.float32()),
+        **{score: pa.array(values, pa.float32()) for score, values in part.scores.items()},
+    }
+    receipt = replace(receipt, files=files)
+    metadata = {_KEY: key.encode(), _RECEIPT: json.dumps(receipt.to_json()).encode()}
+    digest = folder.write_table(name, pa.table(columns).replace_schema_metadata(metadata))
+    return replace(receipt, files={**files, name: digest})
+
+
+def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | None:
+    """The receipt of a task whose votes are on storage already, whole and of this very work; else None."""
+    name = vote_file(stage, index)
+    data = folder.read(name)
+    if data is None:
+        return None
+    try:
+        metadata = pq.read_table(pa.BufferReader(data)).schema.metadata or {}
+        if metadata.get(_KEY) != key.encode():
+            return None
+        receipt = Receipt.from_json(json.loads(metadata[_RECEIPT]))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+        return None
+    for probs, digest in receipt.files.items():
+        stored = folder.read(probs)
+        if stored is None or sha256_of(stored) != digest:
+            return None
+    return replace(receipt, files={**receipt.files, name: sha256_of(data)}, reused=True)
+
+
+def read_votes(folder: Folder, stage: int, index: int) -> VotePart:
+    """The votes of a task; StorageError if they are missing or damaged."""
+    name = vote_file(stage, index)
+    table = folder.read_table(name)
+    missing = [column for column in _FIXED if column not in table.column_names]
+    if missing:
+        raise StorageError(f"{folder.path(name)} has no column {', '.join(missing)}: it is no file of votes.")
+    columns = {column: table.column(column).to_numpy() for column in table.column_names}
+    receipt = json.loads((table.schema.metadata or {}).get(_RECEIPT, b"{}"))
+    return VotePart(
+        index=index,
+        ids_M=columns["id"],
+        pred_M=columns["pred"],
+        p_top_M=columns["p_top"],
+        p_label_M=columns["p_label"],
+        scores={column: values for column, values in columns.items() if column not in _FIXED},
+        probs_MC=folder.read_array(_vote_probs_file(name)) if receipt.get("files") else None,
+    )
+
+
+def merge_stage(job: Job, labels_N: IntArray, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
+    """Read the votes of a stage in the order of its tasks, merge them and put the scores on storage.
+
+    Args:
+        job: the run.
+        labels_N: labels of all rows of the source.
+        request: which stage, and what it must hold.
+
+    Returns:
+        The scores, and the SHA-256 of each file written.
+
+    Raises:
+        IncompleteScoreError: if votes are missing, doubled or damaged.
+    """
+    folder = Folder(job.out)
+    book = ScoreBook(
+        ids_M=request.ids_M, labels_M=labels_N[request.ids_M], num_parts=request.num_parts, votes_each=request.votes_each
+    )
+    for index in range(request.num_parts):
+        book.add(read_votes(folder, request.stage, index))
+    table = book.merge(job.config.combine, score_functions(job.config))
+    return _write_score_table(folder, request.stage, table, save_probs=job.config.save_probs)
+
+
+def score_columns(table: ScoreTable) -> pa.Table:
+    """A score table as the columns of scores.parquet."""
+    return pa.table({
+        "id": pa.array(table.ids_M),
+        "label": pa.array(table.labels_M),
+        "votes": pa.array(table.votes_M),
+        "pred": pa.array(table.pred_M),
+        "p_label": pa.array(table.p_label_M, pa.float32()),
+        **{name: pa.array(values, pa.float32()) for name, values in table.scores.items()},
+        **{f"std_{name}": pa.array(values, pa.float32()) for name, values in table.stds.items()},
+    })
+
+
+def _write_score_table(
+    folder: Folder, stage: int, table: ScoreTable, *, save_probs: bool
+) -> tuple[pa.Table, dict[str, str]]:
+    columns = score_columns(table)
+    files = {scores_file(stage): folder.write_table(scores_file(stage), columns)}
+    if save_probs and table.probs_MC is not None:
+        files[probs_file(stage)] = folder.write_array(probs_file(stage), table.probs_MC)
+    return columns, files
+
+
+def _vote_probs_file(vote_name: str) -> str:
+    return vote_name.removesuffix(".parquet") + ".probs.npy"
