@@ -1,0 +1,97 @@
+"""The same work in one process, without Ray."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+
+import pyarrow as pa
+import torch
+
+from unseen_ray.core.tasks import EvalTask, ScoreTask
+from unseen_ray.data.loading import load_plane
+from unseen_ray.data.plane import Plane
+from unseen_ray.errors import FoldFailedError, UnseenError
+from unseen_ray.job import EvalResult, Job, Progress, Receipt
+from unseen_ray.pipeline import Observer, Prepared
+from unseen_ray.sources import Source
+from unseen_ray.training.hardware import describe_hardware, resolve_precision
+from unseen_ray.training.work import Workbench, open_test
+from unseen_ray.votes import MergeRequest, merge_stage
+
+__all__ = ["LocalExecutor"]
+
+
+class LocalExecutor:
+    """Does one task after the other, on the first GPU where there is one and `gpus_per_fold` is not 0."""
+
+    def __init__(self) -> None:
+        self._bench: Workbench | None = None
+
+    def prepare(self, job: Job, source: Source) -> Prepared:
+        """Decode the pixels, find bad samples, resolve the precision."""
+        wants_gpu = job.config.gpus_per_fold is None or job.config.gpus_per_fold > 0
+        device = torch.device("cuda", 0) if wants_gpu and torch.cuda.is_available() else torch.device("cpu")
+        plane, skipped = load_plane(source, job.size_px, on_bad_sample=job.config.on_bad_sample)
+        config = job.config.with_hardware(
+            precision=resolve_precision(job.config.recipe.precision, device),
+            cpus_per_fold=float(job.config.threads),
+            gpus_per_fold=1.0 if device.type == "cuda" else 0.0,
+        )
+        prepared = Prepared(
+            config=config,
+            skipped_ids=skipped,
+            environment={"executor": "local", "node": platform.node(), **describe_hardware(device)},
+        )
+        self._bench = _bench(job, prepared, source, plane, device)
+        return prepared
+
+    def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:
+        """Train and score in this process."""
+        bench = self._ready()
+        return [last for task in tasks if isinstance(last := _follow(task.name, bench.score(task), on_event), Receipt)]
+
+    def merge(self, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
+        """Merge in this process."""
+        bench = self._ready()
+        return merge_stage(bench.job, bench.labels_N, request)
+
+    def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
+        """Train and measure in this process."""
+        bench = self._ready()
+        test = open_test(bench)
+        return [
+            last for task in tasks if isinstance(last := _follow(task.name, bench.evaluate(task, test), on_event), EvalResult)
+        ]
+
+    def close(self) -> None:
+        """Let go of the pixels."""
+        self._bench = None
+
+    def _ready(self) -> Workbench:
+        assert self._bench is not None, "prepare comes first"
+        return self._bench
+
+
+def _bench(job: Job, prepared: Prepared, source: Source, plane: Plane, device: torch.device) -> Workbench:
+    return Workbench(
+        job=job.resolved(prepared.config, prepared.skipped_ids),
+        labels_N=source.info.labels_N,
+        plane=plane,
+        source=lambda: source,
+        device=device,
+    )
+
+
+def _follow(
+    name: str, events: Iterable[Progress | Receipt | EvalResult], on_event: Observer
+) -> Progress | Receipt | EvalResult | None:
+    last: Progress | Receipt | EvalResult | None = None
+    try:
+        for last in events:
+            on_event(last)
+    except UnseenError:
+        raise
+    except Exception as error:
+        raise FoldFailedError(name, 1, f"{type(error).__name__}: {error}") from error
+    return last

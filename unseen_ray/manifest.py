@@ -1,0 +1,79 @@
+"""The manifest: what a run folder holds, and what made it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.storage import Folder
+
+__all__ = ["MANIFEST", "SCHEMA_VERSION", "Manifest", "read_manifest", "write_manifest"]
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A run folder's table of contents.
+
+    Attributes:
+        schema_version: of this file.
+        created: when the run began, ISO 8601 UTC.
+        kind: `prune`, or `select` for a choice made again from another run's stage 0.
+        config: every field as resolved.
+        asked: every field as it was asked for; what a rerun is compared with.
+        source: fingerprint, num_samples, num_classes, and what else is known of it.
+        stages: the finished ones, each with its sizes, its tasks' receipts and its accuracy.
+        files: SHA-256 of every finished file, by name.
+        environment: versions and hardware.
+        cost: seconds, GPU-seconds, samples trained and scored.
+        finished: whether coreset.parquet is final.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    created: str
+    kind: str = "prune"
+    config: dict[str, Any]
+    asked: dict[str, Any]
+    source: dict[str, Any]
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    finished: bool = False
+
+    def with_files(self, files: Mapping[str, str]) -> Manifest:
+        """A manifest that names these files too."""
+        return replace(self, files={**self.files, **files})
+
+
+def write_manifest(folder: Folder, manifest: Manifest) -> None:
+    """Put the manifest in place; readers see the old one or the new one, whole."""
+    folder.write(MANIFEST, (json.dumps(asdict(manifest), indent=1, sort_keys=False) + "\n").encode())
+
+
+def read_manifest(folder: Folder) -> Manifest | None:
+    """The manifest of a run folder, or None where there is none.
+
+    Raises:
+        StorageError: if it is damaged.
+        ConfigError: if a newer unseen_ray wrote it.
+    """
+    data = folder.read(MANIFEST)
+    if data is None:
+        return None
+    path = folder.path(MANIFEST)
+    try:
+        values = json.loads(data)
+        version = values["schema_version"]
+        known = {name: values[name] for name in Manifest.__slots__ if name in values}
+        manifest = Manifest(**known)
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise StorageError(f"{path} is damaged: {error}. Restore it, or start in a new folder.") from None
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise ConfigError(f"{path} has schema_version {version}; this unseen_ray reads up to {SCHEMA_VERSION}. Upgrade unseen_ray.")
+    return manifest

@@ -1,0 +1,308 @@
+"""The method: K fold models vote, the policy picks the first target, then the coreset grows stage by stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from unseen_ray.config import PruneConfig
+from unseen_ray.core import select
+from unseen_ray.core.arrays import IdArray, positions_of
+from unseen_ray.core.coreset import Coreset
+from unseen_ray.core.population import Population, make_population
+from unseen_ray.core.schedule import Stage
+from unseen_ray.core.tasks import EvalTask, ScoreTask
+from unseen_ray.errors import DataError, FitError
+from unseen_ray.job import EvalResult, Job, Progress, Receipt, score_functions, score_name
+from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
+from unseen_ray.resolve import function_of
+from unseen_ray.run import CORESET, KEYS, Run, coreset_of, open_run
+from unseen_ray.sources import Source, SourceInfo, default_test, open_source, source_ref
+from unseen_ray.votes import MergeRequest, find_receipt
+
+__all__ = ["Executor", "Observer", "Prepared", "apply_policy", "check_test_classes", "make_job", "prune", "source_entry"]
+
+logger = logging.getLogger(__name__)
+
+Observer = Callable[[Progress | Receipt | EvalResult], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What an executor found out while it got ready.
+
+    Attributes:
+        config: with precision, cpus_per_fold and gpus_per_fold resolved for the whole run.
+        skipped_ids: rows that cannot be read and are left out.
+        environment: versions and hardware.
+    """
+
+    config: PruneConfig
+    skipped_ids: IdArray
+    environment: dict[str, Any]
+
+
+class Executor(Protocol):
+    """Where the work is done: in this process, or on a Ray cluster."""
+
+    def prepare(self, job: Job, source: Source) -> Prepared:
+        """Get hold of machines and pixels; find bad samples and resolve what depends on the hardware."""
+        ...
+
+    def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:
+        """Do the tasks; each one's votes are on storage when its receipt is given."""
+        ...
+
+    def merge(self, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
+        """Merge a stage's votes into its scores file; returns the table's columns for the policy, and the files."""
+        ...
+
+    def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
+        """Train and measure."""
+        ...
+
+
+def prune(config: PruneConfig, *, executor: Executor, on_event: Observer) -> Run:
+    """Do a run, or what is left of it; the same configuration gives the same ids.
+
+    Args:
+        config: the run.
+        executor: where the work is done.
+        on_event: is told of progress and of finished tasks.
+
+    Raises:
+        UnseenError: see `unseen_ray.errors`; nothing that was finished is lost.
+    """
+    began = time.monotonic()
+    ref = source_ref(config.source)
+    source = open_source(ref)
+    info = source.info
+    config_with_model = with_model(config, info.size_px)
+    score_functions(config)
+    function_of(config.policy, select, field="policy")
+    if config.fit is not None:
+        function_of(config.fit, None, field="fit")
+    plan_run(config_with_model, make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed))
+    _check_test(config, info)
+    run = open_run(config, source_entry(info))
+    if run.manifest.finished:
+        logger.info("%s is finished already; nothing to do", run.folder.root)
+        return run
+    job = make_job(_as_before(config_with_model, run), info)
+    prepared = executor.prepare(job, source)
+    job = job.resolved(prepared.config, prepared.skipped_ids)
+    population = job.population(info.labels_N)
+    plan = plan_run(job.config, population)
+    for warning in plan.warnings:
+        logger.warning("%s", warning)
+    run = run.commit(
+        config=job.config.to_json(),
+        environment=prepared.environment,
+        source={**run.manifest.source, **_population_entry(population, source, prepared.skipped_ids)},
+    )
+    run = _grow(run, job, population, plan, executor, on_event)
+    return _finish(run, source, population, began)
+
+
+def make_job(config: PruneConfig, info: SourceInfo) -> Job:
+    """What every task of a run shares."""
+    ref = source_ref(config.source)
+    test = source_ref(config.test, field="test") if config.test is not None else default_test(ref)
+    assert config.out is not None
+    return Job(
+        config=config,
+        source=ref,
+        test=test,
+        fingerprint=info.fingerprint,
+        num_classes=info.num_classes,
+        size_px=info.size_px,
+        out=config.out,
+    )
+
+
+def source_entry(info: SourceInfo) -> dict[str, Any]:
+    """What the manifest says of a source."""
+    return {
+        "name": info.name,
+        "fingerprint": info.fingerprint,
+        "num_samples": len(info),
+        "num_classes": info.num_classes,
+        "class_names": list(info.class_names),
+        "size_px": info.size_px,
+        "rows": len(info),
+    }
+
+
+def apply_policy(
+    config: PruneConfig,
+    *,
+    scores_M: np.ndarray,
+    labels_M: np.ndarray,
+    ids_M: np.ndarray,
+    budget: int,
+    kept_C: np.ndarray,
+) -> np.ndarray:
+    """Positions that the run's policy picks, checked: exactly `budget`, within the candidates, none twice.
+
+    Raises:
+        FitError: if a user's policy answers with something else.
+    """
+    policy = function_of(config.policy, select, field="policy")
+    picked = np.asarray(policy(scores_M, labels_M, ids_M, budget, kept_C=kept_C, seed=config.seed))
+    name = score_name(config.policy)
+    if picked.shape != (budget,) or picked.dtype.kind not in "iu":
+        raise FitError(f"policy {name} returned {picked.dtype} of shape {picked.shape}; it must return {budget} positions.")
+    if len(np.unique(picked)) < budget or (budget and not 0 <= picked.min() <= picked.max() < len(ids_M)):
+        raise FitError(f"policy {name} returned positions that repeat or lie outside 0..{len(ids_M) - 1}.")
+    return picked
+
+
+def _grow(
+    run: Run, job: Job, population: Population, plan: RunPlan, executor: Executor, on_event: Observer
+) -> Run:
+    coreset = _restore(run)
+    for stage in plan.stages[len(run.manifest.stages) :]:
+        began = time.monotonic()
+        candidates = np.setdiff1d(population.ids_N, coreset.ids, assume_unique=True)
+        tasks = tasks_of(stage, job.config, coreset.ids)
+        receipts = _score(run, job, population, tasks, executor, on_event)
+        request = MergeRequest(
+            stage=stage.index, ids_M=candidates, num_parts=len(tasks), votes_each=votes_each(stage.index, job.config)
+        )
+        table, files = executor.merge(request)
+        labels = population.labels_of(candidates)
+        scores = table.column(score_name(job.config.score)).to_numpy()
+        picked = apply_policy(
+            job.config,
+            scores_M=scores,
+            labels_M=labels,
+            ids_M=candidates,
+            budget=stage.added,
+            kept_C=population.class_counts(coreset.ids),
+        )
+        coreset = coreset.extend(stage.index, candidates[picked], scores[picked])
+        run = _commit_stage(run, stage, coreset, population, receipts, table, files, time.monotonic() - began)
+    return run
+
+
+def _score(
+    run: Run, job: Job, population: Population, tasks: list[ScoreTask], executor: Executor, on_event: Observer
+) -> list[Receipt]:
+    """Receipts of a stage in the order of its tasks; work that is on storage already is not done again."""
+    known = {task.index: find_receipt(run.folder, task.stage, task.index, job.task_key(task, population)) for task in tasks}
+    reused = [receipt for receipt in known.values() if receipt is not None]
+    for receipt in reused:
+        logger.info("%s was finished before; its votes are used", receipt.task)
+        on_event(receipt)
+    open_tasks = [task for task in tasks if known[task.index] is None]
+    done = executor.score(open_tasks, on_event) if open_tasks else []
+    return sorted([*reused, *done], key=lambda receipt: receipt.index)
+
+
+def _commit_stage(
+    run: Run,
+    stage: Stage,
+    coreset: Coreset,
+    population: Population,
+    receipts: list[Receipt],
+    table: pa.Table,
+    files: dict[str, str],
+    seconds: float,
+) -> Run:
+    labels = population.labels_of(coreset.ids)
+    columns = {"id": coreset.ids, "label": labels, "stage": coreset.stages, "score": coreset.scores}
+    name = f"stage-{stage.index:02d}/coreset.parquet"
+    files = {**files, name: run.folder.write_table(name, pa.table(columns))}
+    for receipt in receipts:
+        files |= receipt.files
+    right = table.column("pred").to_numpy() == table.column("label").to_numpy()
+    entry = {
+        "index": stage.index,
+        "target": stage.target,
+        "added": stage.added,
+        "candidates": table.num_rows,
+        "accuracy": float(np.average([r.accuracy for r in receipts], weights=[r.scored for r in receipts])),
+        "vote_accuracy": float(right.mean()),
+        "seconds": round(seconds, 3),
+        "fit_seconds": round(sum(r.seconds for r in receipts), 3),
+        "gpu_seconds": round(sum(r.gpu_seconds for r in receipts), 3),
+        "trained": sum(r.trained for r in receipts),
+        "image_passes": sum(r.image_passes for r in receipts),
+        "scored": sum(r.scored for r in receipts),
+        "tasks": [r.to_json() for r in receipts],
+    }
+    run = run.commit(stages=[*run.manifest.stages, entry], files={**run.manifest.files, **files})
+    logger.info(
+        "stage=%d kept=%d added=%d accuracy=%.4f seconds=%.1f", stage.index, stage.target, stage.added, entry["accuracy"], seconds
+    )
+    return run
+
+
+def _finish(run: Run, source: Source, population: Population, began: float) -> Run:
+    keys = pa.table({"id": population.ids_N, "key": pa.array(source.keys(population.ids_N.tolist()), pa.string())})
+    files = {KEYS: run.folder.write_table(KEYS, keys)}
+    coreset = _restore(run)
+    places = positions_of(coreset.ids, population.ids_N)
+    table = pa.table(
+        {
+            "id": coreset.ids,
+            "key": keys.column("key").take(pa.array(places)),
+            "label": population.labels_N[places],
+            "stage": coreset.stages,
+            "score": coreset.scores,
+        }
+    )
+    files[CORESET] = run.folder.write_table(CORESET, table)
+    for stage in run.manifest.stages:
+        run.folder.delete(f"stage-{stage['index']:02d}/coreset.parquet")
+    kept = {name: digest for name, digest in run.manifest.files.items() if not name.endswith("/coreset.parquet")}
+    stages = run.manifest.stages
+    cost = {
+        "seconds": round(run.manifest.cost.get("seconds", 0.0) + time.monotonic() - began, 3),
+        **{name: round(sum(s[name] for s in stages), 3) for name in ("fit_seconds", "gpu_seconds", "trained", "image_passes", "scored")},
+        "stages": [{n: s[n] for n in ("index", "seconds", "fit_seconds", "gpu_seconds", "trained", "image_passes", "scored")} for s in stages],
+    }
+    return run.commit(files={**kept, **files}, cost=cost, finished=True)
+
+
+def _restore(run: Run) -> Coreset:
+    if not run.manifest.stages:
+        return Coreset.empty()
+    return coreset_of(run.folder.read_table(f"stage-{run.manifest.stages[-1]['index']:02d}/coreset.parquet"))
+
+
+def _as_before(config: PruneConfig, run: Run) -> PruneConfig:
+    """What an earlier start of the run resolved stays: another machine must not change the bits."""
+    if not run.manifest.environment:
+        return config
+    recipe = config.recipe.model_copy(update={"precision": run.manifest.config["recipe"]["precision"]})
+    return config.model_copy(update={"recipe": recipe})
+
+
+def _check_test(config: PruneConfig, info: SourceInfo) -> None:
+    """Meet a missing or unfitting test set before the training, not after it."""
+    if config.test is None:
+        return
+    check_test_classes(open_source(source_ref(config.test, field="test")).info, info.num_classes)
+
+
+def check_test_classes(test: SourceInfo, num_classes: int) -> None:
+    """Refuse a test set with classes that the source does not have."""
+    largest = int(test.labels_N.max())
+    if largest >= num_classes:
+        raise DataError(f"test {test.name} has label {largest}, but the source has {num_classes} classes (0 to {num_classes - 1}). Give a test set of the same classes.")
+
+
+def _population_entry(population: Population, source: Source, skipped: IdArray) -> dict[str, Any]:
+    return {
+        "num_samples": len(population),
+        "holdout": len(population.holdout_ids),
+        "skipped": source.keys(skipped.tolist()),
+        "class_counts": population.class_counts().tolist(),
+    }

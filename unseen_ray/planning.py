@@ -1,0 +1,176 @@
+"""What a run would do, worked out before anything starts: sizes, tasks, warnings, cost. Neither torch nor ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unseen_ray.catalog import default_model
+from unseen_ray.config import PruneConfig
+from unseen_ray.core.ids import FoldSpec
+from unseen_ray.core.population import Population
+from unseen_ray.core.schedule import Stage, stages_of
+from unseen_ray.core.tasks import ScoreTask, later_tasks, stage_zero_tasks
+from unseen_ray.errors import ConfigError
+from unseen_ray.resolve import name_of, plug_of
+from unseen_ray.sources import SourceInfo
+
+__all__ = ["RunPlan", "TaskPlan", "plan_run", "tasks_of", "votes_each", "warnings_of", "with_model"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPlan:
+    """The tasks of a stage that are alike in size.
+
+    Attributes:
+        stage: which.
+        models: how many are trained.
+        trained: samples each trains on.
+        scored: samples each scores.
+        batch_size, steps: of each training; 0 with a user's own `fit`.
+    """
+
+    stage: int
+    models: int
+    trained: int
+    scored: int
+    batch_size: int
+    steps: int
+
+    @property
+    def image_passes(self) -> int:
+        """Images that go through the training of one model."""
+        return self.batch_size * self.steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """The sizes of a run."""
+
+    num_samples: int
+    num_holdout: int
+    num_classes: int
+    stages: tuple[Stage, ...]
+    tasks: tuple[TaskPlan, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def budget(self) -> int:
+        """Samples kept in the end."""
+        return self.stages[-1].target
+
+
+def plan_run(config: PruneConfig, population: Population) -> RunPlan:
+    """Check a configuration against the data and work out what it would do.
+
+    Raises:
+        ConfigError: with every problem at once.
+    """
+    total = len(population)
+    problems: list[str] = []
+    stages: tuple[Stage, ...] = ()
+    try:
+        stages = stages_of(config.fractions(), total)
+    except ConfigError as error:
+        problems += error.problems
+    if config.mode == "unseen" and config.folds > total:
+        problems.append(f"folds={config.folds} is outside 2..{total} (the number of samples). Choose fewer folds.")
+    elif config.mode == "unseen" and _smallest_train(config, total) < 2:
+        problems.append(
+            f"folds={config.folds} of {total} samples leaves a fold of {_smallest_train(config, total)} to train on; "
+            "a model needs at least 2. Choose fewer folds, or train_on: complement."
+        )
+    if stages and len(stages) > 1 and stages[0].target < 2:
+        problems.append(f"the first stage keeps {stages[0].target} sample; the next one trains on it and needs at least 2. Begin the schedule higher.")
+    if problems:
+        raise ConfigError(problems)
+    return RunPlan(
+        num_samples=total,
+        num_holdout=len(population.holdout_ids),
+        num_classes=population.num_classes,
+        stages=stages,
+        tasks=tuple(_task_plans(config, stages, total)),
+        warnings=tuple(warnings_of(config, population, stages)),
+    )
+
+
+def with_model(config: PruneConfig, size_px: int) -> PruneConfig:
+    """The configuration with its model named, if it trains one."""
+    if config.fit is not None or config.model is not None:
+        return config
+    return config.changed(model=default_model(size_px))
+
+
+def tasks_of(stage: Stage, config: PruneConfig, coreset_ids: np.ndarray) -> list[ScoreTask]:
+    """The tasks of a stage: the folds (or the fitting model) in stage 0, models of the coreset afterwards."""
+    if stage.index == 0:
+        spec = FoldSpec(num_folds=config.folds, seed=config.seed, stratify=config.stratify)
+        return stage_zero_tasks(mode=config.mode, spec=spec, train_on=config.train_on, repeats=config.repeats)
+    return later_tasks(stage=stage.index, coreset_ids=coreset_ids, repeats=config.repeats)
+
+
+def votes_each(stage: int, config: PruneConfig) -> int:
+    """Votes that every candidate of a stage gets."""
+    if stage == 0 and config.mode == "unseen" and config.train_on == "fold":
+        return (config.folds - 1) * config.repeats
+    return config.repeats
+
+
+def warnings_of(config: PruneConfig, population: Population, stages: Sequence[Stage]) -> list[str]:
+    """What is allowed and worth knowing, with numbers."""
+    warnings = []
+    counts_C = population.class_counts()
+    empty = np.flatnonzero(counts_C == 0)
+    if empty.size:
+        warnings.append(
+            f"{empty.size} of {len(counts_C)} classes have no sample (the first is {empty[0]}); models get {len(counts_C)} outputs all the same."
+        )
+    if config.mode == "unseen" and config.stratify:
+        few = np.flatnonzero((counts_C > 0) & (counts_C < config.folds))
+        if few.size:
+            warnings.append(
+                f"{few.size} classes have fewer samples than the {config.folds} folds (class {few[0]} has {counts_C[few[0]]}): "
+                "some folds hold none of them."
+            )
+    smallest = len(population) if config.mode == "fitting" else _smallest_train(config, len(population))
+    smallest = min([smallest, *(stage.target for stage in stages[:-1])])
+    if config.fit is None and smallest < config.recipe.batch_size:
+        warnings.append(f"the smallest training set holds {smallest} samples, fewer than the batch of {config.recipe.batch_size}: its batch shrinks to {smallest}.")
+    return warnings
+
+
+def model_name(config: PruneConfig) -> str:
+    """How messages call what is trained."""
+    return name_of(plug_of(config.fit or config.model)[0])
+
+
+def _smallest_train(config: PruneConfig, total: int) -> int:
+    largest_fold = -(-total // config.folds)
+    return total // config.folds if config.train_on == "fold" else total - largest_fold
+
+
+def _task_plans(config: PruneConfig, stages: Sequence[Stage], total: int) -> list[TaskPlan]:
+    plans = []
+    for stage in stages:
+        if stage.index > 0:
+            sizes = [(stage.target - stage.added, total - stage.target + stage.added)]
+        elif config.mode == "fitting":
+            sizes = [(total, total)]
+        else:
+            folds = [total // config.folds + (fold < total % config.folds) for fold in range(config.folds)]
+            sizes = [(n, total - n) if config.train_on == "fold" else (total - n, n) for n in folds]
+        for trained, scored in sorted(set(sizes), reverse=True):
+            batch, steps = (0, 0) if config.fit is not None else config.recipe.plan(trained)
+            plans.append(
+                TaskPlan(
+                    stage=stage.index,
+                    models=sizes.count((trained, scored)) * config.repeats,
+                    trained=trained,
+                    scored=scored,
+                    batch_size=batch,
+                    steps=steps,
+                )
+            )
+    return plans

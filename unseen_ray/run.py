@@ -1,0 +1,109 @@
+"""A run folder: opened anew or resumed, and read back."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from unseen_ray.config import FREE_FIELDS, PruneConfig
+from unseen_ray.core.coreset import Coreset
+from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from unseen_ray.storage import Folder
+
+__all__ = ["CORESET", "KEYS", "Run", "coreset_of", "load_run", "open_run"]
+
+CORESET = "coreset.parquet"
+KEYS = "keys.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder and its manifest; a change makes a new one."""
+
+    folder: Folder
+    manifest: Manifest
+
+    def commit(self, **changes: Any) -> Run:
+        """Write a changed manifest and return the run that has it."""
+        manifest = replace(self.manifest, **changes)
+        write_manifest(self.folder, manifest)
+        return Run(self.folder, manifest)
+
+
+def open_run(config: PruneConfig, source: dict[str, Any]) -> Run:
+    """Begin a run in `config.out`, or go on with the one that is there.
+
+    Args:
+        config: as the user asked for it.
+        source: the manifest's entry for the source.
+
+    Raises:
+        ConfigError: if the folder is missing from the configuration, cannot be written, holds something else, or a
+            run that would pick other ids.
+    """
+    if not config.out:
+        raise ConfigError("out is missing: name the folder that the run's files go to, such as --out runs/digits.")
+    folder = Folder(config.out)
+    asked = config.to_json()
+    try:
+        manifest = read_manifest(folder)
+        if manifest is not None:
+            _check_same(folder, manifest, asked, source)
+            return Run(folder, manifest)
+        others = [name for name in folder.names() if not name.endswith(".tmp")]
+        if others:
+            raise ConfigError(
+                f"out={config.out} holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} and no run of ours. "
+                "Name a new or an empty folder."
+            )
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        run = Run(folder, Manifest(created=created, config=asked, asked=asked, source=source))
+        write_manifest(folder, run.manifest)
+    except StorageError as error:
+        raise ConfigError(f"out={config.out} cannot be used: {error}") from None
+    return run
+
+
+def load_run(path: str) -> Run:
+    """Open a run folder for reading.
+
+    Raises:
+        ConfigError: if there is no run, or it has not finished.
+    """
+    folder = Folder(str(path))
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ConfigError(f"{path} holds no {MANIFEST}: it is no run folder. Give the `out` of a finished `unseen-ray prune`.")
+    if not manifest.finished:
+        raise ConfigError(f"the run in {path} has not finished ({len(manifest.stages)} stages are). Run its `unseen-ray prune` line again first.")
+    return Run(folder, manifest)
+
+
+def coreset_of(table: pa.Table) -> Coreset:
+    """A coreset from the columns of coreset.parquet."""
+    return Coreset(
+        ids=np.asarray(table.column("id")), stages=np.asarray(table.column("stage")), scores=np.asarray(table.column("score"))
+    )
+
+
+def _check_same(folder: Folder, manifest: Manifest, asked: dict[str, Any], source: dict[str, Any]) -> None:
+    before = manifest.asked
+    if manifest.kind != "prune":
+        raise ConfigError(f"out={folder.root} holds the result of `unseen-ray {manifest.kind}`. Name a new folder.")
+    differing = [
+        f"{name}: {before.get(name)!r} there, {asked[name]!r} here"
+        for name in asked
+        if name not in FREE_FIELDS and before.get(name) != asked[name]
+    ]
+    if manifest.source.get("fingerprint") != source["fingerprint"]:
+        differing.append(f"the data itself ({manifest.source.get('num_samples')} samples there, {source['num_samples']} here)")
+    if differing:
+        raise ConfigError(
+            f"out={folder.root} holds a run with another configuration; it differs in {'; '.join(differing)}. "
+            "Name a new folder, or the fields as they were."
+        )
