@@ -1,0 +1,1 @@
+"""What is spread out: a Ray session, fold actors, the aggregator actor. Needs ray; torch stays with the workers."""

@@ -1,0 +1,94 @@
+"""Whether a cluster can do what a fold asks for: now, after its autoscaler has grown it, or never."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unseen_ray.errors import ConfigError
+
+__all__ = ["Capacity", "check_feasible", "default_gpus", "slots", "survey"]
+
+Resources = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What a cluster has.
+
+    Attributes:
+        nodes: resources of each live node.
+        groups: resources of each kind of node that the autoscaler may add, where it says so.
+        autoscaling: whether an autoscaler runs.
+    """
+
+    nodes: tuple[Resources, ...]
+    groups: tuple[Resources, ...] = ()
+    autoscaling: bool = False
+
+
+def slots(capacity: Capacity, request: Resources) -> int:
+    """How many workers of this size fit on the nodes that are there."""
+    return sum(_slots_of(node, request) for node in capacity.nodes)
+
+
+def default_gpus(capacity: Capacity) -> float:
+    """1 where a node has a GPU or the autoscaler may add one, else 0."""
+    return float(any(node.get("GPU", 0) >= 1 for node in (*capacity.nodes, *capacity.groups)))
+
+
+def check_feasible(capacity: Capacity, request: Resources) -> None:
+    """Refuse a request that no node can ever meet.
+
+    Raises:
+        ConfigError: with the numbers.
+    """
+    if slots(capacity, request) > 0:
+        return
+    possible = [*capacity.nodes, *capacity.groups]
+    if any(_slots_of(node, request) for node in capacity.groups) or (capacity.autoscaling and not capacity.groups):
+        return
+    largest = {name: max((node.get(name, 0) for node in possible), default=0) for name in ("CPU", "GPU")}
+    raise ConfigError(
+        f"a fold asks for {request['CPU']:g} CPU and {request['GPU']:g} GPU on one node, but the largest of {len(capacity.nodes)} nodes "
+        f"has {largest['CPU']:g} CPU and {largest['GPU']:g} GPU"
+        + (", and the autoscaler can add none that is large enough" if capacity.autoscaling else "")
+        + ". Lower cpus_per_fold, gpus_per_fold or threads, or join a larger cluster."
+    )
+
+
+def survey() -> Capacity:
+    """Look at the cluster that this process is connected to."""
+    import ray
+
+    nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    groups = _autoscaler_groups()
+    return Capacity(nodes=nodes, groups=groups, autoscaling=bool(groups) or _autoscaler_reports())
+
+
+def _slots_of(node: Resources, request: Resources) -> int:
+    fits = [int(node.get(name, 0) / amount + 1e-9) for name, amount in request.items() if amount > 0]
+    return min(fits, default=0)
+
+
+def _autoscaler_groups() -> tuple[Resources, ...]:
+    """The kinds of node that the autoscaler said it may add (version 2 of it, which KubeRay runs)."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    groups: Sequence[Any] = config.node_group_configs if config is not None else ()
+    return tuple({name: float(amount) for name, amount in group.resources.items()} for group in groups if group.max_count != 0)
+
+
+def _autoscaler_reports() -> bool:
+    """Whether an autoscaler (version 1) manages the nodes; without one, the monitor names node types after node ids."""
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    raw = _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
+    if not raw:
+        return False
+    report = json.loads(raw).get("autoscaler_report") or {}
+    return any(not str(kind).startswith("node_") for kind in (report.get("node_type_mapping") or {}).values())

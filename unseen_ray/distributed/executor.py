@@ -1,0 +1,145 @@
+"""The work on a Ray cluster: fold actors, an aggregator actor, and a driver that holds no state of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import uuid
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from unseen_ray.core.arrays import IdArray
+from unseen_ray.core.tasks import EvalTask, ScoreTask
+from unseen_ray.data.loading import load_plane, settle_bad
+from unseen_ray.data.plane import BadSample, MemoryPlane, chunks_of, fits_in_memory
+from unseen_ray.distributed.capacity import check_feasible, default_gpus, survey
+from unseen_ray.distributed.pool import FoldPool, Work, call
+from unseen_ray.distributed.session import ray_session
+from unseen_ray.distributed.workers import Aggregator
+from unseen_ray.job import EvalResult, Job, Receipt
+from unseen_ray.pipeline import Observer, Prepared
+from unseen_ray.sources import Source
+from unseen_ray.votes import MergeRequest
+
+__all__ = ["RayExecutor"]
+
+logger = logging.getLogger(__name__)
+
+_DECODED_BY_DRIVER = 4096
+_CHUNK = 2048
+
+
+class RayExecutor:
+    """Spreads a run over a Ray cluster.
+
+    Args:
+        address: the cluster to join; None for RAY_ADDRESS, else a private one.
+        tasks: how many tasks the largest step has: what actors are asked for at the start.
+    """
+
+    def __init__(self, *, address: str | None, tasks: int) -> None:
+        self._address, self._tasks = address, tasks
+        self._open = contextlib.ExitStack()
+        self._pool: FoldPool | None = None
+        self._shared: tuple[Any, ...] = ()
+        self._job: Job | None = None
+
+    def prepare(self, job: Job, source: Source) -> Prepared:
+        """Connect, ask for actors, put the pixels into the object store once, resolve the precision."""
+        self._open.enter_context(ray_session(self._address))
+        pool = self._make_pool(job)
+        pool.ask_for(self._tasks)
+        pixels, skipped = self._load(job, source, pool)
+        probe = pool.first_probe()
+        config = job.config.with_hardware(
+            precision=probe["precision"], cpus_per_fold=pool.request["CPU"], gpus_per_fold=pool.request["GPU"]
+        )
+        self._job = job.resolved(config, skipped)
+        run_id = uuid.uuid4().hex
+        self._shared = (
+            run_id,
+            ray.put(self._job),
+            ray.put(source.info.labels_N),
+            None if pixels is None else ray.put(pixels),
+        )
+        nodes = len([node for node in ray.nodes() if node["Alive"]])
+        environment = {"executor": "ray", "ray": ray.__version__, "nodes": nodes, **{k: v for k, v in probe.items() if k != "precision"}}
+        return Prepared(config=config, skipped_ids=skipped, environment=environment)
+
+    def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:
+        """Train and score on the fold actors."""
+        return self._run("score", tasks, on_event)
+
+    def merge(self, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
+        """Merge on an aggregator actor."""
+        assert self._job is not None, "prepare comes first"
+        _, job, labels, _ = self._shared
+        merged: tuple[pa.Table, dict[str, str]] = call(
+            {"num_cpus": 0}, Aggregator, "merge", job, labels, request, max_retries=self._job.config.max_retries
+        )
+        return merged
+
+    def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
+        """Train and measure on the fold actors."""
+        return self._run("evaluate", tasks, on_event)
+
+    def close(self) -> None:
+        """Let the actors go, and the cluster if it was private."""
+        if self._pool is not None and ray.is_initialized():
+            self._pool.close()
+        self._open.close()
+
+    def _make_pool(self, job: Job) -> FoldPool:
+        capacity = survey()
+        config = job.config
+        gpus = config.gpus_per_fold if config.gpus_per_fold is not None else default_gpus(capacity)
+        request = {"CPU": float(config.cpus_per_fold or config.threads), "GPU": float(gpus)}
+        check_feasible(capacity, request)
+        logger.info(
+            "each fold takes %g CPU and %g GPU%s; the cluster has %d nodes",
+            request["CPU"],
+            gpus,
+            "" if config.gpus_per_fold is not None else " (gpus_per_fold is not set)",
+            len(capacity.nodes),
+        )
+        self._pool = FoldPool(
+            request=request,
+            capacity=capacity,
+            precision=config.recipe.precision,
+            max_retries=config.max_retries,
+            wait_s=config.wait_s,
+        )
+        return self._pool
+
+    def _load(self, job: Job, source: Source, pool: FoldPool) -> tuple[np.ndarray | None, IdArray]:
+        """Pixels that fit in memory, decoded once: by the driver if they are few, else by the actors."""
+        total, held = len(source.info), fits_in_memory(len(source.info), job.size_px)
+        if total <= _DECODED_BY_DRIVER or (not held and job.config.on_bad_sample == "error"):
+            plane, skipped = load_plane(source, job.size_px, on_bad_sample=job.config.on_bad_sample)
+            return plane.pixels_NHWC if isinstance(plane, MemoryPlane) else None, skipped
+        pixels = np.empty((total, job.size_px, job.size_px, 3), np.uint8) if held else None
+        ranges = chunks_of(total, _CHUNK)
+        method = "decode" if held else "find_bad"
+        works = [
+            Work(name=f"decoding rows {start} to {stop}", start=_starter(method, job.source, start, stop, job.size_px))
+            for start, stop in ranges
+        ]
+        bad: list[BadSample] = []
+        for place, (chunk, failed) in pool.stream(works):
+            bad += failed
+            if pixels is not None:
+                start, stop = ranges[place]
+                pixels[start:stop] = chunk
+        return pixels, settle_bad(sorted(bad, key=lambda sample: sample.id), job.config.on_bad_sample)
+
+    def _run(self, method: str, tasks: list[Any], on_event: Observer) -> list[Any]:
+        assert self._pool is not None, "prepare comes first"
+        works = [Work(name=task.name, start=_starter(method, *self._shared, task)) for task in tasks]
+        return self._pool.run(works, on_event)
+
+
+def _starter(method: str, *args: Any) -> Any:
+    return lambda actor: getattr(actor, method).options(num_returns="streaming").remote(*args)

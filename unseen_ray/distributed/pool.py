@@ -1,0 +1,245 @@
+"""A pool of fold actors that works off a queue, and outlives the loss of any of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from unseen_ray.distributed.capacity import Capacity, Resources, slots, survey
+from unseen_ray.distributed.failures import Failure, decide
+from unseen_ray.distributed.workers import FoldWorker
+from unseen_ray.errors import FoldFailedError, UnseenError
+from unseen_ray.recipe import Precision
+
+__all__ = ["FoldPool", "Work", "call"]
+
+logger = logging.getLogger(__name__)
+
+_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
+_POLL_S = 1.0
+_SAY_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One entry of the queue.
+
+    Attributes:
+        name: how messages call it.
+        start: begins it on an actor; the generator's last value is the result.
+    """
+
+    name: str
+    start: Callable[[Any], Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class FoldPool:
+    """Fold actors, each with its own share of one node.
+
+    Actors are asked for one a task, up to what fits on a fixed cluster, so that an autoscaler sees the demand; whoever
+    comes up first takes the next task, and those that never did are let go when the queue is empty.
+
+    Args:
+        request: CPUs and GPUs of one actor.
+        capacity: the cluster's.
+        precision: what a probe is to resolve.
+        max_retries: how often a task is started again after its actor was lost.
+        wait_s: how long to wait while no actor comes up.
+    """
+
+    request: Resources
+    capacity: Capacity
+    precision: Precision
+    max_retries: int
+    wait_s: float
+    probes: list[dict[str, Any]] = field(default_factory=list)
+    _idle: list[Any] = field(default_factory=list)
+    _coming: dict[Any, Any] = field(default_factory=dict)
+    _busy: dict[Any, tuple[Any, int]] = field(default_factory=dict)
+
+    def ask_for(self, tasks: int) -> None:
+        """Have as many actors up or coming as `tasks` tasks can use, and no more."""
+        limit = tasks if self.capacity.autoscaling else min(tasks, max(slots(self.capacity, self.request), 1))
+        while len(self._idle) + len(self._busy) > limit and self._idle:
+            ray.kill(self._idle.pop())
+        while len(self._idle) + len(self._busy) + len(self._coming) > limit and self._coming:
+            ray.kill(self._coming.popitem()[1])
+        for _ in range(limit - len(self._idle) - len(self._busy) - len(self._coming)):
+            actor = (
+                ray.remote(FoldWorker)
+                .options(
+                    num_cpus=self.request["CPU"],
+                    num_gpus=self.request["GPU"],
+                    max_restarts=0,
+                    max_task_retries=0,
+                    scheduling_strategy="SPREAD",
+                )
+                .remote()
+            )
+            self._coming[actor.probe.remote(self.precision)] = actor
+
+    def first_probe(self) -> dict[str, Any]:
+        """What the first actor that comes up says of itself; waits for it.
+
+        Raises:
+            FoldFailedError: if none comes up in time.
+        """
+        waiting = _Wait(self)
+        while not self.probes:
+            self._admit(ray.wait(list(self._coming), num_returns=1, timeout=_POLL_S)[0])
+            waiting.check()
+        return self.probes[0]
+
+    def run(self, works: Sequence[Work], on_event: Callable[[Any], None]) -> list[Any]:
+        """Work off the queue; results in the order of `works`.
+
+        Args:
+            works: what to do.
+            on_event: is told every value that a task yields.
+
+        Raises:
+            UnseenError: of a task, as it was raised there.
+            FoldFailedError: if a task failed for good.
+        """
+        results: dict[int, Any] = {}
+        for place, value in self.stream(works):
+            results[place] = value
+            on_event(value)
+        return [results[place] for place in range(len(works))]
+
+    def stream(self, works: Sequence[Work]) -> Iterator[tuple[int, Any]]:
+        """Every value that the tasks yield, with the place of the task."""
+        queue = deque(range(len(works)))
+        failed: Counter[tuple[int, Failure]] = Counter()
+        waiting = _Wait(self)
+        while queue or self._busy:
+            self.ask_for(len(queue) + len(self._busy))
+            while queue and self._idle:
+                actor, place = self._idle.pop(0), queue.popleft()
+                self._busy[works[place].start(actor)] = actor, place
+            ready, _ = ray.wait([*self._busy, *self._coming], num_returns=1, timeout=_POLL_S, fetch_local=False)
+            self._admit([ref for ref in ready if ref in self._coming])
+            for generator in [ref for ref in ready if ref in self._busy]:
+                actor, place = self._busy[generator]
+                try:
+                    yield place, ray.get(next(generator))
+                except StopIteration:
+                    del self._busy[generator]
+                    self._idle.append(actor)
+                except RayError as error:
+                    del self._busy[generator]
+                    ray.kill(actor)
+                    self._settle(error, works[place], place, failed)
+                    queue.append(place)
+            if queue:
+                waiting.check()
+
+    def close(self) -> None:
+        """Let every actor go."""
+        for actor in [*self._idle, *self._coming.values(), *(actor for actor, _ in self._busy.values())]:
+            ray.kill(actor)
+        self._idle, self._coming, self._busy = [], {}, {}
+
+    def anyone_up(self) -> bool:
+        """Whether an actor is up."""
+        return bool(self._idle or self._busy)
+
+    def _admit(self, probes: Sequence[Any]) -> None:
+        for ref in probes:
+            actor = self._coming.pop(ref)
+            try:
+                self.probes.append(ray.get(ref))
+                self._idle.append(actor)
+            except _LOST as error:
+                logger.warning("an actor was lost while it came up: %s", _first_line(error))
+                self.ask_for(len(self._coming) + 1)
+
+    def _settle(self, error: RayError, work: Work, place: int, failed: Counter[tuple[int, Failure]]) -> None:
+        failure = _failure_of(error)
+        failed[place, failure] += 1
+        attempts = sum(failed[place, kind] for kind in ("worker lost", "out of memory", "error"))  # type: ignore[index]
+        if failure == "error" and isinstance(cause := getattr(error, "cause", None), UnseenError):
+            raise cause from None
+        if decide(failure, failed=failed[place, failure], max_retries=self.max_retries) == "give up":
+            raise FoldFailedError(work.name, attempts, _explain(error, failure)) from None
+        logger.warning("%s: %s (%s); starting it again, attempt %d", work.name, failure, _first_line(error), attempts + 1)
+
+
+@dataclass(slots=True)
+class _Wait:
+    """Says once a minute that nothing comes up, and gives up after `wait_s`."""
+
+    pool: FoldPool
+    since: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+
+    def check(self) -> None:
+        now = time.monotonic()
+        if self.pool.anyone_up():
+            self.since = self.said = now
+            return
+        pool = self.pool
+        waits = f"{pool.request['CPU']:g} CPU and {pool.request['GPU']:g} GPU for a fold"
+        if now - self.said >= _SAY_EVERY_S:
+            self.said = now
+            logger.warning("waiting for %s: %d actors asked for, none up after %.0f s", waits, len(pool._coming), now - self.since)
+        if now - self.since > pool.wait_s:
+            nodes = [dict(node) for node in survey().nodes]
+            raise FoldFailedError(
+                "the first fold", 1, f"no node offered {waits} within wait_s={pool.wait_s:g} s; the cluster has {nodes}"
+            )
+
+
+def call(actor_options: dict[str, Any], cls: type, method: str, *args: Any, max_retries: int) -> Any:
+    """Call one method of a fresh actor, again on another one if it was lost."""
+    for attempt in range(1, max_retries + 2):
+        actor = ray.remote(cls).options(max_restarts=0, scheduling_strategy="SPREAD", **actor_options).remote()
+        try:
+            return ray.get(getattr(actor, method).remote(*args))
+        except RayTaskError as error:
+            if isinstance(error, ObjectLostError) and attempt <= max_retries:
+                continue
+            if isinstance(error.cause, UnseenError):
+                raise error.cause from None
+            raise FoldFailedError(f"{cls.__name__}.{method}", attempt, _explain(error, "error")) from None
+        except (*_LOST, OutOfMemoryError) as error:
+            logger.warning("%s was lost: %s", cls.__name__, _first_line(error))
+            if attempt > max_retries:
+                raise FoldFailedError(f"{cls.__name__}.{method}", attempt, _first_line(error)) from None
+        finally:
+            ray.kill(actor)
+    raise AssertionError("the loop returns or raises")
+
+
+def _failure_of(error: RayError) -> Failure:
+    if isinstance(error, OutOfMemoryError):
+        return "out of memory"
+    return "worker lost" if isinstance(error, _LOST) else "error"
+
+
+def _explain(error: RayError, failure: Failure) -> str:
+    if failure == "out of memory":
+        return "it ran out of memory. Lower recipe.batch_size, or let fewer folds run on a node (higher cpus_per_fold)."
+    if isinstance(error, RayTaskError):
+        return f"its own code raised an error:\n{error.traceback_str.strip()}"
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

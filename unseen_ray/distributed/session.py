@@ -1,0 +1,111 @@
+"""Joining a Ray cluster that was named, or starting a private one with token authentication.
+
+The one module that sets Ray's own environment variables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import ray
+
+from unseen_ray.errors import ConfigError
+
+__all__ = ["ray_session"]
+
+logger = logging.getLogger(__name__)
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_DEFAULT_SHUFFLE_STRATEGY": "sort_shuffle_pull_based",
+}
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Be connected to Ray: to the session that is there, the cluster of `address` or RAY_ADDRESS, or a private one.
+
+    A private cluster demands a token that only this user can read, and ends with the session; a cluster that merely
+    runs on the same host is never joined. A session that was there before stays open.
+
+    Raises:
+        ConfigError: if the cluster that was named does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    named = address or os.environ.get("RAY_ADDRESS")
+    opened = _joined(named) if named and named != "local" else _private()
+    with opened:
+        yield
+
+
+@contextlib.contextmanager
+def _joined(address: str) -> Iterator[None]:
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"the Ray cluster at {address} cannot be joined: {reason} "
+            "Check `address` or RAY_ADDRESS, and the token (RAY_AUTH_TOKEN_PATH) if it asks for one."
+        ) from None
+    logger.info("joined the Ray cluster at %s", address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _private() -> Iterator[None]:
+    folder = tempfile.mkdtemp(prefix="unseen_ray_")
+    token_file = os.path.join(folder, "token")
+    with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        stream.write(secrets.token_hex(32))
+    changed = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token_file, "RAY_AUTH_TOKEN": None, "RAY_ADDRESS": None}
+    with _environment(changed):
+        try:
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            logger.info("started a private Ray cluster, with a token in %s", token_file)
+            yield
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str | None]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    _set(values)
+    _reread_authentication()
+    try:
+        yield
+    finally:
+        _set(before)
+        _reread_authentication()
+
+
+def _reread_authentication() -> None:
+    """Ray reads its authentication variables once, at import; have it read them again, as ray.init itself does."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _set(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
