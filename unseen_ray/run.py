@@ -15,7 +15,7 @@ from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from unseen_ray.storage import Folder
 
-__all__ = ["CORESET", "KEYS", "Run", "coreset_of", "load_run", "open_run"]
+__all__ = ["CORESET", "KEYS", "Run", "coreset_of", "load_run", "open_run", "open_selection"]
 
 CORESET = "coreset.parquet"
 KEYS = "keys.parquet"
@@ -61,12 +61,37 @@ def open_run(config: PruneConfig, source: dict[str, Any]) -> Run:
                 f"out={config.out} holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} and no run of ours. "
                 "Name a new or an empty folder."
             )
-        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        run = Run(folder, Manifest(created=created, config=asked, asked=asked, source=source))
+        run = Run(folder, Manifest(created=_now(), config=asked, asked=asked, source=source))
         write_manifest(folder, run.manifest)
     except StorageError as error:
         raise ConfigError(f"out={config.out} cannot be used: {error}") from None
     return run
+
+
+def open_selection(run: Run, config: PruneConfig) -> Run:
+    """Begin a folder for a choice made again from a finished run; ConfigError if it holds anything."""
+    assert config.out is not None
+    folder = Folder(config.out)
+    others = folder.names()
+    if others:
+        raise ConfigError(f"out={config.out} holds {', '.join(others[:3])}. Name a new or an empty folder for the new choice.")
+    asked = config.to_json()
+    manifest = replace(
+        run.manifest,
+        created=_now(),
+        kind="select",
+        config={**run.manifest.config, **{name: asked[name] for name in ("keep", "score", "policy", "combine", "schedule", "out")}},
+        asked=asked,
+        stages=[],
+        files={},
+        cost={},
+        finished=False,
+    )
+    try:
+        write_manifest(folder, manifest)
+    except StorageError as error:
+        raise ConfigError(f"out={config.out} cannot be used: {error}") from None
+    return Run(folder, manifest)
 
 
 def load_run(path: str) -> Run:
@@ -89,6 +114,10 @@ def coreset_of(table: pa.Table) -> Coreset:
     return Coreset(
         ids=np.asarray(table.column("id")), stages=np.asarray(table.column("stage")), scores=np.asarray(table.column("score"))
     )
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _check_same(folder: Folder, manifest: Manifest, asked: dict[str, Any], source: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from unseen_ray.sources import RawImage
 
-__all__ = ["UndecodableError", "to_pixels"]
+__all__ = ["UndecodableError", "open_image", "to_pixels"]
 
 
 class UndecodableError(ValueError):
@@ -31,25 +31,37 @@ def to_pixels(raw: RawImage, size_px: int) -> NDArray[np.uint8]:
     Raises:
         UndecodableError: if the bytes are no whole image.
     """
+    if not isinstance(raw, bytes) and raw.shape[:2] == (size_px, size_px):
+        return raw
+    image = open_image(raw, draft_px=size_px)
+    if image.size != (size_px, size_px):
+        image = ImageOps.fit(image, (size_px, size_px), Image.Resampling.BILINEAR)
+    return np.asarray(image, np.uint8)
+
+
+def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
+    """Decode, turn upright and convert to RGB.
+
+    Args:
+        raw: an encoded image, or (H, W, 3) uint8.
+        draft_px: a JPEG may be decoded at a fraction of its size that is no smaller than this.
+
+    Raises:
+        UndecodableError: if the bytes are no whole image.
+    """
     if not isinstance(raw, bytes):
-        return raw if raw.shape[:2] == (size_px, size_px) else _fit(Image.fromarray(raw), size_px)
+        return Image.fromarray(raw)
     if not raw:
         raise UndecodableError("it is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(raw))
-            image.draft("RGB", (size_px, size_px))
-            upright = ImageOps.exif_transpose(image)
-            return _fit((upright or image).convert("RGB"), size_px)
+            image: Image.Image = Image.open(io.BytesIO(raw))
+            if draft_px is not None:
+                image.draft("RGB", (draft_px, draft_px))
+            return (ImageOps.exif_transpose(image) or image).convert("RGB")
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, EOFError, Image.DecompressionBombError) as error:
         raise UndecodableError(_reason(error)) from None
-
-
-def _fit(image: Image.Image, size_px: int) -> NDArray[np.uint8]:
-    if image.size != (size_px, size_px):
-        image = ImageOps.fit(image, (size_px, size_px), Image.Resampling.BILINEAR)
-    return np.asarray(image, np.uint8)
 
 
 def _reason(error: Exception) -> str:

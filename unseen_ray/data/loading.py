@@ -7,7 +7,8 @@ import logging
 import numpy as np
 
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.data.plane import BadSample, LazyPlane, MemoryPlane, Plane, chunks_of, decode_range, fits_in_memory
+from unseen_ray.data.budget import fits_in_memory
+from unseen_ray.data.plane import BadSample, LazyPlane, MemoryPlane, Plane, chunks_of, decode_range
 from unseen_ray.errors import BadSampleError
 from unseen_ray.sources import Source
 

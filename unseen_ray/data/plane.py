@@ -16,10 +16,7 @@ from unseen_ray.data.decode import UndecodableError, to_pixels
 from unseen_ray.errors import BadSampleError
 from unseen_ray.sources import Source
 
-__all__ = ["MEMORY_BYTES", "BadSample", "LazyPlane", "MemoryPlane", "Plane", "chunks_of", "decode_range", "fits_in_memory"]
-
-MEMORY_BYTES = 4 * 2**30
-"""Sets whose pixels take more than this are not held in memory."""
+__all__ = ["BadSample", "LazyPlane", "MemoryPlane", "Plane", "chunks_of", "decode_range"]
 
 _CHUNK = 1024
 
@@ -75,11 +72,6 @@ class LazyPlane:
         unsorted = np.empty_like(pixels)
         unsorted[order] = pixels
         return unsorted
-
-
-def fits_in_memory(num_samples: int, size_px: int) -> bool:
-    """Whether the pixels of a set are held in memory."""
-    return num_samples * size_px * size_px * 3 <= MEMORY_BYTES
 
 
 def chunks_of(num_samples: int, chunk: int = _CHUNK) -> list[tuple[int, int]]:

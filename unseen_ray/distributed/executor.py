@@ -14,9 +14,10 @@ import ray
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.loading import load_plane, settle_bad
-from unseen_ray.data.plane import BadSample, MemoryPlane, chunks_of, fits_in_memory
+from unseen_ray.data.budget import fits_in_memory
+from unseen_ray.data.plane import BadSample, MemoryPlane, chunks_of
 from unseen_ray.distributed.capacity import check_feasible, default_gpus, survey
-from unseen_ray.distributed.pool import FoldPool, Work, call
+from unseen_ray.distributed.pool import FoldPool, Keeper, Work
 from unseen_ray.distributed.session import ray_session
 from unseen_ray.distributed.workers import Aggregator
 from unseen_ray.job import EvalResult, Job, Receipt
@@ -45,23 +46,22 @@ class RayExecutor:
         self._open = contextlib.ExitStack()
         self._pool: FoldPool | None = None
         self._shared: tuple[Any, ...] = ()
-        self._job: Job | None = None
+        self._aggregator: Keeper | None = None
 
     def prepare(self, job: Job, source: Source) -> Prepared:
         """Connect, ask for actors, put the pixels into the object store once, resolve the precision."""
         self._open.enter_context(ray_session(self._address))
         pool = self._make_pool(job)
         pool.ask_for(self._tasks)
+        self._aggregator = Keeper(Aggregator, max_retries=job.config.max_retries)
         pixels, skipped = self._load(job, source, pool)
         probe = pool.first_probe()
         config = job.config.with_hardware(
             precision=probe["precision"], cpus_per_fold=pool.request["CPU"], gpus_per_fold=pool.request["GPU"]
         )
-        self._job = job.resolved(config, skipped)
-        run_id = uuid.uuid4().hex
         self._shared = (
-            run_id,
-            ray.put(self._job),
+            uuid.uuid4().hex,
+            ray.put(job.resolved(config, skipped)),
             ray.put(source.info.labels_N),
             None if pixels is None else ray.put(pixels),
         )
@@ -75,11 +75,9 @@ class RayExecutor:
 
     def merge(self, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
         """Merge on an aggregator actor."""
-        assert self._job is not None, "prepare comes first"
+        assert self._aggregator is not None, "prepare comes first"
         _, job, labels, _ = self._shared
-        merged: tuple[pa.Table, dict[str, str]] = call(
-            {"num_cpus": 0}, Aggregator, "merge", job, labels, request, max_retries=self._job.config.max_retries
-        )
+        merged: tuple[pa.Table, dict[str, str]] = self._aggregator.call("merge", job, labels, request)
         return merged
 
     def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
@@ -88,8 +86,10 @@ class RayExecutor:
 
     def close(self) -> None:
         """Let the actors go, and the cluster if it was private."""
-        if self._pool is not None and ray.is_initialized():
-            self._pool.close()
+        if ray.is_initialized():
+            for actors in (self._pool, self._aggregator):
+                if actors is not None:
+                    actors.close()
         self._open.close()
 
     def _make_pool(self, job: Job) -> FoldPool:

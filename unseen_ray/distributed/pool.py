@@ -26,7 +26,7 @@ from unseen_ray.distributed.workers import FoldWorker
 from unseen_ray.errors import FoldFailedError, UnseenError
 from unseen_ray.recipe import Precision
 
-__all__ = ["FoldPool", "Work", "call"]
+__all__ = ["FoldPool", "Keeper", "Work"]
 
 logger = logging.getLogger(__name__)
 
@@ -206,25 +206,46 @@ class _Wait:
             )
 
 
-def call(actor_options: dict[str, Any], cls: type, method: str, *args: Any, max_retries: int) -> Any:
-    """Call one method of a fresh actor, again on another one if it was lost."""
-    for attempt in range(1, max_retries + 2):
-        actor = ray.remote(cls).options(max_restarts=0, scheduling_strategy="SPREAD", **actor_options).remote()
-        try:
-            return ray.get(getattr(actor, method).remote(*args))
-        except RayTaskError as error:
-            if isinstance(error, ObjectLostError) and attempt <= max_retries:
-                continue
-            if isinstance(error.cause, UnseenError):
-                raise error.cause from None
-            raise FoldFailedError(f"{cls.__name__}.{method}", attempt, _explain(error, "error")) from None
-        except (*_LOST, OutOfMemoryError) as error:
-            logger.warning("%s was lost: %s", cls.__name__, _first_line(error))
-            if attempt > max_retries:
-                raise FoldFailedError(f"{cls.__name__}.{method}", attempt, _first_line(error)) from None
-        finally:
-            ray.kill(actor)
-    raise AssertionError("the loop returns or raises")
+class Keeper:
+    """Keeps one actor of a class that needs no CPU of its own; another one takes its place if it is lost.
+
+    Args:
+        cls: the plain class.
+        max_retries: how often a call is made again.
+    """
+
+    def __init__(self, cls: type, *, max_retries: int) -> None:
+        self._cls, self._max_retries = cls, max_retries
+        self._actor = self._start()
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method and wait for its answer.
+
+        Raises:
+            UnseenError: as the method raised it.
+            FoldFailedError: if it failed for good.
+        """
+        name = f"{self._cls.__name__}.{method}"
+        for attempt in range(1, self._max_retries + 2):
+            try:
+                return ray.get(getattr(self._actor, method).remote(*args))
+            except RayError as error:
+                failure = _failure_of(error)
+                if failure == "error" and isinstance(cause := getattr(error, "cause", None), UnseenError):
+                    raise cause from None
+                if decide(failure, failed=attempt, max_retries=self._max_retries) == "give up":
+                    raise FoldFailedError(name, attempt, _explain(error, failure)) from None
+                logger.warning("%s: %s (%s); calling it again", name, failure, _first_line(error))
+                self._actor = self._start()
+        raise AssertionError("the loop returns or raises")
+
+    def close(self) -> None:
+        """Let the actor go."""
+        ray.kill(self._actor)
+
+    def _start(self) -> Any:
+        options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
+        return ray.remote(self._cls).options(**options).remote()
 
 
 def _failure_of(error: RayError) -> Failure:

@@ -49,13 +49,20 @@ def describe_hardware(device: torch.device) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def numerics(threads: int, deterministic: bool) -> Iterator[None]:
-    """Set what decides the bits of a fit, keep torch's generators apart, and put everything back."""
+    """Set what decides the bits of a fit, keep torch's generators apart, and put everything back.
+
+    Args:
+        threads: of torch and of the BLAS libraries that a user's own training may call.
+        deterministic: whether to refuse algorithms that give other bits from run to run.
+    """
+    from threadpoolctl import threadpool_limits
+
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not deterministic
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), threadpool_limits(threads):
             yield
     finally:
         torch.set_num_threads(before[0])

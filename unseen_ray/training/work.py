@@ -142,7 +142,8 @@ class Workbench:
     def _answers(self, task: ScoreTask, train_ids: IdArray) -> Iterator[EpochStats | tuple[IdArray, FloatArray]]:
         config = self.job.config
         if config.fit is not None:
-            yield from custom_log_probs(self.job, task, self.population, self.plane, self.source, self.labels_N)
+            with numerics(config.threads, config.recipe.deterministic):
+                yield from custom_log_probs(self.job, task, self.population, self.plane, self.source, self.labels_N)
             return
         with numerics(config.threads, config.recipe.deterministic):
             model, norm = self._fresh_model(train_ids, task.repeat)

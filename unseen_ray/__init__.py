@@ -1,0 +1,65 @@
+"""Prune training sets with scores from models that never saw the samples: UNSEEN (AAAI 2026) on Ray.
+
+Importing this package loads neither torch nor ray; what a name needs is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unseen_ray import core as core
+    from unseen_ray.api import PruneResult as PruneResult
+    from unseen_ray.api import evaluate as evaluate
+    from unseen_ray.api import export as export
+    from unseen_ray.api import load as load
+    from unseen_ray.api import plan as plan
+    from unseen_ray.api import prune as prune
+    from unseen_ray.api import select as select
+    from unseen_ray.api import torch_subset as torch_subset
+    from unseen_ray.config import PruneConfig as PruneConfig
+    from unseen_ray.core.coreset import Coreset as Coreset
+    from unseen_ray.core.folds import FoldPlan as FoldPlan
+    from unseen_ray.core.folds import plan_folds as plan_folds
+    from unseen_ray.errors import ConfigError as ConfigError
+    from unseen_ray.errors import DataError as DataError
+    from unseen_ray.errors import UnseenError as UnseenError
+    from unseen_ray.evaluation import Evaluation as Evaluation
+    from unseen_ray.recipe import Recipe as Recipe
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ConfigError": "errors",
+    "Coreset": "core.coreset",
+    "DataError": "errors",
+    "Evaluation": "evaluation",
+    "FoldPlan": "core.folds",
+    "PruneConfig": "config",
+    "PruneResult": "api",
+    "Recipe": "recipe",
+    "UnseenError": "errors",
+    "evaluate": "api",
+    "export": "api",
+    "load": "api",
+    "plan": "api",
+    "plan_folds": "core.folds",
+    "prune": "api",
+    "select": "api",
+    "torch_subset": "api",
+}
+
+__all__ = ["__version__", "core", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "core":
+        return importlib.import_module("unseen_ray.core")
+    if name not in _HOME:
+        raise AttributeError(f"module 'unseen_ray' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"unseen_ray.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

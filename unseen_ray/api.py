@@ -1,0 +1,227 @@
+"""What a Python user calls: each function picks an executor and hands over to the layer below."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unseen_ray import export as exporting
+from unseen_ray import pipeline, reselect
+from unseen_ray.config import PruneConfig
+from unseen_ray.core.coreset import Coreset
+from unseen_ray.core.population import make_population
+from unseen_ray.evaluation import DEFAULT_AGAINST, DEFAULT_SEEDS, Evaluation, check_against
+from unseen_ray.evaluation import evaluate as run_evaluation
+from unseen_ray.manifest import Manifest
+from unseen_ray.pipeline import Executor, Observer
+from unseen_ray.planning import RunPlan, plan_run, with_model
+from unseen_ray.run import CORESET, KEYS, Run, coreset_of, load_run
+from unseen_ray.sources import SourceInfo, open_source, source_ref
+from unseen_ray.votes import scores_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import ray.data
+    from torch.utils.data import Subset
+
+__all__ = ["PruneResult", "evaluate", "export", "load", "plan", "prune", "select", "torch_subset"]
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A finished run.
+
+    Attributes:
+        run: its folder and manifest.
+        config: what was asked for.
+    """
+
+    run: Run
+    config: PruneConfig
+
+    @property
+    def path(self) -> str:
+        """The run's folder."""
+        return self.run.folder.root
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the folder holds, what made it, and what it cost."""
+        return self.run.manifest
+
+    @cached_property
+    def coreset(self) -> Coreset:
+        """The kept ids, the stage in which each was picked, and the score by which it was."""
+        return coreset_of(self.run.folder.read_table(CORESET))
+
+    @cached_property
+    def scores(self) -> pa.Table:
+        """Stage 0: one row a candidate, sorted by id; see `scores.parquet` in README."""
+        return self.run.folder.read_table(scores_file(0))
+
+    def to_ray_dataset(self) -> ray.data.Dataset:
+        """The scores of stage 0 as a Ray Dataset, on the cluster that this process is connected to."""
+        import ray.data
+
+        return ray.data.from_arrow(self.scores)
+
+
+def plan(config: PruneConfig) -> tuple[RunPlan, SourceInfo, PruneConfig]:
+    """Work out what a run would do; starts nothing and loads neither torch nor ray.
+
+    Returns:
+        The plan, what is known of the source, and the configuration with its model named.
+
+    Raises:
+        ConfigError: if the run cannot be done on this data.
+        DataError: if the data cannot be read.
+    """
+    info = open_source(source_ref(config.source)).info
+    config = with_model(config, info.size_px)
+    population = make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
+    return plan_run(config, population), info, config
+
+
+def prune(config: PruneConfig, *, on_event: Observer | None = None) -> PruneResult:
+    """Do a run, or what is left of it.
+
+    Args:
+        config: what to prune, and how; `out` names the folder.
+        on_event: is told of progress (`job.Progress`) and of finished tasks (`job.Receipt`).
+
+    Raises:
+        ConfigError, DataError: before any training, where it can be known.
+        UnseenError: if the run failed; the same call resumes it.
+    """
+    with _executor(config, config.folds * config.repeats if config.mode == "unseen" else config.repeats) as executor:
+        run = pipeline.prune(config, executor=executor, on_event=on_event or _ignore)
+    return PruneResult(run, config)
+
+
+def load(path: str | os.PathLike[str]) -> PruneResult:
+    """A finished run from its folder; imports nothing that the folder names."""
+    run = load_run(os.fspath(path))
+    return PruneResult(run, PruneConfig.from_json({**run.manifest.asked, "out": os.fspath(path)}))
+
+
+def select(
+    result: PruneResult | str | os.PathLike[str],
+    *,
+    keep: float,
+    out: str | os.PathLike[str],
+    score: Any = None,
+    policy: Any = None,
+    combine: str | None = None,
+) -> PruneResult:
+    """Choose again from stage 0 of a finished run, in one shot and without training; see `reselect.reselect`."""
+    path = result.path if isinstance(result, PruneResult) else os.fspath(result)
+    run = reselect.reselect(path, keep=keep, out=os.fspath(out), score=score, policy=policy, combine=combine)
+    return PruneResult(run, PruneConfig.from_json(run.manifest.asked))
+
+
+def evaluate(
+    result: PruneResult | str | os.PathLike[str],
+    *,
+    test: Any = None,
+    seeds: int = DEFAULT_SEEDS,
+    against: Sequence[str] = DEFAULT_AGAINST,
+    on_event: Observer | None = None,
+    **changes: Any,
+) -> Evaluation:
+    """Train the same recipe on the coreset and on baselines, and measure after the last epoch.
+
+    Args:
+        result: a finished run, or its folder.
+        test: a source with the same classes; None for the run's `test`, else its holdout.
+        seeds: trainings of each arm.
+        against: baselines: `random` (another subset of the same size each time), `full`, `fitting` (the coreset of the
+            same configuration in `mode: fitting`, pruned first if it has not been).
+        on_event: is told of progress.
+        **changes: fields of the configuration to change, such as `model`, `recipe`, `executor`.
+
+    Raises:
+        ConfigError: if there is nothing to measure on, or a baseline is unknown.
+    """
+    check_against(against)
+    done = result if isinstance(result, PruneResult) else load(result)
+    asked = {**changes, "out": done.path} | ({"test": test} if test is not None else {})
+    if done.config.fit is not None and "model" in changes:
+        asked = {**asked, "fit": None}
+    config = done.config.changed(**asked)
+    recipe = config.recipe
+    if "recipe" not in changes:
+        recipe = recipe.model_copy(update={"precision": done.manifest.config["recipe"]["precision"]})
+    info = open_source(source_ref(config.source)).info
+    config = with_model(config, info.size_px).model_copy(update={"recipe": recipe})
+    keys = done.run.folder.read_table(KEYS).column("id").to_numpy()
+    skipped = _skipped(done, keys, len(info))
+    subsets: dict[str, np.ndarray] = {"coreset": done.coreset.ids}
+    for arm in against:
+        subsets[arm] = _fitting(done, config, on_event).coreset.ids if arm == "fitting" else np.empty(0, np.int64)
+    with _executor(config, seeds * len(subsets)) as executor:
+        return run_evaluation(
+            config, subsets, skipped_ids=skipped, seeds=seeds, executor=executor, on_event=on_event or _ignore
+        )
+
+
+def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[str]) -> int:
+    """Write the coreset as .npy (ids), .txt (keys), .csv or .parquet; returns how many samples it holds."""
+    run = result.run if isinstance(result, PruneResult) else load_run(os.fspath(result))
+    return exporting.export(run, os.fspath(to))
+
+
+def torch_subset(result: PruneResult, transform: Callable[[Any], Any] | None = None) -> Subset[tuple[Any, int]]:
+    """The coreset as a torch Subset of the source's (PIL image, label) pairs.
+
+    Args:
+        result: a finished run.
+        transform: applied to each image.
+    """
+    from unseen_ray.data.torch_dataset import subset_of
+
+    return subset_of(open_source(source_ref(result.config.source)), result.coreset.ids, transform)
+
+
+@contextlib.contextmanager
+def _executor(config: PruneConfig, tasks: int) -> Iterator[Executor]:
+    if config.executor == "local":
+        from unseen_ray.local import LocalExecutor
+
+        executor: Any = LocalExecutor()
+    else:
+        from unseen_ray.distributed.executor import RayExecutor
+
+        executor = RayExecutor(address=config.address, tasks=tasks)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) -> PruneResult:
+    """The coreset that the usual baseline picks: same score, same policy, models that saw what they score."""
+    given = {name: getattr(config, name) for name in config.model_fields_set}
+    for name in ("folds", "train_on", "stratify", "schedule"):
+        given.pop(name, None)
+    return prune(PruneConfig(**{**given, "mode": "fitting", "out": f"{done.path.rstrip('/')}/fitting"}), on_event=on_event)
+
+
+def _skipped(done: PruneResult, ids_N: np.ndarray, rows: int) -> np.ndarray:
+    if not done.manifest.source.get("skipped"):
+        return np.empty(0, np.int64)
+    held = make_population(
+        open_source(source_ref(done.config.source)).info.labels_N,
+        done.manifest.source["num_classes"],
+        holdout=done.config.holdout,
+        seed=done.config.seed,
+    )
+    return np.setdiff1d(np.arange(rows), np.union1d(ids_N, held.holdout_ids))
+
+
+def _ignore(_: Any) -> None: ...

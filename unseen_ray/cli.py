@@ -1,0 +1,216 @@
+"""The command line: one short function a command. stdout carries the answer, stderr the log and the progress."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from typing import Any
+
+import click
+
+from unseen_ray import __version__
+from unseen_ray.config import PruneConfig
+from unseen_ray.errors import ConfigError, UnseenError
+from unseen_ray.flags import FieldCommand, field_options, merged_fields
+
+__all__ = ["main"]
+
+_INTERRUPTED = 130
+_FAILED = 4
+_EXECUTOR_FIELDS = ("executor", "address", "cpus_per_fold", "gpus_per_fold", "max_retries", "wait_s")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="unseen-ray")
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens inside, too.")
+def cli(verbose: bool) -> None:
+    """Prune training sets with scores from models that never saw the samples."""
+    _start_logging(verbose)
+
+
+@cli.command(cls=FieldCommand)
+@click.argument("run_yaml", required=False)
+@field_options()
+@click.option("--rate", type=float, default=None, metavar="NUMBER", help="images a second that one worker trains, to estimate hours")
+@click.option("--json", "as_json", is_flag=True, help="print the plan as JSON")
+def plan(run_yaml: str | None, rate: float | None, as_json: bool, **flags: str | None) -> None:
+    """Show what a run would do and cost; start nothing.
+
+    \b
+    unseen-ray plan --source digits --keep 0.7 --schedule '[0.5,0.6,0.7]'
+    unseen-ray plan run.yaml --folds 8 --rate 2000
+    """
+    from unseen_ray import api, summary
+
+    if rate is not None and rate <= 0:
+        raise ConfigError(f"rate={rate} must be above 0: images a second that one worker trains.")
+    asked = PruneConfig(**merged_fields(run_yaml, flags))
+    planned, info, config = api.plan(asked)
+    values = summary.plan_values(planned, info, config, rate)
+    if as_json:
+        return _print_json(values)
+    _print_lines(summary.plan_lines(values, config, chosen=asked.model is None and asked.fit is None))
+    _print_table(summary.plan_table(values))
+    for warning in values["warnings"]:
+        logging.getLogger(__name__).warning("%s", warning)
+    return None
+
+
+@cli.command(cls=FieldCommand)
+@click.argument("run_yaml", required=False)
+@field_options()
+@click.option("--json", "as_json", is_flag=True, help="print the closing summary as JSON")
+def prune(run_yaml: str | None, as_json: bool, **flags: str | None) -> None:
+    """Prune a training set; run the same line again to resume.
+
+    \b
+    unseen-ray prune --source digits --keep 0.7 --out runs/digits
+    unseen-ray prune run.yaml --folds 8 --recipe.epochs 30
+    """
+    from rich.console import Console
+
+    from unseen_ray import api, summary
+    from unseen_ray.progress import watching
+
+    config = PruneConfig(**merged_fields(run_yaml, flags))
+    with watching(Console(stderr=True)) as observer:
+        result = api.prune(config, on_event=observer)
+    values = summary.prune_values(result)
+    if as_json:
+        return _print_json(values)
+    first, *rest = summary.prune_lines(values)
+    _print_lines([first])
+    _print_table(summary.stage_table(values))
+    _print_table(summary.class_table(values))
+    _print_lines(rest)
+    return None
+
+
+@cli.command(cls=FieldCommand)
+@click.argument("run_dir")
+@field_options(only=("keep", "out", "score", "policy", "combine"))
+@click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
+def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
+    """Choose again from stage 0 of a finished run, without training.
+
+    \b
+    unseen-ray select runs/digits --keep 0.5 --score margin --policy class_balanced --out runs/digits-half
+    """
+    from unseen_ray import api, summary
+
+    fields = merged_fields(None, flags)
+    missing = [f"--{name} is missing: {PruneConfig.model_fields[name].description}." for name in ("keep", "out") if name not in fields]
+    if missing:
+        raise ConfigError(missing)
+    values = summary.prune_values(api.select(run_dir, **fields))
+    if as_json:
+        return _print_json(values)
+    first, *rest = summary.prune_lines(values)
+    _print_lines([first])
+    _print_table(summary.class_table(values))
+    _print_lines(rest)
+    return None
+
+
+@cli.command(cls=FieldCommand)
+@click.argument("run_dir")
+@click.option("--seeds", type=int, default=None, metavar="INT", help="trainings of each arm  [default: 3]")
+@click.option("--against", default=None, metavar="NAMES", help="baselines among random, full, fitting  [default: random,full]")
+@field_options(only=("test", "model", "recipe", *_EXECUTOR_FIELDS))
+@click.option("--json", "as_json", is_flag=True, help="print the table as JSON")
+def evaluate(run_dir: str, seeds: int | None, against: str | None, as_json: bool, **flags: str | None) -> None:
+    """Train on the coreset and on baselines by the same recipe, and measure after the last epoch.
+
+    \b
+    unseen-ray evaluate runs/cifar --test cifar10-test.parquet --seeds 3 --against random,full
+    """
+    from rich.console import Console
+
+    from unseen_ray import api, summary
+    from unseen_ray.progress import watching
+
+    asked: dict[str, Any] = merged_fields(None, flags)
+    if seeds is not None:
+        asked["seeds"] = seeds
+    if against is not None:
+        asked["against"] = tuple(name.strip() for name in against.split(",") if name.strip())
+    with watching(Console(stderr=True)) as observer:
+        evaluation = api.evaluate(run_dir, on_event=observer, **asked)
+    if as_json:
+        return _print_json(evaluation.to_json())
+    _print_lines([f"{evaluation.model}, recipe {evaluation.recipe['use']}, measured on {evaluation.test_samples:,} samples of {evaluation.test} after the last epoch"])
+    _print_table(summary.evaluation_table(evaluation))
+    return None
+
+
+@cli.command(cls=FieldCommand)
+@click.argument("run_dir")
+@click.option("--to", required=True, metavar="FILE", help=".npy: ids, .txt: keys, .csv and .parquet: all columns")
+def export(run_dir: str, to: str) -> None:
+    """Write the kept ids or keys to a file.
+
+    \b
+    unseen-ray export runs/digits --to kept.npy
+    """
+    from unseen_ray import api
+
+    count = api.export(run_dir, to)
+    _print_lines([f"Wrote {count:,} samples to {to}."])
+
+
+@cli.command("list", cls=FieldCommand)
+@click.argument("what", type=click.Choice(["scores", "policies", "sources", "models", "recipes"]))
+def list_names(what: str) -> None:
+    """List what goes by a bare name, with a line on each."""
+    from unseen_ray.listing import entries
+
+    rows = entries(what)
+    width = max(len(name) for name, _ in rows)
+    _print_lines([f"{name:<{width}}  {line}" for name, line in rows])
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command and end with its exit code: 0 done, 2 bad configuration, 3 bad data, 4 failed, 130 interrupted."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        cli.main(args=args, prog_name="unseen-ray", standalone_mode=False)
+    except click.ClickException as error:
+        error.show(file=sys.stderr)
+        sys.exit(error.exit_code)
+    except UnseenError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; run the same line again to go on", err=True)
+        sys.exit(_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception:
+        logging.getLogger(__name__).exception("this is a bug in unseen_ray, or in a function of yours")
+        sys.exit(_FAILED)
+
+
+def _start_logging(verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    root = logging.getLogger("unseen_ray")
+    root.handlers, root.propagate = [handler], False
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    click.echo(json.dumps(values, indent=1))
+
+
+def _print_table(table: Any) -> None:
+    from rich.console import Console
+
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False).print(table)

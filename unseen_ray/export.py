@@ -1,0 +1,72 @@
+"""The kept ids in the form that the next tool wants."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import numpy as np
+import pyarrow as pa
+
+from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.resolve import did_you_mean
+from unseen_ray.run import CORESET, Run
+from unseen_ray.storage import Folder
+
+__all__ = ["ENDINGS", "export"]
+
+ENDINGS = {
+    ".npy": "ids, int64, sorted",
+    ".txt": "keys, one a line",
+    ".csv": "id, key, label, stage, score",
+    ".parquet": "id, key, label, stage, score",
+}
+
+
+def export(run: Run, to: str) -> int:
+    """Write the coreset of a finished run; what it holds follows from the file's ending.
+
+    Args:
+        run: a finished run.
+        to: a path or URI ending in .npy (ids), .txt (keys), .csv or .parquet (all columns).
+
+    Returns:
+        How many samples were written.
+
+    Raises:
+        ConfigError: if the ending is none of these, or the file cannot be written.
+    """
+    ending = os.path.splitext(to)[1].lower()
+    if ending not in ENDINGS:
+        known = "; ".join(f"{name} ({what})" for name, what in ENDINGS.items())
+        raise ConfigError(f"--to {to} ends in {ending or 'nothing'!r}. Allowed are {known}.{did_you_mean(ending, ENDINGS)}")
+    table = run.folder.read_table(CORESET)
+    parent, _, name = to.replace(os.sep, "/").rpartition("/")
+    try:
+        Folder(parent or ("/" if to.startswith("/") else ".")).write(name, _bytes_of(table, ending))
+    except StorageError as error:
+        raise ConfigError(f"--to {to} cannot be written: {error}") from None
+    return int(table.num_rows)
+
+
+def _bytes_of(table: pa.Table, ending: str) -> bytes:
+    if ending == ".npy":
+        buffer = io.BytesIO()
+        np.save(buffer, table.column("id").to_numpy(), allow_pickle=False)
+        return buffer.getvalue()
+    if ending == ".txt":
+        keys = table.column("key").to_pylist()
+        broken = next((key for key in keys if "\n" in key or "\r" in key), None)
+        if broken is not None:
+            raise ConfigError(f"key {broken!r} holds a line break, so that one key a line cannot hold it. Export to .csv or .parquet.")
+        return "".join(f"{key}\n" for key in keys).encode()
+    sink = pa.BufferOutputStream()
+    if ending == ".csv":
+        import pyarrow.csv
+
+        pyarrow.csv.write_csv(table, sink)
+    else:
+        import pyarrow.parquet as pq
+
+        pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())

@@ -1,0 +1,129 @@
+"""Flags made from the fields of the configuration: `--keep 0.7`, `--recipe.epochs 30`, `--source.limit 1000`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import click
+from pydantic.fields import FieldInfo
+
+from unseen_ray.config import PruneConfig, load_yaml
+from unseen_ray.errors import ConfigError
+from unseen_ray.recipe import Recipe
+
+__all__ = ["FieldCommand", "field_options", "merged_fields", "normalised"]
+
+_NESTED = ("source", "test", "schedule", "score", "policy", "model", "fit")
+_NESTED_VALUES = "unseen_ray.nested"
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class FieldCommand(click.Command):
+    """A command whose flags are fields: `-` and `_` are one, and fields of a mapping are dotted."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Set dotted flags such as `--source.limit` aside, then parse the rest."""
+        plain, nested = _split_nested(normalised(args))
+        ctx.meta[_NESTED_VALUES] = nested
+        return super().parse_args(ctx, plain)
+
+
+def field_options(*, only: Iterable[str] | None = None) -> Callable[[Command], Command]:
+    """A decorator that adds a flag for each field, with its description and default.
+
+    Args:
+        only: names of the fields; None for all, the recipe's included.
+    """
+    names = list(PruneConfig.model_fields) if only is None else list(only)
+    rows = [(name, PruneConfig.model_fields[name], "") for name in names]
+    if "recipe" in names:
+        rows += [(name, field, "recipe.") for name, field in Recipe.model_fields.items() if name != "use"]
+
+    def decorate(command: Command) -> Command:
+        for name, field, prefix in reversed(rows):
+            option = click.option(
+                f"--{prefix}{name}",
+                f"{prefix}{name}".replace(".", "__"),
+                metavar=_metavar(field),
+                help=_help(field),
+                default=None,
+            )
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def normalised(args: Iterable[str]) -> list[str]:
+    """Flags with `_` for `-` in their names; values stay as they are."""
+    changed = []
+    for arg in args:
+        if arg.startswith("--") and len(arg) > 2:
+            name, equals, value = arg[2:].partition("=")
+            arg = f"--{name.replace('-', '_')}{equals}{value}"
+        changed.append(arg)
+    return changed
+
+
+def merged_fields(yaml_path: str | None, flags: Mapping[str, str | None]) -> dict[str, Any]:
+    """Fields of a YAML file with flags on top; values of flags are read as YAML.
+
+    Raises:
+        ConfigError: if the file cannot be read.
+    """
+    fields = load_yaml(yaml_path) if yaml_path else {}
+    nested = click.get_current_context().meta.get(_NESTED_VALUES, {})
+    for name, text in flags.items():
+        if text is not None and "__" not in name:
+            fields[name] = _value(text)
+    for name, text in [*((k.replace("__", ".", 1), v) for k, v in flags.items() if "__" in k), *nested.items()]:
+        if text is None:
+            continue
+        field, _, option = name.partition(".")
+        before = fields.get(field)
+        mapping = dict(before) if isinstance(before, Mapping) else {} if before is None else {"use": before}
+        fields[field] = {**mapping, option: _value(text)}
+    return fields
+
+
+def _split_nested(args: list[str]) -> tuple[list[str], dict[str, str]]:
+    plain: list[str] = []
+    nested: dict[str, str] = {}
+    rest = iter(args)
+    for arg in rest:
+        name, equals, value = arg[2:].partition("=") if arg.startswith("--") else ("", "", "")
+        if name.partition(".")[0] in _NESTED and "." in name:
+            given = value if equals else next(rest, None)
+            if given is None:
+                raise ConfigError(f"--{name} needs a value, such as --{name} 100.")
+            nested[name] = given
+        else:
+            plain.append(arg)
+    return plain, nested
+
+
+def _value(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _metavar(field: FieldInfo) -> str:
+    kind = str(field.annotation).replace("<class '", "").replace("'>", "")
+    if "Literal" in kind:
+        return "|".join(part.strip(" '") for part in kind[kind.index("[") + 1 : kind.index("]")].split(","))
+    return {"bool": "true|false", "int": "INT", "float": "NUMBER"}.get(kind.split(" |")[0], "VALUE")
+
+
+def _help(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    if isinstance(default, Recipe):
+        default = default.use
+    if field.is_required() or default is None:
+        return str(field.description)
+    shown = str(default).lower() if isinstance(default, bool) else str(default)
+    return f"{field.description}  [default: {shown}]"

@@ -1,0 +1,140 @@
+"""Progress that a person enjoys: one live table on a terminal, plain lines elsewhere. Writes to stderr."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from unseen_ray.job import EvalResult, Progress, Receipt
+from unseen_ray.pipeline import Observer
+
+__all__ = ["LineProgress", "TableProgress", "watching"]
+
+_LINE_EVERY_S = 10.0
+_SHOWN = 24
+
+
+@dataclass(slots=True)
+class _Row:
+    last: Progress
+    began: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+    result: Receipt | EvalResult | None = None
+
+    def eta_s(self) -> float:
+        if not self.last.done or self.last.doing != "train":
+            return math.nan
+        return (time.monotonic() - self.began) / self.last.done * (self.last.total - self.last.done)
+
+
+@dataclass(slots=True)
+class TableProgress:
+    """One row a task: node, device, epoch, loss, accuracy, images a second, time left."""
+
+    live: Live
+    rows: dict[str, _Row] = field(default_factory=dict)
+
+    def __call__(self, event: Progress | Receipt | EvalResult) -> None:
+        """Show an event."""
+        if isinstance(event, Progress):
+            row = self.rows.setdefault(event.task, _Row(event))
+            row.last = event
+        else:
+            name = _name_of(event)
+            row = self.rows.setdefault(name, _Row(_started(event)))
+            row.result = event
+        self.live.update(self.table())
+
+    def table(self) -> Table:
+        """The table as it stands."""
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        for title in ("task", "node", "device"):
+            table.add_column(title)
+        for title in ("epoch", "loss", "accuracy", "images/s", "left"):
+            table.add_column(title, justify="right")
+        for name, row in list(self.rows.items())[-_SHOWN:]:
+            table.add_row(name, row.last.node, row.last.device, *_cells(row), style="dim" if row.result else "")
+        return table
+
+
+@dataclass(slots=True)
+class LineProgress:
+    """A line when a task begins, every ten seconds, and when it is done."""
+
+    console: Console
+    rows: dict[str, _Row] = field(default_factory=dict)
+
+    def __call__(self, event: Progress | Receipt | EvalResult) -> None:
+        """Say an event, if it is time to."""
+        if isinstance(event, Progress):
+            fresh = event.task not in self.rows
+            row = self.rows.setdefault(event.task, _Row(event))
+            row.last = event
+            if fresh or time.monotonic() - row.said >= _LINE_EVERY_S:
+                row.said = time.monotonic()
+                self._say(f"{event.task} ({event.node}, {event.device}): {_sentence(row)}")
+        else:
+            self._say(f"{_name_of(event)} ({event.node}, {event.device}): {_closing(event)}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def watching(console: Console) -> Iterator[Observer]:
+    """An observer for this console: a live table on a terminal, else lines."""
+    if not console.is_terminal:
+        yield LineProgress(console)
+        return
+    with Live(console=console, refresh_per_second=4, transient=False) as live:
+        yield TableProgress(live)
+
+
+def _cells(row: _Row) -> tuple[str, ...]:
+    last = row.last
+    if isinstance(row.result, Receipt):
+        said = "done before" if row.result.reused else "done"
+        return said, "", f"{row.result.accuracy:.3f} unseen", "", f"{row.result.seconds:.1f} s"
+    if isinstance(row.result, EvalResult):
+        return "done", "", f"{row.result.accuracy:.3f} test", "", f"{row.result.seconds:.1f} s"
+    if last.doing == "score":
+        return f"scoring {last.done:,}/{last.total:,}", "", "", "", ""
+    eta = row.eta_s()
+    return (
+        f"{last.done}/{last.total}",
+        f"{last.loss:.4f}",
+        f"{last.accuracy:.3f}",
+        f"{last.images_per_s:,.0f}",
+        "" if math.isnan(eta) else f"{eta:.0f} s",
+    )
+
+
+def _sentence(row: _Row) -> str:
+    last = row.last
+    if last.doing == "score":
+        return f"scoring {last.done:,} of {last.total:,}"
+    eta = row.eta_s()
+    left = "" if math.isnan(eta) or last.done < 2 else f", {eta:.0f} s left"
+    return f"epoch {last.done}/{last.total}, loss {last.loss:.4f}, accuracy {last.accuracy:.3f}, {last.images_per_s:,.0f} images/s{left}"
+
+
+def _closing(event: Receipt | EvalResult) -> str:
+    if isinstance(event, EvalResult):
+        return f"accuracy {event.accuracy:.4f} after training on {event.trained:,} samples, {event.seconds:.1f} s"
+    done = "done before" if event.reused else "done"
+    return f"{done}, scored {event.scored:,} samples, {event.accuracy:.4f} of them right, {event.seconds:.1f} s"
+
+
+def _name_of(event: Receipt | EvalResult) -> str:
+    return event.task if isinstance(event, Receipt) else f"{event.arm} seed {event.repeat}"
+
+
+def _started(event: Receipt | EvalResult) -> Progress:
+    return Progress(task=_name_of(event), node=event.node, device=event.device, doing="train", done=0, total=0)

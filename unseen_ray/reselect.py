@@ -1,0 +1,136 @@
+"""Choose again from a finished run's stage 0: another keep, score, policy or rule of combination, without training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from unseen_ray.config import PruneConfig
+from unseen_ray.core import scores as builtin_scores
+from unseen_ray.core import select as builtin_policies
+from unseen_ray.core.coreset import Coreset
+from unseen_ray.core.scorebook import ScoreBook, log_of_probs
+from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.job import score_name
+from unseen_ray.manifest import Manifest
+from unseen_ray.pipeline import apply_policy
+from unseen_ray.resolve import did_you_mean, is_target, plug_of
+from unseen_ray.run import CORESET, KEYS, Run, load_run, open_selection
+from unseen_ray.votes import probs_file, read_votes, score_columns, scores_file
+
+__all__ = ["reselect"]
+
+
+def reselect(
+    path: str,
+    *,
+    keep: float,
+    out: str,
+    score: Any = None,
+    policy: Any = None,
+    combine: str | None = None,
+) -> Run:
+    """Choose `round(keep * N)` samples in one shot from the stored votes of stage 0.
+
+    Args:
+        path: a finished run.
+        keep: fraction kept.
+        out: a new folder for the choice.
+        score: a stored score; None for the run's.
+        policy: a policy; None for the run's. Nothing that the run folder names is imported, so a run with a policy of
+            the user's own needs it named here.
+        combine: `mean`, `rank_mean` or `mean_prob`; None for the run's.
+
+    Raises:
+        ConfigError: if the run stores no such score, or no probabilities where they are needed.
+    """
+    run = load_run(path)
+    config = _config(run.manifest, keep=keep, score=score, policy=policy, combine=combine, out=out)
+    keys = run.folder.read_table(KEYS)
+    ids = keys.column("id").to_numpy()
+    table = _scores(run, config)
+    name = score_name(config.score)
+    labels = table.column("label").to_numpy()
+    budget = round(keep * len(ids))
+    if not 1 <= budget < len(ids):
+        raise ConfigError(f"keep={keep} of {len(ids)} samples is {budget}; it must leave 1 to {len(ids) - 1}.")
+    scores = table.column(name).to_numpy()
+    none_kept = np.zeros(run.manifest.source["num_classes"], np.int64)
+    picked = apply_policy(config, scores_M=scores, labels_M=labels, ids_M=ids, budget=budget, kept_C=none_kept)
+    coreset = Coreset.empty().extend(0, ids[picked], scores[picked])
+    places = pa.array(np.sort(picked))
+    columns = {
+        "id": coreset.ids,
+        "key": keys.column("key").take(places),
+        "label": table.column("label").take(places),
+        "stage": coreset.stages,
+        "score": coreset.scores,
+    }
+    new = open_selection(run, config)
+    files = {
+        CORESET: new.folder.write_table(CORESET, pa.table(columns)),
+        KEYS: new.folder.write_table(KEYS, keys),
+        scores_file(0): new.folder.write_table(scores_file(0), table),
+    }
+    return new.commit(files=files, finished=True)
+
+
+def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
+    asked = {key: value for key, value in changes.items() if value is not None}
+    kept = {k: v for k, v in manifest.asked.items() if k != "schedule"}
+    if "policy" not in asked and is_target(plug_of(kept["policy"])[0]):
+        raise ConfigError(
+            f"the run's policy {plug_of(kept['policy'])[0]} is a function of somebody's, and a run folder is never imported from. "
+            "Name it yourself: --policy package.module:function."
+        )
+    if asked.get("policy") is not None:
+        use = plug_of(asked["policy"])[0]
+        if isinstance(use, str) and not is_target(use) and use not in builtin_policies.__all__:
+            raise ConfigError(f"policy={use!r} is none of {', '.join(builtin_policies.__all__)}, nor package.module:function.{did_you_mean(use, builtin_policies.__all__)}")
+    return PruneConfig.from_json({**kept, **asked})
+
+
+def _scores(run: Run, config: PruneConfig) -> pa.Table:
+    """The scores of stage 0 under `config.combine`, in the order of the ids."""
+    stored = run.folder.read_table(scores_file(0))
+    if run.manifest.kind != "prune":
+        if config.combine != run.manifest.asked["combine"]:
+            raise ConfigError(f"combine needs the votes, which {run.folder.root} does not hold: it is a choice from another run. Select from that run.")
+        table = stored
+    elif config.combine == run.manifest.config["combine"]:
+        table = stored
+    elif config.combine == "mean_prob":
+        table = _of_mean_probs(run, stored)
+    else:
+        stage = run.manifest.stages[0]
+        votes = stored.column("votes").to_numpy()
+        book = ScoreBook(
+            ids_M=stored.column("id").to_numpy(),
+            labels_M=stored.column("label").to_numpy(),
+            num_parts=len(stage["tasks"]),
+            votes_each=int(votes[0]),
+        )
+        for index in range(len(stage["tasks"])):
+            book.add(read_votes(run.folder, 0, index))
+        table = score_columns(book.merge(config.combine))
+    names = [column for column in table.column_names if f"std_{column}" in table.column_names]
+    name = score_name(config.score)
+    if name not in names:
+        raise ConfigError(f"score={name!r} is not stored in {run.folder.root}; stored are {', '.join(names)}.{did_you_mean(name, names)}")
+    return table
+
+
+def _of_mean_probs(run: Run, stored: pa.Table) -> pa.Table:
+    if probs_file(0) not in run.manifest.files:
+        raise ConfigError(f"combine=mean_prob needs the mean probabilities, which {run.folder.root} does not hold. Prune with save_probs: true.")
+    probs = run.folder.read_array(probs_file(0))
+    if len(probs) != stored.num_rows:
+        raise StorageError(f"{run.folder.path(probs_file(0))} has {len(probs)} rows for {stored.num_rows} candidates.")
+    labels = stored.column("label").to_numpy()
+    for name in builtin_scores.__all__:
+        if name in stored.column_names:
+            values = getattr(builtin_scores, name)(log_of_probs(probs), labels)
+            stored = stored.set_column(stored.column_names.index(name), name, pa.array(values, pa.float32()))
+    return stored

@@ -1,0 +1,253 @@
+"""The answers of the commands, as text for stdout and as values for `--json`."""
+
+from __future__ import annotations
+
+import math
+
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from unseen_ray.api import PruneResult
+from unseen_ray.config import PruneConfig, jsonable
+from unseen_ray.core import scores as builtin_scores
+from unseen_ray.data.budget import fits_in_memory
+from unseen_ray.evaluation import Evaluation
+from unseen_ray.planning import RunPlan, model_name
+from unseen_ray.run import CORESET
+from unseen_ray.sources import SourceInfo
+from unseen_ray.votes import scores_file
+
+__all__ = ["class_table", "evaluation_table", "plan_lines", "plan_values", "prune_lines", "prune_values", "stage_table"]
+
+_CLASSES_SHOWN = 20
+_SCORING_SPEEDUP = 3.0  # a forward pass beside forward, backward and step
+_VOTE_BYTES = 8 + 8 + 4 + 4
+
+
+def prune_values(result: PruneResult) -> dict[str, Any]:
+    """What a finished run amounts to."""
+    manifest = result.manifest
+    source = manifest.source
+    values: dict[str, Any] = {
+        "out": result.path,
+        "source": source["name"],
+        "num_samples": source["num_samples"],
+        "kept": len(result.coreset),
+        "keep": manifest.config["keep"],
+        "holdout": source["holdout"],
+        "skipped": len(source["skipped"]),
+        "model": manifest.config["fit"] or manifest.config["model"],
+        "precision": manifest.config["recipe"]["precision"],
+        "stages": [{k: v for k, v in stage.items() if k != "tasks"} for stage in manifest.stages],
+        "cost": manifest.cost,
+        "coreset": f"{result.path}/{CORESET}",
+        "scores": f"{result.path}/{scores_file(0)}",
+    }
+    counts = np.asarray(source["class_counts"])
+    table = result.run.folder.read_table(CORESET)
+    kept = np.bincount(table.column("label").to_numpy(), minlength=len(counts))
+    names = source["class_names"] or [str(number) for number in range(len(counts))]
+    values["classes"] = [
+        {"class": names[c], "samples": int(counts[c]), "kept": int(kept[c])} for c in range(len(counts)) if counts[c]
+    ]
+    return values
+
+
+def prune_lines(values: dict[str, Any]) -> list[str]:
+    """The first and the last lines of a closing summary."""
+    return [
+        f"Kept {values['kept']:,} of {values['num_samples']:,} samples of {values['source']} "
+        f"({values['kept'] / values['num_samples']:.1%}) in {_several(len(values['stages']), 'stage')}, "
+        f"with {values['model']} in {values['precision']}, {values['cost'].get('seconds', 0):.1f} s."
+        if values["stages"]
+        else f"Kept {values['kept']:,} of {values['num_samples']:,} samples of {values['source']}, chosen again without training.",
+        f"The ids are in {values['coreset']}, the scores in {values['scores']}.",
+    ]
+
+
+def stage_table(values: dict[str, Any]) -> Table:
+    """Sizes, accuracy and seconds of each stage."""
+    table = _table("stage", "kept", "added", "scored by", "out-of-fold accuracy", "seconds")
+    for stage in values["stages"]:
+        models = round(stage["scored"] / stage["candidates"]) if stage["candidates"] else 0
+        table.add_row(
+            str(stage["index"]),
+            f"{stage['target']:,}",
+            f"{stage['added']:,}",
+            f"{_several(models, 'vote')} each",
+            f"{stage['accuracy']:.4f}",
+            f"{stage['seconds']:.1f}",
+        )
+    return table
+
+
+def class_table(values: dict[str, Any]) -> Table:
+    """What was kept of each class: all of them, or of many the least and the most kept."""
+    rows = sorted(values["classes"], key=lambda row: row["kept"] / row["samples"], reverse=True)
+    table = _table("class", "samples", "kept", "share")
+    cut = len(rows) > _CLASSES_SHOWN
+    half = _CLASSES_SHOWN // 2
+    for row in [*rows[:half], *rows[-half:]] if cut else rows:
+        if cut and row is rows[-half]:
+            table.add_row(f"... {len(rows) - 2 * half} more", "", "", "")
+        table.add_row(row["class"], f"{row['samples']:,}", f"{row['kept']:,}", f"{row['kept'] / row['samples']:.1%}")
+    return table
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """Mean and deviation of each arm."""
+    table = _table("trained on", "samples", "accuracy", "std", "seeds", "worst class", "seconds")
+    for arm in evaluation.arms:
+        classes = [value for value in arm.class_accuracy if not math.isnan(value)]
+        table.add_row(
+            arm.name,
+            f"{arm.samples:,}",
+            f"{arm.mean:.4f}",
+            "" if math.isnan(arm.std) else f"{arm.std:.4f}",
+            str(len(arm.accuracies)),
+            f"{min(classes):.4f}",
+            f"{arm.seconds:.1f}",
+        )
+    return table
+
+
+def plan_values(plan: RunPlan, info: SourceInfo, config: PruneConfig, rate: float | None) -> dict[str, Any]:
+    """What a run would do and cost.
+
+    Args:
+        plan: its sizes.
+        info: the source.
+        config: with the model named.
+        rate: training images a second of one worker, if the user gave it.
+    """
+    stages: dict[int, dict[str, Any]] = {}
+    longest: dict[int, float] = {}
+    trained = scored = 0
+    for task in plan.tasks:
+        entry = stages.setdefault(task.stage, {"stage": task.stage, "tasks": []})
+        entry["tasks"].append(
+            {
+                "models": task.models,
+                "train_on": task.trained,
+                "score": task.scored,
+                "steps": task.steps,
+                "batch_size": task.batch_size,
+            }
+        )
+        work = task.image_passes + task.scored / _SCORING_SPEEDUP
+        longest[task.stage] = max(longest.get(task.stage, 0), work)
+        trained += task.models * task.image_passes
+        scored += task.models * task.scored
+    for stage in plan.stages:
+        stages[stage.index] |= {"target": stage.target, "added": stage.added}
+    total = trained + scored / _SCORING_SPEEDUP
+    return {
+        "source": info.name,
+        "num_samples": plan.num_samples,
+        "holdout": plan.num_holdout,
+        "num_classes": plan.num_classes,
+        "image_px": info.size_px,
+        "original_px": info.original_px,
+        "budget": plan.budget,
+        "model": jsonable(config.fit or config.model),
+        "recipe": None if config.fit else config.recipe.model_dump(),
+        "stages": [stages[index] for index in sorted(stages)],
+        "models": sum(task.models for task in plan.tasks),
+        "images_trained": trained,
+        "images_scored": scored,
+        "full_trainings": _share_of_full(trained, plan, config),
+        "worker_hours": None if rate is None or config.fit else total / rate / 3600,
+        "critical_path_hours": None if rate is None or config.fit else sum(longest.values()) / rate / 3600,
+        "images_per_s": rate,
+        "pixel_bytes": plan.num_samples * info.size_px**2 * 3,
+        "pixels_in_memory": fits_in_memory(len(info), info.size_px),
+        "disk_bytes": _disk_bytes(plan, config, scored),
+        "warnings": list(plan.warnings),
+    }
+
+
+def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> list[str]:
+    """A plan in sentences; `chosen` says that the model follows from the image size."""
+    original = values["original_px"]
+    size = f"{values['image_px']} px" + (
+        "" if original and original == (values["image_px"],) * 2 else f", scaled from {original[1]}x{original[0]}" if original else ", scaled from various sizes"
+    )
+    lines = [
+        f"{values['source']}: {values['num_samples']:,} samples of {values['num_classes']} classes, images of {size}"
+        + (f"; {values['holdout']:,} more are held out" if values["holdout"] else ""),
+        f"keep {config.keep:g}: {values['budget']:,} samples in {_several(len(values['stages']), 'stage')}",
+        f"model {model_name(config)}" + (" (chosen by the image size)" if chosen else "")
+        + (f", recipe {config.recipe.use}" if values["recipe"] else ", your own training"),
+        f"{_several(values['models'], 'training')}, {values['images_trained']:,} images through training "
+        f"(as many as {values['full_trainings']:.2f} trainings on all data), {values['images_scored']:,} through scoring"
+        if values["recipe"]
+        else f"{_several(values['models'], 'training')}, {values['images_scored']:,} samples scored",
+    ]
+    if values["worker_hours"] is not None:
+        lines.append(
+            f"at {values['images_per_s']:,.0f} images/s a worker: {_hours(values['worker_hours'])} of one worker's time, "
+            f"{_hours(values['critical_path_hours'])} if no fold waits for another"
+        )
+    elif values["recipe"]:
+        lines.append("for hours, say how fast one worker trains: --rate IMAGES_PER_S")
+    where = "in memory on every node" if values["pixels_in_memory"] else "decoded as they are needed"
+    lines.append(f"pixels take {_bytes(values['pixel_bytes'])} ({where}), the run's files about {_bytes(values['disk_bytes'])}")
+    return lines
+
+
+def plan_table(values: dict[str, Any]) -> Table:
+    """The tasks of each stage."""
+    table = _table("stage", "kept", "added", "models", "train on", "steps x batch", "score")
+    for stage in values["stages"]:
+        for task in stage["tasks"]:
+            table.add_row(
+                str(stage["stage"]),
+                f"{stage['target']:,}",
+                f"{stage['added']:,}",
+                str(task["models"]),
+                f"{task['train_on']:,}",
+                f"{task['steps']:,} x {task['batch_size']}" if task["steps"] else "your own",
+                f"{task['score']:,}",
+            )
+    return table
+
+
+def _share_of_full(trained: int, plan: RunPlan, config: PruneConfig) -> float:
+    batch, steps = config.recipe.plan(plan.num_samples)
+    return trained / (batch * steps)
+
+
+def _disk_bytes(plan: RunPlan, config: PruneConfig, scored: int) -> int:
+    columns = 1 + (len(builtin_scores.__all__) if config.also_score == "all" else 0)
+    votes = scored * (_VOTE_BYTES + 4 * columns)
+    if config.save_probs or config.combine == "mean_prob":
+        votes += scored * plan.num_classes * 4
+    tables = plan.num_samples * (32 + 8 * columns) * len(plan.stages)
+    return votes + tables
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
+    for place, title in enumerate(titles):
+        table.add_column(title, justify="left" if place == 0 else "right")
+    return table
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min" if hours * 60 >= 1 else f"{hours * 3600:,.0f} s"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
