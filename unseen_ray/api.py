@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unseen_ray import export as exporting
-from unseen_ray import pipeline, reselect
+from unseen_ray import exporting, pipeline, reselect
 from unseen_ray.config import PruneConfig
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.core.population import make_population
@@ -209,7 +208,9 @@ def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) 
     given = {name: getattr(config, name) for name in config.model_fields_set}
     for name in ("folds", "train_on", "stratify", "schedule"):
         given.pop(name, None)
-    return prune(PruneConfig(**{**given, "mode": "fitting", "out": f"{done.path.rstrip('/')}/fitting"}), on_event=on_event)
+    return prune(
+        PruneConfig(**{**given, "mode": "fitting", "out": f"{done.path.rstrip('/')}/fitting"}), on_event=on_event
+    )
 
 
 def _skipped(done: PruneResult, ids_N: np.ndarray, rows: int) -> np.ndarray:

@@ -24,7 +24,9 @@ MODELS = {
     "small_cnn": ModelEntry(
         "unseen_ray.training.models:small_cnn", "3 convolutions, for images up to 64 px on a CPU; the default there"
     ),
-    "resnet9": ModelEntry("unseen_ray.training.models:resnet9", "8 convolutions with two skips, for images up to 64 px"),
+    "resnet9": ModelEntry(
+        "unseen_ray.training.models:resnet9", "8 convolutions with two skips, for images up to 64 px"
+    ),
     "resnet18_cifar": ModelEntry(
         "unseen_ray.training.models:resnet18_cifar", "ResNet-18 with the 3x3 stem, the field's model at 32 px"
     ),

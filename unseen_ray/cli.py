@@ -33,7 +33,13 @@ def cli(verbose: bool) -> None:
 @cli.command(cls=FieldCommand)
 @click.argument("run_yaml", required=False)
 @field_options()
-@click.option("--rate", type=float, default=None, metavar="NUMBER", help="images a second that one worker trains, to estimate hours")
+@click.option(
+    "--rate",
+    type=float,
+    default=None,
+    metavar="NUMBER",
+    help="images a second that one worker trains, to estimate hours",
+)
 @click.option("--json", "as_json", is_flag=True, help="print the plan as JSON")
 def plan(run_yaml: str | None, rate: float | None, as_json: bool, **flags: str | None) -> None:
     """Show what a run would do and cost; start nothing.
@@ -101,7 +107,11 @@ def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
     from unseen_ray import api, summary
 
     fields = merged_fields(None, flags)
-    missing = [f"--{name} is missing: {PruneConfig.model_fields[name].description}." for name in ("keep", "out") if name not in fields]
+    missing = [
+        f"--{name} is missing: {PruneConfig.model_fields[name].description}."
+        for name in ("keep", "out")
+        if name not in fields
+    ]
     if missing:
         raise ConfigError(missing)
     values = summary.prune_values(api.select(run_dir, **fields))
@@ -117,7 +127,9 @@ def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
 @cli.command(cls=FieldCommand)
 @click.argument("run_dir")
 @click.option("--seeds", type=int, default=None, metavar="INT", help="trainings of each arm  [default: 3]")
-@click.option("--against", default=None, metavar="NAMES", help="baselines among random, full, fitting  [default: random,full]")
+@click.option(
+    "--against", default=None, metavar="NAMES", help="baselines among random, full, fitting  [default: random,full]"
+)
 @field_options(only=("test", "model", "recipe", *_EXECUTOR_FIELDS))
 @click.option("--json", "as_json", is_flag=True, help="print the table as JSON")
 def evaluate(run_dir: str, seeds: int | None, against: str | None, as_json: bool, **flags: str | None) -> None:
@@ -140,7 +152,12 @@ def evaluate(run_dir: str, seeds: int | None, against: str | None, as_json: bool
         evaluation = api.evaluate(run_dir, on_event=observer, **asked)
     if as_json:
         return _print_json(evaluation.to_json())
-    _print_lines([f"{evaluation.model}, recipe {evaluation.recipe['use']}, measured on {evaluation.test_samples:,} samples of {evaluation.test} after the last epoch"])
+    _print_lines(
+        [
+            f"{evaluation.model}, recipe {evaluation.recipe['use']}, measured after the last epoch "
+            f"on {evaluation.test_samples:,} samples of {evaluation.test}"
+        ]
+    )
     _print_table(summary.evaluation_table(evaluation))
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,31 +34,53 @@ class PruneConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    source: Any = Field(description="digits, cifar10, cifar100, imagenet, a path or URI, a mapping, or package.module:function")
+    source: Any = Field(
+        description="digits, cifar10, cifar100, imagenet, a path or URI, a mapping, or package.module:function"
+    )
     keep: float = Field(description="fraction kept, between 0 and 1: 30 % pruning is keep: 0.7")
-    out: str | None = Field(None, description="the run's folder, local or a URI; on a cluster one that every node shares")
-    mode: Literal["unseen", "fitting"] = Field("unseen", description="fitting: one model of all data scores all data, the usual baseline")
+    out: str | None = Field(
+        None, description="the run's folder, local or a URI; on a cluster one that every node shares"
+    )
+    mode: Literal["unseen", "fitting"] = Field(
+        "unseen", description="fitting: one model of all data scores all data, the usual baseline"
+    )
     folds: int = Field(4, ge=2, description="K, the number of folds, from 2 to N")
-    train_on: Literal["fold", "complement"] = Field("fold", description="fold: train on one fold, score the rest (UNSEEN); complement: the reverse")
+    train_on: Literal["fold", "complement"] = Field(
+        "fold", description="fold: train on one fold, score the rest (UNSEEN); complement: the reverse"
+    )
     stratify: bool = Field(True, description="spread every class evenly over the folds")
-    combine: Literal["mean", "rank_mean", "mean_prob"] = Field("mean", description="how a sample's votes become one score")
+    combine: Literal["mean", "rank_mean", "mean_prob"] = Field(
+        "mean", description="how a sample's votes become one score"
+    )
     repeats: int = Field(1, ge=1, description="models trained in place of each one")
     seed: int = Field(0, ge=0, description="of the folds, the training and the ties")
-    schedule: Any = Field(None, description="fractions of N ending in keep, or {first, stages, spacing: even|geometric}; default one shot")
-    test: Any = Field(None, description="a source with the same classes to evaluate on; default the source's own test split")
-    holdout: float = Field(0.0, ge=0, lt=1, description="fraction of the source set aside first, per class, to evaluate on")
+    schedule: Any = Field(
+        None, description="fractions of N ending in keep, or {first, stages, spacing: even|geometric}; default one shot"
+    )
+    test: Any = Field(
+        None, description="a source with the same classes to evaluate on; default the source's own test split"
+    )
+    holdout: float = Field(
+        0.0, ge=0, lt=1, description="fraction of the source set aside first, per class, to evaluate on"
+    )
     score: Any = Field("entropy", description="the score that decides; see `unseen-ray list scores`")
     also_score: Any = Field("all", description="scores stored beside it: all, none, or a list")
     policy: Any = Field("top", description="which scores are kept; see `unseen-ray list policies`")
     guard: Literal["none"] = Field("none", description="cut-off of suspected mislabelled samples")
-    on_bad_sample: Literal["error", "skip"] = Field("error", description="what to do with an image that cannot be decoded")
+    on_bad_sample: Literal["error", "skip"] = Field(
+        "error", description="what to do with an image that cannot be decoded"
+    )
     save_probs: bool = Field(False, description="store the mean out-of-fold probabilities, N x C")
     model: Any = Field(None, description="the scoring model; default by the image size, see `unseen-ray list models`")
-    recipe: Recipe = Field(default_factory=Recipe, description="how models are trained: a name, or {use: name, field: value}")
+    recipe: Recipe = Field(
+        default_factory=Recipe, description="how models are trained: a name, or {use: name, field: value}"
+    )
     fit: Any = Field(None, description="your own training, package.module:function, in place of model and recipe")
     threads: int = Field(1, ge=1, description="CPU threads of one fit")
     cpus_per_fold: float | None = Field(None, gt=0, description="CPUs that one fit reserves; default threads")
-    gpus_per_fold: float | None = Field(None, ge=0, description="GPUs of one fit; default 1 where the cluster has some, else 0")
+    gpus_per_fold: float | None = Field(
+        None, ge=0, description="GPUs of one fit; default 1 where the cluster has some, else 0"
+    )
     gpus_per_fit: int = Field(1, ge=1, le=1, description="GPUs of one fit in later stages and evaluation")
     max_retries: int = Field(3, ge=0, description="times a task is started again after its worker was lost")
     wait_s: float = Field(600, ge=0, description="seconds to wait for an autoscaler to bring what a fold needs")
@@ -76,7 +99,9 @@ class PruneConfig(BaseModel):
         given = {name: value for name, value in values.items() if name in PruneConfig.model_fields}
         for fields, check in _CHECKS:
             if not faulty & set(fields):
-                problems += check({name: given.get(name, PruneConfig.model_fields[name].default) for name in fields}, given)
+                problems += check(
+                    {name: given.get(name, PruneConfig.model_fields[name].default) for name in fields}, given
+                )
         if problems:
             raise ConfigError(problems)
 
@@ -107,7 +132,10 @@ class PruneConfig(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """Every field as JSON can hold it; functions by their names."""
         values = self.model_dump(exclude={"recipe"})
-        return {name: jsonable(values[name] if name != "recipe" else self.recipe.model_dump()) for name in type(self).model_fields}
+        return {
+            name: jsonable(values[name] if name != "recipe" else self.recipe.model_dump())
+            for name in type(self).model_fields
+        }
 
     def changed(self, **values: Any) -> PruneConfig:
         """A configuration with some fields changed, checked again; only what differs from a default counts as set."""
@@ -118,7 +146,9 @@ class PruneConfig(BaseModel):
     def with_hardware(self, *, precision: str, cpus_per_fold: float, gpus_per_fold: float) -> PruneConfig:
         """The configuration with everything resolved that depends on the machines."""
         recipe = self.recipe.model_copy(update={"precision": precision})
-        return self.model_copy(update={"recipe": recipe, "cpus_per_fold": cpus_per_fold, "gpus_per_fold": gpus_per_fold})
+        return self.model_copy(
+            update={"recipe": recipe, "cpus_per_fold": cpus_per_fold, "gpus_per_fold": gpus_per_fold}
+        )
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PruneConfig:
@@ -171,7 +201,9 @@ def _plain(value: Any) -> Any:
 def _message(detail: Any) -> str:
     location = [str(part) for part in detail["loc"]]
     field, name = location[0], ".".join(location)
-    fields: Mapping[str, Any] = Recipe.model_fields if field == "recipe" and len(location) > 1 else PruneConfig.model_fields
+    fields: Mapping[str, Any] = (
+        Recipe.model_fields if field == "recipe" and len(location) > 1 else PruneConfig.model_fields
+    )
     leaf = location[1] if field == "recipe" and len(location) > 1 else field
     if detail["type"] == "extra_forbidden":
         return f"{name} is no field.{did_you_mean(leaf, fields)} `unseen-ray prune --help` lists the fields."
@@ -196,11 +228,20 @@ def _check_schedule(values: Mapping[str, Any], given: Mapping[str, Any]) -> list
         return []
     if isinstance(schedule, Mapping):
         return _check_spacing(schedule, keep)
-    if not isinstance(schedule, Sequence) or isinstance(schedule, str) or not schedule or not all(map(_is_number, schedule)):
-        return [f"schedule={schedule!r} must be a list of fractions such as [0.5, 0.6, 0.7], or {{first: 0.4, stages: 3, spacing: even}}."]
+    if (
+        not isinstance(schedule, Sequence)
+        or isinstance(schedule, str)
+        or not schedule
+        or not all(map(_is_number, schedule))
+    ):
+        return [
+            f"schedule={schedule!r} must be a list of fractions such as [0.5, 0.6, 0.7], or {{first: 0.4, stages: 3, spacing: even}}."
+        ]
     problems = []
-    if any(later <= earlier for earlier, later in zip(schedule, schedule[1:], strict=False)) or schedule[0] <= 0:
-        problems.append(f"schedule={list(schedule)} must rise strictly from above 0: each entry is a cumulative fraction of N.")
+    if any(later <= earlier for earlier, later in pairwise(schedule)) or schedule[0] <= 0:
+        problems.append(
+            f"schedule={list(schedule)} must rise strictly from above 0: each entry is a cumulative fraction of N."
+        )
     if not math.isclose(schedule[-1], keep):
         problems.append(f"schedule={list(schedule)} ends in {schedule[-1]} but keep is {keep}; end it in keep.")
     return problems
@@ -208,19 +249,33 @@ def _check_schedule(values: Mapping[str, Any], given: Mapping[str, Any]) -> list
 
 def _check_spacing(schedule: Mapping[str, Any], keep: float) -> list[str]:
     allowed = ("first", "stages", "spacing")
-    problems = [f"schedule has no field {key!r}; it takes {', '.join(allowed)}.{did_you_mean(str(key), allowed)}" for key in schedule if key not in allowed]
-    problems += [f"schedule needs {key!r}: {{first: 0.4, stages: 3, spacing: even}}." for key in ("first", "stages") if key not in schedule]
+    problems = [
+        f"schedule has no field {key!r}; it takes {', '.join(allowed)}.{did_you_mean(str(key), allowed)}"
+        for key in schedule
+        if key not in allowed
+    ]
+    problems += [
+        f"schedule needs {key!r}: {{first: 0.4, stages: 3, spacing: even}}."
+        for key in ("first", "stages")
+        if key not in schedule
+    ]
     if problems:
         return problems
     first, stages, spacing = schedule["first"], schedule["stages"], schedule.get("spacing", "even")
     if not isinstance(stages, int) or isinstance(stages, bool) or stages < 1:
         problems.append(f"schedule.stages={stages!r} must be a whole number, 1 or more; it counts every target.")
     elif stages == 1 and first != keep:
-        problems.append(f"schedule.first={first!r} has no effect with one stage, whose target is keep ({keep}). Leave schedule out for one shot.")
+        problems.append(
+            f"schedule.first={first!r} has no effect with one stage, whose target is keep ({keep}). Leave schedule out for one shot."
+        )
     elif stages > 1 and not (_is_number(first) and 0 < first < keep):
-        problems.append(f"schedule.first={first!r} must be above 0 and below keep ({keep}): it is the fraction kept by the first stage.")
+        problems.append(
+            f"schedule.first={first!r} must be above 0 and below keep ({keep}): it is the fraction kept by the first stage."
+        )
     if spacing not in ("even", "geometric"):
-        problems.append(f"schedule.spacing={spacing!r} is neither even nor geometric.{did_you_mean(str(spacing), ['even', 'geometric'])}")
+        problems.append(
+            f"schedule.spacing={spacing!r} is neither even nor geometric.{did_you_mean(str(spacing), ['even', 'geometric'])}"
+        )
     return problems
 
 
@@ -261,11 +316,15 @@ def _check_effect(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
     if values["mode"] == "fitting":
         for field in ("folds", "train_on", "stratify", "schedule"):
             if given.get(field) is not None:
-                problems.append(f"{field}={given[field]!r} has no effect in mode: fitting, which trains on everything, once. Remove one of the two.")
+                problems.append(
+                    f"{field}={given[field]!r} has no effect in mode: fitting, which trains on everything, once. Remove one of the two."
+                )
     if values["fit"] is not None:
         for field in ("model", "recipe"):
             if given.get(field) is not None:
-                problems.append(f"{field} has no effect beside fit, which does the training itself. Remove one of the two.")
+                problems.append(
+                    f"{field} has no effect beside fit, which does the training itself. Remove one of the two."
+                )
     if values["executor"] == "local" and given.get("address") is not None:
         problems.append(f"address={given['address']!r} has no effect with executor: local. Remove one of the two.")
     return problems

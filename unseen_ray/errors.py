@@ -1,14 +1,14 @@
 """The errors that unseen_ray raises, and the exit code that each one ends a command with.
 
-    UnseenError                     4  anything below
-    ├── ConfigError (ValueError)    2  a configuration that cannot run; lists every problem at once
-    ├── DataError (ValueError)      3  a data set that cannot be read
-    │   └── BadSampleError          3  one sample that cannot be decoded
-    ├── LeakError                   4  a score from a model that had seen the sample
-    ├── FitError                    4  a user's function answered with something unusable
-    ├── IncompleteScoreError        4  votes are missing, doubled or damaged
-    ├── FoldFailedError             4  a fold failed for good
-    └── StorageError                4  the run folder cannot be read or written
+UnseenError                     4  anything below
+├── ConfigError (ValueError)    2  a configuration that cannot run; lists every problem at once
+├── DataError (ValueError)      3  a data set that cannot be read
+│   └── BadSampleError          3  one sample that cannot be decoded
+├── LeakError                   4  a score from a model that had seen the sample
+├── FitError                    4  a user's function answered with something unusable
+├── IncompleteScoreError        4  votes are missing, doubled or damaged
+├── FoldFailedError             4  a fold failed for good
+└── StorageError                4  the run folder cannot be read or written
 """
 
 from __future__ import annotations

@@ -76,12 +76,17 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """As JSON can hold it."""
         arms = [{**asdict(arm), "mean": arm.mean, "std": arm.std} for arm in self.arms]
-        return _without_nan({**asdict(self), "arms": arms})
+        values: dict[str, Any] = _without_nan({**asdict(self), "arms": arms})
+        return values
 
 
 def check_against(against: Sequence[str]) -> None:
     """Refuse a baseline that there is none of; ConfigError says which there are."""
-    problems = [f"against={name!r} is none of {', '.join(ARMS)}.{did_you_mean(name, ARMS)}" for name in against if name not in ARMS]
+    problems = [
+        f"against={name!r} is none of {', '.join(ARMS)}.{did_you_mean(name, ARMS)}"
+        for name in against
+        if name not in ARMS
+    ]
     if problems:
         raise ConfigError(problems)
 
@@ -112,7 +117,9 @@ def evaluate(
     if seeds < 1:
         raise ConfigError(f"seeds={seeds} must be 1 or more; 3 is the usual least.")
     if config.fit is not None:
-        raise ConfigError("this run trained by its own `fit`, which evaluate cannot call. Name what to train: --model small_cnn --recipe quick.")
+        raise ConfigError(
+            "this run trained by its own `fit`, which evaluate cannot call. Name what to train: --model small_cnn --recipe quick."
+        )
     source = open_source(source_ref(config.source))
     info = source.info
     job = make_job(config, info).resolved(config, skipped_ids)
@@ -157,9 +164,11 @@ def _test_of(job: Job, population: Population, info: SourceInfo) -> tuple[str, i
     return f"holdout of {info.name}", len(population.holdout_ids), digest_ids(population.holdout_ids)
 
 
-def _tasks(subsets: dict[str, IdArray], population: Population, seeds: int, seed: int, *, holdout: bool) -> list[EvalTask]:
+def _tasks(
+    subsets: dict[str, IdArray], population: Population, seeds: int, seed: int, *, holdout: bool
+) -> list[EvalTask]:
     size = len(subsets["coreset"])
-    tasks = []
+    tasks: list[EvalTask] = []
     for arm, ids in subsets.items():
         for repeat in range(seeds):
             train: IdSet = ArrayIds(ids)
@@ -200,7 +209,10 @@ def _key(job: Job, task: EvalTask, population: Population, test_fingerprint: str
         "recipe": config.recipe.model_dump(),
     }
     return fingerprint_of(
-        job.fingerprint, test_fingerprint, digest_ids(task.train.resolve(population)), json.dumps(determines, sort_keys=True)
+        job.fingerprint,
+        test_fingerprint,
+        digest_ids(task.train.resolve(population)),
+        json.dumps(determines, sort_keys=True),
     )
 
 
@@ -209,7 +221,9 @@ def _known(folder: Folder) -> dict[str, EvalResult]:
     try:
         stored = json.loads(data)["results"] if data else {}
         return {
-            key: EvalResult(**{**value, "class_accuracy": tuple(math.nan if a is None else a for a in value["class_accuracy"])})
+            key: EvalResult(
+                **{**value, "class_accuracy": tuple(math.nan if a is None else a for a in value["class_accuracy"])}
+            )
             for key, value in stored.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError):

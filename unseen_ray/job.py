@@ -156,7 +156,8 @@ class Receipt:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Receipt:
         """What `to_json` described."""
-        return cls(**{name: float("nan") if value is None else value for name, value in values.items()})
+        restored: dict[str, Any] = {name: float("nan") if value is None else value for name, value in values.items()}
+        return cls(**restored)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +205,8 @@ def score_functions(config: PruneConfig) -> dict[str, ScoreFunction]:
     for value in wanted:
         name = score_name(value)
         if name in functions or (name in builtin_scores.__all__ and not isinstance(plug_of(value)[0], str)):
-            raise ConfigError(f"two scores are called {name!r}, which is the name of their column. Rename your function.")
+            raise ConfigError(
+                f"two scores are called {name!r}, which is the name of their column. Rename your function."
+            )
         functions[name] = function_of(value, builtin_scores, field="score")
     return functions

@@ -61,7 +61,9 @@ class LocalExecutor:
         bench = self._ready()
         test = open_test(bench)
         return [
-            last for task in tasks if isinstance(last := _follow(task.name, bench.evaluate(task, test), on_event), EvalResult)
+            last
+            for task in tasks
+            if isinstance(last := _follow(task.name, bench.evaluate(task, test), on_event), EvalResult)
         ]
 
     def close(self) -> None:

@@ -75,5 +75,7 @@ def read_manifest(folder: Folder) -> Manifest | None:
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise StorageError(f"{path} is damaged: {error}. Restore it, or start in a new folder.") from None
     if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise ConfigError(f"{path} has schema_version {version}; this unseen_ray reads up to {SCHEMA_VERSION}. Upgrade unseen_ray.")
+        raise ConfigError(
+            f"{path} has schema_version {version}; this unseen_ray reads up to {SCHEMA_VERSION}. Upgrade unseen_ray."
+        )
     return manifest

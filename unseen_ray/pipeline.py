@@ -26,7 +26,16 @@ from unseen_ray.run import CORESET, KEYS, Run, coreset_of, open_run
 from unseen_ray.sources import Source, SourceInfo, default_test, open_source, source_ref
 from unseen_ray.votes import MergeRequest, find_receipt
 
-__all__ = ["Executor", "Observer", "Prepared", "apply_policy", "check_test_classes", "make_job", "prune", "source_entry"]
+__all__ = [
+    "Executor",
+    "Observer",
+    "Prepared",
+    "apply_policy",
+    "check_test_classes",
+    "make_job",
+    "prune",
+    "source_entry",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +97,9 @@ def prune(config: PruneConfig, *, executor: Executor, on_event: Observer) -> Run
     function_of(config.policy, select, field="policy")
     if config.fit is not None:
         function_of(config.fit, None, field="fit")
-    plan_run(config_with_model, make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed))
+    plan_run(
+        config_with_model, make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
+    )
     _check_test(config, info)
     run = open_run(config, source_entry(info))
     if run.manifest.finished:
@@ -157,15 +168,15 @@ def apply_policy(
     picked = np.asarray(policy(scores_M, labels_M, ids_M, budget, kept_C=kept_C, seed=config.seed))
     name = score_name(config.policy)
     if picked.shape != (budget,) or picked.dtype.kind not in "iu":
-        raise FitError(f"policy {name} returned {picked.dtype} of shape {picked.shape}; it must return {budget} positions.")
+        raise FitError(
+            f"policy {name} returned {picked.dtype} of shape {picked.shape}; it must return {budget} positions."
+        )
     if len(np.unique(picked)) < budget or (budget and not 0 <= picked.min() <= picked.max() < len(ids_M)):
         raise FitError(f"policy {name} returned positions that repeat or lie outside 0..{len(ids_M) - 1}.")
     return picked
 
 
-def _grow(
-    run: Run, job: Job, population: Population, plan: RunPlan, executor: Executor, on_event: Observer
-) -> Run:
+def _grow(run: Run, job: Job, population: Population, plan: RunPlan, executor: Executor, on_event: Observer) -> Run:
     coreset = _restore(run)
     for stage in plan.stages[len(run.manifest.stages) :]:
         began = time.monotonic()
@@ -195,7 +206,9 @@ def _score(
     run: Run, job: Job, population: Population, tasks: list[ScoreTask], executor: Executor, on_event: Observer
 ) -> list[Receipt]:
     """Receipts of a stage in the order of its tasks; work that is on storage already is not done again."""
-    known = {task.index: find_receipt(run.folder, task.stage, task.index, job.task_key(task, population)) for task in tasks}
+    known = {
+        task.index: find_receipt(run.folder, task.stage, task.index, job.task_key(task, population)) for task in tasks
+    }
     reused = [receipt for receipt in known.values() if receipt is not None]
     for receipt in reused:
         logger.info("%s was finished before; its votes are used", receipt.task)
@@ -239,7 +252,12 @@ def _commit_stage(
     }
     run = run.commit(stages=[*run.manifest.stages, entry], files={**run.manifest.files, **files})
     logger.info(
-        "stage=%d kept=%d added=%d accuracy=%.4f seconds=%.1f", stage.index, stage.target, stage.added, entry["accuracy"], seconds
+        "stage=%d kept=%d added=%d accuracy=%.4f seconds=%.1f",
+        stage.index,
+        stage.target,
+        stage.added,
+        entry["accuracy"],
+        seconds,
     )
     return run
 
@@ -265,8 +283,14 @@ def _finish(run: Run, source: Source, population: Population, began: float) -> R
     stages = run.manifest.stages
     cost = {
         "seconds": round(run.manifest.cost.get("seconds", 0.0) + time.monotonic() - began, 3),
-        **{name: round(sum(s[name] for s in stages), 3) for name in ("fit_seconds", "gpu_seconds", "trained", "image_passes", "scored")},
-        "stages": [{n: s[n] for n in ("index", "seconds", "fit_seconds", "gpu_seconds", "trained", "image_passes", "scored")} for s in stages],
+        **{
+            name: round(sum(s[name] for s in stages), 3)
+            for name in ("fit_seconds", "gpu_seconds", "trained", "image_passes", "scored")
+        },
+        "stages": [
+            {n: s[n] for n in ("index", "seconds", "fit_seconds", "gpu_seconds", "trained", "image_passes", "scored")}
+            for s in stages
+        ],
     }
     return run.commit(files={**kept, **files}, cost=cost, finished=True)
 
@@ -296,7 +320,10 @@ def check_test_classes(test: SourceInfo, num_classes: int) -> None:
     """Refuse a test set with classes that the source does not have."""
     largest = int(test.labels_N.max())
     if largest >= num_classes:
-        raise DataError(f"test {test.name} has label {largest}, but the source has {num_classes} classes (0 to {num_classes - 1}). Give a test set of the same classes.")
+        raise DataError(
+            f"test {test.name} has label {largest}, but the source has {num_classes} classes (0 to {num_classes - 1}). "
+            "Give a test set of the same classes."
+        )
 
 
 def _population_entry(population: Population, source: Source, skipped: IdArray) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from unseen_ray.core.schedule import Stage, stages_of
 from unseen_ray.core.tasks import ScoreTask, later_tasks, stage_zero_tasks
 from unseen_ray.errors import ConfigError
 from unseen_ray.resolve import name_of, plug_of
-from unseen_ray.sources import SourceInfo
 
 __all__ = ["RunPlan", "TaskPlan", "plan_run", "tasks_of", "votes_each", "warnings_of", "with_model"]
 
@@ -83,7 +82,9 @@ def plan_run(config: PruneConfig, population: Population) -> RunPlan:
             "a model needs at least 2. Choose fewer folds, or train_on: complement."
         )
     if stages and len(stages) > 1 and stages[0].target < 2:
-        problems.append(f"the first stage keeps {stages[0].target} sample; the next one trains on it and needs at least 2. Begin the schedule higher.")
+        problems.append(
+            f"the first stage keeps {stages[0].target} sample; the next one trains on it and needs at least 2. Begin the schedule higher."
+        )
     if problems:
         raise ConfigError(problems)
     return RunPlan(
@@ -125,7 +126,8 @@ def warnings_of(config: PruneConfig, population: Population, stages: Sequence[St
     empty = np.flatnonzero(counts_C == 0)
     if empty.size:
         warnings.append(
-            f"{empty.size} of {len(counts_C)} classes have no sample (the first is {empty[0]}); models get {len(counts_C)} outputs all the same."
+            f"{empty.size} of {len(counts_C)} classes have no sample (the first is {empty[0]}); "
+            f"models get {len(counts_C)} outputs all the same."
         )
     if config.mode == "unseen" and config.stratify:
         few = np.flatnonzero((counts_C > 0) & (counts_C < config.folds))
@@ -137,7 +139,10 @@ def warnings_of(config: PruneConfig, population: Population, stages: Sequence[St
     smallest = len(population) if config.mode == "fitting" else _smallest_train(config, len(population))
     smallest = min([smallest, *(stage.target for stage in stages[:-1])])
     if config.fit is None and smallest < config.recipe.batch_size:
-        warnings.append(f"the smallest training set holds {smallest} samples, fewer than the batch of {config.recipe.batch_size}: its batch shrinks to {smallest}.")
+        warnings.append(
+            f"the smallest training set holds {smallest} samples, fewer than the batch of {config.recipe.batch_size}: "
+            f"its batch shrinks to {smallest}."
+        )
     return warnings
 
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from unseen_ray.config import PruneConfig
 from unseen_ray.core import scores as builtin_scores
-from unseen_ray.core import select as builtin_policies
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.core.scorebook import ScoreBook, log_of_probs
 from unseen_ray.errors import ConfigError, StorageError
@@ -85,10 +84,6 @@ def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
             f"the run's policy {plug_of(kept['policy'])[0]} is a function of somebody's, and a run folder is never imported from. "
             "Name it yourself: --policy package.module:function."
         )
-    if asked.get("policy") is not None:
-        use = plug_of(asked["policy"])[0]
-        if isinstance(use, str) and not is_target(use) and use not in builtin_policies.__all__:
-            raise ConfigError(f"policy={use!r} is none of {', '.join(builtin_policies.__all__)}, nor package.module:function.{did_you_mean(use, builtin_policies.__all__)}")
     return PruneConfig.from_json({**kept, **asked})
 
 
@@ -97,7 +92,9 @@ def _scores(run: Run, config: PruneConfig) -> pa.Table:
     stored = run.folder.read_table(scores_file(0))
     if run.manifest.kind != "prune":
         if config.combine != run.manifest.asked["combine"]:
-            raise ConfigError(f"combine needs the votes, which {run.folder.root} does not hold: it is a choice from another run. Select from that run.")
+            raise ConfigError(
+                f"combine needs the votes, which {run.folder.root} does not hold: it is a choice from another run. Select from that run."
+            )
         table = stored
     elif config.combine == run.manifest.config["combine"]:
         table = stored
@@ -118,13 +115,17 @@ def _scores(run: Run, config: PruneConfig) -> pa.Table:
     names = [column for column in table.column_names if f"std_{column}" in table.column_names]
     name = score_name(config.score)
     if name not in names:
-        raise ConfigError(f"score={name!r} is not stored in {run.folder.root}; stored are {', '.join(names)}.{did_you_mean(name, names)}")
+        raise ConfigError(
+            f"score={name!r} is not stored in {run.folder.root}; stored are {', '.join(names)}.{did_you_mean(name, names)}"
+        )
     return table
 
 
 def _of_mean_probs(run: Run, stored: pa.Table) -> pa.Table:
     if probs_file(0) not in run.manifest.files:
-        raise ConfigError(f"combine=mean_prob needs the mean probabilities, which {run.folder.root} does not hold. Prune with save_probs: true.")
+        raise ConfigError(
+            f"combine=mean_prob needs the mean probabilities, which {run.folder.root} does not hold. Prune with save_probs: true."
+        )
     probs = run.folder.read_array(probs_file(0))
     if len(probs) != stored.num_rows:
         raise StorageError(f"{run.folder.path(probs_file(0))} has {len(probs)} rows for {stored.num_rows} candidates.")

@@ -11,7 +11,16 @@ from typing import Any
 
 from unseen_ray.errors import ConfigError
 
-__all__ = ["bind_options", "check_plug", "did_you_mean", "function_of", "import_target", "is_target", "name_of", "plug_of"]
+__all__ = [
+    "bind_options",
+    "check_plug",
+    "did_you_mean",
+    "function_of",
+    "import_target",
+    "is_target",
+    "name_of",
+    "plug_of",
+]
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -38,7 +47,9 @@ def import_target(target: str) -> Any:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise ConfigError(f"{target}: importing {module_name} failed, because {error}. Install what it needs.") from error
+            raise ConfigError(
+                f"{target}: importing {module_name} failed, because {error}. Install what it needs."
+            ) from error
         raise ConfigError(
             f"{target}: there is no module {module_name!r} on the Python path. "
             "Write package.module:function, and run from the folder that holds it (with ray job submit: --working-dir .)."
@@ -47,7 +58,9 @@ def import_target(target: str) -> Any:
         raise ConfigError(f"{target}: importing {module_name} raised {type(error).__name__}: {error}.") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise ConfigError(f"{target}: module {module_name} has no {attribute!r}.{did_you_mean(attribute, dir(found))}")
+            raise ConfigError(
+                f"{target}: module {module_name} has no {attribute!r}.{did_you_mean(attribute, dir(found))}"
+            )
         found = getattr(found, part)
     return found
 
@@ -124,10 +137,9 @@ def function_of(value: Any, module: Any, *, field: str) -> Callable[..., Any]:
     import functools
 
     use, options = plug_of(value)
+    function = use
     if isinstance(use, str):
         function = import_target(use) if is_target(use) else getattr(module, use)
-    else:
-        function = use
     if not callable(function):
         raise ConfigError(f"{field}: {name_of(use)} is a {type(function).__name__}, not a function.")
     bind_options(function, options, field=field, name=name_of(use))

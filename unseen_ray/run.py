@@ -74,13 +74,18 @@ def open_selection(run: Run, config: PruneConfig) -> Run:
     folder = Folder(config.out)
     others = folder.names()
     if others:
-        raise ConfigError(f"out={config.out} holds {', '.join(others[:3])}. Name a new or an empty folder for the new choice.")
+        raise ConfigError(
+            f"out={config.out} holds {', '.join(others[:3])}. Name a new or an empty folder for the new choice."
+        )
     asked = config.to_json()
     manifest = replace(
         run.manifest,
         created=_now(),
         kind="select",
-        config={**run.manifest.config, **{name: asked[name] for name in ("keep", "score", "policy", "combine", "schedule", "out")}},
+        config={
+            **run.manifest.config,
+            **{name: asked[name] for name in ("keep", "score", "policy", "combine", "schedule", "out")},
+        },
         asked=asked,
         stages=[],
         files={},
@@ -103,16 +108,22 @@ def load_run(path: str) -> Run:
     folder = Folder(str(path))
     manifest = read_manifest(folder)
     if manifest is None:
-        raise ConfigError(f"{path} holds no {MANIFEST}: it is no run folder. Give the `out` of a finished `unseen-ray prune`.")
+        raise ConfigError(
+            f"{path} holds no {MANIFEST}: it is no run folder. Give the `out` of a finished `unseen-ray prune`."
+        )
     if not manifest.finished:
-        raise ConfigError(f"the run in {path} has not finished ({len(manifest.stages)} stages are). Run its `unseen-ray prune` line again first.")
+        raise ConfigError(
+            f"the run in {path} has not finished ({len(manifest.stages)} stages are). Run its `unseen-ray prune` line again first."
+        )
     return Run(folder, manifest)
 
 
 def coreset_of(table: pa.Table) -> Coreset:
     """A coreset from the columns of coreset.parquet."""
     return Coreset(
-        ids=np.asarray(table.column("id")), stages=np.asarray(table.column("stage")), scores=np.asarray(table.column("score"))
+        ids=np.asarray(table.column("id")),
+        stages=np.asarray(table.column("stage")),
+        scores=np.asarray(table.column("score")),
     )
 
 
@@ -130,7 +141,9 @@ def _check_same(folder: Folder, manifest: Manifest, asked: dict[str, Any], sourc
         if name not in FREE_FIELDS and before.get(name) != asked[name]
     ]
     if manifest.source.get("fingerprint") != source["fingerprint"]:
-        differing.append(f"the data itself ({manifest.source.get('num_samples')} samples there, {source['num_samples']} here)")
+        differing.append(
+            f"the data itself ({manifest.source.get('num_samples')} samples there, {source['num_samples']} here)"
+        )
     if differing:
         raise ConfigError(
             f"out={folder.root} holds a run with another configuration; it differs in {'; '.join(differing)}. "

@@ -36,9 +36,12 @@ def filesystem_of(path: str) -> tuple[FileSystem, str]:
     if not is_uri(path):
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     try:
-        return FileSystem.from_uri(path)
+        fs, inner = FileSystem.from_uri(path)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{path} cannot be opened: {error}. Allowed are local paths, s3:// and gs:// addresses.") from None
+        raise ConfigError(
+            f"{path} cannot be opened: {error}. Allowed are local paths, s3:// and gs:// addresses."
+        ) from None
+    return fs, str(inner)
 
 
 def sha256_of(data: bytes) -> str:
@@ -83,7 +86,9 @@ class Folder:
         except OSError as error:
             if local and os.path.exists(aside):
                 os.unlink(aside)
-            raise StorageError(f"{self.path(name)} cannot be written: {error}. Free space or mend the storage, then run again.") from None
+            raise StorageError(
+                f"{self.path(name)} cannot be written: {error}. Free space or mend the storage, then run again."
+            ) from None
         return sha256_of(data)
 
     def write_table(self, name: str, table: pa.Table) -> str:
@@ -131,7 +136,9 @@ class Folder:
         try:
             return pq.read_table(pa.BufferReader(data))
         except (pa.ArrowException, OSError) as error:
-            raise StorageError(f"{self.path(name)} is damaged: {error}. Delete it and run the same line again.") from None
+            raise StorageError(
+                f"{self.path(name)} is damaged: {error}. Delete it and run the same line again."
+            ) from None
 
     def read_array(self, name: str) -> Any:
         """A .npy file as a numpy array; StorageError if it is missing or damaged. Pickled content is refused."""

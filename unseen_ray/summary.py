@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-
 from typing import Any
 
 import numpy as np
@@ -172,13 +171,18 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
     """A plan in sentences; `chosen` says that the model follows from the image size."""
     original = values["original_px"]
     size = f"{values['image_px']} px" + (
-        "" if original and original == (values["image_px"],) * 2 else f", scaled from {original[1]}x{original[0]}" if original else ", scaled from various sizes"
+        ""
+        if original and original == (values["image_px"],) * 2
+        else f", scaled from {original[1]}x{original[0]}"
+        if original
+        else ", scaled from various sizes"
     )
     lines = [
         f"{values['source']}: {values['num_samples']:,} samples of {values['num_classes']} classes, images of {size}"
         + (f"; {values['holdout']:,} more are held out" if values["holdout"] else ""),
         f"keep {config.keep:g}: {values['budget']:,} samples in {_several(len(values['stages']), 'stage')}",
-        f"model {model_name(config)}" + (" (chosen by the image size)" if chosen else "")
+        f"model {model_name(config)}"
+        + (" (chosen by the image size)" if chosen else "")
         + (f", recipe {config.recipe.use}" if values["recipe"] else ", your own training"),
         f"{_several(values['models'], 'training')}, {values['images_trained']:,} images through training "
         f"(as many as {values['full_trainings']:.2f} trainings on all data), {values['images_scored']:,} through scoring"
@@ -193,7 +197,9 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
     elif values["recipe"]:
         lines.append("for hours, say how fast one worker trains: --rate IMAGES_PER_S")
     where = "in memory on every node" if values["pixels_in_memory"] else "decoded as they are needed"
-    lines.append(f"pixels take {_bytes(values['pixel_bytes'])} ({where}), the run's files about {_bytes(values['disk_bytes'])}")
+    lines.append(
+        f"pixels take {_bytes(values['pixel_bytes'])} ({where}), the run's files about {_bytes(values['disk_bytes'])}"
+    )
     return lines
 
 
@@ -240,7 +246,9 @@ def _several(count: int, what: str) -> str:
 
 
 def _hours(hours: float) -> str:
-    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min" if hours * 60 >= 1 else f"{hours * 3600:,.0f} s"
+    return (
+        f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min" if hours * 60 >= 1 else f"{hours * 3600:,.0f} s"
+    )
 
 
 def _bytes(count: float) -> str:
@@ -249,5 +257,3 @@ def _bytes(count: float) -> str:
             return f"{count:,.0f} {unit}"
         count /= 1000
     return f"{count:,.1f} TB"
-
-

@@ -148,7 +148,10 @@ def merge_stage(job: Job, labels_N: IntArray, request: MergeRequest) -> tuple[pa
     """
     folder = Folder(job.out)
     book = ScoreBook(
-        ids_M=request.ids_M, labels_M=labels_N[request.ids_M], num_parts=request.num_parts, votes_each=request.votes_each
+        ids_M=request.ids_M,
+        labels_M=labels_N[request.ids_M],
+        num_parts=request.num_parts,
+        votes_each=request.votes_each,
     )
     for index in range(request.num_parts):
         book.add(read_votes(folder, request.stage, index))
@@ -158,15 +161,17 @@ def merge_stage(job: Job, labels_N: IntArray, request: MergeRequest) -> tuple[pa
 
 def score_columns(table: ScoreTable) -> pa.Table:
     """A score table as the columns of scores.parquet."""
-    return pa.table({
-        "id": pa.array(table.ids_M),
-        "label": pa.array(table.labels_M),
-        "votes": pa.array(table.votes_M),
-        "pred": pa.array(table.pred_M),
-        "p_label": pa.array(table.p_label_M, pa.float32()),
-        **{name: pa.array(values, pa.float32()) for name, values in table.scores.items()},
-        **{f"std_{name}": pa.array(values, pa.float32()) for name, values in table.stds.items()},
-    })
+    return pa.table(
+        {
+            "id": pa.array(table.ids_M),
+            "label": pa.array(table.labels_M),
+            "votes": pa.array(table.votes_M),
+            "pred": pa.array(table.pred_M),
+            "p_label": pa.array(table.p_label_M, pa.float32()),
+            **{name: pa.array(values, pa.float32()) for name, values in table.scores.items()},
+            **{f"std_{name}": pa.array(values, pa.float32()) for name, values in table.stds.items()},
+        }
+    )
 
 
 def _write_score_table(

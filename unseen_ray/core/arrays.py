@@ -54,5 +54,7 @@ def positions_of(wanted_M: IdArray, sorted_N: IdArray) -> NDArray[np.intp]:
     found[inside] = sorted_N[positions[inside]] == wanted_M[inside]
     if not found.all():
         missing = wanted_M[~found]
-        raise ValueError(f"{len(missing)} ids are not among the {len(sorted_N)} allowed ones; the first is {missing[0]}.")
+        raise ValueError(
+            f"{len(missing)} ids are not among the {len(sorted_N)} allowed ones; the first is {missing[0]}."
+        )
     return positions

@@ -54,7 +54,8 @@ class FoldIds:
 
     def resolve(self, population: Population) -> IdArray:
         """The fold's ids."""
-        return population.ids_N[_plan(population, self.spec).fold_of_N == self.fold]
+        inside: IdArray = population.ids_N[_plan(population, self.spec).fold_of_N == self.fold]
+        return inside
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -92,9 +92,12 @@ class ScoreBook:
         """
         parts = self._complete()
         at = [positions_of(part.ids_M, self.ids_M) for part in parts]
-        votes = sum((np.bincount(where, minlength=len(self.ids_M)) for where in at), np.zeros(len(self.ids_M), np.int64))
+        votes = sum(
+            (np.bincount(where, minlength=len(self.ids_M)) for where in at), np.zeros(len(self.ids_M), np.int64)
+        )
         self._check_votes(votes)
-        probs = _mean([part.probs_MC for part in parts], at, votes) if parts[0].probs_MC is not None else None
+        kept = [part.probs_MC for part in parts if part.probs_MC is not None]
+        probs = _mean(kept, at, votes) if len(kept) == len(parts) else None
         scores, stds = {}, {}
         for name in parts[0].scores:
             columns = [part.scores[name] for part in parts]
@@ -120,7 +123,9 @@ class ScoreBook:
     def _complete(self) -> list[VotePart]:
         missing = sorted(set(range(self.num_parts)) - set(self.parts))
         if missing:
-            raise IncompleteScoreError(f"{len(missing)} of {self.num_parts} tasks have not voted; the first is task {missing[0]}.")
+            raise IncompleteScoreError(
+                f"{len(missing)} of {self.num_parts} tasks have not voted; the first is task {missing[0]}."
+            )
         parts = [self.parts[index] for index in range(self.num_parts)]
         if any(part.scores.keys() != parts[0].scores.keys() for part in parts):
             raise IncompleteScoreError("the tasks of one stage delivered different scores.")
@@ -159,7 +164,9 @@ def _check_columns(part: VotePart) -> None:
     columns = {"pred": part.pred_M, "p_top": part.p_top_M, "p_label": part.p_label_M, **part.scores}
     for name, column in columns.items():
         if len(column) != len(part.ids_M):
-            raise IncompleteScoreError(f"votes of task {part.index}: {name} has {len(column)} rows for {len(part.ids_M)} ids.")
+            raise IncompleteScoreError(
+                f"votes of task {part.index}: {name} has {len(column)} rows for {len(part.ids_M)} ids."
+            )
         bad = np.flatnonzero(~np.isfinite(column))
         if bad.size:
             raise IncompleteScoreError(

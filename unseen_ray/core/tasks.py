@@ -139,9 +139,7 @@ def check_unseen(task: ScoreTask, ids_M: IdArray, population: Population) -> Non
         )
 
 
-def _numbered(
-    stage: int, sides: Iterable[tuple[int | None, IdSet, IdSet, Mode]], repeats: int
-) -> list[ScoreTask]:
+def _numbered(stage: int, sides: Iterable[tuple[int | None, IdSet, IdSet, Mode]], repeats: int) -> list[ScoreTask]:
     return [
         ScoreTask(
             stage=stage,

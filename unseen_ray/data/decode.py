@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unseen_ray.sources import RawImage
 
@@ -60,11 +60,20 @@ def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
             if draft_px is not None:
                 image.draft("RGB", (draft_px, draft_px))
             return (ImageOps.exif_transpose(image) or image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, EOFError, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        TypeError,
+        KeyError,
+        IndexError,
+        EOFError,
+        Image.DecompressionBombError,
+    ) as error:
         raise UndecodableError(_reason(error)) from None
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "the bytes are no image that Pillow knows"
     return f"{type(error).__name__}: {error}".rstrip(".")

@@ -24,7 +24,10 @@ _CHUNK = 1024
 class Plane(Protocol):
     """Pixels by id."""
 
-    size_px: int
+    @property
+    def size_px(self) -> int:
+        """Height and width."""
+        ...
 
     def images(self, ids_B: IdArray) -> NDArray[np.uint8]:
         """(B, H, W, 3) uint8 in the order of the ids."""
@@ -79,7 +82,9 @@ def chunks_of(num_samples: int, chunk: int = _CHUNK) -> list[tuple[int, int]]:
     return [(start, min(start + chunk, num_samples)) for start in range(0, num_samples, chunk)]
 
 
-def decode_range(source: Source, ids_M: Sequence[int] | IdArray, size_px: int) -> tuple[NDArray[np.uint8], list[BadSample]]:
+def decode_range(
+    source: Source, ids_M: Sequence[int] | IdArray, size_px: int
+) -> tuple[NDArray[np.uint8], list[BadSample]]:
     """Read and decode samples on a few threads.
 
     Args:

@@ -41,6 +41,8 @@ class SourceDataset(Dataset[tuple[Any, int]]):
         return (self.transform(image) if self.transform else image), int(self.targets[number])
 
 
-def subset_of(source: Source, ids: IdArray, transform: Callable[[Image.Image], Any] | None = None) -> Subset[tuple[Any, int]]:
+def subset_of(
+    source: Source, ids: IdArray, transform: Callable[[Image.Image], Any] | None = None
+) -> Subset[tuple[Any, int]]:
     """The samples of `ids`, in their order."""
     return Subset(SourceDataset(source, transform), np.asarray(ids).tolist())

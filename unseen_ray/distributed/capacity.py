@@ -79,7 +79,9 @@ def _autoscaler_groups() -> tuple[Resources, ...]:
 
     config = state.get_cluster_config()
     groups: Sequence[Any] = config.node_group_configs if config is not None else ()
-    return tuple({name: float(amount) for name, amount in group.resources.items()} for group in groups if group.max_count != 0)
+    return tuple(
+        {name: float(amount) for name, amount in group.resources.items()} for group in groups if group.max_count != 0
+    )
 
 
 def _autoscaler_reports() -> bool:

@@ -13,8 +13,8 @@ import ray
 
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.tasks import EvalTask, ScoreTask
-from unseen_ray.data.loading import load_plane, settle_bad
 from unseen_ray.data.budget import fits_in_memory
+from unseen_ray.data.loading import load_plane, settle_bad
 from unseen_ray.data.plane import BadSample, MemoryPlane, chunks_of
 from unseen_ray.distributed.capacity import check_feasible, default_gpus, survey
 from unseen_ray.distributed.pool import FoldPool, Keeper, Work
@@ -66,7 +66,12 @@ class RayExecutor:
             None if pixels is None else ray.put(pixels),
         )
         nodes = len([node for node in ray.nodes() if node["Alive"]])
-        environment = {"executor": "ray", "ray": ray.__version__, "nodes": nodes, **{k: v for k, v in probe.items() if k != "precision"}}
+        environment = {
+            "executor": "ray",
+            "ray": ray.__version__,
+            "nodes": nodes,
+            **{k: v for k, v in probe.items() if k != "precision"},
+        }
         return Prepared(config=config, skipped_ids=skipped, environment=environment)
 
     def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:

@@ -178,7 +178,9 @@ class FoldPool:
             raise cause from None
         if decide(failure, failed=failed[place, failure], max_retries=self.max_retries) == "give up":
             raise FoldFailedError(work.name, attempts, _explain(error, failure)) from None
-        logger.warning("%s: %s (%s); starting it again, attempt %d", work.name, failure, _first_line(error), attempts + 1)
+        logger.warning(
+            "%s: %s (%s); starting it again, attempt %d", work.name, failure, _first_line(error), attempts + 1
+        )
 
 
 @dataclass(slots=True)
@@ -198,7 +200,9 @@ class _Wait:
         waits = f"{pool.request['CPU']:g} CPU and {pool.request['GPU']:g} GPU for a fold"
         if now - self.said >= _SAY_EVERY_S:
             self.said = now
-            logger.warning("waiting for %s: %d actors asked for, none up after %.0f s", waits, len(pool._coming), now - self.since)
+            logger.warning(
+                "waiting for %s: %d actors asked for, none up after %.0f s", waits, len(pool._coming), now - self.since
+            )
         if now - self.since > pool.wait_s:
             nodes = [dict(node) for node in survey().nodes]
             raise FoldFailedError(

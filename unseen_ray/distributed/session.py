@@ -97,7 +97,7 @@ def _environment(values: dict[str, str | None]) -> Iterator[None]:
 
 def _reread_authentication() -> None:
     """Ray reads its authentication variables once, at import; have it read them again, as ray.init itself does."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

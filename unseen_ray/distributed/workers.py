@@ -46,11 +46,15 @@ class FoldWorker:
         """The bad samples of a range of rows, without keeping its pixels."""
         yield None, decode_range(self._open(ref), range(start, stop), size_px)[1]
 
-    def score(self, run_id: str, job: Job, labels_N: IntArray, pixels: Any, task: ScoreTask) -> Iterator[Progress | Receipt]:
+    def score(
+        self, run_id: str, job: Job, labels_N: IntArray, pixels: Any, task: ScoreTask
+    ) -> Iterator[Progress | Receipt]:
         """Train the task's model, score, put the votes on storage, then hand over the receipt."""
         yield from self._workbench(run_id, job, labels_N, pixels).score(task)
 
-    def evaluate(self, run_id: str, job: Job, labels_N: IntArray, pixels: Any, task: EvalTask) -> Iterator[Progress | EvalResult]:
+    def evaluate(
+        self, run_id: str, job: Job, labels_N: IntArray, pixels: Any, task: EvalTask
+    ) -> Iterator[Progress | EvalResult]:
         """Train on the task's subset and measure."""
         from unseen_ray.training.work import open_test
 

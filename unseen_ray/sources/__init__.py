@@ -49,7 +49,9 @@ def _cifar100(*, root: str = "data", split: str = "train", limit: int | None = N
     return CifarSource("cifar100", root=root, split=_split(split, "train", "test"), limit=limit)  # type: ignore[arg-type]
 
 
-def _imagenet(*, root: str = "data", split: str = "train", size: int = IMAGENET_SIZE_PX, limit: int | None = None) -> Source:
+def _imagenet(
+    *, root: str = "data", split: str = "train", size: int = IMAGENET_SIZE_PX, limit: int | None = None
+) -> Source:
     """ImageNet-1K as torchvision unpacks it, root/train and root/val; val is the default `test`"""
     from unseen_ray.sources.folder import FolderSource
 
@@ -102,7 +104,9 @@ def source_ref(value: str | Mapping[str, Any] | Callable[..., Any], *, field: st
     if use is None and "path" in options:
         use = _kind_of(str(options["path"]))
     if use is None:
-        raise ConfigError(f"{field}: a mapping needs `use` (one of {', '.join(SOURCES)}) or `path`, and has {sorted(options)}.")
+        raise ConfigError(
+            f"{field}: a mapping needs `use` (one of {', '.join(SOURCES)}) or `path`, and has {sorted(options)}."
+        )
     if callable(use):
         return SourceRef(use, options)
     use = str(use)
@@ -187,7 +191,11 @@ def _check_options(ref: SourceRef, field: str) -> None:
     function = SOURCES[ref.use]
     bind_options(function, ref.options, field=field, name=ref.use)
     needed = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-    problems = [f"{field}: {ref.use} needs {name!r}; write {{use: {ref.use}, {name}: ...}}." for name in needed if name not in ref.options]
+    problems = [
+        f"{field}: {ref.use} needs {name!r}; write {{use: {ref.use}, {name}: ...}}."
+        for name in needed
+        if name not in ref.options
+    ]
     for name in ("limit", "size"):
         value = ref.options.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):

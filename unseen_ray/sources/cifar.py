@@ -63,9 +63,13 @@ class CifarSource:
         batches = [self._load(file) for file in layout[split]]
         meta = self._load(layout["names"][0])
         self._classes = tuple(text.decode() for text in self._get(meta, layout["names"][1], layout["names"][0]))
-        self._counts = [len(self._get(b, layout["labels"], file)) for b, file in zip(batches, layout[split], strict=True)]
+        self._counts = [
+            len(self._get(b, layout["labels"], file)) for b, file in zip(batches, layout[split], strict=True)
+        ]
         self._files = layout[split]
-        pixels = [np.asarray(self._get(b, b"data", file), np.uint8) for b, file in zip(batches, self._files, strict=True)]
+        pixels = [
+            np.asarray(self._get(b, b"data", file), np.uint8) for b, file in zip(batches, self._files, strict=True)
+        ]
         labels = np.concatenate([np.asarray(b[layout["labels"]], np.int64) for b in batches])
         self._pixels = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)[:limit]
         self._labels, self._num_classes = check_labels(
@@ -82,7 +86,9 @@ class CifarSource:
             size_px=32,
             original_px=(32, 32),
             class_names=self._classes,
-            fingerprint=fingerprint_of(self._name, self._split, sha256_of(self._pixels.tobytes()), self._labels.tobytes()),
+            fingerprint=fingerprint_of(
+                self._name, self._split, sha256_of(self._pixels.tobytes()), self._labels.tobytes()
+            ),
         )
 
     def keys(self, ids: Sequence[int]) -> list[str]:

@@ -25,7 +25,9 @@ class DigitsSource:
         try:
             from sklearn.datasets import load_digits
         except ImportError:
-            raise ConfigError("source digits comes with scikit-learn, which is not installed. Run: pip install scikit-learn") from None
+            raise ConfigError(
+                "source digits comes with scikit-learn, which is not installed. Run: pip install scikit-learn"
+            ) from None
         bunch = load_digits()
         grey = np.round(bunch.images[:limit] * (255 / 16)).astype(np.uint8)
         self._pixels: NDArray[np.uint8] = np.repeat(grey[..., None], 3, axis=3)

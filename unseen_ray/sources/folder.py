@@ -32,7 +32,9 @@ class FolderSource:
         name: how messages call it; None for the path.
     """
 
-    def __init__(self, *, path: str, size: int | None = None, limit: int | None = None, name: str | None = None) -> None:
+    def __init__(
+        self, *, path: str, size: int | None = None, limit: int | None = None, name: str | None = None
+    ) -> None:
         self._path, self._size, self._limit = path, size, limit
         self._name = name or path
         self._fs, self._root = filesystem_of(path)
@@ -76,8 +78,12 @@ class FolderSource:
         except OSError as error:
             raise DataError(f"source {self._path} cannot be listed: {error}.") from None
         relative = {entry.path[len(self._root.rstrip("/")) + 1 :]: entry for entry in entries}
-        visible = {key: entry for key, entry in relative.items() if not any(part.startswith(".") for part in key.split("/"))}
-        classes = {key.split("/", 1)[0] for key, entry in visible.items() if "/" in key or entry.type == FileType.Directory}
+        visible = {
+            key: entry for key, entry in relative.items() if not any(part.startswith(".") for part in key.split("/"))
+        }
+        classes = {
+            key.split("/", 1)[0] for key, entry in visible.items() if "/" in key or entry.type == FileType.Directory
+        }
         images = sorted(
             key for key, entry in visible.items() if entry.type == FileType.File and key.lower().endswith(IMAGE_ENDINGS)
         )

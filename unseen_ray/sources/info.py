@@ -90,13 +90,19 @@ def check_labels(values: Any, *, where: str, num_classes: int | None = None) -> 
     labels = labels.astype(np.int64)
     if labels.min() < 0:
         row = int(np.argmin(labels))
-        raise DataError(f"row {row} of {where} has label {labels[row]}; labels are 0 to C - 1. Drop unlabelled rows first.")
+        raise DataError(
+            f"row {row} of {where} has label {labels[row]}; labels are 0 to C - 1. Drop unlabelled rows first."
+        )
     largest = int(labels.max())
     if num_classes is not None and largest >= num_classes:
         row = int(np.argmax(labels))
-        raise DataError(f"row {row} of {where} has label {largest}, but its metadata names {num_classes} classes (0 to {num_classes - 1}).")
+        raise DataError(
+            f"row {row} of {where} has label {largest}, but its metadata names {num_classes} classes (0 to {num_classes - 1})."
+        )
     if num_classes is None and largest >= 2**24:
-        raise DataError(f"{where} has label {largest}: that would make {largest + 1} classes. Number the classes 0 to C - 1.")
+        raise DataError(
+            f"{where} has label {largest}: that would make {largest + 1} classes. Number the classes 0 to C - 1."
+        )
     return labels, largest + 1 if num_classes is None else num_classes
 
 
@@ -104,7 +110,9 @@ def fingerprint_of(*parts: str | bytes | Iterable[object]) -> str:
     """SHA-256 over the parts, each with its length, so that no two lists of parts look alike."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part if isinstance(part, bytes) else part.encode() if isinstance(part, str) else repr(list(part)).encode()
+        data = (
+            part if isinstance(part, bytes) else part.encode() if isinstance(part, str) else repr(list(part)).encode()
+        )
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()

@@ -42,7 +42,13 @@ class ParquetSource:
     """
 
     def __init__(
-        self, *, path: str, image: str | None = None, label: str = "label", size: int | None = None, limit: int | None = None
+        self,
+        *,
+        path: str,
+        image: str | None = None,
+        label: str = "label",
+        size: int | None = None,
+        limit: int | None = None,
     ) -> None:
         self._path, self._label, self._size, self._limit = path, label, size, limit
         self._fs, self._root = filesystem_of(path)
@@ -60,9 +66,13 @@ class ParquetSource:
         labels, num_classes = check_labels(self._labels(), where=self._path, num_classes=len(names) or None)
         probed = np.unique(np.linspace(0, min(len(labels), self._first_group_rows()) - 1, _PROBED).astype(int))
         size_px, original_px = probe_size((raw for _, raw in self.read(list(probed))), self._size)
-        footers = [(name, file.metadata.num_rows, file.metadata.serialized_size) for name, file in zip(self._names, self._files, strict=True)]
+        footers = [
+            (name, file.metadata.num_rows, file.metadata.serialized_size)
+            for name, file in zip(self._names, self._files, strict=True)
+        ]
         sizes = [
-            [file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups)] for file in self._files
+            [file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups)]
+            for file in self._files
         ]
         return SourceInfo(
             name=self._path,
@@ -96,12 +106,16 @@ class ParquetSource:
             base = self._root
             entry = self._fs.get_file_info(self._root)
             if entry.type == FileType.NotFound:
-                raise DataError(f"source {self._path} does not exist. Check the path; a glob or a folder of *.parquet will do too.")
+                raise DataError(
+                    f"source {self._path} does not exist. Check the path; a glob or a folder of *.parquet will do too."
+                )
             if entry.type == FileType.File:
                 return [entry.base_name], [entry.path]
             selected = [e for e in self._entries(base) if e.path.endswith(".parquet")]
         if not selected:
-            raise DataError(f"source {self._path} matches no Parquet file. Check the pattern, or the folder's *.parquet.")
+            raise DataError(
+                f"source {self._path} matches no Parquet file. Check the pattern, or the folder's *.parquet."
+            )
         paths = sorted(entry.path for entry in selected)
         return [path[len(base.rstrip("/")) + 1 :] for path in paths], paths
 
@@ -134,7 +148,9 @@ class ParquetSource:
                     )
             kind = file.schema_arrow.field(image).type
             if not (_is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
-                raise DataError(f"column {image!r} of {name} is {kind}; it must hold encoded images, as binary or struct<bytes, path>.")
+                raise DataError(
+                    f"column {image!r} of {name} is {kind}; it must hold encoded images, as binary or struct<bytes, path>."
+                )
         assert image is not None
         return image
 
@@ -190,12 +206,14 @@ class ParquetSource:
                 with self._fs.open_input_stream(f"{self._folders[file]}/{value['path']}", compression=None) as stream:
                     return bytes(stream.read())
             except OSError as error:
-                raise DataError(f"{self.keys([number])[0]} names the file {value['path']}, which cannot be read: {error}.") from None
+                raise DataError(
+                    f"{self.keys([number])[0]} names the file {value['path']}, which cannot be read: {error}."
+                ) from None
         return b""
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _first_line(error: Exception) -> str:

@@ -70,7 +70,8 @@ class FitSamples:
 
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
         """(H, W, 3) uint8."""
-        return self._plane.images(np.array([number], np.int64))[0]
+        image: NDArray[np.uint8] = self._plane.images(np.array([number], np.int64))[0]
+        return image
 
     def images(self, ids: IdArray) -> NDArray[np.uint8]:
         """(M, H, W, 3) uint8 of many ids at once."""
@@ -138,9 +139,12 @@ def _checked(answer: Any, name: str, num_classes: int) -> tuple[IdArray, FloatAr
             f"expected (B,) integers and (B, {num_classes})."
         )
     if np.isnan(log_probs).any() or (log_probs > 1e-3).any():
-        raise FitError(f"fit {name} yielded log_probs with {'NaN' if np.isnan(log_probs).any() else 'values above 0'}. Yield natural logs of probabilities.")
+        found = "NaN" if np.isnan(log_probs).any() else "values above 0"
+        raise FitError(f"fit {name} yielded log_probs with {found}. Yield natural logs of probabilities.")
     total = np.exp(log_probs.astype(np.float64)).sum(axis=1)
     if np.abs(total - 1).max(initial=0) > _SUM_TOLERANCE:
         worst = total[np.abs(total - 1).argmax()]
-        raise FitError(f"fit {name} yielded log_probs whose probabilities sum to {worst:.3g}, not 1. Apply log_softmax to logits first.")
+        raise FitError(
+            f"fit {name} yielded log_probs whose probabilities sum to {worst:.3g}, not 1. Apply log_softmax to logits first."
+        )
     return ids.astype(np.int64), np.maximum(log_probs.astype(np.float32), _LOWEST)

@@ -106,7 +106,9 @@ def fit(
             right += (logits.detach().argmax(1) == labels).sum()
         mean_loss = float(loss_sum) / steps
         if not math.isfinite(mean_loss):
-            raise FitError(f"the training loss became {mean_loss} in epoch {epoch + 1}: it diverged. Lower recipe.lr (it is {recipe.lr}).")
+            raise FitError(
+                f"the training loss became {mean_loss} in epoch {epoch + 1}: it diverged. Lower recipe.lr (it is {recipe.lr})."
+            )
         seconds = time.perf_counter() - started
         yield EpochStats(
             epoch=epoch + 1,
@@ -154,11 +156,11 @@ def _optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.
 def _check_logits(logits: object, num_classes: int) -> None:
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != num_classes:
-        raise FitError(f"the model answered with {shape}; it must return logits of shape (B, {num_classes}), one a class.")
+        raise FitError(
+            f"the model answered with {shape}; it must return logits of shape (B, {num_classes}), one a class."
+        )
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-

@@ -59,7 +59,7 @@ def resnet18_cifar(num_classes: int) -> nn.Module:
     """
     from torchvision.models import resnet18
 
-    model = resnet18(num_classes=num_classes)
+    model: nn.Module = resnet18(num_classes=num_classes)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
     return model

@@ -253,7 +253,9 @@ class _VoteSheet:
         if places.size and (places.max() >= len(self.ids_M) or not np.array_equal(self.ids_M[places], ids_B)):
             check_unseen(self.task, ids_B, population)
         if self._answered[places].any() or len(np.unique(places)) < len(places):
-            raise FitError(f"{self.task.name} answered twice for the same sample. Answer once for each of task.unseen_ids.")
+            raise FitError(
+                f"{self.task.name} answered twice for the same sample. Answer once for each of task.unseen_ids."
+            )
         self._answered[places] = True
         labels = self.labels_M[places]
         self._pred[places] = log_probs_BC.argmax(axis=1)
@@ -287,7 +289,10 @@ class _VoteSheet:
 def _checked(name: str, values: Any, size_b: int) -> FloatArray:
     values = np.asarray(values)
     if values.shape != (size_b,):
-        raise FitError(f"score {name} returned shape {values.shape} for {size_b} samples; it must return one number a sample.")
+        raise FitError(
+            f"score {name} returned shape {values.shape} for {size_b} samples; it must return one number a sample."
+        )
     if not np.isfinite(values).all():
         raise FitError(f"score {name} returned {values[~np.isfinite(values)][0]}; scores must be finite.")
-    return values
+    finite: FloatArray = values.astype(np.float32)
+    return finite

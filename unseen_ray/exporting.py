@@ -39,7 +39,9 @@ def export(run: Run, to: str) -> int:
     ending = os.path.splitext(to)[1].lower()
     if ending not in ENDINGS:
         known = "; ".join(f"{name} ({what})" for name, what in ENDINGS.items())
-        raise ConfigError(f"--to {to} ends in {ending or 'nothing'!r}. Allowed are {known}.{did_you_mean(ending, ENDINGS)}")
+        raise ConfigError(
+            f"--to {to} ends in {ending or 'nothing'!r}. Allowed are {known}.{did_you_mean(ending, ENDINGS)}"
+        )
     table = run.folder.read_table(CORESET)
     parent, _, name = to.replace(os.sep, "/").rpartition("/")
     try:
@@ -58,7 +60,9 @@ def _bytes_of(table: pa.Table, ending: str) -> bytes:
         keys = table.column("key").to_pylist()
         broken = next((key for key in keys if "\n" in key or "\r" in key), None)
         if broken is not None:
-            raise ConfigError(f"key {broken!r} holds a line break, so that one key a line cannot hold it. Export to .csv or .parquet.")
+            raise ConfigError(
+                f"key {broken!r} holds a line break, so that one key a line cannot hold it. Export to .csv or .parquet."
+            )
         return "".join(f"{key}\n" for key in keys).encode()
     sink = pa.BufferOutputStream()
     if ending == ".csv":
