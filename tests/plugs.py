@@ -1,0 +1,160 @@
+"""Functions that tests plug in by name, as a user's module would."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Answers = Iterator[tuple[np.ndarray, np.ndarray]]
+
+
+def centroids(task: Any, *, source: Any) -> Answers:
+    """Distance to each class's mean image, as a softmax."""
+    pixels = source.images(task.train_ids).reshape(len(task.train_ids), -1) / 255
+    labels = source.labels[task.train_ids]
+    means = np.stack(
+        [
+            pixels[labels == c].mean(axis=0) if (labels == c).any() else np.zeros(pixels.shape[1])
+            for c in range(task.num_classes)
+        ]
+    )
+    for ids in np.array_split(task.unseen_ids, 4):
+        flat = source.images(ids).reshape(len(ids), -1) / 255
+        logits = -((flat[:, None, :] - means) ** 2).sum(axis=2)
+        yield ids, logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def slow_centroids(task: Any, *, source: Any, log: str, seconds: float = 1.0) -> Answers:
+    """`centroids`, noting when, on which Ray node and on which GPU it ran."""
+    import ray
+
+    began = time.time()
+    time.sleep(seconds)
+    yield from centroids(task, source=source)
+    note = {
+        "fold": task.fold,
+        "node": ray.get_runtime_context().get_node_id(),
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "began": began,
+        "ended": time.time(),
+    }
+    (Path(log) / f"{task.stage}-{task.fold}.json").write_text(json.dumps(note))
+
+
+def leaking(task: Any, *, source: Any) -> Answers:
+    """Answers for a sample that it trained on."""
+    yield from centroids(task, source=source)
+    yield task.train_ids[:1], np.log(np.full((1, task.num_classes), 1 / task.num_classes))
+
+
+def forgetful(task: Any, *, source: Any) -> Answers:
+    """Leaves the last quarter unanswered."""
+    answers = list(centroids(task, source=source))
+    yield from answers[:-1]
+
+
+def repeating(task: Any, *, source: Any) -> Answers:
+    """Answers twice for the first quarter."""
+    answers = list(centroids(task, source=source))
+    yield from [*answers, answers[0]]
+
+
+def logits(task: Any, *, source: Any) -> Answers:
+    """Answers with logits where log-probabilities are due."""
+    for ids, log_probs in centroids(task, source=source):
+        yield ids, log_probs - 3
+
+
+def not_numbers(task: Any, *, source: Any) -> Answers:
+    """Answers with NaN."""
+    for ids, log_probs in centroids(task, source=source):
+        yield ids, log_probs * np.nan
+
+
+def narrow(task: Any, *, source: Any) -> Answers:
+    """Answers for one class too few."""
+    for ids, log_probs in centroids(task, source=source):
+        yield ids, log_probs[:, 1:]
+
+
+def returns_none(task: Any, *, source: Any) -> None:
+    """Yields nothing at all."""
+
+
+def buggy(task: Any, *, source: Any, log: str) -> Answers:
+    """Raises an error of its own, noting each time it was called."""
+    with (Path(log) / "calls").open("a") as stream:
+        stream.write("x")
+    raise KeyError("a bug of the user's")
+    yield
+
+
+def dies_once(task: Any, *, source: Any, log: str) -> Answers:
+    """The process of fold 1 dies in the middle of its first try."""
+    marker = Path(log) / "died"
+    if task.fold == 1 and not marker.exists():
+        marker.write_text("")
+        os._exit(1)
+    yield from centroids(task, source=source)
+
+
+def dies_always(task: Any, *, source: Any) -> Answers:
+    """The process of fold 1 dies whenever it is tried."""
+    if task.fold == 1:
+        os._exit(1)
+    yield from centroids(task, source=source)
+
+
+def gini(log_probs_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """A score of the user's own."""
+    return 1.0 - np.square(np.exp(log_probs_NC)).sum(axis=1)
+
+
+def bad_score(log_probs_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """One number in all, where one a sample is due."""
+    return log_probs_NC.sum()
+
+
+def skip_hardest(scores_M, labels_M, ids_M, budget, *, kept_C, seed, skip=0.1):  # type: ignore[no-untyped-def]
+    """A policy of the user's own."""
+    start = min(round(skip * len(ids_M)), len(ids_M) - budget)
+    return np.argsort(-scores_M, kind="stable")[start : start + budget]
+
+
+def greedy_policy(scores_M, labels_M, ids_M, budget, *, kept_C, seed):  # type: ignore[no-untyped-def]
+    """Picks one more than it may."""
+    return np.arange(budget + 1)
+
+
+class Noise:
+    """Images of noise with random labels: nothing to learn, everything to memorise."""
+
+    def __init__(self, count: int, classes: int) -> None:
+        rng = np.random.default_rng(7)
+        self.pixels = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+        self.labels = rng.integers(0, classes, count)
+        self.keys = [f"noise-{place}" for place in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        return self.pixels[place]
+
+
+def noise(count: int = 600, classes: int = 4) -> Noise:
+    """A source of the user's own."""
+    return Noise(count, classes)
+
+
+def tiny_model(num_classes: int, *, hidden: int = 16) -> Any:
+    """A model of the user's own."""
+    from torch import nn
+
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
