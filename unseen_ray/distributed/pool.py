@@ -262,7 +262,7 @@ def _explain(error: RayError, failure: Failure) -> str:
     if failure == "out of memory":
         return "it ran out of memory. Lower recipe.batch_size, or let fewer folds run on a node (higher cpus_per_fold)."
     if isinstance(error, RayTaskError):
-        return f"its own code raised an error:\n{error.traceback_str.strip()}"
+        return f"its own code raised an error:\n{str(error).strip()}"
     return _first_line(error)
 
 

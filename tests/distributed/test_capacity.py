@@ -1,0 +1,59 @@
+"""What a cluster can do now, after it has grown, or never; and what to do about a failure."""
+
+from __future__ import annotations
+
+import pytest
+
+from unseen_ray.distributed.capacity import Capacity, check_feasible, default_gpus, slots
+from unseen_ray.distributed.failures import decide
+from unseen_ray.errors import ConfigError
+
+CPU_NODE = {"CPU": 4.0}
+GPU_NODE = {"CPU": 8.0, "GPU": 2.0}
+ONE_GPU = {"CPU": 1.0, "GPU": 1.0}
+
+
+def test_slots_count_whole_workers_on_each_node() -> None:
+    capacity = Capacity(nodes=(CPU_NODE, GPU_NODE, GPU_NODE))
+    assert slots(capacity, ONE_GPU) == 4
+    assert slots(capacity, {"CPU": 3.0, "GPU": 0.0}) == 1 + 2 + 2
+    assert slots(capacity, {"CPU": 0.5, "GPU": 0.25}) == 16
+
+
+def test_folds_take_a_gpu_where_there_is_one_or_may_be_one() -> None:
+    assert default_gpus(Capacity(nodes=(CPU_NODE,))) == 0
+    assert default_gpus(Capacity(nodes=(CPU_NODE, GPU_NODE))) == 1
+    assert default_gpus(Capacity(nodes=(CPU_NODE,), groups=(GPU_NODE,), autoscaling=True)) == 1
+
+
+def test_what_fits_now_or_after_growing_is_let_through() -> None:
+    check_feasible(Capacity(nodes=(GPU_NODE,)), ONE_GPU)
+    check_feasible(Capacity(nodes=(CPU_NODE,), groups=(GPU_NODE,), autoscaling=True), ONE_GPU)
+    check_feasible(Capacity(nodes=(CPU_NODE,), autoscaling=True), ONE_GPU)
+
+
+def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
+    with pytest.raises(ConfigError, match="1 CPU and 1 GPU on one node, but the largest of 1 nodes has 4 CPU and 0 GPU"):
+        check_feasible(Capacity(nodes=(CPU_NODE,)), ONE_GPU)
+    with pytest.raises(ConfigError, match="the autoscaler can add none that is large enough"):
+        check_feasible(Capacity(nodes=(CPU_NODE,), groups=(GPU_NODE,), autoscaling=True), {"CPU": 1.0, "GPU": 4.0})
+
+
+@pytest.mark.parametrize(
+    ("failure", "failed", "decision"),
+    [
+        ("worker lost", 1, "retry"),
+        ("worker lost", 3, "retry"),
+        ("worker lost", 4, "give up"),
+        ("out of memory", 1, "retry"),
+        ("out of memory", 2, "give up"),
+        ("error", 1, "give up"),
+    ],
+)
+def test_a_lost_worker_is_retried_and_an_error_is_not(failure: str, failed: int, decision: str) -> None:
+    assert decide(failure, failed=failed, max_retries=3) == decision  # type: ignore[arg-type]
+
+
+def test_no_retries_means_none() -> None:
+    assert decide("worker lost", failed=1, max_retries=0) == "give up"
+    assert decide("out of memory", failed=1, max_retries=0) == "give up"

@@ -1,0 +1,73 @@
+"""A simulated cluster: each fold on its own (node, GPU), the rest queued; lost workers; requests that cannot be met."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+import unseen_ray as ur
+from unseen_ray.errors import FoldFailedError, LeakError
+
+pytestmark = pytest.mark.ray
+
+SOURCE = {"use": "digits", "limit": 200}
+
+
+def run(out: Path, **fields: object) -> ur.PruneResult:
+    return ur.prune(ur.PruneConfig(**{"source": SOURCE, "keep": 0.5, "out": str(out), **fields}))
+
+
+def test_each_fold_has_a_gpu_of_its_own_and_the_rest_waits(simulated: Path, tmp_path: Path) -> None:
+    result = run(tmp_path, folds=5, fit={"use": "tests.plugs:slow_centroids", "log": str(simulated)})
+    notes = [json.loads(path.read_text()) for path in sorted(simulated.glob("0-*.json"))]
+    assert [note["fold"] for note in notes] == [0, 1, 2, 3, 4]
+    assert len({(note["node"], note["gpu"]) for note in notes}) == 2
+    for one, other in combinations(notes, 2):
+        apart = one["ended"] <= other["began"] or other["ended"] <= one["began"]
+        assert apart or (one["node"], one["gpu"]) != (other["node"], other["gpu"])
+    assert any(a["began"] < b["ended"] and b["began"] < a["ended"] for a, b in combinations(notes, 2))
+    assert result.manifest.config["gpus_per_fold"] == 1
+    local = run(tmp_path / "local", folds=5, fit="tests.plugs:centroids", executor="local")
+    assert result.coreset.ids.tolist() == local.coreset.ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("fields", "numbers"),
+    [
+        ({"gpus_per_fold": 3}, "1 CPU and 3 GPU on one node, but the largest of 3 nodes has 1 CPU and 1 GPU"),
+        ({"cpus_per_fold": 8, "gpus_per_fold": 0}, "8 CPU and 0 GPU on one node, but the largest of 3 nodes has 1 CPU"),
+    ],
+)
+def test_a_request_that_no_node_can_meet_is_refused(
+    simulated: Path, tmp_path: Path, fields: dict[str, float], numbers: str
+) -> None:
+    with pytest.raises(ur.ConfigError, match=numbers):
+        run(tmp_path, fit="tests.plugs:centroids", **fields)
+
+
+def test_a_lost_worker_is_replaced(simulated: Path, tmp_path: Path) -> None:
+    result = run(tmp_path / "run", folds=3, fit={"use": "tests.plugs:dies_once", "log": str(tmp_path)})
+    assert (tmp_path / "died").exists()
+    undisturbed = run(tmp_path / "local", folds=3, fit="tests.plugs:centroids", executor="local")
+    assert result.coreset.ids.tolist() == undisturbed.coreset.ids.tolist()
+
+
+def test_a_worker_that_is_always_lost_ends_the_run_and_keeps_what_was_finished(simulated: Path, tmp_path: Path) -> None:
+    with pytest.raises(FoldFailedError, match="stage 0 fold 1 failed after it was started 2 times") as failure:
+        run(tmp_path, folds=3, fit="tests.plugs:dies_always", max_retries=1)
+    assert failure.value.attempts == 2
+    assert (tmp_path / "stage-00" / "votes" / "00.parquet").exists()
+
+
+def test_a_bug_of_the_users_fails_at_once_with_its_own_traceback(simulated: Path, tmp_path: Path) -> None:
+    with pytest.raises(FoldFailedError, match=r"(?s)failed after it was started once.*in buggy.*KeyError: \"a bug of the user's\""):
+        run(tmp_path / "run", folds=2, gpus_per_fold=1, fit={"use": "tests.plugs:buggy", "log": str(tmp_path)}, max_retries=3)
+    assert len((tmp_path / "calls").read_text()) <= 2
+
+
+def test_a_leak_on_a_worker_is_refused(simulated: Path, tmp_path: Path) -> None:
+    with pytest.raises(LeakError, match="its own model was trained on"):
+        run(tmp_path, folds=2, fit="tests.plugs:leaking")

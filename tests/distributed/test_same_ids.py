@@ -1,0 +1,66 @@
+"""The same ids and scores from both executors, whatever the geometry, K, and the number of workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import unseen_ray as ur
+
+pytestmark = pytest.mark.ray
+
+FIELDS = {"source": {"use": "digits", "limit": 300}, "keep": 0.6, "recipe": {"epochs": 3, "min_steps": 0}}
+
+
+def run(out: Path, **fields: object) -> ur.PruneResult:
+    return ur.prune(ur.PruneConfig(**{**FIELDS, "out": str(out), **fields}))
+
+
+def everything(result: ur.PruneResult) -> dict[str, object]:
+    """The tables of a run by name, less what says when and where they were made."""
+    tables = {}
+    for name in result.manifest.files:
+        table = result.run.folder.read_table(name)
+        tables[name] = table.replace_schema_metadata(None)
+    return tables
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+@pytest.mark.parametrize("train_on", ["fold", "complement"])
+def test_local_and_ray_give_the_same(tmp_path: Path, session: None, train_on: str, folds: int) -> None:
+    fields = {"train_on": train_on, "folds": folds, "schedule": [0.4, 0.6]}
+    local = everything(run(tmp_path / "local", executor="local", **fields))
+    assert len([name for name in local if "votes" in name]) == folds + 1
+    for workers, cpus_per_fold in ((1, 2), (2, 1)):
+        spread = everything(run(tmp_path / f"ray-{workers}", cpus_per_fold=cpus_per_fold, **fields))
+        assert spread == local
+
+
+def test_both_geometries_coincide_at_two_folds(tmp_path: Path) -> None:
+    one = run(tmp_path / "fold", executor="local", train_on="fold", folds=2)
+    other = run(tmp_path / "complement", executor="local", train_on="complement", folds=2)
+    assert one.scores == other.scores
+    assert one.coreset.ids.tolist() == other.coreset.ids.tolist()
+
+
+def test_the_scores_are_a_ray_dataset(tmp_path: Path, session: None) -> None:
+    result = run(tmp_path, executor="local", folds=2)
+    rows = result.to_ray_dataset().take(3)
+    assert [row["id"] for row in rows] == [0, 1, 2]
+    assert set(result.scores.column_names) == set(rows[0])
+
+
+def test_repeats_and_rules_of_combination(tmp_path: Path, session: None) -> None:
+    fields = {"repeats": 2, "folds": 2, "combine": "mean_prob", "save_probs": True}
+    local, spread = run(tmp_path / "local", executor="local", **fields), run(tmp_path / "ray", **fields)
+    assert local.scores == spread.scores
+    assert set(local.scores.column("votes").to_pylist()) == {2}
+    probs = [result.run.folder.read_array("stage-00/probs.npy") for result in (local, spread)]
+    assert probs[0].shape == (300, 10)
+    assert (probs[0] == probs[1]).all()
+    again = ur.select(spread, keep=0.6, combine="mean_prob", out=tmp_path / "again")
+    assert again.coreset.ids.tolist() == spread.coreset.ids.tolist()
+    ranked = ur.select(spread, keep=0.6, combine="rank_mean", out=tmp_path / "ranked")
+    fresh = run(tmp_path / "fresh", executor="local", **{**fields, "combine": "rank_mean"})
+    assert ranked.scores.column("entropy") == fresh.scores.column("entropy")
