@@ -63,8 +63,16 @@ def test_a_worker_that_is_always_lost_ends_the_run_and_keeps_what_was_finished(s
 
 
 def test_a_bug_of_the_users_fails_at_once_with_its_own_traceback(simulated: Path, tmp_path: Path) -> None:
-    with pytest.raises(FoldFailedError, match=r"(?s)failed after it was started once.*in buggy.*KeyError: \"a bug of the user's\""):
-        run(tmp_path / "run", folds=2, gpus_per_fold=1, fit={"use": "tests.plugs:buggy", "log": str(tmp_path)}, max_retries=3)
+    with pytest.raises(
+        FoldFailedError, match=r"(?s)failed after it was started once.*in buggy.*KeyError: \"a bug of the user's\""
+    ):
+        run(
+            tmp_path / "run",
+            folds=2,
+            gpus_per_fold=1,
+            fit={"use": "tests.plugs:buggy", "log": str(tmp_path)},
+            max_retries=3,
+        )
     assert len((tmp_path / "calls").read_text()) <= 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -35,15 +36,13 @@ def check_precision(precision: Precision, device: torch.device) -> None:
 
 def describe_hardware(device: torch.device) -> dict[str, Any]:
     """Names and versions, for the manifest."""
-    import torchvision
-
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "machine": platform.machine(),
         "processor": _processor(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torch": str(torch.__version__),
+        "torchvision": version("torchvision"),
     }
 
 
