@@ -35,7 +35,9 @@ def class_pixels(labels: np.ndarray, size_px: int, seed: int = 0) -> np.ndarray:
 
 def write_parquet(path: Path, labels: np.ndarray, images: list[bytes], *, image: str = "image", **columns: Any) -> Path:
     """A Parquet file in the Hugging Face image schema."""
-    structs = pa.array([{"bytes": data, "path": None} for data in images], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    structs = pa.array(
+        [{"bytes": data, "path": None} for data in images], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({image: structs, "label": pa.array(labels), **columns}), path)
     return path
@@ -57,7 +59,9 @@ def parquet_file(tmp_path: Path) -> Callable[..., Path]:
 def image_folder(tmp_path: Path) -> Callable[..., Path]:
     """Makes a class-per-folder tree of PNGs: `image_folder(per_class=5, classes=("cat", "dog"), size_px=10)`."""
 
-    def make(*, per_class: int = 5, classes: tuple[str, ...] = ("cat", "dog"), size_px: int = 10, name: str = "pets") -> Path:
+    def make(
+        *, per_class: int = 5, classes: tuple[str, ...] = ("cat", "dog"), size_px: int = 10, name: str = "pets"
+    ) -> Path:
         root = tmp_path / name
         for number, label in enumerate(classes):
             (root / label).mkdir(parents=True)
@@ -73,5 +77,7 @@ def real_data() -> Path:
     """The folder of real data sets, where there is one."""
     root = Path(os.environ.get("UNSEEN_DATA", "data"))
     if not (root / "cifar10-train.parquet").exists():
-        pytest.skip(f"real data: {root}/cifar10-train.parquet is not there; set UNSEEN_DATA to the folder that holds it")
+        pytest.skip(
+            f"real data: {root}/cifar10-train.parquet is not there; set UNSEEN_DATA to the folder that holds it"
+        )
     return root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -93,8 +94,31 @@ def watching(console: Console) -> Iterator[Observer]:
     if not console.is_terminal:
         yield LineProgress(console)
         return
-    with Live(console=console, refresh_per_second=4, transient=False) as live:
+    with Live(console=console, refresh_per_second=4, transient=False) as live, _logging_above(live):
         yield TableProgress(live)
+
+
+@contextmanager
+def _logging_above(live: Live) -> Iterator[None]:
+    """Have log lines scroll by above the table, where printing past it would leave copies of it behind."""
+    handler = _LiveHandler(live)
+    root = logging.getLogger("unseen_ray")
+    before = root.handlers
+    handler.setFormatter(before[0].formatter if before else None)
+    root.handlers = [handler]
+    try:
+        yield
+    finally:
+        root.handlers = before
+
+
+class _LiveHandler(logging.Handler):
+    def __init__(self, live: Live) -> None:
+        super().__init__()
+        self.live = live
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.live.console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
 def _cells(row: _Row) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def test_a_model_of_ones_own_takes_options(tmp_path: Path) -> None:
     fields = {"recipe": {"epochs": 2, "min_steps": 0}, "source": {"use": "tests.plugs:noise", "count": 80}, "folds": 2}
     result = run(tmp_path, model={"use": "tests.plugs:tiny_model", "hidden": 4}, **fields)
     assert len(result.coreset) == 40
-    with pytest.raises(ur.ConfigError, match="takes no option 'hiden'.*Did you mean 'hidden'"):
+    with pytest.raises(ur.ConfigError, match=r"takes no option 'hiden'.*Did you mean 'hidden'"):
         run(tmp_path / "typo", model={"use": "tests.plugs:tiny_model", "hiden": 4}, **fields)
 
 

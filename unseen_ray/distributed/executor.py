@@ -132,6 +132,7 @@ class RayExecutor:
             Work(name=f"decoding rows {start} to {stop}", start=_starter(method, job.source, start, stop, job.size_px))
             for start, stop in ranges
         ]
+        logger.info("decoding %d images on the fold actors", total)
         bad: list[BadSample] = []
         for place, (chunk, failed) in pool.stream(works):
             bad += failed

@@ -1,0 +1,526 @@
+"""Everything that a configuration or a data file can get wrong: one clear message, the right exit code, nothing trained."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import class_pixels, png_bytes, write_parquet
+from unseen_ray.cli import main
+
+COUNT, CLASSES, SIZE_PX = 40, 4, 8
+LABELS = np.arange(COUNT) % CLASSES
+FAST = "--executor local --recipe.epochs 1 --recipe.min_steps 0"
+HERE = __name__
+
+
+class Samples:
+    """A source of a user's own, right or wrong as asked."""
+
+    def __init__(self, dtype: Any = np.uint8) -> None:
+        self.labels, self.keys = LABELS, [f"s{number}" for number in range(COUNT)]
+        self._dtype = dtype
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return np.zeros((SIZE_PX, SIZE_PX, 3), self._dtype)
+
+
+def good_source(*, count: int = COUNT) -> Samples:
+    return Samples()
+
+
+def list_source() -> list[int]:
+    return [1, 2, 3]
+
+
+def float_source() -> Samples:
+    return Samples(np.float32)
+
+
+def user_score(log_probs_NC: Any, labels_N: Any, *, power: float = 1.0) -> Any:
+    return log_probs_NC.max(axis=1) ** power
+
+
+not_a_function = 7
+
+
+def images(labels: Any = LABELS) -> list[bytes]:
+    return [png_bytes(pixels) for pixels in class_pixels(np.asarray(labels, int), SIZE_PX)]
+
+
+def parquet(labels: Any = LABELS, **columns: Any) -> Callable[[Path], Path]:
+    return lambda tmp: write_parquet(tmp / "data.parquet", np.asarray(labels), images(range(len(labels))), **columns)
+
+
+def table(image: Any = None, label: Any = None, **columns: Any) -> Callable[[Path], Path]:
+    made = {
+        "image": pa.array(images()) if image is None else image,
+        "label": pa.array(LABELS) if label is None else label,
+    }
+
+    def write(tmp: Path) -> Path:
+        pq.write_table(pa.table({k: v for k, v in {**made, **columns}.items() if v is not False}), tmp / "data.parquet")
+        return tmp / "data.parquet"
+
+    return write
+
+
+def labels_with(value: Any, row: int = 7) -> pa.Array:
+    values = LABELS.tolist()
+    values[row] = value
+    return pa.array(values)
+
+
+def with_bad_image(data: bytes, row: int = 17) -> Callable[[Path], Path]:
+    def write(tmp: Path) -> Path:
+        all_images = images()
+        all_images[row] = data
+        return write_parquet(tmp / "data.parquet", LABELS, all_images)
+
+    return write
+
+
+def class_labels(*names: str) -> Callable[[Path], Path]:
+    def write(tmp: Path) -> Path:
+        path = parquet()(tmp)
+        features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        metadata = {b"huggingface": json.dumps(features).encode()}
+        pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+        return path
+
+    return write
+
+
+def damaged(change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
+    def write(tmp: Path) -> Path:
+        path = parquet()(tmp)
+        path.write_bytes(change(path.read_bytes()))
+        return path
+
+    return write
+
+
+def file(name: str, data: bytes) -> Callable[[Path], Path]:
+    def write(tmp: Path) -> Path:
+        (tmp / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp / name).write_bytes(data)
+        return tmp / name
+
+    return write
+
+
+def folder(*names: str) -> Callable[[Path], Path]:
+    def write(tmp: Path) -> Path:
+        (tmp / "tree").mkdir()
+        for name, data in zip(names, images(), strict=False):
+            file(f"tree/{name}", data)(tmp)
+        return tmp / "tree"
+
+    return write
+
+
+def more_classes(tmp: Path) -> Path:
+    return write_parquet(tmp / "test.parquet", LABELS + 3, images())
+
+
+def cut_within(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[: middle - 1000] + b"\xff" * 2000 + data[middle + 1000 :]
+
+
+TREE = [f"{name}/{place}.png" for name in ("cat", "dog") for place in range(8)]
+
+MADE: dict[str, Callable[[Path], Path]] = {
+    "good": parquet(),
+    "tiny": parquet(np.arange(6) % 2),
+    "one": parquet(np.zeros(1, int)),
+    "negative": parquet(np.where(np.arange(COUNT) == 7, -1, LABELS)),
+    "floats": table(label=labels_with(1.5)),
+    "strings": table(label=pa.array([str(label) for label in LABELS])),
+    "nulls": table(label=labels_with(None)),
+    "huge-label": table(label=labels_with(2**40)),
+    "above-c": class_labels("cat", "dog"),
+    "no-parquet": file("data.parquet", b"label,image\n1,2\n" * 40),
+    "zero-bytes": file("data.parquet", b""),
+    "truncated": damaged(lambda data: data[: len(data) // 2]),
+    "overwritten": damaged(cut_within),
+    "no-image": table(image=False, photo=pa.array(images())),
+    "no-label": table(label=False, lable=pa.array(LABELS)),
+    "image-text": table(image=pa.array([f"{number}.png" for number in range(COUNT)])),
+    "image-struct": table(image=pa.array([{"bytes": "text", "path": "x"}] * COUNT)),
+    "image-path": table(image=pa.array([{"bytes": None, "path": "nosuch/x.png"}] * COUNT,
+                                       pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
+    "undecodable": with_bad_image(b"no image at all"),
+    "cut-image": with_bad_image(images()[17][:60]),
+    "empty-image": with_bad_image(b""),
+    "null-image": table(image=pa.array([*images()[:17], None, *images()[18:]])),
+    "all-undecodable": table(image=pa.array([b"no image"] * COUNT)),
+    "empty-parquet": parquet(np.zeros(0, int)),
+    "empty-folder": folder(),
+    "loose": folder(*[f"{place}.png" for place in range(8)]),
+    "splits": folder(*[f"{split}/{name}" for split in ("train", "val") for name in TREE]),
+    "bad-tree": lambda tmp: file("tree/cat/bad.png", b"no image")(tmp).parents[1] if folder(*TREE)(tmp) else tmp,
+    "csv": file("data.csv", b"image,label\n"),
+    "more-classes": more_classes,
+    "other-files": lambda tmp: file("taken/notes.txt", b"mine")(tmp).parent,
+    "out-file": file("out-file", b"a file"),
+    "yaml-list": file("run.yaml", b"- source: digits\n- keep: 0.5\n"),
+    "yaml-text": file("run.yaml", b"just words\n"),
+    "yaml-broken": file("run.yaml", b"keep: [0.5\nsource: {digits\n"),
+    "yaml-latin1": file("run.yaml", b"source: caf\xe9\nkeep: 0.5\n"),
+    "yaml-date": file("run.yaml", b"source: digits\nkeep: 2024-13-45\n"),
+    "yaml-self": file("run.yaml", b"source: digits\nkeep: 0.5\nself: 3\n"),
+    "yaml-object": file("run.yaml", b"source: !!python/object/apply:os.system ['touch executed']\nkeep: 0.5\n"),
+    "yaml-empty": file("run.yaml", b"# nothing yet\n"),
+    "yaml-blank-source": file("run.yaml", b"source:\nkeep: 0.5\n"),
+    "yaml-recipe-list": file("run.yaml", b"source: digits\nkeep: 0.5\nrecipe: [quick]\n"),
+    "yaml-blank-epochs": file("run.yaml", b"source: digits\nkeep: 0.5\nrecipe:\n  epochs:\n"),
+    "yaml-faults": file("run.yaml", b"source: digitz\nkeep: 5\nfolds: 1\nflods: 3\nscore: entrop\nrecipe: {epoch: 3}\n"),
+}  # fmt: skip
+
+
+def changed_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def apply(run: Path) -> None:
+        values = json.loads((run / "manifest.json").read_text())
+        change(values)
+        (run / "manifest.json").write_text(json.dumps(values))
+
+    return apply
+
+
+def raw_manifest(data: bytes) -> Callable[[Path], None]:
+    def apply(run: Path) -> None:
+        (run / "manifest.json").write_bytes(data)
+
+    return apply
+
+
+RUNS: dict[str, Callable[[Path], Any]] = {
+    "run": lambda run: None,
+    "unfinished": changed_manifest(lambda values: values.update(finished=False)),
+    "newer": changed_manifest(lambda values: values.update(schema_version=99, warp={"drive": 1})),
+    "newer-renamed": raw_manifest(b'{"schema_version": 99, "run": {}}\n'),
+    "damaged": raw_manifest(b'{"schema_version": 1, "created'),
+    "manifest-list": raw_manifest(b"[1, 2]\n"),
+    "manifest-gaps": raw_manifest(b'{"schema_version": 1}\n'),
+    "manifest-binary": raw_manifest(b"\xff\xfe\x00"),
+    "manifest-empty": raw_manifest(b""),
+    "manifest-types": changed_manifest(lambda values: values.update(stages=None, asked=[], source=3)),
+}
+
+
+def prune(source: str, more: str = "") -> str:
+    return f"prune --source @{source} --keep 0.5 --out @new {FAST} {more}"
+
+
+def fields(more: str) -> str:
+    return prune("good", more)
+
+
+CASES: list[tuple[str, str, int, str]] = [
+    # the command line
+    ("unknown command", "prnue", 2, r"No such command 'prnue'"),
+    ("unknown flag", fields("--flods 3"), 2, r"No such option.*--flods"),
+    ("unknown nested flag", fields("--recipe.epoch 3"), 2, r"No such option.*--recipe\.epoch"),
+    ("flag without value", "prune --source @good --keep", 2, r"--keep.* requires an argument"),
+    ("nested flag without value", "prune --source.limit", 2, r"--source\.limit needs a value"),
+    ("two yaml files", "prune @yaml-empty @yaml-empty", 2, r"unexpected extra argument"),
+    ("list of nothing known", "list things", 2, r"'things' is not one of"),
+    ("export without to", "export @run", 2, r"Missing option '--to'"),
+    ("seeds that are no number", "evaluate @run --seeds three", 2, r"'three' is not a valid integer"),
+    # YAML files
+    ("yaml missing", "prune nosuch.yaml", 2, r"nosuch\.yaml cannot be read: .*No such file"),
+    ("yaml is a folder", "prune @empty-folder", 2, r"tree cannot be read"),
+    ("yaml broken", "prune @yaml-broken", 2, r"run\.yaml is no YAML: .*line"),
+    ("yaml list", "prune @yaml-list", 2, r"run\.yaml holds a list"),
+    ("yaml text", "prune @yaml-text", 2, r"run\.yaml holds a str"),
+    ("yaml latin1", "prune @yaml-latin1", 2, r"run\.yaml cannot be read: .*utf-8"),
+    ("yaml impossible date", "prune @yaml-date --out @new", 2, r"run\.yaml|keep"),
+    ("yaml self", "prune @yaml-self --out @new", 2, r"self is no field"),
+    ("yaml object", "prune @yaml-object --out @new", 2, r"run\.yaml is no YAML"),
+    ("yaml empty", "prune @yaml-empty", 2, r"2 problems:[\s\S]*source is missing[\s\S]*keep is missing"),
+    ("yaml blank source", "prune @yaml-blank-source --out @new", 2, r"source(=None| is missing)"),
+    ("yaml recipe list", "prune @yaml-recipe-list --out @new --recipe.epochs 3", 2, r"recipe"),
+    ("yaml blank epochs", "prune @yaml-blank-epochs --out @new --executor local", 2, r"epochs"),
+    ("yaml six faults", "prune @yaml-faults --out @new", 2, r"6 problems:(\n  - .*){6}\n$"),
+    ("flag impossible date", fields("--combine 2024-13-45"), 2, r"combine"),
+    # fields
+    ("keep 0", fields("--keep 0"), 2, r"keep=0.* is outside \(0, 1\)"),
+    ("keep 1", fields("--keep 1"), 2, r"keep=1.* is outside \(0, 1\)"),
+    ("keep in percent", fields("--keep 70"), 2, r"keep=70.* is outside \(0, 1\).*30 % pruning is keep: 0\.7"),
+    ("keep nan", fields("--keep .nan"), 2, r"keep=nan is outside"),
+    ("keep text", fields("--keep half"), 2, r"keep='half' is not allowed: .*number"),
+    ("keep quoted", fields("--keep \"'1.5'\""), 2, r"keep"),
+    ("keep missing", "prune --source @good --out @new", 2, r"keep is missing"),
+    ("one fold", fields("--folds 1"), 2, r"folds=1 is not allowed: it must be greater than or equal to 2"),
+    ("folds false", fields("--folds false"), 2, r"folds=False is not allowed"),
+    ("seed true", fields("--seed true"), 2, r"seed=True is not allowed"),
+    ("more folds than samples", fields("--folds 41"), 2, r"folds=41 is outside 2\.\.40 \(the number of samples\)"),
+    ("folds of one sample", fields("--folds 21"), 2, r"folds=21 of 40 samples leaves a fold of 1 to train on"),
+    ("one sample", prune("one"), 2, r"keep|folds"),
+    ("first stage of one sample", fields("--schedule [0.02,0.5]"), 2, r"the first stage keeps 1 sample"),
+    ("schedule falls", fields("--schedule [0.4,0.3,0.5]"), 2, r"must rise strictly"),
+    ("schedule misses keep", fields("--schedule [0.2,0.4]"), 2, r"ends in 0\.4 but keep is 0\.5"),
+    ("schedule of text", fields("--schedule 0.2,0.5"), 2, r"schedule='0\.2,0\.5' must be a list of fractions"),
+    ("schedule field", fields("--schedule.frist 0.2 --schedule.stages 2"), 2, r"no field 'frist'.*Did you mean 'first'"),
+    ("targets coincide", prune("tiny", "--folds 2 --schedule [0.45,0.5]"), 2, r"stage 1 of the schedule would add nothing"),
+    ("nothing pruned", prune("tiny", "--folds 2 --keep 0.99"), 2, r"the targets \[6\] must lie within 1\.\.5"),
+    ("nothing kept", prune("tiny", "--folds 2 --keep 0.01"), 2, r"the targets \[0\] must lie within 1\.\.5"),
+    ("unknown score", fields("--score entrop"), 2, r"score='entrop' is no score.*Did you mean 'entropy'"),
+    ("unknown policy", fields("--policy best"), 2, r"policy='best' is no policy\. Allowed: class_balanced, random, top"),
+    ("unknown model", fields("--model resnet8"), 2, r"model='resnet8' is no model.*Did you mean 'resnet"),
+    ("unknown recipe", fields("--recipe quik"), 2, r"recipe 'quik' is none of quick.*Did you mean 'quick'"),
+    ("unknown source", f"prune --source cifra10 --keep 0.5 --out @new {FAST}", 2, r"source='cifra10' is no source"),
+    ("unknown also_score", fields("--also_score [margn]"), 2, r"also_score='margn' is no score.*Did you mean 'margin'"),
+    ("score named twice", fields("--also_score [entropy]"), 2, r"two scores are called 'entropy'"),
+    ("mode typo", fields("--mode fiting"), 2, r"mode='fiting' is not allowed: it must be 'unseen' or 'fitting'"),
+    ("folds in fitting", fields("--mode fitting --folds 3"), 2, r"folds=3 has no effect in mode: fitting"),
+    ("recipe beside fit", fields(f"--fit {HERE}:user_score"), 2, r"recipe has no effect beside fit"),
+    ("address with local", fields("--address ray://head:10001"), 2, r"has no effect with executor: local"),
+    ("epochs and steps", fields("--recipe.steps 9"), 2, r"recipe sets epochs=1 and steps=9"),
+    ("epochs 0", fields("--recipe.epochs 0"), 2, r"recipe\.epochs=0 is not allowed"),
+    # what is plugged in
+    ("score module missing", fields("--score nosuch_lab.scores:gini"), 2, r"no module 'nosuch_lab\.scores' on the Python path"),
+    ("score function missing", fields(f"--score {HERE}:user_scor"), 2, r"has no 'user_scor'\. Did you mean 'user_score'"),
+    ("score no function", fields(f"--score {HERE}:not_a_function"), 2, r"not_a_function is a int, not a function"),
+    ("score option", fields(f"--score.use {HERE}:user_score --score.powr 2"), 2, r"takes no option 'powr'.*'power'"),
+    ("built-in score option", fields("--score.use entropy --score.temperature 2"), 2, r"takes no option 'temperature'"),
+    ("score option that is its data", fields("--score.use entropy --score.labels_N 2"), 2, r"takes no option 'labels_N'"),
+    ("policy module missing", fields("--policy nosuch_lab:best"), 2, r"no module 'nosuch_lab'"),
+    ("policy function missing", fields("--policy json:bests"), 2, r"module json has no 'bests'"),
+    ("policy option", fields("--policy.use top --policy.skip 0.1"), 2, r"policy: top takes no option 'skip'"),
+    ("policy option that is its data", fields("--policy.use top --policy.budget 3"), 2, r"takes no option 'budget'"),
+    ("policy option that is the run's", fields("--policy.use top --policy.seed 3"), 2, r"takes no option 'seed'"),
+    ("model module missing", fields("--model nosuch_lab.models:net"), 2, r"no module 'nosuch_lab\.models'"),
+    ("model function missing", fields("--model torchvision.models:resnet19"), 2, r"has no 'resnet19'\. Did you mean 'resnet1"),
+    ("model option", fields("--model.use small_cnn --model.widht 8"), 2, r"takes no option 'widht'.*Did you mean 'width'"),
+    ("model option that is the run's", fields("--model.use small_cnn --model.num_classes 8"), 2, r"num_classes"),
+    ("model no module", fields(f"--model {HERE}:list_model"), 2, r"returned a list; it must return a torch\.nn\.Module"),
+    ("fit module missing", "prune --source @good --keep 0.5 --out @new --executor local --fit nosuch_lab:fit", 2, r"no module 'nosuch_lab'"),
+    ("source module missing", f"prune --source nosuch_lab.data:pets --keep 0.5 --out @new {FAST}", 2, r"no module 'nosuch_lab\.data'"),
+    ("source function missing", f"prune --source {HERE}:good_sourc --keep 0.5 --out @new {FAST}", 2, r"Did you mean 'good_source'"),
+    ("source no function", f"prune --source {HERE}:not_a_function --keep 0.5 --out @new {FAST}", 2, r"not_a_function"),
+    ("source of the wrong object", f"prune --source {HERE}:list_source --keep 0.5 --out @new {FAST}", 2, r"returned a list without labels, keys"),
+    ("source of the wrong pixels", f"prune --source {HERE}:float_source --keep 0.5 --out @new {FAST}", 3, r"sample s0 .* is float32 .*; it must be uint8"),
+    ("source function option", f"prune --source.use {HERE}:good_source --source.cout 3 --keep 0.5 --out @new {FAST}", 2, r"Did you mean 'count'"),
+    ("source option", fields("--source.lable y"), 2, r"takes no option 'lable'.*Did you mean 'label'"),
+    ("digits option", f"prune --source.use digits --source.root x --keep 0.5 --out @new {FAST}", 2, r"digits takes no option 'root'; it takes limit"),
+    ("limit 0", fields("--source.limit 0"), 2, r"source\.limit=0 must be a whole number"),
+    ("unknown scheme", f"prune --source foo://bucket/set --keep 0.5 --out @new {FAST}", 2, r"foo://bucket/set cannot be opened"),
+    ("out of unknown scheme", f"prune --source @good --keep 0.5 --out foo://bucket/run {FAST}", 2, r"foo://bucket/run.* cannot be opened"),
+    # data
+    ("negative label", prune("negative"), 3, r"row 7 of .* has label -1; labels are 0 to C - 1"),
+    ("float labels", prune("floats"), 3, r"column 'label' of data\.parquet is double; labels must be integers"),
+    ("string labels", prune("strings"), 3, r"column 'label' of data\.parquet is string; .*Map class names to numbers"),
+    ("null label", prune("nulls"), 3, r"row 7 of data\.parquet has no label"),
+    ("absurd label", prune("huge-label"), 3, r"has label 1099511627776"),
+    ("label above the metadata", prune("above-c"), 3, r"has label 3, but its metadata names 2 classes"),
+    ("missing file", f"prune --source nosuch.parquet --keep 0.5 --out @new {FAST}", 3, r"nosuch\.parquet does not exist"),
+    ("missing folder", f"prune --source ./nosuch/ --keep 0.5 --out @new {FAST}", 3, r"nosuch/ does not exist"),
+    ("glob without match", f"prune --source './nosuch-*.parquet' --keep 0.5 --out @new {FAST}", 3, r"matches no Parquet file"),
+    ("no cifar under root", f"prune --source cifar10 --keep 0.5 --out @new {FAST}", 3, r"data_batch_1 is missing\. Set `root`"),
+    ("no imagenet under root", f"prune --source imagenet --keep 0.5 --out @new {FAST}", 3, r"data/train cannot be listed"),
+    ("no parquet", prune("no-parquet"), 3, r"data\.parquet of source .* is no Parquet file"),
+    ("file of no bytes", prune("zero-bytes"), 3, r"data\.parquet of source .* is no Parquet file"),
+    ("truncated parquet", prune("truncated"), 3, r"data\.parquet of source .* is no Parquet file"),
+    ("overwritten parquet", prune("overwritten"), 3, r"data\.parquet"),
+    ("csv", prune("csv"), 3, r"data\.csv of source .* is no Parquet file"),
+    ("no image column", prune("no-image"), 3, r"has no image column 'image or img'; it has label, photo"),
+    ("no label column", prune("no-label"), 3, r"has no label column 'label'; it has image, lable.*Did you mean 'lable'"),
+    ("named column missing", fields("--source.image img"), 3, r"has no image column 'img'"),
+    ("image column of text", prune("image-text"), 3, r"column 'image' of data\.parquet is string; it must hold encoded images"),
+    ("image struct of text", prune("image-struct"), 3, r"column 'image' of data\.parquet is struct.*must hold encoded images"),
+    ("image named, not there", prune("image-path"), 3, r"data\.parquet:0 names the file nosuch/x\.png, which cannot be read"),
+    ("undecodable image", prune("undecodable"), 3, r"sample data\.parquet:17 cannot be decoded: .*on_bad_sample: skip"),
+    ("cut image", prune("cut-image"), 3, r"sample data\.parquet:17 cannot be decoded"),
+    ("empty image", prune("empty-image"), 3, r"sample data\.parquet:17 cannot be decoded: it is empty"),
+    ("null image", prune("null-image"), 3, r"sample data\.parquet:17 cannot be decoded"),
+    ("nothing left of skipping", prune("all-undecodable", "--on_bad_sample skip"), 2, r"0 samples|outside 2\.\.0|N is 0"),
+    ("undecodable in a tree", prune("bad-tree"), 3, r"sample cat/bad\.png cannot be decoded"),
+    ("empty parquet", prune("empty-parquet"), 3, r"data\.parquet holds no samples"),
+    ("empty folder", prune("empty-folder"), 3, r"holds no images in class folders|matches no Parquet file"),
+    ("loose images", prune("loose"), 3, r"8 images lie in it directly, without a class"),
+    ("folder of splits", prune("splits"), 3, r"holds the splits train, val, not classes\. Set source: .*/tree/train"),
+    ("test with more classes", fields("--test @more-classes"), 3, r"test .* has label 6, but the source has 4 classes"),
+    ("test missing", fields("--test nosuch.parquet"), 3, r"nosuch\.parquet does not exist"),
+    ("unknown test", fields("--test cifra10"), 2, r"test='cifra10' is no source"),
+    # where the run goes
+    ("out missing", f"prune --source @good --keep 0.5 {FAST}", 2, r"out is missing: name the folder"),
+    ("out holds other files", fields("--out @other-files"), 2, r"taken holds notes\.txt and no run of ours"),
+    ("out is a file", fields("--out @out-file"), 2, r"out-file.* cannot be"),
+    ("out below a file", fields("--out @out-file/run"), 2, r"out-file/run.* cannot be"),
+    ("out of another seed", fields("--out @run --also_score none --seed 1"), 2, r"another configuration; it differs in .*seed: 0 there, 1 here"),
+    ("out of a damaged run", fields("--out @damaged"), 2, r"manifest\.json is damaged"),
+    ("out of a newer run", fields("--out @newer"), 2, r"schema_version 99; this unseen_ray reads up to 1"),
+    # what reads a run
+    *[
+        (f"{command} of {name}", f"{line}", 2, message)
+        for command, form in (
+            ("export", "export {run} --to @new.npy"),
+            ("select", "select {run} --keep 0.5 --out @new"),
+            ("evaluate", f"evaluate {{run}} --seeds 1 --test @good {FAST}"),
+        )
+        for name, run, message in (
+            ("no folder", "nosuch", r"nosuch holds no manifest\.json: it is no run folder"),
+            ("another folder", "@other-files", r"taken holds no manifest\.json"),
+            ("a file", "@out-file", r"out-file holds no manifest\.json"),
+            ("an unfinished run", "@unfinished", r"has not finished .*Run its `unseen-ray prune` line again first"),
+            ("a newer run", "@newer", r"has schema_version 99; this unseen_ray reads up to 1\. Upgrade"),
+            ("a damaged run", "@damaged", r"manifest\.json is damaged: "),
+        )
+        for line in (form.format(run=run),)
+    ],
+    *[
+        (f"export of {name}", f"export @{name.replace(' ', '-')} --to @new.npy", 2, message)
+        for name, message in (
+            ("newer renamed", r"has schema_version 99; this unseen_ray reads up to 1"),
+            *((name, r"manifest\.json is damaged: ") for name in ("manifest list", "manifest gaps", "manifest binary", "manifest empty")),
+        )
+    ],
+    ("select of a manifest of wrong types", "select @manifest-types --keep 0.5 --out @new", 2, r"manifest\.json is damaged"),
+    ("export with an unknown ending", "export @run --to @new.json", 2, r"ends in '\.json'\. Allowed are \.npy"),
+    ("export without an ending", "export @run --to @new", 2, r"ends in 'nothing'|Allowed are \.npy"),
+    ("export below a file", "export @run --to @out-file/kept.npy", 2, r"kept\.npy cannot be written"),
+    ("select without keep and out", "select @run", 2, r"2 problems:[\s\S]*--keep is missing[\s\S]*--out is missing"),
+    ("select of everything", "select @run --keep 1 --out @new", 2, r"keep=1.* is outside \(0, 1\)"),
+    ("select of nothing", "select @run --keep 0.001 --out @new", 2, r"keep=0\.001 of 40 samples is 0; it must leave 1 to 39"),
+    ("select by text", "select @run --keep half --out @new", 2, r"keep='half' is not allowed"),
+    ("select by an unknown score", "select @run --keep 0.5 --score entrop --out @new", 2, r"score='entrop' is no score"),
+    ("select by a score not stored", "select @run --keep 0.5 --score margin --out @new", 2, r"score='margin' is not stored in .*; stored are entropy"),
+    ("select by an unknown policy", "select @run --keep 0.5 --policy topp --out @new", 2, r"policy='topp' is no policy"),
+    ("select by a policy option", "select @run --keep 0.5 --policy.use top --policy.skip 1 --out @new", 2, r"takes no option 'skip'"),
+    ("select by an unknown rule", "select @run --keep 0.5 --combine median --out @new", 2, r"combine='median' is not allowed"),
+    ("select by mean_prob", "select @run --keep 0.5 --combine mean_prob --out @new", 2, r"needs the mean probabilities.*Prune with save_probs: true"),
+    ("select into the run", "select @run --keep 0.5 --out @run", 2, r"holds coreset\.parquet, .*Name a new or an empty folder"),
+    ("select into other files", "select @run --keep 0.5 --out @other-files", 2, r"taken holds notes\.txt"),
+    ("select into a file", "select @run --keep 0.5 --out @out-file", 2, r"out-file.* cannot be"),
+    ("select of an unknown flag", "select @run --keep 0.5 --out @new --folds 3", 2, r"No such option.*--folds"),
+    ("evaluate on nothing", f"evaluate @run --seeds 1 {FAST}", 2, r"nothing to measure on: .*--test SOURCE .*holdout: 0\.2"),
+    ("evaluate against the unknown", f"evaluate @run --against randm {FAST}", 2, r"against='randm' is none of random, full, fitting.*'random'"),
+    ("evaluate with no seed", f"evaluate @run --seeds 0 --test @good {FAST}", 2, r"seeds=0 must be 1 or more"),
+    ("evaluate on more classes", f"evaluate @run --seeds 1 --test @more-classes {FAST}", 3, r"has label 6, but the source has 4 classes"),
+    ("evaluate on an unknown source", f"evaluate @run --seeds 1 --test cifra10 {FAST}", 2, r"test='cifra10' is no source"),
+    ("evaluate on undecodable images", f"evaluate @run --seeds 1 --test @undecodable {FAST}", 3, r"sample data\.parquet:17 cannot be decoded"),
+    ("evaluate an unknown model", f"evaluate @run --seeds 1 --test @good --model resnet8 {FAST}", 2, r"model='resnet8' is no model"),
+    ("evaluate an unknown field", f"evaluate @run --test @good --keep 0.3 {FAST}", 2, r"No such option.*--keep"),
+    ("rate 0", "plan --source @good --keep 0.5 --rate 0", 2, r"rate=0.* must be above 0"),
+    ("plan of a negative label", "plan --source @negative --keep 0.5", 3, r"has label -1"),
+    ("plan with coinciding targets", "plan --source @tiny --keep 0.5 --folds 2 --schedule [0.45,0.5]", 2, r"would add nothing"),
+]  # fmt: skip
+
+
+def list_model(num_classes: int) -> list[int]:
+    return [num_classes]
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 40 images with one stored score, and its data beside it."""
+    root = tmp_path_factory.mktemp("finished")
+    data = parquet()(root)
+    main(shlex.split(f"prune --source {data} --keep 0.5 --out {root / 'run'} --also_score none {FAST}"))
+    return root / "run"
+
+
+@pytest.fixture(autouse=True)
+def clean_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each case starts in a folder of its own; what a command sets for its process is taken back."""
+    monkeypatch.chdir(tmp_path)
+    logger = logging.getLogger("unseen_ray")
+    before = (list(logger.handlers), logger.propagate, logger.level, list(sys.path))
+    yield
+    logger.handlers, logger.propagate, sys.path[:] = before[0], before[1], before[3]
+    logger.setLevel(before[2])
+
+
+def argv_of(line: str, tmp: Path, finished_run: Path) -> list[str]:
+    """The line's words, with `@name` made into the path of what it names."""
+    made: dict[str, str] = {"new": str(tmp / "new")}
+
+    def path_of(match: re.Match[str]) -> str:
+        name = match[1]
+        if name in RUNS and name not in made:
+            shutil.copytree(finished_run, tmp / "runs" / name)
+            RUNS[name](tmp / "runs" / name)
+            made[name] = str(tmp / "runs" / name)
+        elif name not in made:
+            made[name] = str(MADE[name](tmp))
+        return made[name]
+
+    return [re.sub(r"@([a-z0-9-]+)", path_of, word) for word in shlex.split(line)]
+
+
+def results_under(root: Path) -> dict[str, int]:
+    """Files that training, selecting or exporting leaves, with their times."""
+    made = [
+        p for p in root.rglob("*") if "stage-" in str(p) or p.name.startswith(("coreset", "evaluation", "new", "kept"))
+    ]
+    return {str(path): path.stat().st_mtime_ns for path in made if path.is_file()}
+
+
+def exit_code(argv: list[str]) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"), [pytest.param(*case[1:], id=case[0].replace(" ", "-")) for case in CASES]
+)
+def test_bad_input_is_told_and_nothing_is_trained(
+    line: str, code: int, message: str, tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = argv_of(line, tmp_path, finished_run)
+    before = results_under(tmp_path)
+    capsys.readouterr()
+    ended = exit_code(argv)
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err, err
+    assert re.search(message, err), err
+    assert ended == code, err
+    assert out == ""
+    assert "this is a bug" not in err
+    assert results_under(tmp_path) == before
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_names_of_the_cases_are_distinct() -> None:
+    assert len({case[0] for case in CASES}) == len(CASES) > 100
+
+
+def test_data_that_changed_under_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = parquet()(tmp_path)
+    argv = shlex.split(f"prune --source {data} --keep 0.5 --out {tmp_path / 'run'} {FAST}")
+    main(argv)
+    before = results_under(tmp_path)
+    write_parquet(data, (LABELS + 1) % CLASSES, images())
+    capsys.readouterr()
+    assert exit_code(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err
+    assert re.search(r"differs in the data itself \(40 samples there, 40 here\)\. Name a new folder", err)
+    assert results_under(tmp_path) == before
+
+
+def test_an_unreadable_sample_may_be_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = with_bad_image(b"no image at all")(tmp_path)
+    main(shlex.split(f"prune --source {data} --keep 0.5 --out {tmp_path / 'run'} --on_bad_sample skip {FAST}"))
+    assert re.search(r"skipped data\.parquet:17: ", capsys.readouterr().err)
+    kept = pq.read_table(tmp_path / "run" / "coreset.parquet").column("id").to_pylist()
+    assert len(kept) == round(0.5 * 39) and 17 not in kept

@@ -1,0 +1,83 @@
+"""Sets of samples as values: each says what the fold plan says, and none grows with the data set."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from unseen_ray.core.folds import plan_folds
+from unseen_ray.core.ids import AllIds, ArrayIds, FoldIds, FoldSpec, Outside
+from unseen_ray.core.population import Population, make_population
+from unseen_ray.core.tasks import stage_zero_tasks
+
+
+def population_of(size: int, holdout: float = 0.0, skipped: tuple[int, ...] = ()) -> Population:
+    labels = np.random.default_rng(size).integers(0, 3, size)
+    return make_population(labels, 3, holdout=holdout, seed=4, skipped=np.array(skipped, np.int64))
+
+
+POPULATIONS = [population_of(37), population_of(101, holdout=0.3), population_of(101, holdout=0.3, skipped=(0, 50, 99))]
+
+
+@pytest.mark.parametrize("population", POPULATIONS, ids=["all", "holdout", "holdout and skipped"])
+@pytest.mark.parametrize("stratify", [False, True])
+@pytest.mark.parametrize("folds", [2, 3, 7])
+def test_fold_ids_and_their_outside_follow_the_plan(population: Population, folds: int, stratify: bool) -> None:
+    spec = FoldSpec(num_folds=folds, seed=11, stratify=stratify)
+    plan = plan_folds(len(population), folds, 11, labels=population.labels_N if stratify else None)
+    for fold in range(folds):
+        inside = FoldIds(spec, fold).resolve(population)
+        outside = Outside(FoldIds(spec, fold)).resolve(population)
+        np.testing.assert_array_equal(inside, population.ids_N[plan.train_ids(fold)])
+        np.testing.assert_array_equal(outside, population.ids_N[plan.unseen_ids(fold)])
+
+
+@pytest.mark.parametrize("population", POPULATIONS, ids=["all", "holdout", "holdout and skipped"])
+def test_no_set_holds_what_takes_no_part(population: Population) -> None:
+    fold = FoldIds(FoldSpec(num_folds=4, seed=0), 1)
+    for ids in (AllIds(), fold, Outside(fold), Outside(ArrayIds(population.ids_N[:5]))):
+        resolved = ids.resolve(population)
+        assert resolved.dtype == np.int64
+        assert (np.diff(resolved) > 0).all()
+        assert np.isin(resolved, population.ids_N).all()
+
+
+@pytest.mark.parametrize("population", POPULATIONS, ids=["all", "holdout", "holdout and skipped"])
+def test_all_array_and_outside(population: Population) -> None:
+    chosen = population.ids_N[::3]
+    np.testing.assert_array_equal(AllIds().resolve(population), population.ids_N)
+    np.testing.assert_array_equal(ArrayIds(chosen).resolve(population), chosen)
+    rest = Outside(ArrayIds(chosen)).resolve(population)
+    np.testing.assert_array_equal(np.sort(np.concatenate([chosen, rest])), population.ids_N)
+    np.testing.assert_array_equal(Outside(Outside(ArrayIds(chosen))).resolve(population), chosen)
+    assert Outside(AllIds()).resolve(population).size == 0
+
+
+def test_a_plan_is_not_taken_for_that_of_another_population() -> None:
+    ids = FoldIds(FoldSpec(num_folds=3, seed=0), 0)
+    for size in (30, 31, 300, 30):
+        population = population_of(size)
+        plan = plan_folds(size, 3, 0, labels=population.labels_N)
+        np.testing.assert_array_equal(ids.resolve(population), plan.train_ids(0))
+
+
+@pytest.mark.parametrize("train_on", ["fold", "complement"])
+def test_a_task_of_stage_zero_does_not_grow_with_the_data(train_on: str) -> None:
+    def pickled_sizes(size: int) -> list[int]:
+        population = population_of(size)
+        tasks = stage_zero_tasks(mode="unseen", spec=FoldSpec(num_folds=4, seed=0), train_on=train_on, repeats=2)
+        assert sum(len(task.train.resolve(population)) for task in tasks) >= 2 * size
+        return [len(pickle.dumps(task)) for task in tasks]
+
+    assert pickled_sizes(100) == pickled_sizes(1_000_000)
+    assert max(pickled_sizes(100)) < 1000
+
+
+def test_a_set_survives_the_wire() -> None:
+    population = POPULATIONS[1]
+    fold = FoldIds(FoldSpec(num_folds=4, seed=9), 2)
+    for ids in (AllIds(), fold, Outside(fold), ArrayIds(population.ids_N[:7])):
+        copy = pickle.loads(pickle.dumps(ids))
+        np.testing.assert_array_equal(copy.resolve(population), ids.resolve(population))

@@ -1,0 +1,235 @@
+"""Laws of every policy: the exact budget, no repeats, no favour to position or id; and the shares of classes."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unseen_ray.core import select
+from unseen_ray.core.seeds import tie_keys
+from unseen_ray.core.select import apportion
+
+NAMES = list(select.__all__)
+CLASSES = 4
+each_policy = pytest.mark.parametrize("name", NAMES)
+repeatable = settings(derandomize=True, deadline=None, max_examples=200)
+
+
+def candidates(count: int, *, levels: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores (of few levels, so that many tie, where asked), labels and scattered ids in no order."""
+    rng = np.random.default_rng((seed, count))
+    scores = rng.normal(size=count) if levels is None else rng.integers(0, levels, count)
+    return scores.astype(np.float32), rng.integers(0, CLASSES, count), rng.permutation(3 * count)[:count]
+
+
+def choose(name: str, columns: tuple[np.ndarray, ...], budget: int, *, seed: int = 0, kept: object = 0) -> np.ndarray:
+    kept_C = np.zeros(CLASSES, np.int64) if isinstance(kept, int) else kept
+    return getattr(select, name)(*columns, budget, kept_C=kept_C, seed=seed)
+
+
+def assert_largest_remainder(quota: np.ndarray, sizes: np.ndarray, target: int) -> None:
+    """Every quota is its share rounded down or up, and no class rounded down has the larger remainder."""
+    shares = [Fraction(target * int(size), int(sizes.sum())) for size in sizes]
+    rounded_up = [int(count) - share.numerator // share.denominator for count, share in zip(quota, shares, strict=True)]
+    remainders = [share % 1 for share in shares]
+    assert int(quota.sum()) == target
+    assert set(rounded_up) <= {0, 1}
+    up = [remainder for remainder, extra in zip(remainders, rounded_up, strict=True) if extra]
+    down = [remainder for remainder, extra in zip(remainders, rounded_up, strict=True) if not extra]
+    assert not up or min(up) > 0
+    assert not up or not down or min(up) >= max(down)
+
+
+def assert_fair_above_the_floor(quota: np.ndarray, sizes: np.ndarray, kept: np.ndarray) -> None:
+    """One fraction of all classes explains the quotas to within one sample; only a floor lifts a class above it."""
+    parts = [(int(q), int(s), int(k)) for q, s, k in zip(quota, sizes, kept, strict=True) if s]
+    lowest = max((Fraction(q - 1, s) for q, s, k in parts if q > k), default=Fraction(-1))
+    highest = min((Fraction(q + 1, s) for q, s, _ in parts), default=Fraction(2))
+    assert lowest < highest
+
+
+def test_there_are_policies() -> None:
+    assert NAMES
+    assert {"top", "class_balanced", "random"} <= set(NAMES)
+
+
+@each_policy
+@pytest.mark.parametrize("levels", [None, 3, 1])
+@pytest.mark.parametrize("count", [1, 10, 97])
+def test_exact_budget_without_repeats(name: str, count: int, levels: int | None) -> None:
+    columns = candidates(count, levels=levels)
+    for budget in range(count + 1):
+        positions = choose(name, columns, budget)
+        assert positions.shape == (budget,)
+        assert len(set(positions.tolist())) == budget
+        assert set(positions.tolist()) <= set(range(count))
+
+
+@each_policy
+@pytest.mark.parametrize("levels", [None, 3, 1])
+def test_the_order_of_the_candidates_does_not_matter(name: str, levels: int | None) -> None:
+    columns = candidates(97, levels=levels, seed=1)
+    ids = columns[2]
+    for budget in (1, 20, 50, 96):
+        chosen = set(ids[choose(name, columns, budget)].tolist())
+        for seed in range(5):
+            order = np.random.default_rng(seed).permutation(97)
+            shuffled = choose(name, tuple(column[order] for column in columns), budget)
+            assert set(ids[order][shuffled].tolist()) == chosen
+
+
+@each_policy
+def test_the_same_arguments_give_the_same_answer_and_change_nothing(name: str) -> None:
+    columns = candidates(97, levels=3)
+    before = [column.copy() for column in columns]
+    for column in columns:
+        column.setflags(write=False)
+    np.testing.assert_array_equal(choose(name, columns, 40), choose(name, columns, 40))
+    for column, copy in zip(columns, before, strict=True):
+        np.testing.assert_array_equal(column, copy)
+
+
+@each_policy
+def test_equal_scores_favour_no_ids(name: str) -> None:
+    ids = np.arange(2000)
+    labels = np.random.default_rng(0).integers(0, CLASSES, 2000)
+    choices = [ids[choose(name, (np.ones(2000, np.float32), labels, ids), 1000, seed=seed)] for seed in range(5)]
+    assert all(abs(chosen.mean() - 999.5) < 80 for chosen in choices)
+    assert all(abs((chosen % 2).mean() - 0.5) < 0.1 for chosen in choices)
+    assert all(400 < len(np.intersect1d(choices[0], chosen)) < 600 for chosen in choices[1:])
+
+
+@pytest.mark.parametrize("levels", [None, 5, 1])
+@pytest.mark.parametrize("seed", [0, 9])
+def test_top_keeps_the_highest_and_breaks_ties_by_key(levels: int | None, seed: int) -> None:
+    scores, labels, ids = candidates(97, levels=levels)
+    for budget in (0, 1, 30, 97):
+        wanted = np.lexsort((tie_keys(ids, seed), -scores))[:budget]
+        np.testing.assert_array_equal(choose("top", (scores, labels, ids), budget, seed=seed), wanted)
+
+
+def test_top_does_not_part_the_two_zeros() -> None:
+    ids, labels = np.arange(100), np.zeros(100, np.int64)
+    mixed = np.where(ids % 2, 0.0, -0.0).astype(np.float32)
+    plain = choose("top", (np.zeros(100, np.float32), labels, ids), 50)
+    np.testing.assert_array_equal(choose("top", (mixed, labels, ids), 50), plain)
+
+
+@pytest.mark.parametrize("levels", [None, 3])
+def test_class_balanced_keeps_the_highest_of_each_class(levels: int | None) -> None:
+    scores, labels, ids = candidates(97, levels=levels)
+    chosen = choose("class_balanced", (scores, labels, ids), 40, seed=5)
+    for number in range(CLASSES):
+        members = np.flatnonzero(labels == number)
+        ranked = members[np.lexsort((tie_keys(ids[members], 5), -scores[members]))]
+        mine = chosen[labels[chosen] == number]
+        assert set(mine.tolist()) == set(ranked[: len(mine)].tolist())
+
+
+def test_random_ignores_scores_and_labels_and_minds_the_seed() -> None:
+    scores, labels, ids = candidates(97)
+    plain = choose("random", (scores, labels, ids), 40)
+    np.testing.assert_array_equal(choose("random", (-scores, labels[::-1], ids), 40), plain)
+    assert set(choose("random", (scores, labels, ids), 40, seed=1).tolist()) != set(plain.tolist())
+
+
+def test_random_does_not_share_its_order_with_the_ties_of_top() -> None:
+    columns = np.ones(1000, np.float32), np.zeros(1000, np.int64), np.arange(1000)
+    both = np.intersect1d(choose("random", columns, 500), choose("top", columns, 500))
+    assert 180 < len(both) < 320
+
+
+@repeatable
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.data())
+def test_shares_from_nothing_are_the_largest_remainder(sizes: list[int], data: st.DataObject) -> None:
+    target = data.draw(st.integers(0, sum(sizes)))
+    seed = data.draw(st.integers(0, 1000))
+    sizes_C = np.array(sizes)
+    quota = apportion(target, sizes_C, np.zeros_like(sizes_C), seed)
+    assert (quota <= sizes_C).all()
+    assert int(quota.sum()) == target
+    if target:
+        assert_largest_remainder(quota, sizes_C, target)
+
+
+@repeatable
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=8), st.data())
+def test_no_class_falls_below_its_floor_or_above_its_size(pairs: list[tuple[int, int]], data: st.DataObject) -> None:
+    sizes = np.array([max(pair) for pair in pairs])
+    kept = np.array([min(pair) for pair in pairs])
+    target = data.draw(st.integers(int(kept.sum()), int(sizes.sum())))
+    quota = apportion(target, sizes, kept, data.draw(st.integers(0, 1000)))
+    assert (kept <= quota).all() and (quota <= sizes).all()
+    assert int(quota.sum()) == target
+    assert_fair_above_the_floor(quota, sizes, kept)
+
+
+def test_apportion_leaves_its_arguments_alone() -> None:
+    sizes, kept = np.array([10, 5, 1]), np.array([0, 5, 0])
+    apportion(9, sizes, kept, 0)
+    assert sizes.tolist() == [10, 5, 1] and kept.tolist() == [0, 5, 0]
+
+
+def test_shares_are_exact_at_any_size() -> None:
+    sizes = np.array([3 * 10**15 + 1, 10**15, 1, 0])
+    assert_largest_remainder(apportion(10**15 + 7, sizes, np.zeros(4, np.int64), 0), sizes, 10**15 + 7)
+
+
+def test_equal_remainders_are_not_always_given_to_the_first_class() -> None:
+    sizes, nothing = np.full(10, 100), np.zeros(10, np.int64)
+    winners = {int(apportion(1, sizes, nothing, seed).argmax()) for seed in range(50)}
+    assert len(winners) > 5
+
+
+@repeatable
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=6), st.integers(0, 1000), st.data())
+def test_class_balanced_totals_over_stages(sizes: list[int], seed: int, data: st.DataObject) -> None:
+    sizes_C = np.array(sizes)
+    count = int(sizes_C.sum())
+    rng = np.random.default_rng(seed)
+    labels, left = np.repeat(np.arange(len(sizes)), sizes), np.arange(count)
+    kept_C = np.zeros(len(sizes), np.int64)
+    targets = sorted(data.draw(st.sets(st.integers(0, count), max_size=4)))
+    for target in targets:
+        scores = rng.normal(size=len(left)).astype(np.float32)
+        budget = target - int(kept_C.sum())
+        picked = choose("class_balanced", (scores, labels[left], left), budget, seed=seed, kept=kept_C)
+        total_C = kept_C + np.bincount(labels[left[picked]], minlength=len(sizes))
+        assert len(set(picked.tolist())) == budget == len(picked)
+        assert int(total_C.sum()) == target
+        assert_fair_above_the_floor(total_C, sizes_C, kept_C)
+        plain = apportion(target, sizes_C, np.zeros_like(sizes_C), seed)
+        if (plain >= kept_C).all():
+            np.testing.assert_array_equal(total_C, plain)
+            if target:
+                assert_largest_remainder(total_C, sizes_C, target)
+        kept_C, left = total_C, np.delete(left, picked)
+
+
+@repeatable
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=2, max_size=6), st.data())
+def test_class_balanced_after_any_kept(pairs: list[tuple[int, int]], data: st.DataObject) -> None:
+    """Whatever earlier stages kept: a class above its share gets nothing, and the budget stays exact."""
+    sizes = np.array([max(pair) for pair in pairs])
+    kept = np.array([min(pair) for pair in pairs])
+    labels = np.repeat(np.arange(len(pairs)), sizes - kept)
+    budget = data.draw(st.integers(0, len(labels)))
+    columns = np.zeros(len(labels), np.float32), labels, np.arange(len(labels))
+    picked = choose("class_balanced", columns, budget, kept=kept)
+    added = np.bincount(labels[picked], minlength=len(pairs))
+    assert len(set(picked.tolist())) == len(picked) == budget
+    assert (added <= sizes - kept).all()
+    assert_fair_above_the_floor(kept + added, sizes, kept)
+
+
+def test_class_balanced_shares_by_hand() -> None:
+    labels = np.repeat([0, 1, 2], [60, 30, 10])
+    columns = np.zeros(100, np.float32), labels, np.arange(100)
+    for kept, added in (([0, 0, 0], [30, 15, 5]), ([30, 0, 0], [18, 24, 8]), ([0, 0, 10], [33, 17, 0])):
+        left = np.concatenate([np.flatnonzero(labels == number)[count:] for number, count in enumerate(kept)])
+        picked = choose("class_balanced", tuple(c[left] for c in columns), sum(added), kept=np.array(kept))
+        assert np.bincount(labels[left][picked], minlength=3).tolist() == added

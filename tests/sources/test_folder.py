@@ -1,0 +1,190 @@
+"""Class-per-folder sources: classes by name, images by path, nothing else counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import class_pixels, png_bytes
+from unseen_ray.errors import DataError
+from unseen_ray.sources import open_source, source_ref
+from unseen_ray.sources.folder import IMAGE_ENDINGS, FolderSource
+
+MakeFolder = Callable[..., Path]
+
+
+def image(seed: int = 0, size_px: int = 8) -> bytes:
+    return png_bytes(class_pixels(np.zeros(1, int), size_px, seed)[0])
+
+
+def put(root: Path, *names: str, size_px: int = 8) -> Path:
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(image(number, size_px))
+    return root
+
+
+def opened(path: Path | str, **options: Any) -> FolderSource:
+    return FolderSource(path=str(path), **options)
+
+
+def test_classes_are_folders_by_name_and_ids_are_paths_in_order(image_folder: MakeFolder) -> None:
+    source = opened(image_folder(per_class=3, classes=("dog", "cat", "owl")))
+    assert source.info.class_names == ("cat", "dog", "owl") and source.info.num_classes == 3
+    assert source.info.labels_N.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert source.info.labels_N.dtype == np.int64
+    assert source.keys(range(9))[:4] == ["cat/000.png", "cat/001.png", "cat/002.png", "dog/000.png"]
+
+
+def test_labels_agree_with_torchvision(image_folder: MakeFolder) -> None:
+    from torchvision.datasets import ImageFolder
+
+    root = image_folder(per_class=3, classes=("b", "B", "a b", "a", "Ä", "10", "9"))
+    theirs = ImageFolder(str(root))
+    ours = opened(root)
+    assert list(ours.info.class_names) == theirs.classes
+    by_path = {str(Path(path).relative_to(root)): label for path, label in theirs.samples}
+    keys = ours.keys(range(len(ours.info)))
+    assert dict(zip(keys, ours.info.labels_N.tolist(), strict=True)) == by_path
+
+
+def test_bytes_come_back_for_rising_and_for_random_ids(image_folder: MakeFolder) -> None:
+    root = image_folder(per_class=4)
+    source = opened(root)
+    for ids in (np.arange(8), np.random.default_rng(0).permutation(8), np.array([3, 3, 0])):
+        read = list(source.read(ids))
+        assert [number for number, _ in read] == ids.tolist()
+        assert [raw for _, raw in read] == [(root / key).read_bytes() for key in source.keys(ids)]
+
+
+def test_images_are_found_at_any_depth(tmp_path: Path) -> None:
+    put(tmp_path, "cat/tabby/1.png", "cat/0.png", "dog/a/b/c/2.png")
+    source = opened(tmp_path)
+    assert source.keys(range(3)) == ["cat/0.png", "cat/tabby/1.png", "dog/a/b/c/2.png"]
+    assert source.info.labels_N.tolist() == [0, 0, 1]
+
+
+def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
+    put(tmp_path, "cat/0.png", "cat/.1.png", "cat/.cache/2.png", ".git/3.png", "dog/4.png")
+    source = opened(tmp_path)
+    assert source.keys(range(len(source.info))) == ["cat/0.png", "dog/4.png"]
+    assert source.info.class_names == ("cat", "dog")
+
+
+def test_endings_count_in_upper_case_too(tmp_path: Path) -> None:
+    names = sorted(f"cat/{place:02d}{ending.upper()}" for place, ending in enumerate(IMAGE_ENDINGS))
+    put(tmp_path, *names, "dog/a.Png")
+    assert len(names) > 5
+    assert opened(tmp_path).keys(range(len(names) + 1)) == [*names, "dog/a.Png"]
+
+
+def test_other_files_are_ignored(tmp_path: Path) -> None:
+    put(tmp_path, "cat/0.png", "dog/1.png", "loose.png")
+    for name in ("cat/notes.txt", "cat/png", "cat/0.png.bak", "README.md"):
+        (tmp_path / name).write_text("no image")
+    source = opened(tmp_path)
+    assert source.keys(range(len(source.info))) == ["cat/0.png", "dog/1.png"]
+
+
+def test_a_class_without_images_keeps_its_number(tmp_path: Path) -> None:
+    put(tmp_path, "a/0.png", "c/1.png")
+    (tmp_path / "b").mkdir()
+    info = opened(tmp_path).info
+    assert info.num_classes == 3 and info.labels_N.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("train", "test"), ("training", "validation", "test")])
+def test_a_folder_of_splits_is_refused_with_the_remedy(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        put(tmp_path, f"{name}/cat/0.png", f"{name}/dog/1.png")
+    with pytest.raises(
+        DataError, match=rf"holds the splits .*, not classes\. Set source: {tmp_path}/{names[0]} \(and test:"
+    ):
+        opened(tmp_path)
+    assert opened(tmp_path / names[0]).info.class_names == ("cat", "dog")
+
+
+def test_classes_that_are_called_like_splits_are_classes(tmp_path: Path) -> None:
+    put(tmp_path, "test/0.png", "train/1.png")
+    assert opened(tmp_path).info.class_names == ("test", "train")
+
+
+def test_no_images_in_class_folders_are_told_with_the_layout(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no images in class folders\. Expected .*/<class>/<image>"):
+        opened(tmp_path)
+    put(tmp_path, "0.png", "1.png")
+    with pytest.raises(DataError, match=r"2 images lie in it directly, without a class"):
+        opened(tmp_path)
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(DataError, match=r"holds no images in class folders"):
+        opened(tmp_path)
+
+
+def test_what_does_not_exist_is_told_by_path(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"source .*/nosuch cannot be listed"):
+        opened(tmp_path / "nosuch")
+
+
+def test_an_image_that_vanished_is_told_by_path(image_folder: MakeFolder) -> None:
+    root = image_folder()
+    source = opened(root)
+    (root / "cat" / "001.png").unlink()
+    with pytest.raises(DataError, match=r"cat/001\.png cannot be read"):
+        list(source.read([1]))
+
+
+@pytest.mark.parametrize("limit", [1, 5, 7, 100])
+def test_limit_takes_the_first_paths_and_keeps_the_classes(image_folder: MakeFolder, limit: int) -> None:
+    root = image_folder(per_class=5)
+    info = opened(root, limit=limit).info
+    assert info.labels_N.tolist() == ([0] * 5 + [1] * 5)[:limit]
+    assert info.num_classes == 2
+
+
+def test_a_path_a_slash_and_a_uri_are_the_same_source(image_folder: MakeFolder) -> None:
+    root = image_folder()
+    sources = [open_source(source_ref(path)) for path in (str(root), f"{root}/", f"file://{root}", f"file://{root}/")]
+    assert len({source.info.fingerprint for source in sources}) == 1
+    assert len({tuple(source.keys(range(10))) for source in sources}) == 1
+    assert len({raw for source in sources for _, raw in source.read([7])}) == 1
+
+
+def test_the_fingerprint_is_stable_and_changes_with_names_sizes_and_limit(tmp_path: Path) -> None:
+    names = ("cat/0.png", "cat/1.png", "dog/2.png")
+    root = put(tmp_path / "a", *names)
+    prints = [opened(root).info.fingerprint]
+    assert prints == [opened(root).info.fingerprint] == [opened(put(tmp_path / "b", *names)).info.fingerprint]
+    prints.append(opened(root, limit=2).info.fingerprint)
+    prints.append(opened(put(tmp_path / "c", "cat/0.png", "dog/1.png", "dog/2.png")).info.fingerprint)
+    prints.append(opened(put(tmp_path / "d", *names, size_px=20)).info.fingerprint)
+    prints.append(opened(put(root, "dog/3.png")).info.fingerprint)
+    assert len(set(prints)) == len(prints)
+
+
+def test_the_size_is_the_median_short_side_up_to_64(tmp_path: Path) -> None:
+    put(tmp_path / "small", "cat/0.png", "dog/1.png", size_px=12)
+    assert opened(tmp_path / "small").info.size_px == 12
+    assert opened(tmp_path / "small").info.original_px == (12, 12)
+    assert opened(put(tmp_path / "large", "cat/0.png", size_px=90)).info.size_px == 64
+    assert opened(tmp_path / "large", size=70).info.size_px == 70
+    put(tmp_path / "small", "owl/0.png", size_px=20)
+    assert opened(tmp_path / "small").info.original_px is None
+
+
+def test_unreadable_images_do_not_keep_a_folder_from_being_counted(tmp_path: Path) -> None:
+    put(tmp_path, "cat/0.png")
+    (tmp_path / "cat" / "1.png").write_bytes(b"no image")
+    info = opened(tmp_path).info
+    assert len(info) == 2 and info.size_px == 8
+
+
+def test_imagenet_is_a_folder_with_splits_of_its_own(tmp_path: Path) -> None:
+    put(tmp_path, "train/n01/0.JPEG", "train/n02/1.JPEG", "val/n01/2.JPEG")
+    train = open_source(source_ref({"use": "imagenet", "root": str(tmp_path)}))
+    val = open_source(source_ref({"use": "imagenet", "root": f"{tmp_path}/", "split": "val"}))
+    assert train.keys([0, 1]) == ["n01/0.JPEG", "n02/1.JPEG"] and train.info.size_px == 224
+    assert val.keys([0]) == ["n01/2.JPEG"]

@@ -1,0 +1,96 @@
+"""What must start at once does: neither torch nor ray is loaded for it, seen from fresh processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "torchvision", "ray"}
+HELP_LIMIT_S = 0.5
+LOADED = (
+    "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})), file=sys.stderr)"
+)
+COMMAND = """
+import sys
+from unseen_ray.cli import main
+sys.argv = ["unseen-ray", *sys.argv[1:]]
+try:
+    main()
+finally:
+    {loaded}
+"""
+
+
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+
+def loaded_by(code: str, *arguments: str, cwd: Path) -> tuple[str, set[str]]:
+    """stdout, and the top-level modules that were loaded at the end."""
+    done = python("-c", code, *arguments, cwd=cwd)
+    return done.stdout, set(json.loads(done.stderr.splitlines()[-1]))
+
+
+def loaded_by_command(*arguments: str, cwd: Path) -> tuple[str, set[str]]:
+    return loaded_by(COMMAND.format(loaded=LOADED), *arguments, cwd=cwd)
+
+
+def test_the_probe_sees_what_is_loaded(tmp_path: Path) -> None:
+    assert "torch" in loaded_by(f"import torch; {LOADED}", cwd=tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    "code", ["import unseen_ray", "import unseen_ray as ur; ur.PruneConfig; ur.prune; ur.plan_folds"]
+)
+def test_importing_the_package_is_light(code: str, tmp_path: Path) -> None:
+    modules = loaded_by(f"{code}; {LOADED}", cwd=tmp_path)[1]
+    assert "unseen_ray" in modules
+    assert not modules & HEAVY
+
+
+def test_the_core_needs_numpy_and_nothing_else(tmp_path: Path) -> None:
+    modules = loaded_by(f"import unseen_ray.core.scores; {LOADED}", cwd=tmp_path)[1]
+    assert "numpy" in modules
+    assert not modules & (HEAVY | {"pyarrow", "pydantic", "yaml", "click", "rich", "sklearn", "PIL"})
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"], ["prune", "--help"], ["list", "scores"]])
+def test_help_is_light(arguments: list[str], tmp_path: Path) -> None:
+    answer, modules = loaded_by_command(*arguments, cwd=tmp_path)
+    assert answer.strip()
+    assert "click" in modules
+    assert not modules & HEAVY
+
+
+def test_plan_is_light_and_starts_nothing(tmp_path: Path) -> None:
+    answer, modules = loaded_by_command("plan", "--source", "digits", "--keep", "0.7", cwd=tmp_path)
+    assert "1,258" in answer
+    assert "unseen_ray" in modules
+    assert not modules & HEAVY
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_answers_within_half_a_second(tmp_path: Path) -> None:
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        done = python("-m", "unseen_ray", "--help", cwd=tmp_path)
+        seconds.append(time.perf_counter() - start)
+        assert "prune" in done.stdout and "plan" in done.stdout
+    assert min(seconds[1:]) <= HELP_LIMIT_S, f"it took {seconds} s"

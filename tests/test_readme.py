@@ -1,0 +1,65 @@
+"""README keeps its word: its Python runs, its YAML is a configuration, its flags exist."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+import unseen_ray as ur
+from unseen_ray.cli import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    assert found, f"README has no {language} block"
+    return found
+
+
+def test_its_yaml_is_a_configuration() -> None:
+    (fields,) = [yaml.safe_load(block) for block in blocks("yaml")]
+    config = ur.PruneConfig(**fields)
+    assert config.fractions() == pytest.approx([0.4, 0.55, 0.7])
+
+
+def test_its_commands_and_flags_exist() -> None:
+    code = re.sub(r"#.*", "", "\n".join(blocks("bash")))
+    lines = re.findall(r"unseen-ray (\w+)([^\n]*)", code)
+    assert len(lines) >= 5
+    for command, rest in lines:
+        known = cli.get_command(click.Context(cli), command)
+        assert known is not None, command
+        options = {option for parameter in known.params for option in parameter.opts}
+        for flag in re.findall(r"--[\w.-]+", rest.split(" -- ")[-1]):
+            assert flag.replace("-", "_").replace("__", "--", 1) in options or "." in flag, f"{command} {flag}"
+
+
+@pytest.mark.ray
+def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, plugs = blocks("python")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(session, names)
+    assert len(names["kept"]) == round(0.7 * 1797)  # type: ignore[arg-type]
+    (tmp_path / "my_lab.py").write_text(plugs)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    result = ur.prune(
+        ur.PruneConfig(
+            source="my_lab:Squares",
+            model={"use": "my_lab:linear", "pixels": 192},
+            score="my_lab:gini",
+            policy={"use": "my_lab:skip_noisy", "skip": 0.05},
+            keep=0.5,
+            folds=2,
+            out="runs/squares",
+            executor="local",
+        )
+    )
+    assert len(result.coreset) == 20

@@ -1,0 +1,89 @@
+"""The same line goes on where it was interrupted, and picks the same ids."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import unseen_ray as ur
+from unseen_ray.job import Progress, Receipt
+from unseen_ray.manifest import read_manifest
+from unseen_ray.storage import Folder
+
+FIELDS = {
+    "source": {"use": "digits", "limit": 300},
+    "keep": 0.6,
+    "schedule": [0.4, 0.5, 0.6],
+    "recipe": {"epochs": 3, "min_steps": 0},
+    "executor": "local",
+}
+
+
+def run(out: Path, stop_after: int | None = None) -> tuple[ur.PruneResult, list[Receipt]]:
+    receipts: list[Receipt] = []
+
+    def observe(event: object) -> None:
+        if isinstance(event, Receipt):
+            receipts.append(event)
+            if len([r for r in receipts if not r.reused]) == stop_after:
+                raise KeyboardInterrupt
+
+    return ur.prune(ur.PruneConfig(**FIELDS, out=out), on_event=observe), receipts
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> ur.PruneResult:
+    return run(tmp_path_factory.mktemp("undisturbed"))[0]
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 5])
+def test_finished_folds_are_not_trained_again(tmp_path: Path, undisturbed: ur.PruneResult, stop_after: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop_after)
+    result, receipts = run(tmp_path)
+    fresh = [receipt for receipt in receipts if not receipt.reused]
+    assert len(fresh) == 6 - stop_after
+    assert result.coreset.ids.tolist() == undisturbed.coreset.ids.tolist()
+    assert result.scores == undisturbed.scores
+
+
+def test_votes_of_other_work_are_not_taken_for_ones_own(tmp_path: Path, undisturbed: ur.PruneResult) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 2)
+    votes = tmp_path / "stage-00" / "votes"
+    (votes / "00.parquet").write_bytes((votes / "01.parquet").read_bytes())
+    result, receipts = run(tmp_path)
+    assert len([receipt for receipt in receipts if not receipt.reused]) == 5
+    assert result.coreset.ids.tolist() == undisturbed.coreset.ids.tolist()
+
+
+def test_a_killed_process_is_resumed_by_the_same_line(tmp_path: Path, undisturbed: ur.PruneResult) -> None:
+    fields = ["--source.use", "digits", "--source.limit", "300", "--keep", "0.6", "--schedule", "[0.4,0.5,0.6]"]
+    line = [sys.executable, "-m", "unseen_ray", "prune", *fields, "--recipe.epochs", "3", "--recipe.min_steps", "0"]
+    line += ["--executor", "local", "--out", str(tmp_path)]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "stage-00" / "votes" / "00.parquet").exists() and time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+    process.kill()
+    process.wait()
+    manifest = read_manifest(Folder(str(tmp_path)))
+    assert manifest is not None
+    assert subprocess.run(line, capture_output=True, timeout=120).returncode == 0
+    assert ur.load(tmp_path).coreset.ids.tolist() == undisturbed.coreset.ids.tolist()
+
+
+def test_progress_tells_epochs(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    ur.prune(
+        ur.PruneConfig(**{**FIELDS, "schedule": None}, out=tmp_path),
+        on_event=lambda event: told.append(event) if isinstance(event, Progress) else None,
+    )
+    first = [event for event in told if event.task == "stage 0 fold 0"]
+    assert [(event.done, event.total) for event in first if event.doing == "train"] == [(1, 3), (2, 3), (3, 3)]
+    assert all(event.loss > 0 and event.images_per_s > 0 for event in first if event.doing == "train")
