@@ -131,7 +131,8 @@ def test_a_source_left_blank_is_missing() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("folds", 1), ("folds", 0), ("folds", -4), ("folds", 2.5), ("folds", "four"), ("folds", None), ("folds", math.inf),
+        ("folds", 1), ("folds", 0), ("folds", -4), ("folds", 2.5), ("folds", "four"), ("folds", None),
+        ("folds", math.inf),
         ("repeats", 0), ("seed", -1), ("seed", 0.5), ("threads", 0), ("max_retries", -1), ("wait_s", -1),
         ("holdout", 1), ("holdout", -0.1), ("holdout", math.nan), ("cpus_per_fold", 0), ("gpus_per_fold", -1),
         ("gpus_per_fit", 2), ("mode", "unseeen"), ("train_on", "folds"), ("combine", "median"), ("executor", "dask"),
@@ -261,8 +262,11 @@ def test_fractions_are_the_targets_as_shares_of_n() -> None:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    first=st.floats(0.01, 0.4), keep=st.floats(0.41, 0.99), stages=st.integers(2, 9), spacing=st.sampled_from(["even", "geometric"])
-)  # fmt: skip
+    first=st.floats(0.01, 0.4),
+    keep=st.floats(0.41, 0.99),
+    stages=st.integers(2, 9),
+    spacing=st.sampled_from(["even", "geometric"]),
+)
 def test_spaced_fractions_rise_from_first_to_keep(first: float, keep: float, stages: int, spacing: str) -> None:
     fractions = config(keep=keep, schedule={"first": first, "stages": stages, "spacing": spacing}).fractions()
     assert len(fractions) == stages

@@ -15,6 +15,7 @@ from unseen_ray import exporting, pipeline, reselect
 from unseen_ray.config import PruneConfig
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.core.population import make_population
+from unseen_ray.errors import ConfigError
 from unseen_ray.evaluation import DEFAULT_AGAINST, DEFAULT_SEEDS, Evaluation, check_against
 from unseen_ray.evaluation import evaluate as run_evaluation
 from unseen_ray.manifest import Manifest
@@ -82,6 +83,7 @@ def plan(config: PruneConfig) -> tuple[RunPlan, SourceInfo, PruneConfig]:
         DataError: if the data cannot be read.
     """
     info = open_source(source_ref(config.source)).info
+    pipeline.check_functions(config)
     config = with_model(config, info.size_px)
     population = make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
     return plan_run(config, population), info, config
@@ -157,6 +159,11 @@ def evaluate(
     if "recipe" not in changes:
         recipe = recipe.model_copy(update={"precision": done.manifest.config["recipe"]["precision"]})
     info = open_source(source_ref(config.source)).info
+    if info.fingerprint != done.manifest.source["fingerprint"]:
+        raise ConfigError(
+            f"source {info.name} is not the data that {done.path} was pruned from: it has {len(info)} samples, there were "
+            f"{done.manifest.source['rows']}, or their labels or files changed. Bring the data back, or prune again."
+        )
     config = with_model(config, info.size_px).model_copy(update={"recipe": recipe})
     keys = done.run.folder.read_table(KEYS).column("id").to_numpy()
     skipped = _skipped(done, keys, len(info))

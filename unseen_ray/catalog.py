@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["MODELS", "ModelEntry", "default_model"]
+from unseen_ray.resolve import function_of, plug_of
+
+__all__ = ["MODELS", "ModelEntry", "default_model", "model_builder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,17 @@ MODELS = {
 }
 
 _SMALL_PX = 64
+
+
+def model_builder(value: Any) -> Callable[..., Any]:
+    """The function that builds a model, with its options bound; it is called with `num_classes`.
+
+    Raises:
+        ConfigError: if it cannot be imported, or does not take the options.
+    """
+    use, options = plug_of(value)
+    target = MODELS[use].target if isinstance(use, str) and use in MODELS else use
+    return function_of({**options, "use": target}, None, field="model")
 
 
 def default_model(size_px: int) -> str:

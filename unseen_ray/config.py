@@ -9,11 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from unseen_ray.catalog import MODELS
 from unseen_ray.errors import ConfigError
-from unseen_ray.recipe import Recipe, recipe_values
+from unseen_ray.recipe import Recipe, recipe_values, refuse_boolean
 from unseen_ray.resolve import check_plug, did_you_mean, name_of
 
 __all__ = ["FREE_FIELDS", "PruneConfig", "load_yaml"]
@@ -32,7 +32,7 @@ class PruneConfig(BaseModel):
     4
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
     source: Any = Field(
         description="digits, cifar10, cifar100, imagenet, a path or URI, a mapping, or package.module:function"
@@ -87,8 +87,8 @@ class PruneConfig(BaseModel):
     executor: Literal["ray", "local"] = Field("ray", description="local: one process, without Ray")
     address: str | None = Field(None, description="the Ray cluster to join; default RAY_ADDRESS, else a private one")
 
-    def __init__(self, **values: Any) -> None:
-        values = {name: _plain(value) for name, value in values.items()}
+    def __init__(self, /, **values: Any) -> None:
+        values = {name: _plain(value) for name, value in values.items() if name != "source" or value is not None}
         problems: list[str] = []
         faulty: set[str] = set()
         try:
@@ -96,12 +96,12 @@ class PruneConfig(BaseModel):
         except ValidationError as error:
             problems = [_message(detail) for detail in error.errors()]
             faulty = {str(detail["loc"][0]) for detail in error.errors()}
-        given = {name: value for name, value in values.items() if name in PruneConfig.model_fields}
-        for fields, check in _CHECKS:
-            if not faulty & set(fields):
-                problems += check(
-                    {name: given.get(name, PruneConfig.model_fields[name].default) for name in fields}, given
-                )
+        fields = PruneConfig.model_fields
+        given = {name: value for name, value in values.items() if name in fields}
+        valid = given if problems else {name: getattr(self, name) for name in given}
+        for names, check in _CHECKS:
+            if not faulty & set(names):
+                problems += check({name: valid.get(name, fields[name].default) for name in names}, given)
         if problems:
             raise ConfigError(problems)
 
@@ -111,6 +111,11 @@ class PruneConfig(BaseModel):
         if not isinstance(value, (str, Mapping, Recipe)):
             raise ValueError(f"recipe={value!r} must be a name or a mapping.")
         return recipe_values(value)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+        return refuse_boolean(cls, info.field_name, value)
 
     @field_validator("out", mode="before")
     @classmethod
@@ -152,11 +157,16 @@ class PruneConfig(BaseModel):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PruneConfig:
-        """The configuration that `to_json` described; fields at their defaults count as not set."""
+        """The configuration that `to_json` described; fields at their defaults count as not set.
+
+        The sources are not looked for: a run folder can be read where its data is not.
+        """
         fields = cls.model_fields
         defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
         defaults["recipe"] = Recipe().model_dump()
-        return cls(**{name: value for name, value in values.items() if name not in fields or value != defaults[name]})
+        given = {name: value for name, value in values.items() if name not in fields or value != defaults[name]}
+        sources: dict[str, Any] = {name: given[name] for name in ("source", "test") if name in given}
+        return cls(**{**given, **dict.fromkeys(sources, "digits")}).model_copy(update=sources)
 
 
 def jsonable(value: Any) -> Any:
@@ -184,7 +194,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error}. Give the path of a YAML file of fields.") from None
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
@@ -205,6 +215,8 @@ def _message(detail: Any) -> str:
         Recipe.model_fields if field == "recipe" and len(location) > 1 else PruneConfig.model_fields
     )
     leaf = location[1] if field == "recipe" and len(location) > 1 else field
+    if name == "keep" and isinstance(detail["input"], (int, float)):
+        return _keep_message(detail["input"])
     if detail["type"] == "extra_forbidden":
         return f"{name} is no field.{did_you_mean(leaf, fields)} `unseen-ray prune --help` lists the fields."
     if detail["type"] == "missing":
@@ -215,15 +227,19 @@ def _message(detail: Any) -> str:
     return f"{name}={detail['input']!r} is not allowed: {said} ({fields[leaf].description})."
 
 
+def _keep_message(given: Any) -> str:
+    return f"keep={given!r} is outside (0, 1). It is the fraction kept: 30 % pruning is keep: 0.7."
+
+
 def _check_keep(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     keep = values["keep"]
-    if "keep" not in given or 0 < keep < 1:
+    if not _is_number(keep) or 0 < keep < 1:
         return []
-    return [f"keep={keep} is outside (0, 1). It is the fraction kept: 30 % pruning is keep: 0.7."]
+    return [_keep_message(given["keep"])]
 
 
 def _check_schedule(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    schedule, keep = values["schedule"], given.get("keep")
+    schedule, keep = values["schedule"], values["keep"]
     if schedule is None or not isinstance(keep, (int, float)):
         return []
     if isinstance(schedule, Mapping):

@@ -15,6 +15,7 @@ from unseen_ray.recipe import Recipe
 __all__ = ["FieldCommand", "field_options", "merged_fields", "normalised"]
 
 _NESTED = ("source", "test", "schedule", "score", "policy", "model", "fit")
+_TEXT = ("source", "test", "out", "address")
 _NESTED_VALUES = "unseen_ray.nested"
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -76,7 +77,7 @@ def merged_fields(yaml_path: str | None, flags: Mapping[str, str | None]) -> dic
     nested = click.get_current_context().meta.get(_NESTED_VALUES, {})
     for name, text in flags.items():
         if text is not None and "__" not in name:
-            fields[name] = _value(text)
+            fields[name] = _value(text, plain=name in _TEXT)
     for name, text in [*((k.replace("__", ".", 1), v) for k, v in flags.items() if "__" in k), *nested.items()]:
         if text is None:
             continue
@@ -103,13 +104,15 @@ def _split_nested(args: list[str]) -> tuple[list[str], dict[str, str]]:
     return plain, nested
 
 
-def _value(text: str) -> Any:
+def _value(text: str, *, plain: bool = False) -> Any:
+    """A flag's value as YAML; as it stands where it is a path or a name, unless it is a mapping."""
     import yaml
 
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
         return text
+    return text if plain and not isinstance(value, dict) else value
 
 
 def _metavar(field: FieldInfo) -> str:

@@ -204,6 +204,8 @@ def score_functions(config: PruneConfig) -> dict[str, ScoreFunction]:
     functions: dict[str, Callable[..., Any]] = {}
     for value in wanted:
         name = score_name(value)
+        if value == wanted[0] and functions:
+            continue
         if name in functions or (name in builtin_scores.__all__ and not isinstance(plug_of(value)[0], str)):
             raise ConfigError(
                 f"two scores are called {name!r}, which is the name of their column. Rename your function."

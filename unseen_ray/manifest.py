@@ -70,12 +70,39 @@ def read_manifest(folder: Folder) -> Manifest | None:
     try:
         values = json.loads(data)
         version = values["schema_version"]
-        known = {name: values[name] for name in Manifest.__slots__ if name in values}
-        manifest = Manifest(**known)
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise StorageError(f"{path} is damaged: {error}. Restore it, or start in a new folder.") from None
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise ConfigError(
-            f"{path} has schema_version {version}; this unseen_ray reads up to {SCHEMA_VERSION}. Upgrade unseen_ray."
-        )
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise ConfigError(
+                f"{path} has schema_version {version}; this unseen_ray reads up to {SCHEMA_VERSION}. Upgrade unseen_ray."
+            )
+        manifest = Manifest(**{name: values[name] for name in Manifest.__slots__ if name in values})
+        _check_form(manifest)
+    except ConfigError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(
+            f"{path} is damaged: {type(error).__name__}: {error}. Restore it, or start in a new folder."
+        ) from None
     return manifest
+
+
+def _check_form(manifest: Manifest) -> None:
+    """TypeError or KeyError if a part that is relied on is missing or of another kind."""
+    kinds = {
+        "config": dict,
+        "asked": dict,
+        "source": dict,
+        "stages": list,
+        "files": dict,
+        "cost": dict,
+        "environment": dict,
+    }
+    for name, kind in kinds.items():
+        if not isinstance(getattr(manifest, name), kind):
+            raise TypeError(f"{name} is a {type(getattr(manifest, name)).__name__}, not a {kind.__name__}")
+    needed = {"fingerprint", "num_samples", "num_classes", "class_names"}
+    if manifest.finished:
+        needed |= {"class_counts", "holdout", "skipped"}
+    if missing := needed - manifest.source.keys():
+        raise KeyError(f"source lacks {', '.join(sorted(missing))}")
+    if manifest.finished and not {"keep", "recipe", "model", "fit", "combine"} <= manifest.config.keys():
+        raise KeyError("config lacks fields")

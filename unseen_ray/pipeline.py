@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from unseen_ray.catalog import model_builder
 from unseen_ray.config import PruneConfig
 from unseen_ray.core import select
 from unseen_ray.core.arrays import IdArray, positions_of
@@ -21,9 +22,10 @@ from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.errors import DataError, FitError
 from unseen_ray.job import EvalResult, Job, Progress, Receipt, score_functions, score_name
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
-from unseen_ray.resolve import function_of
+from unseen_ray.resolve import function_of, is_target
 from unseen_ray.run import CORESET, KEYS, Run, coreset_of, open_run
 from unseen_ray.sources import Source, SourceInfo, default_test, open_source, source_ref
+from unseen_ray.storage import absolute_path
 from unseen_ray.votes import MergeRequest, find_receipt
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "Observer",
     "Prepared",
     "apply_policy",
+    "check_functions",
     "check_test_classes",
     "make_job",
     "prune",
@@ -93,10 +96,9 @@ def prune(config: PruneConfig, *, executor: Executor, on_event: Observer) -> Run
     source = open_source(ref)
     info = source.info
     config_with_model = with_model(config, info.size_px)
-    score_functions(config)
-    function_of(config.policy, select, field="policy")
-    if config.fit is not None:
-        function_of(config.fit, None, field="fit")
+    check_functions(config)
+    if isinstance(config.model, dict) or not isinstance(config.model, (str, type(None))) or is_target(config.model):
+        model_builder(config.model)
     plan_run(
         config_with_model, make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
     )
@@ -128,13 +130,24 @@ def make_job(config: PruneConfig, info: SourceInfo) -> Job:
     assert config.out is not None
     return Job(
         config=config,
-        source=ref,
-        test=test,
+        source=ref.absolute(),
+        test=test and test.absolute(),
         fingerprint=info.fingerprint,
         num_classes=info.num_classes,
         size_px=info.size_px,
-        out=config.out,
+        out=absolute_path(config.out),
     )
+
+
+def check_functions(config: PruneConfig) -> None:
+    """Import the functions that a configuration names, and check their options; ConfigError says what is wrong.
+
+    Models are left out: to import one is to import torch.
+    """
+    score_functions(config)
+    function_of(config.policy, select, field="policy")
+    if config.fit is not None:
+        function_of(config.fit, None, field="fit")
 
 
 def source_entry(info: SourceInfo) -> dict[str, Any]:

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
-__all__ = ["AUGMENTS", "RECIPES", "Augment", "Precision", "Recipe", "recipe_values"]
+__all__ = ["AUGMENTS", "RECIPES", "Augment", "Precision", "Recipe", "recipe_values", "refuse_boolean"]
 
 Precision = Literal["auto", "bf16", "fp16", "float32"]
 Augment = Literal["auto", "none", "flip", "crop", "crop_flip"]
 AUGMENTS = ("auto", "none", "flip", "crop", "crop_flip")
 
 
+def refuse_boolean(model: type[BaseModel], name: str | None, value: Any) -> Any:
+    """Part of a validator: true and false are no numbers, though Python takes them for 1 and 0.
+
+    Raises:
+        PydanticCustomError: if a numeric field is given one.
+    """
+    field = model.model_fields[name or ""]
+    if isinstance(value, bool) and re.match(r"<class '(int|float)'>|(int|float) \| None", str(field.annotation)):
+        raise PydanticCustomError("boolean", "it must be a number, not true or false")
+    return value
+
+
 class Recipe(BaseModel):
     """A training recipe; the defaults are those of `quick`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     use: str = Field("quick", description="the named recipe that the other fields change")
     epochs: int | None = Field(15, ge=1, description="passes over the training ids; or set steps")
@@ -34,6 +48,11 @@ class Recipe(BaseModel):
     precision: Precision = Field("auto", description="auto takes bf16 where the hardware has it")
     augment: Augment = Field("auto", description="auto: crop_flip from 16 px up, none below")
     deterministic: bool = Field(False, description="the same bits on one model of GPU; a CPU always gives them")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+        return refuse_boolean(cls, info.field_name, value)
 
     def plan(self, num_samples: int) -> tuple[int, int]:
         """(batch size, total steps) for a set of `num_samples`; the last short batch of an epoch is dropped."""
@@ -78,12 +97,16 @@ def recipe_values(value: str | Mapping[str, Any] | Recipe) -> dict[str, Any]:
         return value.model_dump()
     changes: dict[str, Any] = {"use": value} if isinstance(value, str) else dict(value)
     name = changes.pop("use", "quick")
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         from unseen_ray.resolve import did_you_mean
 
         raise ValueError(f"recipe {name!r} is none of {', '.join(RECIPES)}.{did_you_mean(str(name), RECIPES)}")
     if changes.get("epochs") is not None and changes.get("steps") is not None:
         raise ValueError(f"recipe sets epochs={changes['epochs']} and steps={changes['steps']}; set one of the two.")
+    if "epochs" in changes and changes["epochs"] is None and changes.get("steps") is None:
+        raise ValueError("recipe.epochs is blank; give a whole number, or steps in its place.")
+    if "steps" in changes and changes["steps"] is None and "epochs" not in changes:
+        raise ValueError("recipe.steps is blank; give a whole number, or epochs in its place.")
     if changes.get("steps") is not None:
         changes["epochs"] = None
     elif changes.get("epochs") is not None:

@@ -72,8 +72,22 @@ def name_of(function: Callable[..., Any] | str) -> str:
     return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', repr(function))}"
 
 
+_GIVEN: dict[str, tuple[int, tuple[str, ...]]] = {
+    "score": (2, ()),
+    "policy": (4, ("kept_C", "seed")),
+    "fit": (1, ("source",)),
+    "model": (0, ("num_classes",)),
+}
+
+
 def bind_options(function: Callable[..., Any], options: dict[str, Any], *, field: str, name: str) -> None:
     """Check keyword options against a function's signature, before anything starts.
+
+    Args:
+        function: what will be called.
+        options: by name.
+        field: of the configuration; what this kind of function is given anyway is no option.
+        name: how messages call the function.
 
     Raises:
         ConfigError: naming each option that the function does not take.
@@ -84,9 +98,14 @@ def bind_options(function: Callable[..., Any], options: dict[str, Any], *, field
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    positional, keywords = _GIVEN.get(field, (0, ()))
+    given = [
+        *[p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:positional],
+        *keywords,
+    ]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters) and not set(options) & set(given):
         return
-    takes = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in given]
     problems = [
         f"{field}: {name} takes no option {option!r}; it takes {', '.join(takes) or 'none'}.{did_you_mean(option, takes)}"
         for option in options
@@ -123,9 +142,8 @@ def check_plug(value: Any, *, field: str, names: Iterable[str], kind: str) -> li
         return [f"{field}={value!r} is no {kind}: give a name, package.module:function, or a function."]
     if value in names:
         return []
-    return [
-        f"{field}={value!r} is no {kind}. Allowed: {', '.join(names)}, or package.module:function.{did_you_mean(value, names)}"
-    ]
+    allowed = ", ".join([*names, "package.module:function"])
+    return [f"{field}={value!r} is no {kind}. Allowed: {allowed}.{did_you_mean(value, names)}"]
 
 
 def function_of(value: Any, module: Any, *, field: str) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ from unseen_ray.storage import Folder
 __all__ = ["CORESET", "KEYS", "Run", "coreset_of", "load_run", "open_run", "open_selection"]
 
 CORESET = "coreset.parquet"
+_SOURCES = ("source", "test")  # data is known by its fingerprint, wherever it lies
 KEYS = "keys.parquet"
 
 
@@ -52,10 +53,10 @@ def open_run(config: PruneConfig, source: dict[str, Any]) -> Run:
     asked = config.to_json()
     try:
         manifest = read_manifest(folder)
-        if manifest is not None:
+        if manifest is not None and not _is_untouched(folder, manifest):
             _check_same(folder, manifest, asked, source)
             return Run(folder, manifest)
-        others = [name for name in folder.names() if not name.endswith(".tmp")]
+        others = [name for name in folder.names() if not name.endswith(".tmp") and name != MANIFEST]
         if others:
             raise ConfigError(
                 f"out={config.out} holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} and no run of ours. "
@@ -106,7 +107,10 @@ def load_run(path: str) -> Run:
         ConfigError: if there is no run, or it has not finished.
     """
     folder = Folder(str(path))
-    manifest = read_manifest(folder)
+    try:
+        manifest = read_manifest(folder)
+    except StorageError as error:
+        raise ConfigError(str(error)) from None
     if manifest is None:
         raise ConfigError(
             f"{path} holds no {MANIFEST}: it is no run folder. Give the `out` of a finished `unseen-ray prune`."
@@ -127,6 +131,11 @@ def coreset_of(table: pa.Table) -> Coreset:
     )
 
 
+def _is_untouched(folder: Folder, manifest: Manifest) -> bool:
+    """Whether a run was begun there and refused before anything was finished, so that nothing is lost by beginning anew."""
+    return manifest.kind == "prune" and not manifest.stages and folder.names() == [MANIFEST]
+
+
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
@@ -138,7 +147,7 @@ def _check_same(folder: Folder, manifest: Manifest, asked: dict[str, Any], sourc
     differing = [
         f"{name}: {before.get(name)!r} there, {asked[name]!r} here"
         for name in asked
-        if name not in FREE_FIELDS and before.get(name) != asked[name]
+        if name not in (*FREE_FIELDS, *_SOURCES) and before.get(name) != asked[name]
     ]
     if manifest.source.get("fingerprint") != source["fingerprint"]:
         differing.append(

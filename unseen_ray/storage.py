@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.fs import FileSystem
 
-__all__ = ["Folder", "filesystem_of", "is_uri", "sha256_of"]
+__all__ = ["Folder", "absolute_path", "filesystem_of", "is_uri", "sha256_of"]
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -23,6 +23,11 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 def is_uri(path: str) -> bool:
     """Whether a path names its own file system, such as `s3://bucket/run`."""
     return _URI.match(path) is not None
+
+
+def absolute_path(path: str) -> str:
+    """A local path as it is seen from any folder; a URI as it stands."""
+    return path if is_uri(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def filesystem_of(path: str) -> tuple[FileSystem, str]:
@@ -34,7 +39,7 @@ def filesystem_of(path: str) -> tuple[FileSystem, str]:
     from pyarrow.fs import FileSystem, LocalFileSystem
 
     if not is_uri(path):
-        return LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+        return LocalFileSystem(), absolute_path(path)
     try:
         fs, inner = FileSystem.from_uri(path)
     except (ValueError, OSError) as error:
@@ -97,7 +102,7 @@ class Folder:
         import pyarrow.parquet as pq
 
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         return self.write(name, sink.getvalue().to_pybytes())
 
     def write_array(self, name: str, array: Any) -> str:
@@ -134,7 +139,7 @@ class Folder:
         if data is None:
             raise StorageError(f"{self.path(name)} is missing. Is `out` on storage that every node shares?")
         try:
-            return pq.read_table(pa.BufferReader(data))
+            return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise StorageError(
                 f"{self.path(name)} is damaged: {error}. Delete it and run the same line again."
@@ -150,8 +155,8 @@ class Folder:
         if data is None:
             raise StorageError(f"{self.path(name)} is missing.")
         try:
-            return np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, OSError) as error:
+            return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
             raise StorageError(f"{self.path(name)} is damaged: {error}.") from None
 
     def delete(self, name: str) -> None:

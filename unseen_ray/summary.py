@@ -18,7 +18,16 @@ from unseen_ray.run import CORESET
 from unseen_ray.sources import SourceInfo
 from unseen_ray.votes import scores_file
 
-__all__ = ["class_table", "evaluation_table", "plan_lines", "plan_values", "prune_lines", "prune_values", "stage_table"]
+__all__ = [
+    "class_table",
+    "evaluation_table",
+    "plan_lines",
+    "plan_table",
+    "plan_values",
+    "prune_lines",
+    "prune_values",
+    "stage_table",
+]
 
 _CLASSES_SHOWN = 20
 _SCORING_SPEEDUP = 3.0  # a forward pass beside forward, backward and step

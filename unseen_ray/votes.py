@@ -99,7 +99,7 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
     if data is None:
         return None
     try:
-        metadata = pq.read_table(pa.BufferReader(data)).schema.metadata or {}
+        metadata = pq.read_table(pa.BufferReader(data), page_checksum_verification=True).schema.metadata or {}
         if metadata.get(_KEY) != key.encode():
             return None
         receipt = Receipt.from_json(json.loads(metadata[_RECEIPT]))

@@ -1,4 +1,4 @@
-"""Everything that a configuration or a data file can get wrong: one clear message, the right exit code, nothing trained."""
+"""Everything that can be wrong with a configuration or a data file: one message, an exit code, nothing trained."""
 
 from __future__ import annotations
 
@@ -190,7 +190,9 @@ MADE: dict[str, Callable[[Path], Path]] = {
     "yaml-blank-source": file("run.yaml", b"source:\nkeep: 0.5\n"),
     "yaml-recipe-list": file("run.yaml", b"source: digits\nkeep: 0.5\nrecipe: [quick]\n"),
     "yaml-blank-epochs": file("run.yaml", b"source: digits\nkeep: 0.5\nrecipe:\n  epochs:\n"),
-    "yaml-faults": file("run.yaml", b"source: digitz\nkeep: 5\nfolds: 1\nflods: 3\nscore: entrop\nrecipe: {epoch: 3}\n"),
+    "yaml-faults": file(
+        "run.yaml", b"source: digitz\nkeep: 5\nfolds: 1\nflods: 3\nscore: entrop\nrecipe: {epoch: 3}\n"
+    ),
 }  # fmt: skip
 
 
@@ -230,6 +232,18 @@ def prune(source: str, more: str = "") -> str:
 
 def fields(more: str) -> str:
     return prune("good", more)
+
+
+def of(source: str) -> str:
+    return f"prune --source {source} --keep 0.5 --out @new {FAST}"
+
+
+def chosen(more: str, run: str = "run") -> str:
+    return f"select @{run} --keep 0.5 --out @new {more}"
+
+
+def measured(more: str) -> str:
+    return f"evaluate @run --seeds 1 {FAST} {more}"
 
 
 CASES: list[tuple[str, str, int, str]] = [
@@ -277,15 +291,18 @@ CASES: list[tuple[str, str, int, str]] = [
     ("schedule falls", fields("--schedule [0.4,0.3,0.5]"), 2, r"must rise strictly"),
     ("schedule misses keep", fields("--schedule [0.2,0.4]"), 2, r"ends in 0\.4 but keep is 0\.5"),
     ("schedule of text", fields("--schedule 0.2,0.5"), 2, r"schedule='0\.2,0\.5' must be a list of fractions"),
-    ("schedule field", fields("--schedule.frist 0.2 --schedule.stages 2"), 2, r"no field 'frist'.*Did you mean 'first'"),
-    ("targets coincide", prune("tiny", "--folds 2 --schedule [0.45,0.5]"), 2, r"stage 1 of the schedule would add nothing"),
+    ("schedule field", fields("--schedule.frist 0.2 --schedule.stages 2"),
+     2, r"no field 'frist'.*Did you mean 'first'"),
+    ("targets coincide", prune("tiny", "--folds 2 --schedule [0.45,0.5]"),
+     2, r"stage 1 of the schedule would add nothing"),
     ("nothing pruned", prune("tiny", "--folds 2 --keep 0.99"), 2, r"the targets \[6\] must lie within 1\.\.5"),
     ("nothing kept", prune("tiny", "--folds 2 --keep 0.01"), 2, r"the targets \[0\] must lie within 1\.\.5"),
     ("unknown score", fields("--score entrop"), 2, r"score='entrop' is no score.*Did you mean 'entropy'"),
-    ("unknown policy", fields("--policy best"), 2, r"policy='best' is no policy\. Allowed: class_balanced, random, top"),
+    ("unknown policy", fields("--policy best"),
+     2, r"policy='best' is no policy\. Allowed: class_balanced, random, top"),
     ("unknown model", fields("--model resnet8"), 2, r"model='resnet8' is no model.*Did you mean 'resnet"),
     ("unknown recipe", fields("--recipe quik"), 2, r"recipe 'quik' is none of quick.*Did you mean 'quick'"),
-    ("unknown source", f"prune --source cifra10 --keep 0.5 --out @new {FAST}", 2, r"source='cifra10' is no source"),
+    ("unknown source", of("cifra10"), 2, r"source='cifra10' is no source"),
     ("unknown also_score", fields("--also_score [margn]"), 2, r"also_score='margn' is no score.*Did you mean 'margin'"),
     ("score named twice", fields("--also_score [entropy]"), 2, r"two scores are called 'entropy'"),
     ("mode typo", fields("--mode fiting"), 2, r"mode='fiting' is not allowed: it must be 'unseen' or 'fitting'"),
@@ -295,34 +312,42 @@ CASES: list[tuple[str, str, int, str]] = [
     ("epochs and steps", fields("--recipe.steps 9"), 2, r"recipe sets epochs=1 and steps=9"),
     ("epochs 0", fields("--recipe.epochs 0"), 2, r"recipe\.epochs=0 is not allowed"),
     # what is plugged in
-    ("score module missing", fields("--score nosuch_lab.scores:gini"), 2, r"no module 'nosuch_lab\.scores' on the Python path"),
-    ("score function missing", fields(f"--score {HERE}:user_scor"), 2, r"has no 'user_scor'\. Did you mean 'user_score'"),
+    ("score module missing", fields("--score nosuch_lab.scores:gini"),
+     2, r"no module 'nosuch_lab\.scores' on the Python path"),
+    ("score function missing", fields(f"--score {HERE}:user_scor"),
+     2, r"has no 'user_scor'\. Did you mean 'user_score'"),
     ("score no function", fields(f"--score {HERE}:not_a_function"), 2, r"not_a_function is a int, not a function"),
     ("score option", fields(f"--score.use {HERE}:user_score --score.powr 2"), 2, r"takes no option 'powr'.*'power'"),
     ("built-in score option", fields("--score.use entropy --score.temperature 2"), 2, r"takes no option 'temperature'"),
-    ("score option that is its data", fields("--score.use entropy --score.labels_N 2"), 2, r"takes no option 'labels_N'"),
+    ("score option that is its data", fields("--score.use entropy --score.labels_N 2"),
+     2, r"takes no option 'labels_N'"),
     ("policy module missing", fields("--policy nosuch_lab:best"), 2, r"no module 'nosuch_lab'"),
     ("policy function missing", fields("--policy json:bests"), 2, r"module json has no 'bests'"),
     ("policy option", fields("--policy.use top --policy.skip 0.1"), 2, r"policy: top takes no option 'skip'"),
     ("policy option that is its data", fields("--policy.use top --policy.budget 3"), 2, r"takes no option 'budget'"),
     ("policy option that is the run's", fields("--policy.use top --policy.seed 3"), 2, r"takes no option 'seed'"),
     ("model module missing", fields("--model nosuch_lab.models:net"), 2, r"no module 'nosuch_lab\.models'"),
-    ("model function missing", fields("--model torchvision.models:resnet19"), 2, r"has no 'resnet19'\. Did you mean 'resnet1"),
-    ("model option", fields("--model.use small_cnn --model.widht 8"), 2, r"takes no option 'widht'.*Did you mean 'width'"),
+    ("model function missing", fields("--model torchvision.models:resnet19"),
+     2, r"has no 'resnet19'\. Did you mean 'resnet1"),
+    ("model option", fields("--model.use small_cnn --model.widht 8"),
+     2, r"takes no option 'widht'.*Did you mean 'width'"),
     ("model option that is the run's", fields("--model.use small_cnn --model.num_classes 8"), 2, r"num_classes"),
-    ("model no module", fields(f"--model {HERE}:list_model"), 2, r"returned a list; it must return a torch\.nn\.Module"),
-    ("fit module missing", "prune --source @good --keep 0.5 --out @new --executor local --fit nosuch_lab:fit", 2, r"no module 'nosuch_lab'"),
-    ("source module missing", f"prune --source nosuch_lab.data:pets --keep 0.5 --out @new {FAST}", 2, r"no module 'nosuch_lab\.data'"),
-    ("source function missing", f"prune --source {HERE}:good_sourc --keep 0.5 --out @new {FAST}", 2, r"Did you mean 'good_source'"),
-    ("source no function", f"prune --source {HERE}:not_a_function --keep 0.5 --out @new {FAST}", 2, r"not_a_function"),
-    ("source of the wrong object", f"prune --source {HERE}:list_source --keep 0.5 --out @new {FAST}", 2, r"returned a list without labels, keys"),
-    ("source of the wrong pixels", f"prune --source {HERE}:float_source --keep 0.5 --out @new {FAST}", 3, r"sample s0 .* is float32 .*; it must be uint8"),
-    ("source function option", f"prune --source.use {HERE}:good_source --source.cout 3 --keep 0.5 --out @new {FAST}", 2, r"Did you mean 'count'"),
+    ("model no module", fields(f"--model {HERE}:list_model"),
+     2, r"returned a list; it must return a torch\.nn\.Module"),
+    ("fit module missing", "prune --source @good --keep 0.5 --out @new --fit nosuch_lab:fit --executor local",
+     2, r"no module 'nosuch_lab'"),
+    ("source module missing", of("nosuch_lab.data:pets"), 2, r"no module 'nosuch_lab\.data'"),
+    ("source function missing", of(f"{HERE}:good_sourc"), 2, r"Did you mean 'good_source'"),
+    ("source no function", of(f"{HERE}:not_a_function"), 2, r"not_a_function"),
+    ("source of the wrong object", of(f"{HERE}:list_source"), 2, r"returned a list without labels, keys"),
+    ("source of the wrong pixels", of(f"{HERE}:float_source"), 3, r"sample s0 .* is float32 .*; it must be uint8"),
+    ("source function option", of(f"{HERE}:good_source --source.cout 3"), 2, r"Did you mean 'count'"),
     ("source option", fields("--source.lable y"), 2, r"takes no option 'lable'.*Did you mean 'label'"),
-    ("digits option", f"prune --source.use digits --source.root x --keep 0.5 --out @new {FAST}", 2, r"digits takes no option 'root'; it takes limit"),
+    ("digits option", of("digits --source.root x"), 2, r"digits takes no option 'root'; it takes limit"),
     ("limit 0", fields("--source.limit 0"), 2, r"source\.limit=0 must be a whole number"),
-    ("unknown scheme", f"prune --source foo://bucket/set --keep 0.5 --out @new {FAST}", 2, r"foo://bucket/set cannot be opened"),
-    ("out of unknown scheme", f"prune --source @good --keep 0.5 --out foo://bucket/run {FAST}", 2, r"foo://bucket/run.* cannot be opened"),
+    ("unknown scheme", of("foo://bucket/set"), 2, r"foo://bucket/set cannot be opened"),
+    ("out of unknown scheme", f"prune --source @good --keep 0.5 --out foo://bucket/run {FAST}",
+     2, r"foo://bucket/run.* cannot be opened"),
     # data
     ("negative label", prune("negative"), 3, r"row 7 of .* has label -1; labels are 0 to C - 1"),
     ("float labels", prune("floats"), 3, r"column 'label' of data\.parquet is double; labels must be integers"),
@@ -330,27 +355,32 @@ CASES: list[tuple[str, str, int, str]] = [
     ("null label", prune("nulls"), 3, r"row 7 of data\.parquet has no label"),
     ("absurd label", prune("huge-label"), 3, r"has label 1099511627776"),
     ("label above the metadata", prune("above-c"), 3, r"has label 3, but its metadata names 2 classes"),
-    ("missing file", f"prune --source nosuch.parquet --keep 0.5 --out @new {FAST}", 3, r"nosuch\.parquet does not exist"),
+    ("missing file", of("nosuch.parquet"), 3, r"nosuch\.parquet does not exist"),
     ("missing folder", f"prune --source ./nosuch/ --keep 0.5 --out @new {FAST}", 3, r"nosuch/ does not exist"),
-    ("glob without match", f"prune --source './nosuch-*.parquet' --keep 0.5 --out @new {FAST}", 3, r"matches no Parquet file"),
-    ("no cifar under root", f"prune --source cifar10 --keep 0.5 --out @new {FAST}", 3, r"data_batch_1 is missing\. Set `root`"),
-    ("no imagenet under root", f"prune --source imagenet --keep 0.5 --out @new {FAST}", 3, r"data/train cannot be listed"),
+    ("glob without match", of("'./nosuch-*.parquet'"), 3, r"matches no Parquet file"),
+    ("no cifar under root", of("cifar10"), 3, r"data_batch_1 is missing\. Set `root`"),
+    ("no imagenet under root", of("imagenet"), 3, r"data/train cannot be listed"),
     ("no parquet", prune("no-parquet"), 3, r"data\.parquet of source .* is no Parquet file"),
     ("file of no bytes", prune("zero-bytes"), 3, r"data\.parquet of source .* is no Parquet file"),
     ("truncated parquet", prune("truncated"), 3, r"data\.parquet of source .* is no Parquet file"),
     ("overwritten parquet", prune("overwritten"), 3, r"data\.parquet"),
     ("csv", prune("csv"), 3, r"data\.csv of source .* is no Parquet file"),
     ("no image column", prune("no-image"), 3, r"has no image column 'image or img'; it has label, photo"),
-    ("no label column", prune("no-label"), 3, r"has no label column 'label'; it has image, lable.*Did you mean 'lable'"),
+    ("no label column", prune("no-label"),
+     3, r"has no label column 'label'; it has image, lable.*Did you mean 'lable'"),
     ("named column missing", fields("--source.image img"), 3, r"has no image column 'img'"),
-    ("image column of text", prune("image-text"), 3, r"column 'image' of data\.parquet is string; it must hold encoded images"),
-    ("image struct of text", prune("image-struct"), 3, r"column 'image' of data\.parquet is struct.*must hold encoded images"),
-    ("image named, not there", prune("image-path"), 3, r"data\.parquet:0 names the file nosuch/x\.png, which cannot be read"),
+    ("image column of text", prune("image-text"),
+     3, r"column 'image' of data\.parquet is string; it must hold encoded images"),
+    ("image struct of text", prune("image-struct"),
+     3, r"column 'image' of data\.parquet is struct.*must hold encoded images"),
+    ("image named, not there", prune("image-path"),
+     3, r"data\.parquet:0 names the file nosuch/x\.png, which cannot be read"),
     ("undecodable image", prune("undecodable"), 3, r"sample data\.parquet:17 cannot be decoded: .*on_bad_sample: skip"),
     ("cut image", prune("cut-image"), 3, r"sample data\.parquet:17 cannot be decoded"),
     ("empty image", prune("empty-image"), 3, r"sample data\.parquet:17 cannot be decoded: it is empty"),
     ("null image", prune("null-image"), 3, r"sample data\.parquet:17 cannot be decoded"),
-    ("nothing left of skipping", prune("all-undecodable", "--on_bad_sample skip"), 2, r"0 samples|outside 2\.\.0|N is 0"),
+    ("nothing left of skipping", prune("all-undecodable", "--on_bad_sample skip"),
+     2, r"0 samples|outside 2\.\.0|N is 0"),
     ("undecodable in a tree", prune("bad-tree"), 3, r"sample cat/bad\.png cannot be decoded"),
     ("empty parquet", prune("empty-parquet"), 3, r"data\.parquet holds no samples"),
     ("empty folder", prune("empty-folder"), 3, r"holds no images in class folders|matches no Parquet file"),
@@ -364,7 +394,8 @@ CASES: list[tuple[str, str, int, str]] = [
     ("out holds other files", fields("--out @other-files"), 2, r"taken holds notes\.txt and no run of ours"),
     ("out is a file", fields("--out @out-file"), 2, r"out-file.* cannot be"),
     ("out below a file", fields("--out @out-file/run"), 2, r"out-file/run.* cannot be"),
-    ("out of another seed", fields("--out @run --also_score none --seed 1"), 2, r"another configuration; it differs in .*seed: 0 there, 1 here"),
+    ("out of another seed", fields("--out @run --also_score none --seed 1"),
+     2, r"it differs in .*seed: 0 there, 1 here"),
     ("out of a damaged run", fields("--out @damaged"), 2, r"manifest\.json is damaged"),
     ("out of a newer run", fields("--out @newer"), 2, r"schema_version 99; this unseen_ray reads up to 1"),
     # what reads a run
@@ -389,38 +420,44 @@ CASES: list[tuple[str, str, int, str]] = [
         (f"export of {name}", f"export @{name.replace(' ', '-')} --to @new.npy", 2, message)
         for name, message in (
             ("newer renamed", r"has schema_version 99; this unseen_ray reads up to 1"),
-            *((name, r"manifest\.json is damaged: ") for name in ("manifest list", "manifest gaps", "manifest binary", "manifest empty")),
+            *((f"manifest {kind}", r"manifest\.json is damaged: ") for kind in ("list", "gaps", "binary", "empty")),
         )
     ],
-    ("select of a manifest of wrong types", "select @manifest-types --keep 0.5 --out @new", 2, r"manifest\.json is damaged"),
+    ("select of a manifest of wrong types", chosen("", "manifest-types"), 2, r"manifest\.json is damaged"),
     ("export with an unknown ending", "export @run --to @new.json", 2, r"ends in '\.json'\. Allowed are \.npy"),
     ("export without an ending", "export @run --to @new", 2, r"ends in 'nothing'|Allowed are \.npy"),
     ("export below a file", "export @run --to @out-file/kept.npy", 2, r"kept\.npy cannot be written"),
     ("select without keep and out", "select @run", 2, r"2 problems:[\s\S]*--keep is missing[\s\S]*--out is missing"),
     ("select of everything", "select @run --keep 1 --out @new", 2, r"keep=1.* is outside \(0, 1\)"),
-    ("select of nothing", "select @run --keep 0.001 --out @new", 2, r"keep=0\.001 of 40 samples is 0; it must leave 1 to 39"),
+    ("select of nothing", "select @run --keep 0.001 --out @new",
+     2, r"keep=0\.001 of 40 samples is 0; it must leave 1 to 39"),
     ("select by text", "select @run --keep half --out @new", 2, r"keep='half' is not allowed"),
-    ("select by an unknown score", "select @run --keep 0.5 --score entrop --out @new", 2, r"score='entrop' is no score"),
-    ("select by a score not stored", "select @run --keep 0.5 --score margin --out @new", 2, r"score='margin' is not stored in .*; stored are entropy"),
-    ("select by an unknown policy", "select @run --keep 0.5 --policy topp --out @new", 2, r"policy='topp' is no policy"),
-    ("select by a policy option", "select @run --keep 0.5 --policy.use top --policy.skip 1 --out @new", 2, r"takes no option 'skip'"),
-    ("select by an unknown rule", "select @run --keep 0.5 --combine median --out @new", 2, r"combine='median' is not allowed"),
-    ("select by mean_prob", "select @run --keep 0.5 --combine mean_prob --out @new", 2, r"needs the mean probabilities.*Prune with save_probs: true"),
-    ("select into the run", "select @run --keep 0.5 --out @run", 2, r"holds coreset\.parquet, .*Name a new or an empty folder"),
+    ("select by an unknown score", chosen("--score entrop"), 2, r"score='entrop' is no score"),
+    ("select by a score not stored", chosen("--score margin"), 2, r"'margin' is not stored in .*; stored are entropy"),
+    ("select by an unknown policy", chosen("--policy topp"), 2, r"policy='topp' is no policy"),
+    ("select by a policy option", chosen("--policy.use top --policy.skip 1"), 2, r"takes no option 'skip'"),
+    ("select by an unknown rule", chosen("--combine median"), 2, r"combine='median' is not allowed"),
+    ("select by mean_prob", chosen("--combine mean_prob"),
+     2, r"needs the mean probabilities.*Prune with save_probs: true"),
+    ("select into the run", "select @run --keep 0.5 --out @run",
+     2, r"holds coreset\.parquet, .*Name a new or an empty folder"),
     ("select into other files", "select @run --keep 0.5 --out @other-files", 2, r"taken holds notes\.txt"),
     ("select into a file", "select @run --keep 0.5 --out @out-file", 2, r"out-file.* cannot be"),
     ("select of an unknown flag", "select @run --keep 0.5 --out @new --folds 3", 2, r"No such option.*--folds"),
-    ("evaluate on nothing", f"evaluate @run --seeds 1 {FAST}", 2, r"nothing to measure on: .*--test SOURCE .*holdout: 0\.2"),
-    ("evaluate against the unknown", f"evaluate @run --against randm {FAST}", 2, r"against='randm' is none of random, full, fitting.*'random'"),
-    ("evaluate with no seed", f"evaluate @run --seeds 0 --test @good {FAST}", 2, r"seeds=0 must be 1 or more"),
-    ("evaluate on more classes", f"evaluate @run --seeds 1 --test @more-classes {FAST}", 3, r"has label 6, but the source has 4 classes"),
-    ("evaluate on an unknown source", f"evaluate @run --seeds 1 --test cifra10 {FAST}", 2, r"test='cifra10' is no source"),
-    ("evaluate on undecodable images", f"evaluate @run --seeds 1 --test @undecodable {FAST}", 3, r"sample data\.parquet:17 cannot be decoded"),
-    ("evaluate an unknown model", f"evaluate @run --seeds 1 --test @good --model resnet8 {FAST}", 2, r"model='resnet8' is no model"),
+    ("evaluate on nothing", measured(""), 2, r"nothing to measure on: .*--test SOURCE .*holdout: 0\.2"),
+    ("evaluate against the unknown", measured("--against randm"),
+     2, r"against='randm' is none of random, full, fitting.*'random'"),
+    ("evaluate with no seed", measured("--seeds 0 --test @good"), 2, r"seeds=0 must be 1 or more"),
+    ("evaluate on more classes", measured("--test @more-classes"), 3, r"has label 6, but the source has 4 classes"),
+    ("evaluate on an unknown source", measured("--test cifra10"), 2, r"test='cifra10' is no source"),
+    ("evaluate on undecodable images", measured("--test @undecodable"),
+     3, r"sample data\.parquet:17 cannot be decoded"),
+    ("evaluate an unknown model", measured("--test @good --model resnet8"), 2, r"model='resnet8' is no model"),
     ("evaluate an unknown field", f"evaluate @run --test @good --keep 0.3 {FAST}", 2, r"No such option.*--keep"),
     ("rate 0", "plan --source @good --keep 0.5 --rate 0", 2, r"rate=0.* must be above 0"),
     ("plan of a negative label", "plan --source @negative --keep 0.5", 3, r"has label -1"),
-    ("plan with coinciding targets", "plan --source @tiny --keep 0.5 --folds 2 --schedule [0.45,0.5]", 2, r"would add nothing"),
+    ("plan with coinciding targets", "plan --source @tiny --keep 0.5 --folds 2 --schedule [0.45,0.5]",
+     2, r"would add nothing"),
 ]  # fmt: skip
 
 
@@ -516,6 +553,84 @@ def test_data_that_changed_under_a_run_is_refused(tmp_path: Path, capsys: pytest
     assert out == "" and "Traceback" not in err
     assert re.search(r"differs in the data itself \(40 samples there, 40 here\)\. Name a new folder", err)
     assert results_under(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("made", "wrong", "right"),
+    [
+        ("undecodable", "", "--on_bad_sample skip"),
+        ("good", "--model.use small_cnn --model.widht 8", "--model.use small_cnn --model.width 8"),
+        ("good", "--model torchvision.models:resnet19", "--model small_cnn"),
+    ],
+    ids=["bad sample", "model option", "model function"],
+)
+def test_the_line_goes_through_in_the_same_folder_once_it_is_put_right(
+    made: str, wrong: str, right: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"prune --source {MADE[made](tmp_path)} --keep 0.5 --out {tmp_path / 'run'} {FAST}"
+    assert exit_code(shlex.split(f"{line} {wrong}")) in (2, 3)
+    capsys.readouterr()
+    try:
+        main(shlex.split(f"{line} {right}"))
+    except SystemExit as ended:
+        pytest.fail(f"exit {ended.code}: {capsys.readouterr().err}")
+    assert (tmp_path / "run" / "coreset.parquet").exists()
+
+
+def test_a_sample_that_was_mended_lets_the_run_begin_in_the_same_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = shlex.split(f"prune --source {MADE['undecodable'](tmp_path)} --keep 0.5 --out {tmp_path / 'run'} {FAST}")
+    assert exit_code(argv) == 3
+    MADE["good"](tmp_path)
+    capsys.readouterr()
+    try:
+        main(argv)
+    except SystemExit as ended:
+        pytest.fail(f"exit {ended.code}: {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("rows", [12, COUNT, COUNT + 8])
+def test_evaluate_refuses_data_that_is_no_longer_the_run_s(
+    rows: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = parquet()(tmp_path)
+    main(shlex.split(f"prune --source {data} --keep 0.5 --out {tmp_path / 'run'} {FAST}"))
+    parquet((np.arange(rows) + 1) % CLASSES)(tmp_path)
+    capsys.readouterr()
+    assert exit_code(shlex.split(f"evaluate {tmp_path / 'run'} --seeds 1 --test {data} {FAST}")) in (2, 3)
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err
+    assert re.search(r"the data|fingerprint", err)
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+
+
+def test_a_run_is_selected_from_wherever_one_stands_and_without_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parquet()(tmp_path / "pictures")
+    main(shlex.split(f"prune --source pictures --keep 0.5 --out run {FAST}"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "pictures")
+    capsys.readouterr()
+    try:
+        main(shlex.split("select ../run --keep 0.3 --out chosen"))
+    except SystemExit as ended:
+        pytest.fail(f"exit {ended.code}: {capsys.readouterr().err}")
+    assert pq.read_table("chosen/coreset.parquet").num_rows == 12
+
+
+@pytest.mark.parametrize("name", ["2026-10-17", "123", "1e3", "true", "null", "3:25"])
+def test_a_folder_may_be_called_what_yaml_would_read_as_something_else(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = parquet()(tmp_path)
+    try:
+        main(shlex.split(f"prune --source {data} --keep 0.5 --out {name} {FAST}"))
+    except SystemExit as ended:
+        pytest.fail(f"exit {ended.code}: {capsys.readouterr().err}")
+    assert (tmp_path / name / "coreset.parquet").exists()
 
 
 def test_an_unreadable_sample_may_be_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

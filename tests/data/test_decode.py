@@ -150,11 +150,11 @@ def test_what_is_no_image_is_undecodable(raw: bytes) -> None:
 
 
 def test_the_reason_is_told() -> None:
-    with pytest.raises(UndecodableError, match="^it is empty$"):
+    with pytest.raises(UndecodableError, match=r"^it is empty$"):
         to_pixels(b"", 16)
     with pytest.raises(UndecodableError, match="no image that Pillow knows"):
         to_pixels(b"no image at all", 16)
-    with pytest.raises(UndecodableError, match="truncated|OSError"):
+    with pytest.raises(UndecodableError, match=r"truncated|OSError"):
         to_pixels(encoded(noise(64))[:2000], 16)
 
 
@@ -258,8 +258,11 @@ def test_loading_holds_small_sets_in_memory(tmp_path: Path) -> None:
 
 def test_bad_samples_stop_the_loading_unless_they_are_skipped(tmp_path: Path) -> None:
     source = source_of(tmp_path, bad=BAD)
-    with pytest.raises(BadSampleError, match=r"sample a\.parquet:3 cannot be decoded: it is empty \(3 samples are bad in all\)\. "
-                                             r"Mend or remove it, or set `on_bad_sample: skip`") as caught:  # fmt: skip
+    message = (
+        r"sample a\.parquet:3 cannot be decoded: it is empty \(3 samples are bad in all\)\. "
+        r"Mend or remove it, or set `on_bad_sample: skip`"
+    )
+    with pytest.raises(BadSampleError, match=message) as caught:
         load_plane(source, 10)
     assert (caught.value.key, caught.value.total, caught.value.exit_code) == ("a.parquet:3", 3, 3)
     plane, skipped = load_plane(source, 10, on_bad_sample="skip")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import unseen_ray as ur
+from tests.distributed.nodes import BIN, client_environment, free_ports, start, stop, wait_for
 
 pytestmark = pytest.mark.ray
 
-BIN = Path(sys.executable).parent
 RUN_YAML = """
 source: {use: digits, limit: 300}
 keep: 0.6
@@ -29,31 +25,12 @@ recipe: {epochs: 3, min_steps: 0}
 """
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for opened in sockets:
-        opened.bind(("127.0.0.1", 0))
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     """The environment of a client of a running two-node cluster."""
     scratch = Path(tempfile.mkdtemp(prefix="ur"))
-    token = scratch / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
+    env = client_environment(scratch)
     gcs, dashboard, head_agent, worker_agent = free_ports(4)
-    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    env |= {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-    }
     head = [
         "--head",
         f"--port={gcs}",
@@ -70,23 +47,8 @@ def cluster() -> Iterator[dict[str, str]]:
     wait_for(scratch / "worker.log", "Ray runtime started")
     yield {**env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}", "GCS": f"127.0.0.1:{gcs}"}
     for node in reversed(nodes):
-        os.killpg(node.pid, signal.SIGTERM)
-        try:
-            node.wait(15)
-        except subprocess.TimeoutExpired:
-            os.killpg(node.pid, signal.SIGKILL)
+        stop(node)
     shutil.rmtree(scratch, ignore_errors=True)
-
-
-def start(env: dict[str, str], log: Path, *args: str) -> subprocess.Popen[bytes]:
-    command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", "--object-store-memory=200000000", *args]
-    with log.open("wb") as stream:
-        return subprocess.Popen(command, env=env, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
-
-
-def wait_for(log: Path, text: str, limit_s: float = 90) -> None:
-    command = f"timeout {limit_s} sh -c 'until grep -q \"{text}\" {log}; do sleep 0.2; done'"
-    assert subprocess.run(command, shell=True).returncode == 0, log.read_text()[-2000:]
 
 
 def submit(env: dict[str, str], folder: Path, *args: str) -> subprocess.CompletedProcess[str]:

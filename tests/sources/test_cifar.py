@@ -267,7 +267,8 @@ def test_a_dotted_name_does_not_reach_what_is_refused(tmp_path: Path) -> None:
         batch(2) | {b"labels": 3},
     ],
     ids=[
-        "empty", "text", "cut", "list", "no labels", "no data", "narrow", "half as wide", "too few images", "float pixels",
+        "empty", "text", "cut", "list", "no labels", "no data", "narrow", "half as wide", "too few images",
+        "float pixels",
         "ragged", "bytes", "too few labels", "names", "float labels", "negative", "above C", "a number",
     ],
 )  # fmt: skip

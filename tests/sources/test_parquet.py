@@ -84,9 +84,9 @@ def test_columns_may_be_named(tmp_path: Path) -> None:
 def test_a_file_a_glob_and_a_folder_hold_the_same_samples(tmp_path: Path) -> None:
     labelled(tmp_path / "data" / "train-00.parquet", [0, 1, 2])
     expected = opened(tmp_path / "data" / "train-00.parquet")
-    for path in (tmp_path / "data", f"{tmp_path}/data/", f"{tmp_path}/data/*.parquet", f"{tmp_path}/data/train-[0-9]?.parquet",
-                 f"file://{tmp_path}/data"):  # fmt: skip
-        source = open_source(source_ref(str(path)))
+    root = tmp_path / "data"
+    for path in (f"{root}", f"{root}/", f"{root}/*.parquet", f"{root}/train-[0-9]?.parquet", f"file://{root}"):
+        source = open_source(source_ref(path))
         assert source.info.fingerprint == expected.info.fingerprint
         assert source.keys(range(3)) == expected.keys(range(3)) == [f"train-00.parquet:{row}" for row in range(3)]
 

@@ -73,6 +73,10 @@ def plan_folds(
     >>> [len(plan.train_ids(fold)) for fold in range(3)]
     [4, 3, 3]
     """
+    if not all(isinstance(value, (int, np.integer)) for value in (num_samples, num_folds, seed)) or seed < 0:
+        raise ConfigError(
+            f"num_samples={num_samples!r}, num_folds={num_folds!r} and seed={seed!r} must be whole numbers, the seed 0 or more."
+        )
     if not 2 <= num_folds <= num_samples:
         raise ConfigError(
             f"folds={num_folds} is outside 2..{num_samples} (the number of samples). "
@@ -84,8 +88,8 @@ def plan_folds(
     if labels is None:
         order_N = np.argsort(keys_N)
     else:
-        if len(labels) != num_samples:
-            raise ConfigError(f"labels has {len(labels)} entries for {num_samples} samples; give one a sample.")
+        if np.shape(labels) != (num_samples,):
+            raise ConfigError(f"labels has {len(labels)} entries for {num_samples} samples; give one integer a sample.")
         order_N = np.lexsort((keys_N, labels))
     fold_of_N = np.empty(num_samples, np.int32)
     fold_of_N[order_N] = np.arange(num_samples) % num_folds

@@ -50,6 +50,8 @@ def stages_of(fractions: Sequence[float], num_samples: int) -> tuple[Stage, ...]
     Raises:
         ConfigError: if a stage would add nothing, or nothing would be pruned.
     """
+    if not fractions:
+        raise ConfigError("the schedule is empty; give at least one fraction, the last one keep.")
     targets = [round(fraction * num_samples) for fraction in fractions]
     if targets[0] < 1 or targets[-1] >= num_samples:
         raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,13 +161,12 @@ def log_of_probs(probs_NC: FloatArray) -> FloatArray:
 def _check_columns(part: VotePart) -> None:
     if part.ids_M.ndim != 1 or np.any(np.diff(part.ids_M) <= 0):
         raise IncompleteScoreError(f"votes of task {part.index}: the ids do not rise strictly.")
-    columns = {"pred": part.pred_M, "p_top": part.p_top_M, "p_label": part.p_label_M, **part.scores}
-    for name, column in columns.items():
+    for name, column in _columns_of(part).items():
         if len(column) != len(part.ids_M):
             raise IncompleteScoreError(
                 f"votes of task {part.index}: {name} has {len(column)} rows for {len(part.ids_M)} ids."
             )
-        bad = np.flatnonzero(~np.isfinite(column))
+        bad = np.flatnonzero(~np.isfinite(column).reshape(len(column), -1).all(axis=1))
         if bad.size:
             raise IncompleteScoreError(
                 f"votes of task {part.index}: {name} is {column[bad[0]]} for id {part.ids_M[bad[0]]} "
@@ -176,12 +175,22 @@ def _check_columns(part: VotePart) -> None:
 
 
 def _same(one: VotePart, other: VotePart) -> bool:
+    columns, others = _columns_of(one), _columns_of(other)
     return (
         np.array_equal(one.ids_M, other.ids_M)
-        and np.array_equal(one.pred_M, other.pred_M)
-        and one.scores.keys() == other.scores.keys()
-        and all(np.array_equal(one.scores[name], other.scores[name]) for name in one.scores)
+        and columns.keys() == others.keys()
+        and all(np.array_equal(columns[name], others[name]) for name in columns)
     )
+
+
+def _columns_of(part: VotePart) -> dict[str, NDArray[Any]]:
+    columns: dict[str, NDArray[Any]] = {
+        "pred": part.pred_M,
+        "p_top": part.p_top_M,
+        "p_label": part.p_label_M,
+        **part.scores,
+    }
+    return columns if part.probs_MC is None else {**columns, "probs": part.probs_MC}
 
 
 def _mean(columns: list[FloatArray], at: list[NDArray[np.intp]], votes_M: NDArray[np.int64]) -> FloatArray:

@@ -89,7 +89,7 @@ def el2n(log_probs_NC: FloatArray, labels_N: IntArray) -> FloatArray:
 
     Source: Paul, Ganguli and Dziugaite, "Deep Learning on a Data Diet" (NeurIPS 2021); one model's, combine votes for the mean.
     """
-    errors_NC = np.exp(log_probs_NC)
+    errors_NC = np.exp(log_probs_NC.astype(np.float64))  # squares of small float32 errors would vanish
     errors_NC[np.arange(len(labels_N)), labels_N] = -np.expm1(_of_label(log_probs_NC, labels_N))
     return _float32(np.sqrt(np.square(errors_NC).sum(axis=1)))
 
@@ -119,4 +119,4 @@ def _of_label(log_probs_NC: FloatArray, labels_N: IntArray) -> FloatArray:
 
 
 def _float32(values_N: FloatArray) -> FloatArray:
-    return values_N.astype(np.float32, copy=False)
+    return values_N.astype(np.float32) + np.float32(0)  # which makes 0 of -0

@@ -11,6 +11,7 @@ from unseen_ray.core.arrays import IdArray
 
 __all__ = ["derive", "digest_ids", "fit_seed", "rng_for", "tie_keys", "torch_seed_for"]
 
+_TORCH, _PURPOSE, _FIT = 2**31, 2**31 + 1, 2**31 + 2  # first words of spawn keys, beyond any path of `rng_for`
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -19,20 +20,20 @@ def rng_for(seed: int, *path: int) -> np.random.Generator:
 
     Args:
         seed: the run's seed, or one made by `derive` or `fit_seed`; non-negative.
-        path: non-negative integers such as (epoch,).
+        path: integers from 0 to 2**31 - 1, such as (epoch,).
     """
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=path))
 
 
 def torch_seed_for(seed: int, *path: int) -> int:
     """A seed for torch's generators (0 <= seed < 2**63), keyed as `rng_for` is but with a stream of its own."""
-    state = np.random.SeedSequence(seed, spawn_key=(*path, 0x70)).generate_state(1, np.uint64)
+    state = np.random.SeedSequence(seed, spawn_key=(_TORCH, *path)).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 
 
 def derive(seed: int, purpose: str) -> int:
     """A seed of its own for a named purpose (`folds`, `holdout`, ...), so that two purposes never share a stream."""
-    state = np.random.SeedSequence(seed, spawn_key=tuple(purpose.encode())).generate_state(1, np.uint64)
+    state = np.random.SeedSequence(seed, spawn_key=(_PURPOSE, *purpose.encode())).generate_state(1, np.uint64)
     return int(state[0])
 
 
@@ -53,7 +54,7 @@ def fit_seed(seed: int, train_digest: str, repeat: int) -> int:
         A 128-bit integer for `rng_for` and `torch_seed_for`.
     """
     words = np.frombuffer(bytes.fromhex(train_digest), dtype="<u4")
-    state = np.random.SeedSequence(seed, spawn_key=(*map(int, words), repeat)).generate_state(4, np.uint32)
+    state = np.random.SeedSequence(seed, spawn_key=(_FIT, *map(int, words), repeat)).generate_state(4, np.uint32)
     return int.from_bytes(state.astype("<u4").tobytes(), "little")
 
 

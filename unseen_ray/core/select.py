@@ -107,9 +107,11 @@ def apportion(target: int, sizes_C: IntArray, kept_C: IntArray, seed: int) -> In
     free_C = sizes_C > 0
     while free_C.any():
         sizes, left = sizes_C[free_C], target - int(quota_C[~free_C].sum())
-        share, remainder = np.divmod(left * sizes.astype(object), int(sizes.sum()))  # object: exact whatever the sizes
-        quota = share.astype(np.int64)
-        order = np.lexsort((keys_C[free_C], -remainder.astype(np.float64)))
+        products = [left * int(size) for size in sizes]  # Python's integers are exact whatever the sizes
+        total = int(sizes.sum())
+        quota = np.array([product // total for product in products], np.int64)
+        remainder = np.array([product % total / total for product in products])
+        order = np.lexsort((keys_C[free_C], -remainder))
         quota[order[: left - int(quota.sum())]] += 1
         over = quota < kept_C[free_C]
         if not over.any():

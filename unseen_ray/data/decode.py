@@ -59,7 +59,8 @@ def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
             image: Image.Image = Image.open(io.BytesIO(raw))
             if draft_px is not None:
                 image.draft("RGB", (draft_px, draft_px))
-            return (ImageOps.exif_transpose(image) or image).convert("RGB")
+            upright = ImageOps.exif_transpose(image) or image
+            return _eight_bit(upright).convert("RGB")
     except (
         OSError,
         ValueError,
@@ -71,6 +72,14 @@ def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
         Image.DecompressionBombError,
     ) as error:
         raise UndecodableError(_reason(error)) from None
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey; Pillow itself would cut everything above 255 off."""
+    if not image.mode.startswith("I"):
+        return image
+    levels = np.asarray(image)
+    return Image.fromarray((levels >> 8).clip(0, 255).astype(np.uint8)) if levels.max(initial=0) > 255 else image
 
 
 def _reason(error: Exception) -> str:

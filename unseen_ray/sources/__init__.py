@@ -9,6 +9,7 @@ from typing import Any
 from unseen_ray.errors import ConfigError
 from unseen_ray.resolve import bind_options, did_you_mean, import_target, is_target, name_of
 from unseen_ray.sources.info import RawImage, Source, SourceInfo
+from unseen_ray.storage import absolute_path
 
 __all__ = ["SOURCES", "RawImage", "Source", "SourceInfo", "SourceRef", "default_test", "open_source", "source_ref"]
 
@@ -26,6 +27,13 @@ class SourceRef:
 
     use: str | Callable[..., Any]
     options: dict[str, Any] = field(default_factory=dict)
+
+    def absolute(self) -> SourceRef:
+        """The same source, its local paths no longer relative to this process's folder."""
+        paths: dict[str, Any] = {
+            name: absolute_path(self.options[name]) for name in ("path", "root") if name in self.options
+        }
+        return SourceRef(self.use, {**self.options, **paths}) if self.use in SOURCES else self
 
 
 def _digits(*, limit: int | None = None) -> Source:
@@ -100,6 +108,8 @@ def source_ref(value: str | Mapping[str, Any] | Callable[..., Any], *, field: st
     if callable(value):
         return SourceRef(value)
     options = dict(value) if isinstance(value, Mapping) else {}
+    if bad := [key for key in options if not isinstance(key, str)]:
+        raise ConfigError(f"{field}: option names are text, not {bad[0]!r}. Write {{use: ..., path: ...}}.")
     use = options.pop("use", None) if isinstance(value, Mapping) else value
     if use is None and "path" in options:
         use = _kind_of(str(options["path"]))

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unseen_ray.errors import DataError
 from unseen_ray.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of
@@ -60,20 +61,16 @@ class CifarSource:
         layout = _LAYOUT[name]
         self._name, self._split = name, split
         self._folder = Folder(f"{root.rstrip('/')}/{layout['folder']}")
-        batches = [self._load(file) for file in layout[split]]
-        meta = self._load(layout["names"][0])
-        self._classes = tuple(text.decode() for text in self._get(meta, layout["names"][1], layout["names"][0]))
-        self._counts = [
-            len(self._get(b, layout["labels"], file)) for b, file in zip(batches, layout[split], strict=True)
-        ]
         self._files = layout[split]
-        pixels = [
-            np.asarray(self._get(b, b"data", file), np.uint8) for b, file in zip(batches, self._files, strict=True)
-        ]
-        labels = np.concatenate([np.asarray(b[layout["labels"]], np.int64) for b in batches])
-        self._pixels = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)[:limit]
+        parts = [self._batch(file, layout["labels"]) for file in self._files]
+        self._classes = self._names(*layout["names"])
+        self._counts = [len(labels) for _, labels in parts]
+        pixels = np.concatenate([pixels for pixels, _ in parts])
+        self._pixels = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)[:limit]
         self._labels, self._num_classes = check_labels(
-            labels[:limit], where=f"{name} {split}", num_classes=len(self._classes)
+            np.concatenate([labels for _, labels in parts])[:limit],
+            where=f"{name} {split}",
+            num_classes=len(self._classes),
         )
 
     @cached_property
@@ -100,6 +97,33 @@ class CifarSource:
     def read(self, ids: Sequence[int]) -> Iterator[tuple[int, RawImage]]:
         """Pixels."""
         return ((int(number), self._pixels[number]) for number in ids)
+
+    def _batch(self, file: str, label_field: bytes) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        """Pixels (n, 3072) and labels (n,) of one file."""
+        batch = self._load(file)
+        pixels, labels = self._get(batch, b"data", file), self._get(batch, label_field, file)
+        if (
+            not isinstance(pixels, np.ndarray)
+            or pixels.dtype != np.uint8
+            or pixels.ndim != 2
+            or pixels.shape[1] != 3072
+        ):
+            raise DataError(f"{self._folder.path(file)} is damaged: its data is no uint8 array of 3072 columns.")
+        if (
+            not isinstance(labels, list)
+            or len(labels) != len(pixels)
+            or not all(type(label) is int for label in labels)
+        ):
+            raise DataError(
+                f"{self._folder.path(file)} is damaged: it does not hold one integer label for each of {len(pixels)} images."
+            )
+        return pixels, np.array(labels, np.int64)
+
+    def _names(self, file: str, field: bytes) -> tuple[str, ...]:
+        names = self._get(self._load(file), field, file)
+        if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
+            raise DataError(f"{self._folder.path(file)} is damaged: {field.decode()} is no list of names.")
+        return tuple(name.decode("utf-8", "replace") for name in names)
 
     def _load(self, file: str) -> dict[bytes, Any]:
         path = self._folder.path(file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,11 @@ class CustomSource:
                 "It must have __len__, labels, keys and __getitem__(id) -> (H, W, 3) uint8."
             )
         self._samples, self._name, self._size = samples, name, size
+        if isinstance(samples.keys, str) or not isinstance(samples.keys, Iterable) or np.ndim(samples.labels) == 0:
+            raise ConfigError(
+                f"source {name} has keys of type {type(samples.keys).__name__} and labels of type {type(samples.labels).__name__}; "
+                "keys must be a sequence of texts (an attribute, not a method), labels a sequence of integers."
+            )
         self._keys = [str(key) for key in samples.keys]
         if not len(samples) == len(samples.labels) == len(self._keys):
             raise DataError(
@@ -73,7 +78,7 @@ class CustomSource:
         """Pixels."""
         for number in map(int, ids):
             image = np.asarray(self._samples[number])
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
                 raise DataError(
                     f"sample {self._keys[number]} of source {self._name} is {image.dtype} of shape {image.shape}; "
                     "it must be uint8 of shape (H, W, 3)."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -23,6 +24,7 @@ from unseen_ray.storage import filesystem_of
 __all__ = ["ParquetSource"]
 
 _IMAGE_NAMES = ("image", "img")
+_SPLITS = ("dev", "test", "train", "val", "validation")
 _PROBED = 32
 _CACHED_ROW_GROUPS = 4
 
@@ -101,7 +103,7 @@ class ParquetSource:
     def _find(self) -> tuple[list[str], list[str]]:
         if any(mark in self._root for mark in "*?["):
             base = self._root[: min(self._root.index(mark) for mark in "*?[" if mark in self._root)].rpartition("/")[0]
-            selected = [e for e in self._entries(base) if fnmatch.fnmatchcase(e.path, self._root)]
+            selected = [e for e in self._entries(base) if _matches(e.path, self._root)]
         else:
             base = self._root
             entry = self._fs.get_file_info(self._root)
@@ -112,6 +114,7 @@ class ParquetSource:
             if entry.type == FileType.File:
                 return [entry.base_name], [entry.path]
             selected = [e for e in self._entries(base) if e.path.endswith(".parquet")]
+            self._check_splits([e.base_name for e in selected])
         if not selected:
             raise DataError(
                 f"source {self._path} matches no Parquet file. Check the pattern, or the folder's *.parquet."
@@ -124,7 +127,16 @@ class ParquetSource:
             found = self._fs.get_file_info(FileSelector(base, recursive=True))
         except OSError as error:
             raise DataError(f"source {self._path} cannot be listed: {error}.") from None
-        return [e for e in found if e.type == FileType.File and not e.base_name.startswith((".", "_"))]
+        start = len(base.rstrip("/")) + 1
+        return [e for e in found if e.type == FileType.File and not _is_hidden(e.path[start:])]
+
+    def _check_splits(self, names: list[str]) -> None:
+        splits = sorted({split for name in names for split in _SPLITS if re.match(rf"{split}[-_.\d]", name)})
+        if len(splits) > 1:
+            raise DataError(
+                f"source {self._path} holds the splits {', '.join(splits)}. Name one of them with a glob: "
+                f"source: {self._path.rstrip('/')}/{splits[-1]}*.parquet (and test: the split to measure on)."
+            )
 
     def _open(self, name: str, path: str) -> pq.ParquetFile:
         try:
@@ -147,7 +159,8 @@ class ParquetSource:
                         f"Name it: {{use: parquet, path: ..., {field}: <column>}}.{did_you_mean(hint, there)}"
                     )
             kind = file.schema_arrow.field(image).type
-            if not (_is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
+            place = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
+            if not _is_binary(kind.field(place).type if place >= 0 else kind):
                 raise DataError(
                     f"column {image!r} of {name} is {kind}; it must hold encoded images, as binary or struct<bytes, path>."
                 )
@@ -170,7 +183,7 @@ class ParquetSource:
             if column.null_count:
                 row = column.is_null().to_pylist().index(True)
                 raise DataError(f"row {row} of {name} has no label. Drop unlabelled rows first.")
-            rows.append(column.to_numpy())
+            rows.append(column.cast(pa.int64()).to_numpy())
             left -= len(column)
         return np.concatenate(rows) if rows else np.empty(0, np.int64)
 
@@ -181,7 +194,8 @@ class ParquetSource:
             raise DataError(f"{name} of source {self._path} is damaged: {_first_line(error)}.") from None
 
     def _first_group_rows(self) -> int:
-        return next((int(f.metadata.row_group(0).num_rows) for f in self._files if f.metadata.num_row_groups), 1)
+        groups = (f.metadata.row_group(group) for f in self._files for group in range(f.metadata.num_row_groups))
+        return next((int(group.num_rows) for group in groups if group.num_rows), 1)
 
     def _group_of(self, file: int, row: int) -> tuple[int, int]:
         start = 0
@@ -210,6 +224,16 @@ class ParquetSource:
                     f"{self.keys([number])[0]} names the file {value['path']}, which cannot be read: {error}."
                 ) from None
         return b""
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Whether a path matches a glob, part by part, so that `*` stays within a folder."""
+    parts, patterns = path.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
+
+
+def _is_hidden(relative: str) -> bool:
+    return any(part.startswith((".", "_")) for part in relative.split("/"))
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unseen_ray.catalog import MODELS
+from unseen_ray.catalog import model_builder
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.population import Population
 from unseen_ray.core.scorebook import ScoreFunction
@@ -23,7 +23,7 @@ from unseen_ray.data.loading import load_plane
 from unseen_ray.data.plane import Plane
 from unseen_ray.errors import ConfigError, FitError
 from unseen_ray.job import EvalResult, Job, Progress, Receipt, score_functions
-from unseen_ray.resolve import bind_options, import_target, name_of, plug_of
+from unseen_ray.resolve import name_of, plug_of
 from unseen_ray.sources import Source, open_source
 from unseen_ray.storage import Folder
 from unseen_ray.training.batches import Normalisation, measure
@@ -215,12 +215,11 @@ def build_model(value: Any, num_classes: int) -> nn.Module:
     Raises:
         ConfigError: if it cannot be imported or called, or returns no module.
     """
-    use, options = plug_of(value)
-    builder = import_target(MODELS[use].target if use in MODELS else use) if isinstance(use, str) else use
-    bind_options(builder, {**options, "num_classes": num_classes}, field="model", name=name_of(use))
-    model = builder(num_classes=num_classes, **options)
+    model = model_builder(value)(num_classes=num_classes)
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"model {name_of(use)} returned a {type(model).__name__}; it must return a torch.nn.Module.")
+        raise ConfigError(
+            f"model {name_of(plug_of(value)[0])} returned a {type(model).__name__}; it must return a torch.nn.Module."
+        )
     return model
 
 
