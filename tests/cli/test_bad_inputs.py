@@ -304,7 +304,6 @@ CASES: list[tuple[str, str, int, str]] = [
     ("unknown recipe", fields("--recipe quik"), 2, r"recipe 'quik' is none of quick.*Did you mean 'quick'"),
     ("unknown source", of("cifra10"), 2, r"source='cifra10' is no source"),
     ("unknown also_score", fields("--also_score [margn]"), 2, r"also_score='margn' is no score.*Did you mean 'margin'"),
-    ("score named twice", fields("--also_score [entropy]"), 2, r"two scores are called 'entropy'"),
     ("mode typo", fields("--mode fiting"), 2, r"mode='fiting' is not allowed: it must be 'unseen' or 'fitting'"),
     ("folds in fitting", fields("--mode fitting --folds 3"), 2, r"folds=3 has no effect in mode: fitting"),
     ("recipe beside fit", fields(f"--fit {HERE}:user_score"), 2, r"recipe has no effect beside fit"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -86,16 +85,10 @@ def prune(
     )
 
 
-def test_what_never_comes_ends_the_wait(growing: tuple[str, dict[str, str]], tmp_path: Path) -> None:
-    done = prune(growing, tmp_path, gpus=8, wait_s=5)
+def test_the_autoscaler_is_asked_and_waited_for(growing: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    done = prune(growing, tmp_path, gpus=8, wait_s=20)
     assert done.returncode != 0
-    assert "no node offered 1 CPU and 8 GPU for a fold within wait_s=5 s" in done.stderr
+    assert "no node offered 1 CPU and 8 GPU for a fold within wait_s=20 s" in done.stderr
     assert json.loads((tmp_path / "manifest.json").read_text())["stages"] == []
-
-
-def test_a_gpu_node_is_added_when_a_fold_asks_for_it(growing: tuple[str, dict[str, str]], tmp_path: Path) -> None:
-    done = prune(growing, tmp_path, gpus=1, wait_s=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    kept, nodes = done.stdout.split()
-    assert (int(kept), int(nodes)) == (50, 2)
-    assert os.path.exists(tmp_path / "coreset.parquet")
+    (log,) = Path(growing[1]["RAY_AUTH_TOKEN_PATH"]).parent.glob("r/session_2*/logs/monitor.log")
+    assert "{'CPU': 1.0, 'GPU': 8.0}: 2+ pending tasks/actors" in log.read_text()
