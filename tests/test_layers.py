@@ -19,7 +19,7 @@ SIX = "api cli flags listing progress summary __init__ __main__"
 # layer: modules, layers that they may import, libraries beside the standard one
 TABLE: dict[int, tuple[str, set[int], str]] = {
     0: ("errors core core.*", {0}, "numpy"),
-    1: (ONE, {0, 1}, "numpy pyarrow pydantic ~yaml ~sklearn ~PIL"),
+    1: (ONE, {0, 1}, "numpy pyarrow pydantic pydantic_core ~yaml ~sklearn ~PIL"),
     2: ("planning pipeline reselect exporting evaluation", {0, 1, 2}, "numpy pyarrow pydantic"),
     3: ("data data.* training training.*", {0, 1, 3}, "numpy pyarrow torch torchvision PIL threadpoolctl safetensors"),
     4: ("local", {0, 1, 2, 3, 4}, "numpy pyarrow torch"),
