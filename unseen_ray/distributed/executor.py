@@ -47,12 +47,14 @@ class RayExecutor:
         self._pool: FoldPool | None = None
         self._shared: tuple[Any, ...] = ()
         self._aggregator: Keeper | None = None
+        self._later_tasks = 1
 
     def prepare(self, job: Job, source: Source) -> Prepared:
         """Connect, ask for actors, put the pixels into the object store once, resolve the precision."""
         self._open.enter_context(ray_session(self._address))
         pool = self._make_pool(job)
         pool.ask_for(self._tasks)
+        self._later_tasks = job.config.repeats
         self._aggregator = Keeper(Aggregator, max_retries=job.config.max_retries)
         pixels, skipped = self._load(job, source, pool)
         probe = pool.first_probe()
@@ -76,7 +78,7 @@ class RayExecutor:
 
     def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:
         """Train and score on the fold actors."""
-        return self._run("score", tasks, on_event)
+        return self._run("score", tasks, on_event, keep=self._later_tasks)
 
     def merge(self, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
         """Merge on an aggregator actor."""
@@ -87,7 +89,7 @@ class RayExecutor:
 
     def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
         """Train and measure on the fold actors."""
-        return self._run("evaluate", tasks, on_event)
+        return self._run("evaluate", tasks, on_event, keep=0)
 
     def close(self) -> None:
         """Let the actors go, and the cluster if it was private."""
@@ -134,17 +136,17 @@ class RayExecutor:
         ]
         logger.info("decoding %d images on the fold actors", total)
         bad: list[BadSample] = []
-        for place, (chunk, failed) in pool.stream(works):
+        for place, (chunk, failed) in pool.stream(works, keep=self._tasks):
             bad += failed
             if pixels is not None:
                 start, stop = ranges[place]
                 pixels[start:stop] = chunk
         return pixels, settle_bad(sorted(bad, key=lambda sample: sample.id), job.config.on_bad_sample)
 
-    def _run(self, method: str, tasks: list[Any], on_event: Observer) -> list[Any]:
+    def _run(self, method: str, tasks: list[Any], on_event: Observer, *, keep: int) -> list[Any]:
         assert self._pool is not None, "prepare comes first"
         works = [Work(name=task.name, start=_starter(method, *self._shared, task)) for task in tasks]
-        return self._pool.run(works, on_event)
+        return self._pool.run(works, on_event, keep=keep)
 
 
 def _starter(method: str, *args: Any) -> Any:

@@ -102,34 +102,36 @@ class FoldPool:
         """
         waiting = _Wait(self)
         while not self.probes:
+            self.ask_for(max(len(self._coming), 1))
             self._admit(ray.wait(list(self._coming), num_returns=1, timeout=_POLL_S)[0])
             waiting.check()
         return self.probes[0]
 
-    def run(self, works: Sequence[Work], on_event: Callable[[Any], None]) -> list[Any]:
+    def run(self, works: Sequence[Work], on_event: Callable[[Any], None], *, keep: int = 0) -> list[Any]:
         """Work off the queue; results in the order of `works`.
 
         Args:
             works: what to do.
             on_event: is told every value that a task yields.
+            keep: how many actors to keep for what comes after, though the queue needs them no longer.
 
         Raises:
             UnseenError: of a task, as it was raised there.
             FoldFailedError: if a task failed for good.
         """
         results: dict[int, Any] = {}
-        for place, value in self.stream(works):
+        for place, value in self.stream(works, keep=keep):
             results[place] = value
             on_event(value)
         return [results[place] for place in range(len(works))]
 
-    def stream(self, works: Sequence[Work]) -> Iterator[tuple[int, Any]]:
-        """Every value that the tasks yield, with the place of the task."""
+    def stream(self, works: Sequence[Work], *, keep: int = 0) -> Iterator[tuple[int, Any]]:
+        """Every value that the tasks yield, with the place of the task; see `run`."""
         queue = deque(range(len(works)))
         failed: Counter[tuple[int, Failure]] = Counter()
         waiting = _Wait(self)
         while queue or self._busy:
-            self.ask_for(len(queue) + len(self._busy))
+            self.ask_for(max(len(queue) + len(self._busy), keep))
             while queue and self._idle:
                 actor, place = self._idle.pop(0), queue.popleft()
                 self._busy[works[place].start(actor)] = actor, place
@@ -168,7 +170,8 @@ class FoldPool:
                 self._idle.append(actor)
             except _LOST as error:
                 logger.warning("an actor was lost while it came up: %s", _first_line(error))
-                self.ask_for(len(self._coming) + 1)
+            except RayTaskError as error:
+                raise FoldFailedError("a fold actor", 1, _explain(error, "error")) from None
 
     def _settle(self, error: RayError, work: Work, place: int, failed: Counter[tuple[int, Failure]]) -> None:
         failure = _failure_of(error)

@@ -28,7 +28,8 @@ class FoldWorker:
         self._test: tuple[str, Any] | None = None
 
     def probe(self, precision: Precision) -> dict[str, Any]:
-        """Where this worker runs, what it has, and what precision it would compute with."""
+        """Where this worker runs, what it has, and what precision it would compute with; loads what training needs."""
+        import unseen_ray.training.work  # noqa: F401
         from unseen_ray.training.hardware import describe_hardware, resolve_precision
 
         device = _device()
