@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unseen_ray import exporting, pipeline, reselect
-from unseen_ray.config import PruneConfig
+from unseen_ray.config import EXECUTOR_FIELDS, PruneConfig
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.core.population import make_population
 from unseen_ray.errors import ConfigError
-from unseen_ray.evaluation import DEFAULT_AGAINST, DEFAULT_SEEDS, Evaluation, check_against
+from unseen_ray.evaluation import DEFAULT_AGAINST, DEFAULT_SEEDS, Evaluation, check_against, check_evaluable
 from unseen_ray.evaluation import evaluate as run_evaluation
 from unseen_ray.manifest import Manifest
 from unseen_ray.pipeline import Executor, Observer
 from unseen_ray.planning import RunPlan, plan_run, with_model
-from unseen_ray.run import CORESET, KEYS, Run, coreset_of, load_run
+from unseen_ray.recipe import recipe_values
+from unseen_ray.run import CORESET, Run, coreset_of, load_run
 from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.votes import scores_file
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
     from torch.utils.data import Subset
+
+_EVALUATE_CHANGES = ("model", "recipe", "threads", *EXECUTOR_FIELDS)
 
 __all__ = ["PruneResult", "evaluate", "export", "load", "plan", "prune", "select", "torch_subset"]
 
@@ -66,9 +69,12 @@ class PruneResult:
         return self.run.folder.read_table(scores_file(0))
 
     def to_ray_dataset(self) -> ray.data.Dataset:
-        """The scores of stage 0 as a Ray Dataset, on the cluster that this process is connected to."""
+        """The scores of stage 0 as a Ray Dataset, on the cluster that this process is connected to, else a private one."""
         import ray.data
 
+        from unseen_ray.distributed.session import ensure_session
+
+        ensure_session()
         return ray.data.from_arrow(self.scores)
 
 
@@ -144,32 +150,20 @@ def evaluate(
         against: baselines: `random` (another subset of the same size each time), `full`, `fitting` (the coreset of the
             same configuration in `mode: fitting`, pruned first if it has not been).
         on_event: is told of progress.
-        **changes: fields of the configuration to change, such as `model`, `recipe`, `executor`.
+        **changes: `model`, `recipe` (a mapping without `use` changes the run's own), `threads`, and where to run:
+            `executor`, `address`, `cpus_per_fold`, `gpus_per_fold`, `max_retries`, `wait_s`.
 
     Raises:
         ConfigError: if there is nothing to measure on, or a baseline is unknown.
     """
     check_against(against)
     done = result if isinstance(result, PruneResult) else load(result)
-    asked = {**changes, "out": done.path} | ({"test": test} if test is not None else {})
-    if done.config.fit is not None and "model" in changes:
-        asked = {**asked, "fit": None}
-    config = done.config.changed(**asked)
-    recipe = config.recipe
-    if "recipe" not in changes:
-        recipe = recipe.model_copy(update={"precision": done.manifest.config["recipe"]["precision"]})
-    info = open_source(source_ref(config.source)).info
-    if info.fingerprint != done.manifest.source["fingerprint"]:
-        raise ConfigError(
-            f"source {info.name} is not the data that {done.path} was pruned from: it has {len(info)} samples, there were "
-            f"{done.manifest.source['rows']}, or their labels or files changed. Bring the data back, or prune again."
-        )
-    config = with_model(config, info.size_px).model_copy(update={"recipe": recipe})
-    keys = done.run.folder.read_table(KEYS).column("id").to_numpy()
-    skipped = _skipped(done, keys, len(info))
+    config = _evaluated(done, changes, test)
+    check_evaluable(config, seeds)
     subsets: dict[str, np.ndarray] = {"coreset": done.coreset.ids}
     for arm in against:
         subsets[arm] = _fitting(done, config, on_event).coreset.ids if arm == "fitting" else np.empty(0, np.int64)
+    skipped = np.array(done.manifest.source["skipped_ids"], np.int64)
     with _executor(config, seeds * len(subsets)) as executor:
         return run_evaluation(
             config, subsets, skipped_ids=skipped, seeds=seeds, executor=executor, on_event=on_event or _ignore
@@ -199,7 +193,7 @@ def _executor(config: PruneConfig, tasks: int) -> Iterator[Executor]:
     if config.executor == "local":
         from unseen_ray.local import LocalExecutor
 
-        executor: Any = LocalExecutor()
+        executor: Executor = LocalExecutor()
     else:
         from unseen_ray.distributed.executor import RayExecutor
 
@@ -210,26 +204,39 @@ def _executor(config: PruneConfig, tasks: int) -> Iterator[Executor]:
         executor.close()
 
 
+def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any) -> PruneConfig:
+    """The run's configuration with the changes of an evaluation, on the data that the run pruned."""
+    if unknown := sorted(changes.keys() - set(_EVALUATE_CHANGES)):
+        raise ConfigError(f"evaluate takes no {unknown[0]!r}; it takes {', '.join(_EVALUATE_CHANGES)}.")
+    asked = {**changes, "out": done.path} | ({"test": test} if test is not None else {})
+    recipe = asked.get("recipe")
+    if isinstance(recipe, dict) and "use" not in recipe:
+        asked["recipe"] = recipe_values(recipe, base=done.config.recipe)
+    if asked.get("executor") == "local":
+        asked.setdefault("address", None)
+    if done.config.fit is not None and "model" in changes:
+        asked["fit"] = None
+    config = done.config.changed(**asked)
+    if recipe is None:
+        precision = done.manifest.config["recipe"]["precision"]
+        config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"precision": precision})})
+    info = open_source(source_ref(config.source)).info
+    if info.fingerprint != done.manifest.source["fingerprint"]:
+        raise ConfigError(
+            f"source {info.name} is not the data that {done.path} was pruned from: it has {len(info)} samples, there were "
+            f"{done.manifest.source['rows']}, or their labels or files changed. Bring the data back, or prune again."
+        )
+    return with_model(config, info.size_px)
+
+
 def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) -> PruneResult:
-    """The coreset that the usual baseline picks: same score, same policy, models that saw what they score."""
-    given = {name: getattr(config, name) for name in config.model_fields_set}
+    """The coreset that the usual baseline picks: the run's own scores and policy, from models that saw what they score."""
+    given = {name: getattr(done.config, name) for name in done.config.model_fields_set}
     for name in ("folds", "train_on", "stratify", "schedule"):
         given.pop(name, None)
-    return prune(
-        PruneConfig(**{**given, "mode": "fitting", "out": f"{done.path.rstrip('/')}/fitting"}), on_event=on_event
-    )
-
-
-def _skipped(done: PruneResult, ids_N: np.ndarray, rows: int) -> np.ndarray:
-    if not done.manifest.source.get("skipped"):
-        return np.empty(0, np.int64)
-    held = make_population(
-        open_source(source_ref(done.config.source)).info.labels_N,
-        done.manifest.source["num_classes"],
-        holdout=done.config.holdout,
-        seed=done.config.seed,
-    )
-    return np.setdiff1d(np.arange(rows), np.union1d(ids_N, held.holdout_ids))
+    given |= {name: getattr(config, name) for name in EXECUTOR_FIELDS}
+    out = f"{done.path.rstrip('/')}/fitting"
+    return prune(PruneConfig(**{**given, "mode": "fitting", "out": out}), on_event=on_event)
 
 
 def _ignore(_: Any) -> None: ...

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from typing import Any
 
 import click
 
 from unseen_ray import __version__
-from unseen_ray.config import PruneConfig
+from unseen_ray.config import EXECUTOR_FIELDS, PruneConfig
 from unseen_ray.errors import ConfigError, UnseenError
 from unseen_ray.flags import FieldCommand, field_options, merged_fields
 
@@ -19,7 +20,6 @@ __all__ = ["main"]
 
 _INTERRUPTED = 130
 _FAILED = 4
-_EXECUTOR_FIELDS = ("executor", "address", "cpus_per_fold", "gpus_per_fold", "max_retries", "wait_s")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -34,27 +34,27 @@ def cli(verbose: bool) -> None:
 @click.argument("run_yaml", required=False)
 @field_options()
 @click.option(
-    "--rate",
+    "--images_per_s",
     type=float,
     default=None,
     metavar="NUMBER",
     help="images a second that one worker trains, to estimate hours",
 )
 @click.option("--json", "as_json", is_flag=True, help="print the plan as JSON")
-def plan(run_yaml: str | None, rate: float | None, as_json: bool, **flags: str | None) -> None:
+def plan(run_yaml: str | None, images_per_s: float | None, as_json: bool, **flags: str | None) -> None:
     """Show what a run would do and cost; start nothing.
 
     \b
     unseen-ray plan --source digits --keep 0.7 --schedule '[0.5,0.6,0.7]'
-    unseen-ray plan run.yaml --folds 8 --rate 2000
+    unseen-ray plan run.yaml --folds 8 --images_per_s 2000
     """
     from unseen_ray import api, summary
 
-    if rate is not None and rate <= 0:
-        raise ConfigError(f"rate={rate} must be above 0: images a second that one worker trains.")
+    if images_per_s is not None and images_per_s <= 0:
+        raise ConfigError(f"images_per_s={images_per_s} must be above 0: images a second that one worker trains.")
     asked = PruneConfig(**merged_fields(run_yaml, flags))
     planned, info, config = api.plan(asked)
-    values = summary.plan_values(planned, info, config, rate)
+    values = summary.plan_values(planned, info, config, images_per_s)
     if as_json:
         return _print_json(values)
     _print_lines(summary.plan_lines(values, config, chosen=asked.model is None and asked.fit is None))
@@ -130,7 +130,7 @@ def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
 @click.option(
     "--against", default=None, metavar="NAMES", help="baselines among random, full, fitting  [default: random,full]"
 )
-@field_options(only=("test", "model", "recipe", *_EXECUTOR_FIELDS))
+@field_options(only=("test", "model", "recipe", "threads", *EXECUTOR_FIELDS))
 @click.option("--json", "as_json", is_flag=True, help="print the table as JSON")
 def evaluate(run_dir: str, seeds: int | None, against: str | None, as_json: bool, **flags: str | None) -> None:
     """Train on the coreset and on baselines by the same recipe, and measure after the last epoch.
@@ -191,6 +191,7 @@ def list_names(what: str) -> None:
 def main(args: list[str] | None = None) -> None:
     """Run a command and end with its exit code: 0 done, 2 bad configuration, 3 bad data, 4 failed, 130 interrupted."""
     sys.path.insert(0, os.getcwd())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as on Ctrl-C: `ray job stop` and Kubernetes send it
     try:
         cli.main(args=args, prog_name="unseen-ray", standalone_mode=False)
     except click.ClickException as error:

@@ -16,9 +16,12 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.recipe import Recipe, recipe_values, refuse_boolean
 from unseen_ray.resolve import check_plug, did_you_mean, name_of
 
-__all__ = ["FREE_FIELDS", "PruneConfig", "load_yaml"]
+__all__ = ["EXECUTOR_FIELDS", "FREE_FIELDS", "PruneConfig", "load_yaml"]
 
-FREE_FIELDS = ("out", "executor", "address", "cpus_per_fold", "gpus_per_fold", "max_retries", "wait_s", "save_probs")
+EXECUTOR_FIELDS = ("executor", "address", "cpus_per_fold", "gpus_per_fold", "max_retries", "wait_s")
+"""Fields that say where and how to run, and nothing of what is computed."""
+
+FREE_FIELDS = ("out", "save_probs", *EXECUTOR_FIELDS)
 """Fields that cannot change which ids are picked: a run may be resumed with other values of them."""
 
 
@@ -341,6 +344,11 @@ def _check_effect(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
                 problems.append(
                     f"{field} has no effect beside fit, which does the training itself. Remove one of the two."
                 )
+    gpus = given.get("gpus_per_fold")
+    if isinstance(gpus, (int, float)) and gpus > 1:
+        problems.append(
+            f"gpus_per_fold={gpus:g} has no effect beyond 1: a fold trains on one GPU. Set 1, or less to share one."
+        )
     if values["executor"] == "local" and given.get("address") is not None:
         problems.append(f"address={given['address']!r} has no effect with executor: local. Remove one of the two.")
     return problems

@@ -8,6 +8,7 @@ UnseenError                     4  anything below
 ├── FitError                    4  a user's function answered with something unusable
 ├── IncompleteScoreError        4  votes are missing, doubled or damaged
 ├── FoldFailedError             4  a fold failed for good
+├── ClusterError                4  the cluster does not bring what a fold needs
 └── StorageError                4  the run folder cannot be read or written
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 
 __all__ = [
     "BadSampleError",
+    "ClusterError",
     "ConfigError",
     "DataError",
     "FitError",
@@ -113,6 +115,10 @@ class FoldFailedError(UnseenError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.task, self.attempts, self.cause)
+
+
+class ClusterError(UnseenError):
+    """The cluster does not bring what a fold needs."""
 
 
 class StorageError(UnseenError):

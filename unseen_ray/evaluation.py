@@ -16,7 +16,7 @@ from unseen_ray.core import select
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.ids import AllIds, ArrayIds, IdSet
 from unseen_ray.core.population import Population
-from unseen_ray.core.seeds import digest_ids
+from unseen_ray.core.seeds import derive, digest_ids
 from unseen_ray.core.tasks import EvalTask
 from unseen_ray.errors import ConfigError
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
@@ -114,12 +114,6 @@ def evaluate(
     Raises:
         ConfigError: if there is nothing to measure on.
     """
-    if seeds < 1:
-        raise ConfigError(f"seeds={seeds} must be 1 or more; 3 is the usual least.")
-    if config.fit is not None:
-        raise ConfigError(
-            "this run trained by its own `fit`, which evaluate cannot call. Name what to train: --model small_cnn --recipe quick."
-        )
     source = open_source(source_ref(config.source))
     info = source.info
     job = make_job(config, info).resolved(config, skipped_ids)
@@ -127,7 +121,7 @@ def evaluate(
     name, test_samples, test_print = _test_of(job, population, info)
     prepared = executor.prepare(job, source)
     job = job.resolved(prepared.config, prepared.skipped_ids)
-    tasks = _tasks(subsets, population, seeds, config.seed, holdout=job.test is None)
+    tasks = _tasks(subsets, population, seeds, config.seed)
     folder = Folder(job.out)
     keys = {(task.arm, task.repeat): _key(job, task, population, test_print) for task in tasks}
     known = _known(folder)
@@ -151,6 +145,24 @@ def evaluate(
     return evaluation
 
 
+def check_evaluable(config: PruneConfig, seeds: int) -> None:
+    """Refuse what cannot be measured before anything is trained.
+
+    Raises:
+        ConfigError: if there are no seeds, no model, or nothing to measure on.
+        DataError: if the test set has classes that the source does not have.
+    """
+    if seeds < 1:
+        raise ConfigError(f"seeds={seeds} must be 1 or more; 3 is the usual least.")
+    if config.fit is not None:
+        raise ConfigError(
+            "this run trained by its own `fit`, which evaluate cannot call. Name what to train: --model small_cnn --recipe quick."
+        )
+    info = open_source(source_ref(config.source)).info
+    job = make_job(config, info)
+    _test_of(job, job.population(info.labels_N), info)
+
+
 def _test_of(job: Job, population: Population, info: SourceInfo) -> tuple[str, int, str]:
     if job.test is not None:
         test = open_source(job.test).info
@@ -164,9 +176,7 @@ def _test_of(job: Job, population: Population, info: SourceInfo) -> tuple[str, i
     return f"holdout of {info.name}", len(population.holdout_ids), digest_ids(population.holdout_ids)
 
 
-def _tasks(
-    subsets: dict[str, IdArray], population: Population, seeds: int, seed: int, *, holdout: bool
-) -> list[EvalTask]:
+def _tasks(subsets: dict[str, IdArray], population: Population, seeds: int, seed: int) -> list[EvalTask]:
     size = len(subsets["coreset"])
     tasks: list[EvalTask] = []
     for arm, ids in subsets.items():
@@ -175,8 +185,8 @@ def _tasks(
             if arm == "full":
                 train = AllIds()
             elif arm == "random":
-                train = ArrayIds(_random_ids(population, size, seed + repeat))
-            tasks.append(EvalTask(index=len(tasks), arm=arm, repeat=repeat, train=train, holdout=holdout))
+                train = ArrayIds(_random_ids(population, size, derive(derive(seed, "evaluate random"), str(repeat))))
+            tasks.append(EvalTask(index=len(tasks), arm=arm, repeat=repeat, train=train))
     return tasks
 
 

@@ -25,7 +25,8 @@ class FieldCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Set dotted flags such as `--source.limit` aside, then parse the rest."""
-        plain, nested = _split_nested(normalised(args))
+        fields = {option[2:] for parameter in self.params for option in parameter.opts if option.startswith("--")}
+        plain, nested = _split_nested(normalised(args), fields & set(_NESTED))
         ctx.meta[_NESTED_VALUES] = nested
         return super().parse_args(ctx, plain)
 
@@ -88,13 +89,13 @@ def merged_fields(yaml_path: str | None, flags: Mapping[str, str | None]) -> dic
     return fields
 
 
-def _split_nested(args: list[str]) -> tuple[list[str], dict[str, str]]:
+def _split_nested(args: list[str], fields: set[str]) -> tuple[list[str], dict[str, str]]:
     plain: list[str] = []
     nested: dict[str, str] = {}
     rest = iter(args)
     for arg in rest:
         name, equals, value = arg[2:].partition("=") if arg.startswith("--") else ("", "", "")
-        if name.partition(".")[0] in _NESTED and "." in name:
+        if name.partition(".")[0] in fields and "." in name:
             given = value if equals else next(rest, None)
             if given is None:
                 raise ConfigError(f"--{name} needs a value, such as --{name} 100.")

@@ -183,6 +183,9 @@ class EvalResult:
     device: str
 
 
+_COLUMNS = ("id", "key", "label", "stage", "score", "votes", "pred", "p_top", "p_label")
+
+
 def score_name(value: Any) -> str:
     """The column of a score: its bare name, or the function's."""
     use, _ = plug_of(value)
@@ -206,7 +209,11 @@ def score_functions(config: PruneConfig) -> dict[str, ScoreFunction]:
         name = score_name(value)
         if value == wanted[0] and functions:
             continue
-        if name in functions or (name in builtin_scores.__all__ and not isinstance(plug_of(value)[0], str)):
+        use = plug_of(value)[0]
+        own = not isinstance(use, str) or is_target(use)
+        if own and (name in _COLUMNS or name.startswith("std_")):
+            raise ConfigError(f"a score called {name!r} would take the place of another column. Rename your function.")
+        if name in functions or (own and name in builtin_scores.__all__):
             raise ConfigError(
                 f"two scores are called {name!r}, which is the name of their column. Rename your function."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import traceback
 from collections.abc import Iterable
 
 import pyarrow as pa
@@ -95,5 +96,5 @@ def _follow(
     except UnseenError:
         raise
     except Exception as error:
-        raise FoldFailedError(name, 1, f"{type(error).__name__}: {error}") from error
+        raise FoldFailedError(name, 1, f"its own code raised an error:\n{traceback.format_exc().strip()}") from error
     return last

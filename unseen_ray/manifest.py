@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from unseen_ray.errors import ConfigError, StorageError
@@ -45,10 +44,6 @@ class Manifest:
     environment: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
     finished: bool = False
-
-    def with_files(self, files: Mapping[str, str]) -> Manifest:
-        """A manifest that names these files too."""
-        return replace(self, files={**self.files, **files})
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
@@ -101,7 +96,7 @@ def _check_form(manifest: Manifest) -> None:
             raise TypeError(f"{name} is a {type(getattr(manifest, name)).__name__}, not a {kind.__name__}")
     needed = {"fingerprint", "num_samples", "num_classes", "class_names"}
     if manifest.finished:
-        needed |= {"class_counts", "holdout", "skipped"}
+        needed |= {"class_counts", "holdout", "skipped", "skipped_ids"}
     if missing := needed - manifest.source.keys():
         raise KeyError(f"source lacks {', '.join(sorted(missing))}")
     if manifest.finished and not {"keep", "recipe", "model", "fit", "combine"} <= manifest.config.keys():

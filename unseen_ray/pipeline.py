@@ -79,6 +79,10 @@ class Executor(Protocol):
         """Train and measure."""
         ...
 
+    def close(self) -> None:
+        """Let go of machines and pixels."""
+        ...
+
 
 def prune(config: PruneConfig, *, executor: Executor, on_event: Observer) -> Run:
     """Do a run, or what is left of it; the same configuration gives the same ids.
@@ -290,8 +294,6 @@ def _finish(run: Run, source: Source, population: Population, began: float) -> R
         }
     )
     files[CORESET] = run.folder.write_table(CORESET, table)
-    for stage in run.manifest.stages:
-        run.folder.delete(f"stage-{stage['index']:02d}/coreset.parquet")
     kept = {name: digest for name, digest in run.manifest.files.items() if not name.endswith("/coreset.parquet")}
     stages = run.manifest.stages
     cost = {
@@ -305,7 +307,10 @@ def _finish(run: Run, source: Source, population: Population, began: float) -> R
             for s in stages
         ],
     }
-    return run.commit(files={**kept, **files}, cost=cost, finished=True)
+    run = run.commit(files={**kept, **files}, cost=cost, finished=True)
+    for stage in stages:
+        run.folder.delete(f"stage-{stage['index']:02d}/coreset.parquet")
+    return run
 
 
 def _restore(run: Run) -> Coreset:
@@ -344,5 +349,6 @@ def _population_entry(population: Population, source: Source, skipped: IdArray) 
         "num_samples": len(population),
         "holdout": len(population.holdout_ids),
         "skipped": source.keys(skipped.tolist()),
+        "skipped_ids": skipped.tolist(),
         "class_counts": population.class_counts().tolist(),
     }

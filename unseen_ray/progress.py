@@ -130,6 +130,8 @@ def _cells(row: _Row) -> tuple[str, ...]:
         return "done", "", f"{row.result.accuracy:.3f} test", "", f"{row.result.seconds:.1f} s"
     if last.doing == "score":
         return f"scoring {last.done:,}/{last.total:,}", "", "", "", ""
+    if not last.done:
+        return "started", "", "", "", ""
     eta = row.eta_s()
     return (
         f"{last.done}/{last.total}",
@@ -144,6 +146,8 @@ def _sentence(row: _Row) -> str:
     last = row.last
     if last.doing == "score":
         return f"scoring {last.done:,} of {last.total:,}"
+    if not last.done:
+        return "started"
     eta = row.eta_s()
     left = "" if math.isnan(eta) or last.done < 2 else f", {eta:.0f} s left"
     return f"epoch {last.done}/{last.total}, loss {last.loss:.4f}, accuracy {last.accuracy:.3f}, {last.images_per_s:,.0f} images/s{left}"

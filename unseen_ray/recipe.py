@@ -87,8 +87,12 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
 }
 
 
-def recipe_values(value: str | Mapping[str, Any] | Recipe) -> dict[str, Any]:
+def recipe_values(value: str | Mapping[str, Any] | Recipe, *, base: Recipe | None = None) -> dict[str, Any]:
     """All fields of a recipe from what a configuration says: a name, or a mapping that changes a named one.
+
+    Args:
+        value: what is said.
+        base: the recipe that a mapping without `use` changes; None for `quick`.
 
     Raises:
         ValueError: if it names no recipe, or sets both epochs and steps.
@@ -96,7 +100,7 @@ def recipe_values(value: str | Mapping[str, Any] | Recipe) -> dict[str, Any]:
     if isinstance(value, Recipe):
         return value.model_dump()
     changes: dict[str, Any] = {"use": value} if isinstance(value, str) else dict(value)
-    name = changes.pop("use", "quick")
+    name = changes.pop("use", "quick" if base is None else base.use)
     if not isinstance(name, str) or name not in RECIPES:
         from unseen_ray.resolve import did_you_mean
 
@@ -111,4 +115,5 @@ def recipe_values(value: str | Mapping[str, Any] | Recipe) -> dict[str, Any]:
         changes["epochs"] = None
     elif changes.get("epochs") is not None:
         changes["steps"] = None
-    return {**RECIPES[name][0].model_dump(), **changes, "use": name}
+    changed = RECIPES[name][0] if base is None else base
+    return {**changed.model_dump(), **changes, "use": name}

@@ -112,7 +112,7 @@ def _scores(run: Run, config: PruneConfig) -> pa.Table:
         for index in range(len(stage["tasks"])):
             book.add(read_votes(run.folder, 0, index))
         table = score_columns(book.merge(config.combine))
-    names = [column for column in table.column_names if f"std_{column}" in table.column_names]
+    names = _score_names(table)
     name = score_name(config.score)
     if name not in names:
         raise ConfigError(
@@ -124,14 +124,21 @@ def _scores(run: Run, config: PruneConfig) -> pa.Table:
 def _of_mean_probs(run: Run, stored: pa.Table) -> pa.Table:
     if probs_file(0) not in run.manifest.files:
         raise ConfigError(
-            f"combine=mean_prob needs the mean probabilities, which {run.folder.root} does not hold. Prune with save_probs: true."
+            f"combine=mean_prob needs the mean probabilities, which {run.folder.root} does not hold. "
+            "Prune in a new folder with save_probs: true."
         )
     probs = run.folder.read_array(probs_file(0))
     if len(probs) != stored.num_rows:
         raise StorageError(f"{run.folder.path(probs_file(0))} has {len(probs)} rows for {stored.num_rows} candidates.")
     labels = stored.column("label").to_numpy()
-    for name in builtin_scores.__all__:
-        if name in stored.column_names:
+    for name in _score_names(stored):
+        if name in builtin_scores.__all__:
             values = getattr(builtin_scores, name)(log_of_probs(probs), labels)
             stored = stored.set_column(stored.column_names.index(name), name, pa.array(values, pa.float32()))
+        else:  # a function of somebody's, which is not imported: it has no score of the mean probabilities
+            stored = stored.drop_columns([name, f"std_{name}"])
     return stored
+
+
+def _score_names(table: pa.Table) -> list[str]:
+    return [column for column in table.column_names if f"std_{column}" in table.column_names]

@@ -92,27 +92,33 @@ def bind_options(function: Callable[..., Any], options: dict[str, Any], *, field
     Raises:
         ConfigError: naming each option that the function does not take.
     """
-    if not options:
-        return
     try:
-        parameters = inspect.signature(function).parameters.values()
+        signature = inspect.signature(function)
     except (TypeError, ValueError):
         return
+    parameters = signature.parameters.values()
     positional, keywords = _GIVEN.get(field, (0, ()))
     given = [
         *[p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:positional],
         *keywords,
     ]
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters) and not set(options) & set(given):
-        return
+    free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     takes = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in given]
     problems = [
         f"{field}: {name} takes no option {option!r}; it takes {', '.join(takes) or 'none'}.{did_you_mean(option, takes)}"
         for option in options
-        if option not in takes
+        if option in given or (option not in takes and not free)
     ]
     if problems:
         raise ConfigError(problems)
+    if field not in _GIVEN:
+        return
+    try:
+        signature.bind(*[None] * positional, **dict.fromkeys(keywords), **options)
+    except TypeError as error:
+        raise ConfigError(
+            f"{field}: {name}{signature} cannot be called as a {field} is: {error}. README shows what a {field} takes."
+        ) from None
 
 
 def plug_of(value: Any) -> tuple[str | Callable[..., Any], dict[str, Any]]:

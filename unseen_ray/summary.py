@@ -121,14 +121,14 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def plan_values(plan: RunPlan, info: SourceInfo, config: PruneConfig, rate: float | None) -> dict[str, Any]:
+def plan_values(plan: RunPlan, info: SourceInfo, config: PruneConfig, images_per_s: float | None) -> dict[str, Any]:
     """What a run would do and cost.
 
     Args:
         plan: its sizes.
         info: the source.
         config: with the model named.
-        rate: training images a second of one worker, if the user gave it.
+        images_per_s: training images a second of one worker, if the user gave it.
     """
     stages: dict[int, dict[str, Any]] = {}
     longest: dict[int, float] = {}
@@ -166,9 +166,11 @@ def plan_values(plan: RunPlan, info: SourceInfo, config: PruneConfig, rate: floa
         "images_trained": trained,
         "images_scored": scored,
         "full_trainings": _share_of_full(trained, plan, config),
-        "worker_hours": None if rate is None or config.fit else total / rate / 3600,
-        "critical_path_hours": None if rate is None or config.fit else sum(longest.values()) / rate / 3600,
-        "images_per_s": rate,
+        "worker_hours": None if images_per_s is None or config.fit else total / images_per_s / 3600,
+        "critical_path_hours": None
+        if images_per_s is None or config.fit
+        else sum(longest.values()) / images_per_s / 3600,
+        "images_per_s": images_per_s,
         "pixel_bytes": plan.num_samples * info.size_px**2 * 3,
         "pixels_in_memory": fits_in_memory(len(info), info.size_px),
         "disk_bytes": _disk_bytes(plan, config, scored),
@@ -204,7 +206,7 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
             f"{_hours(values['critical_path_hours'])} if no fold waits for another"
         )
     elif values["recipe"]:
-        lines.append("for hours, say how fast one worker trains: --rate IMAGES_PER_S")
+        lines.append("for hours, say how fast one worker trains: --images_per_s NUMBER")
     where = "in memory on every node" if values["pixels_in_memory"] else "decoded as they are needed"
     lines.append(
         f"pixels take {_bytes(values['pixel_bytes'])} ({where}), the run's files about {_bytes(values['disk_bytes'])}"

@@ -45,7 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_plan_says_the_sizes_and_starts_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "never"
-    text = answer(capsys, "plan", *SOURCE, "--keep", "0.7", "--folds", "3", "--rate", "1000", "--out", str(out))
+    text = answer(capsys, "plan", *SOURCE, "--keep", "0.7", "--folds", "3", "--images_per_s", "1000", "--out", str(out))
     assert "300 samples of 10 classes, images of 8 px" in text
     assert "small_cnn (chosen by the image size)" in text
     assert "of one worker's time" in text

@@ -140,4 +140,4 @@ def test_names_say_which_task_it_is() -> None:
     ]
     (later,) = later_tasks(stage=3, coreset_ids=np.arange(4), repeats=1)
     assert later.name == "stage 3"
-    assert EvalTask(index=0, arm="random", repeat=2, train=later.train, holdout=True).name == "random seed 2"
+    assert EvalTask(index=0, arm="random", repeat=2, train=later.train).name == "random seed 2"

@@ -61,14 +61,12 @@ class EvalTask:
         arm: what the subset is: `coreset`, `random`, `full`.
         repeat: which training seed.
         train: the subset.
-        holdout: measure on the run's holdout; else on its test source.
     """
 
     index: int
     arm: str
     repeat: int
     train: IdSet
-    holdout: bool
 
     @property
     def name(self) -> str:

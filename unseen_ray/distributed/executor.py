@@ -118,6 +118,7 @@ class RayExecutor:
             precision=config.recipe.precision,
             max_retries=config.max_retries,
             wait_s=config.wait_s,
+            out=job.out,
         )
         return self._pool
 

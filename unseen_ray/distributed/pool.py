@@ -23,7 +23,8 @@ from ray.exceptions import (
 from unseen_ray.distributed.capacity import Capacity, Resources, slots, survey
 from unseen_ray.distributed.failures import Failure, decide
 from unseen_ray.distributed.workers import FoldWorker
-from unseen_ray.errors import FoldFailedError, UnseenError
+from unseen_ray.errors import ClusterError, FoldFailedError, UnseenError
+from unseen_ray.job import Progress
 from unseen_ray.recipe import Precision
 
 __all__ = ["FoldPool", "Keeper", "Work"]
@@ -60,7 +61,8 @@ class FoldPool:
         capacity: the cluster's.
         precision: what a probe is to resolve.
         max_retries: how often a task is started again after its actor was lost.
-        wait_s: how long to wait while no actor comes up.
+        wait_s: how long to wait for an autoscaler to bring what an actor needs.
+        out: the run's folder, which each actor must see.
     """
 
     request: Resources
@@ -68,7 +70,9 @@ class FoldPool:
     precision: Precision
     max_retries: int
     wait_s: float
+    out: str
     probes: list[dict[str, Any]] = field(default_factory=list)
+    lost_at_start: int = 0
     _idle: list[Any] = field(default_factory=list)
     _coming: dict[Any, Any] = field(default_factory=dict)
     _busy: dict[Any, tuple[Any, int]] = field(default_factory=dict)
@@ -92,13 +96,14 @@ class FoldPool:
                 )
                 .remote()
             )
-            self._coming[actor.probe.remote(self.precision)] = actor
+            self._coming[actor.probe.remote(self.precision, self.out)] = actor
 
     def first_probe(self) -> dict[str, Any]:
         """What the first actor that comes up says of itself; waits for it.
 
         Raises:
-            FoldFailedError: if none comes up in time.
+            ClusterError: if an autoscaler brings nothing that fits in time.
+            FoldFailedError: if actors are lost whenever they come up.
         """
         waiting = _Wait(self)
         while not self.probes:
@@ -128,6 +133,7 @@ class FoldPool:
     def stream(self, works: Sequence[Work], *, keep: int = 0) -> Iterator[tuple[int, Any]]:
         """Every value that the tasks yield, with the place of the task; see `run`."""
         queue = deque(range(len(works)))
+        finished: set[int] = set()
         failed: Counter[tuple[int, Failure]] = Counter()
         waiting = _Wait(self)
         while queue or self._busy:
@@ -140,15 +146,19 @@ class FoldPool:
             for generator in [ref for ref in ready if ref in self._busy]:
                 actor, place = self._busy[generator]
                 try:
-                    yield place, ray.get(next(generator))
+                    value = ray.get(next(generator))
+                    if not isinstance(value, Progress):
+                        finished.add(place)
+                    yield place, value
                 except StopIteration:
                     del self._busy[generator]
                     self._idle.append(actor)
                 except RayError as error:
                     del self._busy[generator]
                     ray.kill(actor)
-                    self._settle(error, works[place], place, failed)
-                    queue.append(place)
+                    if place not in finished:
+                        self._settle(error, works[place], place, failed)
+                        queue.append(place)
             if queue:
                 waiting.check()
 
@@ -168,10 +178,14 @@ class FoldPool:
             try:
                 self.probes.append(ray.get(ref))
                 self._idle.append(actor)
-            except _LOST as error:
+            except RayError as error:
+                if isinstance(cause := getattr(error, "cause", None), UnseenError):
+                    raise cause from None
+                self.lost_at_start += 1
+                failure = _failure_of(error)
+                if decide(failure, failed=self.lost_at_start, max_retries=self.max_retries) == "give up":
+                    raise FoldFailedError("a fold actor", self.lost_at_start, _explain(error, failure)) from None
                 logger.warning("an actor was lost while it came up: %s", _first_line(error))
-            except RayTaskError as error:
-                raise FoldFailedError("a fold actor", 1, _explain(error, "error")) from None
 
     def _settle(self, error: RayError, work: Work, place: int, failed: Counter[tuple[int, Failure]]) -> None:
         failure = _failure_of(error)
@@ -206,10 +220,11 @@ class _Wait:
             logger.warning(
                 "waiting for %s: %d actors asked for, none up after %.0f s", waits, len(pool._coming), now - self.since
             )
-        if now - self.since > pool.wait_s:
-            nodes = [dict(node) for node in survey().nodes]
-            raise FoldFailedError(
-                "the first fold", 1, f"no node offered {waits} within wait_s={pool.wait_s:g} s; the cluster has {nodes}"
+        if pool.capacity.autoscaling and now - self.since > pool.wait_s and not slots(survey(), pool.request):
+            raise ClusterError(
+                f"the autoscaler was asked for {waits}, and no such node came within wait_s={pool.wait_s:g} s. "
+                "Raise wait_s, ask for less (gpus_per_fold, cpus_per_fold), or look at the autoscaler's log; "
+                "then run the same line again."
             )
 
 

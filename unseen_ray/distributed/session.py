@@ -5,20 +5,23 @@ The one module that sets Ray's own environment variables.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 
 import ray
 
 from unseen_ray.errors import ConfigError
 
-__all__ = ["ray_session"]
+__all__ = ["ensure_session", "ray_session"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +50,19 @@ def ray_session(address: str | None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     named = address or os.environ.get("RAY_ADDRESS")
     opened = _joined(named) if named and named != "local" else _private()
+    ours = signal.getsignal(signal.SIGTERM)
     with opened:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)  # ray.init puts a handler of its own there
         yield
+
+
+def ensure_session() -> None:
+    """Be connected to Ray until this process ends; see `ray_session`."""
+    if not ray.is_initialized():
+        session = ray_session(None)
+        session.__enter__()
+        atexit.register(session.__exit__, None, None, None)
 
 
 @contextlib.contextmanager

@@ -11,9 +11,12 @@ import pyarrow as pa
 from unseen_ray.core.arrays import IntArray
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.plane import BadSample, LazyPlane, MemoryPlane, decode_range
+from unseen_ray.errors import ConfigError
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
+from unseen_ray.manifest import MANIFEST
 from unseen_ray.recipe import Precision
 from unseen_ray.sources import Source, SourceRef, open_source
+from unseen_ray.storage import Folder
 from unseen_ray.votes import MergeRequest, merge_stage
 
 __all__ = ["Aggregator", "FoldWorker"]
@@ -27,8 +30,17 @@ class FoldWorker:
         self._bench: tuple[str, Any] | None = None
         self._test: tuple[str, Any] | None = None
 
-    def probe(self, precision: Precision) -> dict[str, Any]:
-        """Where this worker runs, what it has, and what precision it would compute with; loads what training needs."""
+    def probe(self, precision: Precision, out: str) -> dict[str, Any]:
+        """Where this worker runs, what it has, and what precision it would compute with; loads what training needs.
+
+        Raises:
+            ConfigError: if it does not see the run's folder, in which the driver has put a manifest.
+        """
+        if Folder(out).read(MANIFEST) is None:
+            raise ConfigError(
+                f"node {platform.node()} does not see the run's folder: out={out} must be on storage that every node shares, "
+                "under the same path or URI."
+            )
         import unseen_ray.training.work  # noqa: F401
         from unseen_ray.training.hardware import describe_hardware, resolve_precision
 

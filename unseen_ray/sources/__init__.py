@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,10 +31,14 @@ class SourceRef:
 
     def absolute(self) -> SourceRef:
         """The same source, its local paths no longer relative to this process's folder."""
-        paths: dict[str, Any] = {
-            name: absolute_path(self.options[name]) for name in ("path", "root") if name in self.options
+        if not isinstance(self.use, str) or self.use not in SOURCES:
+            return self
+        parameters = inspect.signature(SOURCES[self.use]).parameters
+        places = {
+            name: self.options.get(name, parameters[name].default) for name in ("path", "root") if name in parameters
         }
-        return SourceRef(self.use, {**self.options, **paths}) if self.use in SOURCES else self
+        paths: dict[str, Any] = {name: absolute_path(place) for name, place in places.items()}
+        return SourceRef(self.use, {**self.options, **paths})
 
 
 def _digits(*, limit: int | None = None) -> Source:
@@ -195,8 +200,6 @@ def _kind_of(path: str) -> str:
 
 
 def _check_options(ref: SourceRef, field: str) -> None:
-    import inspect
-
     assert isinstance(ref.use, str)
     function = SOURCES[ref.use]
     bind_options(function, ref.options, field=field, name=ref.use)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -13,7 +14,7 @@ import torch
 from unseen_ray.errors import FitError
 from unseen_ray.recipe import Precision
 
-__all__ = ["check_precision", "describe_hardware", "numerics", "resolve_precision"]
+__all__ = ["check_precision", "describe_hardware", "device_name", "numerics", "resolve_precision"]
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
@@ -37,36 +38,47 @@ def check_precision(precision: Precision, device: torch.device) -> None:
 def describe_hardware(device: torch.device) -> dict[str, Any]:
     """Names and versions, for the manifest."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": device_name(device),
         "machine": platform.machine(),
         "processor": _processor(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": version("torchvision"),
+        "numpy": version("numpy"),
+        "pyarrow": version("pyarrow"),
+        "unseen_ray": version("unseen_ray"),
     }
 
 
 @contextlib.contextmanager
-def numerics(threads: int, deterministic: bool) -> Iterator[None]:
+def numerics(threads: int, deterministic: bool, device: torch.device) -> Iterator[None]:
     """Set what decides the bits of a fit, keep torch's generators apart, and put everything back.
 
     Args:
         threads: of torch and of the BLAS libraries that a user's own training may call.
         deterministic: whether to refuse algorithms that give other bits from run to run.
+        device: whose generator is kept apart beside the CPU's; other GPUs are not touched.
     """
     from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     try:
-        with torch.random.fork_rng(), threadpool_limits(threads):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), threadpool_limits(threads):
             yield
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
         torch.backends.cudnn.benchmark = before[2]
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -29,9 +29,9 @@ from unseen_ray.storage import Folder
 from unseen_ray.training.batches import Normalisation, measure
 from unseen_ray.training.custom import custom_log_probs
 from unseen_ray.training.fit import EpochStats, fit
-from unseen_ray.training.hardware import check_precision, numerics
+from unseen_ray.training.hardware import check_precision, device_name, numerics
 from unseen_ray.training.predict import predict
-from unseen_ray.votes import write_votes
+from unseen_ray.votes import find_receipt, write_votes
 
 __all__ = ["TestSet", "Workbench", "build_model", "open_test"]
 
@@ -81,6 +81,12 @@ class Workbench:
         started = time.perf_counter()
         train_ids, ids = task.train.resolve(self.population), task.scored.resolve(self.population)
         check_unseen(task, ids, self.population)
+        key, folder = self.job.task_key(task, self.population), Folder(self.job.out)
+        known = find_receipt(folder, task.stage, task.index, key)
+        if known is not None:
+            yield known
+            return
+        yield self._begun(task.name)
         votes = _VoteSheet(task, ids, self.population.labels_of(ids), self.job, self.functions)
         last = None
         for event in self._answers(task, train_ids):
@@ -91,7 +97,7 @@ class Workbench:
                 answered, log_probs = event
                 votes.add(answered, log_probs, self.population)
                 if votes.due():
-                    yield self._scoring(task.name, votes, started)
+                    yield self._scoring(task.name, votes)
         part = votes.finish()
         seconds = time.perf_counter() - started
         batch, steps = self.job.config.recipe.plan(len(train_ids))
@@ -107,16 +113,17 @@ class Workbench:
             seconds=round(seconds, 3),
             gpu_seconds=round(seconds, 3) if self.device.type == "cuda" else 0.0,
             node=platform.node(),
-            device=str(self.device),
+            device=device_name(self.device),
         )
-        yield write_votes(Folder(self.job.out), task.stage, self.job.task_key(task, self.population), part, receipt)
+        yield write_votes(folder, task.stage, key, part, receipt)
 
     def evaluate(self, task: EvalTask, test: TestSet) -> Iterator[Progress | EvalResult]:
         """Train on the task's subset and measure on the test set after the last epoch."""
         started = time.perf_counter()
+        yield self._begun(task.name)
         ids = task.train.resolve(self.population)
         right = np.zeros(len(test.ids_M), bool)
-        with numerics(self.job.config.threads, self.job.config.recipe.deterministic):
+        with numerics(self.job.config.threads, self.job.config.recipe.deterministic, self.device):
             model, norm = self._fresh_model(ids, task.repeat)
             for stats in self._train(model, ids, task.repeat, norm):
                 yield self._progress(task.name, stats)
@@ -136,16 +143,16 @@ class Workbench:
             class_accuracy=tuple(float(c / n) if n else math.nan for c, n in zip(correct, present, strict=True)),
             seconds=round(time.perf_counter() - started, 3),
             node=platform.node(),
-            device=str(self.device),
+            device=device_name(self.device),
         )
 
     def _answers(self, task: ScoreTask, train_ids: IdArray) -> Iterator[EpochStats | tuple[IdArray, FloatArray]]:
         config = self.job.config
         if config.fit is not None:
-            with numerics(config.threads, config.recipe.deterministic):
+            with numerics(config.threads, config.recipe.deterministic, self.device):
                 yield from custom_log_probs(self.job, task, self.population, self.plane, self.source, self.labels_N)
             return
-        with numerics(config.threads, config.recipe.deterministic):
+        with numerics(config.threads, config.recipe.deterministic, self.device):
             model, norm = self._fresh_model(train_ids, task.repeat)
             yield from self._train(model, train_ids, task.repeat, norm)
             ids = task.scored.resolve(self.population)
@@ -178,7 +185,7 @@ class Workbench:
         return Progress(
             task=name,
             node=platform.node(),
-            device=str(self.device),
+            device=device_name(self.device),
             doing="train",
             done=stats.epoch,
             total=stats.epochs,
@@ -187,11 +194,16 @@ class Workbench:
             images_per_s=stats.images_per_s,
         )
 
-    def _scoring(self, name: str, votes: _VoteSheet, started: float) -> Progress:
+    def _begun(self, name: str) -> Progress:
+        return Progress(
+            task=name, node=platform.node(), device=device_name(self.device), doing="train", done=0, total=0
+        )
+
+    def _scoring(self, name: str, votes: _VoteSheet) -> Progress:
         return Progress(
             task=name,
             node=platform.node(),
-            device=str(self.device),
+            device=device_name(self.device),
             doing="score",
             done=votes.done,
             total=len(votes.ids_M),
