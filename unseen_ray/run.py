@@ -56,8 +56,8 @@ def open_run(config: PruneConfig, source: dict[str, Any]) -> Run:
         if manifest is not None and not _is_untouched(folder, manifest):
             _check_same(folder, manifest, asked, source)
             return Run(folder, manifest)
-        others = [name for name in folder.names() if not name.endswith(".tmp") and name != MANIFEST]
-        if others:
+        others = [name for name in folder.names() if not name.endswith(".tmp")]
+        if manifest is None and others:
             raise ConfigError(
                 f"out={config.out} holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} and no run of ours. "
                 "Name a new or an empty folder."
@@ -133,7 +133,9 @@ def coreset_of(table: pa.Table) -> Coreset:
 
 def _is_untouched(folder: Folder, manifest: Manifest) -> bool:
     """Whether a run was begun there and refused before anything was finished, so that nothing is lost by beginning anew."""
-    return manifest.kind == "prune" and not manifest.stages and folder.names() == [MANIFEST]
+    if manifest.kind != "prune" or manifest.stages or set(folder.names()) - {MANIFEST, "stage-00"}:
+        return False
+    return not Folder(folder.path("stage-00/votes")).names()
 
 
 def _now() -> str:

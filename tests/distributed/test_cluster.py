@@ -37,7 +37,7 @@ def test_each_fold_has_a_gpu_of_its_own_and_the_rest_waits(simulated: Path, tmp_
 @pytest.mark.parametrize(
     ("fields", "numbers"),
     [
-        ({"gpus_per_fold": 3}, "1 CPU and 3 GPU on one node, but the largest of 3 nodes has 1 CPU and 1 GPU"),
+        ({"cpus_per_fold": 3}, "3 CPU and 1 GPU on one node, but the largest of 3 nodes has 1 CPU and 1 GPU"),
         ({"cpus_per_fold": 8, "gpus_per_fold": 0}, "8 CPU and 0 GPU on one node, but the largest of 3 nodes has 1 CPU"),
     ],
 )
@@ -79,3 +79,14 @@ def test_a_bug_of_the_users_fails_at_once_with_its_own_traceback(simulated: Path
 def test_a_leak_on_a_worker_is_refused(simulated: Path, tmp_path: Path) -> None:
     with pytest.raises(LeakError, match="its own model was trained on"):
         run(tmp_path, folds=2, fit="tests.plugs:leaking")
+
+
+def test_a_node_that_does_not_see_the_folder_is_named(simulated: Path) -> None:
+    import ray
+
+    from unseen_ray.distributed.workers import FoldWorker
+
+    actor = ray.remote(FoldWorker).options(num_cpus=0).remote()
+    with pytest.raises(ur.ConfigError, match="does not see the run's folder: out=/nowhere/run must be on storage"):
+        ray.get(actor.probe.remote("auto", "/nowhere/run"))
+    ray.kill(actor)

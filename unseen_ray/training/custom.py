@@ -109,7 +109,7 @@ def custom_log_probs(
             fold=task.fold,
             repeat=task.repeat,
             threads=config.threads,
-            checkpoint_dir=_checkpoint_dir(job.out, task, scratch),
+            checkpoint_dir=_checkpoint_dir(job.out, task.stage, job.task_key(task, population), scratch),
         )
         answers = function(described, source=FitSamples(plane, labels_N, source))
         if not hasattr(answers, "__iter__"):
@@ -120,10 +120,11 @@ def custom_log_probs(
             yield ids, log_probs
 
 
-def _checkpoint_dir(out: str, task: ScoreTask, scratch: str) -> str:
+def _checkpoint_dir(out: str, stage: int, key: str, scratch: str) -> str:
+    """Named by what determines the task, so that it never finds the state of another configuration."""
     if is_uri(out):
         return scratch
-    path = os.path.join(os.path.abspath(out), f"stage-{task.stage:02d}", "checkpoints", f"{task.index:02d}")
+    path = os.path.join(os.path.abspath(out), f"stage-{stage:02d}", "checkpoints", key[:16])
     os.makedirs(path, exist_ok=True)
     return path
 
