@@ -27,12 +27,14 @@ def centroids(task: Any, *, source: Any) -> Answers:
         yield ids, logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
-def slow_centroids(task: Any, *, source: Any, log: str, seconds: float = 1.0) -> Answers:
-    """`centroids`, noting when, on which Ray node and on which GPU it ran."""
+def noted_centroids(task: Any, *, source: Any, log: str, together: int, limit_s: float = 120.0) -> Answers:
+    """`centroids`, begun when `together` tasks have begun, noting when, on which Ray node and on which GPU it ran."""
     import ray
 
     began = time.time()
-    time.sleep(seconds)
+    (Path(log) / f"begun-{task.fold}").touch()
+    while len(list(Path(log).glob("begun-*"))) < together and time.time() < began + limit_s:
+        time.sleep(0.02)
     yield from centroids(task, source=source)
     note = {
         "fold": task.fold,

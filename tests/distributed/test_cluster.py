@@ -21,7 +21,7 @@ def run(out: Path, **fields: object) -> ur.PruneResult:
 
 
 def test_each_fold_has_a_gpu_of_its_own_and_the_rest_waits(simulated: Path, tmp_path: Path) -> None:
-    result = run(tmp_path, folds=5, fit={"use": "tests.plugs:slow_centroids", "log": str(simulated)})
+    result = run(tmp_path, folds=5, fit={"use": "tests.plugs:noted_centroids", "log": str(simulated), "together": 2})
     notes = [json.loads(path.read_text()) for path in sorted(simulated.glob("0-*.json"))]
     assert [note["fold"] for note in notes] == [0, 1, 2, 3, 4]
     assert len({(note["node"], note["gpu"]) for note in notes}) == 2
