@@ -34,5 +34,5 @@ format: install  ## mend what can be mended by a machine
 bench: install  ## time the main job on the bundled digits
 	$(BIN)/python benchmarks/overhead.py
 
-clean:  ## remove what was built, not what was installed
-	rm -rf runs build dist .pytest_cache .ruff_cache .mypy_cache
+clean:  ## remove what was built; runs and the environment stay
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache
