@@ -18,8 +18,8 @@ from unseen_ray.core.population import make_population
 from unseen_ray.errors import ConfigError
 from unseen_ray.evaluation import DEFAULT_AGAINST, DEFAULT_SEEDS, Evaluation, check_against, check_evaluable
 from unseen_ray.evaluation import evaluate as run_evaluation
+from unseen_ray.executor import Executor, Observer
 from unseen_ray.manifest import Manifest
-from unseen_ray.pipeline import Executor, Observer
 from unseen_ray.planning import RunPlan, plan_run, with_model
 from unseen_ray.recipe import recipe_values
 from unseen_ray.run import CORESET, Run, coreset_of, load_run

@@ -19,8 +19,9 @@ from unseen_ray.core.population import Population
 from unseen_ray.core.seeds import derive, digest_ids
 from unseen_ray.core.tasks import EvalTask
 from unseen_ray.errors import ConfigError
+from unseen_ray.executor import Executor, Observer
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
-from unseen_ray.pipeline import Executor, Observer, check_test_classes, make_job
+from unseen_ray.pipeline import check_test_classes, make_job
 from unseen_ray.resolve import did_you_mean
 from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.sources.info import fingerprint_of

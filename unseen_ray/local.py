@@ -13,8 +13,8 @@ from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.loading import load_plane
 from unseen_ray.data.plane import Plane
 from unseen_ray.errors import FoldFailedError, UnseenError
+from unseen_ray.executor import Observer, Prepared
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
-from unseen_ray.pipeline import Observer, Prepared
 from unseen_ray.sources import Source
 from unseen_ray.training.hardware import describe_hardware, resolve_precision
 from unseen_ray.training.work import Workbench, open_test

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +16,10 @@ from unseen_ray.core.arrays import IdArray, positions_of
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.schedule import Stage
-from unseen_ray.core.tasks import EvalTask, ScoreTask
+from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.errors import DataError, FitError
-from unseen_ray.job import EvalResult, Job, Progress, Receipt, score_functions, score_name
+from unseen_ray.executor import Executor, Observer
+from unseen_ray.job import Job, Receipt, score_functions, score_name
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.resolve import function_of, is_target
 from unseen_ray.run import CORESET, KEYS, Run, coreset_of, open_run
@@ -29,9 +28,6 @@ from unseen_ray.storage import absolute_path
 from unseen_ray.votes import MergeRequest, find_receipt
 
 __all__ = [
-    "Executor",
-    "Observer",
-    "Prepared",
     "apply_policy",
     "check_functions",
     "check_test_classes",
@@ -41,47 +37,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-Observer = Callable[[Progress | Receipt | EvalResult], None]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """What an executor found out while it got ready.
-
-    Attributes:
-        config: with precision, cpus_per_fold and gpus_per_fold resolved for the whole run.
-        skipped_ids: rows that cannot be read and are left out.
-        environment: versions and hardware.
-    """
-
-    config: PruneConfig
-    skipped_ids: IdArray
-    environment: dict[str, Any]
-
-
-class Executor(Protocol):
-    """Where the work is done: in this process, or on a Ray cluster."""
-
-    def prepare(self, job: Job, source: Source) -> Prepared:
-        """Get hold of machines and pixels; find bad samples and resolve what depends on the hardware."""
-        ...
-
-    def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:
-        """Do the tasks; each one's votes are on storage when its receipt is given."""
-        ...
-
-    def merge(self, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
-        """Merge a stage's votes into its scores file; returns the table's columns for the policy, and the files."""
-        ...
-
-    def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
-        """Train and measure."""
-        ...
-
-    def close(self) -> None:
-        """Let go of machines and pixels."""
-        ...
 
 
 def prune(config: PruneConfig, *, executor: Executor, on_event: Observer) -> Run:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from unseen_ray.executor import Observer
 from unseen_ray.job import EvalResult, Progress, Receipt
-from unseen_ray.pipeline import Observer
 
 __all__ = ["LineProgress", "TableProgress", "watching"]
 

@@ -20,8 +20,8 @@ from unseen_ray.distributed.capacity import check_feasible, default_gpus, survey
 from unseen_ray.distributed.pool import FoldPool, Keeper, Work
 from unseen_ray.distributed.session import ray_session
 from unseen_ray.distributed.workers import Aggregator
+from unseen_ray.executor import Observer, Prepared
 from unseen_ray.job import EvalResult, Job, Receipt
-from unseen_ray.pipeline import Observer, Prepared
 from unseen_ray.sources import Source
 from unseen_ray.votes import MergeRequest
 

@@ -1,0 +1,156 @@
+"""What a configuration can get wrong beyond the form of a single field.
+
+Each check takes the values of its fields, and what was set at all, and returns messages: what was given, what is allowed, what to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from unseen_ray.catalog import MODELS
+from unseen_ray.errors import ConfigError
+from unseen_ray.resolve import check_plug, did_you_mean
+
+__all__ = ["CHECKS", "keep_message"]
+
+
+def keep_message(given: Any) -> str:
+    """What is said of a `keep` that is no fraction."""
+    return f"keep={given!r} is outside (0, 1). It is the fraction kept: 30 % pruning is keep: 0.7."
+
+
+def _check_keep(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    keep = values["keep"]
+    if not _is_number(keep) or 0 < keep < 1:
+        return []
+    return [keep_message(given["keep"])]
+
+
+def _check_schedule(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    schedule, keep = values["schedule"], values["keep"]
+    if schedule is None or not isinstance(keep, (int, float)):
+        return []
+    if isinstance(schedule, Mapping):
+        return _check_spacing(schedule, keep)
+    if (
+        not isinstance(schedule, Sequence)
+        or isinstance(schedule, str)
+        or not schedule
+        or not all(map(_is_number, schedule))
+    ):
+        return [
+            f"schedule={schedule!r} must be a list of fractions such as [0.5, 0.6, 0.7], or {{first: 0.4, stages: 3, spacing: even}}."
+        ]
+    problems = []
+    if any(later <= earlier for earlier, later in pairwise(schedule)) or schedule[0] <= 0:
+        problems.append(
+            f"schedule={list(schedule)} must rise strictly from above 0: each entry is a cumulative fraction of N."
+        )
+    if not math.isclose(schedule[-1], keep):
+        problems.append(f"schedule={list(schedule)} ends in {schedule[-1]} but keep is {keep}; end it in keep.")
+    return problems
+
+
+def _check_spacing(schedule: Mapping[str, Any], keep: float) -> list[str]:
+    allowed = ("first", "stages", "spacing")
+    problems = [
+        f"schedule has no field {key!r}; it takes {', '.join(allowed)}.{did_you_mean(str(key), allowed)}"
+        for key in schedule
+        if key not in allowed
+    ]
+    problems += [
+        f"schedule needs {key!r}: {{first: 0.4, stages: 3, spacing: even}}."
+        for key in ("first", "stages")
+        if key not in schedule
+    ]
+    if problems:
+        return problems
+    first, stages, spacing = schedule["first"], schedule["stages"], schedule.get("spacing", "even")
+    if not isinstance(stages, int) or isinstance(stages, bool) or stages < 1:
+        problems.append(f"schedule.stages={stages!r} must be a whole number, 1 or more; it counts every target.")
+    elif stages == 1 and first != keep:
+        problems.append(
+            f"schedule.first={first!r} has no effect with one stage, whose target is keep ({keep}). Leave schedule out for one shot."
+        )
+    elif stages > 1 and not (_is_number(first) and 0 < first < keep):
+        problems.append(
+            f"schedule.first={first!r} must be above 0 and below keep ({keep}): it is the fraction kept by the first stage."
+        )
+    if spacing not in ("even", "geometric"):
+        problems.append(
+            f"schedule.spacing={spacing!r} is neither even nor geometric.{did_you_mean(str(spacing), ['even', 'geometric'])}"
+        )
+    return problems
+
+
+def _check_plugs(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    from unseen_ray.core import scores, select
+
+    problems = check_plug(values["score"], field="score", names=scores.__all__, kind="score")
+    problems += check_plug(values["policy"], field="policy", names=select.__all__, kind="policy")
+    also = values["also_score"]
+    if isinstance(also, (list, tuple)):
+        for entry in also:
+            problems += check_plug(entry, field="also_score", names=scores.__all__, kind="score")
+    elif also not in ("all", "none"):
+        problems.append(f"also_score={also!r} must be all, none, or a list of scores.")
+    if values["model"] is not None:
+        problems += check_plug(values["model"], field="model", names=MODELS, kind="model")
+    if values["fit"] is not None:
+        problems += check_plug(values["fit"], field="fit", names=(), kind="training function")
+    return problems
+
+
+def _check_sources(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    from unseen_ray.sources import source_ref
+
+    problems: list[str] = []
+    for field in ("source", "test"):
+        if given.get(field) is not None:
+            try:
+                source_ref(given[field], field=field)
+            except ConfigError as error:
+                problems += error.problems
+    return problems
+
+
+def _check_effect(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """A field that was set but would have no effect is refused, because its author believes otherwise."""
+    problems = []
+    if values["mode"] == "fitting":
+        for field in ("folds", "train_on", "stratify", "schedule"):
+            if given.get(field) is not None:
+                problems.append(
+                    f"{field}={given[field]!r} has no effect in mode: fitting, which trains on everything, once. Remove one of the two."
+                )
+    if values["fit"] is not None:
+        for field in ("model", "recipe"):
+            if given.get(field) is not None:
+                problems.append(
+                    f"{field} has no effect beside fit, which does the training itself. Remove one of the two."
+                )
+    gpus = given.get("gpus_per_fold")
+    if isinstance(gpus, (int, float)) and gpus > 1:
+        problems.append(
+            f"gpus_per_fold={gpus:g} has no effect beyond 1: a fold trains on one GPU. Set 1, or less to share one."
+        )
+    if values["executor"] == "local" and given.get("address") is not None:
+        problems.append(f"address={given['address']!r} has no effect with executor: local. Remove one of the two.")
+    return problems
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+Check = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
+CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
+    (("keep",), _check_keep),
+    (("keep", "schedule"), _check_schedule),
+    (("score", "also_score", "policy", "model", "fit"), _check_plugs),
+    (("source", "test"), _check_sources),
+    (("mode", "fit", "executor"), _check_effect),
+)

@@ -1,0 +1,59 @@
+"""The seam between the method and where its work is done: this process, or a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from unseen_ray.config import PruneConfig
+from unseen_ray.core.arrays import IdArray
+from unseen_ray.core.tasks import EvalTask, ScoreTask
+from unseen_ray.job import EvalResult, Job, Progress, Receipt
+from unseen_ray.sources import Source
+from unseen_ray.votes import MergeRequest
+
+__all__ = ["Executor", "Observer", "Prepared"]
+
+Observer = Callable[[Progress | Receipt | EvalResult], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What an executor found out while it got ready.
+
+    Attributes:
+        config: with precision, cpus_per_fold and gpus_per_fold resolved for the whole run.
+        skipped_ids: rows that cannot be read and are left out.
+        environment: versions and hardware.
+    """
+
+    config: PruneConfig
+    skipped_ids: IdArray
+    environment: dict[str, Any]
+
+
+class Executor(Protocol):
+    """Where the work is done: in this process, or on a Ray cluster."""
+
+    def prepare(self, job: Job, source: Source) -> Prepared:
+        """Get hold of machines and pixels; find bad samples and resolve what depends on the hardware."""
+        ...
+
+    def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:
+        """Do the tasks; each one's votes are on storage when its receipt is given."""
+        ...
+
+    def merge(self, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
+        """Merge a stage's votes into its scores file; returns the table's columns for the policy, and the files."""
+        ...
+
+    def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
+        """Train and measure."""
+        ...
+
+    def close(self) -> None:
+        """Let go of machines and pixels."""
+        ...
