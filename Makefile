@@ -10,7 +10,7 @@ install: .venv/.installed  ## make .venv with everything in it
 
 .venv/.installed: pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --config-settings editable_mode=compat --editable '.[dev]'
 	touch $@
 
 demo: install  ## prune the bundled digits on a private Ray cluster: 4 folds, 3 stages

@@ -1,6 +1,6 @@
 """`python -m unseen_ray`."""
 
-from unseen_ray.cli import main
+from unseen_ray.cli import entry
 
 if __name__ == "__main__":
-    main()
+    entry()

@@ -36,7 +36,7 @@ _EVALUATE_CHANGES = ("model", "recipe", "threads", *EXECUTOR_FIELDS)
 __all__ = ["PruneResult", "evaluate", "export", "load", "plan", "prune", "select", "torch_subset"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruneResult:
     """A finished run.
 
@@ -47,6 +47,10 @@ class PruneResult:
 
     run: Run
     config: PruneConfig
+
+    def __repr__(self) -> str:
+        source, kept = self.manifest.source, sum(stage["added"] for stage in self.manifest.stages) or len(self.coreset)
+        return f"PruneResult({self.path}: {kept:,} of {source['num_samples']:,} samples of {source['name']})"
 
     @property
     def path(self) -> str:

@@ -16,7 +16,7 @@ from unseen_ray.config import EXECUTOR_FIELDS, PruneConfig
 from unseen_ray.errors import ConfigError, UnseenError
 from unseen_ray.flags import FieldCommand, field_options, merged_fields
 
-__all__ = ["main"]
+__all__ = ["entry", "main"]
 
 _INTERRUPTED = 130
 _FAILED = 4
@@ -96,7 +96,7 @@ def prune(run_yaml: str | None, as_json: bool, **flags: str | None) -> None:
 
 @cli.command(cls=FieldCommand)
 @click.argument("run_dir")
-@field_options(only=("keep", "out", "score", "policy", "combine"))
+@field_options(only=("keep", "out", "score", "policy", "combine"), inherited=True)
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
     """Choose again from stage 0 of a finished run, without training.
@@ -130,7 +130,7 @@ def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
 @click.option(
     "--against", default=None, metavar="NAMES", help="baselines among random, full, fitting  [default: random,full]"
 )
-@field_options(only=("test", "model", "recipe", "threads", *EXECUTOR_FIELDS))
+@field_options(only=("test", "model", "recipe", "threads", *EXECUTOR_FIELDS), inherited=True)
 @click.option("--json", "as_json", is_flag=True, help="print the table as JSON")
 def evaluate(run_dir: str, seeds: int | None, against: str | None, as_json: bool, **flags: str | None) -> None:
     """Train on the coreset and on baselines by the same recipe, and measure after the last epoch.
@@ -191,7 +191,8 @@ def list_names(what: str) -> None:
 def main(args: list[str] | None = None) -> None:
     """Run a command and end with its exit code: 0 done, 2 bad configuration, 3 bad data, 4 failed, 130 interrupted."""
     sys.path.insert(0, os.getcwd())
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as on Ctrl-C: `ray job stop` and Kubernetes send it
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # from `ray job stop` and Kubernetes, from a terminal that is closed
+        signal.signal(ending, signal.default_int_handler)
     try:
         cli.main(args=args, prog_name="unseen-ray", standalone_mode=False)
     except click.ClickException as error:
@@ -209,6 +210,21 @@ def main(args: list[str] | None = None) -> None:
     except Exception:
         logging.getLogger(__name__).exception("this is a bug in unseen_ray, or in a function of yours")
         sys.exit(_FAILED)
+
+
+def entry() -> None:
+    """The console script: `main`, then an end without the interpreter's tear-down.
+
+    Everything is closed by then; pyarrow's threads have been seen to abort the process while Python takes itself apart.
+    """
+    code: object = 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0)
 
 
 def _start_logging(verbose: bool) -> None:

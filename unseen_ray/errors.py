@@ -65,24 +65,28 @@ class DataError(UnseenError, ValueError):
 
 
 class BadSampleError(DataError):
-    """One sample that cannot be decoded.
+    """Samples that cannot be decoded.
 
     Args:
-        key: the sample's portable name, such as `train.parquet:17`.
-        reason: what the decoder said.
-        total: how many samples of the source are bad, as far as was looked.
+        keys: their portable names, such as `train.parquet:17`; the first few of them.
+        reason: what the decoder said of the first.
+        total: how many there are, as far as was looked.
     """
 
-    def __init__(self, key: str, reason: str, total: int = 1) -> None:
-        self.key, self.reason, self.total = key, reason, total
-        more = f" ({total} samples are bad in all)" if total > 1 else ""
+    def __init__(self, keys: Sequence[str], reason: str, total: int) -> None:
+        self.keys, self.reason, self.total = tuple(keys), reason, total
+        more = (
+            f" So are {', '.join(self.keys[1:])}{' and more' if total > len(self.keys) else ''}: {total} in all."
+            if total > 1
+            else ""
+        )
         super().__init__(
-            f"sample {key} cannot be decoded: {reason}{more}. "
-            "Mend or remove it, or set `on_bad_sample: skip` to leave such samples out."
+            f"sample {self.keys[0]} cannot be decoded: {reason}.{more} "
+            "Mend or remove them, or set `on_bad_sample: skip` to leave such samples out."
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.key, self.reason, self.total)
+        return type(self), (self.keys, self.reason, self.total)
 
 
 class LeakError(UnseenError):

@@ -31,11 +31,12 @@ class FieldCommand(click.Command):
         return super().parse_args(ctx, plain)
 
 
-def field_options(*, only: Iterable[str] | None = None) -> Callable[[Command], Command]:
+def field_options(*, only: Iterable[str] | None = None, inherited: bool = False) -> Callable[[Command], Command]:
     """A decorator that adds a flag for each field, with its description and default.
 
     Args:
         only: names of the fields; None for all, the recipe's included.
+        inherited: what is not given is taken from a finished run, not from the defaults.
     """
     names = list(PruneConfig.model_fields) if only is None else list(only)
     rows = [(name, PruneConfig.model_fields[name], "") for name in names]
@@ -48,7 +49,7 @@ def field_options(*, only: Iterable[str] | None = None) -> Callable[[Command], C
                 f"--{prefix}{name}",
                 f"{prefix}{name}".replace(".", "__"),
                 metavar=_metavar(field),
-                help=_help(field),
+                help=_help(field, inherited=inherited),
                 default=None,
             )
             command = option(command)
@@ -123,10 +124,12 @@ def _metavar(field: FieldInfo) -> str:
     return {"bool": "true|false", "int": "INT", "float": "NUMBER"}.get(kind.split(" |")[0], "VALUE")
 
 
-def _help(field: FieldInfo) -> str:
+def _help(field: FieldInfo, *, inherited: bool) -> str:
     default = field.get_default(call_default_factory=True)
     if isinstance(default, Recipe):
         default = default.use
+    if inherited and not field.is_required() and field.description != PruneConfig.model_fields["out"].description:
+        return f"{field.description}  [default: the run's]"
     if field.is_required() or default is None:
         return str(field.description)
     shown = str(default).lower() if isinstance(default, bool) else str(default)

@@ -58,7 +58,7 @@ class TableProgress:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for title in ("task", "node", "device"):
             table.add_column(title)
-        for title in ("epoch", "loss", "accuracy", "images/s", "left"):
+        for title in ("epoch", "loss", "accuracy", "images/s", "time"):
             table.add_column(title, justify="right")
         for name, row in list(self.rows.items())[-_SHOWN:]:
             table.add_row(name, row.last.node, row.last.device, *_cells(row), style="dim" if row.result else "")
@@ -138,7 +138,7 @@ def _cells(row: _Row) -> tuple[str, ...]:
         f"{last.loss:.4f}",
         f"{last.accuracy:.3f}",
         f"{last.images_per_s:,.0f}",
-        "" if math.isnan(eta) else f"{eta:.0f} s",
+        "" if math.isnan(eta) else f"{eta:.0f} s left",
     )
 
 

@@ -81,7 +81,8 @@ def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
     kept = {k: v for k, v in manifest.asked.items() if k != "schedule"}
     if "policy" not in asked and is_target(plug_of(kept["policy"])[0]):
         raise ConfigError(
-            f"the run's policy {plug_of(kept['policy'])[0]} is a function of somebody's, and a run folder is never imported from. "
+            f"the run's policy {plug_of(kept['policy'])[0]} is a function of its user's own, "
+            "and nothing that a run folder names is imported. "
             "Name it yourself: --policy package.module:function."
         )
     return PruneConfig.from_json({**kept, **asked})

@@ -131,6 +131,12 @@ def coreset_of(table: pa.Table) -> Coreset:
     )
 
 
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a configuration with those of its recipe dotted."""
+    flat = {name: value for name, value in config.items() if name != "recipe"}
+    return {**flat, **{f"recipe.{name}": value for name, value in (config.get("recipe") or {}).items()}}
+
+
 def _is_untouched(folder: Folder, manifest: Manifest) -> bool:
     """Whether a run was begun there and refused before anything was finished, so that nothing is lost by beginning anew."""
     if manifest.kind != "prune" or manifest.stages or set(folder.names()) - {MANIFEST, "stage-00"}:
@@ -146,10 +152,11 @@ def _check_same(folder: Folder, manifest: Manifest, asked: dict[str, Any], sourc
     before = manifest.asked
     if manifest.kind != "prune":
         raise ConfigError(f"out={folder.root} holds the result of `unseen-ray {manifest.kind}`. Name a new folder.")
+    there, here = _flat(before), _flat(asked)
     differing = [
-        f"{name}: {before.get(name)!r} there, {asked[name]!r} here"
-        for name in asked
-        if name not in (*FREE_FIELDS, *_SOURCES) and before.get(name) != asked[name]
+        f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
+        for name in {**here, **there}
+        if name not in (*FREE_FIELDS, *_SOURCES) and there.get(name) != here.get(name)
     ]
     if manifest.source.get("fingerprint") != source["fingerprint"]:
         differing.append(

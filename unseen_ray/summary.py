@@ -13,6 +13,7 @@ from unseen_ray.config import PruneConfig, jsonable
 from unseen_ray.core import scores as builtin_scores
 from unseen_ray.data.budget import fits_in_memory
 from unseen_ray.evaluation import Evaluation
+from unseen_ray.job import score_name
 from unseen_ray.planning import RunPlan, model_name
 from unseen_ray.run import CORESET
 from unseen_ray.sources import SourceInfo
@@ -46,6 +47,8 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
         "keep": manifest.config["keep"],
         "holdout": source["holdout"],
         "skipped": len(source["skipped"]),
+        "score": score_name(manifest.config["score"]),
+        "policy": score_name(manifest.config["policy"]),
         "model": manifest.config["fit"] or manifest.config["model"],
         "precision": manifest.config["recipe"]["precision"],
         "stages": [{k: v for k, v in stage.items() if k != "tasks"} for stage in manifest.stages],
@@ -67,17 +70,19 @@ def prune_lines(values: dict[str, Any]) -> list[str]:
     """The first and the last lines of a closing summary."""
     return [
         f"Kept {values['kept']:,} of {values['num_samples']:,} samples of {values['source']} "
-        f"({values['kept'] / values['num_samples']:.1%}) in {_several(len(values['stages']), 'stage')}, "
-        f"with {values['model']} in {values['precision']}, {values['cost'].get('seconds', 0):.1f} s."
+        f"({values['kept'] / values['num_samples']:.1%}) by {values['score']}, {values['policy']}, in "
+        f"{_several(len(values['stages']), 'stage')}, with {values['model']} in {values['precision']}; "
+        f"out-of-fold accuracy {values['stages'][0]['accuracy']:.4f}, {values['cost'].get('seconds', 0):.1f} s."
         if values["stages"]
-        else f"Kept {values['kept']:,} of {values['num_samples']:,} samples of {values['source']}, chosen again without training.",
-        f"The ids are in {values['coreset']}, the scores in {values['scores']}.",
+        else f"Kept {values['kept']:,} of {values['num_samples']:,} samples of {values['source']} "
+        f"by {values['score']}, {values['policy']}, chosen again from stage 0 without training.",
+        f"The ids are in {values['coreset']}, the scores of each stage in {values['out']}/stage-*/scores.parquet.",
     ]
 
 
 def stage_table(values: dict[str, Any]) -> Table:
     """Sizes, accuracy and seconds of each stage."""
-    table = _table("stage", "kept", "added", "scored by", "out-of-fold accuracy", "seconds")
+    table = _table("stage", "kept", "added", "scored by", "accuracy on unseen", "seconds")
     for stage in values["stages"]:
         models = round(stage["scored"] / stage["candidates"]) if stage["candidates"] else 0
         table.add_row(
@@ -200,6 +205,17 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
         if values["recipe"]
         else f"{_several(values['models'], 'training')}, {values['images_scored']:,} samples scored",
     ]
+    raised = [
+        (task["train_on"], task["steps"] // max(task["train_on"] // max(task["batch_size"], 1), 1))
+        for stage in values["stages"]
+        for task in stage["tasks"]
+    ]
+    smallest, epochs = min(raised) if values["recipe"] else (0, 0)
+    if values["recipe"] and config.recipe.epochs and epochs > config.recipe.epochs:
+        lines.append(
+            f"recipe.min_steps {config.recipe.min_steps} makes {epochs} epochs of {config.recipe.epochs} "
+            f"for the smallest training set of {smallest:,} samples; lower it for a quicker run"
+        )
     if values["worker_hours"] is not None:
         lines.append(
             f"at {values['images_per_s']:,.0f} images/s a worker: {_hours(values['worker_hours'])} of one worker's time, "

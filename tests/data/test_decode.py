@@ -259,8 +259,8 @@ def test_loading_holds_small_sets_in_memory(tmp_path: Path) -> None:
 def test_bad_samples_stop_the_loading_unless_they_are_skipped(tmp_path: Path) -> None:
     source = source_of(tmp_path, bad=BAD)
     message = (
-        r"sample a\.parquet:3 cannot be decoded: it is empty \(3 samples are bad in all\)\. "
-        r"Mend or remove it, or set `on_bad_sample: skip`"
+        r"sample a\.parquet:3 cannot be decoded: it is empty\. So are a\.parquet:11, a\.parquet:17: 3 in all\. "
+        r"Mend or remove them, or set `on_bad_sample: skip`"
     )
     with pytest.raises(BadSampleError, match=message) as caught:
         load_plane(source, 10)

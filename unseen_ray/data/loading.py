@@ -8,8 +8,7 @@ import numpy as np
 
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.budget import fits_in_memory
-from unseen_ray.data.plane import BadSample, LazyPlane, MemoryPlane, Plane, chunks_of, decode_range
-from unseen_ray.errors import BadSampleError
+from unseen_ray.data.plane import BadSample, LazyPlane, MemoryPlane, Plane, bad_sample_error, chunks_of, decode_range
 from unseen_ray.sources import Source
 
 __all__ = ["load_plane", "settle_bad"]
@@ -51,7 +50,7 @@ def load_plane(source: Source, size_px: int, *, on_bad_sample: str = "error") ->
 def settle_bad(bad: list[BadSample], on_bad_sample: str) -> IdArray:
     """Raise for samples that cannot be decoded, or list them and return their ids."""
     if bad and on_bad_sample == "error":
-        raise BadSampleError(bad[0].key, bad[0].reason, len(bad))
+        raise bad_sample_error(bad)
     for sample in bad[:_SHOWN]:
         logger.warning("skipped %s: %s", sample.key, sample.reason)
     if len(bad) > _SHOWN:

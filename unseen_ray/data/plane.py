@@ -16,7 +16,7 @@ from unseen_ray.data.decode import UndecodableError, to_pixels
 from unseen_ray.errors import BadSampleError
 from unseen_ray.sources import Source
 
-__all__ = ["BadSample", "LazyPlane", "MemoryPlane", "Plane", "chunks_of", "decode_range"]
+__all__ = ["BadSample", "LazyPlane", "MemoryPlane", "Plane", "bad_sample_error", "chunks_of", "decode_range"]
 
 _CHUNK = 1024
 
@@ -71,10 +71,15 @@ class LazyPlane:
         order = np.argsort(ids_B, kind="stable")
         pixels, bad = decode_range(self.source, ids_B[order], self.size_px)
         if bad:
-            raise BadSampleError(bad[0].key, bad[0].reason, len(bad))
+            raise bad_sample_error(bad)
         unsorted = np.empty_like(pixels)
         unsorted[order] = pixels
         return unsorted
+
+
+def bad_sample_error(bad: Sequence[BadSample]) -> BadSampleError:
+    """The error that names the first ten."""
+    return BadSampleError([sample.key for sample in bad[:10]], bad[0].reason, len(bad))
 
 
 def chunks_of(num_samples: int, chunk: int = _CHUNK) -> list[tuple[int, int]]:

@@ -37,7 +37,7 @@ class SourceDataset(Dataset[tuple[Any, int]]):
         try:
             image = open_image(raw)
         except UndecodableError as error:
-            raise BadSampleError(self.source.keys([number])[0], str(error)) from None
+            raise BadSampleError(self.source.keys([number]), str(error), 1) from None
         return (self.transform(image) if self.transform else image), int(self.targets[number])
 
 

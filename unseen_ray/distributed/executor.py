@@ -106,11 +106,11 @@ class RayExecutor:
         request = {"CPU": float(config.cpus_per_fold or config.threads), "GPU": float(gpus)}
         check_feasible(capacity, request)
         logger.info(
-            "each fold takes %g CPU and %g GPU%s; the cluster has %d nodes",
+            "each fold takes %g CPU and %g GPU%s; the cluster has %s",
             request["CPU"],
             gpus,
-            "" if config.gpus_per_fold is not None else " (gpus_per_fold is not set)",
-            len(capacity.nodes),
+            "" if config.gpus_per_fold is not None else " by default",
+            "1 node" if len(capacity.nodes) == 1 else f"{len(capacity.nodes)} nodes",
         )
         self._pool = FoldPool(
             request=request,

@@ -92,7 +92,7 @@ class Workbench:
         for event in self._answers(task, train_ids):
             if isinstance(event, EpochStats):
                 last = event
-                yield self._progress(task.name, event)
+                yield self._trained(task.name, event)
             else:
                 answered, log_probs = event
                 votes.add(answered, log_probs, self.population)
@@ -126,7 +126,7 @@ class Workbench:
         with numerics(self.job.config.threads, self.job.config.recipe.deterministic, self.device):
             model, norm = self._fresh_model(ids, task.repeat)
             for stats in self._train(model, ids, task.repeat, norm):
-                yield self._progress(task.name, stats)
+                yield self._trained(task.name, stats)
             answers = predict(model, test.plane, test.ids_M, self.job.config.recipe, norm=norm, device=self.device)
             done = 0
             for _, log_probs in answers:
@@ -181,11 +181,15 @@ class Workbench:
             device=self.device,
         )
 
-    def _progress(self, name: str, stats: EpochStats) -> Progress:
-        return Progress(
-            task=name,
-            node=platform.node(),
-            device=device_name(self.device),
+    def _event(self, name: str, **facts: Any) -> Progress:
+        return Progress(task=name, node=platform.node(), device=device_name(self.device), **facts)
+
+    def _begun(self, name: str) -> Progress:
+        return self._event(name, doing="train", done=0, total=0)
+
+    def _trained(self, name: str, stats: EpochStats) -> Progress:
+        return self._event(
+            name,
             doing="train",
             done=stats.epoch,
             total=stats.epochs,
@@ -194,20 +198,8 @@ class Workbench:
             images_per_s=stats.images_per_s,
         )
 
-    def _begun(self, name: str) -> Progress:
-        return Progress(
-            task=name, node=platform.node(), device=device_name(self.device), doing="train", done=0, total=0
-        )
-
     def _scoring(self, name: str, votes: _VoteSheet) -> Progress:
-        return Progress(
-            task=name,
-            node=platform.node(),
-            device=device_name(self.device),
-            doing="score",
-            done=votes.done,
-            total=len(votes.ids_M),
-        )
+        return self._event(name, doing="score", done=votes.done, total=len(votes.ids_M))
 
 
 def open_test(bench: Workbench) -> TestSet:
