@@ -264,7 +264,7 @@ def test_bad_samples_stop_the_loading_unless_they_are_skipped(tmp_path: Path) ->
     )
     with pytest.raises(BadSampleError, match=message) as caught:
         load_plane(source, 10)
-    assert (caught.value.key, caught.value.total, caught.value.exit_code) == ("a.parquet:3", 3, 3)
+    assert (caught.value.keys[0], caught.value.total, caught.value.exit_code) == ("a.parquet:3", 3, 3)
     plane, skipped = load_plane(source, 10, on_bad_sample="skip")
     assert skipped.tolist() == sorted(BAD)
     good = np.setdiff1d(np.arange(COUNT), skipped)
