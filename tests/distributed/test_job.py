@@ -21,6 +21,7 @@ source: {use: digits, limit: 300}
 keep: 0.6
 folds: 3
 schedule: [0.4, 0.6]
+model: {use: small_cnn, width: 16}
 recipe: {epochs: 3, min_steps: 0}
 """
 
