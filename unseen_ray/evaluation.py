@@ -66,12 +66,13 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The table, with what it was measured on and by which recipe."""
+    """The table, with what it was measured on, by which recipe, on what hardware and with which versions."""
 
     test: str
     test_samples: int
     model: str
     recipe: dict[str, Any]
+    environment: dict[str, Any]
     arms: tuple[Arm, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -140,6 +141,7 @@ def evaluate(
         test_samples=test_samples,
         model=str(jsonable(job.config.model)),
         recipe=job.config.recipe.model_dump(),
+        environment=prepared.environment,
         arms=tuple(_arm(arm, [results[arm, repeat] for repeat in range(seeds)]) for arm in subsets),
     )
     _store(folder, {keys[place]: result for place, result in results.items()}, known, evaluation)
