@@ -96,7 +96,7 @@ class FolderSource:
         if not nested:
             loose = f"; {len(images)} images lie in it directly, without a class" if images else ""
             raise DataError(
-                f"source {self._path} holds no images in class folders{loose}. Expected {self._path}/<class>/<image> "
+                f"source {self._path} holds no images in class folders{loose}. Expected {self._path.rstrip('/')}/<class>/<image> "
                 f"with one of {' '.join(IMAGE_ENDINGS)}, or Parquet files (*.parquet)."
             )
         if classes <= _SPLITS and all(key.count("/") > 1 for key in nested):
