@@ -170,7 +170,8 @@ def _test_of(job: Job, population: Population, info: SourceInfo) -> tuple[str, i
     if job.test is not None:
         test = open_source(job.test).info
         check_test_classes(test, job.num_classes)
-        return test.name, len(test), test.fingerprint
+        asked = job.config.test
+        return asked if isinstance(asked, str) else test.name, len(test), test.fingerprint
     if not len(population.holdout_ids):
         raise ConfigError(
             f"there is nothing to measure on: source {info.name} has no test split of its own. Give --test SOURCE with the same "
