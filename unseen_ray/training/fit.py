@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.seeds import rng_for, torch_seed_for
 from unseen_ray.data.plane import Plane
 from unseen_ray.errors import FitError
-from unseen_ray.recipe import Recipe
+from unseen_ray.recipe import Augment, Recipe
 from unseen_ray.training.batches import Normalisation, augment, resolve_augment, to_input
 
 __all__ = ["EpochStats", "autocast", "fit", "learning_rate"]
@@ -81,17 +82,15 @@ def fit(
     model.train()
     for epoch in range(epochs):
         started = time.perf_counter()
-        rng = rng_for(seed, epoch)
         torch.manual_seed(torch_seed_for(seed, epoch))
-        order = rng.permutation(len(train_ids))
         steps = min(per_epoch, total - epoch * per_epoch)
         loss_sum = torch.zeros((), device=device)
         right = torch.zeros((), device=device)
-        for step in range(steps):
-            picked = order[step * batch_size : (step + 1) * batch_size]
-            images = torch.from_numpy(plane.images(train_ids[picked])).to(device, non_blocking=True)
-            labels = torch.from_numpy(train_labels[picked]).to(device, non_blocking=True)
-            inputs = to_input(augment(images, kind, rng), norm)
+        batches = _epoch_batches(
+            plane, train_ids, train_labels, (steps, batch_size), kind, rng_for(seed, epoch), device
+        )
+        for step, (images, labels) in enumerate(batches):
+            inputs = to_input(images, norm)
             _set_rate(optimizer, learning_rate(epoch * per_epoch + step, total, per_epoch, recipe))
             with autocast(recipe, device):
                 logits = model(inputs)
@@ -117,6 +116,24 @@ def fit(
             accuracy=float(right) / (steps * batch_size),
             images_per_s=steps * batch_size / seconds,
         )
+
+
+def _epoch_batches(
+    plane: Plane,
+    ids: IdArray,
+    labels: IntArray,
+    shape: tuple[int, int],
+    kind: Augment,
+    rng: np.random.Generator,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Augmented uint8 images and labels of one epoch, `shape` = (steps, batch size), in an order drawn from `rng`."""
+    order = rng.permutation(len(ids))
+    steps, size = shape
+    for step in range(steps):
+        picked = order[step * size : (step + 1) * size]
+        images = torch.from_numpy(plane.images(ids[picked])).to(device, non_blocking=True)
+        yield augment(images, kind, rng), torch.from_numpy(labels[picked]).to(device, non_blocking=True)
 
 
 def learning_rate(step: int, total: int, per_epoch: int, recipe: Recipe) -> float:
