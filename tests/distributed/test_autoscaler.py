@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 RUN = """
 import sys, unseen_ray as ur
 config = ur.PruneConfig(source={"use": "digits", "limit": 100}, keep=0.5, folds=2, out=sys.argv[1], address=sys.argv[2],
-                        gpus_per_fold=float(sys.argv[3]), wait_s=float(sys.argv[4]), fit="tests.plugs:centroids")
+                        cpus_per_fold=float(sys.argv[3]), wait_s=float(sys.argv[4]), fit="tests.plugs:centroids")
 result = ur.prune(config)
 print(len(result.coreset), result.manifest.environment["nodes"])
 """
@@ -71,12 +71,12 @@ def autoscaling_config() -> dict[str, object]:
 
 
 def prune(
-    growing: tuple[str, dict[str, str]], out: Path, *, gpus: float, wait_s: float
+    growing: tuple[str, dict[str, str]], out: Path, *, cpus: float, wait_s: float
 ) -> subprocess.CompletedProcess[str]:
     address, env = growing
     root = str(Path(__file__).parents[2])
     return subprocess.run(
-        [sys.executable, "-c", RUN, str(out), address, str(gpus), str(wait_s)],
+        [sys.executable, "-c", RUN, str(out), address, str(cpus), str(wait_s)],
         env={**env, "PYTHONPATH": root},
         cwd=root,
         capture_output=True,
@@ -86,9 +86,12 @@ def prune(
 
 
 def test_the_autoscaler_is_asked_and_waited_for(growing: tuple[str, dict[str, str]], tmp_path: Path) -> None:
-    done = prune(growing, tmp_path, gpus=8, wait_s=20)
+    done = prune(growing, tmp_path, cpus=64, wait_s=20)
     assert done.returncode != 0
-    assert "no node offered 1 CPU and 8 GPU for a fold within wait_s=20 s" in done.stderr
+    assert (
+        "the autoscaler was asked for 64 CPU and 0 GPU for a fold, and no such node came within wait_s=20 s"
+        in done.stderr
+    )
     assert json.loads((tmp_path / "manifest.json").read_text())["stages"] == []
     (log,) = Path(growing[1]["RAY_AUTH_TOKEN_PATH"]).parent.glob("r/session_2*/logs/monitor.log")
-    assert "{'CPU': 1.0, 'GPU': 8.0}: 2+ pending tasks/actors" in log.read_text()
+    assert "{'CPU': 64.0}: 2+ pending tasks/actors" in log.read_text()
