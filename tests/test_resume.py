@@ -47,6 +47,8 @@ def test_finished_folds_are_not_trained_again(tmp_path: Path, undisturbed: ur.Pr
     result, receipts = run(tmp_path)
     fresh = [receipt for receipt in receipts if not receipt.reused]
     assert len(fresh) == 6 - stop_after
+    stages = result.manifest.stages
+    assert result.manifest.cost["seconds"] >= sum(stage["seconds"] for stage in stages)
     assert result.coreset.ids.tolist() == undisturbed.coreset.ids.tolist()
     assert result.scores == undisturbed.scores
 

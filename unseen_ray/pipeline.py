@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,13 @@ def prune(config: PruneConfig, *, executor: Executor, on_event: Observer) -> Run
         environment=prepared.environment,
         source={**run.manifest.source, **_population_entry(population, source, prepared.skipped_ids)},
     )
-    run = _grow(run, job, population, plan, executor, on_event)
-    return _finish(run, source, population, began)
+    before: float = run.manifest.cost.get("seconds", 0.0)  # of earlier starts, up to their last finished stage
+
+    def elapsed_s() -> float:
+        return round(before + time.monotonic() - began, 3)
+
+    run = _grow(run, job, population, plan, executor, on_event, elapsed_s)
+    return _finish(run, source, population, elapsed_s)
 
 
 def make_job(config: PruneConfig, info: SourceInfo) -> Job:
@@ -148,7 +154,15 @@ def apply_policy(
     return picked
 
 
-def _grow(run: Run, job: Job, population: Population, plan: RunPlan, executor: Executor, on_event: Observer) -> Run:
+def _grow(
+    run: Run,
+    job: Job,
+    population: Population,
+    plan: RunPlan,
+    executor: Executor,
+    on_event: Observer,
+    elapsed_s: Callable[[], float],
+) -> Run:
     coreset = _restore(run)
     for stage in plan.stages[len(run.manifest.stages) :]:
         began = time.monotonic()
@@ -170,7 +184,8 @@ def _grow(run: Run, job: Job, population: Population, plan: RunPlan, executor: E
             kept_C=population.class_counts(coreset.ids),
         )
         coreset = coreset.extend(stage.index, candidates[picked], scores[picked])
-        run = _commit_stage(run, stage, coreset, population, receipts, table, files, time.monotonic() - began)
+        changes = _finished_stage(run, stage, coreset, population, receipts, table, files, time.monotonic() - began)
+        run = run.commit(**changes, cost={"seconds": elapsed_s()})
     return run
 
 
@@ -190,7 +205,7 @@ def _score(
     return sorted([*reused, *done], key=lambda receipt: receipt.index)
 
 
-def _commit_stage(
+def _finished_stage(
     run: Run,
     stage: Stage,
     coreset: Coreset,
@@ -199,7 +214,8 @@ def _commit_stage(
     table: pa.Table,
     files: dict[str, str],
     seconds: float,
-) -> Run:
+) -> dict[str, Any]:
+    """What a finished stage adds to the manifest; its coreset is on storage by then."""
     labels = population.labels_of(coreset.ids)
     columns = {"id": coreset.ids, "label": labels, "stage": coreset.stages, "score": coreset.scores}
     name = f"stage-{stage.index:02d}/coreset.parquet"
@@ -222,7 +238,6 @@ def _commit_stage(
         "scored": sum(r.scored for r in receipts),
         "tasks": [r.to_json() for r in receipts],
     }
-    run = run.commit(stages=[*run.manifest.stages, entry], files={**run.manifest.files, **files})
     logger.info(
         "stage=%d kept=%d added=%d accuracy=%.4f seconds=%.1f",
         stage.index,
@@ -231,10 +246,10 @@ def _commit_stage(
         entry["accuracy"],
         seconds,
     )
-    return run
+    return {"stages": [*run.manifest.stages, entry], "files": {**run.manifest.files, **files}}
 
 
-def _finish(run: Run, source: Source, population: Population, began: float) -> Run:
+def _finish(run: Run, source: Source, population: Population, elapsed_s: Callable[[], float]) -> Run:
     keys = pa.table({"id": population.ids_N, "key": pa.array(source.keys(population.ids_N.tolist()), pa.string())})
     files = {KEYS: run.folder.write_table(KEYS, keys)}
     coreset = _restore(run)
@@ -252,7 +267,7 @@ def _finish(run: Run, source: Source, population: Population, began: float) -> R
     kept = {name: digest for name, digest in run.manifest.files.items() if not name.endswith("/coreset.parquet")}
     stages = run.manifest.stages
     cost = {
-        "seconds": round(run.manifest.cost.get("seconds", 0.0) + time.monotonic() - began, 3),
+        "seconds": elapsed_s(),
         **{
             name: round(sum(s[name] for s in stages), 3)
             for name in ("fit_seconds", "gpu_seconds", "trained", "image_passes", "scored")
