@@ -213,21 +213,7 @@ def _arm(name: str, results: list[EvalResult]) -> Arm:
 
 
 def _key(job: Job, task: EvalTask, population: Population, test_fingerprint: str) -> str:
-    config = job.config
-    determines = {
-        "size": job.size_px,
-        "seed": config.seed,
-        "repeat": task.repeat,
-        "threads": config.threads,
-        "model": jsonable(config.model),
-        "recipe": config.recipe.model_dump(),
-    }
-    return fingerprint_of(
-        job.fingerprint,
-        test_fingerprint,
-        digest_ids(task.train.resolve(population)),
-        json.dumps(determines, sort_keys=True),
-    )
+    return fingerprint_of(job.fit_key(task.train.resolve(population), task), test_fingerprint)
 
 
 def _known(folder: Folder) -> dict[str, EvalResult]:

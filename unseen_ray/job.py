@@ -15,7 +15,7 @@ from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.scorebook import ScoreFunction
 from unseen_ray.core.seeds import digest_ids
-from unseen_ray.core.tasks import ScoreTask
+from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.errors import ConfigError
 from unseen_ray.resolve import function_of, is_target, name_of, plug_of
 from unseen_ray.sources import SourceRef
@@ -62,31 +62,42 @@ class Job:
         """Whether votes carry N x C probabilities."""
         return self.config.save_probs or self.config.combine == "mean_prob"
 
+    def workers_of(self, task: ScoreTask | EvalTask) -> int:
+        """Among how many workers a task's fit is divided: `gpus_per_fit` where one model trains alone, 1 for a fold."""
+        is_fold = isinstance(task, ScoreTask) and task.fold is not None
+        return 1 if is_fold or self.config.fit is not None else self.config.gpus_per_fit
+
+    def fit_key(self, train_ids: IdArray, task: ScoreTask | EvalTask) -> str:
+        """The name of a task's trained model: a digest of everything that determines it."""
+        config = self.config
+        determines = {
+            "repeat": task.repeat,
+            "seed": config.seed,
+            "threads": config.threads,
+            "workers": self.workers_of(task),
+            "recipe": None if config.fit else config.recipe.model_dump(),
+            "model": None if config.fit else jsonable(config.model),
+            "fit": jsonable(config.fit),
+        }
+        return fingerprint_of(
+            self.fingerprint, str(self.size_px), digest_ids(train_ids), json.dumps(determines, sort_keys=True)
+        )
+
     def task_key(self, task: ScoreTask, population: Population) -> str:
         """The name of a task's output: a digest of everything that determines it.
 
         Finished work under this name may stand for the task, wherever and whenever it was done.
         """
         config = self.config
+        determines = {
+            "mode": task.mode,
+            "scores": jsonable([config.score, config.also_score]),
+            "probs": self.keeps_probs(),
+        }
         return fingerprint_of(
-            self.fingerprint,
-            str(self.size_px),
-            digest_ids(task.train.resolve(population)),
+            self.fit_key(task.train.resolve(population), task),
             digest_ids(task.scored.resolve(population)),
-            json.dumps(
-                {
-                    "mode": task.mode,
-                    "repeat": task.repeat,
-                    "seed": config.seed,
-                    "threads": config.threads,
-                    "recipe": None if config.fit else config.recipe.model_dump(),
-                    "model": None if config.fit else jsonable(config.model),
-                    "fit": jsonable(config.fit),
-                    "scores": jsonable([config.score, config.also_score]),
-                    "probs": self.keeps_probs(),
-                },
-                sort_keys=True,
-            ),
+            json.dumps(determines, sort_keys=True),
         )
 
 

@@ -15,8 +15,9 @@ from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from unseen_ray.storage import Folder
 
-__all__ = ["CORESET", "KEYS", "Run", "coreset_of", "load_run", "open_run", "open_selection"]
+__all__ = ["CHECKPOINTS", "CORESET", "KEYS", "Run", "coreset_of", "load_run", "open_run", "open_selection"]
 
+CHECKPOINTS = "checkpoints"
 CORESET = "coreset.parquet"
 _SOURCES = ("source", "test")  # data is known by its fingerprint, wherever it lies
 KEYS = "keys.parquet"

@@ -167,6 +167,16 @@ class Folder:
         except FileNotFoundError:
             return
 
+    def delete_folder(self, name: str) -> None:
+        """Remove a folder and what is in it; nothing happens where there is none."""
+        fs, path = filesystem_of(self.path(name))
+        try:
+            fs.delete_dir(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(f"{self.path(name)} cannot be removed: {error}.") from None
+
     def names(self) -> list[str]:
         """Names of the files and folders directly in it, sorted; empty where it does not exist."""
         from pyarrow.fs import FileSelector

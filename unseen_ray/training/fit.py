@@ -1,26 +1,27 @@
-"""Train one model: SGD with Nesterov momentum, warm-up and cosine, over ids of a plane."""
+"""Train one model over ids of a plane, an epoch at a time, from its last checkpoint on."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.seeds import rng_for, torch_seed_for
-from unseen_ray.data.plane import Plane
-from unseen_ray.errors import FitError
-from unseen_ray.recipe import Augment, Recipe
-from unseen_ray.training.batches import Normalisation, augment, resolve_augment, to_input
+from unseen_ray.errors import FitError, StorageError
+from unseen_ray.recipe import Recipe
+from unseen_ray.training.checkpoint import Checkpoints
+from unseen_ray.training.feed import Feed, Share
+from unseen_ray.training.learner import Learner, learning_rate
 
-__all__ = ["EpochStats", "autocast", "fit", "learning_rate"]
+__all__ = ["EpochStats", "FitPlan", "finished_fit", "fit"]
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,156 +29,163 @@ class EpochStats:
     """One pass over the training ids.
 
     Attributes:
-        epoch: from 1.
+        epoch: from 1; 0 before the first.
         epochs: how many there will be.
         loss: mean training loss.
         accuracy: share of the training samples that were right, as they were trained.
         images_per_s: training speed.
+        seconds: of all epochs so far, whichever start of the fit did them.
+        earlier_s: of these, by earlier starts or other workers.
     """
 
     epoch: int
     epochs: int
-    loss: float
-    accuracy: float
-    images_per_s: float
+    loss: float = math.nan
+    accuracy: float = math.nan
+    images_per_s: float = math.nan
+    seconds: float = 0.0
+    earlier_s: float = 0.0
 
 
-def fit(
-    model: nn.Module,
-    plane: Plane,
-    train_ids: IdArray,
-    train_labels: IntArray,
-    recipe: Recipe,
-    *,
-    num_classes: int,
-    norm: Normalisation,
-    seed: int,
-    device: torch.device,
-) -> Iterator[EpochStats]:
-    """Train `model` in place, an epoch at a time.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitPlan:
+    """What one fit trains on, and how.
 
-    Every draw of an epoch comes from (seed, epoch): what is computed does not depend on what ran before.
+    Attributes:
+        ids_M: (M,) int64 training ids.
+        labels_M: (M,) their classes.
+        num_classes: C, which the model's answers must have.
+        recipe: with `precision` resolved.
+        seed: `core.seeds.fit_seed`'s.
+        share: this worker's part of every batch.
+    """
+
+    ids_M: IdArray
+    labels_M: IntArray
+    num_classes: int
+    recipe: Recipe
+    seed: int
+    share: Share = field(default_factory=Share)
+
+    def sizes(self) -> tuple[int, int, int]:
+        """Batch size over all workers, steps of an epoch, steps in all."""
+        batch, total = self.recipe.plan(len(self.ids_M), workers=self.share.workers)
+        return batch, len(self.ids_M) // batch, total
+
+
+def fit(model: nn.Module, feed: Feed, plan: FitPlan, checkpoints: Checkpoints | None = None) -> Iterator[EpochStats]:
+    """Train `model` in place; the last value given is of the last epoch.
+
+    Every draw of an epoch comes from (seed, epoch): what is computed does not depend on what ran before, nor on how often
+    the fit was interrupted and went on from a checkpoint.
 
     Args:
-        model: on `device`, channels_last.
-        plane: the pixels.
-        train_ids: (M,) int64 ids.
-        train_labels: (M,) their classes.
-        recipe: with `precision` resolved.
-        num_classes: C, which the model's answers must have.
-        norm: channel statistics.
-        seed: `core.seeds.fit_seed`'s.
-        device: where to train.
+        model: on the feed's device, channels_last.
+        feed: batches.
+        plan: what to train on, and how.
+        checkpoints: where to go on from, and where to write after each epoch; None for neither.
+
+    Yields:
+        One value an epoch; first, where it goes on from a checkpoint, that of the checkpoint's epoch.
 
     Raises:
         FitError: if the loss is no longer finite, or the model's answers have another shape than (B, C).
     """
-    batch_size, total = recipe.plan(len(train_ids))
-    per_epoch = len(train_ids) // batch_size
-    optimizer = _optimizer(model, recipe, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16" and device.type == "cuda")
-    kind = resolve_augment(recipe.augment, plane.size_px)
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    epochs = math.ceil(total / per_epoch)
+    device = feed.pixels.device
+    learner = Learner(model, plan.recipe, num_classes=plan.num_classes, device=device, replicas=plan.share.workers)
+    _, per_epoch, total = plan.sizes()
+    stats = EpochStats(epoch=0, epochs=math.ceil(total / per_epoch))
+    if checkpoints is not None:
+        stats = _resume(learner, checkpoints, stats)
+        _check_together(stats.epoch, plan.share, device)
+        if stats.epoch:
+            yield stats
     model.train()
-    for epoch in range(epochs):
-        started = time.perf_counter()
-        torch.manual_seed(torch_seed_for(seed, epoch))
-        steps = min(per_epoch, total - epoch * per_epoch)
-        loss_sum = torch.zeros((), device=device)
-        right = torch.zeros((), device=device)
-        batches = _epoch_batches(
-            plane, train_ids, train_labels, (steps, batch_size), kind, rng_for(seed, epoch), device
-        )
-        for step, (images, labels) in enumerate(batches):
-            inputs = to_input(images, norm)
-            _set_rate(optimizer, learning_rate(epoch * per_epoch + step, total, per_epoch, recipe))
-            with autocast(recipe, device):
-                logits = model(inputs)
-                if step == 0:
-                    _check_logits(logits, num_classes)
-                loss = criterion(logits.float(), labels)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            loss_sum += loss.detach()
-            right += (logits.detach().argmax(1) == labels).sum()
-        mean_loss = float(loss_sum) / steps
-        if not math.isfinite(mean_loss):
-            raise FitError(
-                f"the training loss became {mean_loss} in epoch {epoch + 1}: it diverged. Lower recipe.lr (it is {recipe.lr})."
-            )
-        seconds = time.perf_counter() - started
-        yield EpochStats(
-            epoch=epoch + 1,
-            epochs=epochs,
-            loss=mean_loss,
-            accuracy=float(right) / (steps * batch_size),
-            images_per_s=steps * batch_size / seconds,
-        )
+    while stats.epoch < stats.epochs:
+        stats = _epoch(learner, feed, plan, stats)
+        last = stats.epoch == stats.epochs
+        if checkpoints is not None and plan.share.rank == 0 and (last or checkpoints.due()):
+            checkpoints.write(learner.tensors(), {**asdict(stats), "scale": learner.scale()})
+        yield stats
 
 
-def _epoch_batches(
-    plane: Plane,
-    ids: IdArray,
-    labels: IntArray,
-    shape: tuple[int, int],
-    kind: Augment,
-    rng: np.random.Generator,
-    device: torch.device,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented uint8 images and labels of one epoch, `shape` = (steps, batch size), in an order drawn from `rng`."""
-    order = rng.permutation(len(ids))
-    steps, size = shape
-    for step in range(steps):
-        picked = order[step * size : (step + 1) * size]
-        images = torch.from_numpy(plane.images(ids[picked])).to(device, non_blocking=True)
-        yield augment(images, kind, rng), torch.from_numpy(labels[picked]).to(device, non_blocking=True)
+def finished_fit(model: nn.Module, feed: Feed, plan: FitPlan, checkpoints: Checkpoints) -> EpochStats:
+    """Bring `model` to where the last checkpoint of a finished fit stands.
 
-
-def learning_rate(step: int, total: int, per_epoch: int, recipe: Recipe) -> float:
-    """Linear warm-up over `warmup` epochs, at most a fifth of the training, then half a cosine to `min_lr`.
-
-    Args:
-        step: 0 to total - 1.
-        total: optimiser steps of the fit.
-        per_epoch: steps of an epoch.
-        recipe: `lr`, `min_lr`, `warmup`.
+    Raises:
+        StorageError: if there is none, or it is not of the last epoch.
     """
-    warmup = min(recipe.warmup * per_epoch, total / 5)
-    if step < warmup:
-        return recipe.lr * (step + 1) / (warmup + 1)
-    share = (step - warmup) / max(total - warmup, 1)
-    return recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * share)) / 2
+    learner = Learner(model, plan.recipe, num_classes=plan.num_classes, device=feed.pixels.device, replicas=1)
+    stats = _resume(learner, checkpoints, EpochStats(epoch=0, epochs=1))
+    if stats.epoch < stats.epochs:
+        raise StorageError(
+            f"the model that several workers trained is not in {checkpoints.path()}. Is `out` on storage that every "
+            "node shares? Run the same line again."
+        )
+    return stats
 
 
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """The number format of the forward pass."""
-    dtype = _DTYPES.get(recipe.precision)
-    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
-
-
-def _optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    weights: list[Tensor] = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others: list[Tensor] = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    return torch.optim.SGD(
-        [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
-        fused=True,
+def _epoch(learner: Learner, feed: Feed, plan: FitPlan, before: EpochStats) -> EpochStats:
+    started, epoch, share = time.perf_counter(), before.epoch, plan.share
+    batch, per_epoch, total = plan.sizes()
+    steps = min(per_epoch, total - epoch * per_epoch)
+    torch.manual_seed(torch_seed_for(plan.seed, epoch, *([share.rank] if share.rank else [])))
+    sums = torch.zeros(2, device=feed.pixels.device)
+    batches = feed.epoch(
+        plan.ids_M, plan.labels_M, plan.recipe, shape=(steps, batch), rng=rng_for(plan.seed, epoch), share=share
+    )
+    for step, (inputs, labels) in enumerate(batches, start=epoch * per_epoch):
+        loss, right = learner.step(inputs, labels, learning_rate(step, total, per_epoch, plan.recipe))
+        sums[0] += loss / share.workers
+        sums[1] += right
+    _add_up(sums, share)
+    mean_loss = float(sums[0]) / steps
+    if not math.isfinite(mean_loss):
+        raise FitError(
+            f"the training loss became {mean_loss} in epoch {epoch + 1}: it diverged. "
+            f"Lower recipe.lr (it is {plan.recipe.lr})."
+        )
+    seconds = time.perf_counter() - started
+    return EpochStats(
+        epoch=epoch + 1,
+        epochs=before.epochs,
+        loss=mean_loss,
+        accuracy=float(sums[1]) / (steps * batch),
+        images_per_s=steps * batch / seconds,
+        seconds=before.seconds + seconds,
+        earlier_s=before.earlier_s,
     )
 
 
-def _check_logits(logits: object, num_classes: int) -> None:
-    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != num_classes:
-        raise FitError(
-            f"the model answered with {shape}; it must return logits of shape (B, {num_classes}), one a class."
-        )
+def _resume(learner: Learner, checkpoints: Checkpoints, fresh: EpochStats) -> EpochStats:
+    """Where the last checkpoint stands, the learner brought there; `fresh` where there is none that fits."""
+    saved = checkpoints.read()
+    if saved is None:
+        return fresh
+    try:
+        position = dict(saved.position)
+        scale = position.pop("scale")
+        stats = EpochStats(**{**position, "earlier_s": position["seconds"]})
+        learner.restore(saved.tensors, scale)
+    except (KeyError, TypeError, ValueError) as error:
+        logger.warning("the checkpoint %s fits no more (%s); training from the start", checkpoints.key[:8], error)
+        return fresh
+    logger.info("going on after epoch %d of %d", stats.epoch, stats.epochs)
+    return stats
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+def _check_together(epoch: int, share: Share, device: torch.device) -> None:
+    """Refuse to go on where the workers of a fit have read different checkpoints."""
+    if share.workers > 1:
+        ends = torch.tensor([epoch, -epoch], device=device)
+        torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
+        if int(ends[0]) != -int(ends[1]):
+            raise FitError(
+                f"the workers of one fit stand after epochs {-int(ends[1])} to {int(ends[0])}: they do not see the same "
+                "storage. `out` must be shared by every node."
+            )
+
+
+def _add_up(sums: Tensor, share: Share) -> None:
+    if share.workers > 1:
+        torch.distributed.all_reduce(sums)

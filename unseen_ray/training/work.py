@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import platform
 import time
@@ -18,24 +19,24 @@ from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.population import Population
 from unseen_ray.core.scorebook import ScoreFunction
 from unseen_ray.core.seeds import digest_ids, fit_seed, torch_seed_for
-from unseen_ray.core.tasks import EvalTask, ScoreTask, VotePart, check_unseen
+from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen
 from unseen_ray.data.loading import load_plane
 from unseen_ray.data.plane import Plane
-from unseen_ray.errors import ConfigError, FitError
+from unseen_ray.errors import ConfigError
 from unseen_ray.job import EvalResult, Job, Progress, Receipt, score_functions
 from unseen_ray.resolve import name_of, plug_of
 from unseen_ray.sources import Source, open_source
 from unseen_ray.storage import Folder
-from unseen_ray.training.batches import Normalisation, measure
+from unseen_ray.training.checkpoint import Checkpoints
 from unseen_ray.training.custom import custom_log_probs
-from unseen_ray.training.fit import EpochStats, fit
+from unseen_ray.training.feed import Feed, Pixels, Share, hold_pixels, measure
+from unseen_ray.training.fit import EpochStats, FitPlan, finished_fit, fit
 from unseen_ray.training.hardware import check_precision, device_name, numerics
 from unseen_ray.training.predict import predict
+from unseen_ray.training.votesheet import VoteSheet
 from unseen_ray.votes import find_receipt, write_votes
 
 __all__ = ["TestSet", "Workbench", "build_model", "open_test"]
-
-Answers = Iterator[tuple[IdArray, FloatArray]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +46,27 @@ class TestSet:
     plane: Plane
     ids_M: IdArray
     labels_M: IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Fit:
+    """A model about to be trained, with all that it takes."""
+
+    model: nn.Module
+    feed: Feed
+    plan: FitPlan
+    checkpoints: Checkpoints
+
+    def train(self) -> Iterator[EpochStats]:
+        return fit(self.model, self.feed, self.plan, self.checkpoints)
+
+    def fetch(self) -> EpochStats:
+        """The model as other workers have trained it together.
+
+        Raises:
+            StorageError: if what they left is not on storage.
+        """
+        return finished_fit(self.model, self.feed, self.plan, self.checkpoints)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -66,6 +88,7 @@ class Workbench:
     device: torch.device
     population: Population = field(init=False)
     functions: dict[str, ScoreFunction] = field(init=False)
+    _pixels: Pixels | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.population = self.job.population(self.labels_N)
@@ -87,8 +110,8 @@ class Workbench:
             yield known
             return
         yield self._begun(task.name)
-        votes = _VoteSheet(task, ids, self.population.labels_of(ids), self.job, self.functions)
-        last = None
+        votes = VoteSheet(task, ids, self.population.labels_of(ids), self.job, self.functions)
+        last = EpochStats(epoch=0, epochs=0)
         for event in self._answers(task, train_ids):
             if isinstance(event, EpochStats):
                 last = event
@@ -100,7 +123,9 @@ class Workbench:
                     yield self._scoring(task.name, votes)
         part = votes.finish()
         seconds = time.perf_counter() - started
-        batch, steps = self.job.config.recipe.plan(len(train_ids))
+        workers = self.job.workers_of(task)
+        batch, steps = self.job.config.recipe.plan(len(train_ids), workers=workers)
+        on_gpu = self.device.type == "cuda"
         receipt = Receipt(
             index=task.index,
             task=task.name,
@@ -109,27 +134,30 @@ class Workbench:
             scored=len(ids),
             image_passes=0 if self.job.config.fit else batch * steps,
             accuracy=float((part.pred_M == votes.labels_M).mean()),
-            train_accuracy=last.accuracy if last else math.nan,
-            seconds=round(seconds, 3),
-            gpu_seconds=round(seconds, 3) if self.device.type == "cuda" else 0.0,
+            train_accuracy=last.accuracy,
+            seconds=round(seconds + last.earlier_s, 3),
+            gpu_seconds=round(seconds + last.earlier_s * workers, 3) if on_gpu else 0.0,
             node=platform.node(),
             device=device_name(self.device),
         )
-        yield write_votes(folder, task.stage, key, part, receipt)
+        receipt = write_votes(folder, task.stage, key, part, receipt)
+        self._checkpoints(train_ids, task).clear()
+        yield receipt
 
     def evaluate(self, task: EvalTask, test: TestSet) -> Iterator[Progress | EvalResult]:
         """Train on the task's subset and measure on the test set after the last epoch."""
         started = time.perf_counter()
         yield self._begun(task.name)
-        ids = task.train.resolve(self.population)
+        ids, recipe = task.train.resolve(self.population), self.job.config.recipe
         right = np.zeros(len(test.ids_M), bool)
-        with numerics(self.job.config.threads, self.job.config.recipe.deterministic, self.device):
-            model, norm = self._fresh_model(ids, task.repeat)
-            for stats in self._train(model, ids, task.repeat, norm):
+        stats = EpochStats(epoch=0, epochs=0)
+        with self._numerics():
+            training = self._fit(ids, task, Share())
+            for stats in self._train(training, task):
                 yield self._trained(task.name, stats)
-            answers = predict(model, test.plane, test.ids_M, self.job.config.recipe, norm=norm, device=self.device)
+            feed = Feed(hold_pixels(test.plane, self.device), training.feed.norm)
             done = 0
-            for _, log_probs in answers:
+            for _, log_probs in predict(training.model, feed, test.ids_M, recipe):
                 stop = done + len(log_probs)
                 right[done:stop] = log_probs.argmax(axis=1) == test.labels_M[done:stop]
                 done = stop
@@ -141,45 +169,59 @@ class Workbench:
             trained=len(ids),
             accuracy=float(right.mean()),
             class_accuracy=tuple(float(c / n) if n else math.nan for c, n in zip(correct, present, strict=True)),
-            seconds=round(time.perf_counter() - started, 3),
+            seconds=round(time.perf_counter() - started + stats.earlier_s, 3),
             node=platform.node(),
             device=device_name(self.device),
         )
+        training.checkpoints.clear()
+
+    def train_share(self, task: ScoreTask | EvalTask, share: Share) -> Iterator[Progress]:
+        """This worker's part of a fit that several do together; the model is in its last checkpoint then."""
+        with self._numerics():
+            for stats in self._fit(task.train.resolve(self.population), task, share).train():
+                yield self._trained(task.name, stats)
 
     def _answers(self, task: ScoreTask, train_ids: IdArray) -> Iterator[EpochStats | tuple[IdArray, FloatArray]]:
         config = self.job.config
-        if config.fit is not None:
-            with numerics(config.threads, config.recipe.deterministic, self.device):
+        with self._numerics():
+            if config.fit is not None:
                 yield from custom_log_probs(self.job, task, self.population, self.plane, self.source, self.labels_N)
-            return
-        with numerics(config.threads, config.recipe.deterministic, self.device):
-            model, norm = self._fresh_model(train_ids, task.repeat)
-            yield from self._train(model, train_ids, task.repeat, norm)
+                return
+            training = self._fit(train_ids, task, Share())
+            yield from self._train(training, task)
             ids = task.scored.resolve(self.population)
-            yield from predict(model, self.plane, ids, config.recipe, norm=norm, device=self.device)
+            yield from predict(training.model, training.feed, ids, config.recipe)
 
-    def _fresh_model(self, train_ids: IdArray, repeat: int) -> tuple[nn.Module, Normalisation]:
+    def _train(self, training: _Fit, task: ScoreTask | EvalTask) -> Iterable[EpochStats]:
+        return training.train() if self.job.workers_of(task) == 1 else [training.fetch()]
+
+    def _fit(self, train_ids: IdArray, task: ScoreTask | EvalTask, share: Share) -> _Fit:
+        """A fresh model and what it takes to train it."""
         config = self.job.config
         check_precision(config.recipe.precision, self.device)
-        seed = fit_seed(config.seed, digest_ids(train_ids), repeat)
+        seed = fit_seed(config.seed, digest_ids(train_ids), task.repeat)
         torch.manual_seed(torch_seed_for(seed))
         model = build_model(config.model, self.job.num_classes)
         model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return model, measure(self.plane, train_ids)
-
-    def _train(self, model: nn.Module, train_ids: IdArray, repeat: int, norm: Normalisation) -> Iterable[EpochStats]:
-        config = self.job.config
-        return fit(
-            model,
-            self.plane,
-            train_ids,
-            self.population.labels_of(train_ids),
-            config.recipe,
+        if self._pixels is None:
+            self._pixels = hold_pixels(self.plane, self.device)
+        plan = FitPlan(
+            ids_M=train_ids,
+            labels_M=self.population.labels_of(train_ids),
             num_classes=self.job.num_classes,
-            norm=norm,
-            seed=fit_seed(config.seed, digest_ids(train_ids), repeat),
-            device=self.device,
+            recipe=config.recipe,
+            seed=seed,
+            share=share,
         )
+        feed = Feed(self._pixels, measure(self.plane, train_ids))
+        return _Fit(model=model, feed=feed, plan=plan, checkpoints=self._checkpoints(train_ids, task))
+
+    def _checkpoints(self, train_ids: IdArray, task: ScoreTask | EvalTask) -> Checkpoints:
+        return Checkpoints(Folder(self.job.out), self.job.fit_key(train_ids, task))
+
+    def _numerics(self) -> contextlib.AbstractContextManager[None]:
+        config = self.job.config
+        return numerics(config.threads, config.recipe.deterministic, self.device)
 
     def _event(self, name: str, **facts: Any) -> Progress:
         return Progress(task=name, node=platform.node(), device=device_name(self.device), **facts)
@@ -198,7 +240,7 @@ class Workbench:
             images_per_s=stats.images_per_s,
         )
 
-    def _scoring(self, name: str, votes: _VoteSheet) -> Progress:
+    def _scoring(self, name: str, votes: VoteSheet) -> Progress:
         return self._event(name, doing="score", done=votes.done, total=len(votes.ids_M))
 
 
@@ -225,77 +267,3 @@ def build_model(value: Any, num_classes: int) -> nn.Module:
             f"model {name_of(plug_of(value)[0])} returned a {type(model).__name__}; it must return a torch.nn.Module."
         )
     return model
-
-
-class _VoteSheet:
-    """Fills in a task's votes batch by batch, and refuses what was not asked for."""
-
-    def __init__(
-        self, task: ScoreTask, ids_M: IdArray, labels_M: IntArray, job: Job, functions: dict[str, ScoreFunction]
-    ) -> None:
-        self.task, self.ids_M, self.labels_M, self.functions = task, ids_M, labels_M, functions
-        self.done = 0
-        self._answered = np.zeros(len(ids_M), bool)
-        self._said = time.monotonic()
-        self._pred = np.empty(len(ids_M), np.int64)
-        self._p_top = np.empty(len(ids_M), np.float32)
-        self._p_label = np.empty(len(ids_M), np.float32)
-        self._scores = {name: np.empty(len(ids_M), np.float32) for name in functions}
-        self._probs = np.empty((len(ids_M), job.num_classes), np.float32) if job.keeps_probs() else None
-
-    def due(self, every_s: float = 1.0) -> bool:
-        """Whether it is time to report progress again."""
-        if time.monotonic() - self._said < every_s:
-            return False
-        self._said = time.monotonic()
-        return True
-
-    def add(self, ids_B: IdArray, log_probs_BC: FloatArray, population: Population) -> None:
-        """Score a batch of answers."""
-        places = np.searchsorted(self.ids_M, ids_B)
-        if places.size and (places.max() >= len(self.ids_M) or not np.array_equal(self.ids_M[places], ids_B)):
-            check_unseen(self.task, ids_B, population)
-        if self._answered[places].any() or len(np.unique(places)) < len(places):
-            raise FitError(
-                f"{self.task.name} answered twice for the same sample. Answer once for each of task.unseen_ids."
-            )
-        self._answered[places] = True
-        labels = self.labels_M[places]
-        self._pred[places] = log_probs_BC.argmax(axis=1)
-        self._p_top[places] = np.exp(log_probs_BC.max(axis=1))
-        self._p_label[places] = np.exp(log_probs_BC[np.arange(len(labels)), labels])
-        for name, function in self.functions.items():
-            self._scores[name][places] = _checked(name, function(log_probs_BC, labels), len(labels))
-        if self._probs is not None:
-            self._probs[places] = np.exp(log_probs_BC)
-        self.done += len(ids_B)
-
-    def finish(self) -> VotePart:
-        """The votes, once every sample has its answer."""
-        missing = np.flatnonzero(~self._answered)
-        if missing.size:
-            raise FitError(
-                f"{self.task.name} left {missing.size} of {len(self.ids_M)} samples unanswered; "
-                f"the first is id {self.ids_M[missing[0]]}. Answer for each of task.unseen_ids."
-            )
-        return VotePart(
-            index=self.task.index,
-            ids_M=self.ids_M,
-            pred_M=self._pred,
-            p_top_M=self._p_top,
-            p_label_M=self._p_label,
-            scores=self._scores,
-            probs_MC=self._probs,
-        )
-
-
-def _checked(name: str, values: Any, size_b: int) -> FloatArray:
-    values = np.asarray(values)
-    if values.shape != (size_b,):
-        raise FitError(
-            f"score {name} returned shape {values.shape} for {size_b} samples; it must return one number a sample."
-        )
-    if not np.isfinite(values).all():
-        raise FitError(f"score {name} returned {values[~np.isfinite(values)][0]}; scores must be finite.")
-    finite: FloatArray = values.astype(np.float32)
-    return finite

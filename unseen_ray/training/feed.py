@@ -1,0 +1,163 @@
+"""From ids to normalised batches on a device: gathered, augmented and scaled as tensors, never image by image.
+
+Shapes: N rows of a plane, M samples of an epoch, B samples of a batch, H height, W width.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unseen_ray.core.arrays import IdArray, IntArray
+from unseen_ray.data.plane import MemoryPlane, Plane, chunks_of
+from unseen_ray.recipe import Recipe
+from unseen_ray.training.augment import Draws, cut_out, draw, pixel_index, resize_crops, resolve_augment
+
+__all__ = ["Feed", "Normalisation", "Pixels", "Share", "hold_pixels", "measure"]
+
+_MEASURED = 10_000
+_GPU_SHARE = 0.5  # of the free GPU memory that pixels may take
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """Mean and standard deviation of each channel, in units of a uint8 pixel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which part of every batch a worker takes: samples rank, rank + workers, ... of it."""
+
+    rank: int = 0
+    workers: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pixels:
+    """The pixels of a plane as one device sees them.
+
+    Attributes:
+        plane: where they come from.
+        device: where batches are made.
+        all_NHWC: (N, H, W, 3) uint8 on the device where the plane is in memory and fits there, without a copy on a CPU; else None.
+    """
+
+    plane: Plane
+    device: torch.device
+    all_NHWC: Tensor | None
+
+    def stack(self, ids_B: IdArray) -> tuple[Tensor, Tensor]:
+        """A (S, H, W, 3) stack of images that has the ids among them, and the place of each in it."""
+        if self.all_NHWC is not None:
+            return self.all_NHWC, torch.from_numpy(ids_B).to(self.device, non_blocking=True)
+        images = torch.from_numpy(self.plane.images(ids_B)).to(self.device, non_blocking=True)
+        return images, torch.arange(len(ids_B), device=self.device)
+
+
+def hold_pixels(plane: Plane, device: torch.device) -> Pixels:
+    """Bring a plane's pixels to a device, once for everything that is trained there."""
+    if not isinstance(plane, MemoryPlane):
+        return Pixels(plane, device, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # they are read-only in the object store, and only read
+        pixels = torch.from_numpy(plane.pixels_NHWC)
+    if device.type == "cuda" and pixels.nbytes > _GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return Pixels(plane, device, None)
+    return Pixels(plane, device, pixels.to(device))
+
+
+def measure(plane: Plane, train_ids: IdArray) -> Normalisation:
+    """Channel statistics of the training samples alone, so that not even these come from unseen ones.
+
+    From all of up to 10,000 samples, else from 10,000 spread evenly over them. Exact integer sums.
+    """
+    ids = train_ids
+    if len(ids) > _MEASURED:
+        ids = ids[np.linspace(0, len(ids) - 1, _MEASURED).astype(np.int64)]
+    histogram = np.zeros((3, 256), np.int64)
+    for start, stop in chunks_of(len(ids)):
+        images = plane.images(ids[start:stop])
+        for channel in range(3):
+            histogram[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
+    levels = np.arange(256)
+    mean = (histogram @ levels) / histogram.sum(axis=1)
+    variance = (histogram @ np.square(levels)) / histogram.sum(axis=1) - np.square(mean)
+    std = np.sqrt(np.maximum(variance, 1.0))
+    return Normalisation(mean=tuple(map(float, mean)), std=tuple(map(float, std)))  # type: ignore[arg-type]
+
+
+class Feed:
+    """Batches of a plane for one fit.
+
+    Args:
+        pixels: where images come from.
+        norm: channel statistics of the training samples.
+    """
+
+    def __init__(self, pixels: Pixels, norm: Normalisation) -> None:
+        self.pixels, self.norm = pixels, norm
+        self._mean = torch.tensor(norm.mean, device=pixels.device)
+        self._std = torch.tensor(norm.std, device=pixels.device)
+        self._fill = self._mean.round().to(torch.uint8)
+
+    def epoch(
+        self,
+        ids_M: IdArray,
+        labels_M: IntArray,
+        recipe: Recipe,
+        *,
+        shape: tuple[int, int],
+        rng: np.random.Generator,
+        share: Share,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented batches of one epoch in an order drawn from `rng`, which every worker of a fit draws alike.
+
+        Args:
+            ids_M: the training ids.
+            labels_M: their classes.
+            recipe: how to augment.
+            shape: (steps, batch size).
+            rng: for this epoch alone.
+            share: which part of each batch to give.
+
+        Yields:
+            (B, 3, H, W) float32 inputs, channels_last in memory, and (B,) int64 labels.
+        """
+        device, size_px = self.pixels.device, self.pixels.plane.size_px
+        steps, size = shape
+        kind = resolve_augment(recipe.augment, size_px)
+        order = rng.permutation(len(ids_M))[: steps * size]
+        draws = draw(kind, size_px, len(order), rng).to(device)
+        labels = torch.from_numpy(labels_M[order]).to(device)
+        ids = ids_M[order]
+        for start in range(share.rank, len(order), size):
+            part = slice(start, start - share.rank + size, share.workers)
+            images = self._augmented(ids[part], draws.batch(part.start, part.stop, part.step), recipe)
+            yield self._normalised(images), labels[part]
+
+    def scoring(self, ids_M: IdArray, batch_size: int) -> Iterator[tuple[IdArray, Tensor]]:
+        """The samples in order, as they are: ids and (B, 3, H, W) float32 inputs."""
+        for start, stop in chunks_of(len(ids_M), batch_size):
+            stack, places = self.pixels.stack(ids_M[start:stop])
+            yield ids_M[start:stop], self._normalised(stack.index_select(0, places))
+
+    def _augmented(self, ids_B: IdArray, draws: Draws, recipe: Recipe) -> Tensor:
+        """(B, S, S, 3), uint8 or float32."""
+        stack, places = self.pixels.stack(ids_B)
+        size_px = stack.shape[1]
+        if draws.box_M4 is not None:
+            return resize_crops(stack.index_select(0, places), draws, recipe.train_px or size_px)
+        index = pixel_index(draws, size_px, places * size_px)
+        images = stack.view(-1, 3).index_select(0, index).view(-1, size_px, size_px, 3)
+        return images if draws.centre_M2 is None else cut_out(images, draws.centre_M2, self._fill)
+
+    def _normalised(self, images_BHWC: Tensor) -> Tensor:
+        return images_BHWC.to(torch.float32).sub_(self._mean).div_(self._std).permute(0, 3, 1, 2)
