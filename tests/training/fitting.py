@@ -1,0 +1,59 @@
+"""A fit that other processes can start and kill."""
+
+from __future__ import annotations
+
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from unseen_ray.data.loading import load_plane
+from unseen_ray.recipe import Recipe
+from unseen_ray.sources import open_source, source_ref
+from unseen_ray.storage import Folder
+from unseen_ray.training.checkpoint import Checkpoints
+from unseen_ray.training.feed import Feed, hold_pixels, measure
+from unseen_ray.training.fit import EpochStats, FitPlan, fit
+from unseen_ray.training.hardware import numerics
+
+CPU = torch.device("cpu")
+
+
+def net() -> nn.Module:
+    """Convolution, statistics and dropout: all that a checkpoint, or the seed of an epoch, has to bring back."""
+    body = [nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.2)]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10))
+
+
+def train(
+    folder: Path | None, recipe: Recipe, *, count: int = 600, seed: int = 5
+) -> tuple[nn.Module, list[EpochStats]]:
+    """Train on the first digits, with checkpoints in `folder` if there is one."""
+    source = open_source(source_ref("digits"))
+    plane, _ = load_plane(source, 8)
+    ids = np.arange(count)
+    plan = FitPlan(ids_M=ids, labels_M=source.info.labels_N[ids], num_classes=10, recipe=recipe, seed=seed)
+    checkpoints = None if folder is None else Checkpoints(Folder(str(folder)), "a" * 64)
+    with numerics(1, False, CPU):
+        torch.manual_seed(seed)
+        model = net().to(memory_format=torch.channels_last)
+        stats = list(fit(model, Feed(hold_pixels(plane, CPU), measure(plane, ids)), plan, checkpoints))
+    return model, stats
+
+
+def train_and_save(folder: str, epochs: int, out: str, begun: Connection) -> None:
+    """Train, having said so, and put the weights into `out` at the end."""
+    train(None, recipe(1))  # what is slow once a process comes before
+    begun.send(None)
+    model, _ = train(Path(folder), recipe(epochs))
+    aside = Path(f"{out}.tmp")
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, aside)
+    aside.rename(out)
+
+
+def recipe(epochs: int, **fields: object) -> Recipe:
+    """A short recipe with every kind of randomness."""
+    return Recipe(**{"epochs": epochs, "min_steps": 0, "precision": "float32", "augment": "crop_flip", **fields})

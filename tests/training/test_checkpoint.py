@@ -1,0 +1,157 @@
+"""A fit that is killed and started again ends in the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import unseen_ray as ur
+from tests.training.fitting import recipe, train, train_and_save
+from unseen_ray.storage import Folder
+from unseen_ray.training.checkpoint import Checkpoints
+
+EPOCHS, KILLS = 120, 20
+
+
+def start(folder: Path, out: Path) -> multiprocessing.process.BaseProcess:
+    """A process that has just begun the fit, and had all that it needs loaded before."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.fitting", "sklearn.datasets", "torch._dynamo"])
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=train_and_save, args=(str(folder), EPOCHS, str(out), there))
+    process.start()
+    here.recv()
+    return process
+
+
+def weights_differ(a: Path, b: Path) -> list[str]:
+    left, right = load_file(a), load_file(b)
+    assert left.keys() == right.keys()
+    return [name for name in left if not torch.equal(left[name], right[name])]
+
+
+@pytest.mark.timeout(300)
+def test_a_fit_killed_at_20_random_moments_ends_in_the_same_weights(tmp_path: Path) -> None:
+    undisturbed, disturbed = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    whole = start(tmp_path / "a", undisturbed)
+    began = time.monotonic()
+    whole.join()
+    whole_s = time.monotonic() - began
+    rng = np.random.default_rng(3)
+    stood = []
+    for _ in range(KILLS):
+        process = start(tmp_path / "b", disturbed)
+        process.join(rng.uniform(0, whole_s / 12))
+        assert process.is_alive(), "the fit ended before it could be killed 20 times"
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        saved = Checkpoints(Folder(str(tmp_path / "b")), "a" * 64).read()
+        stood.append(saved.position["epoch"] if saved else 0)
+    assert stood == sorted(stood)
+    assert 0 < stood[-1] < EPOCHS, stood
+    start(tmp_path / "b", disturbed).join()
+    assert weights_differ(undisturbed, disturbed) == []
+
+
+def test_checkpoints_change_nothing(tmp_path: Path) -> None:
+    without, _ = train(None, recipe(4))
+    with_them, _ = train(tmp_path, recipe(4))
+    for name, value in without.state_dict().items():
+        assert torch.equal(value, with_them.state_dict()[name]), name
+
+
+def test_a_finished_fit_is_not_trained_again(tmp_path: Path) -> None:
+    first, stats = train(tmp_path, recipe(3))
+    again, known = train(tmp_path, recipe(3))
+    assert [s.epoch for s in stats] == [1, 2, 3]
+    assert [s.epoch for s in known] == [3]
+    assert known[0].accuracy == stats[-1].accuracy
+    assert known[0].earlier_s == stats[-1].seconds
+    assert torch.equal(first[6].weight, again[6].weight)
+
+
+def test_one_checkpoint_is_kept_and_it_is_no_pickle(tmp_path: Path) -> None:
+    train(tmp_path, recipe(5))
+    files = sorted(path.name for path in (tmp_path / "checkpoints").rglob("*") if path.is_file())
+    assert files == ["checkpoint.json", "epoch-00005.safetensors"]
+    saved = Checkpoints(Folder(str(tmp_path)), "a" * 64).read()
+    assert saved is not None
+    assert {name.split(".")[0] for name in saved.tensors} == {"model", "momentum"}
+    assert saved.position["epoch"] == 5
+
+
+@pytest.mark.parametrize("damage", ["flip a byte", "cut short", "remove the tensors", "no JSON", "another key"])
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clean, _ = train(None, recipe(3))
+    train(tmp_path, recipe(3))
+    folder = next((tmp_path / "checkpoints").iterdir())
+    tensors, head = folder / "epoch-00003.safetensors", folder / "checkpoint.json"
+    data = bytearray(tensors.read_bytes())
+    if damage == "flip a byte":
+        data[-5] ^= 1
+        tensors.write_bytes(data)
+    elif damage == "cut short":
+        tensors.write_bytes(data[:100])
+    elif damage == "remove the tensors":
+        tensors.unlink()
+    elif damage == "no JSON":
+        head.write_text("{")
+    else:
+        head.write_text(json.dumps({**json.loads(head.read_text()), "key": "b" * 64}))
+    model, stats = train(tmp_path, recipe(3))
+    assert [s.epoch for s in stats] == [1, 2, 3]
+    assert "cannot be used" in caplog.text
+    assert torch.equal(model[6].weight, clean[6].weight)
+
+
+def test_a_checkpoint_of_another_model_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tests.training import fitting
+
+    train(tmp_path, recipe(2))
+    smaller = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
+    monkeypatch.setattr(fitting, "net", lambda: smaller)
+    _, stats = train(tmp_path, recipe(2))
+    assert [s.epoch for s in stats] == [1, 2]
+    assert "fits no more (it holds the weights of another model)" in caplog.text
+
+
+def test_storage_that_fails_costs_the_checkpoint_and_not_the_fit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    _, stats = train(tmp_path, recipe(2))
+    assert [s.epoch for s in stats] == [1, 2]
+    assert "no checkpoint after epoch 1" in caplog.text
+
+
+def test_a_finished_run_leaves_no_checkpoint(tmp_path: Path) -> None:
+    config = ur.PruneConfig(
+        source={"use": "digits", "limit": 300},
+        keep=0.5,
+        out=str(tmp_path),
+        executor="local",
+        recipe={"epochs": 2, "min_steps": 0},
+    )
+    ur.prune(config)
+    ur.evaluate(ur.load(tmp_path), test="digits", seeds=1, against=())
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_writing_takes_a_small_share_of_short_epochs(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(Folder(str(tmp_path)), "a" * 64)
+    assert checkpoints.due()
+    checkpoints.write({"model.w": torch.zeros(1_000_000)}, {"epoch": 1})
+    assert not checkpoints.due()
