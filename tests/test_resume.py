@@ -89,3 +89,30 @@ def test_progress_tells_epochs(tmp_path: Path) -> None:
     first = [event for event in told if event.task == "stage 0 fold 0"]
     assert [(event.done, event.total) for event in first if event.doing == "train"] == [(0, 0), (1, 3), (2, 3), (3, 3)]
     assert all(event.loss > 0 and event.images_per_s > 0 for event in first[1:] if event.doing == "train")
+
+
+def test_a_fit_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
+    fields = {**FIELDS, "schedule": None, "recipe": {"epochs": 12, "min_steps": 0, "batch_size": 8}}
+    undisturbed = ur.prune(ur.PruneConfig(**fields, out=tmp_path / "undisturbed"))
+    config = ur.PruneConfig(**fields, out=tmp_path / "disturbed")
+
+    def stop(event: object) -> None:
+        if isinstance(event, Progress) and event.task == "stage 0 fold 1" and event.done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ur.prune(config, on_event=stop)
+    epochs: list[int] = []
+
+    def observe(event: object) -> None:
+        if isinstance(event, Progress) and event.task == "stage 0 fold 1" and event.doing == "train" and event.done:
+            epochs.append(event.done)
+
+    result = ur.prune(config, on_event=observe)
+    assert epochs[0] > 1
+    assert epochs == list(range(epochs[0], 13))
+    assert result.scores == undisturbed.scores
+    assert result.coreset.ids.tolist() == undisturbed.coreset.ids.tolist()
+    task = result.manifest.stages[0]["tasks"][1]
+    assert task["train_accuracy"] == undisturbed.manifest.stages[0]["tasks"][1]["train_accuracy"]
+    assert not (tmp_path / "disturbed" / "checkpoints").exists()

@@ -137,6 +137,11 @@ def _check_effect(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
         problems.append(
             f"gpus_per_fold={gpus:g} has no effect beyond 1: a fold trains on one GPU. Set 1, or less to share one."
         )
+    alone = {"executor: local, which is one process": values["executor"] == "local", "fit": values["fit"] is not None}
+    fit_gpus = given.get("gpus_per_fit")
+    if isinstance(fit_gpus, int) and fit_gpus > 1:
+        for reason in [reason for reason, holds in alone.items() if holds]:
+            problems.append(f"gpus_per_fit={fit_gpus} has no effect with {reason}. Remove one of the two.")
     if values["executor"] == "local" and given.get("address") is not None:
         problems.append(f"address={given['address']!r} has no effect with executor: local. Remove one of the two.")
     return problems
@@ -146,6 +151,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _check_share(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """A batch that several workers share is divided evenly, so that the mean of their gradients is that of the batch."""
+    workers, recipe = values["gpus_per_fit"], values["recipe"]
+    size = getattr(recipe, "batch_size", None)
+    if size is None or size % workers == 0:
+        return []
+    return [
+        f"recipe.batch_size={size} is not divisible by gpus_per_fit={workers}. Take {max(size // workers, 1) * workers}, for example."
+    ]
+
+
 Check = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
 CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("keep",), _check_keep),
@@ -153,4 +169,5 @@ CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("score", "also_score", "policy", "model", "fit"), _check_plugs),
     (("source", "test"), _check_sources),
     (("mode", "fit", "executor"), _check_effect),
+    (("gpus_per_fit", "recipe"), _check_share),
 )

@@ -82,7 +82,11 @@ class PruneConfig(BaseModel):
     gpus_per_fold: float | None = Field(
         None, ge=0, description="GPUs of one fit; default 1 where the cluster has some, else 0"
     )
-    gpus_per_fit: int = Field(1, ge=1, le=1, description="GPUs of one fit in later stages and evaluation")
+    gpus_per_fit: int = Field(
+        1,
+        ge=1,
+        description="GPUs (CPU workers where folds use none) that share a fit outside the folds: later stages, evaluation",
+    )
     max_retries: int = Field(3, ge=0, description="times a task is started again after its worker was lost")
     wait_s: float = Field(600, ge=0, description="seconds to wait for an autoscaler to bring what a fold needs")
     executor: Literal["ray", "local"] = Field("ray", description="local: one process, without Ray")
@@ -102,7 +106,10 @@ class PruneConfig(BaseModel):
         valid = given if problems else {name: getattr(self, name) for name in given}
         for names, check in CHECKS:
             if not faulty & set(names):
-                problems += check({name: valid.get(name, fields[name].default) for name in names}, given)
+                problems += check(
+                    {name: valid.get(name, fields[name].get_default(call_default_factory=True)) for name in names},
+                    given,
+                )
         if problems:
             raise ConfigError(problems)
 

@@ -169,10 +169,13 @@ class Folder:
 
     def delete_folder(self, name: str) -> None:
         """Remove a folder and what is in it; nothing happens where there is none."""
+        from pyarrow.fs import FileType
+
         fs, path = filesystem_of(self.path(name))
         try:
-            fs.delete_dir(path)
-        except FileNotFoundError:
+            if fs.get_file_info(path).type == FileType.Directory:
+                fs.delete_dir(path)
+        except FileNotFoundError:  # another process was faster
             return
         except OSError as error:
             raise StorageError(f"{self.path(name)} cannot be removed: {error}.") from None

@@ -41,6 +41,8 @@ def train(
         torch.manual_seed(seed)
         model = net().to(memory_format=torch.channels_last)
         stats = list(fit(model, Feed(hold_pixels(plane, CPU), measure(plane, ids)), plan, checkpoints))
+    if checkpoints is not None:
+        checkpoints.flush()
     return model, stats
 
 

@@ -154,4 +154,14 @@ def test_writing_takes_a_small_share_of_short_epochs(tmp_path: Path) -> None:
     checkpoints = Checkpoints(Folder(str(tmp_path)), "a" * 64)
     assert checkpoints.due()
     checkpoints.write({"model.w": torch.zeros(1_000_000)}, {"epoch": 1})
+    checkpoints.flush()
     assert not checkpoints.due()
+
+
+def test_what_is_written_is_the_state_at_that_moment(tmp_path: Path) -> None:
+    checkpoints, weight = Checkpoints(Folder(str(tmp_path)), "a" * 64), torch.zeros(1_000_000)
+    checkpoints.write({"model.w": weight}, {"epoch": 1})
+    weight.fill_(1)
+    saved = checkpoints.read()
+    assert saved is not None
+    assert not saved.tensors["model.w"].any()

@@ -9,7 +9,7 @@ from typing import Any
 
 from unseen_ray.errors import ConfigError
 
-__all__ = ["Capacity", "check_feasible", "default_gpus", "slots", "survey"]
+__all__ = ["Capacity", "Resources", "check_enough", "check_feasible", "default_gpus", "fit_request", "slots", "survey"]
 
 Resources = Mapping[str, float]
 
@@ -57,6 +57,25 @@ def check_feasible(capacity: Capacity, request: Resources) -> None:
         + (", and the autoscaler can add none that is large enough" if capacity.autoscaling else "")
         + ". Lower cpus_per_fold, gpus_per_fold or threads, or join a larger cluster."
     )
+
+
+def fit_request(request: Resources) -> Resources:
+    """What one worker of a fit on several GPUs asks for, where a fold asks for `request`: a GPU of its own, if folds use any."""
+    return {"CPU": request["CPU"], "GPU": 1.0 if request["GPU"] > 0 else 0.0}
+
+
+def check_enough(capacity: Capacity, request: Resources, workers: int) -> None:
+    """Refuse a fit on more workers than a fixed cluster has room for.
+
+    Raises:
+        ConfigError: with the numbers.
+    """
+    room = slots(capacity, request)
+    if workers > max(room, 1) and not capacity.autoscaling:
+        raise ConfigError(
+            f"gpus_per_fit={workers} workers of {request['CPU']:g} CPU and {request['GPU']:g} GPU do not fit on the cluster: it has "
+            f"room for {room}. Lower gpus_per_fit, cpus_per_fold or threads, or join a larger cluster."
+        )
 
 
 def survey() -> Capacity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.budget import fits_in_memory
 from unseen_ray.data.loading import load_plane, settle_bad
 from unseen_ray.data.plane import BadSample, MemoryPlane, chunks_of
-from unseen_ray.distributed.capacity import check_feasible, default_gpus, survey
+from unseen_ray.distributed.capacity import check_enough, check_feasible, default_gpus, fit_request, survey
+from unseen_ray.distributed.data_parallel import train_together
 from unseen_ray.distributed.pool import FoldPool, Keeper, Work
 from unseen_ray.distributed.session import ray_session
 from unseen_ray.distributed.workers import Aggregator
@@ -46,6 +48,7 @@ class RayExecutor:
         self._open = contextlib.ExitStack()
         self._pool: FoldPool | None = None
         self._shared: tuple[Any, ...] = ()
+        self._job: Job | None = None
         self._aggregator: Keeper | None = None
         self._later_tasks = 1
 
@@ -54,16 +57,17 @@ class RayExecutor:
         self._open.enter_context(ray_session(self._address))
         pool = self._make_pool(job)
         pool.ask_for(self._tasks)
-        self._later_tasks = job.config.repeats
+        self._later_tasks = job.config.repeats if job.config.gpus_per_fit == 1 else 0
         self._aggregator = Keeper(Aggregator, max_retries=job.config.max_retries)
         pixels, skipped = self._load(job, source, pool)
         probe = pool.first_probe()
         config = job.config.with_hardware(
             precision=probe["precision"], cpus_per_fold=pool.request["CPU"], gpus_per_fold=pool.request["GPU"]
         )
+        self._job = job.resolved(config, skipped)
         self._shared = (
             uuid.uuid4().hex,
-            ray.put(job.resolved(config, skipped)),
+            ray.put(self._job),
             ray.put(source.info.labels_N),
             None if pixels is None else ray.put(pixels),
         )
@@ -77,7 +81,8 @@ class RayExecutor:
         return Prepared(config=config, skipped_ids=skipped, environment=environment)
 
     def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:
-        """Train and score on the fold actors."""
+        """Train and score on the fold actors; a model that several GPUs train together is trained before it scores."""
+        self._train_together(tasks, on_event)
         return self._run("score", tasks, on_event, keep=self._later_tasks)
 
     def merge(self, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
@@ -88,8 +93,18 @@ class RayExecutor:
         return merged
 
     def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
-        """Train and measure on the fold actors."""
+        """Train and measure on the fold actors; a model that several GPUs train together is trained before."""
+        self._train_together(tasks, on_event)
         return self._run("evaluate", tasks, on_event, keep=0)
+
+    def _train_together(self, tasks: Sequence[ScoreTask | EvalTask], on_event: Observer) -> None:
+        """Train those models that are divided among workers, one after the other, on what the fold actors let go."""
+        pool, job = self._pool, self._job
+        assert pool is not None and job is not None, "prepare comes first"
+        for task in tasks:
+            if job.workers_of(task) > 1:
+                pool.ask_for(0)
+                train_together(job, self._shared, task, fit_request(pool.request), on_event)
 
     def close(self) -> None:
         """Let the actors go, and the cluster if it was private."""
@@ -105,6 +120,7 @@ class RayExecutor:
         gpus = config.gpus_per_fold if config.gpus_per_fold is not None else default_gpus(capacity)
         request = {"CPU": float(config.cpus_per_fold or config.threads), "GPU": float(gpus)}
         check_feasible(capacity, request)
+        check_enough(capacity, fit_request(request), config.gpus_per_fit)
         logger.info(
             "each fold takes %g CPU and %g GPU%s; the cluster has %s",
             request["CPU"],

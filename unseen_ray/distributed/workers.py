@@ -19,7 +19,7 @@ from unseen_ray.sources import Source, SourceRef, open_source
 from unseen_ray.storage import Folder
 from unseen_ray.votes import MergeRequest, merge_stage
 
-__all__ = ["Aggregator", "FoldWorker"]
+__all__ = ["Aggregator", "FoldWorker", "device_of_actor"]
 
 
 class FoldWorker:
@@ -44,7 +44,7 @@ class FoldWorker:
         import unseen_ray.training.work  # noqa: F401
         from unseen_ray.training.hardware import describe_hardware, resolve_precision
 
-        device = _device()
+        device = device_of_actor()
         return {
             "node": platform.node(),
             "precision": resolve_precision(precision, device),
@@ -82,7 +82,7 @@ class FoldWorker:
         if self._bench is None or self._bench[0] != run_id:
             plane = MemoryPlane(pixels) if pixels is not None else LazyPlane(self._open(job.source), job.size_px)
             bench = Workbench(
-                job=job, labels_N=labels_N, plane=plane, source=lambda: self._open(job.source), device=_device()
+                job=job, labels_N=labels_N, plane=plane, source=lambda: self._open(job.source), device=device_of_actor()
             )
             self._bench = run_id, bench
         return self._bench[1]
@@ -101,7 +101,7 @@ class Aggregator:
         return merge_stage(job, labels_N, request)
 
 
-def _device() -> Any:
+def device_of_actor() -> Any:
     """The GPU that Ray gave this actor, else the CPU; an actor without one may see the others' GPUs all the same."""
     import ray
     import torch

@@ -12,7 +12,8 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -27,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _HEAD = "checkpoint.json"
-_SHARE = 0.02  # of the time of a fit that writing may take, beyond the first checkpoint
+_BLOCKED = 0.02  # share of a fit's time that copying for checkpoints may take
+_WRITING = 0.2  # share of the time that the thread beside it may write
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,25 +50,27 @@ def fit_folder(key: str) -> str:
     return f"{CHECKPOINTS}/{key[:32]}"
 
 
-@dataclass(slots=True)
 class Checkpoints:
-    """The checkpoints of one fit, of which only the last is kept.
+    """The checkpoints of one fit, of which only the last is kept; a thread writes them while the fit goes on.
 
     Args:
         folder: the run's.
         key: digest of all that determines the fit, so that it never finds the state of another one.
     """
 
-    folder: Folder
-    key: str
-    _name: str | None = None
-    _spent_s: float = 0.0
-    _began: float = field(default_factory=time.monotonic)
+    def __init__(self, folder: Folder, key: str) -> None:
+        self.folder, self.key = folder, key
+        self._stands: str | None = None  # the file of tensors that the head names
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
+        self._began = self._last = time.monotonic()
+        self._blocked_s = self._writing_s = 0.0
 
     def read(self) -> Saved | None:
         """The last checkpoint; None where there is none, or none that is whole."""
         from safetensors.torch import load
 
+        self.flush()
         try:
             head = self._head()
             if head is None:
@@ -78,7 +82,7 @@ class Checkpoints:
         except Exception as error:  # whatever is wrong with a checkpoint, the fit can do without it
             logger.warning("%s cannot be used (%s); training from the start", self.path(), error)
             return None
-        self._name = head["file"]
+        self._stands = head["file"]
         return Saved(tensors, head["position"])
 
     def path(self) -> str:
@@ -86,36 +90,61 @@ class Checkpoints:
         return self.folder.path(self._file(_HEAD))
 
     def due(self) -> bool:
-        """Whether another one may be written: always, but for fits whose epochs take less time than that."""
-        return self._spent_s <= _SHARE * (time.monotonic() - self._began)
+        """Whether to write another one: after every epoch, but for epochs so short that writing would slow them down."""
+        if self._pending is not None and not self._pending.done():
+            return False
+        now = time.monotonic()
+        rested = now - self._last >= self._writing_s * (1 / _WRITING - 1)
+        return rested and self._blocked_s <= _BLOCKED * (now - self._began)
 
     def write(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
-        """Put a checkpoint in place of the one before it; a fit goes on without it where storage fails.
+        """Copy a state, and put it in place of the checkpoint before it; a fit goes on without where storage fails.
 
         Args:
             tensors: what to keep, on any device.
             position: what else to keep, as JSON can hold it, with `epoch` among it.
         """
+        self.flush()
+        began = time.monotonic()
+        copied = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending = self._thread.submit(self._put, copied, dict(position))
+        self._blocked_s += time.monotonic() - began
+
+    def flush(self) -> None:
+        """Wait until what was written is in place."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def clear(self) -> None:
+        """Remove the fit's folder, once what came of it is on storage."""
+        self.flush()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+        self._stands = None
+        try:
+            self.folder.delete_folder(fit_folder(self.key))
+        except StorageError as error:
+            logger.warning("a checkpoint that is needed no more stays: %s", error)
+
+    def _put(self, tensors: dict[str, Tensor], position: dict[str, Any]) -> None:
         from safetensors.torch import save
 
         began = time.monotonic()
         name = f"epoch-{position['epoch']:05d}.safetensors"
-        data = save({tensor: value.detach().to("cpu", copy=True).contiguous() for tensor, value in tensors.items()})
-        head = {"format": _FORMAT, "key": self.key, "file": name, "sha256": sha256_of(data), "position": dict(position)}
         try:
-            self.folder.write(self._file(name), data)
+            digest = self.folder.write(self._file(name), save(tensors))
+            head = {"format": _FORMAT, "key": self.key, "file": name, "sha256": digest, "position": position}
             self.folder.write(self._file(_HEAD), json.dumps(head).encode())
-            if self._name not in (None, name):
-                self.folder.delete(self._file(str(self._name)))
-            self._name = name
+            if self._stands not in (None, name):
+                self.folder.delete(self._file(str(self._stands)))
+            self._stands = name
         except StorageError as error:
             logger.warning("no checkpoint after epoch %d: %s", position["epoch"], error)
-        self._spent_s += time.monotonic() - began
-
-    def clear(self) -> None:
-        """Remove the fit's folder, once what came of it is on storage."""
-        self.folder.delete_folder(fit_folder(self.key))
-        self._name = None
+        self._last = time.monotonic()
+        self._writing_s = self._last - began
 
     def _head(self) -> dict[str, Any] | None:
         data = self.folder.read(self._file(_HEAD))

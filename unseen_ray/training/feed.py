@@ -104,9 +104,9 @@ class Feed:
 
     def __init__(self, pixels: Pixels, norm: Normalisation) -> None:
         self.pixels, self.norm = pixels, norm
-        self._mean = torch.tensor(norm.mean, device=pixels.device)
-        self._std = torch.tensor(norm.std, device=pixels.device)
-        self._fill = self._mean.round().to(torch.uint8)
+        self._mean_C = torch.tensor(norm.mean, device=pixels.device)
+        self._std_C = torch.tensor(norm.std, device=pixels.device)
+        self._fill_C = self._mean_C.round().to(torch.uint8)
 
     def epoch(
         self,
@@ -157,7 +157,11 @@ class Feed:
             return resize_crops(stack.index_select(0, places), draws, recipe.train_px or size_px)
         index = pixel_index(draws, size_px, places * size_px)
         images = stack.view(-1, 3).index_select(0, index).view(-1, size_px, size_px, 3)
-        return images if draws.centre_M2 is None else cut_out(images, draws.centre_M2, self._fill)
+        return images if draws.centre_M2 is None else cut_out(images, draws.centre_M2, self._fill_C)
 
     def _normalised(self, images_BHWC: Tensor) -> Tensor:
-        return images_BHWC.to(torch.float32).sub_(self._mean).div_(self._std).permute(0, 3, 1, 2)
+        """(B, 3, H, W) float32, channels_last in memory."""
+        width = images_BHWC.shape[2]
+        lines_BHL = images_BHWC.flatten(2).to(torch.float32)  # whole lines: three channels alone are no vector
+        lines_BHL.sub_(self._mean_C.repeat(width)).div_(self._std_C.repeat(width))
+        return lines_BHL.view(images_BHWC.shape).permute(0, 3, 1, 2)

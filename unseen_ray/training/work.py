@@ -112,7 +112,8 @@ class Workbench:
         yield self._begun(task.name)
         votes = VoteSheet(task, ids, self.population.labels_of(ids), self.job, self.functions)
         last = EpochStats(epoch=0, epochs=0)
-        for event in self._answers(task, train_ids):
+        checkpoints = self._checkpoints(train_ids, task)
+        for event in self._answers(task, train_ids, checkpoints):
             if isinstance(event, EpochStats):
                 last = event
                 yield self._trained(task.name, event)
@@ -141,7 +142,7 @@ class Workbench:
             device=device_name(self.device),
         )
         receipt = write_votes(folder, task.stage, key, part, receipt)
-        self._checkpoints(train_ids, task).clear()
+        checkpoints.clear()
         yield receipt
 
     def evaluate(self, task: EvalTask, test: TestSet) -> Iterator[Progress | EvalResult]:
@@ -152,7 +153,7 @@ class Workbench:
         right = np.zeros(len(test.ids_M), bool)
         stats = EpochStats(epoch=0, epochs=0)
         with self._numerics():
-            training = self._fit(ids, task, Share())
+            training = self._fit(ids, task, Share(), self._checkpoints(ids, task))
             for stats in self._train(training, task):
                 yield self._trained(task.name, stats)
             feed = Feed(hold_pixels(test.plane, self.device), training.feed.norm)
@@ -178,16 +179,21 @@ class Workbench:
     def train_share(self, task: ScoreTask | EvalTask, share: Share) -> Iterator[Progress]:
         """This worker's part of a fit that several do together; the model is in its last checkpoint then."""
         with self._numerics():
-            for stats in self._fit(task.train.resolve(self.population), task, share).train():
+            ids = task.train.resolve(self.population)
+            training = self._fit(ids, task, share, self._checkpoints(ids, task))
+            for stats in training.train():
                 yield self._trained(task.name, stats)
+            training.checkpoints.flush()
 
-    def _answers(self, task: ScoreTask, train_ids: IdArray) -> Iterator[EpochStats | tuple[IdArray, FloatArray]]:
+    def _answers(
+        self, task: ScoreTask, train_ids: IdArray, checkpoints: Checkpoints
+    ) -> Iterator[EpochStats | tuple[IdArray, FloatArray]]:
         config = self.job.config
         with self._numerics():
             if config.fit is not None:
                 yield from custom_log_probs(self.job, task, self.population, self.plane, self.source, self.labels_N)
                 return
-            training = self._fit(train_ids, task, Share())
+            training = self._fit(train_ids, task, Share(), checkpoints)
             yield from self._train(training, task)
             ids = task.scored.resolve(self.population)
             yield from predict(training.model, training.feed, ids, config.recipe)
@@ -195,7 +201,7 @@ class Workbench:
     def _train(self, training: _Fit, task: ScoreTask | EvalTask) -> Iterable[EpochStats]:
         return training.train() if self.job.workers_of(task) == 1 else [training.fetch()]
 
-    def _fit(self, train_ids: IdArray, task: ScoreTask | EvalTask, share: Share) -> _Fit:
+    def _fit(self, train_ids: IdArray, task: ScoreTask | EvalTask, share: Share, checkpoints: Checkpoints) -> _Fit:
         """A fresh model and what it takes to train it."""
         config = self.job.config
         check_precision(config.recipe.precision, self.device)
@@ -214,7 +220,7 @@ class Workbench:
             share=share,
         )
         feed = Feed(self._pixels, measure(self.plane, train_ids))
-        return _Fit(model=model, feed=feed, plan=plan, checkpoints=self._checkpoints(train_ids, task))
+        return _Fit(model=model, feed=feed, plan=plan, checkpoints=checkpoints)
 
     def _checkpoints(self, train_ids: IdArray, task: ScoreTask | EvalTask) -> Checkpoints:
         return Checkpoints(Folder(self.job.out), self.job.fit_key(train_ids, task))

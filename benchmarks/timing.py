@@ -1,0 +1,79 @@
+"""What the timing benchmarks share: interleaved rounds, quartiles, and the conditions that a figure holds under."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unseen_ray.training.hardware import describe_hardware
+
+Round = Callable[[], None]
+
+
+def interleaved(variants: Mapping[str, Round], *, rounds: int, most: int, wide: float = 0.05) -> dict[str, list[float]]:
+    """Seconds of each variant in each round; every variant has its turn in each, beginning with another one each time.
+
+    Args:
+        variants: what to time, by name.
+        rounds: how many rounds at least.
+        most: how many at most, while the quartiles of a variant lie further apart than `wide` of its median.
+    """
+    for warm_up in variants.values():
+        warm_up()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    names = list(variants)
+    while len(seconds[names[0]]) < most:
+        done = len(seconds[names[0]])
+        if done >= rounds and all(spread(values) <= wide for values in seconds.values()):
+            break
+        for place in range(len(names)):
+            name = names[(done + place) % len(names)]
+            began = time.perf_counter()
+            variants[name]()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def spread(values: list[float]) -> float:
+    """Distance of the quartiles as a share of the median."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return (high - low) / middle
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    """Median and quartiles, to four digits."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {"median": float(f"{middle:.4g}"), "q1": float(f"{low:.4g}"), "q3": float(f"{high:.4g}")}
+
+
+def ratio(seconds: Mapping[str, list[float]], over: str, under: str) -> dict[str, float]:
+    """How many times faster `over` was than `under`, round by round."""
+    return quartiles([slow / fast for slow, fast in zip(seconds[under], seconds[over], strict=True)])
+
+
+def conditions(device: torch.device, threads: int) -> dict[str, Any]:
+    """Hardware and versions."""
+    return {
+        **describe_hardware(device),
+        "ray": version("ray"),
+        "cpus": os.cpu_count(),
+        "threads": threads,
+        "system": platform.platform(terse=True),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def write(path: Path | None, report: Mapping[str, Any]) -> None:
+    """Put a report on disk, if a path was given."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1) + "\n")

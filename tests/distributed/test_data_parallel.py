@@ -1,0 +1,87 @@
+"""A fit is not lost with its worker; and several workers share one, by real Ray Train over gloo."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+import unseen_ray as ur
+from unseen_ray.job import Progress
+
+pytestmark = pytest.mark.ray
+
+FIELDS = {"source": "digits", "keep": 0.5, "folds": 2, "schedule": [0.4, 0.5]}
+
+
+def processes_of(actor: str) -> list[psutil.Process]:
+    """The processes of a class of actors that belong to this one's cluster."""
+    family = psutil.Process().children(recursive=True)
+    return [process for process in family if f"ray::{actor}" in " ".join(process.cmdline())]
+
+
+@pytest.mark.slow
+def test_two_workers_are_as_accurate_as_one(tmp_path: Path) -> None:
+    fields = {**FIELDS, "recipe": {"epochs": 15}}
+    alone = ur.prune(ur.PruneConfig(**fields, out=str(tmp_path / "alone")))
+    together = ur.prune(ur.PruneConfig(**fields, out=str(tmp_path / "together"), gpus_per_fit=2))
+    assert together.scores == alone.scores  # folds are trained alone, as before
+    first, second = (run.manifest.stages[1]["tasks"][0] for run in (alone, together))
+    assert first["image_passes"] == second["image_passes"]
+    assert abs(first["accuracy"] - second["accuracy"]) < 0.01
+    assert abs(first["train_accuracy"] - second["train_accuracy"]) < 0.02
+    assert not (tmp_path / "together" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_fit_goes_on_from_its_checkpoint_when_a_worker_is_killed(tmp_path: Path) -> None:
+    epochs: list[int] = []
+    killed: list[int] = []
+
+    def observe(event: object) -> None:
+        if isinstance(event, Progress) and event.task == "stage 1" and event.doing == "train" and event.done:
+            epochs.append(event.done)
+            if event.done >= 20 and not killed:
+                victim = processes_of("RayTrainWorker")[-1].pid
+                os.kill(victim, signal.SIGKILL)
+                killed.append(victim)
+
+    config = ur.PruneConfig(**FIELDS, out=str(tmp_path), gpus_per_fit=2, recipe={"epochs": 200})
+    result = ur.prune(config, on_event=observe)
+    assert killed
+    assert epochs[0] == 1
+    assert epochs.count(1) == 1, "it began again from the start"
+    assert epochs[-1] == 200
+    assert len(set(epochs)) < len(epochs), "no epoch was given twice: the kill came too late"
+    assert result.manifest.stages[1]["tasks"][0]["accuracy"] > 0.98
+
+
+def test_a_batch_that_cannot_be_shared_and_a_cluster_too_small_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ur.ConfigError, match=r"recipe.batch_size=64 is not divisible by gpus_per_fit=3. Take 63"):
+        ur.PruneConfig(**FIELDS, out=str(tmp_path), gpus_per_fit=3)
+    with pytest.raises(ur.ConfigError, match=r"gpus_per_fit=64 workers of 1 CPU and 0 GPU do not fit on the cluster"):
+        ur.prune(ur.PruneConfig(**FIELDS, out=str(tmp_path), gpus_per_fit=64))
+
+
+def test_a_fold_goes_on_from_its_checkpoint_when_its_worker_is_killed(tmp_path: Path, session: None) -> None:
+    fields = {"source": "digits", "keep": 0.5, "folds": 2, "recipe": {"epochs": 80}, "cpus_per_fold": 2}
+    undisturbed = ur.prune(ur.PruneConfig(**fields, out=str(tmp_path / "undisturbed")))
+    epochs: list[int] = []
+    killed: list[int] = []
+
+    def observe(event: object) -> None:
+        if isinstance(event, Progress) and event.task == "stage 0 fold 1" and event.doing == "train" and event.done:
+            epochs.append(event.done)
+            if event.done >= 25 and not killed:
+                killed.append(processes_of("FoldWorker")[0].pid)
+                os.kill(killed[0], signal.SIGKILL)
+
+    result = ur.prune(ur.PruneConfig(**fields, out=str(tmp_path / "disturbed")), on_event=observe)
+    assert killed
+    assert epochs.count(1) == 1, "it began again from the start"
+    assert epochs[-1] == 80
+    assert len(set(epochs)) == 80
+    assert result.scores == undisturbed.scores
