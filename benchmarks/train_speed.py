@@ -160,8 +160,8 @@ def bare(case: Case, device: torch.device, precision: str) -> Round:
 def epochs_of(
     case: Case, images: np.ndarray, labels: np.ndarray, folder: str, device: torch.device, precision: str
 ) -> Iterator[Any]:
-    """Our training, an epoch of `case.images` at a time, for ever."""
-    ids, plane = np.arange(len(images)), MemoryPlane(images)
+    """Our training on the images that have labels, an epoch at a time, for ever."""
+    ids, plane = np.arange(len(labels)), MemoryPlane(images)
     plan = FitPlan(ids_M=ids, labels_M=labels, num_classes=CLASSES, recipe=recipe(case, precision), seed=0)
     feed = Feed(hold_pixels(plane, device), measure(plane, ids))
     return fit(model_for(case, device), feed, plan, Checkpoints(Folder(folder), case.name))

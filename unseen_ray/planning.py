@@ -81,9 +81,11 @@ def plan_run(config: PruneConfig, population: Population) -> RunPlan:
             f"folds={config.folds} of {total} samples leaves a fold of {_smallest_train(config, total)} to train on; "
             "a model needs at least 2. Choose fewer folds, or train_on: complement."
         )
-    if stages and len(stages) > 1 and stages[0].target < 2:
+    least = 2 * config.gpus_per_fit
+    if stages and len(stages) > 1 and stages[0].target < least:
         problems.append(
-            f"the first stage keeps {stages[0].target} sample; the next one trains on it and needs at least 2. Begin the schedule higher."
+            f"the first stage keeps {stages[0].target} sample{'s' if stages[0].target > 1 else ''}; the next one trains on "
+            f"them and needs at least {least}. Begin the schedule higher."
         )
     if problems:
         raise ConfigError(problems)
@@ -159,6 +161,7 @@ def _smallest_train(config: PruneConfig, total: int) -> int:
 def _task_plans(config: PruneConfig, stages: Sequence[Stage], total: int) -> list[TaskPlan]:
     plans = []
     for stage in stages:
+        workers = config.gpus_per_fit if stage.index > 0 or config.mode == "fitting" else 1
         if stage.index > 0:
             sizes = [(stage.target - stage.added, total - stage.target + stage.added)]
         elif config.mode == "fitting":
@@ -167,7 +170,7 @@ def _task_plans(config: PruneConfig, stages: Sequence[Stage], total: int) -> lis
             folds = [total // config.folds + (fold < total % config.folds) for fold in range(config.folds)]
             sizes = [(n, total - n) if config.train_on == "fold" else (total - n, n) for n in folds]
         for trained, scored in sorted(set(sizes), reverse=True):
-            batch, steps = (0, 0) if config.fit is not None else config.recipe.plan(trained)
+            batch, steps = (0, 0) if config.fit is not None else config.recipe.plan(trained, workers=workers)
             plans.append(
                 TaskPlan(
                     stage=stage.index,

@@ -248,7 +248,7 @@ def plan_table(values: dict[str, Any]) -> Table:
 
 
 def _share_of_full(trained: int, plan: RunPlan, config: PruneConfig) -> float:
-    batch, steps = config.recipe.plan(plan.num_samples)
+    batch, steps = config.recipe.plan(plan.num_samples, workers=config.gpus_per_fit)
     return trained / (batch * steps)
 
 

@@ -54,10 +54,14 @@ class Pixels:
     device: torch.device
     all_NHWC: Tensor | None
 
-    def stack(self, ids_B: IdArray) -> tuple[Tensor, Tensor]:
+    def places(self, ids_M: IdArray) -> Tensor | None:
+        """The ids on the device, brought there at once; None where pixels have to be asked for by id."""
+        return None if self.all_NHWC is None else torch.from_numpy(ids_M).to(self.device)
+
+    def stack(self, ids_B: IdArray, places_B: Tensor | None) -> tuple[Tensor, Tensor]:
         """A (S, H, W, 3) stack of images that has the ids among them, and the place of each in it."""
-        if self.all_NHWC is not None:
-            return self.all_NHWC, torch.from_numpy(ids_B).to(self.device, non_blocking=True)
+        if self.all_NHWC is not None and places_B is not None:
+            return self.all_NHWC, places_B
         images = torch.from_numpy(self.plane.images(ids_B)).to(self.device, non_blocking=True)
         return images, torch.arange(len(ids_B), device=self.device)
 
@@ -107,6 +111,7 @@ class Feed:
         self._mean_C = torch.tensor(norm.mean, device=pixels.device)
         self._std_C = torch.tensor(norm.std, device=pixels.device)
         self._fill_C = self._mean_C.round().to(torch.uint8)
+        self._lines: dict[int, tuple[Tensor, Tensor]] = {}
 
     def epoch(
         self,
@@ -138,20 +143,22 @@ class Feed:
         draws = draw(kind, size_px, len(order), rng).to(device)
         labels = torch.from_numpy(labels_M[order]).to(device)
         ids = ids_M[order]
+        places = self.pixels.places(ids)
         for start in range(share.rank, len(order), size):
             part = slice(start, start - share.rank + size, share.workers)
-            images = self._augmented(ids[part], draws.batch(part.start, part.stop, part.step), recipe)
+            stack = self.pixels.stack(ids[part], None if places is None else places[part])
+            images = self._augmented(*stack, draws.batch(part.start, part.stop, part.step), recipe)
             yield self._normalised(images), labels[part]
 
     def scoring(self, ids_M: IdArray, batch_size: int) -> Iterator[tuple[IdArray, Tensor]]:
         """The samples in order, as they are: ids and (B, 3, H, W) float32 inputs."""
+        places_M = self.pixels.places(ids_M)
         for start, stop in chunks_of(len(ids_M), batch_size):
-            stack, places = self.pixels.stack(ids_M[start:stop])
+            stack, places = self.pixels.stack(ids_M[start:stop], None if places_M is None else places_M[start:stop])
             yield ids_M[start:stop], self._normalised(stack.index_select(0, places))
 
-    def _augmented(self, ids_B: IdArray, draws: Draws, recipe: Recipe) -> Tensor:
+    def _augmented(self, stack: Tensor, places: Tensor, draws: Draws, recipe: Recipe) -> Tensor:
         """(B, S, S, 3), uint8 or float32."""
-        stack, places = self.pixels.stack(ids_B)
         size_px = stack.shape[1]
         if draws.box_M4 is not None:
             return resize_crops(stack.index_select(0, places), draws, recipe.train_px or size_px)
@@ -162,6 +169,8 @@ class Feed:
     def _normalised(self, images_BHWC: Tensor) -> Tensor:
         """(B, 3, H, W) float32, channels_last in memory."""
         width = images_BHWC.shape[2]
-        lines_BHL = images_BHWC.flatten(2).to(torch.float32)  # whole lines: three channels alone are no vector
-        lines_BHL.sub_(self._mean_C.repeat(width)).div_(self._std_C.repeat(width))
+        if width not in self._lines:  # whole lines, because three channels alone are no vector
+            self._lines[width] = self._mean_C.repeat(width), self._std_C.repeat(width)
+        mean_L, std_L = self._lines[width]
+        lines_BHL = images_BHWC.flatten(2).to(torch.float32).sub_(mean_L).div_(std_L)
         return lines_BHL.view(images_BHWC.shape).permute(0, 3, 1, 2)
