@@ -4,7 +4,7 @@ UNSEEN_DATA ?= $(firstword $(wildcard ../shared/data) data)
 export UNSEEN_DATA
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install demo test test-slow check format bench clean
+.PHONY: install demo test test-slow test-gpu check format bench clean
 
 install: .venv/.installed  ## make .venv with everything in it
 
@@ -21,6 +21,9 @@ test: install  ## everything that is quick
 
 test-slow: install  ## what takes minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: install  ## what needs a CUDA device
+	$(BIN)/python -m pytest -m gpu
 
 check: install  ## lint, format, types
 	$(BIN)/ruff check .

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import random
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -20,7 +23,7 @@ Round = Callable[[], None]
 
 
 def interleaved(variants: Mapping[str, Round], *, rounds: int, most: int, wide: float = 0.05) -> dict[str, list[float]]:
-    """Seconds of each variant in each round; every variant has its turn in each, beginning with another one each time.
+    """Seconds of each variant in each round; every variant has its turn in each, in another order each time.
 
     Args:
         variants: what to time, by name.
@@ -30,13 +33,12 @@ def interleaved(variants: Mapping[str, Round], *, rounds: int, most: int, wide: 
     for warm_up in variants.values():
         warm_up()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    names = list(variants)
+    names, order = list(variants), random.Random(0)
     while len(seconds[names[0]]) < most:
         done = len(seconds[names[0]])
         if done >= rounds and all(spread(values) <= wide for values in seconds.values()):
             break
-        for place in range(len(names)):
-            name = names[(done + place) % len(names)]
+        for name in order.sample(names, len(names)):
             began = time.perf_counter()
             variants[name]()
             seconds[name].append(time.perf_counter() - began)
@@ -60,13 +62,16 @@ def ratio(seconds: Mapping[str, list[float]], over: str, under: str) -> dict[str
     return quartiles([slow / fast for slow, fast in zip(seconds[under], seconds[over], strict=True)])
 
 
-def conditions(device: torch.device, threads: int) -> dict[str, Any]:
-    """Hardware and versions."""
+def conditions(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
+    """Hardware, versions, the commit, and how the benchmark was called."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    called = {name: value for name, value in vars(args).items() if name not in ("json", "source", "test")}
     return {
         **describe_hardware(device),
         "ray": version("ray"),
         "cpus": os.cpu_count(),
-        "threads": threads,
+        "called_with": called,
+        "commit": commit.stdout.strip(),
         "system": platform.platform(terse=True),
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -1,6 +1,6 @@
 """What a recipe reaches on a whole data set, and in what time: accuracy on the test set after the last epoch, several seeds.
 
-python benchmarks/train_accuracy.py --source data/cifar10-train.parquet --test data/cifar10-test.parquet --seeds 3
+python benchmarks/train_accuracy.py --source data/cifar10-train.parquet --test data/cifar10-test.parquet --seeds 0 1 2
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
         results = executor.evaluate(tasks, say)
     accuracies = [result.accuracy for result in results]
     report = {
-        "conditions": conditions(torch.device("cuda" if torch.cuda.is_available() else "cpu"), args.threads),
+        "conditions": conditions(torch.device("cuda" if torch.cuda.is_available() else "cpu"), args),
         "source": Path(args.source).name,
         "samples": results[0].trained,
         "model": config.model,

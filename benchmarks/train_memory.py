@@ -102,12 +102,13 @@ def main() -> None:
     from timing import conditions, write
     from train_speed import CPU_CASES
 
-    report: dict[str, Any] = {"conditions": conditions(torch.device("cpu"), 1), "cases": {}}
+    report: dict[str, Any] = {"conditions": conditions(torch.device("cpu"), args), "cases": {}}
     context = multiprocessing.get_context("spawn")
     for case in CPU_CASES:
         here, there = context.Pipe(duplex=False)
         process = context.Process(target=work, args=(case, there))
         process.start()
+        there.close()
         report["cases"][case.name] = found = here.recv()
         process.join()
         print(

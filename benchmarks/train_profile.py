@@ -37,7 +37,8 @@ def kind_of(name: str) -> str:
 
 def profile_case(case: Case, device: torch.device) -> dict[str, float]:
     """Share of the time of an epoch that each kind of operation took itself, the largest first."""
-    activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
     with tempfile.TemporaryDirectory() as folder:
         epochs = epochs_of(case, *pixels(case, case.images), folder, device, resolve_precision("auto", device))
         next(epochs)
@@ -45,9 +46,10 @@ def profile_case(case: Case, device: torch.device) -> dict[str, float]:
             next(epochs)
     taken: dict[str, float] = defaultdict(float)
     for event in profiled.key_averages():
-        taken[kind_of(event.key)] += (
-            event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-        )
+        if not on_gpu:
+            taken[kind_of(event.key)] += event.self_cpu_time_total
+        elif event.key.startswith("aten::") or "Optimizer" in event.key:  # the kernels again would count twice
+            taken[kind_of(event.key)] += event.self_device_time_total
     whole = sum(taken.values())
     return {kind: round(time / whole, 4) for kind, time in sorted(taken.items(), key=lambda entry: -entry[1])}
 
@@ -59,7 +61,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    report: dict[str, Any] = {"conditions": conditions(device, args.threads), "cases": {}}
+    report: dict[str, Any] = {"conditions": conditions(device, args), "cases": {}}
     for case in GPU_CASES if device.type == "cuda" else CPU_CASES:
         report["cases"][case.name] = shares = profile_case(case, device)
         print(case.name, *(f"  {share:6.1%}  {kind}" for kind, share in shares.items()), sep="\n", flush=True)

@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    report: dict[str, Any] = {"conditions": conditions(torch.device("cpu"), 1), "cases": {}}
+    report: dict[str, Any] = {"conditions": conditions(torch.device("cpu"), args), "cases": {}}
     for case in CPU_CASES:
         if args.only in case.name:
             report["cases"][case.name] = found = measure_case(case, args.rounds, args.most)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import ray.data
     from torch.utils.data import Subset
 
-_EVALUATE_CHANGES = ("model", "recipe", "threads", *EXECUTOR_FIELDS)
+_EVALUATE_CHANGES = ("model", "recipe", "threads", "gpus_per_fit", *EXECUTOR_FIELDS)
 
 __all__ = ["PruneResult", "evaluate", "export", "load", "plan", "prune", "select", "torch_subset"]
 
@@ -217,7 +217,7 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any) -> PruneCo
     if isinstance(recipe, dict) and "use" not in recipe:
         asked["recipe"] = recipe_values(recipe, base=done.config.recipe)
     if asked.get("executor") == "local":
-        asked.setdefault("address", None)
+        asked = {"address": None, "gpus_per_fit": 1, **asked}
     if done.config.fit is not None and "model" in changes:
         asked["fit"] = None
     config = done.config.changed(**asked)
@@ -238,7 +238,7 @@ def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) 
     given = {name: getattr(done.config, name) for name in done.config.model_fields_set}
     for name in ("folds", "train_on", "stratify", "schedule"):
         given.pop(name, None)
-    given |= {name: getattr(config, name) for name in EXECUTOR_FIELDS}
+    given |= {name: getattr(config, name) for name in ("gpus_per_fit", *EXECUTOR_FIELDS)}
     out = f"{done.path.rstrip('/')}/fitting"
     return prune(PruneConfig(**{**given, "mode": "fitting", "out": out}), on_event=on_event)
 

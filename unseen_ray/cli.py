@@ -130,7 +130,7 @@ def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
 @click.option(
     "--against", default=None, metavar="NAMES", help="baselines among random, full, fitting  [default: random,full]"
 )
-@field_options(only=("test", "model", "recipe", "threads", *EXECUTOR_FIELDS), inherited=True)
+@field_options(only=("test", "model", "recipe", "threads", "gpus_per_fit", *EXECUTOR_FIELDS), inherited=True)
 @click.option("--json", "as_json", is_flag=True, help="print the table as JSON")
 def evaluate(run_dir: str, seeds: int | None, against: str | None, as_json: bool, **flags: str | None) -> None:
     """Train on the coreset and on baselines by the same recipe, and measure after the last epoch.

@@ -80,7 +80,7 @@ class PruneConfig(BaseModel):
     threads: int = Field(1, ge=1, description="CPU threads of one fit")
     cpus_per_fold: float | None = Field(None, gt=0, description="CPUs that one fit reserves; default threads")
     gpus_per_fold: float | None = Field(
-        None, ge=0, description="GPUs of one fit; default 1 where the cluster has some, else 0"
+        None, ge=0, description="GPUs of one fold's training; default 1 where the cluster has some, else 0"
     )
     gpus_per_fit: int = Field(
         1,

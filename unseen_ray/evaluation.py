@@ -23,6 +23,7 @@ from unseen_ray.executor import Executor, Observer
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
 from unseen_ray.pipeline import check_test_classes, make_job
 from unseen_ray.resolve import did_you_mean
+from unseen_ray.run import clear_checkpoints
 from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.sources.info import fingerprint_of
 from unseen_ray.storage import Folder
@@ -145,6 +146,7 @@ def evaluate(
         arms=tuple(_arm(arm, [results[arm, repeat] for repeat in range(seeds)]) for arm in subsets),
     )
     _store(folder, {keys[place]: result for place, result in results.items()}, known, evaluation)
+    clear_checkpoints(folder)
     return evaluation
 
 

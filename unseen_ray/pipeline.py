@@ -23,7 +23,7 @@ from unseen_ray.executor import Executor, Observer
 from unseen_ray.job import Job, Receipt, score_functions, score_name
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.resolve import function_of, is_target
-from unseen_ray.run import CHECKPOINTS, CORESET, KEYS, Run, coreset_of, open_run
+from unseen_ray.run import CORESET, KEYS, Run, clear_checkpoints, coreset_of, open_run
 from unseen_ray.sources import Source, SourceInfo, default_test, open_source, source_ref
 from unseen_ray.storage import absolute_path
 from unseen_ray.votes import MergeRequest, find_receipt
@@ -280,7 +280,7 @@ def _finish(run: Run, source: Source, population: Population, elapsed_s: Callabl
     run = run.commit(files={**kept, **files}, cost=cost, finished=True)
     for stage in stages:
         run.folder.delete(f"stage-{stage['index']:02d}/coreset.parquet")
-    run.folder.delete_folder(CHECKPOINTS)
+    clear_checkpoints(run.folder)
     return run
 
 

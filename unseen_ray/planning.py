@@ -87,6 +87,10 @@ def plan_run(config: PruneConfig, population: Population) -> RunPlan:
             f"the first stage keeps {stages[0].target} sample{'s' if stages[0].target > 1 else ''}; the next one trains on "
             f"them and needs at least {least}. Begin the schedule higher."
         )
+    if stages and config.gpus_per_fit > 1 and stages[-1].target < least:
+        problems.append(
+            f"gpus_per_fit={config.gpus_per_fit} workers cannot share {stages[-1].target} samples: each needs 2. Lower gpus_per_fit."
+        )
     if problems:
         raise ConfigError(problems)
     return RunPlan(
@@ -100,7 +104,17 @@ def plan_run(config: PruneConfig, population: Population) -> RunPlan:
 
 
 def with_model(config: PruneConfig, size_px: int) -> PruneConfig:
-    """The configuration with its model named, if it trains one."""
+    """The configuration with its model named, if it trains one.
+
+    Raises:
+        ConfigError: if the recipe asks for a size of training crops where images of this size are not cropped so.
+    """
+    augment = config.recipe.augment_at(size_px)
+    if config.recipe.train_px is not None and augment != "resized_crop_flip":
+        raise ConfigError(
+            f"recipe.train_px={config.recipe.train_px} has no effect: images of {size_px} px are augmented by {augment}. "
+            "Remove it, or set recipe.augment: resized_crop_flip."
+        )
     if config.fit is not None or config.model is not None:
         return config
     return config.changed(model=default_model(size_px))

@@ -28,11 +28,19 @@ class _Row:
     began: float = field(default_factory=time.monotonic)
     said: float = field(default_factory=time.monotonic)
     result: Receipt | EvalResult | None = None
+    first: int | None = None  # epoch that this start of the task began after
+
+    def take(self, event: Progress) -> None:
+        """Follow the task; the first epoch heard of may be the last of an earlier start."""
+        self.last = event
+        if self.first is None and event.done and event.doing == "train":
+            self.first = 0 if event.done == 1 else event.done
 
     def eta_s(self) -> float:
         if not self.last.done or self.last.doing != "train":
             return math.nan
-        return (time.monotonic() - self.began) / self.last.done * (self.last.total - self.last.done)
+        done = self.last.done - (self.first or 0)
+        return (time.monotonic() - self.began) / done * (self.last.total - self.last.done) if done else math.nan
 
 
 @dataclass(slots=True)
@@ -46,7 +54,7 @@ class TableProgress:
         """Show an event."""
         if isinstance(event, Progress):
             row = self.rows.setdefault(event.task, _Row(event))
-            row.last = event
+            row.take(event)
         else:
             name = _name_of(event)
             row = self.rows.setdefault(name, _Row(_started(event)))
@@ -77,7 +85,7 @@ class LineProgress:
         if isinstance(event, Progress):
             fresh = event.task not in self.rows
             row = self.rows.setdefault(event.task, _Row(event))
-            row.last = event
+            row.take(event)
             if fresh or time.monotonic() - row.said >= _LINE_EVERY_S:
                 row.said = time.monotonic()
                 self._say(f"{event.task} ({event.node}, {event.device}): {_sentence(row)}")

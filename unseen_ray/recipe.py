@@ -15,6 +15,7 @@ __all__ = ["RECIPES", "Augment", "Precision", "Recipe", "recipe_values", "refuse
 Precision = Literal["auto", "bf16", "fp16", "float32"]
 Augment = Literal["auto", "none", "flip", "crop", "crop_flip", "crop_flip_cutout", "resized_crop_flip"]
 Decay = Literal["cosine", "linear"]
+_AUGMENT_FROM_PX, _SMALL_PX = 16, 64
 
 
 def refuse_boolean(model: type[BaseModel], name: str | None, value: Any) -> Any:
@@ -67,6 +68,14 @@ class Recipe(BaseModel):
     @classmethod
     def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
         return refuse_boolean(cls, info.field_name, value)
+
+    def augment_at(self, size_px: int) -> Augment:
+        """What `augment` means for images of this size."""
+        if self.augment != "auto":
+            return self.augment
+        if size_px < _AUGMENT_FROM_PX:
+            return "none"
+        return "crop_flip" if size_px <= _SMALL_PX else "resized_crop_flip"
 
     def plan(self, num_samples: int, *, workers: int = 1) -> tuple[int, int]:
         """(batch size, total steps) for a set of `num_samples`; the last short batch of an epoch is dropped.

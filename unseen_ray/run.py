@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,19 @@ from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from unseen_ray.storage import Folder
 
-__all__ = ["CHECKPOINTS", "CORESET", "KEYS", "Run", "coreset_of", "load_run", "open_run", "open_selection"]
+__all__ = [
+    "CHECKPOINTS",
+    "CORESET",
+    "KEYS",
+    "Run",
+    "clear_checkpoints",
+    "coreset_of",
+    "load_run",
+    "open_run",
+    "open_selection",
+]
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 CORESET = "coreset.parquet"
@@ -132,6 +145,14 @@ def coreset_of(table: pa.Table) -> Coreset:
     )
 
 
+def clear_checkpoints(folder: Folder) -> None:
+    """Remove what trainings left to go on from, once nothing is left to train; a warning where storage will not."""
+    try:
+        folder.delete_folder(CHECKPOINTS)
+    except StorageError as error:
+        logger.warning("checkpoints that are needed no more stay: %s", error)
+
+
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
     """Fields of a configuration with those of its recipe dotted."""
     flat = {name: value for name, value in config.items() if name != "recipe"}
@@ -140,7 +161,7 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
 
 def _is_untouched(folder: Folder, manifest: Manifest) -> bool:
     """Whether a run was begun there and refused before anything was finished, so that nothing is lost by beginning anew."""
-    if manifest.kind != "prune" or manifest.stages or set(folder.names()) - {MANIFEST, "stage-00"}:
+    if manifest.kind != "prune" or manifest.stages or set(folder.names()) - {MANIFEST, CHECKPOINTS, "stage-00"}:
         return False
     return not Folder(folder.path("stage-00/votes")).names()
 

@@ -166,6 +166,8 @@ class Folder:
             fs.delete_file(path)
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise StorageError(f"{self.path(name)} cannot be removed: {error}.") from None
 
     def delete_folder(self, name: str) -> None:
         """Remove a folder and what is in it; nothing happens where there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -19,8 +20,12 @@ FIELDS = {"source": "digits", "keep": 0.5, "folds": 2, "schedule": [0.4, 0.5]}
 
 def processes_of(actor: str) -> list[psutil.Process]:
     """The processes of a class of actors that belong to this one's cluster."""
-    family = psutil.Process().children(recursive=True)
-    return [process for process in family if f"ray::{actor}" in " ".join(process.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if f"ray::{actor}" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 @pytest.mark.slow

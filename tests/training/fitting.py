@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from unseen_ray.sources import open_source, source_ref
 from unseen_ray.storage import Folder
 from unseen_ray.training.checkpoint import Checkpoints
 from unseen_ray.training.feed import Feed, hold_pixels, measure
-from unseen_ray.training.fit import EpochStats, FitPlan, fit
+from unseen_ray.training.fit import EpochStats, FitPlan, finished_fit, fit
 from unseen_ray.training.hardware import numerics
 
 CPU = torch.device("cpu")
@@ -25,25 +26,40 @@ CPU = torch.device("cpu")
 def net() -> nn.Module:
     """Convolution, statistics and dropout: all that a checkpoint, or the seed of an epoch, has to bring back."""
     body = [nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.2)]
-    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10))
+    return nn.Sequential(*body, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(64, 10))
+
+
+def prepare(
+    folder: Path | None, recipe: Recipe, device: torch.device
+) -> tuple[nn.Module, Feed, FitPlan, Checkpoints | None]:
+    """A fresh model of the first 600 digits, with checkpoints in `folder` if there is one."""
+    source = open_source(source_ref("digits"))
+    plane, _ = load_plane(source, 8)
+    ids = np.arange(600)
+    plan = FitPlan(ids_M=ids, labels_M=source.info.labels_N[ids], num_classes=10, recipe=recipe, seed=5)
+    torch.manual_seed(5)
+    model = net().to(device).to(memory_format=torch.channels_last)
+    checkpoints = None if folder is None else Checkpoints(Folder(str(folder)), "a" * 64)
+    return model, Feed(hold_pixels(plane, device), measure(plane, ids)), plan, checkpoints
 
 
 def train(
-    folder: Path | None, recipe: Recipe, *, count: int = 600, seed: int = 5
+    folder: Path | None, recipe: Recipe, *, device: torch.device = CPU, stop_after: int | None = None
 ) -> tuple[nn.Module, list[EpochStats]]:
-    """Train on the first digits, with checkpoints in `folder` if there is one."""
-    source = open_source(source_ref("digits"))
-    plane, _ = load_plane(source, 8)
-    ids = np.arange(count)
-    plan = FitPlan(ids_M=ids, labels_M=source.info.labels_N[ids], num_classes=10, recipe=recipe, seed=seed)
-    checkpoints = None if folder is None else Checkpoints(Folder(str(folder)), "a" * 64)
-    with numerics(1, False, CPU):
-        torch.manual_seed(seed)
-        model = net().to(memory_format=torch.channels_last)
-        stats = list(fit(model, Feed(hold_pixels(plane, CPU), measure(plane, ids)), plan, checkpoints))
+    """Train, for `stop_after` epochs if it is given."""
+    with numerics(1, recipe.deterministic, device):
+        model, feed, plan, checkpoints = prepare(folder, recipe, device)
+        stats = list(itertools.islice(fit(model, feed, plan, checkpoints), stop_after))
     if checkpoints is not None:
         checkpoints.flush()
     return model, stats
+
+
+def fetch(folder: Path, recipe: Recipe) -> tuple[nn.Module, EpochStats]:
+    """What `train` left."""
+    model, feed, plan, checkpoints = prepare(folder, recipe, CPU)
+    assert checkpoints is not None
+    return model, finished_fit(model, feed, plan, checkpoints)
 
 
 def train_and_save(folder: str, epochs: int, out: str, begun: Connection) -> None:

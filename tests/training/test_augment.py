@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional
 
 from unseen_ray.data.plane import MemoryPlane
 from unseen_ray.recipe import Recipe
-from unseen_ray.training.augment import Draws, draw, resize_crops, resolve_augment
+from unseen_ray.training.augment import Draws, draw, resize_crops
 from unseen_ray.training.feed import Feed, Normalisation, Pixels, Share, hold_pixels
 
 CPU = torch.device("cpu")
@@ -143,5 +143,5 @@ def test_pixels_in_memory_are_not_copied() -> None:
     ("size_px", "kind"), [(8, "none"), (16, "crop_flip"), (64, "crop_flip"), (65, "resized_crop_flip")]
 )
 def test_auto_depends_on_the_size(size_px: int, kind: str) -> None:
-    assert resolve_augment("auto", size_px) == kind
-    assert resolve_augment("flip", size_px) == "flip"
+    assert Recipe().augment_at(size_px) == kind
+    assert Recipe(augment="flip").augment_at(size_px) == "flip"

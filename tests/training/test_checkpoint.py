@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 import unseen_ray as ur
-from tests.training.fitting import recipe, train, train_and_save
+from tests.training.fitting import fetch, recipe, train, train_and_save
+from unseen_ray.errors import StorageError
 from unseen_ray.storage import Folder
 from unseen_ray.training.checkpoint import Checkpoints
 
@@ -29,6 +30,7 @@ def start(folder: Path, out: Path) -> multiprocessing.process.BaseProcess:
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=train_and_save, args=(str(folder), EPOCHS, str(out), there))
     process.start()
+    there.close()
     here.recv()
     return process
 
@@ -50,7 +52,7 @@ def test_a_fit_killed_at_20_random_moments_ends_in_the_same_weights(tmp_path: Pa
     stood = []
     for _ in range(KILLS):
         process = start(tmp_path / "b", disturbed)
-        process.join(rng.uniform(0, whole_s / 12))
+        process.join(rng.uniform(0, whole_s / 20))
         assert process.is_alive(), "the fit ended before it could be killed 20 times"
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
@@ -82,7 +84,7 @@ def test_a_finished_fit_is_not_trained_again(tmp_path: Path) -> None:
 def test_one_checkpoint_is_kept_and_it_is_no_pickle(tmp_path: Path) -> None:
     train(tmp_path, recipe(5))
     files = sorted(path.name for path in (tmp_path / "checkpoints").rglob("*") if path.is_file())
-    assert files == ["checkpoint.json", "epoch-00005.safetensors"]
+    assert [name[:12] for name in files] == ["checkpoint.j", "epoch-00005-"]
     saved = Checkpoints(Folder(str(tmp_path)), "a" * 64).read()
     assert saved is not None
     assert {name.split(".")[0] for name in saved.tensors} == {"model", "momentum"}
@@ -96,7 +98,7 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(
     clean, _ = train(None, recipe(3))
     train(tmp_path, recipe(3))
     folder = next((tmp_path / "checkpoints").iterdir())
-    tensors, head = folder / "epoch-00003.safetensors", folder / "checkpoint.json"
+    tensors, head = next(folder.glob("epoch-00003-*.safetensors")), folder / "checkpoint.json"
     data = bytearray(tensors.read_bytes())
     if damage == "flip a byte":
         data[-5] ^= 1
@@ -165,3 +167,48 @@ def test_what_is_written_is_the_state_at_that_moment(tmp_path: Path) -> None:
     saved = checkpoints.read()
     assert saved is not None
     assert not saved.tensors["model.w"].any()
+
+
+def test_a_deletion_that_fails_costs_disk_and_not_the_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoints = Checkpoints(Folder(str(tmp_path)), "a" * 64)
+    checkpoints.write({"model.w": torch.zeros(3)}, {"epoch": 1})
+    checkpoints.flush()
+    first = next(tmp_path.rglob("epoch-00001-*.safetensors"))
+    first.unlink()
+    first.mkdir()  # a file cannot be deleted where a folder stands
+    checkpoints.write({"model.w": torch.ones(3)}, {"epoch": 2})
+    checkpoints.check_written()
+    assert "a checkpoint that is needed no more stays" in caplog.text
+    saved = checkpoints.read()
+    assert saved is not None
+    assert saved.position["epoch"] == 2
+
+
+def test_a_checkpoint_that_must_be_in_place_and_is_not_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    checkpoints = Checkpoints(Folder(str(tmp_path)), "a" * 64)
+    checkpoints.write({"model.w": torch.zeros(3)}, {"epoch": 1})
+    with pytest.raises(StorageError, match="cannot be written"):
+        checkpoints.check_written()
+
+
+def test_two_writers_do_not_take_each_others_files(tmp_path: Path) -> None:
+    one, other = (Checkpoints(Folder(str(tmp_path)), "a" * 64) for _ in range(2))
+    one.write({"model.w": torch.zeros(3)}, {"epoch": 7})
+    one.flush()
+    for epoch in (7, 8):
+        other.write({"model.w": torch.ones(3)}, {"epoch": epoch})
+        other.flush()
+    one.write({"model.w": torch.full((3,), 2.0)}, {"epoch": 8})
+    saved = one.read()
+    assert saved is not None
+    assert saved.tensors["model.w"].tolist() == [2.0, 2.0, 2.0]
+
+
+def test_a_model_that_was_trained_elsewhere_and_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"the model that several workers trained is not in .*checkpoint.json"):
+        fetch(tmp_path, recipe(3))
+    trained, _ = train(tmp_path, recipe(3))
+    fetched, stats = fetch(tmp_path, recipe(3))
+    assert stats.epoch == 3
+    assert torch.equal(trained[6].weight, fetched[6].weight)

@@ -90,8 +90,18 @@ def test_every_variant_learns(fields: dict[str, object]) -> None:
 
 @pytest.mark.slow
 def test_a_compiled_model_learns_the_same_and_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    train(tmp_path, recipe(3, compile=True, batch_size=32), stop_after=1)
     _, stats = train(tmp_path, recipe(3, compile=True, batch_size=32))
+    assert [s.epoch for s in stats] == [1, 2, 3]
+    assert stats[0].earlier_s > 0
     _, plain = train(None, recipe(3, batch_size=32))
     assert stats[-1].loss == pytest.approx(plain[-1].loss, rel=2e-2)
-    _, more = train(tmp_path, recipe(3, compile=True, batch_size=32))
-    assert [s.epoch for s in more] == [3]
+
+
+def test_a_size_of_crops_without_effect_at_the_sources_size_is_refused(tmp_path: Path) -> None:
+    config = ur.PruneConfig(
+        source="digits", keep=0.5, recipe={"train_px": 16}, executor="local", out=str(tmp_path / "run")
+    )
+    with pytest.raises(ConfigError, match=r"recipe.train_px=16 has no effect: images of 8 px are augmented by none"):
+        ur.prune(config)
+    assert not (tmp_path / "run").exists()

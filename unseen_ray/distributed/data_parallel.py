@@ -7,17 +7,18 @@ checkpoint is also what a fit goes on from after a worker was lost; Ray Train ke
 from __future__ import annotations
 
 import logging
-import threading
+import time
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.plane import LazyPlane, MemoryPlane
 from unseen_ray.distributed.capacity import Resources
 from unseen_ray.distributed.failures import Failure, decide
-from unseen_ray.errors import FoldFailedError, UnseenError
+from unseen_ray.errors import ClusterError, FoldFailedError, UnseenError
 from unseen_ray.executor import Observer
 from unseen_ray.job import Job, Progress
 from unseen_ray.run import CHECKPOINTS
@@ -29,23 +30,17 @@ __all__ = ["train_together"]
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
-_LOST = ("RayActorError", "ActorDiedError", "WorkerHealthCheck", "NodeDied", "Connection", "gloo", "NCCL")
+_SAY_EVERY_S = 60.0
+_BROKEN = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "DistBackendError",
+    "WorkerHealthCheck",
+    "RayActorError",
+    "ActorDied",
+)
 
-
-class Mailbox:
-    """What the workers have to tell the driver, until it asks."""
-
-    def __init__(self) -> None:
-        self._events: list[Progress | UnseenError] = []
-
-    def put(self, event: Progress | UnseenError) -> None:
-        """Called by a worker."""
-        self._events.append(event)
-
-    def take(self) -> list[Progress | UnseenError]:
-        """Called by the driver; what was not taken before, in the order it came."""
-        events, self._events = self._events, []
-        return events
+Outcome = tuple[Failure, str] | None
 
 
 def train_together(
@@ -62,73 +57,124 @@ def train_together(
 
     Raises:
         UnseenError: as a worker raised it.
+        ClusterError: if the workers did not come up within `wait_s`.
         FoldFailedError: if workers were lost too often, or a worker's own code raised an error.
     """
     retries = job.config.max_retries
     logger.info("%s: %d workers train one model together", task.name, job.workers_of(task))
     for attempt in range(1, retries + 2):
-        failure = _Attempt(job, shared, task, request).run(on_event)
-        if failure is None:
+        outcome = _attempt(job, shared, task, request, on_event)
+        if outcome is None:
             return
-        kind, reason = failure
+        kind, reason = outcome
         if decide(kind, failed=attempt, max_retries=retries) == "give up":
             raise FoldFailedError(task.name, attempt, reason)
         logger.warning("%s: %s (%s); going on from its checkpoint, attempt %d", task.name, kind, reason, attempt + 1)
 
 
-class _Attempt:
-    """One start of the workers."""
+def _attempt(
+    job: Job, shared: tuple[Any, ...], task: ScoreTask | EvalTask, request: Resources, on_event: Observer
+) -> Outcome:
+    """Start the workers once and follow them; what went wrong, if something did."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    foreman = (
+        ray.remote(Foreman)
+        .options(
+            num_cpus=0,
+            max_concurrency=4,
+            scheduling_strategy=here,
+            runtime_env={"env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0"}},  # a user's function may open a relative path
+        )
+        .remote()
+    )
+    try:
+        ended = foreman.train.remote(
+            shared, task, job.workers_of(task), dict(request), Folder(job.out).path(CHECKPOINTS)
+        )
+        waiting = _Wait(job, task, request)
+        while True:
+            done, _ = ray.wait([ended], timeout=_POLL_S)
+            for event in ray.get(foreman.take.remote()):
+                waiting.over = True
+                if isinstance(event, UnseenError):
+                    raise event
+                on_event(event)
+            if done:
+                outcome: Outcome = ray.get(ended)
+                return outcome
+            waiting.check()
+    except RayError as error:
+        return "worker lost", f"the actor that starts the workers: {type(error).__name__}"
+    finally:
+        ray.kill(foreman)  # and with it, should they still run, Ray Train's controller and workers
 
-    def __init__(self, job: Job, shared: tuple[Any, ...], task: ScoreTask | EvalTask, request: Resources) -> None:
-        self._job, self._task, self._request = job, task, request
-        self._mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
-        self._config = {"shared": shared, "task": task, "mailbox": self._mailbox}
-        self._error: Exception | None = None
 
-    def run(self, on_event: Observer) -> tuple[Failure, str] | None:
-        """Train; what went wrong, if something did.
+class _Wait:
+    """Says once a minute that no worker has come up, and gives up after `wait_s`."""
 
-        In a thread, because Ray Train would take over the main thread's Ctrl-C.
-        """
-        thread = threading.Thread(target=self._fit, daemon=True)
-        thread.start()
-        try:
-            while thread.is_alive():
-                thread.join(_POLL_S)
-                self._pass_on(on_event)
-            self._pass_on(on_event)
-        finally:
-            ray.kill(self._mailbox)
-        return None if self._error is None else _classify(self._error)
+    def __init__(self, job: Job, task: ScoreTask | EvalTask, request: Resources) -> None:
+        self._wait_s, self._workers, self._request, self._name = (
+            job.config.wait_s,
+            job.workers_of(task),
+            request,
+            task.name,
+        )
+        self._since = self._said = time.monotonic()
+        self.over = False
 
-    def _pass_on(self, on_event: Observer) -> None:
-        for event in ray.get(self._mailbox.take.remote()):
-            if isinstance(event, UnseenError):
-                raise event
-            on_event(event)
+    def check(self) -> None:
+        now = time.monotonic()
+        if self.over:
+            return
+        asked = f"{self._workers} workers of {self._request['CPU']:g} CPU and {self._request['GPU']:g} GPU"
+        if now - self._since > self._wait_s:
+            raise ClusterError(
+                f"{self._name} asked for {asked}, which did not come up together within wait_s={self._wait_s:g} s. Raise wait_s, "
+                "lower gpus_per_fit, or free the cluster; then run the same line again."
+            )
+        if now - self._said >= _SAY_EVERY_S:
+            self._said = now
+            logger.warning("waiting for %s, %.0f s so far", asked, now - self._since)
 
-    def _fit(self) -> None:
+
+class Foreman:
+    """Starts the workers, and keeps what they have to tell until the driver asks. Whatever it started ends with it."""
+
+    def __init__(self) -> None:
+        self._events: list[Progress | UnseenError] = []
+
+    def put(self, event: Progress | UnseenError) -> None:
+        """Called by a worker."""
+        self._events.append(event)
+
+    def take(self) -> list[Progress | UnseenError]:
+        """Called by the driver; what was not taken before, in the order it came."""
+        events, self._events = self._events, []
+        return events
+
+    def train(
+        self, shared: tuple[Any, ...], task: ScoreTask | EvalTask, workers: int, request: dict[str, float], storage: str
+    ) -> Outcome:
+        """Have the workers train; what went wrong, if something did."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
-        gpus = self._request["GPU"]
+        foreman = ray.get_runtime_context().current_actor
+        trainer = TorchTrainer(
+            _train_share,
+            train_loop_config={"shared": shared, "task": task, "foreman": foreman},
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=request["GPU"] > 0,
+                resources_per_worker={name: amount for name, amount in request.items() if amount > 0},
+            ),
+            run_config=RunConfig(name="ray-train", storage_path=storage, failure_config=FailureConfig(max_failures=0)),
+        )
         try:
-            TorchTrainer(
-                _train_share,
-                train_loop_config=self._config,
-                scaling_config=ScalingConfig(
-                    num_workers=self._job.workers_of(self._task),
-                    use_gpu=gpus > 0,
-                    resources_per_worker={name: amount for name, amount in self._request.items() if amount > 0},
-                ),
-                run_config=RunConfig(
-                    name="ray-train",
-                    storage_path=Folder(self._job.out).path(CHECKPOINTS),
-                    failure_config=FailureConfig(max_failures=0),
-                ),
-            ).fit()
-        except Exception as error:  # passed on to the thread that waits
-            self._error = error
+            trainer.fit()
+        except Exception as error:  # it may not survive the way to the driver
+            return _classify(error)
+        return None
 
 
 def _train_share(config: dict[str, Any]) -> None:
@@ -139,7 +185,7 @@ def _train_share(config: dict[str, Any]) -> None:
     from unseen_ray.training.feed import Share
     from unseen_ray.training.work import Workbench
 
-    context = ray.train.get_context()
+    context, foreman = ray.train.get_context(), config["foreman"]
     share = Share(context.get_world_rank(), context.get_world_size())
     _, job_ref, labels_ref, pixels_ref = config["shared"]
     job, labels_N = ray.get([job_ref, labels_ref])
@@ -152,16 +198,21 @@ def _train_share(config: dict[str, Any]) -> None:
         )
         for progress in bench.train_share(config["task"], share):
             if share.rank == 0:
-                config["mailbox"].put.remote(progress)
+                ray.get(foreman.put.remote(progress))
     except UnseenError as error:
-        ray.get(config["mailbox"].put.remote(error))
+        ray.get(foreman.put.remote(error))
         raise
 
 
 def _classify(error: Exception) -> tuple[Failure, str]:
-    """Whether workers were lost, after which the others' connections break too, or a worker's own code is at fault."""
+    """Whether workers were lost, which breaks the others' connections too, or a worker's own code is at fault."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    for rank, failure in failures.items():
-        if isinstance(failure, RayActorError) or any(word in f"{type(failure)} {failure}" for word in _LOST):
-            return "worker lost", f"worker {rank}: {type(failure).__name__}"
+    lost = {rank: failure for rank, failure in failures.items() if _is_loss(failure)}
+    if lost and len(lost) == len(failures):
+        rank, failure = next(iter(lost.items()))
+        return "worker lost", f"worker {rank}: {str(failure).strip().splitlines()[-1]}"
     return "error", f"its own code raised an error:\n{str(error).strip()}"
+
+
+def _is_loss(failure: Exception) -> bool:
+    return isinstance(failure, RayActorError) or any(word in f"{type(failure).__name__} {failure}" for word in _BROKEN)

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from unseen_ray.recipe import Augment
 
-__all__ = ["Draws", "cut_out", "draw", "pixel_index", "resize_crops", "resolve_augment"]
+__all__ = ["Draws", "cut_out", "draw", "pixel_index", "resize_crops"]
 
-_AUGMENT_FROM_PX, _SMALL_PX = 16, 64
 _REACH = 8  # a crop shifts by up to an eighth of the side: 4 px at 32
 _CUT = 2  # a cutout is half as wide as the image: 16 px at 32
 _AREA, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
@@ -49,15 +48,6 @@ class Draws:
 
     def _all(self) -> tuple[Tensor | None, ...]:
         return self.flip_M, self.shift_M2, self.centre_M2, self.box_M4
-
-
-def resolve_augment(kind: Augment, size_px: int) -> Augment:
-    """What `auto` means for images of this size."""
-    if kind != "auto":
-        return kind
-    if size_px < _AUGMENT_FROM_PX:
-        return "none"
-    return "crop_flip" if size_px <= _SMALL_PX else "resized_crop_flip"
 
 
 def draw(kind: Augment, size_px: int, count: int, rng: np.random.Generator) -> Draws:

@@ -1,7 +1,7 @@
 """Where a fit stands after an epoch, on the run's storage: tensors as safetensors, the rest as JSON. No pickle.
 
-    checkpoints/KEY/epoch-00012.safetensors     weights, statistics and momentum
-    checkpoints/KEY/checkpoint.json             names that file with its SHA-256, and says where the fit stands
+    checkpoints/KEY/epoch-00012-1f2e3d4c.safetensors    weights, statistics and momentum
+    checkpoints/KEY/checkpoint.json                     names that file with its SHA-256, and says where the fit stands
 
 The JSON is written last: it names a whole file, or the one before it still.
 """
@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import time
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from unseen_ray.errors import StorageError
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _HEAD = "checkpoint.json"
+_READS = 2
+_DAMAGE = (ValueError, KeyError, TypeError, SafetensorError)
 _BLOCKED = 0.02  # share of a fit's time that copying for checkpoints may take
 _WRITING = 0.2  # share of the time that the thread beside it may write
 
@@ -65,25 +69,24 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._began = self._last = time.monotonic()
         self._blocked_s = self._writing_s = 0.0
+        self._failure: StorageError | None = None
 
     def read(self) -> Saved | None:
-        """The last checkpoint; None where there is none, or none that is whole."""
-        from safetensors.torch import load
+        """The last checkpoint; None where there is none, or none that is whole.
 
+        Raises:
+            StorageError: if storage cannot be read: what stands there is not lost.
+        """
         self.flush()
-        try:
-            head = self._head()
-            if head is None:
-                return None
-            data = self.folder.read(self._file(head["file"]))
-            if data is None or sha256_of(data) != head["sha256"]:
-                raise ValueError(f"{head['file']} is missing or damaged")
-            tensors = load(data)
-        except Exception as error:  # whatever is wrong with a checkpoint, the fit can do without it
-            logger.warning("%s cannot be used (%s); training from the start", self.path(), error)
-            return None
-        self._stands = head["file"]
-        return Saved(tensors, head["position"])
+        for _ in range(_READS):  # another process may have moved on between the head and the tensors
+            try:
+                saved = self._read()
+            except _DAMAGE as error:
+                damage = error
+            else:
+                return saved
+        logger.warning("%s cannot be used (%s); training from the start", self.path(), damage)
+        return None
 
     def path(self) -> str:
         """Path or URI of the file that names the last checkpoint."""
@@ -112,10 +115,16 @@ class Checkpoints:
         self._blocked_s += time.monotonic() - began
 
     def flush(self) -> None:
-        """Wait until what was written is in place."""
+        """Wait until what was written is in place, or has failed to be."""
         if self._pending is not None:
             self._pending.result()
             self._pending = None
+
+    def check_written(self) -> None:
+        """Wait, and refuse that the last one is not in place; StorageError says why it is not."""
+        self.flush()
+        if self._failure is not None:
+            raise self._failure
 
     def clear(self) -> None:
         """Remove the fit's folder, once what came of it is on storage."""
@@ -132,19 +141,39 @@ class Checkpoints:
     def _put(self, tensors: dict[str, Tensor], position: dict[str, Any]) -> None:
         from safetensors.torch import save
 
-        began = time.monotonic()
-        name = f"epoch-{position['epoch']:05d}.safetensors"
+        began, before = time.monotonic(), self._stands
+        name = f"epoch-{position['epoch']:05d}-{uuid.uuid4().hex[:8]}.safetensors"  # no two writers share a file
+        self._failure = None
         try:
             digest = self.folder.write(self._file(name), save(tensors))
             head = {"format": _FORMAT, "key": self.key, "file": name, "sha256": digest, "position": position}
             self.folder.write(self._file(_HEAD), json.dumps(head).encode())
-            if self._stands not in (None, name):
-                self.folder.delete(self._file(str(self._stands)))
             self._stands = name
         except StorageError as error:
+            self._failure = error
             logger.warning("no checkpoint after epoch %d: %s", position["epoch"], error)
+        if before is not None and self._stands == name:
+            self._delete(before)
         self._last = time.monotonic()
         self._writing_s = self._last - began
+
+    def _delete(self, name: str) -> None:
+        try:
+            self.folder.delete(self._file(name))
+        except StorageError as error:
+            logger.warning("a checkpoint that is needed no more stays: %s", error)
+
+    def _read(self) -> Saved | None:
+        from safetensors.torch import load
+
+        head = self._head()
+        if head is None:
+            return None
+        data = self.folder.read(self._file(head["file"]))
+        if data is None or sha256_of(data) != head["sha256"]:
+            raise ValueError(f"{head['file']} is missing or damaged")
+        self._stands = head["file"]
+        return Saved(load(data), head["position"])
 
     def _head(self) -> dict[str, Any] | None:
         data = self.folder.read(self._file(_HEAD))

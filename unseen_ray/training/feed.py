@@ -16,7 +16,7 @@ from torch import Tensor
 from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.data.plane import MemoryPlane, Plane, chunks_of
 from unseen_ray.recipe import Recipe
-from unseen_ray.training.augment import Draws, cut_out, draw, pixel_index, resize_crops, resolve_augment
+from unseen_ray.training.augment import Draws, cut_out, draw, pixel_index, resize_crops
 
 __all__ = ["Feed", "Normalisation", "Pixels", "Share", "hold_pixels", "measure"]
 
@@ -138,7 +138,7 @@ class Feed:
         """
         device, size_px = self.pixels.device, self.pixels.plane.size_px
         steps, size = shape
-        kind = resolve_augment(recipe.augment, size_px)
+        kind = recipe.augment_at(size_px)
         order = rng.permutation(len(ids_M))[: steps * size]
         draws = draw(kind, size_px, len(order), rng).to(device)
         labels = torch.from_numpy(labels_M[order]).to(device)

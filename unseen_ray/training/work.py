@@ -123,24 +123,8 @@ class Workbench:
                 if votes.due():
                     yield self._scoring(task.name, votes)
         part = votes.finish()
-        seconds = time.perf_counter() - started
-        workers = self.job.workers_of(task)
-        batch, steps = self.job.config.recipe.plan(len(train_ids), workers=workers)
-        on_gpu = self.device.type == "cuda"
-        receipt = Receipt(
-            index=task.index,
-            task=task.name,
-            files={},
-            trained=len(train_ids),
-            scored=len(ids),
-            image_passes=0 if self.job.config.fit else batch * steps,
-            accuracy=float((part.pred_M == votes.labels_M).mean()),
-            train_accuracy=last.accuracy,
-            seconds=round(seconds + last.earlier_s, 3),
-            gpu_seconds=round(seconds + last.earlier_s * workers, 3) if on_gpu else 0.0,
-            node=platform.node(),
-            device=device_name(self.device),
-        )
+        accuracy = float((part.pred_M == votes.labels_M).mean())
+        receipt = self._receipt(task, len(train_ids), len(ids), accuracy, last, time.perf_counter() - started)
         receipt = write_votes(folder, task.stage, key, part, receipt)
         checkpoints.clear()
         yield receipt
@@ -180,10 +164,11 @@ class Workbench:
         """This worker's part of a fit that several do together; the model is in its last checkpoint then."""
         with self._numerics():
             ids = task.train.resolve(self.population)
+            yield self._begun(task.name)
             training = self._fit(ids, task, share, self._checkpoints(ids, task))
             for stats in training.train():
                 yield self._trained(task.name, stats)
-            training.checkpoints.flush()
+            training.checkpoints.check_written()
 
     def _answers(
         self, task: ScoreTask, train_ids: IdArray, checkpoints: Checkpoints
@@ -228,6 +213,27 @@ class Workbench:
     def _numerics(self) -> contextlib.AbstractContextManager[None]:
         config = self.job.config
         return numerics(config.threads, config.recipe.deterministic, self.device)
+
+    def _receipt(
+        self, task: ScoreTask, trained: int, scored: int, accuracy: float, last: EpochStats, seconds: float
+    ) -> Receipt:
+        """What to say of finished work; `seconds` are this start's, to which come those of earlier ones."""
+        workers = self.job.workers_of(task)
+        batch, steps = self.job.config.recipe.plan(trained, workers=workers)
+        return Receipt(
+            index=task.index,
+            task=task.name,
+            files={},
+            trained=trained,
+            scored=scored,
+            image_passes=0 if self.job.config.fit else batch * steps,
+            accuracy=accuracy,
+            train_accuracy=last.accuracy,
+            seconds=round(seconds + last.earlier_s, 3),
+            gpu_seconds=round(seconds + last.earlier_s * workers, 3) if self.device.type == "cuda" else 0.0,
+            node=platform.node(),
+            device=device_name(self.device),
+        )
 
     def _event(self, name: str, **facts: Any) -> Progress:
         return Progress(task=name, node=platform.node(), device=device_name(self.device), **facts)
