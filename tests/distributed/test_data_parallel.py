@@ -90,3 +90,17 @@ def test_a_fold_goes_on_from_its_checkpoint_when_its_worker_is_killed(tmp_path: 
     assert epochs[-1] == 80
     assert len(set(epochs)) == 80
     assert result.scores == undisturbed.scores
+
+
+@pytest.mark.slow
+def test_workers_end_when_nobody_waits_for_them(tmp_path: Path, session: None) -> None:
+    def observe(event: object) -> None:
+        if isinstance(event, Progress) and event.task == "stage 1" and event.done >= 2:
+            raise KeyboardInterrupt
+
+    fields = {**FIELDS, "source": {"use": "digits", "limit": 200}}
+    config = ur.PruneConfig(**fields, out=str(tmp_path), gpus_per_fit=2, recipe={"epochs": 2000})
+    with pytest.raises(KeyboardInterrupt):
+        ur.prune(config, on_event=observe)
+    _, alive = psutil.wait_procs(processes_of("RayTrainWorker"), timeout=30)
+    assert not alive
