@@ -31,7 +31,7 @@ from unseen_ray.storage import Folder
 from unseen_ray.training.checkpoint import Checkpoints
 from unseen_ray.training.feed import Feed, hold_pixels, measure
 from unseen_ray.training.fit import FitPlan, fit
-from unseen_ray.training.hardware import resolve_precision
+from unseen_ray.training.hardware import numerics, resolve_precision
 from unseen_ray.training.learner import autocast
 from unseen_ray.training.predict import predict
 from unseen_ray.training.work import build_model
@@ -185,9 +185,9 @@ class PacedFold:
     def __init__(self, case: Case, images: np.ndarray, labels: np.ndarray, folder: str, threads: int) -> None:
         from unseen_ray.distributed.workers import device_of_actor
 
-        torch.set_num_threads(threads)
-        torch.backends.cudnn.benchmark = True
         device = device_of_actor()
+        self._numerics = numerics(threads, False, device)  # as a fit has them, for as long as the actor lives
+        self._numerics.__enter__()
         self._epochs = epochs_of(case, images, labels, folder, device, resolve_precision("auto", device))
 
     def epoch(self) -> float:
