@@ -19,16 +19,20 @@ import torch
 
 from unseen_ray.training.hardware import describe_hardware
 
-Round = Callable[[], None]
+Round = Callable[[], object]
 
 
-def interleaved(variants: Mapping[str, Round], *, rounds: int, most: int, wide: float = 0.05) -> dict[str, list[float]]:
+def interleaved(
+    variants: Mapping[str, Round], *, rounds: int, most: int, settle: Round | None = None, wide: float = 0.05
+) -> dict[str, list[float]]:
     """Seconds of each variant in each round; every variant has its turn in each, in another order each time.
 
     Args:
         variants: what to time, by name.
         rounds: how many rounds at least.
         most: how many at most, while the quartiles of a variant lie further apart than `wide` of its median.
+        settle: called after each variant, off the clock, so that nothing of it runs on in the next one's time.
+        wide: see `most`.
     """
     for warm_up in variants.values():
         warm_up()
@@ -42,6 +46,8 @@ def interleaved(variants: Mapping[str, Round], *, rounds: int, most: int, wide: 
             began = time.perf_counter()
             variants[name]()
             seconds[name].append(time.perf_counter() - began)
+            if settle is not None:
+                settle()
     return seconds
 
 

@@ -55,7 +55,7 @@ def work(case: Any, answer: Connection) -> None:
 
     before = memory("VmRSS")
     import numpy as np
-    from train_speed import epochs_of, model_for, pixels
+    from train_speed import Paced, model_for, pixels
 
     from unseen_ray.data.plane import MemoryPlane
     from unseen_ray.training.feed import Feed, hold_pixels, measure
@@ -69,9 +69,10 @@ def work(case: Any, answer: Connection) -> None:
     few = case.images
     with tempfile.TemporaryDirectory() as folder:
         ids, plane = np.arange(few), MemoryPlane(images)
-        epochs = epochs_of(case, images, labels[:few], folder, device, precision)
+        training = Paced(case, images, labels[:few], folder, device, precision)
         for _ in range(2):
-            next(epochs)
+            training.epoch()
+        training.settle()
         model = model_for(case, device)
         for _ in predict(
             model, Feed(hold_pixels(plane, device), measure(plane, ids)), np.arange(1024), _recipe(precision)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from timing import conditions, write
 from torch.profiler import ProfilerActivity, profile
-from train_speed import CPU_CASES, GPU_CASES, Case, epochs_of, pixels
+from train_speed import CPU_CASES, GPU_CASES, Case, Paced, pixels
 
 from unseen_ray.training.hardware import resolve_precision
 
@@ -40,10 +40,11 @@ def profile_case(case: Case, device: torch.device) -> dict[str, float]:
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
     with tempfile.TemporaryDirectory() as folder:
-        epochs = epochs_of(case, *pixels(case, case.images), folder, device, resolve_precision("auto", device))
-        next(epochs)
+        training = Paced(case, *pixels(case, case.images), folder, device, resolve_precision("auto", device))
+        training.epoch()
+        training.settle()
         with profile(activities=activities) as profiled:
-            next(epochs)
+            training.epoch()
     taken: dict[str, float] = defaultdict(float)
     for event in profiled.key_averages():
         if not on_gpu:

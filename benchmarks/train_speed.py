@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,54 +155,50 @@ def bare(case: Case, device: torch.device, precision: str) -> Round:
     return one_round
 
 
-def epochs_of(
-    case: Case, images: np.ndarray, labels: np.ndarray, folder: str, device: torch.device, precision: str
-) -> Iterator[Any]:
-    """Our training on the images that have labels, an epoch at a time, for ever; its checkpoint is written within its own time."""
-    ids, plane = np.arange(len(labels)), MemoryPlane(images)
-    plan = FitPlan(ids_M=ids, labels_M=labels, num_classes=CLASSES, recipe=recipe(case, precision), seed=0)
-    feed = Feed(hold_pixels(plane, device), measure(plane, ids))
-    checkpoints = Checkpoints(Folder(folder), case.name)
-    for stats in fit(model_for(case, device), feed, plan, checkpoints):
-        checkpoints.flush()
-        yield stats
+class Paced:
+    """Our training on the images that have labels, an epoch a call, for ever.
+
+    A round is far shorter than an epoch of real data: the checkpoint that the thread beside it writes is waited for off the clock.
+    """
+
+    def __init__(
+        self, case: Case, images: np.ndarray, labels: np.ndarray, folder: str, device: torch.device, precision: str
+    ) -> None:
+        ids, plane = np.arange(len(labels)), MemoryPlane(images)
+        plan = FitPlan(ids_M=ids, labels_M=labels, num_classes=CLASSES, recipe=recipe(case, precision), seed=0)
+        feed = Feed(hold_pixels(plane, device), measure(plane, ids))
+        self._device, self._checkpoints = device, Checkpoints(Folder(folder), case.name)
+        self._epochs = fit(model_for(case, device), feed, plan, self._checkpoints)
+
+    def epoch(self) -> float:
+        """Train one; its loss."""
+        loss = float(next(self._epochs).loss)
+        wait(self._device)
+        return loss
+
+    def settle(self) -> None:
+        """Wait for the checkpoint."""
+        self._checkpoints.flush()
 
 
-def ours(case: Case, device: torch.device, precision: str, folder: str) -> Round:
-    epochs = epochs_of(case, *pixels(case, case.images), folder, device, precision)
-
-    def one_round() -> None:
-        next(epochs)
-        wait(device)
-
-    return one_round
-
-
-class PacedFold:
-    """A fold actor's training, an epoch a call."""
+class PacedFold(Paced):
+    """The same in an actor, with the numerics of a fit for as long as it lives."""
 
     def __init__(self, case: Case, images: np.ndarray, labels: np.ndarray, folder: str, threads: int) -> None:
         from unseen_ray.distributed.workers import device_of_actor
 
         device = device_of_actor()
-        self._numerics = numerics(threads, False, device)  # as a fit has them, for as long as the actor lives
+        self._numerics = numerics(threads, False, device)
         self._numerics.__enter__()
-        self._epochs = epochs_of(case, images, labels, folder, device, resolve_precision("auto", device))
-
-    def epoch(self) -> float:
-        return float(next(self._epochs).loss)
+        super().__init__(case, images, labels, folder, device, resolve_precision("auto", device))
 
 
-def through_ray(case: Case, threads: int, gpus: float, folder: str) -> tuple[Round, Any]:
+def fold_actor(case: Case, threads: int, gpus: float, folder: str) -> Any:
     import ray
 
     images, labels = pixels(case, case.images)
-    actor = (
-        ray.remote(PacedFold)
-        .options(num_cpus=threads, num_gpus=gpus)
-        .remote(case, ray.put(images), ray.put(labels), folder, threads)
-    )
-    return lambda: ray.get(actor.epoch.remote()), actor
+    options = {"num_cpus": threads, "num_gpus": gpus}
+    return ray.remote(PacedFold).options(**options).remote(case, ray.put(images), ray.put(labels), folder, threads)
 
 
 def bare_forward(case: Case, device: torch.device, precision: str) -> Round:
@@ -240,15 +235,22 @@ def measure_case(case: Case, args: argparse.Namespace, device: torch.device) -> 
 
     precision = resolve_precision("auto", device)
     with tempfile.TemporaryDirectory() as here, tempfile.TemporaryDirectory() as there:
-        training = {
+        paced = Paced(case, *pixels(case, case.images), here, device, precision)
+        training: dict[str, Round] = {
             "a": usual(case, device, args.loader_workers),
             "b": bare(case, device, precision),
-            "c": ours(case, device, precision, here),
+            "c": paced.epoch,
         }
-        actor = None
-        if not args.no_ray:
-            training["d"], actor = through_ray(case, args.threads, float(device.type == "cuda"), there)
-        trained = interleaved(training, rounds=args.rounds, most=args.most)
+        actor = None if args.no_ray else fold_actor(case, args.threads, float(device.type == "cuda"), there)
+        if actor is not None:
+            training["d"] = lambda: ray.get(actor.epoch.remote())
+
+        def settle() -> None:
+            paced.settle()
+            if actor is not None:
+                ray.get(actor.settle.remote())
+
+        trained = interleaved(training, rounds=args.rounds, most=args.most, settle=settle)
         scoring = {"e": bare_forward(case, device, precision), "f": our_scoring(case, device, precision)}
         scored = interleaved(scoring, rounds=args.rounds, most=args.most)
         if actor is not None:

@@ -37,6 +37,7 @@ def measure_case(case: Case, rounds: int, most: int) -> dict[str, Any]:
             },
             rounds=rounds,
             most=most,
+            settle=lambda: ray.get([actor.settle.remote() for actor in (one, other, wide)]),
         )
         for actor in (one, other, wide):
             ray.kill(actor)
