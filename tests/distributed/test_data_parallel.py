@@ -28,6 +28,29 @@ def processes_of(actor: str) -> list[psutil.Process]:
     return found
 
 
+class Killer:
+    """Follows the epochs of a task, and after one of them kills a process that trains it: once, as a machine would."""
+
+    def __init__(self, task: str, *, after: int, actor: str) -> None:
+        self.task, self.after, self.actor = task, after, actor
+        self.epochs: list[int] = []
+        self.killed: int | None = None
+
+    def __call__(self, event: object) -> None:
+        if isinstance(event, Progress) and event.task == self.task and event.doing == "train" and event.done:
+            self.epochs.append(event.done)
+            if event.done >= self.after and self.killed is None:
+                self.killed = processes_of(self.actor)[-1].pid
+                os.kill(self.killed, signal.SIGKILL)
+
+    def check_went_on(self, last: int) -> None:
+        """The fit went on to its last epoch from a checkpoint, and not from the start."""
+        assert self.killed is not None
+        assert self.epochs[0] == 1
+        assert self.epochs.count(1) == 1, "it began again from the start"
+        assert set(self.epochs) >= set(range(self.after, last + 1))
+
+
 @pytest.mark.slow
 def test_two_workers_are_as_accurate_as_one(tmp_path: Path) -> None:
     fields = {**FIELDS, "recipe": {"epochs": 15}}
@@ -43,24 +66,11 @@ def test_two_workers_are_as_accurate_as_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_fit_goes_on_from_its_checkpoint_when_a_worker_is_killed(tmp_path: Path) -> None:
-    epochs: list[int] = []
-    killed: list[int] = []
-
-    def observe(event: object) -> None:
-        if isinstance(event, Progress) and event.task == "stage 1" and event.doing == "train" and event.done:
-            epochs.append(event.done)
-            if event.done >= 20 and not killed:
-                victim = processes_of("RayTrainWorker")[-1].pid
-                os.kill(victim, signal.SIGKILL)
-                killed.append(victim)
-
+    killer = Killer("stage 1", after=20, actor="RayTrainWorker")
     config = ur.PruneConfig(**FIELDS, out=str(tmp_path), gpus_per_fit=2, recipe={"epochs": 200})
-    result = ur.prune(config, on_event=observe)
-    assert killed
-    assert epochs[0] == 1
-    assert epochs.count(1) == 1, "it began again from the start"
-    assert epochs[-1] == 200
-    assert len(set(epochs)) < len(epochs), "no epoch was given twice: the kill came too late"
+    result = ur.prune(config, on_event=killer)
+    killer.check_went_on(200)
+    assert len(set(killer.epochs)) < len(killer.epochs), "no epoch was given twice: the kill came too late"
     assert result.manifest.stages[1]["tasks"][0]["accuracy"] > 0.98
 
 
@@ -74,21 +84,9 @@ def test_a_batch_that_cannot_be_shared_and_a_cluster_too_small_are_refused(tmp_p
 def test_a_fold_goes_on_from_its_checkpoint_when_its_worker_is_killed(tmp_path: Path, session: None) -> None:
     fields = {"source": "digits", "keep": 0.5, "folds": 2, "recipe": {"epochs": 80}, "cpus_per_fold": 2}
     undisturbed = ur.prune(ur.PruneConfig(**fields, out=str(tmp_path / "undisturbed")))
-    epochs: list[int] = []
-    killed: list[int] = []
-
-    def observe(event: object) -> None:
-        if isinstance(event, Progress) and event.task == "stage 0 fold 1" and event.doing == "train" and event.done:
-            epochs.append(event.done)
-            if event.done >= 25 and not killed:
-                killed.append(processes_of("FoldWorker")[0].pid)
-                os.kill(killed[0], signal.SIGKILL)
-
-    result = ur.prune(ur.PruneConfig(**fields, out=str(tmp_path / "disturbed")), on_event=observe)
-    assert killed
-    assert epochs.count(1) == 1, "it began again from the start"
-    assert epochs[-1] == 80
-    assert len(set(epochs)) == 80
+    killer = Killer("stage 0 fold 1", after=25, actor="FoldWorker")
+    result = ur.prune(ur.PruneConfig(**fields, out=str(tmp_path / "disturbed")), on_event=killer)
+    killer.check_went_on(80)
     assert result.scores == undisturbed.scores
 
 

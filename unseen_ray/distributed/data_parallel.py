@@ -123,6 +123,7 @@ class _Wait:
         self.over = False
 
     def check(self) -> None:
+        """Called while nothing has been heard of the workers; ClusterError after `wait_s`."""
         now = time.monotonic()
         if self.over:
             return

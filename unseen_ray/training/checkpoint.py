@@ -24,7 +24,7 @@ from unseen_ray.errors import StorageError
 from unseen_ray.run import CHECKPOINTS
 from unseen_ray.storage import Folder, sha256_of
 
-__all__ = ["Checkpoints", "Saved", "fit_folder"]
+__all__ = ["Checkpoints", "Saved"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +42,14 @@ class Saved:
 
     Attributes:
         tensors: by name.
-        position: what `Checkpoints.save` was told of it.
+        position: what `Checkpoints.write` was told of it.
     """
 
     tensors: dict[str, Tensor]
     position: dict[str, Any]
 
 
-def fit_folder(key: str) -> str:
+def _fit_folder(key: str) -> str:
     """Where a fit keeps its checkpoints within the run's folder, named by all that determines the fit."""
     return f"{CHECKPOINTS}/{key[:32]}"
 
@@ -134,7 +134,7 @@ class Checkpoints:
             self._thread = None
         self._stands = None
         try:
-            self.folder.delete_folder(fit_folder(self.key))
+            self.folder.delete_folder(_fit_folder(self.key))
         except StorageError as error:
             logger.warning("a checkpoint that is needed no more stays: %s", error)
 
@@ -149,8 +149,8 @@ class Checkpoints:
             head = {"format": _FORMAT, "key": self.key, "file": name, "sha256": digest, "position": position}
             self.folder.write(self._file(_HEAD), json.dumps(head).encode())
             self._stands = name
-        except StorageError as error:
-            self._failure = error
+        except (StorageError, *_DAMAGE) as error:  # the latter for tensors that safetensors cannot hold
+            self._failure = error if isinstance(error, StorageError) else StorageError(f"it cannot be stored: {error}.")
             logger.warning("no checkpoint after epoch %d: %s", position["epoch"], error)
         if before is not None and self._stands == name:
             self._delete(before)
@@ -185,4 +185,4 @@ class Checkpoints:
         return head
 
     def _file(self, name: str) -> str:
-        return f"{fit_folder(self.key)}/{name}"
+        return f"{_fit_folder(self.key)}/{name}"

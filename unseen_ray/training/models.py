@@ -9,7 +9,7 @@ __all__ = ["resnet9", "resnet18_cifar", "small_cnn"]
 
 
 def small_cnn(num_classes: int, *, width: int = 32) -> nn.Module:
-    """Three 3x3 convolutions with batch norm, the first two halving the image before the norm, which takes a quarter less time.
+    """Three 3x3 convolutions with batch norm, the first two halving the image before the norm, which takes a fifth less time.
 
     Args:
         num_classes: C.

@@ -58,6 +58,7 @@ class _Fit:
     checkpoints: Checkpoints
 
     def train(self) -> Iterator[EpochStats]:
+        """The training, or what is left of it; see `fit.fit`."""
         return fit(self.model, self.feed, self.plan, self.checkpoints)
 
     def fetch(self) -> EpochStats:
