@@ -55,7 +55,7 @@ def work(case: Any, answer: Connection) -> None:
 
     before = memory("VmRSS")
     import numpy as np
-    from train_speed import Paced, model_for, pixels
+    from train_speed import Paced, pixels, recipe
 
     from unseen_ray.data.plane import MemoryPlane
     from unseen_ray.training.feed import Feed, hold_pixels, measure
@@ -73,10 +73,8 @@ def work(case: Any, answer: Connection) -> None:
         for _ in range(2):
             training.epoch()
         training.settle()
-        model = model_for(case, device)
-        for _ in predict(
-            model, Feed(hold_pixels(plane, device), measure(plane, ids)), np.arange(1024), _recipe(precision)
-        ):
+        model, feed = training.model, Feed(hold_pixels(plane, device), measure(plane, ids))
+        for _ in predict(model, feed, np.arange(1024), recipe(case, precision)):
             pass
     peak = memory("VmHWM")
     weights = sum(weight.nbytes for weight in model.parameters())
@@ -87,12 +85,6 @@ def work(case: Any, answer: Connection) -> None:
         "activations": activations(model.train(), inputs, torch.zeros(case.batch, dtype=torch.int64), precision),
     }
     answer.send({"peak": peak - before, **held, "peak/held": round((peak - before) / sum(held.values()), 3)})
-
-
-def _recipe(precision: str) -> Any:
-    from unseen_ray.recipe import Recipe
-
-    return Recipe(precision=precision)  # type: ignore[arg-type]
 
 
 def main() -> None:

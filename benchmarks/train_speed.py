@@ -158,7 +158,7 @@ def bare(case: Case, device: torch.device, precision: str) -> Round:
 class Paced:
     """Our training on the images that have labels, an epoch a call, for ever.
 
-    A round is far shorter than an epoch of real data: the checkpoint that the thread beside it writes is waited for off the clock.
+    A round is far shorter than an epoch of real data: a checkpoint that a thread writes beside it is waited for off the clock.
     """
 
     def __init__(
@@ -167,8 +167,10 @@ class Paced:
         ids, plane = np.arange(len(labels)), MemoryPlane(images)
         plan = FitPlan(ids_M=ids, labels_M=labels, num_classes=CLASSES, recipe=recipe(case, precision), seed=0)
         feed = Feed(hold_pixels(plane, device), measure(plane, ids))
-        self._device, self._checkpoints = device, Checkpoints(Folder(folder), case.name)
-        self._epochs = fit(model_for(case, device), feed, plan, self._checkpoints)
+        self._device = device
+        self._checkpoints = Checkpoints(Folder(folder), case.name, beside=device.type == "cuda")
+        self.model = model_for(case, device)
+        self._epochs = fit(self.model, feed, plan, self._checkpoints)
 
     def epoch(self) -> float:
         """Train one; its loss."""
@@ -206,7 +208,7 @@ def bare_forward(case: Case, device: torch.device, precision: str) -> Round:
     inputs, model, settings = normalised(images, device), model_for(case, device).eval(), recipe(case, precision)
 
     def one_round() -> None:
-        for batch in inputs.split(256):
+        for batch in inputs.split(2 * case.batch):
             with torch.inference_mode(), autocast(settings, device):
                 torch.log_softmax(model(batch).float(), dim=1).cpu()
 

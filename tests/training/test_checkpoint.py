@@ -152,16 +152,43 @@ def test_a_finished_run_leaves_no_checkpoint(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_writing_takes_a_small_share_of_short_epochs(tmp_path: Path) -> None:
+def test_tied_weights_are_held_by_each_of_their_names(tmp_path: Path) -> None:
+    checkpoints, weight = Checkpoints(Folder(str(tmp_path)), "a" * 64), torch.arange(6.0).view(2, 3)
+    checkpoints.write({"model.a": weight, "model.b": weight, "model.c": weight.T}, {"epoch": 1})
+    saved = checkpoints.read()
+    assert saved is not None
+    assert saved.tensors["model.b"].tolist() == saved.tensors["model.a"].tolist() == weight.tolist()
+    assert saved.tensors["model.c"].tolist() == weight.T.tolist()
+
+
+def test_a_large_model_lies_in_several_files_of_which_a_later_checkpoint_leaves_none(tmp_path: Path) -> None:
     checkpoints = Checkpoints(Folder(str(tmp_path)), "a" * 64)
+    for epoch in (1, 2):
+        weights = {f"model.{place}": torch.full((3 << 20,), float(epoch + place)) for place in range(3)}  # 12 MiB each
+        checkpoints.write(weights, {"epoch": epoch})
+    files = sorted(path.name for path in tmp_path.rglob("*.safetensors"))
+    assert [(name[:12], name[-15:]) for name in files] == [("epoch-00002-", f"{k:03d}.safetensors") for k in range(3)]
+    saved = Checkpoints(Folder(str(tmp_path)), "a" * 64).read()
+    assert saved is not None
+    assert {name: (len(value), value[0].item()) for name, value in saved.tensors.items()} == {
+        "model.0": (3 << 20, 2.0),
+        "model.1": (3 << 20, 3.0),
+        "model.2": (3 << 20, 4.0),
+    }
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_writing_takes_a_small_share_of_short_epochs(tmp_path: Path, beside: bool) -> None:
+    checkpoints = Checkpoints(Folder(str(tmp_path)), "a" * 64, beside=beside)
     assert checkpoints.due()
     checkpoints.write({"model.w": torch.zeros(1_000_000)}, {"epoch": 1})
     checkpoints.flush()
     assert not checkpoints.due()
 
 
-def test_what_is_written_is_the_state_at_that_moment(tmp_path: Path) -> None:
-    checkpoints, weight = Checkpoints(Folder(str(tmp_path)), "a" * 64), torch.zeros(1_000_000)
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_is_written_is_the_state_at_that_moment(tmp_path: Path, beside: bool) -> None:
+    checkpoints, weight = Checkpoints(Folder(str(tmp_path)), "a" * 64, beside=beside), torch.zeros(1_000_000)
     checkpoints.write({"model.w": weight}, {"epoch": 1})
     weight.fill_(1)
     saved = checkpoints.read()
@@ -184,9 +211,10 @@ def test_a_deletion_that_fails_costs_disk_and_not_the_fit(tmp_path: Path, caplog
     assert saved.position["epoch"] == 2
 
 
-def test_a_checkpoint_that_must_be_in_place_and_is_not_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_checkpoint_that_must_be_in_place_and_is_not_is_an_error(tmp_path: Path, beside: bool) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
-    checkpoints = Checkpoints(Folder(str(tmp_path)), "a" * 64)
+    checkpoints = Checkpoints(Folder(str(tmp_path)), "a" * 64, beside=beside)
     checkpoints.write({"model.w": torch.zeros(3)}, {"epoch": 1})
     with pytest.raises(StorageError, match="cannot be written"):
         checkpoints.check_written()

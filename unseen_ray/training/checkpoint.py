@@ -1,9 +1,9 @@
 """Where a fit stands after an epoch, on the run's storage: tensors as safetensors, the rest as JSON. No pickle.
 
-    checkpoints/KEY/epoch-00012-1f2e3d4c.safetensors    weights, statistics and momentum
-    checkpoints/KEY/checkpoint.json                     names that file with its SHA-256, and says where the fit stands
+    checkpoints/KEY/epoch-00012-1f2e3d4c-000.safetensors    weights, statistics and momentum, 16 MiB a file
+    checkpoints/KEY/checkpoint.json                         names these files with their SHA-256; says where the fit stands
 
-The JSON is written last: it names a whole file, or the one before it still.
+The JSON is written last: it names whole files, or those before them still.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +28,12 @@ __all__ = ["Checkpoints", "Saved"]
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _HEAD = "checkpoint.json"
 _READS = 2
+_SHARD = 16 << 20
 _DAMAGE = (ValueError, KeyError, TypeError, SafetensorError)
-_BLOCKED = 0.02  # share of a fit's time that copying for checkpoints may take
+_BLOCKED = 0.02  # share of a fit's time that it may wait for checkpoints
 _WRITING = 0.2  # share of the time that the thread beside it may write
 
 
@@ -55,16 +56,18 @@ def _fit_folder(key: str) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one fit, of which only the last is kept; a thread writes them while the fit goes on.
+    """The checkpoints of one fit, of which only the last is kept.
 
     Args:
         folder: the run's.
         key: digest of all that determines the fit, so that it never finds the state of another one.
+        beside: whether a thread writes from a copy while the fit goes on, as is best on a GPU. On a CPU it would take the
+            fit's core, and memory for the copy.
     """
 
-    def __init__(self, folder: Folder, key: str) -> None:
-        self.folder, self.key = folder, key
-        self._stands: str | None = None  # the file of tensors that the head names
+    def __init__(self, folder: Folder, key: str, *, beside: bool = False) -> None:
+        self.folder, self.key, self._beside = folder, key, beside
+        self._stands: list[str] = []  # the files of tensors that the head names
         self._thread: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
         self._began = self._last = time.monotonic()
@@ -101,7 +104,7 @@ class Checkpoints:
         return rested and self._blocked_s <= _BLOCKED * (now - self._began)
 
     def write(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
-        """Copy a state, and put it in place of the checkpoint before it; a fit goes on without where storage fails.
+        """Put a state in place of the checkpoint before it; a fit goes on without where storage fails.
 
         Args:
             tensors: what to keep, on any device.
@@ -109,9 +112,12 @@ class Checkpoints:
         """
         self.flush()
         began = time.monotonic()
-        copied = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending = self._thread.submit(self._put, copied, dict(position))
+        if self._beside:
+            copied = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+            self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+            self._pending = self._thread.submit(self._put, copied, position)
+        else:
+            self._put(tensors, position)
         self._blocked_s += time.monotonic() - began
 
     def flush(self) -> None:
@@ -132,36 +138,43 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.shutdown()
             self._thread = None
-        self._stands = None
+        self._stands = []
         try:
             self.folder.delete_folder(_fit_folder(self.key))
         except StorageError as error:
             logger.warning("a checkpoint that is needed no more stays: %s", error)
 
-    def _put(self, tensors: dict[str, Tensor], position: dict[str, Any]) -> None:
+    def _put(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
         from safetensors.torch import save
 
         began, before = time.monotonic(), self._stands
-        name = f"epoch-{position['epoch']:05d}-{uuid.uuid4().hex[:8]}.safetensors"  # no two writers share a file
+        stem = f"epoch-{position['epoch']:05d}-{uuid.uuid4().hex[:8]}"  # no two writers share a file
+        files: dict[str, str] = {}
+        head: dict[str, Any] = {}
         self._failure = None
         try:
-            digest = self.folder.write(self._file(name), save(tensors))
-            head = {"format": _FORMAT, "key": self.key, "file": name, "sha256": digest, "position": position}
+            for number, shard in enumerate(_shards(tensors)):
+                name = f"{stem}-{number:03d}.safetensors"
+                files[name] = self.folder.write(self._file(name), save(shard))
+            head = {"format": _FORMAT, "key": self.key, "files": files, "position": dict(position)}
             self.folder.write(self._file(_HEAD), json.dumps(head).encode())
-            self._stands = name
+            self._stands = list(files)
         except (StorageError, *_DAMAGE) as error:  # the latter for tensors that safetensors cannot hold
             self._failure = error if isinstance(error, StorageError) else StorageError(f"it cannot be stored: {error}.")
             logger.warning("no checkpoint after epoch %d: %s", position["epoch"], error)
-        if before is not None and self._stands == name:
+        if self._failure is None:
             self._delete(before)
+        elif not head:  # otherwise the head may stand though it was said to fail
+            self._delete(list(files))
         self._last = time.monotonic()
         self._writing_s = self._last - began
 
-    def _delete(self, name: str) -> None:
-        try:
-            self.folder.delete(self._file(name))
-        except StorageError as error:
-            logger.warning("a checkpoint that is needed no more stays: %s", error)
+    def _delete(self, names: list[str]) -> None:
+        for name in names:
+            try:
+                self.folder.delete(self._file(name))
+            except StorageError as error:
+                logger.warning("a checkpoint that is needed no more stays: %s", error)
 
     def _read(self) -> Saved | None:
         from safetensors.torch import load
@@ -169,11 +182,14 @@ class Checkpoints:
         head = self._head()
         if head is None:
             return None
-        data = self.folder.read(self._file(head["file"]))
-        if data is None or sha256_of(data) != head["sha256"]:
-            raise ValueError(f"{head['file']} is missing or damaged")
-        self._stands = head["file"]
-        return Saved(load(data), head["position"])
+        tensors: dict[str, Tensor] = {}
+        for name, digest in head["files"].items():
+            data = self.folder.read(self._file(name))
+            if data is None or sha256_of(data) != digest:
+                raise ValueError(f"{name} is missing or damaged")
+            tensors |= load(data)
+        self._stands = list(head["files"])
+        return Saved(tensors, head["position"])
 
     def _head(self) -> dict[str, Any] | None:
         data = self.folder.read(self._file(_HEAD))
@@ -186,3 +202,22 @@ class Checkpoints:
 
     def _file(self, name: str) -> str:
         return f"{_fit_folder(self.key)}/{name}"
+
+
+def _shards(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """What goes into a file each, so that never much of the model is copied at a time; all contiguous.
+
+    Of tied weights in one file each name has its own copy.
+    """
+    shard: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    size = 0
+    for name, value in tensors.items():
+        if shard and size + value.nbytes > _SHARD:
+            yield shard
+            shard, taken, size = {}, set(), 0
+        flat = value.detach().contiguous()
+        shard[name] = flat.clone() if flat.untyped_storage().data_ptr() in taken else flat
+        taken.add(shard[name].untyped_storage().data_ptr())
+        size += value.nbytes
+    yield shard

@@ -76,10 +76,10 @@ class Learner:
             logits = self._forward(inputs)
             _check_logits(logits, len(labels), self._num_classes)
             loss = self._criterion(logits.float(), labels)
-        self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)  # no gradients beside the activations of the next step
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
     def tensors(self) -> dict[str, Tensor]:

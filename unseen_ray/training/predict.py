@@ -14,13 +14,11 @@ from unseen_ray.training.learner import autocast
 
 __all__ = ["predict"]
 
-_BATCH = 256
-
 
 def predict(model: nn.Module, feed: Feed, ids_M: IdArray, recipe: Recipe) -> Iterator[tuple[IdArray, FloatArray]]:
-    """Yield (ids, (B, C) float32 log-probabilities), the ids in their order."""
+    """Yield (ids, (B, C) float32 log-probabilities), the ids in their order, B being twice the recipe's batch size."""
     model.eval()
-    for ids, inputs in feed.scoring(ids_M, _BATCH):
+    for ids, inputs in feed.scoring(ids_M, 2 * recipe.batch_size):
         with torch.inference_mode(), autocast(recipe, feed.pixels.device):
             log_probs = torch.log_softmax(model(inputs).float(), dim=1)
         yield ids, log_probs.cpu().numpy()

@@ -209,7 +209,8 @@ class Workbench:
         return _Fit(model=model, feed=feed, plan=plan, checkpoints=checkpoints)
 
     def _checkpoints(self, train_ids: IdArray, task: ScoreTask | EvalTask) -> Checkpoints:
-        return Checkpoints(Folder(self.job.out), self.job.fit_key(train_ids, task))
+        key = self.job.fit_key(train_ids, task)
+        return Checkpoints(Folder(self.job.out), key, beside=self.device.type == "cuda")
 
     def _numerics(self) -> contextlib.AbstractContextManager[None]:
         config = self.job.config
