@@ -39,7 +39,7 @@ def prepare(
     plan = FitPlan(ids_M=ids, labels_M=source.info.labels_N[ids], num_classes=10, recipe=recipe, seed=5)
     torch.manual_seed(5)
     model = net().to(device).to(memory_format=torch.channels_last)
-    checkpoints = None if folder is None else Checkpoints(Folder(str(folder)), "a" * 64)
+    checkpoints = None if folder is None else Checkpoints(Folder(str(folder)), "a" * 64, beside=device.type == "cuda")
     return model, Feed(hold_pixels(plane, device), measure(plane, ids)), plan, checkpoints
 
 

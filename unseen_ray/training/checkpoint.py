@@ -34,7 +34,7 @@ _READS = 2
 _SHARD = 16 << 20
 _DAMAGE = (ValueError, KeyError, TypeError, SafetensorError)
 _BLOCKED = 0.02  # share of a fit's time that it may wait for checkpoints
-_WRITING = 0.2  # share of the time that the thread beside it may write
+_BESIDE = 0.1  # what a second of the thread's counts among them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,8 +70,7 @@ class Checkpoints:
         self._stands: list[str] = []  # the files of tensors that the head names
         self._thread: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
-        self._began = self._last = time.monotonic()
-        self._blocked_s = self._writing_s = 0.0
+        self._blocked_s = self._beside_s = 0.0
         self._failure: StorageError | None = None
 
     def read(self) -> Saved | None:
@@ -95,13 +94,15 @@ class Checkpoints:
         """Path or URI of the file that names the last checkpoint."""
         return self.folder.path(self._file(_HEAD))
 
-    def due(self) -> bool:
-        """Whether to write another one: after every epoch, but for epochs so short that writing would slow them down."""
+    def due(self, trained_s: float) -> bool:
+        """Whether to write another one: after every epoch, but for epochs so short that writing would slow them down.
+
+        Args:
+            trained_s: seconds that the fit has trained since this object was made.
+        """
         if self._pending is not None and not self._pending.done():
             return False
-        now = time.monotonic()
-        rested = now - self._last >= self._writing_s * (1 / _WRITING - 1)
-        return rested and self._blocked_s <= _BLOCKED * (now - self._began)
+        return self._blocked_s + _BESIDE * self._beside_s <= _BLOCKED * trained_s
 
     def write(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
         """Put a state in place of the checkpoint before it; a fit goes on without where storage fails.
@@ -166,8 +167,8 @@ class Checkpoints:
             self._delete(before)
         elif not head:  # otherwise the head may stand though it was said to fail
             self._delete(list(files))
-        self._last = time.monotonic()
-        self._writing_s = self._last - began
+        if self._beside:
+            self._beside_s += time.monotonic() - began
 
     def _delete(self, names: list[str]) -> None:
         for name in names:

@@ -46,6 +46,11 @@ class EpochStats:
     seconds: float = 0.0
     earlier_s: float = 0.0
 
+    @property
+    def trained_s(self) -> float:
+        """Seconds of this start's epochs."""
+        return self.seconds - self.earlier_s
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitPlan:
@@ -104,7 +109,7 @@ def fit(model: nn.Module, feed: Feed, plan: FitPlan, checkpoints: Checkpoints | 
     while stats.epoch < stats.epochs:
         stats = _epoch(learner, feed, plan, stats)
         last = stats.epoch == stats.epochs
-        if checkpoints is not None and plan.share.rank == 0 and (last or checkpoints.due()):
+        if checkpoints is not None and plan.share.rank == 0 and (last or checkpoints.due(stats.trained_s)):
             checkpoints.write(learner.tensors(), {**asdict(stats), "scale": learner.scale()})
         yield stats
 
