@@ -59,15 +59,14 @@ def work(case: Any, answer: Connection) -> None:
 
     from unseen_ray.data.plane import MemoryPlane
     from unseen_ray.training.feed import Feed, hold_pixels, measure
-    from unseen_ray.training.hardware import resolve_precision
+    from unseen_ray.training.hardware import numerics, resolve_precision
     from unseen_ray.training.predict import predict
 
-    torch.set_num_threads(1)
     device = torch.device("cpu")
     precision = resolve_precision("auto", device)
     images, labels = pixels(case, SAMPLES if case.size_px == 32 else SAMPLES // 5)
     few = case.images
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, numerics(1, False, device):
         ids, plane = np.arange(few), MemoryPlane(images)
         training = Paced(case, images, labels[:few], folder, device, precision)
         for _ in range(2):

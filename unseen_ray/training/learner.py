@@ -58,7 +58,7 @@ class Learner:
         self.model, self._recipe, self._num_classes, self._device = model, recipe, num_classes, device
         self._optimizer = _optimizer(model, recipe)
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16" and device.type == "cuda")
-        if self._scaler.is_enabled() and recipe.momentum:  # an overflow in the first step would leave it unset
+        if recipe.momentum:  # made now it does not lie scattered among the activations of the first step
             for weight in model.parameters():
                 self._optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         self._criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
