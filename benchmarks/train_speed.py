@@ -14,7 +14,9 @@ python benchmarks/train_speed.py --json benchmarks/results/train_speed_cpu_1thre
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,15 +186,51 @@ class Paced:
 
 
 class PacedFold(Paced):
-    """The same in an actor, with the numerics of a fit for as long as it lives."""
+    """The same with the numerics of a fit for as long as it lives: in a process of its own, whose allocator they change."""
 
-    def __init__(self, case: Case, images: np.ndarray, labels: np.ndarray, folder: str, threads: int) -> None:
-        from unseen_ray.distributed.workers import device_of_actor
+    def __init__(
+        self,
+        case: Case,
+        images: np.ndarray,
+        labels: np.ndarray,
+        folder: str,
+        threads: int,
+        device: torch.device | None = None,
+    ) -> None:
+        if device is None:
+            from unseen_ray.distributed.workers import device_of_actor
 
-        device = device_of_actor()
+            device = device_of_actor()
         self._numerics = numerics(threads, False, device)
         self._numerics.__enter__()
         super().__init__(case, images, labels, folder, device, resolve_precision("auto", device))
+
+
+class Apart:
+    """A `PacedFold` in a process of its own, without Ray."""
+
+    def __init__(self, *given: Any) -> None:
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=given)
+
+    def epoch(self) -> object:
+        return self.pool.submit(_call, "epoch").result()
+
+    def settle(self) -> None:
+        self.pool.submit(_call, "settle").result()
+
+    def close(self) -> None:
+        self.pool.shutdown()
+
+
+_FOLD: list[PacedFold] = []  # of a process of `Apart`
+
+
+def _begin(*given: Any) -> None:
+    _FOLD.append(PacedFold(*given))
+
+
+def _call(method: str) -> object:
+    return getattr(_FOLD[0], method)()
 
 
 def fold_actor(case: Case, threads: int, gpus: float, folder: str) -> Any:
@@ -237,7 +275,7 @@ def measure_case(case: Case, args: argparse.Namespace, device: torch.device) -> 
 
     precision = resolve_precision("auto", device)
     with tempfile.TemporaryDirectory() as here, tempfile.TemporaryDirectory() as there:
-        paced = Paced(case, *pixels(case, case.images), here, device, precision)
+        paced = Apart(case, *pixels(case, case.images), here, args.threads, device)
         training: dict[str, Round] = {
             "a": usual(case, device, args.loader_workers),
             "b": bare(case, device, precision),
@@ -255,6 +293,7 @@ def measure_case(case: Case, args: argparse.Namespace, device: torch.device) -> 
         trained = interleaved(training, rounds=args.rounds, most=args.most, settle=settle)
         scoring = {"e": bare_forward(case, device, precision), "f": our_scoring(case, device, precision)}
         scored = interleaved(scoring, rounds=args.rounds, most=args.most)
+        paced.close()
         if actor is not None:
             ray.kill(actor)
     share = usual_images(case) / case.images
