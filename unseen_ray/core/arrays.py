@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FloatArray", "IdArray", "IntArray", "as_ids", "positions_of"]
+__all__ = ["FloatArray", "IdArray", "IntArray", "as_ids", "first_of_each_class", "positions_of"]
 
 IdArray = NDArray[np.int64]
 IntArray = NDArray[np.int64]
@@ -58,3 +58,17 @@ def positions_of(wanted_M: IdArray, sorted_N: IdArray) -> NDArray[np.intp]:
             f"{len(missing)} ids are not among the {len(sorted_N)} allowed ones; the first is {missing[0]}."
         )
     return positions
+
+
+def first_of_each_class(order_M: NDArray[np.intp], labels_M: IntArray, quota_C: IntArray) -> NDArray[np.intp]:
+    """The first `quota_C` positions of each class in an order, grouped by class.
+
+    Args:
+        order_M: (M,) positions into `labels_M`, each once.
+        labels_M: (M,) classes.
+        quota_C: (C,) how many of each class, at most as many as there are.
+    """
+    sizes_C = np.bincount(labels_M, minlength=len(quota_C))
+    by_class = order_M[np.argsort(labels_M[order_M], kind="stable")]
+    rank_in_class = np.arange(len(by_class)) - np.repeat(np.cumsum(sizes_C) - sizes_C, sizes_C)
+    return by_class[rank_in_class < np.repeat(quota_C, sizes_C)]

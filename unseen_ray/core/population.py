@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unseen_ray.core.arrays import IdArray, IntArray, positions_of
+from unseen_ray.core.arrays import IdArray, IntArray, first_of_each_class, positions_of
 from unseen_ray.core.seeds import derive, tie_keys
 
 __all__ = ["Population", "make_population"]
@@ -62,9 +62,8 @@ def make_population(
     labels = labels_N[ids]
     held = np.zeros(len(ids), bool)
     if holdout > 0:
-        order = np.lexsort((tie_keys(ids, derive(seed, "holdout")), labels))
+        order = np.argsort(tie_keys(ids, derive(seed, "holdout")))
         counts_C = np.bincount(labels, minlength=num_classes)
-        rank_in_class = np.arange(len(ids)) - np.repeat(np.cumsum(counts_C) - counts_C, counts_C)
         quota_C = np.minimum(np.round(holdout * counts_C).astype(np.int64), np.maximum(counts_C - 1, 0))
-        held[order] = rank_in_class < np.repeat(quota_C, counts_C)
+        held[first_of_each_class(order, labels, quota_C)] = True
     return Population(ids_N=ids[~held], labels_N=labels[~held], holdout_ids=ids[held], num_classes=num_classes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, first_of_each_class
 from unseen_ray.core.seeds import derive, tie_keys
 
 __all__ = ["class_balanced", "random", "top"]
@@ -61,11 +61,7 @@ def class_balanced(
     """
     candidates_C = np.bincount(labels_M, minlength=len(kept_C))
     quota_C = apportion(budget + int(kept_C.sum()), candidates_C + kept_C, kept_C, seed) - kept_C
-    order = _best_first(scores_M, ids_M, seed)
-    by_class = order[np.argsort(labels_M[order], kind="stable")]
-    starts_C = np.cumsum(candidates_C) - candidates_C
-    rank_in_class = np.arange(len(by_class)) - np.repeat(starts_C, candidates_C)
-    return by_class[rank_in_class < np.repeat(quota_C, candidates_C)]
+    return first_of_each_class(_best_first(scores_M, ids_M, seed), labels_M, quota_C)
 
 
 def random(

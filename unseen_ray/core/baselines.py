@@ -1,0 +1,44 @@
+"""Subsets that a coreset is measured against: drawn at random, from keys of the ids alone."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.core.arrays import IdArray, IntArray, first_of_each_class
+from unseen_ray.core.seeds import derive, tie_keys
+
+__all__ = ["matched_subset", "random_subset"]
+
+
+def random_subset(ids_N: IdArray, size: int, seed: int) -> IdArray:
+    """A uniformly random subset.
+
+    Args:
+        ids_N: (N,) int64 sample ids.
+        size: how many, 0 to N.
+        seed: which subset.
+
+    Returns:
+        (size,) int64 ids, sorted.
+    """
+    return np.sort(ids_N[_shuffled(ids_N, seed)[:size]])
+
+
+def matched_subset(labels_N: IntArray, ids_N: IdArray, counts_C: IntArray, seed: int) -> IdArray:
+    """A random subset with as many samples of each class as a coreset has: what the choice within the classes is worth.
+
+    Args:
+        labels_N: (N,) int64 classes.
+        ids_N: (N,) int64 sample ids.
+        counts_C: (C,) how many of each class, at most as many as there are.
+        seed: which subset.
+
+    Returns:
+        (counts_C.sum(),) int64 ids, sorted.
+    """
+    return np.sort(ids_N[first_of_each_class(_shuffled(ids_N, seed), labels_N, counts_C)])
+
+
+def _shuffled(ids_N: IdArray, seed: int) -> NDArray[np.intp]:
+    return np.argsort(tie_keys(ids_N, derive(seed, "random")))
