@@ -23,7 +23,7 @@ FIELDS = {
 }
 
 
-def run(out: Path, stop_after: int | None = None) -> tuple[ur.PruneResult, list[Receipt]]:
+def run(out: Path, stop_after: int | None = None, **fields: object) -> tuple[ur.PruneResult, list[Receipt]]:
     receipts: list[Receipt] = []
 
     def observe(event: object) -> None:
@@ -32,7 +32,7 @@ def run(out: Path, stop_after: int | None = None) -> tuple[ur.PruneResult, list[
             if len([r for r in receipts if not r.reused]) == stop_after:
                 raise KeyboardInterrupt
 
-    return ur.prune(ur.PruneConfig(**FIELDS, out=out), on_event=observe), receipts
+    return ur.prune(ur.PruneConfig(**{**FIELDS, **fields}, out=out), on_event=observe), receipts
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,31 @@ def test_votes_of_other_work_are_not_taken_for_ones_own(tmp_path: Path, undistur
     result, receipts = run(tmp_path)
     assert len([receipt for receipt in receipts if not receipt.reused]) == 5
     assert result.coreset.ids.tolist() == undisturbed.coreset.ids.tolist()
+
+
+def test_another_run_takes_over_what_was_trained_and_scored_alike(tmp_path: Path, undisturbed: ur.PruneResult) -> None:
+    asked: dict[str, object] = {"score": "margin", "keep": 0.5, "schedule": [0.3, 0.5]}
+    fresh, _ = run(tmp_path / "fresh", **asked)
+    result, receipts = run(tmp_path / "reusing", **asked, reuse=undisturbed.path)
+    assert [receipt.reused for receipt in receipts] == [True] * 4 + [False]
+    assert result.coreset.ids.tolist() == fresh.coreset.ids.tolist()
+    assert result.scores.column("margin") == fresh.scores.column("margin")
+    stage_zero = result.manifest.cost["stages"][0]
+    assert stage_zero["fit_seconds"] == undisturbed.manifest.cost["stages"][0]["fit_seconds"]
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"recipe": {"epochs": 2, "min_steps": 0}}, {"also_score": "none"}])
+def test_what_was_done_otherwise_is_not_taken_over(
+    tmp_path: Path, undisturbed: ur.PruneResult, other: dict[str, object]
+) -> None:
+    _, receipts = run(tmp_path, **other, schedule=None, reuse=[undisturbed.path])
+    assert [receipt.reused for receipt in receipts] == [False] * 4
+
+
+def test_a_folder_to_reuse_must_hold_a_run(tmp_path: Path) -> None:
+    with pytest.raises(ur.ConfigError, match=r"reuse=.*nothing holds no run"):
+        run(tmp_path / "out", reuse=[tmp_path / "nothing"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_killed_process_is_resumed_by_the_same_line(tmp_path: Path, undisturbed: ur.PruneResult) -> None:
@@ -92,12 +117,13 @@ def test_progress_tells_epochs(tmp_path: Path) -> None:
 
 
 def test_a_fit_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
-    fields = {**FIELDS, "schedule": None, "recipe": {"epochs": 12, "min_steps": 0, "batch_size": 8}}
+    recipe = {"epochs": 12, "min_steps": 0, "batch_size": 4}  # epochs so long that writing after some is no burden
+    fields = {**FIELDS, "source": "digits", "schedule": None, "folds": 2, "recipe": recipe}
     undisturbed = ur.prune(ur.PruneConfig(**fields, out=tmp_path / "undisturbed"))
     config = ur.PruneConfig(**fields, out=tmp_path / "disturbed")
 
     def stop(event: object) -> None:
-        if isinstance(event, Progress) and event.task == "stage 0 fold 1" and event.done == 6:
+        if isinstance(event, Progress) and event.task == "stage 0 fold 1" and event.done == 10:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

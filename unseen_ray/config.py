@@ -19,7 +19,7 @@ __all__ = ["EXECUTOR_FIELDS", "FREE_FIELDS", "PruneConfig", "load_yaml"]
 EXECUTOR_FIELDS = ("executor", "address", "cpus_per_fold", "gpus_per_fold", "max_retries", "wait_s")
 """Fields that say where and how to run, and nothing of what is computed."""
 
-FREE_FIELDS = ("out", "save_probs", *EXECUTOR_FIELDS)
+FREE_FIELDS = ("out", "reuse", "save_probs", *EXECUTOR_FIELDS)
 """Fields that cannot change which ids are picked: a run may be resumed with other values of them."""
 
 
@@ -41,6 +41,9 @@ class PruneConfig(BaseModel):
     keep: float = Field(description="fraction kept, between 0 and 1: 30 % pruning is keep: 0.7")
     out: str | None = Field(
         None, description="the run's folder, local or a URI; on a cluster one that every node shares"
+    )
+    reuse: list[str] | None = Field(
+        None, description="folders of other runs: what they trained and scored alike is not done again"
     )
     mode: Literal["unseen", "fitting"] = Field(
         "unseen", description="fitting: one model of all data scores all data, the usual baseline"
@@ -124,6 +127,12 @@ class PruneConfig(BaseModel):
     @classmethod
     def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
         return refuse_boolean(cls, info.field_name, value)
+
+    @field_validator("reuse", mode="before")
+    @classmethod
+    def _one_folder_or_several(cls, value: Any) -> Any:
+        folders = [value] if isinstance(value, (str, os.PathLike)) else value
+        return [os.fspath(item) if isinstance(item, os.PathLike) else item for item in folders] if folders else None
 
     @field_validator("out", mode="before")
     @classmethod

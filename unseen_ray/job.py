@@ -91,7 +91,7 @@ class Job:
         config = self.config
         determines = {
             "mode": task.mode,
-            "scores": jsonable([config.score, config.also_score]),
+            "scores": sorted({json.dumps(jsonable(value), sort_keys=True) for value in _stored_scores(config)}),
             "probs": self.keeps_probs(),
         }
         return fingerprint_of(
@@ -210,11 +210,7 @@ def score_functions(config: PruneConfig) -> dict[str, ScoreFunction]:
     Raises:
         ConfigError: if one cannot be imported, or two would share a column.
     """
-    wanted = [config.score]
-    if config.also_score == "all":
-        wanted += [name for name in builtin_scores.__all__ if name != score_name(config.score)]
-    elif config.also_score != "none":
-        wanted += config.also_score
+    wanted = _stored_scores(config)
     functions: dict[str, Callable[..., Any]] = {}
     for value in wanted:
         name = score_name(value)
@@ -230,3 +226,10 @@ def score_functions(config: PruneConfig) -> dict[str, ScoreFunction]:
             )
         functions[name] = function_of(value, builtin_scores, field="score")
     return functions
+
+
+def _stored_scores(config: PruneConfig) -> list[Any]:
+    """What a run stores a column of, the deciding score first."""
+    if config.also_score == "all":
+        return [config.score, *(name for name in builtin_scores.__all__ if name != score_name(config.score))]
+    return [config.score, *([] if config.also_score == "none" else config.also_score)]

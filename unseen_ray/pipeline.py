@@ -18,15 +18,16 @@ from unseen_ray.core.coreset import Coreset
 from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.core.tasks import ScoreTask
-from unseen_ray.errors import DataError, FitError
+from unseen_ray.errors import ConfigError, DataError, FitError
 from unseen_ray.executor import Executor, Observer
 from unseen_ray.job import Job, Receipt, score_functions, score_name
+from unseen_ray.manifest import read_manifest
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.resolve import function_of, is_target
 from unseen_ray.run import CORESET, KEYS, Run, clear_checkpoints, coreset_of, open_run
 from unseen_ray.sources import Source, SourceInfo, default_test, open_source, source_ref
-from unseen_ray.storage import absolute_path
-from unseen_ray.votes import MergeRequest, find_receipt
+from unseen_ray.storage import Folder, absolute_path
+from unseen_ray.votes import MergeRequest, borrow_votes, find_receipt
 
 __all__ = [
     "apply_policy",
@@ -63,6 +64,7 @@ def prune(config: PruneConfig, *, executor: Executor, on_event: Observer) -> Run
         config_with_model, make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
     )
     _check_test(config, info)
+    _check_lenders(config)
     run = open_run(config, source_entry(info))
     if run.manifest.finished:
         logger.info("%s is finished already; nothing to do", run.folder.root)
@@ -193,9 +195,7 @@ def _score(
     run: Run, job: Job, population: Population, tasks: list[ScoreTask], executor: Executor, on_event: Observer
 ) -> list[Receipt]:
     """Receipts of a stage in the order of its tasks; work that is on storage already is not done again."""
-    known = {
-        task.index: find_receipt(run.folder, task.stage, task.index, job.task_key(task, population)) for task in tasks
-    }
+    known = {task.index: _find(run, job, task, job.task_key(task, population)) for task in tasks}
     reused = [receipt for receipt in known.values() if receipt is not None]
     for receipt in reused:
         logger.info("%s was finished before; its votes are used", receipt.task)
@@ -203,6 +203,14 @@ def _score(
     open_tasks = [task for task in tasks if known[task.index] is None]
     done = executor.score(open_tasks, on_event) if open_tasks else []
     return sorted([*reused, *done], key=lambda receipt: receipt.index)
+
+
+def _find(run: Run, job: Job, task: ScoreTask, key: str) -> Receipt | None:
+    """The receipt of a task that this run, or one whose work it may use, has done."""
+    receipt = find_receipt(run.folder, task.stage, task.index, key)
+    for lender in job.config.reuse or []:
+        receipt = receipt or borrow_votes(Folder(lender), run.folder, task.stage, task.index, key)
+    return receipt
 
 
 def _finished_stage(
@@ -303,6 +311,13 @@ def _check_test(config: PruneConfig, info: SourceInfo) -> None:
     if config.test is None:
         return
     check_test_classes(open_source(source_ref(config.test, field="test")).info, info.num_classes)
+
+
+def _check_lenders(config: PruneConfig) -> None:
+    """Refuse folders without a run, whose work was to be used."""
+    for lender in config.reuse or []:
+        if read_manifest(Folder(lender)) is None:
+            raise ConfigError(f"reuse={lender} holds no run. Give the folder of an `unseen-ray prune`.")
 
 
 def check_test_classes(test: SourceInfo, num_classes: int) -> None:
