@@ -63,7 +63,8 @@ def main() -> None:
         executor = LocalExecutor()
         prepared = executor.prepare(make_job(config, opened.info), opened)
         tasks = [
-            EvalTask(index=place, arm="full", repeat=seed, train=AllIds()) for place, seed in enumerate(args.seeds)
+            EvalTask(index=place, arm="full", selection=0, repeat=seed, train=AllIds())
+            for place, seed in enumerate(args.seeds)
         ]
         results = executor.evaluate(tasks, say)
     accuracies = [result.accuracy for result in results]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
+from unseen_ray.comparison import Budget, Evaluation, arm_of, break_even_of, differences_of, without_nan
 from unseen_ray.config import PruneConfig, jsonable
-from unseen_ray.core import select
 from unseen_ray.core.arrays import IdArray
+from unseen_ray.core.baselines import matched_subset, random_subset
 from unseen_ray.core.ids import AllIds, ArrayIds, IdSet
 from unseen_ray.core.population import Population
 from unseen_ray.core.seeds import derive, digest_ids
@@ -28,78 +27,47 @@ from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.sources.info import fingerprint_of
 from unseen_ray.storage import Folder
 
-__all__ = ["ARMS", "DEFAULT_AGAINST", "DEFAULT_SEEDS", "EVALUATION", "Arm", "Evaluation", "check_against", "evaluate"]
+__all__ = [
+    "ARMS",
+    "BUDGETS",
+    "DEFAULT_AGAINST",
+    "DEFAULT_SEEDS",
+    "EVALUATION",
+    "Chosen",
+    "check_evaluable",
+    "evaluate",
+]
 
-ARMS = ("random", "full", "fitting")
+ARMS = ("random", "random_matched", "full", "fitting")
+BUDGETS: tuple[Budget, ...] = ("epochs", "iterations")
 EVALUATION = "evaluation.json"
 DEFAULT_SEEDS = 3
 DEFAULT_AGAINST = ("random", "full")
 
+_Place = tuple[str, int, int]  # arm, selection, repeat
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    """One line of the table.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """An arm whose subsets were chosen before.
 
     Attributes:
-        name: `coreset`, `random`, `full` or `fitting`.
-        samples: how many the models trained on.
-        accuracies: of each seed, after the last epoch.
-        class_accuracy: mean over seeds, NaN where the test set has none of a class.
-        seconds: of all seeds together.
+        subsets: sorted ids of each choice.
+        seconds: seconds of workers that one choice took, None where it is not known.
     """
 
-    name: str
-    samples: int
-    accuracies: tuple[float, ...]
-    class_accuracy: tuple[float, ...]
-    seconds: float
-
-    @property
-    def mean(self) -> float:
-        """Mean accuracy."""
-        return statistics.fmean(self.accuracies)
-
-    @property
-    def std(self) -> float:
-        """Standard deviation over seeds (n - 1), NaN for one seed."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else math.nan
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """The table, with what it was measured on, by which recipe, on what hardware and with which versions."""
-
-    test: str
-    test_samples: int
-    model: str
-    recipe: dict[str, Any]
-    environment: dict[str, Any]
-    arms: tuple[Arm, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        arms = [{**asdict(arm), "mean": arm.mean, "std": arm.std} for arm in self.arms]
-        values: dict[str, Any] = _without_nan({**asdict(self), "arms": arms})
-        return values
-
-
-def check_against(against: Sequence[str]) -> None:
-    """Refuse a baseline that there is none of; ConfigError says which there are."""
-    problems = [
-        f"against={name!r} is none of {', '.join(ARMS)}.{did_you_mean(name, ARMS)}"
-        for name in against
-        if name not in ARMS
-    ]
-    if problems:
-        raise ConfigError(problems)
+    subsets: tuple[IdArray, ...]
+    seconds: float | None
 
 
 def evaluate(
     config: PruneConfig,
-    subsets: dict[str, IdArray],
+    chosen: Mapping[str, Chosen],
     *,
+    against: Sequence[str],
     skipped_ids: IdArray,
     seeds: int,
+    budget: Budget,
     executor: Executor,
     on_event: Observer,
 ) -> Evaluation:
@@ -107,10 +75,11 @@ def evaluate(
 
     Args:
         config: the run's, with the model and the recipe to train.
-        subsets: ids of the arms that are a fixed set: `coreset`, and `fitting` where it is asked for; `random` and
-            `full` with whatever value are made here.
+        chosen: the coreset first, and what else was chosen before, each as often as the others.
+        against: the other arms in the order of the table; those that are not in `chosen` are drawn here.
         skipped_ids: rows that the run left out.
-        seeds: how many trainings an arm gets.
+        seeds: how many trainings each choice of an arm gets.
+        budget: see `Evaluation`.
         executor: where to train.
         on_event: is told of progress.
 
@@ -122,50 +91,90 @@ def evaluate(
     job = make_job(config, info).resolved(config, skipped_ids)
     population = job.population(info.labels_N)
     name, test_samples, test_print = _test_of(job, population, info)
+    job = job.resolved(_budgeted(config, budget, len(population)), skipped_ids)
     prepared = executor.prepare(job, source)
     job = job.resolved(prepared.config, prepared.skipped_ids)
-    tasks = _tasks(subsets, population, seeds, config.seed)
+    arms = list(dict.fromkeys([*list(chosen)[:1], *against]))
+    tasks = _tasks(chosen, arms, population, seeds, config.seed)
     folder = Folder(job.out)
-    keys = {(task.arm, task.repeat): _key(job, task, population, test_print) for task in tasks}
+    keys = {_place(task): _key(job, task, population, test_print) for task in tasks}
     known = _known(folder)
-    results = {place: known[key] for place, key in keys.items() if key in known}
+    results = {_place(task): _as_of(task, known[key]) for task in tasks if (key := keys[_place(task)]) in known}
 
     def keep(event: Progress | Receipt | EvalResult) -> None:
         if isinstance(event, EvalResult):
-            results[event.arm, event.repeat] = event
+            results[event.arm, event.selection, event.repeat] = event
             _store(folder, {keys[place]: result for place, result in results.items()}, known)
         on_event(event)
 
-    executor.evaluate([task for task in tasks if (task.arm, task.repeat) not in results], keep)
+    executor.evaluate([task for task in tasks if _place(task) not in results], keep)
+    recipe = job.config.recipe
+    lines = []
+    for arm in arms:
+        its = [task for task in tasks if task.arm == arm]
+        counts = [population.class_counts(task.train.resolve(population)) for task in its]
+        choosing_s = chosen[arm].seconds if arm in chosen else 0.0
+        lines.append(arm_of(arm, [results[_place(task)] for task in its], counts, choosing_s))
     evaluation = Evaluation(
         test=name,
         test_samples=test_samples,
         model=str(jsonable(job.config.model)),
-        recipe=job.config.recipe.model_dump(),
+        recipe=recipe.model_dump(),
+        budget="epochs" if recipe.steps is None else "iterations",
         environment=prepared.environment,
-        arms=tuple(_arm(arm, [results[arm, repeat] for repeat in range(seeds)]) for arm in subsets),
+        class_names=info.class_names or tuple(map(str, range(job.num_classes))),
+        arms=tuple(lines),
+        differences=differences_of(lines),
+        break_even=break_even_of(lines),
     )
     _store(folder, {keys[place]: result for place, result in results.items()}, known, evaluation)
     clear_checkpoints(folder)
     return evaluation
 
 
-def check_evaluable(config: PruneConfig, seeds: int) -> None:
+def check_evaluable(config: PruneConfig, *, against: Sequence[str], seeds: int, selections: int, budget: str) -> None:
     """Refuse what cannot be measured before anything is trained.
 
     Raises:
-        ConfigError: if there are no seeds, no model, or nothing to measure on.
+        ConfigError: with every problem at once, or if there is nothing to measure on.
         DataError: if the test set has classes that the source does not have.
     """
+    problems = [
+        f"against={name!r} is none of {', '.join(ARMS)}.{did_you_mean(name, ARMS)}"
+        for name in against
+        if name not in ARMS
+    ]
+    if twice := sorted({name for name in against if list(against).count(name) > 1}):
+        problems.append(f"against names {twice[0]!r} more than once; name each baseline once.")
     if seeds < 1:
-        raise ConfigError(f"seeds={seeds} must be 1 or more; 3 is the usual least.")
+        problems.append(f"seeds={seeds} must be 1 or more; 3 is the usual least.")
+    if selections < 1:
+        problems.append(f"selections={selections} must be 1 or more: how often the coreset is chosen.")
+    if budget not in BUDGETS:
+        problems.append(f"budget={budget!r} is none of {', '.join(BUDGETS)}.{did_you_mean(budget, BUDGETS)}")
     if config.fit is not None:
-        raise ConfigError(
+        problems.append(
             "this run trained by its own `fit`, which evaluate cannot call. Name what to train: --model small_cnn --recipe quick."
         )
+    if selections > 1 and config.holdout:
+        problems.append(
+            f"selections={selections} choose with other seeds, and holdout={config.holdout:g} moves with the seed. "
+            "Measure on a test set, from a run without a holdout."
+        )
+    if problems:
+        raise ConfigError(problems)
     info = open_source(source_ref(config.source)).info
     job = make_job(config, info)
     _test_of(job, job.population(info.labels_N), info)
+
+
+def _budgeted(config: PruneConfig, budget: Budget, num_samples: int) -> PruneConfig:
+    """With `iterations`, a recipe of as many steps as all samples would get, whatever the subset."""
+    recipe = config.recipe
+    if budget == "epochs" or recipe.steps is not None:
+        return config
+    _, steps = recipe.plan(num_samples, workers=config.gpus_per_fit)
+    return config.model_copy(update={"recipe": recipe.model_copy(update={"epochs": None, "steps": steps})})
 
 
 def _test_of(job: Job, population: Population, info: SourceInfo) -> tuple[str, int, str]:
@@ -182,36 +191,38 @@ def _test_of(job: Job, population: Population, info: SourceInfo) -> tuple[str, i
     return f"holdout of {info.name}", len(population.holdout_ids), digest_ids(population.holdout_ids)
 
 
-def _tasks(subsets: dict[str, IdArray], population: Population, seeds: int, seed: int) -> list[EvalTask]:
-    size = len(subsets["coreset"])
+def _tasks(
+    chosen: Mapping[str, Chosen], arms: Sequence[str], population: Population, seeds: int, seed: int
+) -> list[EvalTask]:
+    coresets = next(iter(chosen.values())).subsets
     tasks: list[EvalTask] = []
-    for arm, ids in subsets.items():
-        for repeat in range(seeds):
-            train: IdSet = ArrayIds(ids)
-            if arm == "full":
-                train = AllIds()
-            elif arm == "random":
-                train = ArrayIds(_random_ids(population, size, derive(derive(seed, "evaluate random"), str(repeat))))
-            tasks.append(EvalTask(index=len(tasks), arm=arm, repeat=repeat, train=train))
+    for arm, selection, each in itertools.product(arms, range(len(coresets)), range(seeds)):
+        repeat = each
+        if arm in chosen:
+            train: IdSet = ArrayIds(chosen[arm].subsets[selection])
+        elif arm == "full":  # one set: every training of it has another seed
+            train, repeat = AllIds(), selection * seeds + each
+        else:  # drawn anew for every training
+            train = ArrayIds(_drawn(arm, coresets[selection], population, seed, selection, repeat))
+        tasks.append(EvalTask(index=len(tasks), arm=arm, selection=selection, repeat=repeat, train=train))
     return tasks
 
 
-def _random_ids(population: Population, size: int, seed: int) -> IdArray:
-    none = np.zeros(population.num_classes, np.int64)
-    scores = np.zeros(len(population), np.float32)
-    picked = select.random(scores, population.labels_N, population.ids_N, size, kept_C=none, seed=seed)
-    return np.sort(population.ids_N[picked])
+def _drawn(arm: str, coreset_ids: IdArray, population: Population, seed: int, selection: int, repeat: int) -> IdArray:
+    which = f"{selection}.{repeat}" if selection else str(repeat)
+    drawn = derive(derive(seed, "evaluate random"), which)
+    if arm == "random":
+        return random_subset(population.ids_N, len(coreset_ids), drawn)
+    return matched_subset(population.labels_N, population.ids_N, population.class_counts(coreset_ids), drawn)
 
 
-def _arm(name: str, results: list[EvalResult]) -> Arm:
-    per_class = np.array([result.class_accuracy for result in results])
-    return Arm(
-        name=name,
-        samples=results[0].trained,
-        accuracies=tuple(result.accuracy for result in results),
-        class_accuracy=tuple(float(value) for value in per_class.mean(axis=0)),
-        seconds=round(sum(result.seconds for result in results), 3),
-    )
+def _place(task: EvalTask) -> _Place:
+    return task.arm, task.selection, task.repeat
+
+
+def _as_of(task: EvalTask, result: EvalResult) -> EvalResult:
+    """A known result as this task's: two arms may have trained on the same samples."""
+    return replace(result, task=task.name, arm=task.arm, selection=task.selection, repeat=task.repeat)
 
 
 def _key(job: Job, task: EvalTask, population: Population, test_fingerprint: str) -> str:
@@ -222,14 +233,14 @@ def _known(folder: Folder) -> dict[str, EvalResult]:
     data = folder.read(EVALUATION)
     try:
         stored = json.loads(data)["results"] if data else {}
-        return {
-            key: EvalResult(
-                **{**value, "class_accuracy": tuple(math.nan if a is None else a for a in value["class_accuracy"])}
-            )
-            for key, value in stored.items()
-        }
+        return {key: _result_of(value) for key, value in stored.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _result_of(value: dict[str, Any]) -> EvalResult:
+    accuracies = tuple(math.nan if a is None else a for a in value["class_accuracy"])
+    return EvalResult(**{**value, "class_accuracy": accuracies})
 
 
 def _store(
@@ -237,12 +248,4 @@ def _store(
 ) -> None:
     stored = {key: asdict(result) for key, result in {**known, **results}.items()}
     table = evaluation.to_json() if evaluation else None
-    folder.write(EVALUATION, (json.dumps(_without_nan({"table": table, "results": stored}), indent=1) + "\n").encode())
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    folder.write(EVALUATION, (json.dumps(without_nan({"table": table, "results": stored}), indent=1) + "\n").encode())

@@ -176,7 +176,8 @@ class EvalResult:
     """What a finished evaluation says.
 
     Attributes:
-        arm, repeat: the task's.
+        task: its name.
+        arm, selection, repeat: the task's.
         trained: samples it trained on.
         accuracy: share of the test samples that are right after the last epoch.
         class_accuracy: the same of each class, NaN where the test set has none of it.
@@ -184,7 +185,9 @@ class EvalResult:
         node, device: where it ran.
     """
 
+    task: str
     arm: str
+    selection: int
     repeat: int
     trained: int
     accuracy: float

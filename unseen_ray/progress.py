@@ -56,7 +56,7 @@ class TableProgress:
             row = self.rows.setdefault(event.task, _Row(event))
             row.take(event)
         else:
-            name = _name_of(event)
+            name = event.task
             row = self.rows.setdefault(name, _Row(_started(event)))
             row.result = event
         self.live.update(self.table())
@@ -90,7 +90,7 @@ class LineProgress:
                 row.said = time.monotonic()
                 self._say(f"{event.task} ({event.node}, {event.device}): {_sentence(row)}")
         else:
-            self._say(f"{_name_of(event)} ({event.node}, {event.device}): {_closing(event)}")
+            self._say(f"{event.task} ({event.node}, {event.device}): {_closing(event)}")
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -168,9 +168,5 @@ def _closing(event: Receipt | EvalResult) -> str:
     return f"{done}, scored {event.scored:,} samples, {event.accuracy:.4f} of them right, {event.seconds:.1f} s"
 
 
-def _name_of(event: Receipt | EvalResult) -> str:
-    return event.task if isinstance(event, Receipt) else f"{event.arm} seed {event.repeat}"
-
-
 def _started(event: Receipt | EvalResult) -> Progress:
-    return Progress(task=_name_of(event), node=event.node, device=event.device, doing="train", done=0, total=0)
+    return Progress(task=event.task, node=event.node, device=event.device, doing="train", done=0, total=0)

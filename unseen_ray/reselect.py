@@ -16,7 +16,7 @@ from unseen_ray.job import score_name
 from unseen_ray.manifest import Manifest
 from unseen_ray.pipeline import apply_policy
 from unseen_ray.resolve import did_you_mean, is_target, plug_of
-from unseen_ray.run import CORESET, KEYS, Run, load_run, open_selection
+from unseen_ray.run import CORESET, KEYS, Run, choosing_s, load_run, open_selection
 from unseen_ray.votes import probs_file, read_votes, score_columns, scores_file
 
 __all__ = ["reselect"]
@@ -73,7 +73,14 @@ def reselect(
         KEYS: new.folder.write_table(KEYS, keys),
         scores_file(0): new.folder.write_table(scores_file(0), table),
     }
-    return new.commit(files=files, finished=True)
+    return new.commit(files=files, cost={"seconds": 0.0, "chosen_from_s": _stage_zero_s(run.manifest)}, finished=True)
+
+
+def _stage_zero_s(manifest: Manifest) -> float | None:
+    """Seconds of workers that the votes took."""
+    if manifest.kind != "prune":
+        return choosing_s(manifest)
+    return next((float(stage["fit_seconds"]) for stage in manifest.cost.get("stages", [])), None)
 
 
 def _config(manifest: Manifest, **changes: Any) -> PruneConfig:

@@ -21,6 +21,7 @@ __all__ = [
     "CORESET",
     "KEYS",
     "Run",
+    "choosing_s",
     "clear_checkpoints",
     "coreset_of",
     "load_run",
@@ -134,6 +135,12 @@ def load_run(path: str) -> Run:
             f"the run in {path} has not finished ({len(manifest.stages)} stages are). Run its `unseen-ray prune` line again first."
         )
     return Run(folder, manifest)
+
+
+def choosing_s(manifest: Manifest) -> float | None:
+    """Seconds of workers that the choice of a run's coreset took: of all its fits, or of the stage 0 that it was chosen from."""
+    cost = manifest.cost
+    return cost.get("chosen_from_s") if manifest.kind == "select" else cost.get("fit_seconds")
 
 
 def coreset_of(table: pa.Table) -> Coreset:

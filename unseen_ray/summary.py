@@ -9,10 +9,10 @@ import numpy as np
 from rich.table import Table
 
 from unseen_ray.api import PruneResult
+from unseen_ray.comparison import Difference, Evaluation
 from unseen_ray.config import PruneConfig, jsonable
 from unseen_ray.core import scores as builtin_scores
 from unseen_ray.data.budget import fits_in_memory
-from unseen_ray.evaluation import Evaluation
 from unseen_ray.job import score_name
 from unseen_ray.planning import RunPlan, model_name
 from unseen_ray.run import CORESET
@@ -21,6 +21,7 @@ from unseen_ray.votes import scores_file
 
 __all__ = [
     "class_table",
+    "evaluation_lines",
     "evaluation_table",
     "plan_lines",
     "plan_table",
@@ -110,20 +111,59 @@ def class_table(values: dict[str, Any]) -> Table:
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """Mean and deviation of each arm."""
-    table = _table("trained on", "samples", "accuracy", "std", "seeds", "worst class", "seconds")
+    """Accuracy of each arm, the coreset's lead over it, the disparity between its classes, and its cost."""
+    table = _table(
+        "trained on", "samples", "accuracy", "std", "trainings", "coreset less it", "worst class", "spread of classes",
+        "seconds each", "seconds to choose",
+    )  # fmt: skip
+    leads = {difference.baseline: difference for difference in evaluation.differences}
     for arm in evaluation.arms:
-        classes = [value for value in arm.class_accuracy if not math.isnan(value)]
         table.add_row(
             arm.name,
             f"{arm.samples:,}",
             f"{arm.mean:.4f}",
             "" if math.isnan(arm.std) else f"{arm.std:.4f}",
             str(len(arm.accuracies)),
-            f"{min(classes):.4f}",
-            f"{arm.seconds:.1f}",
+            _lead(leads[arm.name]) if arm.name in leads else "",
+            f"{arm.worst_class:.4f}",
+            f"{arm.class_spread:.4f}",
+            f"{arm.seconds_each:.1f}",
+            "unknown" if arm.choosing_s is None else f"{arm.choosing_s:.1f}",
         )
     return table
+
+
+def evaluation_lines(evaluation: Evaluation) -> list[str]:
+    """What the table was measured by, and the lines below it."""
+    budget = "as many epochs each" if evaluation.budget == "epochs" else "as many steps each"
+    lines = [
+        f"{evaluation.model}, recipe {evaluation.recipe['use']}, {budget}, measured after the last epoch "
+        f"on {evaluation.test_samples:,} samples of {evaluation.test}"
+    ]
+    if any(not math.isnan(difference.low) for difference in evaluation.differences):
+        lines.append("The coreset's lead is given with its 95 % interval over pairs of trainings.")
+    coreset = evaluation.arms[0]
+    if coreset.selections > 1:
+        lines.append(
+            f"Of the coreset's deviation, choosing again gives {coreset.std_selections:.4f}"
+            + ("" if math.isnan(coreset.std_trainings) else f", training again {coreset.std_trainings:.4f}")
+            + "."
+        )
+    if (even := evaluation.break_even) is not None:
+        cost = f"choosing took {even.choosing_s:,.1f} s of workers' time, and a training on the coreset"
+        lines.append(
+            f"The pruning has not paid: {cost} is no shorter than one on everything."
+            if even.trainings is None
+            else f"The pruning has paid for itself after {_several(math.ceil(even.trainings), 'training')}: {cost} "
+            f"is {even.saved_s:,.1f} s shorter than one on everything."
+        )
+    return lines
+
+
+def _lead(difference: Difference) -> str:
+    if math.isnan(difference.low):
+        return f"{difference.mean:+.4f}"
+    return f"{difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})"
 
 
 def plan_values(plan: RunPlan, info: SourceInfo, config: PruneConfig, images_per_s: float | None) -> dict[str, Any]:
@@ -170,7 +210,8 @@ def plan_values(plan: RunPlan, info: SourceInfo, config: PruneConfig, images_per
         "models": sum(task.models for task in plan.tasks),
         "images_trained": trained,
         "images_scored": scored,
-        "full_trainings": _share_of_full(trained, plan, config),
+        "full_trainings": trained / _passes(plan.num_samples, config),
+        "pays_after_trainings": _pays_after(total, plan, config),
         "worker_hours": None if images_per_s is None or config.fit else total / images_per_s / 3600,
         "critical_path_hours": None
         if images_per_s is None or config.fit
@@ -223,6 +264,15 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
         )
     elif values["recipe"]:
         lines.append("for hours, say how fast one worker trains: --images_per_s NUMBER")
+    if values["pays_after_trainings"] is not None:
+        lines.append(
+            f"paid for after about {_several(math.ceil(values['pays_after_trainings']), 'training')} of the same recipe on "
+            "what is kept, which pass over fewer images"
+        )
+    elif values["recipe"]:
+        lines.append(
+            "a training of the same recipe on what is kept takes as many steps as on everything: no time is saved"
+        )
     where = "in memory on every node" if values["pixels_in_memory"] else "decoded as they are needed"
     lines.append(
         f"pixels take {_bytes(values['pixel_bytes'])} ({where}), the run's files about {_bytes(values['disk_bytes'])}"
@@ -247,9 +297,16 @@ def plan_table(values: dict[str, Any]) -> Table:
     return table
 
 
-def _share_of_full(trained: int, plan: RunPlan, config: PruneConfig) -> float:
-    batch, steps = config.recipe.plan(plan.num_samples, workers=config.gpus_per_fit)
-    return trained / (batch * steps)
+def _passes(num_samples: int, config: PruneConfig) -> int:
+    """Images that go through one training on so many samples."""
+    batch, steps = config.recipe.plan(num_samples, workers=config.gpus_per_fit)
+    return batch * steps
+
+
+def _pays_after(total: float, plan: RunPlan, config: PruneConfig) -> float | None:
+    """Trainings by the same recipe on what is kept that save what the run costs; None where they save nothing."""
+    saved = _passes(plan.num_samples, config) - _passes(plan.budget, config)
+    return None if config.fit is not None or saved <= 0 else total / saved
 
 
 def _disk_bytes(plan: RunPlan, config: PruneConfig, scored: int) -> int:

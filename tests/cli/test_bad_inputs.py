@@ -445,7 +445,7 @@ CASES: list[tuple[str, str, int, str]] = [
     ("select of an unknown flag", "select @run --keep 0.5 --out @new --folds 3", 2, r"No such option.*--folds"),
     ("evaluate on nothing", measured(""), 2, r"nothing to measure on: .*--test SOURCE .*holdout: 0\.2"),
     ("evaluate against the unknown", measured("--against randm"),
-     2, r"against='randm' is none of random, full, fitting.*'random'"),
+     2, r"against='randm' is none of random, random_matched, full, fitting.*'random'"),
     ("evaluate with no seed", measured("--seeds 0 --test @good"), 2, r"seeds=0 must be 1 or more"),
     ("evaluate on more classes", measured("--test @more-classes"), 3, r"has label 6, but the source has 4 classes"),
     ("evaluate on an unknown source", measured("--test cifra10"), 2, r"test='cifra10' is no source"),

@@ -140,4 +140,6 @@ def test_names_say_which_task_it_is() -> None:
     ]
     (later,) = later_tasks(stage=3, coreset_ids=np.arange(4), repeats=1)
     assert later.name == "stage 3"
-    assert EvalTask(index=0, arm="random", repeat=2, train=later.train).name == "random seed 2"
+    assert EvalTask(index=0, arm="random", selection=0, repeat=2, train=later.train).name == "random seed 2"
+    again = EvalTask(index=0, arm="random", selection=1, repeat=2, train=later.train)
+    assert again.name == "random selection 1 seed 2"

@@ -59,19 +59,22 @@ class EvalTask:
     Attributes:
         index: place in the list of evaluations.
         arm: what the subset is: `coreset`, `random`, `full`.
+        selection: which choice of such a subset.
         repeat: which training seed.
         train: the subset.
     """
 
     index: int
     arm: str
+    selection: int
     repeat: int
     train: IdSet
 
     @property
     def name(self) -> str:
         """How logs and messages call it."""
-        return f"{self.arm} seed {self.repeat}"
+        chosen = f" selection {self.selection}" if self.selection else ""
+        return f"{self.arm}{chosen} seed {self.repeat}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -71,7 +71,11 @@ def numerics(threads: int, deterministic: bool, device: torch.device) -> Iterato
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     try:
-        with _freed_memory_kept(device), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), threadpool_limits(threads):
+        with (
+            _freed_memory_kept(device),
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            threadpool_limits(threads),
+        ):
             yield
     finally:
         torch.set_num_threads(before[0])

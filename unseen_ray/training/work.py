@@ -150,7 +150,9 @@ class Workbench:
         present = np.bincount(test.labels_M, minlength=self.job.num_classes)
         correct = np.bincount(test.labels_M[right], minlength=self.job.num_classes)
         yield EvalResult(
+            task=task.name,
             arm=task.arm,
+            selection=task.selection,
             repeat=task.repeat,
             trained=len(ids),
             accuracy=float(right.mean()),

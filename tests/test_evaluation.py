@@ -1,0 +1,157 @@
+"""The table of an evaluation: its arithmetic, and what each baseline and budget trains on."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import unseen_ray as ur
+from unseen_ray.comparison import Arm, break_even_of, differences_of
+
+FAST = {"use": "quick", "epochs": 1, "min_steps": 0}
+
+
+def arm(
+    name: str, accuracies: list[float], *, selections: int = 1, seconds: float = 1.0, choosing_s: float | None = 0.0
+) -> Arm:
+    return Arm(
+        name=name,
+        samples=10,
+        selections=selections,
+        accuracies=tuple(accuracies),
+        class_accuracy=(0.5, math.nan, 0.7),
+        class_samples=(5.0, 0.0, 5.0),
+        seconds=seconds,
+        choosing_s=choosing_s,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> ur.PruneResult:
+    source = {"use": "digits", "limit": 400}
+    out = tmp_path_factory.mktemp("evaluated") / "run"
+    return ur.prune(ur.PruneConfig(source=source, keep=0.5, out=out, folds=2, recipe=FAST, executor="local"))
+
+
+def test_a_difference_has_the_interval_of_a_paired_t_test() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(0.8, 0.01, 6).tolist(), rng.normal(0.79, 0.01, 6).tolist()
+    (found,) = differences_of([arm("coreset", ours, selections=2), arm("random", theirs, selections=2)])
+    test = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert (found.baseline, found.pairs) == ("random", 6)
+    assert found.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert (found.low, found.high) == pytest.approx((test.low, test.high))
+
+
+def test_one_pair_has_no_interval() -> None:
+    (found,) = differences_of([arm("coreset", [0.5]), arm("random", [0.4])])
+    assert found.mean == pytest.approx(0.1)
+    assert math.isnan(found.low)
+
+
+def test_deviations_of_choosing_and_of_training_are_told_apart() -> None:
+    chosen = arm("coreset", [0.5, 0.5, 0.7, 0.7], selections=2)
+    assert (chosen.std_trainings, chosen.std_selections) == pytest.approx((0.0, math.sqrt(0.02)))
+    trained = arm("coreset", [0.5, 0.7, 0.5, 0.7], selections=2)
+    assert (trained.std_trainings, trained.std_selections) == pytest.approx((math.sqrt(0.02), 0.0))
+    assert math.isnan(arm("coreset", [0.5]).std)
+
+
+def test_classes_without_a_test_sample_count_for_nothing() -> None:
+    assert (arm("coreset", [0.5]).worst_class, arm("coreset", [0.5]).class_spread) == pytest.approx((0.5, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("full_s", "choosing_s", "trainings"), [(9.0, 12.0, 6.0), (3.0, 12.0, None), (2.0, 12.0, None)]
+)
+def test_break_even_is_the_cost_over_what_a_training_saves(
+    full_s: float, choosing_s: float, trainings: float | None
+) -> None:
+    coreset = arm("coreset", [0.5, 0.5, 0.5], seconds=3 * 1.0, choosing_s=choosing_s)
+    even = break_even_of([coreset, arm("full", [0.5], seconds=full_s / 3)])
+    assert even is not None
+    assert even.trainings == (None if trainings is None else pytest.approx(trainings))
+
+
+def test_no_break_even_without_its_two_measures() -> None:
+    coreset, unknown = arm("coreset", [0.5]), arm("coreset", [0.5], choosing_s=None)
+    assert break_even_of([coreset, arm("random", [0.5])]) is None
+    assert break_even_of([unknown, arm("full", [0.5])]) is None
+
+
+def test_the_matched_baseline_has_the_coresets_class_counts(finished: ur.PruneResult) -> None:
+    table = ur.evaluate(finished, test="digits", seeds=1, against=("random", "random_matched", "full"))
+    coreset, random, matched, full = table.arms
+    labels = np.bincount(finished.run.folder.read_table("coreset.parquet").column("label").to_numpy(), minlength=10)
+    assert coreset.class_samples == matched.class_samples == tuple(labels)
+    assert random.class_samples != matched.class_samples
+    assert (full.samples, full.choosing_s, coreset.choosing_s) == (400, 0.0, finished.manifest.cost["fit_seconds"])
+    assert [difference.baseline for difference in table.differences] == ["random", "random_matched", "full"]
+    assert table.class_names == tuple("0123456789")
+    written = json.loads(Path(finished.path, "evaluation.json").read_text())
+    assert written["table"] == table.to_json()
+
+
+def test_iterations_give_every_arm_the_steps_of_everything(finished: ur.PruneResult) -> None:
+    epochs = ur.evaluate(finished, test="digits", seeds=1, against=("full",))
+    iterations = ur.evaluate(finished, test="digits", seeds=1, against=("full",), budget="iterations")
+    assert (epochs.budget, iterations.budget) == ("epochs", "iterations")
+    assert (epochs.recipe["epochs"], epochs.recipe["steps"]) == (1, None)
+    assert (iterations.recipe["epochs"], iterations.recipe["steps"]) == (None, 400 // 64)
+    assert iterations.arms[0].accuracies != epochs.arms[0].accuracies
+    assert iterations.arms[1].accuracies == epochs.arms[1].accuracies  # full has these steps already
+
+
+def test_another_selection_is_another_prune_and_is_kept(finished: ur.PruneResult) -> None:
+    asked = {"test": "digits", "seeds": 2, "selections": 2, "against": ("random", "full", "fitting")}
+    table = ur.evaluate(finished, **asked)
+    coreset, random, full, fitting = table.arms
+    assert [len(line.accuracies) for line in (coreset, random, full, fitting)] == [4, 4, 4, 4]
+    assert len(set(full.accuracies)) > 1
+    again = ur.load(Path(finished.path, "selections", "01"))
+    assert (again.config.seed, again.config.folds) == (1, 2)
+    assert again.coreset.ids.tolist() != finished.coreset.ids.tolist()
+    assert Path(finished.path, "selections", "01", "fitting", "coreset.parquet").exists()
+    assert ur.evaluate(finished, **asked).to_json() == table.to_json()  # seconds and all: nothing was done again
+
+
+def test_a_choice_made_again_costs_what_its_votes_did(finished: ur.PruneResult, tmp_path: Path) -> None:
+    chosen = ur.select(finished, keep=0.3, out=tmp_path / "chosen")
+    again = ur.select(chosen, keep=0.2, out=tmp_path / "again")
+    for result in (chosen, again):
+        table = ur.evaluate(result, test="digits", seeds=1, against=("full",))
+        assert table.arms[0].choosing_s == finished.manifest.cost["fit_seconds"]
+        assert table.break_even is not None
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"against": ("randm",)}, "'randm' is none of random, random_matched, full, fitting"),
+        ({"against": ("full", "full")}, "names 'full' more than once"),
+        ({"selections": 0}, "selections=0 must be 1 or more"),
+        ({"budget": "steps"}, "budget='steps' is none of epochs, iterations"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(finished: ur.PruneResult, asked: dict[str, object], message: str) -> None:
+    with pytest.raises(ur.ConfigError, match=message):
+        ur.evaluate(finished, test="digits", **asked)
+
+
+def test_several_selections_need_a_test_set_that_no_seed_moves(tmp_path: Path) -> None:
+    config = ur.PruneConfig(
+        source={"use": "digits", "limit": 200},
+        keep=0.5,
+        holdout=0.2,
+        folds=2,
+        recipe=FAST,
+        executor="local",
+        out=tmp_path,
+    )
+    with pytest.raises(ur.ConfigError, match=r"holdout=0\.2 moves with the seed"):
+        ur.evaluate(ur.prune(config), selections=2)
