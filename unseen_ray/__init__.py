@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from unseen_ray.api import load as load
     from unseen_ray.api import plan as plan
     from unseen_ray.api import prune as prune
+    from unseen_ray.api import report as report
+    from unseen_ray.api import report_values as report_values
     from unseen_ray.api import select as select
     from unseen_ray.api import torch_subset as torch_subset
+    from unseen_ray.comparison import Evaluation as Evaluation
     from unseen_ray.config import PruneConfig as PruneConfig
     from unseen_ray.core.coreset import Coreset as Coreset
     from unseen_ray.core.folds import FoldPlan as FoldPlan
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from unseen_ray.errors import ConfigError as ConfigError
     from unseen_ray.errors import DataError as DataError
     from unseen_ray.errors import UnseenError as UnseenError
-    from unseen_ray.evaluation import Evaluation as Evaluation
     from unseen_ray.recipe import Recipe as Recipe
 
 __version__ = "0.1.0"
@@ -34,7 +36,7 @@ _HOME = {
     "ConfigError": "errors",
     "Coreset": "core.coreset",
     "DataError": "errors",
-    "Evaluation": "evaluation",
+    "Evaluation": "comparison",
     "FoldPlan": "core.folds",
     "PruneConfig": "config",
     "PruneResult": "api",
@@ -46,6 +48,8 @@ _HOME = {
     "plan": "api",
     "plan_folds": "core.folds",
     "prune": "api",
+    "report": "api",
+    "report_values": "api",
     "select": "api",
     "torch_subset": "api",
 }

@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unseen_ray import exporting, pipeline, reselect
+from unseen_ray.comparison import Budget, Evaluation
 from unseen_ray.config import EXECUTOR_FIELDS, PruneConfig
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.core.population import make_population
-from unseen_ray.errors import ConfigError
-from unseen_ray.evaluation import DEFAULT_AGAINST, DEFAULT_SEEDS, Evaluation, check_against, check_evaluable
+from unseen_ray.errors import ConfigError, UnseenError
+from unseen_ray.evaluation import DEFAULT_AGAINST, DEFAULT_SEEDS, Chosen, check_evaluable
 from unseen_ray.evaluation import evaluate as run_evaluation
 from unseen_ray.executor import Executor, Observer
 from unseen_ray.manifest import Manifest
 from unseen_ray.planning import RunPlan, plan_run, with_model
 from unseen_ray.recipe import recipe_values
-from unseen_ray.run import CORESET, Run, coreset_of, load_run
-from unseen_ray.sources import SourceInfo, open_source, source_ref
+from unseen_ray.reporting.facts import gather
+from unseen_ray.resolve import is_target, plug_of
+from unseen_ray.run import CORESET, Run, choosing_s, coreset_of, load_run
+from unseen_ray.sources import Source, SourceInfo, open_source, source_ref
 from unseen_ray.votes import scores_file
 
 if TYPE_CHECKING:
@@ -31,9 +34,22 @@ if TYPE_CHECKING:
     import ray.data
     from torch.utils.data import Subset
 
+REPORT = "report.html"
 _EVALUATE_CHANGES = ("model", "recipe", "threads", "gpus_per_fit", *EXECUTOR_FIELDS)
 
-__all__ = ["PruneResult", "evaluate", "export", "load", "plan", "prune", "select", "torch_subset"]
+__all__ = [
+    "PruneResult",
+    "evaluate",
+    "executor_for",
+    "export",
+    "load",
+    "plan",
+    "prune",
+    "report",
+    "report_values",
+    "select",
+    "torch_subset",
+]
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,7 +126,7 @@ def prune(config: PruneConfig, *, on_event: Observer | None = None) -> PruneResu
         ConfigError, DataError: before any training, where it can be known.
         UnseenError: if the run failed; the same call resumes it.
     """
-    with _executor(config, config.folds * config.repeats if config.mode == "unseen" else config.repeats) as executor:
+    with executor_for(config, config.folds * config.repeats if config.mode == "unseen" else config.repeats) as executor:
         run = pipeline.prune(config, executor=executor, on_event=on_event or _ignore)
     return PruneResult(run, config)
 
@@ -142,6 +158,8 @@ def evaluate(
     test: Any = None,
     seeds: int = DEFAULT_SEEDS,
     against: Sequence[str] = DEFAULT_AGAINST,
+    selections: int = 1,
+    budget: Budget = "epochs",
     on_event: Observer | None = None,
     **changes: Any,
 ) -> Evaluation:
@@ -150,9 +168,14 @@ def evaluate(
     Args:
         result: a finished run, or its folder.
         test: a source with the same classes; None for the run's `test`, else its holdout.
-        seeds: trainings of each arm.
-        against: baselines: `random` (another subset of the same size each time), `full`, `fitting` (the coreset of the
-            same configuration in `mode: fitting`, pruned first if it has not been).
+        seeds: trainings of each choice of an arm's subset.
+        against: baselines: `random` (another subset of the same size for each training), `random_matched` (the same with
+            as many samples of each class as the coreset has), `full`, `fitting` (the coreset of the same configuration in
+            `mode: fitting`, pruned first if it has not been).
+        selections: how often the coreset is chosen: the run's own, and more by the same configuration with `seed` + 1,
+            `seed` + 2, ..., pruned first in the run's folder `selections`.
+        budget: `epochs`: every arm as many passes over its own samples; `iterations`: every arm as many steps as all
+            samples get.
         on_event: is told of progress.
         **changes: `model`, `recipe` (a mapping without `use` changes the run's own), `threads`, and where to run:
             `executor`, `address`, `cpus_per_fold`, `gpus_per_fold`, `max_retries`, `wait_s`.
@@ -160,24 +183,69 @@ def evaluate(
     Raises:
         ConfigError: if there is nothing to measure on, or a baseline is unknown.
     """
-    check_against(against)
     done = result if isinstance(result, PruneResult) else load(result)
     config = _evaluated(done, changes, test)
-    check_evaluable(config, seeds)
-    subsets: dict[str, np.ndarray] = {"coreset": done.coreset.ids}
-    for arm in against:
-        subsets[arm] = _fitting(done, config, on_event).coreset.ids if arm == "fitting" else np.empty(0, np.int64)
-    skipped = np.array(done.manifest.source["skipped_ids"], np.int64)
-    with _executor(config, seeds * len(subsets)) as executor:
+    check_evaluable(config, against=against, seeds=seeds, selections=selections, budget=budget)
+    runs = [done, *(_again(done, config, number, on_event) for number in range(1, selections))]
+    chosen = {"coreset": _chosen(runs)}
+    if "fitting" in against:
+        chosen["fitting"] = _chosen([_fitting(run, config, on_event) for run in runs])
+    with executor_for(config, seeds * selections * (1 + len(against))) as executor:
         return run_evaluation(
-            config, subsets, skipped_ids=skipped, seeds=seeds, executor=executor, on_event=on_event or _ignore
+            config,
+            chosen,
+            against=against,
+            skipped_ids=np.array(done.manifest.source["skipped_ids"], np.int64),
+            seeds=seeds,
+            budget=budget,
+            executor=executor,
+            on_event=on_event or _ignore,
         )
 
 
 def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[str]) -> int:
     """Write the coreset as .npy (ids), .txt (keys), .csv or .parquet; returns how many samples it holds."""
-    run = result.run if isinstance(result, PruneResult) else load_run(os.fspath(result))
-    return exporting.export(run, os.fspath(to))
+    return exporting.export(_run_of(result), os.fspath(to))
+
+
+def report(result: PruneResult | str | os.PathLike[str]) -> str:
+    """Write one self-contained HTML page on a finished run into its folder; returns its path.
+
+    What it shows of evaluations, of the fitting baseline and of other choices is what `evaluate` has left in the folder.
+    Images are shown where the source can be opened without importing anything that the folder names.
+    """
+    from unseen_ray.reporting.page import render
+    from unseen_ray.reporting.thumbnails import thumbnails
+
+    run = _run_of(result)
+    facts = gather(run)
+    source, reason = _source_to_show(run)
+    shots = {} if source is None else thumbnails(facts, source)
+    run.folder.write(REPORT, render(facts, shots, reason).encode())
+    return run.folder.path(REPORT)
+
+
+def report_values(result: PruneResult | str | os.PathLike[str]) -> dict[str, Any]:
+    """Every number of the report, as JSON can hold it."""
+    return gather(_run_of(result)).values
+
+
+def _run_of(result: PruneResult | str | os.PathLike[str]) -> Run:
+    return result.run if isinstance(result, PruneResult) else load_run(os.fspath(result))
+
+
+def _source_to_show(run: Run) -> tuple[Source | None, str]:
+    """The run's source, or why its images are not shown."""
+    asked = run.manifest.asked["source"]
+    if is_target(plug_of(asked)[0]):
+        return None, "The source is a function of its user's own, which is not called for a page."
+    try:
+        source = open_source(source_ref(asked))
+    except UnseenError as error:
+        return None, f"The source cannot be opened here: {error}"
+    if source.info.fingerprint != run.manifest.source["fingerprint"]:
+        return None, "The source has changed since."
+    return source, ""
 
 
 def torch_subset(result: PruneResult, transform: Callable[[Any], Any] | None = None) -> Subset[tuple[Any, int]]:
@@ -193,7 +261,8 @@ def torch_subset(result: PruneResult, transform: Callable[[Any], Any] | None = N
 
 
 @contextlib.contextmanager
-def _executor(config: PruneConfig, tasks: int) -> Iterator[Executor]:
+def executor_for(config: PruneConfig, tasks: int) -> Iterator[Executor]:
+    """What a configuration asks to work on, closed in the end; `tasks` is how many could run side by side."""
     if config.executor == "local":
         from unseen_ray.local import LocalExecutor
 
@@ -233,14 +302,30 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any) -> PruneCo
     return with_model(config, info.size_px)
 
 
+def _chosen(runs: Sequence[PruneResult]) -> Chosen:
+    costs = [choosing_s(run.manifest) for run in runs]
+    known = [cost for cost in costs if cost is not None]
+    return Chosen(tuple(run.coreset.ids for run in runs), sum(known) / len(runs) if len(known) == len(runs) else None)
+
+
+def _again(done: PruneResult, config: PruneConfig, number: int, on_event: Observer | None) -> PruneResult:
+    """The coreset that the same configuration picks with another seed."""
+    given = {**_given(done, config), "seed": done.config.seed + number}
+    return prune(PruneConfig(**given, out=f"{done.path.rstrip('/')}/selections/{number:02d}"), on_event=on_event)
+
+
 def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) -> PruneResult:
     """The coreset that the usual baseline picks: the run's own scores and policy, from models that saw what they score."""
-    given = {name: getattr(done.config, name) for name in done.config.model_fields_set}
+    given = _given(done, config)
     for name in ("folds", "train_on", "stratify", "schedule"):
         given.pop(name, None)
-    given |= {name: getattr(config, name) for name in ("gpus_per_fit", *EXECUTOR_FIELDS)}
-    out = f"{done.path.rstrip('/')}/fitting"
-    return prune(PruneConfig(**{**given, "mode": "fitting", "out": out}), on_event=on_event)
+    return prune(PruneConfig(**{**given, "mode": "fitting"}, out=f"{done.path.rstrip('/')}/fitting"), on_event=on_event)
+
+
+def _given(done: PruneResult, config: PruneConfig) -> dict[str, Any]:
+    """What the run was asked for, its folders apart, to be done where the evaluation runs."""
+    given = {name: getattr(done.config, name) for name in done.config.model_fields_set - {"out", "reuse"}}
+    return given | {name: getattr(config, name) for name in ("gpus_per_fit", *EXECUTOR_FIELDS)}
 
 
 def _ignore(_: Any) -> None: ...

@@ -128,11 +128,35 @@ def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
 @click.argument("run_dir")
 @click.option("--seeds", type=int, default=None, metavar="INT", help="trainings of each arm  [default: 3]")
 @click.option(
-    "--against", default=None, metavar="NAMES", help="baselines among random, full, fitting  [default: random,full]"
+    "--against",
+    default=None,
+    metavar="NAMES",
+    help="baselines among random, random_matched (the coreset's class counts), full, fitting  [default: random,full]",
+)
+@click.option(
+    "--selections",
+    type=int,
+    default=None,
+    metavar="INT",
+    help="choices of the coreset, each by a whole prune with another seed  [default: 1]",
+)
+@click.option(
+    "--budget",
+    default=None,
+    metavar="WHAT",
+    help="epochs: every arm as many passes over its own samples; iterations: as many steps as full  [default: epochs]",
 )
 @field_options(only=("test", "model", "recipe", "threads", "gpus_per_fit", *EXECUTOR_FIELDS), inherited=True)
 @click.option("--json", "as_json", is_flag=True, help="print the table as JSON")
-def evaluate(run_dir: str, seeds: int | None, against: str | None, as_json: bool, **flags: str | None) -> None:
+def evaluate(
+    run_dir: str,
+    seeds: int | None,
+    against: str | None,
+    selections: int | None,
+    budget: str | None,
+    as_json: bool,
+    **flags: str | None,
+) -> None:
     """Train on the coreset and on baselines by the same recipe, and measure after the last epoch.
 
     \b
@@ -144,21 +168,36 @@ def evaluate(run_dir: str, seeds: int | None, against: str | None, as_json: bool
     from unseen_ray.progress import watching
 
     asked: dict[str, Any] = merged_fields(None, flags)
-    if seeds is not None:
-        asked["seeds"] = seeds
+    given = {"seeds": seeds, "selections": selections, "budget": budget}
+    asked |= {name: value for name, value in given.items() if value is not None}
     if against is not None:
         asked["against"] = tuple(name.strip() for name in against.split(",") if name.strip())
     with watching(Console(stderr=True)) as observer:
         evaluation = api.evaluate(run_dir, on_event=observer, **asked)
     if as_json:
         return _print_json(evaluation.to_json())
-    _print_lines(
-        [
-            f"{evaluation.model}, recipe {evaluation.recipe['use']}, measured after the last epoch "
-            f"on {evaluation.test_samples:,} samples of {evaluation.test}"
-        ]
-    )
+    first, *rest = summary.evaluation_lines(evaluation)
+    _print_lines([first])
     _print_table(summary.evaluation_table(evaluation))
+    _print_lines(rest)
+    return None
+
+
+@cli.command(cls=FieldCommand)
+@click.argument("run_dir")
+@click.option("--json", "as_json", is_flag=True, help="print every number of the page as JSON, and write no page")
+def report(run_dir: str, as_json: bool) -> None:
+    """Write one self-contained HTML page on a finished run: RUN_DIR/report.html.
+
+    \b
+    unseen-ray evaluate runs/digits --against random,full,fitting --selections 2
+    unseen-ray report runs/digits
+    """
+    from unseen_ray import api
+
+    if as_json:
+        return _print_json(api.report_values(run_dir))
+    _print_lines([f"Wrote {api.report(run_dir)}."])
     return None
 
 

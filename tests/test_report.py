@@ -1,0 +1,196 @@
+"""The report: every section, every text of the data escaped, nothing asked of the network, small whatever the run's size."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import unseen_ray as ur
+from tests.conftest import class_pixels, png_bytes
+from unseen_ray.storage import Folder
+
+SECTIONS = ["kept", "accuracy", "distribution", "agreement", "stages", "classes", "images", "scores", "run"]
+NAMES = ["</script><script>alert(1)</script>", "a & b <i>", '"quoted" $x^2$', "猫"]
+FAST = {"use": "quick", "epochs": 2, "min_steps": 0}
+
+
+class Page(HTMLParser):
+    """What a browser would find in a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: set[str] = set()
+        self.loads: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.add(value or "")
+            if name in ("src", "href", "xlink:href", "data", "srcset", "action"):
+                self.loads.append(value or "")
+            assert not name.startswith("on"), f"<{tag} {name}>"
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def prune_named(folder: Path, **fields: object) -> ur.PruneResult:
+    """A run of images whose classes have troublesome names."""
+    labels = np.arange(200) % len(NAMES)
+    images = [{"bytes": png_bytes(pixels), "path": None} for pixels in class_pixels(labels, 8)]
+    metadata = {b"class_names": json.dumps(NAMES).encode()}
+    data = folder / "data.parquet"
+    pq.write_table(pa.table({"image": images, "label": labels}).replace_schema_metadata(metadata), data)
+    asked = {"keep": 0.5, "folds": 2, "recipe": FAST, "executor": "local", "test": str(data), **fields}
+    return ur.prune(ur.PruneConfig(source=str(data), out=folder / "run", **asked))
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> ur.PruneResult:
+    result = prune_named(tmp_path_factory.mktemp("report"), schedule=[0.3, 0.4, 0.5])
+    ur.evaluate(result, seeds=2, selections=2, against=("random", "full", "fitting"))
+    ur.report(result)
+    return result
+
+
+def page_of(result: ur.PruneResult) -> str:
+    return Path(result.path, "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_has_every_section_and_loads_nothing(reported: ur.PruneResult) -> None:
+    page = Page(page_of(reported))
+    assert set(SECTIONS) <= page.ids
+    assert page.tags.count("svg") == 7  # accuracy, distribution, two of seeds, two of stages, classes
+    assert "script" not in page.tags
+    assert page.loads
+    assert all(value.startswith(("data:image/jpeg;base64,", "#")) for value in page.loads)
+
+
+def test_every_name_of_the_data_is_escaped(reported: ur.PruneResult) -> None:
+    text = page_of(reported)
+    assert "<script" not in text
+    shown = "".join(Page(text).text)
+    for name in NAMES:
+        assert name in shown
+
+
+def test_the_page_says_what_the_numbers_say(reported: ur.PruneResult) -> None:
+    values = ur.report_values(reported)
+    json.dumps(values, allow_nan=False)
+    assert (values["kept"], values["samples"]) == (100, 200)
+    assert [row["mode"] for row in values["agreement"]] == ["unseen", "fitting"]
+    assert [row["stage"] for row in values["importance"]] == [1, 2]
+    assert sum(values["classes"]["kept"]) == 100
+    assert sum(values["distribution"]["counts"]["unseen"]) == 200
+    assert set(values["classes"]["accuracy"]) == {"coreset", "random", "full", "fitting"}
+    correlation = np.array(values["collinearity"]["rank_correlation"], float)
+    assert np.allclose(np.diag(correlation), 1)
+    shown = " ".join("".join(Page(page_of(reported)).text).split())
+    assert "100 of 200 samples" in shown
+    assert f"{values['agreement'][0]['rank_correlation']:.3f}" in shown
+
+
+def test_a_bare_run_says_how_to_fill_the_page(tmp_path: Path) -> None:
+    result = prune_named(tmp_path)
+    ur.report(result)
+    shown = " ".join("".join(Page(page_of(result)).text).split())
+    for hint in (
+        "trains on the coreset and on baselines",
+        "--against fitting",
+        "--selections 2",
+        "A schedule of several",
+    ):
+        assert hint in shown
+
+
+def test_images_are_left_out_where_the_data_is_gone_or_has_changed(tmp_path: Path) -> None:
+    result = prune_named(tmp_path)
+    data = tmp_path / "data.parquet"
+    table = pq.read_table(data)
+    pq.write_table(table.slice(0, 199), data)
+    ur.report(result)
+    assert "The source has changed since." in page_of(result)
+    data.unlink()
+    ur.report(result)
+    assert "The source cannot be opened here" in page_of(result)
+    assert "<img" not in page_of(result)
+
+
+def test_a_function_that_the_run_names_is_not_called(tmp_path: Path) -> None:
+    result = ur.prune(
+        ur.PruneConfig(source="tests.plugs:noise", keep=0.5, folds=2, recipe=FAST, executor="local", out=tmp_path)
+    )
+    ur.report(Path(result.path))
+    assert "which is not called for a page" in page_of(result)
+
+
+@pytest.mark.slow
+def test_a_page_on_a_million_samples_stays_small(tmp_path: Path) -> None:
+    """The run folder of ImageNet-1K's size, with synthetic scores and labels."""
+    small = prune_named(tmp_path)
+    count, classes = 1_281_167, 1000
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, count)
+    entropy = rng.gamma(2.0, 1.0, count).astype(np.float32)
+    columns = {"id": np.arange(count), "label": labels, "votes": np.full(count, 3, np.int32), "pred": labels}
+    columns["p_label"] = rng.random(count, np.float32)
+    for name in ("entropy", "el2n", "label_margin", "least_confidence", "loss", "margin"):
+        columns[name] = entropy + rng.normal(0, 0.1, count).astype(np.float32)
+        columns[f"std_{name}"] = np.zeros(count, np.float32)
+    kept = np.sort(rng.permutation(count)[: round(0.7 * count)])
+    folder = Folder(small.path)
+    folder.write_table("stage-00/scores.parquet", pa.table(columns))
+    coreset = {"id": kept, "key": pa.array(map(str, kept)), "label": labels[kept]}
+    coreset |= {"stage": np.zeros(len(kept), np.int32), "score": entropy[kept]}
+    folder.write_table("coreset.parquet", pa.table(coreset))
+    manifest = json.loads(Path(small.path, "manifest.json").read_text())
+    manifest["source"] |= {"num_classes": classes, "class_names": [f"n{number:08d}" for number in range(classes)]}
+    Path(small.path, "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "data.parquet").unlink()
+    ur.report(small.path)
+    page = Path(small.path, "report.html")
+    assert page.stat().st_size < 5_000_000
+    assert "1,281,167 samples" in page.read_text()
+
+
+@pytest.mark.skipif(
+    not (shutil.which("chromium") and shutil.which("chromedriver")),
+    reason="needs Chromium and its driver: apt-get install chromium chromium-driver",
+)
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_every_section_without_an_error_or_a_request(reported: ur.PruneResult, width: int) -> None:
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"):
+        options.add_argument(flag)
+    options.binary_location = shutil.which("chromium") or ""
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        driver.get(Path(reported.path, "report.html").resolve().as_uri())
+        for name in SECTIONS:
+            heading = driver.find_element(By.CSS_SELECTOR, f"#{name} h2")
+            assert heading.is_displayed()
+        assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        assert all(
+            driver.execute_script("return [...document.images].map(image => image.complete && image.naturalWidth > 0)")
+        )
+        assert driver.get_log("browser") == []
+        messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+        asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    finally:
+        driver.quit()

@@ -1,0 +1,1 @@
+"""One self-contained HTML page on a finished run, and the numbers behind it."""

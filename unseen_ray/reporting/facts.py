@@ -1,0 +1,232 @@
+"""Every number of the report, from the files of a run; nothing that the run names is imported.
+
+Shapes: M candidates of stage 0, C classes, S scores.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from unseen_ray.comparison import without_nan
+from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+from unseen_ray.core.scorebook import mean_ranks
+from unseen_ray.errors import ConfigError
+from unseen_ray.evaluation import EVALUATION
+from unseen_ray.job import score_name
+from unseen_ray.run import CORESET, Run, choosing_s, load_run
+from unseen_ray.storage import Folder
+from unseen_ray.votes import scores_file
+
+__all__ = ["ReportFacts", "gather", "score_columns_of", "top_of"]
+
+_BINS = 40
+_COARSE_BINS = 20
+_CELLS = 20
+_FIXED = ("id", "label", "votes", "pred", "p_label")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReportFacts:
+    """What the page shows.
+
+    Attributes:
+        values: every number and name, as JSON can hold it.
+        table: the scores of stage 0.
+        stage_M: (M,) in which stage each candidate of stage 0 was kept, -1 where it was not.
+    """
+
+    values: dict[str, Any]
+    table: pa.Table
+    stage_M: IntArray
+
+
+def gather(run: Run) -> ReportFacts:
+    """Read a finished run, its evaluation, and what else lies in its folder: its fitting baseline, its other choices."""
+    table = run.folder.read_table(scores_file(0))
+    coreset = run.folder.read_table(CORESET)
+    ids_M, labels_M = table.column("id").to_numpy(), table.column("label").to_numpy()
+    stage_M = np.full(len(ids_M), -1, np.int64)
+    stage_M[np.searchsorted(ids_M, coreset.column("id").to_numpy())] = coreset.column("stage").to_numpy()
+    score = score_name(run.manifest.config["score"])
+    evaluation = _evaluation(run)
+    source = run.manifest.source
+    names = source["class_names"] or [str(number) for number in range(source["num_classes"])]
+    again = [found for found in (_neighbour(run, f"selections/{name}") for name in _selections(run)) if found]
+    fitting = _neighbour(run, "fitting")
+    values = {
+        "out": run.folder.root,
+        "source": source["name"],
+        "samples": len(ids_M),
+        "kept": coreset.num_rows,
+        "keep": run.manifest.config["keep"],
+        "mode": run.manifest.config["mode"],
+        "score": score,
+        "policy": score_name(run.manifest.config["policy"]),
+        "model": run.manifest.config["fit"] or run.manifest.config["model"],
+        "stages": [{k: v for k, v in stage.items() if k != "tasks"} for stage in run.manifest.stages],
+        "choosing_s": choosing_s(run.manifest),
+        "cost": run.manifest.cost,
+        "evaluation": evaluation,
+        "distribution": _distribution(table, None if fitting is None else _scores_of(fitting), score),
+        "agreement": _agreement(run, again, score),
+        "importance": _importance(run, table, score),
+        "classes": _classes(names, labels_M, stage_M >= 0, table, evaluation),
+        "collinearity": _collinearity(table),
+        "config": run.manifest.config,
+        "environment": run.manifest.environment,
+    }
+    return ReportFacts(values=without_nan(values), table=table, stage_M=stage_M)
+
+
+def score_columns_of(table: pa.Table) -> list[str]:
+    """Names of the stored scores."""
+    return [name for name in table.column_names if name not in _FIXED and f"std_{name}" in table.column_names]
+
+
+def _evaluation(run: Run) -> dict[str, Any] | None:
+    data = run.folder.read(EVALUATION)
+    try:
+        found = json.loads(data)["table"] if data else None
+        return found if isinstance(found, dict) and found.get("arms") else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _selections(run: Run) -> list[str]:
+    return Folder(run.folder.path("selections")).names()
+
+
+def _neighbour(run: Run, name: str) -> Run | None:
+    """A finished run within the run's folder; None where there is none."""
+    try:
+        return load_run(run.folder.path(name))
+    except ConfigError:
+        return None
+
+
+def _scores_of(run: Run) -> pa.Table:
+    return run.folder.read_table(scores_file(0))
+
+
+def _distribution(table: pa.Table, fitting: pa.Table | None, score: str) -> dict[str, Any]:
+    """The score's histogram over common bins, and which share of the samples the fullest of 20 bins holds."""
+    columns = {"unseen": table.column(score).to_numpy()}
+    if fitting is not None and score in fitting.column_names:
+        columns["fitting"] = fitting.column(score).to_numpy()
+    low, high = min(v.min() for v in columns.values()), max(v.max() for v in columns.values())
+    edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
+    return {
+        "edges": edges.tolist(),
+        "counts": {name: np.histogram(values, edges)[0].tolist() for name, values in columns.items()},
+        "fullest_bin": {name: _fullest(values) for name, values in columns.items()},
+        "std": {name: float(values.std()) for name, values in columns.items()},
+    }
+
+
+def _fullest(values: FloatArray) -> float:
+    return float(np.histogram(values, _COARSE_BINS)[0].max() / len(values))
+
+
+def _agreement(run: Run, again: list[Run], score: str) -> list[dict[str, Any]]:
+    """Rank correlation and overlap between choices with other seeds, unseen and, where it was made, fitting."""
+    found = []
+    for mode in ("unseen", "fitting"):
+        runs = [run, *again]
+        if mode == "fitting":
+            runs = [other for other in (_neighbour(one, "fitting") for one in runs) if other]
+        if len(runs) < 2:
+            continue
+        ranks = [mean_ranks(_scores_of(one).column(score).to_numpy()) for one in runs]
+        kept = [set(one.folder.read_table(CORESET).column("id").to_pylist()) for one in runs]
+        pairs = list(combinations(range(len(runs)), 2))
+        correlations = [float(np.corrcoef(ranks[a], ranks[b])[0, 1]) for a, b in pairs]
+        found.append(
+            {
+                "mode": mode if run.manifest.config["mode"] == "unseen" else "fitting",
+                "seeds": [one.manifest.config["seed"] for one in runs],
+                "rank_correlation": float(np.mean(correlations)),
+                "rank_correlation_of_pairs": correlations,
+                "overlap": float(np.mean([len(kept[a] & kept[b]) / len(kept[a]) for a, b in pairs])),
+                "cells": _cells(ranks[0], ranks[1]),
+            }
+        )
+    return found
+
+
+def _importance(run: Run, table: pa.Table, score: str) -> list[dict[str, Any]]:
+    """For each later stage: how the order of its candidates by its own model agrees with their order in stage 0."""
+    found = []
+    ids_M, zero_M = table.column("id").to_numpy(), table.column(score).to_numpy()
+    for stage in run.manifest.stages[1:]:
+        later = run.folder.read_table(scores_file(stage["index"]))
+        before = mean_ranks(zero_M[np.searchsorted(ids_M, later.column("id").to_numpy())])
+        after = mean_ranks(later.column(score).to_numpy())
+        added = stage["added"]
+        as_before = set(np.argsort(-before, kind="stable")[:added].tolist())
+        as_after = set(np.argsort(-after, kind="stable")[:added].tolist())
+        found.append(
+            {
+                "stage": stage["index"],
+                "candidates": later.num_rows,
+                "added": added,
+                "rank_correlation": float(np.corrcoef(before, after)[0, 1]),
+                "overlap": len(as_before & as_after) / added,
+                "cells": _cells(before, after),
+            }
+        )
+    return found
+
+
+def _cells(first_M: FloatArray, second_M: FloatArray) -> list[list[int]]:
+    """How many samples have such a rank in one and in the other, over 20 by 20 cells."""
+    counts, _, _ = np.histogram2d(first_M, second_M, bins=_CELLS, range=[[0, 1], [0, 1]])
+    return [[int(value) for value in row] for row in counts]
+
+
+def _classes(
+    names: list[str], labels_M: IntArray, kept_M: np.ndarray, table: pa.Table, evaluation: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What was kept of each class, beside how hard it is."""
+    count = len(names)
+    sizes_C = np.bincount(labels_M, minlength=count)
+    kept_C = np.bincount(labels_M[kept_M], minlength=count)
+    right = table.column("pred").to_numpy() == labels_M
+    with np.errstate(invalid="ignore"):
+        share_C, unseen_C = kept_C / sizes_C, np.bincount(labels_M[right], minlength=count) / sizes_C
+    arms = {arm["name"]: np.array(arm["class_accuracy"], float) for arm in (evaluation or {}).get("arms", [])}
+    hard_C = arms.get("full", unseen_C)
+    both = np.isfinite(hard_C) & np.isfinite(share_C)
+    varied = both.sum() > 1 and share_C[both].std() > 0 and hard_C[both].std() > 0
+    return {
+        "names": names,
+        "samples": sizes_C.tolist(),
+        "kept": kept_C.tolist(),
+        "share": share_C.tolist(),
+        "unseen_accuracy": unseen_C.tolist(),
+        "accuracy": {name: values.tolist() for name, values in arms.items()},
+        "hardness_of": "full" if "full" in arms else "unseen",
+        "share_by_accuracy": float(np.corrcoef(hard_C[both], share_C[both])[0, 1]) if varied else None,
+        "spread": {name: float(np.nanstd(values)) for name, values in arms.items()},
+    }
+
+
+def _collinearity(table: pa.Table) -> dict[str, Any]:
+    """Rank correlation of each two stored scores."""
+    names = score_columns_of(table)
+    ranks = np.array([mean_ranks(table.column(name).to_numpy()) for name in names])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        matrix = np.atleast_2d(np.corrcoef(ranks))
+    return {"scores": names, "rank_correlation": matrix.tolist()}
+
+
+def top_of(table: pa.Table, column: str, where_M: np.ndarray, count: int, *, lowest: bool = False) -> IdArray:
+    """Places of the candidates with the highest (or lowest) value among those that `where_M` marks."""
+    places = np.flatnonzero(where_M)
+    values = table.column(column).to_numpy()[places]
+    return places[np.argsort(values if lowest else -values, kind="stable")[:count]]

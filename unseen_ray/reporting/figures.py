@@ -1,0 +1,126 @@
+"""The report's plots as SVG that takes its colours from the page, so that one plot serves light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["accuracy_bars", "class_points", "density", "histogram"]
+
+_INK, _GRID, _FIRST, _SECOND = "#010101", "#020202", "#030303", "#040404"
+_VARIABLES = {_INK: "var(--ink)", _GRID: "var(--line)", _FIRST: "var(--first)", _SECOND: "var(--second)"}
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _GRID,
+    "xtick.color": _GRID,
+    "ytick.color": _GRID,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "text.parse_math": False,  # names of classes are text
+}
+_NAMED_CLASSES = 30
+_LEVELS, _LARGEST = 12, 8.0
+
+
+def histogram(edges: Sequence[float], counts: dict[str, list[int]], *, label: str, title: str) -> str:
+    """Shares of the samples over a score, one outline a mode."""
+
+    def draw(axes: Axes) -> None:
+        for colour, (mode, values) in zip((_FIRST, _SECOND), counts.items(), strict=False):
+            axes.stairs(np.array(values) / sum(values), edges, color=colour, linewidth=2, label=mode)
+        axes.set_xlabel(label)
+        axes.set_ylabel("share of the samples")
+        axes.legend()
+
+    return _svg(draw, title=title)
+
+
+def density(cells: Sequence[Sequence[int]], *, across: str, up: str, title: str) -> str:
+    """How many samples have such a rank in one and in the other: a larger circle is more."""
+
+    def draw(axes: Axes) -> None:
+        counts = np.array(cells, float)
+        levels = np.ceil(_LEVELS * counts / counts.max()).astype(int)
+        for level in range(1, _LEVELS + 1):  # a circle's area goes with the count
+            x, y = np.nonzero(levels == level)
+            size = _LARGEST * np.sqrt(level / _LEVELS)
+            axes.plot(
+                (x + 0.5) / len(counts), (y + 0.5) / len(counts), "o", markersize=size, color=_FIRST, markeredgewidth=0
+            )
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        axes.set_aspect("equal")
+
+    return _svg(draw, title=title, size=(4.0, 3.8))
+
+
+def class_points(
+    hardness: Sequence[float], share: Sequence[float], names: Sequence[str], *, label: str, title: str
+) -> str:
+    """The share kept of each class over how accurate it is; few classes bear their names."""
+
+    def draw(axes: Axes) -> None:
+        axes.scatter(hardness, share, s=24, color=_FIRST)
+        if len(names) <= _NAMED_CLASSES:
+            for x, y, name in zip(hardness, share, names, strict=True):
+                axes.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=9)
+        axes.set_xlabel(label)
+        axes.set_ylabel("share kept")
+
+    return _svg(draw, title=title, size=(6.4, 4.4))
+
+
+def accuracy_bars(names: Sequence[str], means: Sequence[float], stds: Sequence[float], *, title: str) -> str:
+    """Mean accuracy of each arm with its standard deviation over trainings."""
+
+    def draw(axes: Axes) -> None:
+        places = np.arange(len(names))[::-1]
+        axes.errorbar(means, places, xerr=stds, fmt="o", color=_FIRST, ecolor=_FIRST, capsize=4, markersize=7)
+        axes.set_yticks(places, names)
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.grid(axis="x", color=_GRID, linewidth=0.5)
+        axes.set_xlabel("accuracy on the test set after the last epoch")
+
+    return _svg(draw, title=title, size=(6.4, 0.9 + 0.45 * len(names)))
+
+
+def _svg(draw: Callable[[Axes], None], *, title: str, size: tuple[float, float] = (6.4, 3.4)) -> str:
+    """An SVG element with an alternative text."""
+    style: Any = {**_STYLE, "svg.hashsalt": title}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has the letters
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
+        stream = io.StringIO()
+        figure.savefig(
+            stream, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, variable)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(title)}"', 1)
+
+
+def _attribute(text: str) -> str:
+    from markupsafe import escape
+
+    return str(escape(text))

@@ -1,0 +1,120 @@
+"""Images worth a look in each class: the easiest, the hardest, those on either side of the cut, the suspected mislabelled."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from unseen_ray.core.arrays import IdArray
+from unseen_ray.reporting.facts import ReportFacts, top_of
+from unseen_ray.sources import Source
+
+__all__ = ["GROUPS", "Thumbnail", "shown_classes", "thumbnails"]
+
+logger = logging.getLogger(__name__)
+
+_CLASSES = 20
+_EACH = 4
+_SIDE_PX = 48
+GROUPS = {
+    "easiest": "lowest score",
+    "hardest": "highest score",
+    "kept last": "lowest score of those that the last stage kept",
+    "dropped first": "not kept, with the highest score",
+    "suspected mislabelled": "predicted as another class, the given one being least probable",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thumbnail:
+    """One small image.
+
+    Attributes:
+        id: the sample's row in the source.
+        label, pred: names of its class and of the class that most votes say.
+        score: its score in stage 0.
+        p_label: probability of its class, mean over votes.
+        data: a `data:` address of a JPEG.
+    """
+
+    id: int
+    label: str
+    pred: str
+    score: float
+    p_label: float
+    data: str
+
+
+def shown_classes(facts: ReportFacts) -> list[int]:
+    """At most 20 classes: those whose share differs most from the whole set's, in the order of their share."""
+    share = np.array([np.nan if value is None else value for value in facts.values["classes"]["share"]], float)
+    present = np.flatnonzero(np.isfinite(share))
+    mean = (facts.stage_M >= 0).mean()
+    changed = present[np.argsort(-np.abs(share[present] - mean), kind="stable")[:_CLASSES]]
+    return [int(number) for number in changed[np.argsort(-share[changed], kind="stable")]]
+
+
+def thumbnails(facts: ReportFacts, source: Source) -> dict[int, dict[str, list[Thumbnail]]]:
+    """Small images by class and group; those that cannot be decoded are left out."""
+    chosen = {number: _groups(facts, number) for number in shown_classes(facts)}
+    ids_M = facts.table.column("id").to_numpy()
+    wanted = np.unique(np.concatenate([ids_M[places] for groups in chosen.values() for places in groups.values()]))
+    images = _images(source, wanted.tolist())
+    return {
+        number: {name: _described(facts, images, places) for name, places in groups.items()}
+        for number, groups in chosen.items()
+    }
+
+
+def _groups(facts: ReportFacts, number: int) -> dict[str, IdArray]:
+    """Places of the candidates of a class in each group."""
+    table, score = facts.table, facts.values["score"]
+    labels_M, preds_M = table.column("label").to_numpy(), table.column("pred").to_numpy()
+    here = labels_M == number
+    return {
+        "easiest": top_of(table, score, here, _EACH, lowest=True),
+        "hardest": top_of(table, score, here, _EACH),
+        "kept last": top_of(table, score, here & (facts.stage_M == facts.stage_M.max()), _EACH, lowest=True),
+        "dropped first": top_of(table, score, here & (facts.stage_M < 0), _EACH),
+        "suspected mislabelled": top_of(table, "p_label", here & (preds_M != labels_M), _EACH, lowest=True),
+    }
+
+
+def _images(source: Source, ids: list[int]) -> dict[int, str]:
+    """`data:` addresses of small JPEGs."""
+    from unseen_ray.data.decode import UndecodableError, open_image
+
+    found = {}
+    for number, raw in source.read(ids):
+        try:
+            image = open_image(raw, draft_px=_SIDE_PX)
+        except UndecodableError as error:
+            logger.warning("%s is not shown: %s", source.keys([number])[0], error)
+            continue
+        image.thumbnail((_SIDE_PX, _SIDE_PX))
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=80)
+        found[number] = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+    return found
+
+
+def _described(facts: ReportFacts, images: dict[int, str], places: IdArray) -> list[Thumbnail]:
+    names, score = facts.values["classes"]["names"], facts.values["score"]
+    rows = facts.table.take(pa.array(places)).to_pylist()
+    return [
+        Thumbnail(
+            id=row["id"],
+            label=names[row["label"]],
+            pred=names[row["pred"]],
+            score=row[score],
+            p_label=row["p_label"],
+            data=images[row["id"]],
+        )
+        for row in rows
+        if row["id"] in images
+    ]
