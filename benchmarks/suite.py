@@ -1,0 +1,340 @@
+"""The paper's claims on data at hand: accuracy, rank agreement, dispersion and classes, over methods, scores, keeps and seeds.
+
+A suite is a YAML file: `methods` are fields of a run by name, `rows` say which of them choose by which score at which keep. Every
+choice is trained by one recipe, once a seed, and measured on the test set after the last epoch. The same line resumes.
+
+python benchmarks/suite.py benchmarks/suites/cifar10_20k_cpu.yaml --source data/cifar10-train.parquet \
+    --test data/cifar10-test.parquet --json benchmarks/results/cifar10_20k_cpu.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from timing import conditions, write
+
+import unseen_ray as ur
+from unseen_ray.api import executor_for
+from unseen_ray.comparison import Arm, Evaluation, differences_of
+from unseen_ray.core.baselines import random_subset
+from unseen_ray.core.population import make_population
+from unseen_ray.core.scorebook import mean_ranks
+from unseen_ray.core.seeds import derive
+from unseen_ray.evaluation import Chosen, evaluate
+from unseen_ray.job import Progress
+from unseen_ray.planning import with_model
+from unseen_ray.run import choosing_s
+from unseen_ray.sources import open_source, source_ref
+
+RANDOM, FULL = "random", "full"
+BINS = 20
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method that chose by a score at a keep."""
+
+    method: str
+    score: str
+    keep: float
+
+    @property
+    def name(self) -> str:
+        """How the results call it."""
+        return " ".join([self.method, *([] if self.method == RANDOM else [self.score]), f"{self.keep:g}"])
+
+
+@dataclass
+class Suite:
+    """A suite with the data that it runs on."""
+
+    asked: dict[str, Any]
+    args: argparse.Namespace
+    info: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.info = open_source(source_ref(self.fields()["source"])).info
+
+    def fields(self, **changes: Any) -> dict[str, Any]:
+        """Fields that every run of the suite shares."""
+        source = {"use": self.args.kind, "path": self.args.source, **self.asked.get("source", {})}
+        names = ("model", "recipe", "threads")
+        return {"source": source, **{name: self.asked[name] for name in names if name in self.asked}, **changes}
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of choice and training."""
+        return list(self.asked["seeds"])
+
+    @functools.cached_property
+    def choices(self) -> list[Choice]:
+        """The rows, one by one."""
+        return [
+            Choice(method, score, keep)
+            for row in self.asked["rows"]
+            for method in row["methods"]
+            for score in row["scores"]
+            for keep in row["keep"]
+        ]
+
+    @functools.cached_property
+    def largest_keep(self) -> float:
+        """At which every stage 0 is made."""
+        return max(choice.keep for choice in self.choices)
+
+    def path(self, *parts: object) -> Path:
+        """A folder of the suite's."""
+        return Path(self.args.out, "-".join(str(part) for part in parts))
+
+    def base(self, method: str) -> str:
+        """The method with the same stage 0 that chooses in one shot; a method of several stages may be its own."""
+        methods = self.asked["methods"]
+        stage_zero = {name: value for name, value in methods[method].items() if name != "schedule"}
+        return next((name for name, value in methods.items() if value == stage_zero), method)
+
+
+def prune(suite: Suite, path: Path, **fields: Any) -> None:
+    """A whole run by the command line, in a process of its own."""
+    asked = suite.fields(**fields, executor=suite.args.prune_on)
+    finished = path / "coreset.parquet"
+    if finished.exists():
+        return
+    file = Path(f"{path}.yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(asked))
+    began = time.monotonic()
+    line = [sys.executable, "-m", "unseen_ray", "prune", str(file), "--out", str(path), "--json"]
+    done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(line)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    print(f"{path.name}: chosen in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def prune_all(suite: Suite) -> None:
+    """Every run that trains: the stages 0 first, which the others use."""
+    methods = suite.asked["methods"]
+    used = {choice.method for choice in suite.choices} - {RANDOM}
+    zero: dict[Path, dict[str, Any]] = {}
+    grown: dict[Path, dict[str, Any]] = {}
+    for seed in suite.seeds:
+        for base in dict.fromkeys(suite.base(method) for method in methods if method in used):
+            fields = {name: value for name, value in methods[base].items() if name != "schedule"}
+            zero[suite.path("zero", base, seed)] = {**fields, "keep": suite.largest_keep, "seed": seed}
+        for choice in suite.choices:
+            if "schedule" in methods.get(choice.method, {}):
+                fields = {**methods[choice.method], "score": choice.score, "keep": choice.keep, "seed": seed}
+                fields["schedule"] = schedule(fields["schedule"], choice.keep)
+                fields["reuse"] = [str(suite.path("zero", suite.base(choice.method), seed))]
+                grown[suite.path(choice.name.replace(" ", "-"), seed)] = fields
+    with ThreadPoolExecutor(suite.args.at_once) as pool:
+        for runs in (zero, grown):
+            for done in [pool.submit(prune, suite, path, **fields) for path, fields in runs.items()]:
+                done.result()
+
+
+def schedule(asked: dict[str, Any], keep: float) -> dict[str, Any]:
+    """With `first_share`, the first target as a share of the budget."""
+    shared = dict(asked)
+    share = shared.pop("first_share", None)
+    return shared if share is None else {**shared, "first": round(keep * share, 6)}
+
+
+def chosen_by(suite: Suite, choice: Choice) -> Chosen:
+    """The ids of a choice, for each seed, and what one cost."""
+    subsets, costs = [], []
+    for seed in suite.seeds:
+        if choice.method == RANDOM:
+            ids_N = make_population(suite.info.labels_N, suite.info.num_classes).ids_N
+            subsets.append(random_subset(ids_N, round(choice.keep * len(ids_N)), derive(seed, "suite random")))
+            costs.append(0.0)
+            continue
+        result = result_of(suite, choice, seed)
+        subsets.append(result.coreset.ids)
+        costs.append(choosing_s(result.manifest) or 0.0)
+    return Chosen(tuple(subsets), sum(costs) / len(costs))
+
+
+def result_of(suite: Suite, choice: Choice, seed: int) -> ur.PruneResult:
+    """A run of several stages as it is; a choice in one shot, made from its stage 0 without training."""
+    path = suite.path(choice.name.replace(" ", "-"), seed)
+    with contextlib.suppress(ur.ConfigError):
+        return ur.load(path)
+    zero = suite.path("zero", suite.base(choice.method), seed)
+    return ur.select(zero, keep=choice.keep, score=choice.score, out=path)
+
+
+def evaluated(suite: Suite) -> Evaluation:
+    """All choices trained and measured: one table."""
+    chosen = {choice.name: chosen_by(suite, choice) for choice in suite.choices}
+    _, *others = chosen
+    asked = suite.fields(keep=suite.largest_keep, test=suite.args.test, executor=suite.args.train_on)
+    home = next(path for path in sorted(suite.args.out.glob("zero-*")) if path.is_dir())  # what is measured goes there
+    config = with_model(ur.PruneConfig(**asked, out=str(home)), suite.info.size_px)
+    with executor_for(config, len(chosen) * len(suite.seeds)) as executor:
+        return evaluate(
+            config,
+            chosen,
+            against=[*others, FULL],
+            skipped_ids=np.empty(0, np.int64),
+            seeds=1,
+            budget="epochs",
+            executor=executor,
+            on_event=say,
+        )
+
+
+def say(event: Any) -> None:
+    if not isinstance(event, Progress):
+        print(
+            f"{event.task}: accuracy {event.accuracy:.4f} of {event.trained:,} samples in {event.seconds:.0f} s",
+            flush=True,
+        )
+
+
+def score_facts(suite: Suite, method: str, score: str) -> dict[str, Any]:
+    """Rank agreement over seeds and dispersion of a method's stage 0; the paper's Figure 1."""
+    columns = [
+        ur.load(suite.path("zero", suite.base(method), seed)).scores.column(score).to_numpy() for seed in suite.seeds
+    ]
+    ranks = [mean_ranks(values) for values in columns]
+    correlations = [float(np.corrcoef(ranks[a], ranks[b])[0, 1]) for a, b in combinations(range(len(ranks)), 2)]
+    return {
+        "method": method,
+        "score": score,
+        "rank_correlation": float(np.mean(correlations)) if correlations else None,
+        "rank_correlation_of_pairs": correlations,
+        "fullest_bin": float(np.mean([fullest_bin(values) for values in columns])),
+        "score_std": float(np.mean([values.std() for values in columns])),
+    }
+
+
+def fullest_bin(values: np.ndarray) -> float:
+    """Share of the samples in the fullest of 20 equal bins between the lowest and the highest score."""
+    return float(np.histogram(values, bins=BINS)[0].max() / len(values))
+
+
+def class_facts(arm: Arm, full: Arm, sizes_C: np.ndarray) -> dict[str, Any]:
+    """Do hard classes get more, and are classes closer in accuracy? Hard by the accuracy of the model of everything."""
+    share_C = np.array(arm.class_samples) / sizes_C
+    even = share_C.std() < 1e-9
+    return {
+        "class_spread": arm.class_spread,
+        "worst_class": arm.worst_class,
+        "share_by_accuracy": None if even else float(np.corrcoef(full.class_accuracy, share_C)[0, 1]),
+    }
+
+
+def report_of(suite: Suite, table: Evaluation) -> dict[str, Any]:
+    arms = {arm.name: arm for arm in table.arms}
+    full = arms[FULL]
+    sizes_C = np.bincount(suite.info.labels_N, minlength=suite.info.num_classes)
+    rows = []
+    for choice in suite.choices:
+        arm = arms[choice.name]
+        saved = full.seconds_each - arm.seconds_each
+        rows.append(
+            {
+                "method": choice.method,
+                "score": None if choice.method == RANDOM else choice.score,
+                "keep": choice.keep,
+                **measured(arm),
+                **class_facts(arm, full, sizes_C),
+                "less_random": against(arm, arms, Choice(RANDOM, choice.score, choice.keep)),
+                "less_fitting": against(arm, arms, Choice("fitting", choice.score, choice.keep)),
+                "pays_after_trainings": (arm.choosing_s or 0.0) / saved if arm.choosing_s and saved > 0 else None,
+            }
+        )
+    scored = dict.fromkeys(
+        (c.method, c.score) for c in suite.choices if "schedule" not in suite.asked["methods"].get(c.method, {})
+    )
+    return {
+        "suite": suite.asked,
+        "data": {"source": Path(suite.args.source).name, "samples": len(suite.info), "test_samples": table.test_samples},
+        "model": table.model,
+        "recipe": table.recipe,
+        "full": {**measured(full), "class_spread": full.class_spread, "worst_class": full.worst_class},
+        "rows": rows,
+        "scores": [score_facts(suite, method, score) for method, score in scored if method != RANDOM],
+    }  # fmt: skip
+
+
+def measured(arm: Arm) -> dict[str, Any]:
+    return {
+        "samples": arm.samples,
+        "accuracies": arm.accuracies,
+        "mean": arm.mean,
+        "std": arm.std if len(arm.accuracies) > 1 else None,
+        "seconds_each": round(arm.seconds_each, 2),
+        "choosing_s": None if arm.choosing_s is None else round(arm.choosing_s, 2),
+    }
+
+
+def against(arm: Arm, arms: dict[str, Arm], other: Choice) -> dict[str, float | None] | None:
+    """By how much an arm is better than another one, with a 95 % interval; None where there is none such, or it is the same."""
+    if other.name not in arms or other.name == arm.name:
+        return None
+    (found,) = differences_of([arm, arms[other.name]])
+    known = found.low == found.low
+    return {"mean": found.mean, "low": found.low if known else None, "high": found.high if known else None}
+
+
+def lines_of(report: dict[str, Any]) -> Sequence[str]:
+    """What the terminal gets."""
+    full = report["full"]
+    yield f"full: {full['mean']:.4f}, {full['samples']:,} samples"
+    for row in report["rows"]:
+        std = "" if row["std"] is None else f" ± {row['std']:.4f}"
+        lead = "" if row["less_random"] is None else f", {row['less_random']['mean']:+.4f} to random"
+        yield f"{row['method']} {row['score'] or ''} {row['keep']:g}: {row['mean']:.4f}{std}{lead}"
+    for facts in report["scores"]:
+        if facts["rank_correlation"] is not None:
+            yield (
+                f"{facts['method']} {facts['score']}: rank correlation {facts['rank_correlation']:.3f}, "
+                f"fullest of {BINS} bins {facts['fullest_bin']:.3f}"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", type=Path)
+    parser.add_argument("--source", required=True, help="the training data, as `path` of a source")
+    parser.add_argument("--test", required=True, help="the test data")
+    parser.add_argument("--kind", default="parquet", help="what reads the training data: parquet, folder")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the runs  [default: runs/NAME OF THE SUITE]")
+    parser.add_argument("--prune_on", default="local", choices=["local", "ray"], help="where the runs are made")
+    parser.add_argument("--at_once", type=int, default=2, help="how many runs are made at a time")
+    parser.add_argument("--train_on", default="ray", choices=["local", "ray"], help="where the choices are trained")
+    parser.add_argument("--json", type=Path, default=None)
+    args = parser.parse_args()
+    args.out = args.out or Path("runs", args.suite.stem)
+    suite = Suite(yaml.safe_load(args.suite.read_text()), args)
+    began = time.monotonic()
+    prune_all(suite)
+    report = report_of(suite, evaluated(suite))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    report = {
+        "conditions": {**conditions(device, args), "seconds_of_this_start": round(time.monotonic() - began, 1)},
+        **report,
+    }
+    for line in lines_of(report):
+        print(line)
+    write(args.json, json.loads(json.dumps(report, default=str)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The tables of the READMEs, made from results/*.json: between `<!-- table NAME FILE -->` and `<!-- end -->`.
+
+python benchmarks/tables.py            # writes them anew
+python benchmarks/tables.py --check    # says which are out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PAGES = [HERE / "README.md", HERE.parent / "README.md"]
+MARKED = re.compile(r"(<!-- table (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def train_speed(report: dict[str, Any]) -> Iterator[str]:
+    yield "| images/s | usual loop (a) | bare loop (b) | ours (c) | ours in a Ray actor (d) | bare scoring (e) | ours (f) |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, case in report["cases"].items():
+        speeds = [case["images_per_s"].get(loop) for loop in "abcdef"]
+        yield f"| `{name}` | " + " | ".join("" if s is None else whole(s["median"]) for s in speeds) + " |"
+    yield ""
+    yield "| ratio, median (quartiles) | c/a | c/b | d/c | f/e | rounds |"
+    yield "|---|---|---|---|---|---|"
+    for name, case in report["cases"].items():
+        ratios = [case["ratios"].get(pair) for pair in ("c/a", "c/b", "d/c", "f/e")]
+        cells = ["" if r is None else f"{r['median']:.2f} ({r['q1']:.2f} to {r['q3']:.2f})" for r in ratios]
+        yield f"| `{name}` | " + " | ".join(cells) + f" | {case['rounds']['training']} |"
+
+
+def train_memory(report: dict[str, Any]) -> Iterator[str]:
+    yield "| MB | data | model | activations | peak | peak / sum |"
+    yield "|---|---|---|---|---|---|"
+    for name, case in report["cases"].items():
+        sizes = " | ".join(f"{case[part] / 1e6:,.0f}" for part in ("data", "model", "activations", "peak"))
+        yield f"| `{name}` | {sizes} | {case['peak/held']:.2f} |"
+
+
+def train_accuracy(report: dict[str, Any]) -> Iterator[str]:
+    yield "| model | recipe | samples | accuracy | seeds | seconds a training |"
+    yield "|---|---|---|---|---|---|"
+    std = "" if report["std"] is None else f" ± {report['std']:.4f}"
+    seconds = sum(report["seconds"]) / len(report["seconds"])
+    yield (
+        f"| `{report['model']}` | {report['recipe']['use']} | {report['samples']:,} | {report['mean']:.4f}{std} "
+        f"| {len(report['seeds'])} | {seconds:,.0f} |"
+    )
+
+
+def suite(report: dict[str, Any]) -> Iterator[str]:
+    yield "| method | score | keep | accuracy | less random | less fitting | spread of classes | share by accuracy |"
+    yield "|---|---|---|---|---|---|---|---|"
+    full = report["full"]
+    yield f"| full | | 1 | {mean_std(full)} | | | {full['class_spread']:.3f} | |"
+    for row in sorted(report["rows"], key=lambda row: -row["keep"]):
+        yield (
+            f"| {row['method']} | {row['score'] or ''} | {row['keep']:g} | {mean_std(row)} | {lead(row['less_random'])} "
+            f"| {lead(row['less_fitting'])} | {row['class_spread']:.3f} "
+            f"| {'' if row['share_by_accuracy'] is None else format(row['share_by_accuracy'], '.2f')} |"
+        )
+
+
+def ranks(report: dict[str, Any]) -> Iterator[str]:
+    yield "| method | score | rank correlation of two seeds | fullest of 20 bins |"
+    yield "|---|---|---|---|"
+    for facts in report["scores"]:
+        yield f"| {facts['method']} | {facts['score']} | {facts['rank_correlation']:.3f} | {facts['fullest_bin']:.3f} |"
+
+
+def whole(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def mean_std(row: dict[str, Any]) -> str:
+    return f"{row['mean']:.4f}" + ("" if row["std"] is None else f" ± {row['std']:.4f}")
+
+
+def lead(found: dict[str, float | None] | None) -> str:
+    if found is None:
+        return ""
+    interval = "" if found["low"] is None else f" ({found['low']:+.4f} to {found['high']:+.4f})"
+    return f"{found['mean']:+.4f}{interval}"
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
+    "train_speed": train_speed,
+    "train_memory": train_memory,
+    "train_accuracy": train_accuracy,
+    "suite": suite,
+    "ranks": ranks,
+}
+
+
+def renewed(text: str) -> str:
+    """A page with its tables made anew."""
+
+    def table(found: re.Match[str]) -> str:
+        report = json.loads((HERE / "results" / found[3]).read_text(encoding="utf-8"))
+        return found[1] + "\n".join(TABLES[found[2]](report)) + "\n" + found[4]
+
+    return MARKED.sub(table, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing, end with 1 if a table is out of date")
+    args = parser.parse_args()
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = renewed(before)
+        if before != after and args.check:
+            sys.exit(f"{page.name} has tables that are out of date: python benchmarks/tables.py")
+        page.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
