@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import unseen_ray as ur
-from unseen_ray.core.scorebook import mean_ranks
+from unseen_ray.core.stats import rank_correlation
 
 MODES = ("unseen", "fitting")
 
@@ -33,10 +33,9 @@ def pruned(mode: str, seed: int, args: argparse.Namespace) -> ur.PruneResult:
 def agreement(results: list[ur.PruneResult], score: str) -> dict[str, Any]:
     """Mean over pairs of seeds, and each pair."""
     scores = [result.scores.column(score).to_numpy() for result in results]
-    ranks = [mean_ranks(values) for values in scores]
     kept = [set(result.coreset.ids.tolist()) for result in results]
     pairs = list(combinations(range(len(results)), 2))
-    correlation = [float(np.corrcoef(ranks[a], ranks[b])[0, 1]) for a, b in pairs]
+    correlation = [rank_correlation(scores[a], scores[b]) for a, b in pairs]
     overlap = [len(kept[a] & kept[b]) / len(kept[a]) for a, b in pairs]
     return {
         "rank_correlation": float(np.mean(correlation)),

@@ -33,8 +33,8 @@ from unseen_ray.api import executor_for
 from unseen_ray.comparison import Arm, Evaluation, differences_of
 from unseen_ray.core.baselines import random_subset
 from unseen_ray.core.population import make_population
-from unseen_ray.core.scorebook import mean_ranks
 from unseen_ray.core.seeds import derive
+from unseen_ray.core.stats import fullest_bin, rank_correlation
 from unseen_ray.evaluation import Chosen, evaluate
 from unseen_ray.job import Progress
 from unseen_ray.planning import with_model
@@ -42,7 +42,6 @@ from unseen_ray.run import choosing_s
 from unseen_ray.sources import open_source, source_ref
 
 RANDOM, FULL = "random", "full"
-BINS = 20
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,8 @@ class Suite:
 def prune(suite: Suite, path: Path, **fields: Any) -> None:
     """A whole run by the command line, in a process of its own."""
     asked = suite.fields(**fields, executor=suite.args.prune_on)
-    finished = path / "coreset.parquet"
-    if finished.exists():
+    with contextlib.suppress(ur.ConfigError):  # it has not finished
+        ur.load(path)
         return
     file = Path(f"{path}.yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -211,8 +210,7 @@ def score_facts(suite: Suite, method: str, score: str) -> dict[str, Any]:
     columns = [
         ur.load(suite.path("zero", suite.base(method), seed)).scores.column(score).to_numpy() for seed in suite.seeds
     ]
-    ranks = [mean_ranks(values) for values in columns]
-    correlations = [float(np.corrcoef(ranks[a], ranks[b])[0, 1]) for a, b in combinations(range(len(ranks)), 2)]
+    correlations = [rank_correlation(one, other) for one, other in combinations(columns, 2)]
     return {
         "method": method,
         "score": score,
@@ -221,11 +219,6 @@ def score_facts(suite: Suite, method: str, score: str) -> dict[str, Any]:
         "fullest_bin": float(np.mean([fullest_bin(values) for values in columns])),
         "score_std": float(np.mean([values.std() for values in columns])),
     }
-
-
-def fullest_bin(values: np.ndarray) -> float:
-    """Share of the samples in the fullest of 20 equal bins between the lowest and the highest score."""
-    return float(np.histogram(values, bins=BINS)[0].max() / len(values))
 
 
 def class_facts(arm: Arm, full: Arm, sizes_C: np.ndarray) -> dict[str, Any]:
@@ -305,7 +298,7 @@ def lines_of(report: dict[str, Any]) -> Sequence[str]:
         if facts["rank_correlation"] is not None:
             yield (
                 f"{facts['method']} {facts['score']}: rank correlation {facts['rank_correlation']:.3f}, "
-                f"fullest of {BINS} bins {facts['fullest_bin']:.3f}"
+                f"fullest of 20 bins {facts['fullest_bin']:.3f}"
             )
 
 

@@ -53,6 +53,7 @@ def prune_named(folder: Path, **fields: object) -> ur.PruneResult:
     data = folder / "data.parquet"
     pq.write_table(pa.table({"image": images, "label": labels}).replace_schema_metadata(metadata), data)
     asked = {"keep": 0.5, "folds": 2, "recipe": FAST, "executor": "local", "test": str(data), **fields}
+    asked = {name: value for name, value in asked.items() if value is not None}
     return ur.prune(ur.PruneConfig(source=str(data), out=folder / "run", **asked))
 
 
@@ -112,6 +113,23 @@ def test_a_bare_run_says_how_to_fill_the_page(tmp_path: Path) -> None:
         "A schedule of several",
     ):
         assert hint in shown
+
+
+def test_a_run_in_fitting_mode_and_a_score_of_one_value_are_said_as_they_are(tmp_path: Path) -> None:
+    result = prune_named(tmp_path, mode="fitting", folds=None, score="tests.plugs:flat", also_score=["entropy"])
+    values = ur.report_values(result)
+    assert list(values["distribution"]["counts"]) == ["fitting"]
+    assert values["distribution"]["fullest_bin"] == {"fitting": 1.0}
+    assert values["collinearity"]["rank_correlation"][0] == [None, None]
+    ur.report(result)
+    assert "undefined" in page_of(result)
+
+
+def test_the_table_of_an_evaluation_that_is_damaged_or_has_not_finished_is_left_out(tmp_path: Path) -> None:
+    result = prune_named(tmp_path)
+    for text in ("{", '{"table": null}', '{"table": {"arms": []}}', "[]"):
+        Path(result.path, "evaluation.json").write_text(text)
+        assert ur.report_values(result)["evaluation"] is None
 
 
 def test_images_are_left_out_where_the_data_is_gone_or_has_changed(tmp_path: Path) -> None:

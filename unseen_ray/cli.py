@@ -190,7 +190,7 @@ def report(run_dir: str, as_json: bool) -> None:
     """Write one self-contained HTML page on a finished run: RUN_DIR/report.html.
 
     \b
-    unseen-ray evaluate runs/digits --against random,full,fitting --selections 2
+    unseen-ray evaluate runs/digits --against random,full,fitting
     unseen-ray report runs/digits
     """
     from unseen_ray import api

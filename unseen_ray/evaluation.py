@@ -96,25 +96,16 @@ def evaluate(
     job = job.resolved(prepared.config, prepared.skipped_ids)
     arms = list(dict.fromkeys([*list(chosen)[:1], *against]))
     tasks = _tasks(chosen, arms, population, seeds, config.seed)
-    folder = Folder(job.out)
     keys = {_place(task): _key(job, task, population, test_print) for task in tasks}
-    known = _known(folder)
-    results = {_place(task): _as_of(task, known[key]) for task in tasks if (key := keys[_place(task)]) in known}
-
-    def keep(event: Progress | Receipt | EvalResult) -> None:
-        if isinstance(event, EvalResult):
-            results[event.arm, event.selection, event.repeat] = event
-            _store(folder, {keys[place]: result for place, result in results.items()}, known)
-        on_event(event)
-
-    executor.evaluate([task for task in tasks if _place(task) not in results], keep)
+    stored = _train(tasks, keys, Folder(job.out), executor, on_event)
     recipe = job.config.recipe
     lines = []
     for arm in arms:
         its = [task for task in tasks if task.arm == arm]
         counts = [population.class_counts(task.train.resolve(population)) for task in its]
         choosing_s = chosen[arm].seconds if arm in chosen else 0.0
-        lines.append(arm_of(arm, [results[_place(task)] for task in its], counts, choosing_s))
+        results = [_as_of(task, stored[keys[_place(task)]]) for task in its]
+        lines.append(arm_of(arm, results, counts, choosing_s))
     evaluation = Evaluation(
         test=name,
         test_samples=test_samples,
@@ -127,9 +118,25 @@ def evaluate(
         differences=differences_of(lines),
         break_even=break_even_of(lines),
     )
-    _store(folder, {keys[place]: result for place, result in results.items()}, known, evaluation)
-    clear_checkpoints(folder)
+    _store(Folder(job.out), stored, evaluation)
+    clear_checkpoints(Folder(job.out))
     return evaluation
+
+
+def _train(
+    tasks: list[EvalTask], keys: Mapping[_Place, str], folder: Folder, executor: Executor, on_event: Observer
+) -> dict[str, EvalResult]:
+    """Results by what determines them: those that the folder holds already, and those of what was left to train."""
+    stored = _known(folder)
+
+    def keep(event: Progress | Receipt | EvalResult) -> None:
+        if isinstance(event, EvalResult):
+            stored[keys[event.arm, event.selection, event.repeat]] = event
+            _store(folder, stored)
+        on_event(event)
+
+    executor.evaluate([task for task in tasks if keys[_place(task)] not in stored], keep)
+    return stored
 
 
 def check_evaluable(config: PruneConfig, *, against: Sequence[str], seeds: int, selections: int, budget: str) -> None:
@@ -243,9 +250,7 @@ def _result_of(value: dict[str, Any]) -> EvalResult:
     return EvalResult(**{**value, "class_accuracy": accuracies})
 
 
-def _store(
-    folder: Folder, results: dict[str, EvalResult], known: dict[str, EvalResult], evaluation: Evaluation | None = None
-) -> None:
-    stored = {key: asdict(result) for key, result in {**known, **results}.items()}
+def _store(folder: Folder, results: Mapping[str, EvalResult], evaluation: Evaluation | None = None) -> None:
     table = evaluation.to_json() if evaluation else None
-    folder.write(EVALUATION, (json.dumps(without_nan({"table": table, "results": stored}), indent=1) + "\n").encode())
+    values = without_nan({"table": table, "results": {key: asdict(result) for key, result in results.items()}})
+    folder.write(EVALUATION, (json.dumps(values, indent=1) + "\n").encode())

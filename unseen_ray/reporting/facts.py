@@ -16,6 +16,7 @@ import pyarrow as pa
 from unseen_ray.comparison import without_nan
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.scorebook import mean_ranks
+from unseen_ray.core.stats import fullest_bin, rank_correlation
 from unseen_ray.errors import ConfigError
 from unseen_ray.evaluation import EVALUATION
 from unseen_ray.job import score_name
@@ -26,8 +27,8 @@ from unseen_ray.votes import scores_file
 __all__ = ["ReportFacts", "gather", "score_columns_of", "top_of"]
 
 _BINS = 40
-_COARSE_BINS = 20
 _CELLS = 20
+_TABLE = {"arms", "budget", "differences", "break_even"}
 _FIXED = ("id", "label", "votes", "pred", "p_label")
 
 
@@ -73,7 +74,7 @@ def gather(run: Run) -> ReportFacts:
         "choosing_s": choosing_s(run.manifest),
         "cost": run.manifest.cost,
         "evaluation": evaluation,
-        "distribution": _distribution(table, None if fitting is None else _scores_of(fitting), score),
+        "distribution": _distribution(run, fitting, table, score),
         "agreement": _agreement(run, again, score),
         "importance": _importance(run, table, score),
         "classes": _classes(names, labels_M, stage_M >= 0, table, evaluation),
@@ -93,8 +94,8 @@ def _evaluation(run: Run) -> dict[str, Any] | None:
     data = run.folder.read(EVALUATION)
     try:
         found = json.loads(data)["table"] if data else None
-        return found if isinstance(found, dict) and found.get("arms") else None
-    except (ValueError, KeyError, TypeError):
+        return found if found and found.keys() >= _TABLE else None  # none of an evaluation that has not finished
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -114,23 +115,19 @@ def _scores_of(run: Run) -> pa.Table:
     return run.folder.read_table(scores_file(0))
 
 
-def _distribution(table: pa.Table, fitting: pa.Table | None, score: str) -> dict[str, Any]:
+def _distribution(run: Run, fitting: Run | None, table: pa.Table, score: str) -> dict[str, Any]:
     """The score's histogram over common bins, and which share of the samples the fullest of 20 bins holds."""
-    columns = {"unseen": table.column(score).to_numpy()}
-    if fitting is not None and score in fitting.column_names:
-        columns["fitting"] = fitting.column(score).to_numpy()
+    columns = {run.manifest.config["mode"]: table.column(score).to_numpy()}
+    if fitting is not None:
+        columns["fitting"] = _scores_of(fitting).column(score).to_numpy()
     low, high = min(v.min() for v in columns.values()), max(v.max() for v in columns.values())
     edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
     return {
         "edges": edges.tolist(),
         "counts": {name: np.histogram(values, edges)[0].tolist() for name, values in columns.items()},
-        "fullest_bin": {name: _fullest(values) for name, values in columns.items()},
+        "fullest_bin": {name: fullest_bin(values) for name, values in columns.items()},
         "std": {name: float(values.std()) for name, values in columns.items()},
     }
-
-
-def _fullest(values: FloatArray) -> float:
-    return float(np.histogram(values, _COARSE_BINS)[0].max() / len(values))
 
 
 def _agreement(run: Run, again: list[Run], score: str) -> list[dict[str, Any]]:
@@ -142,10 +139,10 @@ def _agreement(run: Run, again: list[Run], score: str) -> list[dict[str, Any]]:
             runs = [other for other in (_neighbour(one, "fitting") for one in runs) if other]
         if len(runs) < 2:
             continue
-        ranks = [mean_ranks(_scores_of(one).column(score).to_numpy()) for one in runs]
+        scores = [_scores_of(one).column(score).to_numpy() for one in runs]
         kept = [set(one.folder.read_table(CORESET).column("id").to_pylist()) for one in runs]
         pairs = list(combinations(range(len(runs)), 2))
-        correlations = [float(np.corrcoef(ranks[a], ranks[b])[0, 1]) for a, b in pairs]
+        correlations = [rank_correlation(scores[a], scores[b]) for a, b in pairs]
         found.append(
             {
                 "mode": mode if run.manifest.config["mode"] == "unseen" else "fitting",
@@ -153,7 +150,7 @@ def _agreement(run: Run, again: list[Run], score: str) -> list[dict[str, Any]]:
                 "rank_correlation": float(np.mean(correlations)),
                 "rank_correlation_of_pairs": correlations,
                 "overlap": float(np.mean([len(kept[a] & kept[b]) / len(kept[a]) for a, b in pairs])),
-                "cells": _cells(ranks[0], ranks[1]),
+                "cells": _cells(scores[0], scores[1]),
             }
         )
     return found
@@ -165,8 +162,8 @@ def _importance(run: Run, table: pa.Table, score: str) -> list[dict[str, Any]]:
     ids_M, zero_M = table.column("id").to_numpy(), table.column(score).to_numpy()
     for stage in run.manifest.stages[1:]:
         later = run.folder.read_table(scores_file(stage["index"]))
-        before = mean_ranks(zero_M[np.searchsorted(ids_M, later.column("id").to_numpy())])
-        after = mean_ranks(later.column(score).to_numpy())
+        before = zero_M[np.searchsorted(ids_M, later.column("id").to_numpy())]
+        after = later.column(score).to_numpy()
         added = stage["added"]
         as_before = set(np.argsort(-before, kind="stable")[:added].tolist())
         as_after = set(np.argsort(-after, kind="stable")[:added].tolist())
@@ -175,7 +172,7 @@ def _importance(run: Run, table: pa.Table, score: str) -> list[dict[str, Any]]:
                 "stage": stage["index"],
                 "candidates": later.num_rows,
                 "added": added,
-                "rank_correlation": float(np.corrcoef(before, after)[0, 1]),
+                "rank_correlation": rank_correlation(before, after),
                 "overlap": len(as_before & as_after) / added,
                 "cells": _cells(before, after),
             }
@@ -185,7 +182,7 @@ def _importance(run: Run, table: pa.Table, score: str) -> list[dict[str, Any]]:
 
 def _cells(first_M: FloatArray, second_M: FloatArray) -> list[list[int]]:
     """How many samples have such a rank in one and in the other, over 20 by 20 cells."""
-    counts, _, _ = np.histogram2d(first_M, second_M, bins=_CELLS, range=[[0, 1], [0, 1]])
+    counts, _, _ = np.histogram2d(mean_ranks(first_M), mean_ranks(second_M), bins=_CELLS, range=[[0, 1], [0, 1]])
     return [[int(value) for value in row] for row in counts]
 
 
@@ -219,10 +216,8 @@ def _classes(
 def _collinearity(table: pa.Table) -> dict[str, Any]:
     """Rank correlation of each two stored scores."""
     names = score_columns_of(table)
-    ranks = np.array([mean_ranks(table.column(name).to_numpy()) for name in names])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        matrix = np.atleast_2d(np.corrcoef(ranks))
-    return {"scores": names, "rank_correlation": matrix.tolist()}
+    columns = [table.column(name).to_numpy() for name in names]
+    return {"scores": names, "rank_correlation": [[rank_correlation(a, b) for b in columns] for a in columns]}
 
 
 def top_of(table: pa.Table, column: str, where_M: np.ndarray, count: int, *, lowest: bool = False) -> IdArray:

@@ -44,7 +44,7 @@ def render(facts: ReportFacts, shots: Mapping[int, dict[str, list[Thumbnail]]], 
     environment = Environment(
         loader=PackageLoader("unseen_ray.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.globals |= {"percent": _percent, "signed": _signed, "duration": _duration}
+    environment.globals |= {"percent": _percent, "signed": _signed, "duration": _duration, "number": _number}
     evaluation = values["evaluation"] or {}
     return environment.get_template("page.html.j2").render(
         facts=values,
@@ -82,7 +82,7 @@ def _plots(values: dict[str, Any]) -> dict[str, Any]:
                 row["cells"],
                 across=f"rank with seed {row['seeds'][0]}",
                 up=f"rank with seed {row['seeds'][1]}",
-                title=f"Ranks of the samples with two seeds, {row['mode']}: correlation {row['rank_correlation']:.3f}",
+                title=f"Ranks of the samples with two seeds, {row['mode']}: correlation {_number(row['rank_correlation'])}",
             )
             for row in values["agreement"]
         ],
@@ -91,7 +91,7 @@ def _plots(values: dict[str, Any]) -> dict[str, Any]:
                 row["cells"],
                 across="rank in stage 0",
                 up=f"rank in stage {row['stage']}",
-                title=f"Ranks in stage 0 and stage {row['stage']}: correlation {row['rank_correlation']:.3f}",
+                title=f"Ranks in stage 0 and stage {row['stage']}: correlation {_number(row['rank_correlation'])}",
             )
             for row in values["importance"]
         ],
@@ -125,6 +125,10 @@ def _yaml(values: Any) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"{100 * value:.2f} %"
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 def _signed(value: float) -> str:

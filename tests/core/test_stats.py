@@ -1,0 +1,30 @@
+"""Laws of the statistics of scores, against scipy where it has them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from unseen_ray.core.stats import fullest_bin, rank_correlation
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_rank_correlation_is_spearmans(seed: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, levels, 200).astype(np.float32)
+    second = first + rng.integers(0, levels, 200)
+    assert rank_correlation(first, second) == pytest.approx(stats.spearmanr(first, second).statistic)
+    assert rank_correlation(first, -first) == pytest.approx(-1)
+
+
+def test_a_score_of_one_value_agrees_with_nothing() -> None:
+    assert math.isnan(rank_correlation(np.ones(5), np.arange(5.0)))
+
+
+def test_the_fullest_bin_holds_its_share() -> None:
+    assert fullest_bin(np.array([0.0] * 15 + [1.0, 0.3, 0.5, 0.7, 0.9])) == 0.75
+    assert fullest_bin(np.linspace(0, 1, 2000)) == pytest.approx(0.05)
