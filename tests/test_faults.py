@@ -21,6 +21,7 @@ FIELDS = {
     "folds": 2,
     "schedule": [0.3, 0.5],
     "executor": "local",
+    "log_to": "none",
 }
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 IN_FUNCTIONS = "~"  # before a library: only inside the function that needs it
 
 ONE = "resolve catalog recipe checks config storage manifest run job votes sources sources.*"
-SIX = "api cli flags listing progress reporting reporting.* summary __init__ __main__"
+SIX = "api cli flags listing progress reporting reporting.* summary tracking __init__ __main__"
 # layer: modules, layers that they may import, libraries beside the standard one
 TABLE: dict[int, tuple[str, set[int], str]] = {
     0: ("errors core core.*", {0}, "numpy"),
@@ -28,7 +28,11 @@ TABLE: dict[int, tuple[str, set[int], str]] = {
     3: ("data data.* training training.*", {0, 1, 3}, "numpy pyarrow torch torchvision PIL threadpoolctl safetensors"),
     4: ("local", {0, 1, 2, 3, 4}, "numpy pyarrow torch"),
     5: ("distributed distributed.*", {0, 1, 2, 3, 5}, "numpy pyarrow ray ~torch"),
-    6: (SIX, {0, 1, 2, 3, 4, 5, 6}, "numpy pyarrow pydantic click rich yaml jinja2 markupsafe matplotlib ~torch ~ray"),
+    6: (
+        SIX,
+        {0, 1, 2, 3, 4, 5, 6},
+        "numpy pyarrow pydantic click rich yaml jinja2 markupsafe matplotlib ~torch ~ray ~tensorboardX",
+    ),
 }
 
 

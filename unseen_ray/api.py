@@ -27,6 +27,7 @@ from unseen_ray.reporting.facts import gather
 from unseen_ray.resolve import is_target, plug_of
 from unseen_ray.run import CORESET, Run, choosing_s, coreset_of, load_run
 from unseen_ray.sources import Source, SourceInfo, open_source, source_ref
+from unseen_ray.tracking import tracked
 from unseen_ray.votes import scores_file
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from torch.utils.data import Subset
 
 REPORT = "report.html"
-_EVALUATE_CHANGES = ("model", "recipe", "threads", "gpus_per_fit", *EXECUTOR_FIELDS)
+_EVALUATE_CHANGES = ("model", "recipe", "threads", "gpus_per_fit", "log_to", *EXECUTOR_FIELDS)
 
 __all__ = [
     "PruneResult",
@@ -126,8 +127,9 @@ def prune(config: PruneConfig, *, on_event: Observer | None = None) -> PruneResu
         ConfigError, DataError: before any training, where it can be known.
         UnseenError: if the run failed; the same call resumes it.
     """
-    with executor_for(config, config.folds * config.repeats if config.mode == "unseen" else config.repeats) as executor:
-        run = pipeline.prune(config, executor=executor, on_event=on_event or _ignore)
+    tasks = config.folds * config.repeats if config.mode == "unseen" else config.repeats
+    with executor_for(config, tasks) as executor, tracked(config, on_event or _ignore) as observer:
+        run = pipeline.prune(config, executor=executor, on_event=observer)
     return PruneResult(run, config)
 
 
@@ -177,7 +179,7 @@ def evaluate(
         budget: `epochs`: every arm as many passes over its own samples; `iterations`: every arm as many steps as all
             samples get.
         on_event: is told of progress.
-        **changes: `model`, `recipe` (a mapping without `use` changes the run's own), `threads`, and where to run:
+        **changes: `model`, `recipe` (a mapping without `use` changes the run's own), `threads`, `log_to`, and where to run:
             `executor`, `address`, `cpus_per_fold`, `gpus_per_fold`, `max_retries`, `wait_s`.
 
     Raises:
@@ -190,7 +192,8 @@ def evaluate(
     chosen = {"coreset": _chosen(runs)}
     if "fitting" in against:
         chosen["fitting"] = _chosen([_fitting(run, config, on_event) for run in runs])
-    with executor_for(config, seeds * selections * (1 + len(against))) as executor:
+    tasks = seeds * selections * (1 + len(against))
+    with executor_for(config, tasks) as executor, tracked(config, on_event or _ignore) as observer:
         return run_evaluation(
             config,
             chosen,
@@ -199,7 +202,7 @@ def evaluate(
             seeds=seeds,
             budget=budget,
             executor=executor,
-            on_event=on_event or _ignore,
+            on_event=observer,
         )
 
 
@@ -325,7 +328,7 @@ def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) 
 def _given(done: PruneResult, config: PruneConfig) -> dict[str, Any]:
     """What the run was asked for, its folders apart, to be done where the evaluation runs."""
     given = {name: getattr(done.config, name) for name in done.config.model_fields_set - {"out", "reuse"}}
-    return given | {name: getattr(config, name) for name in ("gpus_per_fit", *EXECUTOR_FIELDS)}
+    return given | {name: getattr(config, name) for name in ("gpus_per_fit", "log_to", *EXECUTOR_FIELDS)}
 
 
 def _ignore(_: Any) -> None: ...

@@ -1,4 +1,4 @@
-"""The models that go by a bare name: where their builders are, without importing torch to say so."""
+"""What goes by a bare name without being imported: models, with where their builders are, and loggers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from unseen_ray.resolve import function_of, plug_of
 
-__all__ = ["MODELS", "ModelEntry", "default_model", "model_builder"]
+__all__ = ["LOGGERS", "MODELS", "ModelEntry", "default_model", "model_builder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,13 @@ MODELS = {
     "resnet34": ModelEntry("torchvision.models:resnet34", "torchvision's ResNet-34"),
     "resnet50": ModelEntry("torchvision.models:resnet50", "torchvision's ResNet-50"),
 }
+
+LOGGERS = {
+    "tensorboard": (),
+    "mlflow": ("tracking_uri", "experiment_name", "tags"),
+    "wandb": ("project", "group", "entity", "tags"),
+}
+"""What a run may log to, with the options of each; passwords and keys come from the environment."""
 
 _SMALL_PX = 64
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from unseen_ray.catalog import MODELS
+from unseen_ray.catalog import LOGGERS, MODELS
 from unseen_ray.errors import ConfigError
 from unseen_ray.resolve import check_plug, did_you_mean
 
@@ -162,6 +162,38 @@ def _check_share(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[st
     ]
 
 
+def _check_log_to(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    asked = values["log_to"]
+    if asked is None or asked == "none":
+        return []
+    problems = []
+    for entry in asked if isinstance(asked, (list, tuple)) else [asked]:
+        options = dict(entry) if isinstance(entry, Mapping) else {"use": entry}
+        name = options.pop("use", None)
+        if name not in LOGGERS:
+            allowed = ", ".join([*LOGGERS, "none"])
+            problems.append(
+                f"log_to={name!r} is no logger. Allowed: {allowed}, or a list of them.{did_you_mean(str(name), LOGGERS)}"
+            )
+            continue
+        if name == "wandb" and values["executor"] == "local":
+            problems.append(
+                "log_to: wandb works through Ray's logger, and executor: local has no Ray. Remove one of the two."
+            )
+        takes = ", ".join(LOGGERS[name]) or "none"
+        problems += [
+            f"log_to: {name} takes no option {option!r}; it takes {takes}. Passwords and keys come from the environment "
+            "(WANDB_API_KEY, MLFLOW_TRACKING_TOKEN)."
+            for option in options
+            if option not in LOGGERS[name]
+        ]
+        if "@" in str(options.get("tracking_uri", "")):
+            problems.append(
+                "log_to: tracking_uri must hold no password. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            )
+    return problems
+
+
 Check = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
 CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("keep",), _check_keep),
@@ -170,4 +202,5 @@ CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("source", "test"), _check_sources),
     (("mode", "fit", "executor"), _check_effect),
     (("gpus_per_fit", "recipe"), _check_share),
+    (("log_to", "executor"), _check_log_to),
 )

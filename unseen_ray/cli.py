@@ -146,7 +146,7 @@ def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
     metavar="WHAT",
     help="epochs: every arm as many passes over its own samples; iterations: as many steps as full  [default: epochs]",
 )
-@field_options(only=("test", "model", "recipe", "threads", "gpus_per_fit", *EXECUTOR_FIELDS), inherited=True)
+@field_options(only=("test", "model", "recipe", "threads", "gpus_per_fit", "log_to", *EXECUTOR_FIELDS), inherited=True)
 @click.option("--json", "as_json", is_flag=True, help="print the table as JSON")
 def evaluate(
     run_dir: str,

@@ -19,7 +19,7 @@ __all__ = ["EXECUTOR_FIELDS", "FREE_FIELDS", "PruneConfig", "load_yaml"]
 EXECUTOR_FIELDS = ("executor", "address", "cpus_per_fold", "gpus_per_fold", "max_retries", "wait_s")
 """Fields that say where and how to run, and nothing of what is computed."""
 
-FREE_FIELDS = ("out", "reuse", "save_probs", *EXECUTOR_FIELDS)
+FREE_FIELDS = ("out", "reuse", "save_probs", "log_to", *EXECUTOR_FIELDS)
 """Fields that cannot change which ids are picked: a run may be resumed with other values of them."""
 
 
@@ -93,6 +93,9 @@ class PruneConfig(BaseModel):
     max_retries: int = Field(3, ge=0, description="times a task is started again after its worker was lost")
     wait_s: float = Field(600, ge=0, description="seconds to wait for an autoscaler to bring what a fold needs")
     executor: Literal["ray", "local"] = Field("ray", description="local: one process, without Ray")
+    log_to: Any = Field(
+        None, description="where every fit's epochs are logged: tensorboard (default), mlflow, wandb, a list, or none"
+    )
     address: str | None = Field(None, description="the Ray cluster to join; default RAY_ADDRESS, else a private one")
 
     def __init__(self, /, **values: Any) -> None:

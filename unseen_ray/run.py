@@ -20,10 +20,12 @@ __all__ = [
     "CHECKPOINTS",
     "CORESET",
     "KEYS",
+    "TENSORBOARD",
     "Run",
     "choosing_s",
     "clear_checkpoints",
     "coreset_of",
+    "flat_fields",
     "load_run",
     "open_run",
     "open_selection",
@@ -35,6 +37,7 @@ CHECKPOINTS = "checkpoints"
 CORESET = "coreset.parquet"
 _SOURCES = ("source", "test")  # data is known by its fingerprint, wherever it lies
 KEYS = "keys.parquet"
+TENSORBOARD = "tensorboard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ def clear_checkpoints(folder: Folder) -> None:
         logger.warning("checkpoints that are needed no more stay: %s", error)
 
 
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
+def flat_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Fields of a configuration with those of its recipe dotted."""
     flat = {name: value for name, value in config.items() if name != "recipe"}
     return {**flat, **{f"recipe.{name}": value for name, value in (config.get("recipe") or {}).items()}}
@@ -168,7 +171,11 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
 
 def _is_untouched(folder: Folder, manifest: Manifest) -> bool:
     """Whether a run was begun there and refused before anything was finished, so that nothing is lost by beginning anew."""
-    if manifest.kind != "prune" or manifest.stages or set(folder.names()) - {MANIFEST, CHECKPOINTS, "stage-00"}:
+    if (
+        manifest.kind != "prune"
+        or manifest.stages
+        or set(folder.names()) - {MANIFEST, CHECKPOINTS, TENSORBOARD, "stage-00"}
+    ):
         return False
     return not Folder(folder.path("stage-00/votes")).names()
 
@@ -181,7 +188,7 @@ def _check_same(folder: Folder, manifest: Manifest, asked: dict[str, Any], sourc
     before = manifest.asked
     if manifest.kind != "prune":
         raise ConfigError(f"out={folder.root} holds the result of `unseen-ray {manifest.kind}`. Name a new folder.")
-    there, here = _flat(before), _flat(asked)
+    there, here = flat_fields(before), flat_fields(asked)
     differing = [
         f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
         for name in {**here, **there}

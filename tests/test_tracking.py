@@ -1,0 +1,154 @@
+"""Every fit is logged where a run asks for it, once an epoch, and a log that fails costs no training."""
+
+from __future__ import annotations
+
+import struct
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+import unseen_ray as ur
+from unseen_ray.job import Progress
+from unseen_ray.run import TENSORBOARD
+
+FIELDS = {
+    "source": {"use": "digits", "limit": 300},
+    "keep": 0.6,
+    "folds": 2,
+    "recipe": {"epochs": 3, "min_steps": 0},
+    "executor": "local",
+}
+Curves = dict[str, dict[int, float]]
+
+
+def curves_of(folder: Path) -> Curves:
+    """What TensorBoard would show of a fit: values by step, those purged that a later file logs again."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    curves: Curves = defaultdict(dict)
+    for file in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        data, at = file.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            at += 16 + length
+            if event.session_log.status == SessionLog.START:
+                for values in curves.values():
+                    for step in [step for step in values if step >= event.step]:
+                        del values[step]
+            for value in event.summary.value:
+                assert event.step not in curves[value.tag], "an epoch that is logged twice"
+                curves[value.tag][event.step] = value.simple_value
+    return curves
+
+
+def test_every_fit_of_a_run_and_of_its_evaluation_is_in_tensorboard(tmp_path: Path) -> None:
+    told: dict[str, dict[int, float]] = defaultdict(dict)
+
+    def observe(event: object) -> None:
+        if isinstance(event, Progress) and event.doing == "train" and event.done:
+            told[event.task][event.done] = event.loss
+
+    result = ur.prune(
+        ur.PruneConfig(**FIELDS, schedule=[0.5, 0.6], holdout=0.2, out=tmp_path / "run"), on_event=observe
+    )
+    ur.evaluate(result, seeds=2, against=["random"], on_event=observe)
+    folder = tmp_path / "run" / TENSORBOARD
+    assert sorted(path.name for path in folder.iterdir()) == sorted(task.replace(" ", "-") for task in told)
+    assert len(told) == 2 + 1 + 2 * 2
+    for task, losses in told.items():
+        curves = curves_of(folder / task.replace(" ", "-"))
+        assert curves["train/loss"] == pytest.approx(losses)
+        assert set(curves["train/images_per_s"]) == {1, 2, 3}
+        (measured,) = [name for name in curves if name in ("score/accuracy", "test/accuracy")]
+        assert measured.startswith("score" if task.startswith("stage") else "test")
+        assert list(curves[measured]) == [3]
+    assert TENSORBOARD not in {name.split("/")[0] for name in result.manifest.files}
+
+
+def test_logs_reach_a_run_folder_that_is_a_uri(tmp_path: Path) -> None:
+    ur.prune(ur.PruneConfig(**FIELDS, out=f"file://{tmp_path}/run"))
+    for fold in range(2):
+        curves = curves_of(tmp_path / "run" / TENSORBOARD / f"stage-0-fold-{fold}")
+        assert set(curves["train/accuracy"]) == {1, 2, 3}
+
+
+def test_an_interrupted_fit_is_one_curve(tmp_path: Path) -> None:
+    def interrupt(event: object) -> None:
+        if isinstance(event, Progress) and event.task == "stage 0 fold 1" and event.done == 2:
+            raise KeyboardInterrupt
+
+    config = ur.PruneConfig(**FIELDS, out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        ur.prune(config, on_event=interrupt)
+    ur.prune(config)
+    folder = tmp_path / TENSORBOARD / "stage-0-fold-1"
+    assert len(list(folder.iterdir())) == 2
+    assert list(curves_of(folder)["train/loss"]) == [1, 2, 3]
+
+
+def test_a_run_of_ones_own_training_logs_what_it_measured(tmp_path: Path) -> None:
+    fields = {name: value for name, value in FIELDS.items() if name != "recipe"}
+    ur.prune(ur.PruneConfig(**fields, fit="tests.plugs:centroids", out=tmp_path))
+    curves = curves_of(tmp_path / TENSORBOARD / "stage-0-fold-0")
+    assert sorted(curves) == ["score/accuracy", "seconds"]
+
+
+def test_nothing_is_logged_where_none_is_asked_for(tmp_path: Path) -> None:
+    ur.prune(ur.PruneConfig(**FIELDS, log_to="none", out=tmp_path))
+    assert not (tmp_path / TENSORBOARD).exists()
+
+
+def test_a_log_that_fails_is_named_and_costs_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def block(event: object) -> None:  # a file where the folder of the logs would be
+        (tmp_path / TENSORBOARD).write_text("")
+
+    result = ur.prune(ur.PruneConfig(**FIELDS, out=tmp_path), on_event=block)
+    assert len(result.coreset.ids) == 180
+    assert [record.message for record in caplog.records if "tensorboard is told no more" in record.message]
+
+
+def test_mlflow_gets_each_fit_with_its_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = f"file://{tmp_path}/mlruns"
+    logged = {"use": "mlflow", "tracking_uri": uri, "experiment_name": "pruning"}
+    ur.prune(ur.PruneConfig(**FIELDS, log_to=[logged], out=tmp_path / "run"))
+    client = mlflow.MlflowClient(uri)
+    (experiment,) = [one for one in client.search_experiments() if one.name == "pruning"]
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.data.params["task"] for run in runs) == ["stage 0 fold 0", "stage 0 fold 1"]
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        assert run.data.params["recipe.epochs"] == "3"
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+        assert steps == [1, 2, 3]
+        assert 0 < run.data.metrics["score/accuracy"] <= 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_wandb_gets_each_fit_through_rays_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    ur.prune(ur.PruneConfig(**{**FIELDS, "executor": "ray"}, log_to="wandb", out=tmp_path / "run"))
+    runs = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(runs) == 2
+    assert all(b"train/loss" in run.read_bytes() and b"score/accuracy" in run.read_bytes() for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("tensorbord", r"log_to='tensorbord' is no logger.*Did you mean 'tensorboard'\?"),
+        ([{"use": "mlflow", "tracking_token": "hidden"}], r"takes no option 'tracking_token'.*MLFLOW_TRACKING_TOKEN"),
+        ({"use": "mlflow", "tracking_uri": "https://me:hidden@host"}, r"must hold no password"),
+        ("wandb", r"executor: local has no Ray"),
+    ],
+)
+def test_what_cannot_be_logged_to_is_refused(given: object, said: str) -> None:
+    with pytest.raises(ur.ConfigError, match=said) as caught:
+        ur.PruneConfig(**FIELDS, log_to=given)
+    assert "hidden" not in str(caught.value)
