@@ -1,7 +1,8 @@
 """The paper's claims on data at hand: accuracy, rank agreement, dispersion and classes, over methods, scores, keeps and seeds.
 
-A suite is a YAML file: `methods` are fields of a run by name, `rows` say which of them choose by which score at which keep. Every
-choice is trained by one recipe, once a seed, and measured on the test set after the last epoch. The same line resumes.
+A suite is a YAML file: `methods` are fields of a run by name, `rows` say which of them choose by which score at which keep. Methods
+that differ only in what follows their scores share the training of stage 0. Every choice is trained by one recipe, once a seed, and
+measured on the test set after the last epoch. The same line resumes.
 
 python benchmarks/suite.py benchmarks/suites/cifar10_20k_cpu.yaml --source data/cifar10-train.parquet \
     --test data/cifar10-test.parquet --json benchmarks/results/cifar10_20k_cpu.json
@@ -13,6 +14,7 @@ import argparse
 import contextlib
 import functools
 import json
+import re
 import subprocess
 import sys
 import time
@@ -42,6 +44,8 @@ from unseen_ray.run import choosing_s
 from unseen_ray.sources import open_source, source_ref
 
 RANDOM, FULL = "random", "full"
+AFTER_SCORING = ("schedule", "policy", "combine")
+"""Fields of a method that change what follows stage 0, not its training."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Suite:
 
     def fields(self, **changes: Any) -> dict[str, Any]:
         """Fields that every run of the suite shares."""
-        source = {"use": self.args.kind, "path": self.args.source, **self.asked.get("source", {})}
+        source = {"use": "parquet", **self.asked.get("source", {})}
+        source["root" if source["use"] in ("cifar10", "cifar100", "imagenet") else "path"] = self.args.source
         names = ("model", "recipe", "threads")
         return {"source": source, **{name: self.asked[name] for name in names if name in self.asked}, **changes}
 
@@ -98,13 +103,17 @@ class Suite:
 
     def path(self, *parts: object) -> Path:
         """A folder of the suite's."""
-        return Path(self.args.out, "-".join(str(part) for part in parts))
+        return Path(self.args.out, re.sub(r"[^\w.]+", "-", " ".join(str(part) for part in parts)))
 
     def base(self, method: str) -> str:
         """The method with the same stage 0 that chooses in one shot; a method of several stages may be its own."""
         methods = self.asked["methods"]
-        stage_zero = {name: value for name, value in methods[method].items() if name != "schedule"}
-        return next((name for name, value in methods.items() if value == stage_zero), method)
+        return next((name for name, fields in methods.items() if fields == scoring_fields(methods[method])), method)
+
+
+def scoring_fields(method: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a method that its stage 0 depends on."""
+    return {name: value for name, value in method.items() if name not in AFTER_SCORING}
 
 
 def prune(suite: Suite, path: Path, **fields: Any) -> None:
@@ -132,14 +141,14 @@ def prune_all(suite: Suite) -> None:
     grown: dict[Path, dict[str, Any]] = {}
     for seed in suite.seeds:
         for base in dict.fromkeys(suite.base(method) for method in methods if method in used):
-            fields = {name: value for name, value in methods[base].items() if name != "schedule"}
-            zero[suite.path("zero", base, seed)] = {**fields, "keep": suite.largest_keep, "seed": seed}
+            fields = {**scoring_fields(methods[base]), "keep": suite.largest_keep, "seed": seed}
+            zero[suite.path("zero", base, seed)] = fields
         for choice in suite.choices:
             if "schedule" in methods.get(choice.method, {}):
                 fields = {**methods[choice.method], "score": choice.score, "keep": choice.keep, "seed": seed}
                 fields["schedule"] = schedule(fields["schedule"], choice.keep)
                 fields["reuse"] = [str(suite.path("zero", suite.base(choice.method), seed))]
-                grown[suite.path(choice.name.replace(" ", "-"), seed)] = fields
+                grown[suite.path(choice.name, seed)] = fields
     with ThreadPoolExecutor(suite.args.at_once) as pool:
         for runs in (zero, grown):
             for done in [pool.submit(prune, suite, path, **fields) for path, fields in runs.items()]:
@@ -170,18 +179,22 @@ def chosen_by(suite: Suite, choice: Choice) -> Chosen:
 
 def result_of(suite: Suite, choice: Choice, seed: int) -> ur.PruneResult:
     """A run of several stages as it is; a choice in one shot, made from its stage 0 without training."""
-    path = suite.path(choice.name.replace(" ", "-"), seed)
+    path = suite.path(choice.name, seed)
     with contextlib.suppress(ur.ConfigError):
         return ur.load(path)
     zero = suite.path("zero", suite.base(choice.method), seed)
-    return ur.select(zero, keep=choice.keep, score=choice.score, out=path)
+    method = suite.asked["methods"][choice.method]
+    after = {name: method[name] for name in ("policy", "combine") if name in method}
+    return ur.select(zero, keep=choice.keep, score=choice.score, **after, out=path)
 
 
 def evaluated(suite: Suite) -> Evaluation:
     """All choices trained and measured: one table."""
     chosen = {choice.name: chosen_by(suite, choice) for choice in suite.choices}
     _, *others = chosen
-    asked = suite.fields(keep=suite.largest_keep, test=suite.args.test, executor=suite.args.train_on)
+    asked = suite.fields(keep=suite.largest_keep, executor=suite.args.train_on)
+    if suite.args.test:
+        asked["test"] = suite.args.test
     home = next(path for path in sorted(suite.args.out.glob("zero-*")) if path.is_dir())  # what is measured goes there
     config = with_model(ur.PruneConfig(**asked, out=str(home)), suite.info.size_px)
     with executor_for(config, len(chosen) * len(suite.seeds)) as executor:
@@ -252,9 +265,8 @@ def report_of(suite: Suite, table: Evaluation) -> dict[str, Any]:
                 "pays_after_trainings": (arm.choosing_s or 0.0) / saved if arm.choosing_s and saved > 0 else None,
             }
         )
-    scored = dict.fromkeys(
-        (c.method, c.score) for c in suite.choices if "schedule" not in suite.asked["methods"].get(c.method, {})
-    )
+    trained = {name for name, fields in suite.asked["methods"].items() if fields == scoring_fields(fields)}
+    scored = dict.fromkeys((choice.method, choice.score) for choice in suite.choices if choice.method in trained)
     return {
         "suite": suite.asked,
         "data": {"source": Path(suite.args.source).name, "samples": len(suite.info), "test_samples": table.test_samples},
@@ -262,7 +274,7 @@ def report_of(suite: Suite, table: Evaluation) -> dict[str, Any]:
         "recipe": table.recipe,
         "full": {**measured(full), "class_spread": full.class_spread, "worst_class": full.worst_class},
         "rows": rows,
-        "scores": [score_facts(suite, method, score) for method, score in scored if method != RANDOM],
+        "scores": [score_facts(suite, method, score) for method, score in scored],
     }  # fmt: skip
 
 
@@ -305,9 +317,10 @@ def lines_of(report: dict[str, Any]) -> Sequence[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", type=Path)
-    parser.add_argument("--source", required=True, help="the training data, as `path` of a source")
-    parser.add_argument("--test", required=True, help="the test data")
-    parser.add_argument("--kind", default="parquet", help="what reads the training data: parquet, folder")
+    parser.add_argument(
+        "--source", required=True, help="where the training data is: `path` or `root` of the suite's source"
+    )
+    parser.add_argument("--test", help="the test data  [default: the source's own, where it has some]")
     parser.add_argument("--out", type=Path, default=None, help="folder of the runs  [default: runs/NAME OF THE SUITE]")
     parser.add_argument("--prune_on", default="local", choices=["local", "ray"], help="where the runs are made")
     parser.add_argument("--at_once", type=int, default=2, help="how many runs are made at a time")
