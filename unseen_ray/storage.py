@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.patience import patiently
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,18 +80,9 @@ class Folder:
         Raises:
             StorageError: if it cannot be written; what stood there before stays.
         """
-        fs, path = filesystem_of(self.path(name))
-        local = fs.type_name == "local"
-        aside = f"{path}.{uuid.uuid4().hex[:8]}.tmp" if local else path
         try:
-            fs.create_dir(os.path.dirname(path), recursive=True)
-            with fs.open_output_stream(aside) as stream:
-                stream.write(data)
-            if local:
-                fs.move(aside, path)
+            patiently(self.path(name), lambda: _put(self.path(name), data))
         except OSError as error:
-            if local and os.path.exists(aside):
-                os.unlink(aside)
             raise StorageError(
                 f"{self.path(name)} cannot be written: {error}. Free space or mend the storage, then run again."
             ) from None
@@ -117,10 +109,8 @@ class Folder:
 
     def read(self, name: str) -> bytes | None:
         """The bytes of a file, or None where there is none."""
-        fs, path = filesystem_of(self.path(name))
         try:
-            with fs.open_input_stream(path, compression=None) as stream:
-                return bytes(stream.read())
+            return patiently(self.path(name), lambda: _get(self.path(name)))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -163,7 +153,7 @@ class Folder:
         """Remove a file; nothing happens where there is none."""
         fs, path = filesystem_of(self.path(name))
         try:
-            fs.delete_file(path)
+            patiently(self.path(name), lambda: fs.delete_file(path))
         except FileNotFoundError:
             return
         except OSError as error:
@@ -174,9 +164,13 @@ class Folder:
         from pyarrow.fs import FileType
 
         fs, path = filesystem_of(self.path(name))
-        try:
+
+        def delete() -> None:
             if fs.get_file_info(path).type == FileType.Directory:
                 fs.delete_dir(path)
+
+        try:
+            patiently(self.path(name), delete)
         except FileNotFoundError:  # another process was faster
             return
         except OSError as error:
@@ -187,7 +181,32 @@ class Folder:
         from pyarrow.fs import FileSelector
 
         fs, path = filesystem_of(self.root)
+        selector = FileSelector(path, allow_not_found=True)
         try:
-            return sorted(entry.base_name for entry in fs.get_file_info(FileSelector(path, allow_not_found=True)))
+            return sorted(entry.base_name for entry in patiently(self.root, lambda: fs.get_file_info(selector)))
         except OSError as error:
             raise ConfigError(f"{self.root} cannot be read as a folder: {error}.") from None
+
+
+def _put(target: str, data: bytes) -> None:
+    fs, path = filesystem_of(target)
+    if fs.type_name != "local":
+        with fs.open_output_stream(path) as stream:
+            stream.write(data)
+        return
+    aside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        fs.create_dir(os.path.dirname(path), recursive=True)
+        with fs.open_output_stream(aside) as stream:
+            stream.write(data)
+        fs.move(aside, path)
+    except OSError:
+        if os.path.exists(aside):
+            os.unlink(aside)
+        raise
+
+
+def _get(target: str) -> bytes:
+    fs, path = filesystem_of(target)
+    with fs.open_input_stream(path, compression=None) as stream:
+        return bytes(stream.read())

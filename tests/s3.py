@@ -1,0 +1,72 @@
+"""A real S3 server on loopback, which can be told to fail, to be slow and to fall silent."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import BaseWSGIServer, make_server
+
+Fault = Callable[[str, str], "int | float | None"]
+BUCKET = "runs"
+
+
+class S3Server:
+    """moto's S3 over HTTP.
+
+    Attributes:
+        fault: is asked (method, path) before each request: a status to answer with, seconds to wait first, or None.
+        requests: how many came, those that failed included.
+    """
+
+    def __init__(self) -> None:
+        self.fault: Fault | None = None
+        self.requests = 0
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self._server: BaseWSGIServer = make_server("127.0.0.1", 0, self._answer, threaded=True)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        self.requests += 1
+        found = self.fault(environ["REQUEST_METHOD"], environ["PATH_INFO"]) if self.fault else None
+        if isinstance(found, float):
+            time.sleep(found)
+        elif found is not None:
+            length = int(environ.get("CONTENT_LENGTH") or 0)
+            environ["wsgi.input"].read(length)
+            start_response(f"{found} Injected", [("Content-Length", "0"), ("Connection", "close")])
+            return [b""]
+        return self._app(environ, start_response)
+
+
+@contextmanager
+def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A server with the bucket `runs`, which the environment points S3 clients to."""
+    import boto3
+
+    server = S3Server()
+    for name, value in {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": "loopback-key",
+        "AWS_SECRET_ACCESS_KEY": "loopback-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket=BUCKET)
+    try:
+        yield server
+    finally:
+        server.close()

@@ -1,0 +1,148 @@
+"""Storage that fails for a while costs time alone; what it refuses, and what never answers, ends in a clear message."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import unseen_ray as ur
+from tests.s3 import S3Server, s3_server
+from unseen_ray.errors import StorageError
+from unseen_ray.patience import may_pass, patiently
+from unseen_ray.storage import Folder
+
+FIELDS = {
+    "source": {"use": "digits", "limit": 200},
+    "keep": 0.5,
+    "folds": 2,
+    "schedule": [0.3, 0.5],
+    "recipe": {"epochs": 2, "min_steps": 0},
+}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with s3_server(monkeypatch) as server:
+        yield server
+
+
+def fails_until(end: float, status: int = 500) -> object:
+    return lambda method, path: status if time.monotonic() < end else None
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_an_outage_is_waited_for(server: S3Server, status: int) -> None:
+    folder = Folder("s3://runs/outage")
+    folder.write("there", b"before")
+    for do in (lambda: folder.write("new", b"x" * 100), lambda: folder.read("there"), lambda: folder.delete("new")):
+        asked, server.fault = server.requests, fails_until(time.monotonic() + 2)
+        do()
+        assert server.requests > asked + 2
+    assert folder.read("there") == b"before"
+    assert folder.names() == ["there"]
+
+
+def test_failures_that_pass_are_tried_again_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    answers: list[OSError | str] = [OSError(errno.EIO, "flaky"), OSError(errno.ESTALE, "moved"), "there"]
+
+    def do() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    assert patiently("mount/file", do) == "there"
+    assert [record.message.split(";")[0] for record in caplog.records] == [
+        f"mount/file: [Errno {errno.EIO}] flaky",
+        f"mount/file: [Errno {errno.ESTALE}] moved",
+    ]
+
+
+def test_an_outage_that_lasts_is_told_with_the_path(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNSEEN_RAY_STORAGE_WAIT_S", "2")
+    server.fault = lambda method, path: 500
+    began = time.monotonic()
+    with pytest.raises(
+        StorageError, match=r"s3://runs/gone/file cannot be written: .*Mend the storage|mend the storage"
+    ):
+        Folder("s3://runs/gone").write("file", b"x")
+    with pytest.raises(StorageError, match=r"s3://runs/gone/file cannot be read"):
+        Folder("s3://runs/gone").read("file")
+    assert time.monotonic() - began < 30
+
+
+def test_a_storage_that_never_answers_is_given_up(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNSEEN_RAY_STORAGE_WAIT_S", "1")
+    server.fault = lambda method, path: 5.0
+    began = time.monotonic()
+    with pytest.raises(StorageError, match=r"s3://runs/silent/file cannot be read: no answer within 1 s"):
+        Folder("s3://runs/silent").read("file")
+    assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize("out", ["s3://runs/refused", "s3://nobucket/run"])
+def test_what_is_refused_is_not_asked_for_again(server: S3Server, out: str) -> None:
+    if "nobucket" not in out:
+        server.fault = lambda method, path: 403
+    asked = server.requests
+    with pytest.raises(StorageError, match=rf"{out}/file cannot be written"):
+        Folder(out).write("file", b"x")
+    assert server.requests <= asked + 3
+
+
+def test_local_failures_that_no_waiting_mends() -> None:
+    for number in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EDQUOT, errno.EFBIG):
+        assert not may_pass(OSError(number, "given"))
+    for number in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
+        assert may_pass(OSError(number, "given"))
+
+
+def test_what_is_interrupted_is_not_tried_again() -> None:
+    calls = []
+
+    def interrupted() -> None:
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        patiently("anything", interrupted)
+    assert calls == [1]
+
+
+def test_a_run_on_a_storage_that_fails_now_and_then(server: S3Server, tmp_path: Path) -> None:
+    undisturbed = ur.prune(ur.PruneConfig(**FIELDS, executor="local", out=tmp_path / "run"))
+    draws = random.Random(0)
+    failed = []
+
+    def fault(method: str, path: str) -> int | None:
+        if draws.random() < 0.2:
+            failed.append(method)
+            return 500
+        return None
+
+    server.fault = fault
+    result = ur.prune(ur.PruneConfig(**FIELDS, executor="local", out="s3://runs/pruned"))
+    server.fault = None
+    assert len(failed) > 20
+    assert result.coreset.ids.tolist() == undisturbed.coreset.ids.tolist()
+    folder = Folder("s3://runs/pruned")
+    names = {name.split("/")[0] for name in result.manifest.files}
+    assert set(folder.names()) == names | {"manifest.json", "tensorboard"}
+    assert b"loopback-secret" not in (folder.read("manifest.json") or b"")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_reach_the_storage_of_the_run(server: S3Server, tmp_path: Path) -> None:
+    undisturbed = ur.prune(ur.PruneConfig(**FIELDS, executor="local", out=tmp_path / "run"))
+    result = ur.prune(ur.PruneConfig(**FIELDS, out="s3://runs/ray"))
+    assert result.coreset.ids.tolist() == undisturbed.coreset.ids.tolist()
+    assert "loopback-secret" not in json.dumps(result.manifest.environment)

@@ -1,0 +1,107 @@
+"""Patience with storage: what fails for a while is tried again, what never answers is given up."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+__all__ = ["SilentStorageError", "patiently", "wait_s"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+WAIT_VARIABLE = "UNSEEN_RAY_STORAGE_WAIT_S"
+_DEFAULT_WAIT_S = 120.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
+_PASSING = {
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ECONNABORTED,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.EINTR,
+    errno.EIO,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
+_REFUSED = re.compile(
+    r"ACCESS_DENIED|AccessDenied|Forbidden|NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket .*(not found|does not exist)|INVALID_ACCESS_KEY|"
+    r"InvalidAccessKey|SIGNATURE|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN|ExpiredToken|INVALID_ACTION|INVALID_PARAMETER|"
+    r"HTTP status (400|401|403|404|405)|credentials|Not a regular file|Is a directory"
+)
+
+
+class SilentStorageError(OSError):
+    """A storage that has not answered within its time."""
+
+
+def wait_s() -> float:
+    """Seconds for which a storage may fail or stay silent: the environment's UNSEEN_RAY_STORAGE_WAIT_S, else 120."""
+    try:
+        return max(float(os.environ[WAIT_VARIABLE]), 0.0)
+    except (KeyError, ValueError):
+        return _DEFAULT_WAIT_S
+
+
+def patiently(what: str, do: Callable[[], T]) -> T:
+    """Do something with a storage, again and again while it fails in ways that pass.
+
+    Args:
+        what: the path, for the log.
+        do: may be called several times, and in another thread.
+
+    Raises:
+        OSError: what `do` raises and no waiting mends (a full disk, no permission, a missing file), or its last failure.
+        SilentStorageError: if one call took longer than `wait_s`; it is left to itself in its thread.
+    """
+    limit = wait_s()
+    end, pause = time.monotonic() + limit, _FIRST_PAUSE_S
+    while True:
+        try:
+            return _answered(what, do, limit)
+        except SilentStorageError:
+            raise
+        except OSError as error:
+            if not may_pass(error) or time.monotonic() + pause > end:
+                raise
+            logger.warning("%s: %s; trying again in %.1f s", what, error, pause)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def may_pass(error: OSError) -> bool:
+    """Whether waiting may mend a failure; object stores say in words what they refuse for good."""
+    if error.errno is None:
+        return _REFUSED.search(str(error)) is None
+    return error.errno in _PASSING
+
+
+def _answered(what: str, do: Callable[[], T], limit_s: float) -> T:
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            results.append(do())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True, name=f"storage {what}")
+    thread.start()
+    thread.join(max(limit_s, 1.0))
+    if errors:
+        raise errors[0]
+    if not results:
+        raise SilentStorageError(f"no answer within {limit_s:g} s")
+    return results[0]
