@@ -32,11 +32,11 @@ from timing import conditions, write
 
 import unseen_ray as ur
 from unseen_ray.api import executor_for
-from unseen_ray.comparison import Arm, Evaluation, differences_of
+from unseen_ray.comparison import Arm, Evaluation, differences_of, without_nan
 from unseen_ray.core.baselines import random_subset
 from unseen_ray.core.population import make_population
 from unseen_ray.core.seeds import derive
-from unseen_ray.core.stats import fullest_bin, rank_correlation
+from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation
 from unseen_ray.evaluation import Chosen, evaluate
 from unseen_ray.job import Progress
 from unseen_ray.planning import with_model
@@ -88,13 +88,14 @@ class Suite:
     @functools.cached_property
     def choices(self) -> list[Choice]:
         """The rows, one by one."""
-        return [
+        choices = [
             Choice(method, score, keep)
             for row in self.asked["rows"]
             for method in row["methods"]
             for score in row["scores"]
             for keep in row["keep"]
         ]
+        return list({choice.name: choice for choice in choices}.values())  # random is one for all scores
 
     @functools.cached_property
     def largest_keep(self) -> float:
@@ -164,7 +165,8 @@ def schedule(asked: dict[str, Any], keep: float) -> dict[str, Any]:
 
 def chosen_by(suite: Suite, choice: Choice) -> Chosen:
     """The ids of a choice, for each seed, and what one cost."""
-    subsets, costs = [], []
+    subsets: list[np.ndarray] = []
+    costs: list[float | None] = []
     for seed in suite.seeds:
         if choice.method == RANDOM:
             ids_N = make_population(suite.info.labels_N, suite.info.num_classes).ids_N
@@ -173,8 +175,9 @@ def chosen_by(suite: Suite, choice: Choice) -> Chosen:
             continue
         result = result_of(suite, choice, seed)
         subsets.append(result.coreset.ids)
-        costs.append(choosing_s(result.manifest) or 0.0)
-    return Chosen(tuple(subsets), sum(costs) / len(costs))
+        costs.append(choosing_s(result.manifest))
+    known = [cost for cost in costs if cost is not None]
+    return Chosen(tuple(subsets), sum(known) / len(known) if len(known) == len(costs) else None)
 
 
 def result_of(suite: Suite, choice: Choice, seed: int) -> ur.PruneResult:
@@ -204,7 +207,7 @@ def evaluated(suite: Suite) -> Evaluation:
             against=[*others, FULL],
             skipped_ids=np.empty(0, np.int64),
             seeds=1,
-            budget="epochs",
+            budget=suite.asked.get("budget", "epochs"),
             executor=executor,
             on_event=say,
         )
@@ -218,30 +221,62 @@ def say(event: Any) -> None:
         )
 
 
-def score_facts(suite: Suite, method: str, score: str) -> dict[str, Any]:
-    """Rank agreement over seeds and dispersion of a method's stage 0; the paper's Figure 1."""
-    columns = [
-        ur.load(suite.path("zero", suite.base(method), seed)).scores.column(score).to_numpy() for seed in suite.seeds
-    ]
-    correlations = [rank_correlation(one, other) for one, other in combinations(columns, 2)]
-    return {
-        "method": method,
-        "score": score,
-        "rank_correlation": float(np.mean(correlations)) if correlations else None,
-        "rank_correlation_of_pairs": correlations,
-        "fullest_bin": float(np.mean([fullest_bin(values) for values in columns])),
-        "score_std": float(np.mean([values.std() for values in columns])),
-    }
+def score_facts(suite: Suite) -> list[dict[str, Any]]:
+    """Rank agreement over seeds and dispersion of each trained method's stage 0; the paper's Figure 1."""
+    trained = {name for name, fields in suite.asked["methods"].items() if fields == scoring_fields(fields)}
+    found = []
+    for score in dict.fromkeys(choice.score for choice in suite.choices if choice.method in trained):
+        methods = dict.fromkeys(c.method for c in suite.choices if c.method in trained and c.score == score)
+        columns = {method: stage_zero_scores(suite, method, score) for method in methods}
+        within = common_range([values for its in columns.values() for values in its])
+        for method, its in columns.items():
+            correlations = [rank_correlation(one, other) for one, other in combinations(its, 2)]
+            found.append(
+                {
+                    "method": method,
+                    "score": score,
+                    "rank_correlation": float(np.mean(correlations)) if correlations else None,
+                    "rank_correlation_of_pairs": correlations,
+                    "fullest_bin": float(np.mean([fullest_bin(values, within) for values in its])),
+                    "score_std": float(np.mean([values.std() for values in its])),
+                }
+            )
+    return found
+
+
+def stage_zero_scores(suite: Suite, method: str, score: str) -> list[np.ndarray]:
+    """(N,) scores of all samples, for each seed."""
+    paths = [suite.path("zero", suite.base(method), seed) for seed in suite.seeds]
+    return [ur.load(path).scores.column(score).to_numpy() for path in paths]
+
+
+def stage_facts(suite: Suite) -> list[dict[str, Any]]:
+    """How the order by a later stage's model agrees with that of stage 0, over its candidates; the paper's Figure 2."""
+    found = []
+    for choice in suite.choices:
+        if "schedule" in suite.asked["methods"].get(choice.method, {}):
+            reports = [ur.report_values(suite.path(choice.name, seed))["importance"] for seed in suite.seeds]
+            found += [
+                {
+                    "method": choice.method,
+                    "score": choice.score,
+                    "keep": choice.keep,
+                    "stage": rows[0]["stage"],
+                    "rank_correlation": float(np.mean([row["rank_correlation"] for row in rows])),
+                    "overlap": float(np.mean([row["overlap"] for row in rows])),
+                }
+                for rows in zip(*reports, strict=True)
+            ]
+    return found
 
 
 def class_facts(arm: Arm, full: Arm, sizes_C: np.ndarray) -> dict[str, Any]:
     """Do hard classes get more, and are classes closer in accuracy? Hard by the accuracy of the model of everything."""
-    share_C = np.array(arm.class_samples) / sizes_C
-    even = share_C.std() < 1e-9
+    by_accuracy = correlation(np.array(full.class_accuracy), np.array(arm.class_samples) / np.maximum(sizes_C, 1))
     return {
         "class_spread": arm.class_spread,
         "worst_class": arm.worst_class,
-        "share_by_accuracy": None if even else float(np.corrcoef(full.class_accuracy, share_C)[0, 1]),
+        "share_by_accuracy": by_accuracy,
     }
 
 
@@ -265,8 +300,6 @@ def report_of(suite: Suite, table: Evaluation) -> dict[str, Any]:
                 "pays_after_trainings": (arm.choosing_s or 0.0) / saved if arm.choosing_s and saved > 0 else None,
             }
         )
-    trained = {name for name, fields in suite.asked["methods"].items() if fields == scoring_fields(fields)}
-    scored = dict.fromkeys((choice.method, choice.score) for choice in suite.choices if choice.method in trained)
     return {
         "suite": suite.asked,
         "data": {"source": Path(suite.args.source).name, "samples": len(suite.info), "test_samples": table.test_samples},
@@ -274,7 +307,8 @@ def report_of(suite: Suite, table: Evaluation) -> dict[str, Any]:
         "recipe": table.recipe,
         "full": {**measured(full), "class_spread": full.class_spread, "worst_class": full.worst_class},
         "rows": rows,
-        "scores": [score_facts(suite, method, score) for method, score in scored],
+        "scores": score_facts(suite),
+        "stages": stage_facts(suite),
     }  # fmt: skip
 
 
@@ -339,7 +373,7 @@ def main() -> None:
     }
     for line in lines_of(report):
         print(line)
-    write(args.json, json.loads(json.dumps(report, default=str)))
+    write(args.json, without_nan(json.loads(json.dumps(report, default=str))))
 
 
 if __name__ == "__main__":

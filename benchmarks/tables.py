@@ -54,15 +54,19 @@ def train_accuracy(report: dict[str, Any]) -> Iterator[str]:
 
 
 def suite(report: dict[str, Any]) -> Iterator[str]:
-    yield "| method | score | keep | accuracy | less random | less fitting | spread of classes | share by accuracy |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield (
+        "| method | score | keep | accuracy | less random | less fitting | spread of classes | share by accuracy "
+        "| pays after trainings |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
     full = report["full"]
-    yield f"| full | | 1 | {mean_std(full)} | | | {full['class_spread']:.3f} | |"
+    yield f"| full | | 1 | {mean_std(full)} | | | {full['class_spread']:.3f} | | |"
     for row in sorted(report["rows"], key=lambda row: -row["keep"]):
         yield (
             f"| {row['method']} | {row['score'] or ''} | {row['keep']:g} | {mean_std(row)} | {lead(row['less_random'])} "
             f"| {lead(row['less_fitting'])} | {row['class_spread']:.3f} "
-            f"| {'' if row['share_by_accuracy'] is None else format(row['share_by_accuracy'], '.2f')} |"
+            f"| {'' if row['share_by_accuracy'] is None else format(row['share_by_accuracy'], '.2f')} "
+            f"| {'' if row['pays_after_trainings'] is None else format(row['pays_after_trainings'], '.1f')} |"
         )
 
 
@@ -70,7 +74,18 @@ def ranks(report: dict[str, Any]) -> Iterator[str]:
     yield "| method | score | rank correlation of two seeds | fullest of 20 bins |"
     yield "|---|---|---|---|"
     for facts in report["scores"]:
-        yield f"| {facts['method']} | {facts['score']} | {facts['rank_correlation']:.3f} | {facts['fullest_bin']:.3f} |"
+        agreement = "" if facts["rank_correlation"] is None else f"{facts['rank_correlation']:.3f}"
+        yield f"| {facts['method']} | {facts['score']} | {agreement} | {facts['fullest_bin']:.3f} |"
+
+
+def stages(report: dict[str, Any]) -> Iterator[str]:
+    yield "| method | score | keep | stage | rank correlation with stage 0 | of the added, stage 0 would have added |"
+    yield "|---|---|---|---|---|---|"
+    for row in report["stages"]:
+        yield (
+            f"| {row['method']} | {row['score']} | {row['keep']:g} | {row['stage']} | {row['rank_correlation']:.3f} "
+            f"| {100 * row['overlap']:.0f} % |"
+        )
 
 
 def whole(value: float) -> str:
@@ -94,6 +109,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "train_accuracy": train_accuracy,
     "suite": suite,
     "ranks": ranks,
+    "stages": stages,
 }
 
 
@@ -116,7 +132,8 @@ def main() -> None:
         after = renewed(before)
         if before != after and args.check:
             sys.exit(f"{page.name} has tables that are out of date: python benchmarks/tables.py")
-        page.write_text(after, encoding="utf-8")
+        if before != after:
+            page.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":

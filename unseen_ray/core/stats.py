@@ -1,25 +1,48 @@
-"""How scores lie, and how far two runs agree on them."""
+"""How scores lie, how far two runs agree on them, and what classes get by them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from unseen_ray.core.arrays import FloatArray
 from unseen_ray.core.scorebook import mean_ranks
 
-__all__ = ["fullest_bin", "rank_correlation"]
+__all__ = ["common_range", "correlation", "fullest_bin", "rank_correlation"]
 
 
-def fullest_bin(values_M: FloatArray, bins: int = 20) -> float:
-    """Share of the samples in the fullest of equal bins between the lowest and the highest score: how much they bunch together.
+def common_range(columns: Iterable[FloatArray]) -> tuple[float, float]:
+    """The lowest and the highest of several scores' values, which bins to compare them in must share."""
+    ends = [(float(values.min()), float(values.max())) for values in columns]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    return low, high if high > low else low + 1.0
+
+
+def fullest_bin(values_M: FloatArray, within: tuple[float, float], bins: int = 20) -> float:
+    """Share of the samples in the fullest of equal bins: how much their scores bunch together.
 
     Args:
         values_M: (M,) scores.
+        within: what the bins divide; `common_range` of all that are compared.
         bins: how many.
     """
-    return float(np.histogram(values_M, bins)[0].max() / len(values_M))
+    return float(np.histogram(values_M, bins, range=within)[0].max() / len(values_M))
+
+
+def correlation(first_C: FloatArray, second_C: FloatArray) -> float:
+    """Pearson correlation where both are finite; NaN where fewer than three are, or one of them has a single value.
+
+    Args:
+        first_C: (C,) such as the accuracy of each class.
+        second_C: (C,) such as its share of the budget.
+    """
+    both = np.isfinite(first_C) & np.isfinite(second_C)
+    first, second = first_C[both], second_C[both]
+    if len(first) < 3 or np.ptp(first) < 1e-12 or np.ptp(second) < 1e-12:
+        return math.nan
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def rank_correlation(first_M: FloatArray, second_M: FloatArray) -> float:

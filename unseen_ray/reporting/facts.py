@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from unseen_ray.comparison import without_nan
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.scorebook import mean_ranks
-from unseen_ray.core.stats import fullest_bin, rank_correlation
+from unseen_ray.core.seeds import tie_keys
+from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation
 from unseen_ray.errors import ConfigError
 from unseen_ray.evaluation import EVALUATION
 from unseen_ray.job import score_name
@@ -120,12 +122,12 @@ def _distribution(run: Run, fitting: Run | None, table: pa.Table, score: str) ->
     columns = {run.manifest.config["mode"]: table.column(score).to_numpy()}
     if fitting is not None:
         columns["fitting"] = _scores_of(fitting).column(score).to_numpy()
-    low, high = min(v.min() for v in columns.values()), max(v.max() for v in columns.values())
-    edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
+    within = common_range(columns.values())
+    edges = np.linspace(*within, _BINS + 1)
     return {
         "edges": edges.tolist(),
         "counts": {name: np.histogram(values, edges)[0].tolist() for name, values in columns.items()},
-        "fullest_bin": {name: fullest_bin(values) for name, values in columns.items()},
+        "fullest_bin": {name: fullest_bin(values, within) for name, values in columns.items()},
         "std": {name: float(values.std()) for name, values in columns.items()},
     }
 
@@ -159,21 +161,24 @@ def _agreement(run: Run, again: list[Run], score: str) -> list[dict[str, Any]]:
 def _importance(run: Run, table: pa.Table, score: str) -> list[dict[str, Any]]:
     """For each later stage: how the order of its candidates by its own model agrees with their order in stage 0."""
     found = []
+    coreset = run.folder.read_table(CORESET)
+    seed = run.manifest.config["seed"]
     ids_M, zero_M = table.column("id").to_numpy(), table.column(score).to_numpy()
     for stage in run.manifest.stages[1:]:
         later = run.folder.read_table(scores_file(stage["index"]))
-        before = zero_M[np.searchsorted(ids_M, later.column("id").to_numpy())]
+        candidates = later.column("id").to_numpy()
+        before = zero_M[np.searchsorted(ids_M, candidates)]
         after = later.column(score).to_numpy()
-        added = stage["added"]
-        as_before = set(np.argsort(-before, kind="stable")[:added].tolist())
-        as_after = set(np.argsort(-after, kind="stable")[:added].tolist())
+        picked = coreset.filter(pc.equal(coreset.column("stage"), stage["index"])).column("id").to_numpy()
+        order = np.lexsort((tie_keys(candidates, seed), -before))
+        as_before = candidates[order[: stage["added"]]]
         found.append(
             {
                 "stage": stage["index"],
                 "candidates": later.num_rows,
-                "added": added,
+                "added": stage["added"],
                 "rank_correlation": rank_correlation(before, after),
-                "overlap": len(as_before & as_after) / added,
+                "overlap": len(np.intersect1d(as_before, picked)) / stage["added"],
                 "cells": _cells(before, after),
             }
         )
@@ -198,8 +203,6 @@ def _classes(
         share_C, unseen_C = kept_C / sizes_C, np.bincount(labels_M[right], minlength=count) / sizes_C
     arms = {arm["name"]: np.array(arm["class_accuracy"], float) for arm in (evaluation or {}).get("arms", [])}
     hard_C = arms.get("full", unseen_C)
-    both = np.isfinite(hard_C) & np.isfinite(share_C)
-    varied = both.sum() > 1 and share_C[both].std() > 0 and hard_C[both].std() > 0
     return {
         "names": names,
         "samples": sizes_C.tolist(),
@@ -208,7 +211,7 @@ def _classes(
         "unseen_accuracy": unseen_C.tolist(),
         "accuracy": {name: values.tolist() for name, values in arms.items()},
         "hardness_of": "full" if "full" in arms else "unseen",
-        "share_by_accuracy": float(np.corrcoef(hard_C[both], share_C[both])[0, 1]) if varied else None,
+        "share_by_accuracy": correlation(hard_C, share_C),
         "spread": {name: float(np.nanstd(values)) for name, values in arms.items()},
     }
 
