@@ -31,7 +31,7 @@ TABLE: dict[int, tuple[str, set[int], str]] = {
     6: (
         SIX,
         {0, 1, 2, 3, 4, 5, 6},
-        "numpy pyarrow pydantic click rich yaml jinja2 markupsafe matplotlib ~torch ~ray ~tensorboardX",
+        "numpy pyarrow pydantic click rich yaml jinja2 markupsafe matplotlib ~torch ~ray ~tensorboardX ~mlflow ~wandb",
     ),
 }
 

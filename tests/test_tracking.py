@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import struct
+import threading
+import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import pytest
 import unseen_ray as ur
 from unseen_ray.job import Progress
 from unseen_ray.run import TENSORBOARD
+from unseen_ray.tracking import Teller
 
 FIELDS = {
     "source": {"use": "digits", "limit": 300},
@@ -127,16 +131,67 @@ def test_mlflow_gets_each_fit_with_its_fields(tmp_path: Path, monkeypatch: pytes
         assert 0 < run.data.metrics["score/accuracy"] <= 1
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_wandb_gets_each_fit_through_rays_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_each_fit_and_leaves_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
-    monkeypatch.chdir(tmp_path)
+    key = "0123456789abcdef" * 2 + "01234567"
     monkeypatch.setenv("WANDB_MODE", "offline")
-    ur.prune(ur.PruneConfig(**{**FIELDS, "executor": "ray"}, log_to="wandb", out=tmp_path / "run"))
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    ur.prune(ur.PruneConfig(**FIELDS, log_to="wandb", out=tmp_path))
     runs = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(runs) == 2
     assert all(b"train/loss" in run.read_bytes() and b"score/accuracy" in run.read_bytes() for run in runs)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert not [path for path in files if key.encode() in path.read_bytes()]
+
+
+class Told:
+    """A logger that does what it is made to do."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self.log_trial_start = self.log_trial_end = lambda **_: None
+        self.calls = 0
+        self._do = do
+
+    def log_trial_result(self, **_: object) -> None:
+        self.calls += 1
+        self._do()
+
+
+def fail() -> None:
+    raise ConnectionError("https://me:hidden@host refused")
+
+
+def test_a_logger_that_fails_is_told_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    told = Told(fail)
+    teller = Teller("service", told)
+    for _ in range(5):
+        teller.tell("log_trial_result", iteration=1)
+    teller.close()
+    assert told.calls == 1
+    assert [record.message for record in caplog.records] == [
+        "service is told no more of this run: ConnectionError: https://host refused"
+    ]
+
+
+def test_a_logger_that_hangs_holds_nobody_up(caplog: pytest.LogCaptureFixture) -> None:
+    hangs = threading.Event()
+    teller = Teller("service", Told(hangs.wait))
+    began = time.monotonic()
+    for _ in range(2000):
+        teller.tell("log_trial_result", iteration=1)
+    assert time.monotonic() - began < 1
+    assert "service is told no more of this run: it does not keep up" in caplog.text
+    hangs.set()
+    teller.close()
+
+
+@pytest.mark.parametrize("field", ["source", "test", "out", "reuse"])
+def test_an_address_with_a_key_is_refused_and_not_repeated(field: str) -> None:
+    given = {"source": "digits", "keep": 0.5, field: "s3://AKIA1:hidden@bucket/data"}
+    with pytest.raises(ur.ConfigError, match=rf"{field} holds a key or a password") as caught:
+        ur.PruneConfig(**given)
+    assert "hidden" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +200,10 @@ def test_wandb_gets_each_fit_through_rays_logger(tmp_path: Path, monkeypatch: py
         ("tensorbord", r"log_to='tensorbord' is no logger.*Did you mean 'tensorboard'\?"),
         ([{"use": "mlflow", "tracking_token": "hidden"}], r"takes no option 'tracking_token'.*MLFLOW_TRACKING_TOKEN"),
         ({"use": "mlflow", "tracking_uri": "https://me:hidden@host"}, r"must hold no password"),
-        ("wandb", r"executor: local has no Ray"),
+        (["mlflow", {"use": "mlflow"}], r"names 'mlflow' more than once"),
+        ([["mlflow"]], r"log_to=\['mlflow'\] is no logger"),
+        ({"use": "mlflow", "tags": "mine"}, r"mlflow needs tags as a mapping"),
+        ({"use": "wandb", "project": 3}, r"wandb needs project as text"),
     ],
 )
 def test_what_cannot_be_logged_to_is_refused(given: object, said: str) -> None:

@@ -6,6 +6,7 @@ Each check takes the values of its fields, and what was set at all, and returns 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,6 +16,8 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.resolve import check_plug, did_you_mean
 
 __all__ = ["CHECKS", "keep_message"]
+
+_USERINFO = re.compile(r"^[A-Za-z][\w+.-]*://[^/@\s]*@|[?&](access_key|secret_key|password|token)=")
 
 
 def keep_message(given: Any) -> str:
@@ -109,7 +112,7 @@ def _check_sources(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[
 
     problems: list[str] = []
     for field in ("source", "test"):
-        if given.get(field) is not None:
+        if given.get(field) is not None and not _check_no_password({field: given[field]}, given):
             try:
                 source_ref(given[field], field=field)
             except ConfigError as error:
@@ -167,19 +170,19 @@ def _check_log_to(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
     if asked is None or asked == "none":
         return []
     problems = []
+    names: list[Any] = []
     for entry in asked if isinstance(asked, (list, tuple)) else [asked]:
         options = dict(entry) if isinstance(entry, Mapping) else {"use": entry}
         name = options.pop("use", None)
-        if name not in LOGGERS:
+        if not isinstance(name, str) or name not in LOGGERS:
             allowed = ", ".join([*LOGGERS, "none"])
             problems.append(
                 f"log_to={name!r} is no logger. Allowed: {allowed}, or a list of them.{did_you_mean(str(name), LOGGERS)}"
             )
             continue
-        if name == "wandb" and values["executor"] == "local":
-            problems.append(
-                "log_to: wandb works through Ray's logger, and executor: local has no Ray. Remove one of the two."
-            )
+        if name in names:
+            problems.append(f"log_to names {name!r} more than once; name each logger once.")
+        names.append(name)
         takes = ", ".join(LOGGERS[name]) or "none"
         problems += [
             f"log_to: {name} takes no option {option!r}; it takes {takes}. Passwords and keys come from the environment "
@@ -187,11 +190,34 @@ def _check_log_to(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
             for option in options
             if option not in LOGGERS[name]
         ]
-        if "@" in str(options.get("tracking_uri", "")):
+        kinds = {"tags": Mapping if name == "mlflow" else (list, tuple)}
+        problems += [
+            f"log_to: {name} needs {option} as {'a mapping' if kinds.get(option) is Mapping else 'a list' if option in kinds else 'text'}."
+            for option, value in options.items()
+            if option in LOGGERS[name] and not isinstance(value, kinds.get(option, str))
+        ]
+        if _has_password(options.get("tracking_uri")):
             problems.append(
                 "log_to: tracking_uri must hold no password. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
             )
     return problems
+
+
+def _check_no_password(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Addresses are logged, shown and stored, so that none may hold a key."""
+    problems = []
+    for field, value in values.items():
+        texts = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
+        if any(map(_has_password, texts)):
+            problems.append(
+                f"{field} holds a key or a password in its address. Take it out and set the environment's "
+                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS)."
+            )
+    return problems
+
+
+def _has_password(value: Any) -> bool:
+    return isinstance(value, str) and _USERINFO.search(value) is not None
 
 
 Check = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
@@ -202,5 +228,6 @@ CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("source", "test"), _check_sources),
     (("mode", "fit", "executor"), _check_effect),
     (("gpus_per_fit", "recipe"), _check_share),
-    (("log_to", "executor"), _check_log_to),
+    (("log_to",), _check_log_to),
+    (("source", "test", "out", "reuse"), _check_no_password),
 )

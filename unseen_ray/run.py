@@ -174,7 +174,7 @@ def _is_untouched(folder: Folder, manifest: Manifest) -> bool:
     if (
         manifest.kind != "prune"
         or manifest.stages
-        or set(folder.names()) - {MANIFEST, CHECKPOINTS, TENSORBOARD, "stage-00"}
+        or set(folder.names()) - {MANIFEST, CHECKPOINTS, TENSORBOARD, "wandb", "stage-00"}
     ):
         return False
     return not Folder(folder.path("stage-00/votes")).names()

@@ -1,4 +1,7 @@
-"""Every fit's epochs, told to TensorBoard, and to MLflow and Weights & Biases through Ray's own loggers."""
+"""Every fit's epochs, told to TensorBoard, to MLflow through Ray's own logger, and to Weights & Biases.
+
+Ray's logger for W&B would put the API key into a runtime environment, which Ray writes to its logs; W&B is called directly.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ import importlib.util
 import logging
 import math
 import os
+import queue
 import re
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,9 +32,12 @@ logger = logging.getLogger(__name__)
 
 _PROJECT = "unseen-ray"
 _STEP = "training_iteration"
+_WAITING = 1000  # what a logger may be behind
+_END_S = 30.0  # what a run waits for its loggers in the end
+_USERINFO = re.compile(r"(?<=//)[^/@\s]+@")
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Fit:
     """One fit, as Ray's loggers want to know a trial.
 
@@ -38,16 +46,14 @@ class Fit:
         config: fields of the run, those of its recipe dotted.
         trial_id: unlike any other's.
         experiment_dir_name: the run that it belongs to.
-        local_path: a folder on this machine.
-        epoch: the last one that was told.
+        after: the epoch before the first that is told.
     """
 
     name: str
     config: dict[str, Any]
     trial_id: str
     experiment_dir_name: str
-    local_path: str
-    epoch: int = 0
+    after: int
 
     def __str__(self) -> str:
         return f"{self.experiment_dir_name}: {self.name}"
@@ -56,15 +62,11 @@ class Fit:
 class Logger(Protocol):
     """The part of Ray's `LoggerCallback` that a run needs."""
 
-    def setup(self) -> None: ...
-
     def log_trial_start(self, trial: Any) -> None: ...
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None: ...
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None: ...
-
-    def on_experiment_end(self, trials: list[Any]) -> None: ...
 
 
 class TensorBoard:
@@ -73,21 +75,17 @@ class TensorBoard:
     def __init__(self, out: str) -> None:
         self._out = Folder(out)
         self._writers: dict[Fit, Any] = {}
-        self._aside: tempfile.TemporaryDirectory[str] | None = None
-
-    def setup(self) -> None:
-        if importlib.util.find_spec("tensorboardX") is None:
-            raise ConfigError("log_to: tensorboard needs tensorboardX. Install it, or set log_to: none.")
-        if is_uri(self._out.root):
-            self._aside = tempfile.TemporaryDirectory(prefix="unseen-ray-tensorboard-")
+        self._aside = tempfile.TemporaryDirectory(prefix="unseen-ray-tensorboard-") if is_uri(out) else None
 
     def log_trial_start(self, trial: Fit) -> None:
         from tensorboardX import SummaryWriter
 
         root = self._aside.name if self._aside else self._out.path(TENSORBOARD)
-        folder = os.path.join(root, re.sub(r"\W+", "-", trial.name))
         self._writers[trial] = SummaryWriter(
-            folder, purge_step=trial.epoch + 1, flush_secs=10, filename_suffix=f".{trial.trial_id}"
+            os.path.join(root, re.sub(r"\W+", "-", trial.name)),
+            purge_step=trial.after + 1,
+            flush_secs=10,
+            filename_suffix=f".{trial.trial_id}",
         )
 
     def log_trial_result(self, iteration: int, trial: Fit, result: dict[str, Any]) -> None:
@@ -104,17 +102,80 @@ class TensorBoard:
                 with open(file.path, "rb") as stream:
                     self._out.write(f"{TENSORBOARD}/{folder}/{file.name}", stream.read())
 
-    def on_experiment_end(self, trials: list[Fit]) -> None:
-        if self._aside:
-            self._aside.cleanup()
+
+class Wandb:
+    """Weights & Biases, one of its runs a fit; its files go to the run's folder, or aside where that is a URI."""
+
+    def __init__(self, out: str, options: dict[str, Any]) -> None:
+        import wandb
+
+        if os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
+            wandb.login(prompt=False, verify=False)
+        self._init = wandb.init
+        self._options = {"project": os.environ.get("WANDB_PROJECT", _PROJECT), **options}
+        self._aside = tempfile.TemporaryDirectory(prefix="unseen-ray-wandb-") if is_uri(out) else None
+        self._folder = self._aside.name if self._aside else out
+        self._runs: dict[Fit, Any] = {}
+
+    def log_trial_start(self, trial: Fit) -> None:
+        asked = {"group": trial.experiment_dir_name, **self._options, "name": trial.name, "config": trial.config}
+        self._runs[trial] = self._init(**asked, dir=self._folder, reinit="create_new")
+
+    def log_trial_result(self, iteration: int, trial: Fit, result: dict[str, Any]) -> None:
+        self._runs[trial].log(result, step=iteration)
+
+    def log_trial_end(self, trial: Fit, failed: bool = False) -> None:
+        self._runs.pop(trial).finish(exit_code=int(failed))
+
+
+class Teller:
+    """A logger with a thread of its own: one that is slow, silent or fails is told no more, and the run goes on."""
+
+    def __init__(self, name: str, told: Logger) -> None:
+        self._name, self._told = name, told
+        self._queue: queue.Queue[tuple[str, dict[str, Any]] | None] = queue.Queue(_WAITING)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True, name=f"log to {name}")
+        self._thread.start()
+
+    def tell(self, method: str, **arguments: Any) -> None:
+        """Leave something to be told; never waits."""
+        if not self._over.is_set():
+            try:
+                self._queue.put_nowait((method, arguments))
+            except queue.Full:
+                self._give_up("it does not keep up")
+
+    def close(self) -> None:
+        """Wait until all is told, but no longer than half a minute."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=_END_S)
+        self._thread.join(_END_S)
+        if self._thread.is_alive() and not self._over.is_set():
+            self._give_up("it has not taken all within half a minute")
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if self._over.is_set():
+                continue
+            method, arguments = item
+            try:
+                getattr(self._told, method)(**arguments)
+            except Exception as error:  # whatever a service answers: the training is worth more than its log
+                self._give_up(f"{type(error).__name__}: {error}")
+
+    def _give_up(self, reason: str) -> None:
+        self._over.set()
+        logger.warning("%s is told no more of this run: %s", self._name, _USERINFO.sub("", reason))
 
 
 class Tracker:
-    """An observer of a run's tasks that tells its loggers. One that fails is told no more, and the run goes on."""
+    """An observer of a run's tasks that tells its loggers."""
 
-    def __init__(self, config: PruneConfig, loggers: dict[str, Logger]) -> None:
-        self._config, self._loggers = config, loggers
+    def __init__(self, config: PruneConfig, tellers: list[Teller]) -> None:
+        self._config, self._tellers = config, tellers
         self._fits: dict[str, Fit] = {}
+        self._epochs: dict[str, int] = {}
 
     def __call__(self, event: Progress | Receipt | EvalResult) -> None:
         """Tell an epoch once, however often its fit was started, and what a finished task has measured."""
@@ -129,46 +190,44 @@ class Tracker:
         for fit in self._fits.values():
             self._tell("log_trial_end", trial=fit, failed=True)
         self._fits.clear()
-        self._tell("on_experiment_end", trials=[])
+        for teller in self._tellers:
+            teller.close()
 
     def _epoch(self, event: Progress) -> None:
-        fit = self._fit(event.task, before=event.done - 1)
-        if event.done > fit.epoch:
-            fit.epoch = event.done
+        fit = self._fit(event.task, after=event.done - 1)
+        if event.done > self._epochs[event.task]:
+            self._epochs[event.task] = event.done
             found = {"loss": event.loss, "accuracy": event.accuracy, "images_per_s": event.images_per_s}
             self._measured(fit, {f"train/{name}": value for name, value in found.items()})
 
     def _finished(self, event: Receipt | EvalResult) -> None:
-        fit = self._fit(event.task, before=0)
+        fit = self._fit(event.task, after=0)
         kind = "score" if isinstance(event, Receipt) else "test"
         self._measured(fit, {f"{kind}/accuracy": event.accuracy, "seconds": event.seconds})
         self._tell("log_trial_end", trial=self._fits.pop(event.task))
 
-    def _fit(self, task: str, *, before: int) -> Fit:
+    def _fit(self, task: str, *, after: int) -> Fit:
         if task not in self._fits:
             assert self._config.out is not None
+            self._epochs[task] = after
             self._fits[task] = Fit(
                 name=task,
                 config={"task": task, **flat_fields(self._config.to_json())},
                 trial_id=os.urandom(4).hex(),
                 experiment_dir_name=os.path.basename(self._config.out.rstrip("/")),
-                local_path=os.getcwd(),
-                epoch=before,
+                after=after,
             )
             self._tell("log_trial_start", trial=self._fits[task])
         return self._fits[task]
 
     def _measured(self, fit: Fit, values: dict[str, float]) -> None:
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._tell("log_trial_result", iteration=fit.epoch, trial=fit, result={_STEP: fit.epoch, **finite})
+        epoch = self._epochs[fit.name]
+        self._tell("log_trial_result", iteration=epoch, trial=fit, result={_STEP: epoch, **finite})
 
     def _tell(self, method: str, **arguments: Any) -> None:
-        for name, told in list(self._loggers.items()):
-            try:
-                getattr(told, method)(**arguments)
-            except Exception as error:  # whatever a service answers: the training is worth more than its log
-                logger.warning("%s is told no more of this run: %s: %s", name, type(error).__name__, error)
-                del self._loggers[name]
+        for teller in self._tellers:
+            teller.tell(method, **arguments)
 
 
 @contextlib.contextmanager
@@ -178,15 +237,7 @@ def tracked(config: PruneConfig, on_event: Observer) -> Iterator[Observer]:
     Raises:
         ConfigError: if a logger is not installed, or its service refuses; nothing has been trained by then.
     """
-    loggers = _loggers_of(config)
-    for name, told in loggers.items():
-        try:
-            told.setup()
-        except ConfigError:
-            raise
-        except Exception as error:  # whatever a service answers
-            raise ConfigError(f"log_to: {name} cannot be used: {type(error).__name__}: {error}") from None
-    tracker = Tracker(config, loggers)
+    tracker = Tracker(config, [Teller(name, told) for name, told in _loggers_of(config).items()])
 
     def both(event: Progress | Receipt | EvalResult) -> None:
         tracker(event)
@@ -199,26 +250,34 @@ def tracked(config: PruneConfig, on_event: Observer) -> Iterator[Observer]:
 
 
 def _loggers_of(config: PruneConfig) -> dict[str, Logger]:
-    if config.log_to == "none" or not config.out:
+    asked = config.log_to
+    if asked == "none" or not config.out:
         return {}
-    if config.log_to is None:
-        return {"tensorboard": TensorBoard(config.out)} if importlib.util.find_spec("tensorboardX") else {}
-    asked = config.log_to if isinstance(config.log_to, list) else [config.log_to]
-    return {str(name): _logger(str(name), options, config.out) for name, options in map(plug_of, asked)}
+    if asked is None:
+        asked = "tensorboard" if importlib.util.find_spec("tensorboardX") else []
+    found = {}
+    for name, options in map(plug_of, asked if isinstance(asked, list) else [asked]):
+        try:
+            found[str(name)] = _logger(str(name), options, config.out)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"log_to: {name} needs {error.name}. Install it: pip install {error.name}.") from None
+        except Exception as error:  # whatever a service answers
+            reason = _USERINFO.sub("", f"{type(error).__name__}: {error}")
+            raise ConfigError(f"log_to: {name} cannot be used: {reason}") from None
+    return found
 
 
 def _logger(name: str, options: dict[str, Any], out: str) -> Logger:
     if name == "tensorboard":
+        import tensorboardX  # noqa: F401
+
         return TensorBoard(out)
-    if importlib.util.find_spec(name) is None:
-        raise ConfigError(f"log_to: {name} needs the package {name}. Install it: pip install {name}.")
-    if name == "mlflow":
-        from ray.air.integrations.mlflow import MLflowLoggerCallback
+    if name == "wandb":
+        return Wandb(out, options)
+    import mlflow  # noqa: F401
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-        mlflow: Logger = MLflowLoggerCallback(**{"experiment_name": _PROJECT, **options})
-        return mlflow
-    from ray.air.integrations.wandb import WandbLoggerCallback
-
-    project = os.environ.get("WANDB_PROJECT", _PROJECT)
-    wandb: Logger = WandbLoggerCallback(**{"project": project, **options})
-    return wandb
+    told = MLflowLoggerCallback(**{"experiment_name": _PROJECT, **options})
+    told.setup()
+    found: Logger = told
+    return found
