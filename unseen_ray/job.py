@@ -140,7 +140,8 @@ class Receipt:
         accuracy: share of the scored samples that it got right.
         train_accuracy: of the last epoch, as trained; NaN where the user's own fit trains.
         seconds: from start to finish.
-        gpu_seconds: of these, on a GPU.
+        worker_seconds: the same, added up over the workers that shared the fit.
+        gpu_seconds: of these, on GPUs.
         node: host it ran on.
         device: `cpu` or the GPU.
         reused: whether an earlier start of the run had finished it.
@@ -155,6 +156,7 @@ class Receipt:
     accuracy: float
     train_accuracy: float
     seconds: float
+    worker_seconds: float
     gpu_seconds: float
     node: str
     device: str
@@ -182,6 +184,7 @@ class EvalResult:
         accuracy: share of the test samples that are right after the last epoch.
         class_accuracy: the same of each class, NaN where the test set has none of it.
         seconds: from start to finish.
+        worker_seconds: the same, added up over the workers that shared the fit.
         node, device: where it ran.
     """
 
@@ -193,6 +196,7 @@ class EvalResult:
     accuracy: float
     class_accuracy: tuple[float, ...]
     seconds: float
+    worker_seconds: float
     node: str
     device: str
 

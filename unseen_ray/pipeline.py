@@ -239,7 +239,7 @@ def _finished_stage(
         "accuracy": float(np.average([r.accuracy for r in receipts], weights=[r.scored for r in receipts])),
         "vote_accuracy": float(right.mean()),
         "seconds": round(seconds, 3),
-        "fit_seconds": round(sum(r.seconds for r in receipts), 3),
+        "fit_seconds": round(sum(r.worker_seconds for r in receipts), 3),
         "gpu_seconds": round(sum(r.gpu_seconds for r in receipts), 3),
         "trained": sum(r.trained for r in receipts),
         "image_passes": sum(r.image_passes for r in receipts),

@@ -29,6 +29,7 @@ class TaskPlan:
         trained: samples each trains on.
         scored: samples each scores.
         batch_size, steps: of each training; 0 with a user's own `fit`.
+        image_passes: images that go through the training of one model.
     """
 
     stage: int
@@ -37,11 +38,7 @@ class TaskPlan:
     scored: int
     batch_size: int
     steps: int
-
-    @property
-    def image_passes(self) -> int:
-        """Images that go through the training of one model."""
-        return self.batch_size * self.steps
+    image_passes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +112,11 @@ def with_model(config: PruneConfig, size_px: int) -> PruneConfig:
             f"recipe.train_px={config.recipe.train_px} has no effect: images of {size_px} px are augmented by {augment}. "
             "Remove it, or set recipe.augment: resized_crop_flip."
         )
+    if config.recipe.train_px is not None and config.recipe.train_px > size_px:
+        raise ConfigError(
+            f"recipe.train_px={config.recipe.train_px} is larger than the images, of {size_px} px. Store them larger with "
+            f"source.size, or set recipe.train_px to at most {size_px}."
+        )
     if config.fit is not None or config.model is not None:
         return config
     return config.changed(model=default_model(size_px))
@@ -184,7 +186,8 @@ def _task_plans(config: PruneConfig, stages: Sequence[Stage], total: int) -> lis
             folds = [total // config.folds + (fold < total % config.folds) for fold in range(config.folds)]
             sizes = [(n, total - n) if config.train_on == "fold" else (total - n, n) for n in folds]
         for trained, scored in sorted(set(sizes), reverse=True):
-            batch, steps = (0, 0) if config.fit is not None else config.recipe.plan(trained, workers=workers)
+            recipe, own = config.recipe, config.fit is not None
+            batch, steps = (0, 0) if own else recipe.plan(trained, workers=workers)
             plans.append(
                 TaskPlan(
                     stage=stage.index,
@@ -193,6 +196,7 @@ def _task_plans(config: PruneConfig, stages: Sequence[Stage], total: int) -> lis
                     scored=scored,
                     batch_size=batch,
                     steps=steps,
+                    image_passes=0 if own else recipe.image_passes(trained, workers=workers),
                 )
             )
     return plans

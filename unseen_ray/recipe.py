@@ -44,11 +44,16 @@ class Recipe(BaseModel):
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
     decay: Decay = Field("cosine", description="from lr to min_lr after the warm-up; linear makes a one-cycle triangle")
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum of SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="of weights; norms and biases are not decayed")
+    weight_decay: float = Field(5e-4, ge=0, description="of weights; of norms and biases with decay_norms")
+    decay_norms: bool = Field(False, description="decay norms and biases too, as published recipes of ResNets do")
     warmup: float = Field(2.0, ge=0, description="epochs of linear warm-up, at most a fifth of all")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label spread over all classes")
     precision: Precision = Field("auto", description="auto takes bf16 where the hardware has it")
     augment: Augment = Field("auto", description="auto: none below 16 px, crop_flip up to 64, resized_crop_flip above")
+    pad: Literal["reflect", "zeros"] = Field("reflect", description="what a shifted crop finds beyond the border")
+    drop_last: bool = Field(
+        True, description="leave out the last short batch of an epoch, as is always done where workers share a fit"
+    )
     train_px: int | None = Field(
         None, ge=8, description="side of the training crops of resized_crop_flip; default as stored"
     )
@@ -61,6 +66,14 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"recipe.train_px={self.train_px} has no effect with augment: {self.augment}; "
                 "only resized_crop_flip trains at another size. Remove one of the two."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rate_falls(self) -> Self:
+        if self.min_lr > self.lr:
+            raise ValueError(
+                f"recipe.min_lr={self.min_lr} is above recipe.lr={self.lr}, where the rate is to end. Lower it too."
             )
         return self
 
@@ -78,19 +91,40 @@ class Recipe(BaseModel):
         return "crop_flip" if size_px <= _SMALL_PX else "resized_crop_flip"
 
     def plan(self, num_samples: int, *, workers: int = 1) -> tuple[int, int]:
-        """(batch size, total steps) for a set of `num_samples`; the last short batch of an epoch is dropped.
+        """(batch size, total steps) for a set of `num_samples`.
 
         Args:
             num_samples: what is trained on.
             workers: among how many the batch is divided evenly.
         """
-        batch = min(self.batch_size, num_samples) // workers * workers
-        per_epoch = num_samples // batch
+        batch, per_epoch = self.epoch_plan(num_samples, workers=workers)
         if self.steps is not None:
             return batch, self.steps
+        return batch, self.epochs_of(num_samples, workers=workers) * per_epoch
+
+    def epoch_plan(self, num_samples: int, *, workers: int = 1) -> tuple[int, int]:
+        """(batch size, steps of an epoch); see `plan`.
+
+        Raises:
+            ValueError: if there are fewer samples than workers.
+        """
+        if num_samples < workers:
+            raise ValueError(f"{num_samples} samples cannot be divided among {workers} workers.")
+        batch = min(self.batch_size, num_samples) // workers * workers
+        whole = num_samples // batch
+        return batch, whole if self.drop_last or workers > 1 else math.ceil(num_samples / batch)
+
+    def epochs_of(self, num_samples: int, *, workers: int = 1) -> int:
+        """Passes over a set of `num_samples`, where the recipe counts in epochs."""
         assert self.epochs is not None
-        epochs = max(self.epochs, math.ceil(self.min_steps / per_epoch))
-        return batch, epochs * per_epoch
+        _, per_epoch = self.epoch_plan(num_samples, workers=workers)
+        return max(self.epochs, math.ceil(self.min_steps / per_epoch))
+
+    def image_passes(self, num_samples: int, *, workers: int = 1) -> int:
+        """Images that go through a training on a set of `num_samples`."""
+        batch, per_epoch = self.epoch_plan(num_samples, workers=workers)
+        _, steps = self.plan(num_samples, workers=workers)
+        return steps // per_epoch * min(per_epoch * batch, num_samples) + steps % per_epoch * batch
 
 
 RECIPES: dict[str, tuple[Recipe, str]] = {
@@ -105,12 +139,39 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
             min_lr=1e-4,
             warmup=0.0,
             augment="crop_flip",
+            decay_norms=True,
+            drop_last=False,
         ),
         "40,000 steps of 256 whatever the set's size; Zheng et al., Coverage-centric Coreset Selection (ICLR 2023)",
     ),
     "tdds-200": (
-        Recipe(use="tdds-200", epochs=200, min_steps=0, batch_size=128, warmup=0.0, augment="crop_flip"),
+        Recipe(
+            use="tdds-200",
+            epochs=200,
+            min_steps=0,
+            batch_size=128,
+            warmup=0.0,
+            augment="crop_flip",
+            pad="zeros",
+            decay_norms=True,
+            drop_last=False,
+        ),
         "200 epochs over whatever is kept, batch 128; Zhang et al., TDDS (CVPR 2024)",
+    ),
+    "ccs-300k": (
+        Recipe(
+            use="ccs-300k",
+            epochs=None,
+            steps=300_000,
+            min_steps=0,
+            batch_size=256,
+            weight_decay=1e-4,
+            warmup=0.0,
+            augment="resized_crop_flip",
+            decay_norms=True,
+            drop_last=False,
+        ),
+        "300,000 steps of 256 for ResNet-34 on ImageNet; Zheng et al., Coverage-centric Coreset Selection (ICLR 2023)",
     ),
     "airbench-like": (
         Recipe(
@@ -139,7 +200,7 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
             warmup=5.0,
             augment="resized_crop_flip",
         ),
-        "90 epochs, batch 256, lr 0.1, cosine; Goyal et al., Accurate, Large Minibatch SGD (2017), cosine for its steps",
+        "90 epochs, batch 256, crops of the stored square; Goyal et al., Large Minibatch SGD (2017), cosine for its steps",
     ),
     "imagenet-16": (
         Recipe(
@@ -155,7 +216,7 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
             augment="resized_crop_flip",
             train_px=176,
         ),
-        "16 epochs of one cycle at 176 px, batch 1024; Leclerc et al., FFCV (CVPR 2023), at one size for its 160 to 192",
+        "16 epochs of one cycle, crops of the stored square; Leclerc et al., FFCV (CVPR 2023), 176 px for its 160 to 192",
     ),
 }
 

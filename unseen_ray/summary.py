@@ -299,8 +299,7 @@ def plan_table(values: dict[str, Any]) -> Table:
 
 def _passes(num_samples: int, config: PruneConfig) -> int:
     """Images that go through one training on so many samples."""
-    batch, steps = config.recipe.plan(num_samples, workers=config.gpus_per_fit)
-    return batch * steps
+    return config.recipe.image_passes(num_samples, workers=config.gpus_per_fit)
 
 
 def _pays_after(total: float, plan: RunPlan, config: PruneConfig) -> float | None:

@@ -40,14 +40,14 @@ def drawn(augment: str, size_px: int, count: int = 24) -> tuple[np.ndarray, Draw
     return order, draw(augment, size_px, count, rng)  # type: ignore[arg-type]
 
 
-def one_by_one(stack: np.ndarray, augment: str) -> torch.Tensor:
-    """Shift, mirror and cut out image by image, with numpy's reflecting pad."""
+def one_by_one(stack: np.ndarray, augment: str, pad: str = "reflect") -> torch.Tensor:
+    """Shift, mirror and cut out image by image, with numpy's pad."""
     size = stack.shape[1]
     order, draws = drawn(augment, size, len(stack))
     reach = size // 8
     result = np.empty_like(stack)
     for place, number in enumerate(order):
-        image = np.pad(stack[number], ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
+        image = np.pad(stack[number], ((reach, reach), (reach, reach), (0, 0)), mode=pad)
         down, right = (0, 0) if draws.shift_M2 is None else draws.shift_M2[place].tolist()
         image = image[reach + down : reach + down + size, reach + right : reach + right + size]
         if draws.flip_M is not None and draws.flip_M[place]:
@@ -66,6 +66,13 @@ def test_batches_equal_images_changed_one_by_one(augment: str, size_px: int) -> 
     stack = images(24, size_px)
     given = epoch(hold_pixels(MemoryPlane(stack), CPU), augment, batch=8)
     assert torch.equal(given, one_by_one(stack, augment))
+
+
+def test_zeros_lie_beyond_the_border_where_they_are_asked_for() -> None:
+    stack = images(24, 32)
+    for augment in ("crop", "crop_flip"):
+        given = epoch(hold_pixels(MemoryPlane(stack), CPU), augment, batch=8, pad="zeros")
+        assert torch.equal(given, one_by_one(stack, augment, "constant"))
 
 
 @pytest.mark.parametrize("out_px", [20, 48, 64])

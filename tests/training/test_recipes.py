@@ -49,7 +49,11 @@ def test_warm_up_takes_a_fifth_at_most() -> None:
         ("quick", 12_500, 1, (64, 15 * 195)),
         ("quick", 450, 1, (64, 43 * 7)),
         ("ccs-40k", 35_000, 1, (256, 40_000)),
-        ("tdds-200", 5_000, 1, (128, 200 * 39)),
+        ("tdds-200", 5_000, 1, (128, 200 * 40)),
+        ("tdds-200", 50_000, 1, (128, 78_200)),  # as the field counts them
+        ("tdds-200", 35_000, 1, (128, 54_800)),
+        ("tdds-200", 50_000, 2, (128, 200 * 390)),
+        ("ccs-300k", 1_281_167, 1, (256, 300_000)),
         ("airbench-like", 50_000, 1, (1024, 480)),
         ("imagenet-90", 1_281_167, 1, (256, 90 * 5004)),
         ("imagenet-16", 1_281_167, 8, (1024, 16 * 1251)),
@@ -58,6 +62,53 @@ def test_warm_up_takes_a_fifth_at_most() -> None:
 )
 def test_a_recipe_is_planned_for_its_set(name: str, n: int, workers: int, plan: tuple[int, int]) -> None:
     assert RECIPES[name][0].plan(n, workers=workers) == plan
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("samples", [1, 100, 128, 1000])
+def test_images_are_counted_as_they_pass(name: str, samples: int) -> None:
+    given = RECIPES[name][0].model_copy(update={"epochs": 3, "steps": None})
+    batch, steps = given.plan(samples)
+    seen = [min(batch, samples - start) for start in range(0, samples, batch)]
+    an_epoch = [size for size in seen if size == batch] if given.drop_last else seen
+    assert given.image_passes(samples) == sum(an_epoch) * steps // len(an_epoch)
+
+
+def test_published_recipes_pad_decay_and_end_their_epochs_as_their_code_does() -> None:
+    for name, pad in (("ccs-40k", "reflect"), ("tdds-200", "zeros"), ("ccs-300k", "reflect")):
+        given = RECIPES[name][0]
+        assert (given.pad, given.decay_norms, given.drop_last) == (pad, True, False)
+        assert (given.lr, given.momentum, given.warmup, given.decay) == (0.1, 0.9, 0.0, "cosine")
+
+
+def test_a_rate_that_would_rise_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"recipe.min_lr=0.1 is above recipe.lr=0.05"):
+        ur.PruneConfig(source="digits", keep=0.5, recipe={"use": "airbench-like", "lr": 0.05})
+
+
+def test_the_last_short_batch_is_trained_on_where_it_is_asked_for() -> None:
+    whole, stats = train(None, recipe(2, batch_size=256, drop_last=False))
+    short, fewer = train(None, recipe(2, batch_size=256))
+    assert not whole[0].weight.equal(short[0].weight)
+    assert stats[0].accuracy * 600 == pytest.approx(round(stats[0].accuracy * 600))
+    assert fewer[0].accuracy * 512 == pytest.approx(round(fewer[0].accuracy * 512))
+
+
+def test_every_epoch_and_every_seed_has_draws_of_its_own() -> None:
+    still = recipe(2, batch_size=600, lr=1e-12, weight_decay=0, warmup=0, augment="none")
+    _, twice = train(None, still)
+    _, again = train(None, still)
+    assert [s.loss for s in twice] == [s.loss for s in again]
+    assert twice[0].loss != twice[1].loss  # dropout, by the epoch's seed
+    small = recipe(2, batch_size=64, lr=1e-12, weight_decay=0, warmup=0, augment="none")
+    _, parts = train(None, small)
+    assert parts[0].loss != parts[1].loss
+
+
+def test_fp16_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    fields = {"source": "digits", "keep": 0.5, "executor": "local", "recipe": {"precision": "fp16"}}
+    with pytest.raises(ConfigError, match=r"recipe.precision=fp16 is for GPUs"):
+        ur.prune(ur.PruneConfig(**fields, out=str(tmp_path / "run")))
 
 
 def test_every_recipe_names_itself_and_its_source() -> None:
@@ -71,14 +122,16 @@ def test_a_size_without_effect_is_refused() -> None:
         ur.PruneConfig(source="digits", keep=0.5, recipe={"augment": "crop_flip", "train_px": 176})
 
 
-def test_norms_and_biases_are_not_decayed() -> None:
+@pytest.mark.parametrize("decay_norms", [False, True])
+def test_norms_and_biases_are_decayed_only_if_asked_for(decay_norms: bool) -> None:
     one_step = {"batch_size": 600, "lr": 0.1, "warmup": 0}
-    model, _ = train(None, recipe(1, **one_step, weight_decay=0.1))
+    model, _ = train(None, recipe(1, **one_step, weight_decay=0.1, decay_norms=decay_norms))
     untouched, _ = train(None, recipe(1, **one_step, weight_decay=0))
     assert not model[0].weight.equal(untouched[0].weight)
     for module, name in ((model[0], "0.bias"), (model[1], "1.weight"), (model[1], "1.bias"), (model[6], "6.bias")):
         same = dict(untouched.named_parameters())[name]
-        assert getattr(module, name[2:]).equal(same), name
+        begins_at_nothing = name == "1.bias"
+        assert getattr(module, name[2:]).equal(same) == (begins_at_nothing or not decay_norms), name
 
 
 @pytest.mark.parametrize("fields", [{}, {"label_smoothing": 0.1}, {"decay": "linear"}, {"precision": "bf16"}])
@@ -105,3 +158,9 @@ def test_a_size_of_crops_without_effect_at_the_sources_size_is_refused(tmp_path:
     with pytest.raises(ConfigError, match=r"recipe.train_px=16 has no effect: images of 8 px are augmented by none"):
         ur.prune(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_crops_larger_than_the_images_are_refused() -> None:
+    large = {"augment": "resized_crop_flip", "train_px": 16}
+    with pytest.raises(ConfigError, match=r"recipe.train_px=16 is larger than the images, of 8 px"):
+        ur.plan(ur.PruneConfig(source="digits", keep=0.5, recipe=large))

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unseen_ray.core.tasks import EvalTask, ScoreTask
@@ -103,6 +103,8 @@ def _attempt(
                 outcome: Outcome = ray.get(ended)
                 return outcome
             waiting.check()
+    except RayTaskError as error:
+        return "error", f"the actor that starts the workers raised an error:\n{error}"
     except RayError as error:
         return "worker lost", f"the actor that starts the workers: {type(error).__name__}"
     finally:
@@ -161,18 +163,19 @@ class Foreman:
         from ray.train.torch import TorchTrainer
 
         foreman = ray.get_runtime_context().current_actor
-        trainer = TorchTrainer(
-            _train_share,
-            train_loop_config={"shared": shared, "task": task, "foreman": foreman},
-            scaling_config=ScalingConfig(
-                num_workers=workers,
-                use_gpu=request["GPU"] > 0,
-                resources_per_worker={name: amount for name, amount in request.items() if amount > 0},
-            ),
-            run_config=RunConfig(name="ray-train", storage_path=storage, failure_config=FailureConfig(max_failures=0)),
-        )
         try:
-            trainer.fit()
+            TorchTrainer(
+                _train_share,
+                train_loop_config={"shared": shared, "task": task, "foreman": foreman},
+                scaling_config=ScalingConfig(
+                    num_workers=workers,
+                    use_gpu=request["GPU"] > 0,
+                    resources_per_worker={name: amount for name, amount in request.items() if amount > 0},
+                ),
+                run_config=RunConfig(
+                    name="ray-train", storage_path=storage, failure_config=FailureConfig(max_failures=0)
+                ),
+            ).fit()
         except Exception as error:  # it may not survive the way to the driver
             return _classify(error)
         return None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unseen_ray.recipe import Augment
 
-__all__ = ["Draws", "cut_out", "draw", "pixel_index", "resize_crops"]
+__all__ = ["Draws", "cut_out", "draw", "outside", "pixel_index", "resize_crops"]
 
 _REACH = 8  # a crop shifts by up to an eighth of the side: 4 px at 32
 _CUT = 2  # a cutout is half as wide as the image: 16 px at 32
@@ -81,15 +81,18 @@ def pixel_index(draws: Draws, size_px: int, first_row_B: Tensor) -> Tensor:
     Returns:
         (B * H * W,) int64 numbers of pixels in the stack.
     """
-    line = torch.arange(size_px, device=first_row_B.device)
-    rows_BH, columns_BW = line[None, :], line[None, :]
-    if draws.flip_M is not None:
-        columns_BW = torch.where(draws.flip_M[:, None], line.flip(0), line)
+    rows_BH, columns_BW = _lines(draws, size_px, first_row_B.device)
     if draws.shift_M2 is not None:
-        rows_BH = _reflect(rows_BH + draws.shift_M2[:, :1], size_px)
-        columns_BW = _reflect(columns_BW + draws.shift_M2[:, 1:], size_px)
+        rows_BH, columns_BW = _reflect(rows_BH, size_px), _reflect(columns_BW, size_px)
     first_pixel_BH = (first_row_B[:, None] + rows_BH) * size_px
     return (first_pixel_BH[:, :, None] + columns_BW[:, None, :]).view(-1)
+
+
+def outside(draws: Draws, size_px: int) -> Tensor:
+    """(B, H, W) whether a pixel of the shifted images lies beyond the border of its image."""
+    assert draws.shift_M2 is not None
+    beyond_BH, beyond_BW = ((n < 0) | (n >= size_px) for n in _lines(draws, size_px, draws.shift_M2.device))
+    return beyond_BH[:, :, None] | beyond_BW[:, None, :]
 
 
 def cut_out(images_BHWC: Tensor, centre_B2: Tensor, fill_C: Tensor) -> Tensor:
@@ -155,6 +158,17 @@ def _boxes(size_px: int, count: int, rng: np.random.Generator) -> NDArray[np.flo
         left = left[~fits]
     corner = rng.integers(0, size_px - sides + 1)
     return np.concatenate([corner, sides], axis=1).astype(np.float32)
+
+
+def _lines(draws: Draws, size_px: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows and columns that the shifted and mirrored images come from, beyond the border where a shift leads there."""
+    line = torch.arange(size_px, device=device)
+    rows_BH, columns_BW = line[None, :], line[None, :]
+    if draws.flip_M is not None:
+        columns_BW = torch.where(draws.flip_M[:, None], line.flip(0), line)
+    if draws.shift_M2 is not None:
+        rows_BH, columns_BW = rows_BH + draws.shift_M2[:, :1], columns_BW + draws.shift_M2[:, 1:]
+    return rows_BH, columns_BW
 
 
 def _reflect(index: Tensor, length: int) -> Tensor:

@@ -32,7 +32,7 @@ _FORMAT = 2
 _HEAD = "checkpoint.json"
 _READS = 2
 _SHARD = 16 << 20
-_DAMAGE = (ValueError, KeyError, TypeError, SafetensorError)
+_DAMAGE = (ValueError, KeyError, TypeError, RuntimeError, MemoryError, SafetensorError)
 _BLOCKED = 0.02  # share of a fit's time that it may wait for checkpoints
 _BESIDE = 0.1  # what a second of the thread's counts among them
 
@@ -124,8 +124,8 @@ class Checkpoints:
     def flush(self) -> None:
         """Wait until what was written is in place, or has failed to be."""
         if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+            pending, self._pending = self._pending, None
+            pending.result()
 
     def check_written(self) -> None:
         """Wait, and refuse that the last one is not in place; StorageError says why it is not."""

@@ -20,8 +20,9 @@ from unseen_ray.data.plane import Plane
 from unseen_ray.errors import FitError
 from unseen_ray.job import Job
 from unseen_ray.resolve import function_of, name_of, plug_of
+from unseen_ray.run import CHECKPOINTS
 from unseen_ray.sources import Source
-from unseen_ray.storage import is_uri
+from unseen_ray.storage import Folder, filesystem_of
 
 __all__ = ["FitSamples", "FitTask", "custom_log_probs"]
 
@@ -40,7 +41,7 @@ class FitTask:
         num_classes: C.
         stage, fold, repeat: which task it is; fold is None outside stage 0.
         threads: CPU threads it may use.
-        checkpoint_dir: a local folder that outlives a restart of the task on the same storage.
+        checkpoint_dir: a local folder, which a restart of the task finds as it was where the run's folder is local too.
     """
 
     train_ids: IdArray
@@ -109,7 +110,7 @@ def custom_log_probs(
             fold=task.fold,
             repeat=task.repeat,
             threads=config.threads,
-            checkpoint_dir=_checkpoint_dir(job.out, task.stage, job.task_key(task, population), scratch),
+            checkpoint_dir=_checkpoint_dir(job.out, job.task_key(task, population), scratch),
         )
         answers = function(described, source=FitSamples(plane, labels_N, source))
         if not hasattr(answers, "__iter__"):
@@ -120,11 +121,11 @@ def custom_log_probs(
             yield ids, log_probs
 
 
-def _checkpoint_dir(out: str, stage: int, key: str, scratch: str) -> str:
-    """Named by what determines the task, so that it never finds the state of another configuration."""
-    if is_uri(out):
+def _checkpoint_dir(out: str, key: str, scratch: str) -> str:
+    """Named by what determines the task, so that it never finds the state of another configuration; goes with the run's others."""
+    fs, path = filesystem_of(Folder(out).path(f"{CHECKPOINTS}/own-{key[:32]}"))
+    if fs.type_name != "local":
         return scratch
-    path = os.path.join(os.path.abspath(out), f"stage-{stage:02d}", "checkpoints", key[:16])
     os.makedirs(path, exist_ok=True)
     return path
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.data.plane import MemoryPlane, Plane, chunks_of
 from unseen_ray.recipe import Recipe
-from unseen_ray.training.augment import Draws, cut_out, draw, pixel_index, resize_crops
+from unseen_ray.training.augment import Draws, cut_out, draw, outside, pixel_index, resize_crops
 
 __all__ = ["Feed", "Normalisation", "Pixels", "Share", "hold_pixels", "measure"]
 
@@ -164,6 +164,8 @@ class Feed:
             return resize_crops(stack.index_select(0, places), draws, recipe.train_px or size_px)
         index = pixel_index(draws, size_px, places * size_px)
         images = stack.view(-1, 3).index_select(0, index).view(-1, size_px, size_px, 3)
+        if draws.shift_M2 is not None and recipe.pad == "zeros":
+            images.masked_fill_(outside(draws, size_px)[..., None], 0)
         return images if draws.centre_M2 is None else cut_out(images, draws.centre_M2, self._fill_C)
 
     def _normalised(self, images_BHWC: Tensor) -> Tensor:

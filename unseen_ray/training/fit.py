@@ -17,6 +17,7 @@ from unseen_ray.errors import FitError, StorageError
 from unseen_ray.recipe import Recipe
 from unseen_ray.training.checkpoint import Checkpoints
 from unseen_ray.training.feed import Feed, Share
+from unseen_ray.training.hardware import seed_generators
 from unseen_ray.training.learner import Learner, learning_rate
 
 __all__ = ["EpochStats", "FitPlan", "finished_fit", "fit"]
@@ -74,8 +75,9 @@ class FitPlan:
 
     def sizes(self) -> tuple[int, int, int]:
         """Batch size over all workers, steps of an epoch, steps in all."""
-        batch, total = self.recipe.plan(len(self.ids_M), workers=self.share.workers)
-        return batch, len(self.ids_M) // batch, total
+        batch, per_epoch = self.recipe.epoch_plan(len(self.ids_M), workers=self.share.workers)
+        _, total = self.recipe.plan(len(self.ids_M), workers=self.share.workers)
+        return batch, per_epoch, total
 
 
 def fit(model: nn.Module, feed: Feed, plan: FitPlan, checkpoints: Checkpoints | None = None) -> Iterator[EpochStats]:
@@ -134,7 +136,8 @@ def _epoch(learner: Learner, feed: Feed, plan: FitPlan, before: EpochStats) -> E
     started, epoch, share = time.perf_counter(), before.epoch, plan.share
     batch, per_epoch, total = plan.sizes()
     steps = min(per_epoch, total - epoch * per_epoch)
-    torch.manual_seed(torch_seed_for(plan.seed, epoch, *([share.rank] if share.rank else [])))
+    samples = min(steps * batch, len(plan.ids_M))
+    seed_generators(torch_seed_for(plan.seed, epoch, *([share.rank] if share.rank else [])), feed.pixels.device)
     sums = torch.zeros(2, device=feed.pixels.device)
     batches = feed.epoch(
         plan.ids_M, plan.labels_M, plan.recipe, shape=(steps, batch), rng=rng_for(plan.seed, epoch), share=share
@@ -155,8 +158,8 @@ def _epoch(learner: Learner, feed: Feed, plan: FitPlan, before: EpochStats) -> E
         epoch=epoch + 1,
         epochs=before.epochs,
         loss=mean_loss,
-        accuracy=float(sums[1]) / (steps * batch),
-        images_per_s=steps * batch / seconds,
+        accuracy=float(sums[1]) / samples,
+        images_per_s=samples / seconds,
         seconds=before.seconds + seconds,
         earlier_s=before.earlier_s,
     )

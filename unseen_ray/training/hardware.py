@@ -12,16 +12,30 @@ from typing import Any
 
 import torch
 
-from unseen_ray.errors import FitError
+from unseen_ray.errors import ConfigError, FitError
 from unseen_ray.recipe import Precision
 
-__all__ = ["check_precision", "describe_hardware", "device_name", "numerics", "resolve_precision"]
+__all__ = ["check_precision", "describe_hardware", "device_name", "numerics", "resolve_precision", "seed_generators"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed torch's generators of the CPU and of one device; those of other GPUs are not touched."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """What `auto` means on this device: bf16 where the hardware has it, fp16 on an older GPU, else float32."""
+    """What `auto` means on this device: bf16 where the hardware has it, fp16 on an older GPU, else float32.
+
+    Raises:
+        ConfigError: if fp16 is asked for on a CPU, where nothing scales the loss.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("recipe.precision=fp16 is for GPUs; this fit would run on a CPU. Set bf16, float32 or auto.")
     if precision != "auto":
         return precision
     if _has_bf16(device):
@@ -65,6 +79,7 @@ def numerics(threads: int, deterministic: bool, device: torch.device) -> Iterato
     from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.set_num_threads(threads)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
@@ -79,7 +94,7 @@ def numerics(threads: int, deterministic: bool, device: torch.device) -> Iterato
             yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
+        torch.use_deterministic_algorithms(before[1], warn_only=warn_only)
         torch.backends.cudnn.benchmark = before[2]
 
 

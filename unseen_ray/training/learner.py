@@ -103,11 +103,15 @@ class Learner:
             ValueError: if they are of another model; nothing is changed then.
         """
         weights = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
-        if _shapes(weights) != _shapes(self._tensor_state()):
+        momentum = {
+            name.removeprefix(_MOMENTUM): value for name, value in tensors.items() if name.startswith(_MOMENTUM)
+        }
+        own = _shapes(dict(self.model.named_parameters()))
+        if _shapes(weights) != _shapes(self._tensor_state()) or not _shapes(momentum).items() <= own.items():
             raise ValueError("it holds the weights of another model")
         self.model.load_state_dict(weights, strict=False)
         for name, weight in self.model.named_parameters():
-            saved = tensors.get(_MOMENTUM + name)
+            saved = momentum.get(name)
             if saved is not None:
                 self._optimizer.state[weight]["momentum_buffer"] = torch.empty_like(weight).copy_(saved)
         if scale:
@@ -133,8 +137,9 @@ def _forward(model: nn.Module, recipe: Recipe, device: torch.device, replicas: i
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     weights: list[Tensor] = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others: list[Tensor] = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    decay = recipe.weight_decay if recipe.decay_norms else 0.0
     return torch.optim.SGD(
-        [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": decay}],
         lr=recipe.lr,
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,

@@ -31,7 +31,7 @@ from unseen_ray.training.checkpoint import Checkpoints
 from unseen_ray.training.custom import custom_log_probs
 from unseen_ray.training.feed import Feed, Pixels, Share, hold_pixels, measure
 from unseen_ray.training.fit import EpochStats, FitPlan, finished_fit, fit
-from unseen_ray.training.hardware import check_precision, device_name, numerics
+from unseen_ray.training.hardware import check_precision, device_name, numerics, seed_generators
 from unseen_ray.training.predict import predict
 from unseen_ray.training.votesheet import VoteSheet
 from unseen_ray.votes import find_receipt, write_votes
@@ -89,7 +89,7 @@ class Workbench:
     device: torch.device
     population: Population = field(init=False)
     functions: dict[str, ScoreFunction] = field(init=False)
-    _pixels: Pixels | None = field(init=False, default=None)
+    _pixels: list[Pixels] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.population = self.job.population(self.labels_N)
@@ -141,7 +141,7 @@ class Workbench:
             training = self._fit(ids, task, Share(), self._checkpoints(ids, task))
             for stats in self._train(training, task):
                 yield self._trained(task.name, stats)
-            feed = Feed(hold_pixels(test.plane, self.device), training.feed.norm)
+            feed = Feed(self._held(test.plane), training.feed.norm)
             done = 0
             for _, log_probs in predict(training.model, feed, test.ids_M, recipe):
                 stop = done + len(log_probs)
@@ -149,6 +149,7 @@ class Workbench:
                 done = stop
         present = np.bincount(test.labels_M, minlength=self.job.num_classes)
         correct = np.bincount(test.labels_M[right], minlength=self.job.num_classes)
+        seconds = time.perf_counter() - started
         yield EvalResult(
             task=task.name,
             arm=task.arm,
@@ -157,7 +158,8 @@ class Workbench:
             trained=len(ids),
             accuracy=float(right.mean()),
             class_accuracy=tuple(float(c / n) if n else math.nan for c, n in zip(correct, present, strict=True)),
-            seconds=round(time.perf_counter() - started + stats.earlier_s, 3),
+            seconds=round(seconds + stats.earlier_s, 3),
+            worker_seconds=round(seconds + stats.earlier_s * self.job.workers_of(task), 3),
             node=platform.node(),
             device=device_name(self.device),
         )
@@ -194,11 +196,9 @@ class Workbench:
         config = self.job.config
         check_precision(config.recipe.precision, self.device)
         seed = fit_seed(config.seed, digest_ids(train_ids), task.repeat)
-        torch.manual_seed(torch_seed_for(seed))
+        seed_generators(torch_seed_for(seed), self.device)
         model = build_model(config.model, self.job.num_classes)
         model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self._pixels is None:
-            self._pixels = hold_pixels(self.plane, self.device)
         plan = FitPlan(
             ids_M=train_ids,
             labels_M=self.population.labels_of(train_ids),
@@ -207,8 +207,16 @@ class Workbench:
             seed=seed,
             share=share,
         )
-        feed = Feed(self._pixels, measure(self.plane, train_ids))
+        feed = Feed(self._held(self.plane), measure(self.plane, train_ids))
         return _Fit(model=model, feed=feed, plan=plan, checkpoints=checkpoints)
+
+    def _held(self, plane: Plane) -> Pixels:
+        """A plane's pixels on the device, brought there once."""
+        for held in self._pixels:
+            if held.plane is plane:
+                return held
+        self._pixels.append(hold_pixels(plane, self.device))
+        return self._pixels[-1]
 
     def _checkpoints(self, train_ids: IdArray, task: ScoreTask | EvalTask) -> Checkpoints:
         key = self.job.fit_key(train_ids, task)
@@ -223,18 +231,19 @@ class Workbench:
     ) -> Receipt:
         """What to say of finished work; `seconds` are this start's, to which come those of earlier ones."""
         workers = self.job.workers_of(task)
-        batch, steps = self.job.config.recipe.plan(trained, workers=workers)
+        worker_seconds = round(seconds + last.earlier_s * workers, 3)
         return Receipt(
             index=task.index,
             task=task.name,
             files={},
             trained=trained,
             scored=scored,
-            image_passes=0 if self.job.config.fit else batch * steps,
+            image_passes=0 if self.job.config.fit else self.job.config.recipe.image_passes(trained, workers=workers),
             accuracy=accuracy,
             train_accuracy=last.accuracy,
             seconds=round(seconds + last.earlier_s, 3),
-            gpu_seconds=round(seconds + last.earlier_s * workers, 3) if self.device.type == "cuda" else 0.0,
+            worker_seconds=worker_seconds,
+            gpu_seconds=worker_seconds if self.device.type == "cuda" else 0.0,
             node=platform.node(),
             device=device_name(self.device),
         )
