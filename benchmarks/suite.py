@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import hashlib
 import json
 import re
 import subprocess
@@ -44,6 +45,7 @@ from unseen_ray.run import choosing_s
 from unseen_ray.sources import open_source, source_ref
 
 RANDOM, FULL = "random", "full"
+SHARED = ("model", "recipe", "threads")
 AFTER_SCORING = ("schedule", "policy", "combine")
 """Fields of a method that change what follows stage 0, not its training."""
 
@@ -74,11 +76,10 @@ class Suite:
         self.info = open_source(source_ref(self.fields()["source"])).info
 
     def fields(self, **changes: Any) -> dict[str, Any]:
-        """Fields that every run of the suite shares."""
+        """Fields that every run of the suite shares, and more."""
         source = {"use": "parquet", **self.asked.get("source", {})}
         source["root" if source["use"] in ("cifar10", "cifar100", "imagenet") else "path"] = self.args.source
-        names = ("model", "recipe", "threads")
-        return {"source": source, **{name: self.asked[name] for name in names if name in self.asked}, **changes}
+        return {"source": source, **{name: self.asked[name] for name in SHARED if name in self.asked}, **changes}
 
     @property
     def seeds(self) -> list[int]:
@@ -97,19 +98,29 @@ class Suite:
         ]
         return list({choice.name: choice for choice in choices}.values())  # random is one for all scores
 
-    @functools.cached_property
-    def largest_keep(self) -> float:
-        """At which every stage 0 is made."""
-        return max(choice.keep for choice in self.choices)
-
-    def path(self, *parts: object) -> Path:
-        """A folder of the suite's."""
-        return Path(self.args.out, re.sub(r"[^\w.]+", "-", " ".join(str(part) for part in parts)))
-
     def base(self, method: str) -> str:
         """The method with the same stage 0 that chooses in one shot; a method of several stages may be its own."""
         methods = self.asked["methods"]
         return next((name for name, fields in methods.items() if fields == scoring_fields(methods[method])), method)
+
+    def stage_zero(self, method: str, seed: int) -> tuple[Path, dict[str, Any]]:
+        """Folder and fields of the run whose stage 0 a method chooses from; how many it keeps does not matter."""
+        base = self.base(method)
+        fields = {**scoring_fields(self.asked["methods"][base]), "keep": 0.5, "seed": seed}
+        return self._folder(f"zero {base}", fields), fields
+
+    def choice(self, choice: Choice, seed: int) -> tuple[Path, dict[str, Any]]:
+        """Folder and fields of a choice, by a run of its own or from a stage 0."""
+        fields = {**self.asked["methods"][choice.method], "score": choice.score, "keep": choice.keep, "seed": seed}
+        if "schedule" in fields:
+            fields["schedule"] = schedule(fields["schedule"], choice.keep)
+        return self._folder(choice.name, fields), fields
+
+    def _folder(self, name: str, fields: dict[str, Any]) -> Path:
+        """Named by all that its ids depend on, so that a changed suite finds nothing of what it was before."""
+        said = [self.info.fingerprint, [self.asked.get(name) for name in SHARED], fields]
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
+        return Path(self.args.out, re.sub(r"[^\w.]+", "-", f"{name} {fields['seed']} {digest}"))
 
 
 def scoring_fields(method: dict[str, Any]) -> dict[str, Any]:
@@ -137,19 +148,13 @@ def prune(suite: Suite, path: Path, **fields: Any) -> None:
 def prune_all(suite: Suite) -> None:
     """Every run that trains: the stages 0 first, which the others use."""
     methods = suite.asked["methods"]
-    used = {choice.method for choice in suite.choices} - {RANDOM}
-    zero: dict[Path, dict[str, Any]] = {}
-    grown: dict[Path, dict[str, Any]] = {}
-    for seed in suite.seeds:
-        for base in dict.fromkeys(suite.base(method) for method in methods if method in used):
-            fields = {**scoring_fields(methods[base]), "keep": suite.largest_keep, "seed": seed}
-            zero[suite.path("zero", base, seed)] = fields
-        for choice in suite.choices:
-            if "schedule" in methods.get(choice.method, {}):
-                fields = {**methods[choice.method], "score": choice.score, "keep": choice.keep, "seed": seed}
-                fields["schedule"] = schedule(fields["schedule"], choice.keep)
-                fields["reuse"] = [str(suite.path("zero", suite.base(choice.method), seed))]
-                grown[suite.path(choice.name, seed)] = fields
+    used = [method for method in methods if any(choice.method == method for choice in suite.choices)]
+    zero = dict(suite.stage_zero(method, seed) for seed in suite.seeds for method in used)
+    grown = {}
+    for choice in suite.choices:
+        for seed in suite.seeds if "schedule" in methods.get(choice.method, {}) else ():
+            path, fields = suite.choice(choice, seed)
+            grown[path] = {**fields, "reuse": [str(suite.stage_zero(choice.method, seed)[0])]}
     with ThreadPoolExecutor(suite.args.at_once) as pool:
         for runs in (zero, grown):
             for done in [pool.submit(prune, suite, path, **fields) for path, fields in runs.items()]:
@@ -182,23 +187,22 @@ def chosen_by(suite: Suite, choice: Choice) -> Chosen:
 
 def result_of(suite: Suite, choice: Choice, seed: int) -> ur.PruneResult:
     """A run of several stages as it is; a choice in one shot, made from its stage 0 without training."""
-    path = suite.path(choice.name, seed)
+    path, fields = suite.choice(choice, seed)
     with contextlib.suppress(ur.ConfigError):
         return ur.load(path)
-    zero = suite.path("zero", suite.base(choice.method), seed)
-    method = suite.asked["methods"][choice.method]
-    after = {name: method[name] for name in ("policy", "combine") if name in method}
-    return ur.select(zero, keep=choice.keep, score=choice.score, **after, out=path)
+    after = {name: fields[name] for name in ("policy", "combine") if name in fields}
+    return ur.select(suite.stage_zero(choice.method, seed)[0], keep=choice.keep, score=choice.score, **after, out=path)
 
 
 def evaluated(suite: Suite) -> Evaluation:
     """All choices trained and measured: one table."""
     chosen = {choice.name: chosen_by(suite, choice) for choice in suite.choices}
     _, *others = chosen
-    asked = suite.fields(keep=suite.largest_keep, executor=suite.args.train_on)
+    asked = suite.fields(keep=0.5, executor=suite.args.train_on)
     if suite.args.test:
         asked["test"] = suite.args.test
-    home = next(path for path in sorted(suite.args.out.glob("zero-*")) if path.is_dir())  # what is measured goes there
+    first = next(choice.method for choice in suite.choices if choice.method != RANDOM)
+    home, _ = suite.stage_zero(first, suite.seeds[0])  # what is measured goes there
     config = with_model(ur.PruneConfig(**asked, out=str(home)), suite.info.size_px)
     with executor_for(config, len(chosen) * len(suite.seeds)) as executor:
         return evaluate(
@@ -246,7 +250,7 @@ def score_facts(suite: Suite) -> list[dict[str, Any]]:
 
 def stage_zero_scores(suite: Suite, method: str, score: str) -> list[np.ndarray]:
     """(N,) scores of all samples, for each seed."""
-    paths = [suite.path("zero", suite.base(method), seed) for seed in suite.seeds]
+    paths = [suite.stage_zero(method, seed)[0] for seed in suite.seeds]
     return [ur.load(path).scores.column(score).to_numpy() for path in paths]
 
 
@@ -255,7 +259,7 @@ def stage_facts(suite: Suite) -> list[dict[str, Any]]:
     found = []
     for choice in suite.choices:
         if "schedule" in suite.asked["methods"].get(choice.method, {}):
-            reports = [ur.report_values(suite.path(choice.name, seed))["importance"] for seed in suite.seeds]
+            reports = [ur.report_values(suite.choice(choice, seed)[0])["importance"] for seed in suite.seeds]
             found += [
                 {
                     "method": choice.method,

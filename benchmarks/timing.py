@@ -71,7 +71,12 @@ def ratio(seconds: Mapping[str, list[float]], over: str, under: str) -> dict[str
 def conditions(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
     """Hardware, versions, the commit, and how the benchmark was called."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    called = {name: value for name, value in vars(args).items() if name not in ("json", "source", "test", "out")}
+    apart = ("json", "source", "test", "out")  # where things lie on this machine
+    called = {
+        name: value.name if isinstance(value, Path) else value
+        for name, value in vars(args).items()
+        if name not in apart
+    }
     return {
         **describe_hardware(device),
         "ray": version("ray"),

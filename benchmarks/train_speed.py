@@ -1,4 +1,4 @@
-"""How close training comes to the hardware: images a second of four loops that do the same steps, interleaved in one process.
+"""How close training comes to the hardware: images a second of four loops that do the same steps, interleaved in one run.
 
     a  usual   torchvision transforms on PIL images, one by one, through a DataLoader; float32
     b  bare    normalised images in memory, same number format and memory layout as ours, no augmentation

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,12 +29,56 @@ def test_a_suite_names_methods_that_it_has_and_fields_that_there_are(path: Path)
     suite = yaml.safe_load(path.read_text())
     methods = suite["methods"]
     assert suite["rows"]
+    assert len(suite["seeds"]) >= 3
     for row in suite["rows"]:
         assert set(row) == {"methods", "scores", "keep"}
         assert set(row["methods"]) <= {*methods, "random"}
         for score in row["scores"]:
             for keep in row["keep"]:
                 for name in set(row["methods"]) - {"random"}:
-                    fields = {key: value for key, value in methods[name].items() if key != "schedule"}
+                    fields = dict(methods[name])
+                    if "schedule" in fields:
+                        fields["schedule"] = dict(fields["schedule"])
+                        fields["schedule"]["first"] = keep * fields["schedule"].pop("first_share")
                     shared = {key: suite[key] for key in ("model", "recipe") if key in suite}
                     ur.PruneConfig(source="digits", keep=keep, score=score, **shared, **fields)
+
+
+def test_a_suite_measures_every_choice_and_starts_anew_when_it_changes(
+    tmp_path: Path, parquet_file: Callable[..., Path]
+) -> None:
+    source = parquet_file(count=120, name="train.parquet")
+    test = parquet_file(count=60, name="test.parquet", seed=1)
+    suite = {
+        "model": "small_cnn",
+        "recipe": {"use": "quick", "epochs": 1, "min_steps": 0},
+        "seeds": [0, 1],
+        "methods": {
+            "fitting": {"mode": "fitting"},
+            "unseen": {"folds": 2},
+            "balanced": {"folds": 2, "policy": "class_balanced"},
+            "grown": {"folds": 2, "schedule": {"first_share": 0.5, "stages": 2}},
+        },
+        "rows": [
+            {"methods": ["random", "fitting", "unseen", "balanced", "grown"], "scores": ["entropy"], "keep": [0.5]}
+        ],
+    }
+    line = [sys.executable, BENCHMARKS / "suite.py", tmp_path / "suite.yaml", "--source", source, "--test", test]
+    line += ["--out", tmp_path / "runs", "--train_on", "local", "--json", tmp_path / "found.json"]
+    zeros = {}
+    for epochs in (1, 2):
+        suite["recipe"] = {**suite["recipe"], "epochs": epochs}
+        (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found = json.loads((tmp_path / "found.json").read_text())
+        assert [row["method"] for row in found["rows"]] == ["random", "fitting", "unseen", "balanced", "grown"]
+        assert all(row["samples"] == 60 and len(row["accuracies"]) == 2 for row in found["rows"])
+        assert found["recipe"]["epochs"] == epochs
+        assert {facts["method"] for facts in found["scores"]} == {"fitting", "unseen"}
+        assert [facts["stage"] for facts in found["stages"]] == [1]
+        assert str(tmp_path) not in (tmp_path / "found.json").read_text()
+        zeros[epochs] = {path.name for path in (tmp_path / "runs").glob("zero-*") if path.is_dir()}
+    assert len(zeros[1]) == 4  # two methods that train, two seeds
+    assert len(zeros[2] - zeros[1]) == 4
+    assert "chosen in" not in subprocess.run(line, capture_output=True, text=True, check=True).stdout

@@ -7,17 +7,30 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
 import unseen_ray as ur
+from tests.conftest import class_pixels, png_bytes
 from unseen_ray.comparison import Arm, break_even_of, differences_of
+from unseen_ray.evaluation import stored_tables
+from unseen_ray.job import EvalResult
+from unseen_ray.sources import source_ref
 
 FAST = {"use": "quick", "epochs": 1, "min_steps": 0}
 
 
 def arm(
-    name: str, accuracies: list[float], *, selections: int = 1, seconds: float = 1.0, choosing_s: float | None = 0.0
+    name: str,
+    accuracies: list[float],
+    *,
+    selections: int = 1,
+    seconds_each: float = 1.0,
+    choosing_s: float | None = 0.0,
+    devices: tuple[str, ...] = ("cpu",),
+    drawn: bool = False,
 ) -> Arm:
     return Arm(
         name=name,
@@ -26,8 +39,11 @@ def arm(
         accuracies=tuple(accuracies),
         class_accuracy=(0.5, math.nan, 0.7),
         class_samples=(5.0, 0.0, 5.0),
-        seconds=seconds,
+        seconds=seconds_each * len(accuracies),
+        seconds_each=seconds_each,
         choosing_s=choosing_s,
+        devices=devices,
+        drawn=drawn,
     )
 
 
@@ -38,17 +54,45 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> ur.PruneResult:
     return ur.prune(ur.PruneConfig(source=source, keep=0.5, out=out, folds=2, recipe=FAST, executor="local"))
 
 
-def test_a_difference_has_the_interval_of_a_paired_t_test() -> None:
+def test_several_choices_are_compared_choice_by_choice() -> None:
     rng = np.random.default_rng(0)
-    ours, theirs = rng.normal(0.8, 0.01, 6).tolist(), rng.normal(0.79, 0.01, 6).tolist()
-    (found,) = differences_of([arm("coreset", ours, selections=2), arm("random", theirs, selections=2)])
-    test = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-    assert (found.baseline, found.pairs) == ("random", 6)
+    ours, theirs = rng.normal(0.8, 0.01, (3, 4)), rng.normal(0.79, 0.01, (3, 4))
+    (found,) = differences_of(
+        [arm(name, values.ravel().tolist(), selections=3) for name, values in (("coreset", ours), ("random", theirs))]
+    )
+    test = stats.ttest_rel(ours.mean(axis=1), theirs.mean(axis=1)).confidence_interval(0.95)
+    assert (found.baseline, found.choices) == ("random", 3)
     assert found.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
     assert (found.low, found.high) == pytest.approx((test.low, test.high))
 
 
-def test_one_pair_has_no_interval() -> None:
+def test_trainings_of_one_choice_are_two_samples() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(0.8, 0.01, 5).tolist(), rng.normal(0.79, 0.02, 5).tolist()
+    (found,) = differences_of([arm("coreset", ours), arm("random", theirs)])
+    test = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((test.low, test.high))
+    (equal,) = differences_of([arm("coreset", [0.5, 0.5]), arm("full", [0.4, 0.4])])
+    assert (equal.low, equal.mean, equal.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_an_interval_over_choices_covers_what_choosing_again_would_give() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(400):
+        chosen = 0.8 + rng.normal(0, 0.006, (3, 1)) + rng.normal(0, 0.003, (3, 3))
+        random = 0.8 + rng.normal(0, 0.003, (3, 3))
+        (found,) = differences_of(
+            [
+                arm("coreset", chosen.ravel().tolist(), selections=3),
+                arm("random", random.ravel().tolist(), selections=3),
+            ]
+        )
+        covered += found.low <= 0 <= found.high
+    assert covered / 400 > 0.92
+
+
+def test_one_training_has_no_interval() -> None:
     (found,) = differences_of([arm("coreset", [0.5]), arm("random", [0.4])])
     assert found.mean == pytest.approx(0.1)
     assert math.isnan(found.low)
@@ -59,6 +103,12 @@ def test_deviations_of_choosing_and_of_training_are_told_apart() -> None:
     assert (chosen.std_trainings, chosen.std_selections) == pytest.approx((0.0, math.sqrt(0.02)))
     trained = arm("coreset", [0.5, 0.7, 0.5, 0.7], selections=2)
     assert (trained.std_trainings, trained.std_selections) == pytest.approx((math.sqrt(0.02), 0.0))
+    both = arm("coreset", [0.4, 0.6, 0.8, 1.0], selections=2)  # of the means' 0.08, training again explains 0.01
+    assert both.std_selections == pytest.approx(math.sqrt(0.08 - 0.01))
+    once = arm("coreset", [0.4, 0.6], selections=2)
+    assert math.isnan(once.std_trainings) and math.isnan(once.std_selections)
+    drawn = arm("random", [0.4, 0.6, 0.8, 1.0], selections=2, drawn=True)
+    assert math.isnan(drawn.std_trainings) and math.isnan(drawn.std_selections)
     assert math.isnan(arm("coreset", [0.5]).std)
 
 
@@ -72,8 +122,8 @@ def test_classes_without_a_test_sample_count_for_nothing() -> None:
 def test_break_even_is_the_cost_over_what_a_training_saves(
     full_s: float, choosing_s: float, trainings: float | None
 ) -> None:
-    coreset = arm("coreset", [0.5, 0.5, 0.5], seconds=3 * 1.0, choosing_s=choosing_s)
-    even = break_even_of([coreset, arm("full", [0.5], seconds=full_s / 3)])
+    coreset = arm("coreset", [0.5, 0.5, 0.5], choosing_s=choosing_s)
+    even = break_even_of([coreset, arm("full", [0.5], seconds_each=full_s / 3)])
     assert even is not None
     assert even.trainings == (None if trainings is None else pytest.approx(trainings))
 
@@ -82,6 +132,7 @@ def test_no_break_even_without_its_two_measures() -> None:
     coreset, unknown = arm("coreset", [0.5]), arm("coreset", [0.5], choosing_s=None)
     assert break_even_of([coreset, arm("random", [0.5])]) is None
     assert break_even_of([unknown, arm("full", [0.5])]) is None
+    assert break_even_of([coreset, arm("full", [0.5], seconds_each=9.0, devices=("H200",))]) is None
 
 
 def test_the_matched_baseline_has_the_coresets_class_counts(finished: ur.PruneResult) -> None:
@@ -94,7 +145,7 @@ def test_the_matched_baseline_has_the_coresets_class_counts(finished: ur.PruneRe
     assert [difference.baseline for difference in table.differences] == ["random", "random_matched", "full"]
     assert table.class_names == tuple("0123456789")
     written = json.loads(Path(finished.path, "evaluation.json").read_text())
-    assert written["table"] == table.to_json()
+    assert written["tables"][0] == table.to_json()
 
 
 def test_iterations_give_every_arm_the_steps_of_everything(finished: ur.PruneResult) -> None:
@@ -105,6 +156,64 @@ def test_iterations_give_every_arm_the_steps_of_everything(finished: ur.PruneRes
     assert (iterations.recipe["epochs"], iterations.recipe["steps"]) == (None, 400 // 64)
     assert iterations.arms[0].accuracies != epochs.arms[0].accuracies
     assert iterations.arms[1].accuracies == epochs.arms[1].accuracies  # full has these steps already
+    assert iterations.break_even is None  # as many steps each: nothing is saved
+    kept = json.loads(Path(finished.path, "evaluation.json").read_text())["tables"]
+    assert [table["budget"] for table in kept[:2]] == ["iterations", "epochs"]
+
+
+def test_small_sets_get_no_more_epochs_than_everything(finished: ur.PruneResult) -> None:
+    longer = {"use": "quick", "epochs": 1, "min_steps": 10}
+    table = ur.evaluate(finished, test="digits", seeds=1, against=("full",), recipe=longer)
+    assert (table.recipe["epochs"], table.recipe["min_steps"]) == (2, 0)
+
+
+def test_an_interrupted_evaluation_keeps_its_results_and_the_tables_before(tmp_path: Path) -> None:
+    source = {"use": "digits", "limit": 200}
+    result = ur.prune(ur.PruneConfig(source=source, keep=0.5, out=tmp_path, folds=2, recipe=FAST, executor="local"))
+    first = ur.evaluate(result, test="digits", seeds=1, against=())
+    done: list[str] = []
+
+    def interrupt(event: object) -> None:
+        if isinstance(event, EvalResult):
+            done.append(event.task)
+            if len(done) == 2:
+                raise KeyboardInterrupt
+
+    asked = {"test": "digits", "seeds": 2, "against": ("full",)}
+    with pytest.raises(KeyboardInterrupt):
+        ur.evaluate(result, **asked, on_event=interrupt)
+    assert done == ["coreset seed 1", "full seed 0"]  # the first was measured before
+    assert stored_tables(result.run.folder) == [first.to_json()]
+    again: list[str] = []
+    ur.evaluate(result, **asked, on_event=lambda event: again.append(getattr(event, "task", "")))
+    assert set(again) == {"full seed 1"}
+
+
+def test_a_test_set_must_be_of_its_own(tmp_path: Path) -> None:
+    result = ur.prune(ur.PruneConfig(source="digits", keep=0.5, out=tmp_path, folds=2, recipe=FAST, executor="local"))
+    with pytest.raises(ur.DataError, match="is the very data that is pruned"):
+        ur.evaluate(result, test="digits", seeds=1, against=())
+
+
+@pytest.mark.parametrize("names", [("cat", "eel"), ("cat", "dog", "eel", "fox"), ("dog", "cat", "eel")])
+def test_a_test_set_must_number_its_classes_as_the_source_does(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for folder, classes in (("train", ("cat", "dog", "eel")), ("test", names)):
+        labels = np.arange(30) % len(classes)
+        images = [{"bytes": png_bytes(pixels), "path": None} for pixels in class_pixels(labels, 8)]
+        table = pa.table({"image": images, "label": labels})
+        named = table.replace_schema_metadata({b"class_names": json.dumps(classes).encode()})
+        pq.write_table(named, tmp_path / f"{folder}.parquet")
+    fields = {"keep": 0.5, "folds": 2, "recipe": FAST, "executor": "local", "out": tmp_path / "run"}
+    with pytest.raises(ur.DataError, match=r"number their classes differently|has label 3"):
+        ur.prune(ur.PruneConfig(source=str(tmp_path / "train.parquet"), test=str(tmp_path / "test.parquet"), **fields))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_test_split_is_what_a_test_source_means() -> None:
+    assert source_ref("cifar10", field="test").options == {"split": "test"}
+    assert source_ref({"use": "imagenet", "root": "x"}, field="test").options == {"split": "val", "root": "x"}
+    assert source_ref({"use": "cifar100", "split": "train"}, field="test").options == {"split": "train"}
+    assert source_ref("cifar10").options == {}
 
 
 def test_another_selection_is_another_prune_and_is_kept(finished: ur.PruneResult) -> None:

@@ -48,11 +48,12 @@ class Page(HTMLParser):
 def prune_named(folder: Path, **fields: object) -> ur.PruneResult:
     """A run of images whose classes have troublesome names."""
     labels = np.arange(200) % len(NAMES)
-    images = [{"bytes": png_bytes(pixels), "path": None} for pixels in class_pixels(labels, 8)]
     metadata = {b"class_names": json.dumps(NAMES).encode()}
-    data = folder / "data.parquet"
-    pq.write_table(pa.table({"image": images, "label": labels}).replace_schema_metadata(metadata), data)
-    asked = {"keep": 0.5, "folds": 2, "recipe": FAST, "executor": "local", "test": str(data), **fields}
+    data, test = folder / "data.parquet", folder / "test.parquet"
+    for seed, path in enumerate((data, test)):
+        images = [{"bytes": png_bytes(pixels), "path": None} for pixels in class_pixels(labels, 8, seed)]
+        pq.write_table(pa.table({"image": images, "label": labels}).replace_schema_metadata(metadata), path)
+    asked = {"keep": 0.5, "folds": 2, "recipe": FAST, "executor": "local", "test": str(test), **fields}
     asked = {name: value for name, value in asked.items() if value is not None}
     return ur.prune(ur.PruneConfig(source=str(data), out=folder / "run", **asked))
 
@@ -127,7 +128,7 @@ def test_a_run_in_fitting_mode_and_a_score_of_one_value_are_said_as_they_are(tmp
 
 def test_the_table_of_an_evaluation_that_is_damaged_or_has_not_finished_is_left_out(tmp_path: Path) -> None:
     result = prune_named(tmp_path)
-    for text in ("{", '{"table": null}', '{"table": {"arms": []}}', "[]"):
+    for text in ("{", '{"tables": null}', '{"tables": []}', '{"tables": [{"arms": []}]}', "[]"):
         Path(result.path, "evaluation.json").write_text(text)
         assert ur.report_values(result)["evaluation"] is None
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unseen_ray import exporting, pipeline, reselect
-from unseen_ray.comparison import Budget, Evaluation
+from unseen_ray.comparison import Budget, Evaluation, without_nan
 from unseen_ray.config import EXECUTOR_FIELDS, PruneConfig
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.core.population import make_population
@@ -230,7 +230,10 @@ def report(result: PruneResult | str | os.PathLike[str]) -> str:
 
 def report_values(result: PruneResult | str | os.PathLike[str]) -> dict[str, Any]:
     """Every number of the report, as JSON can hold it."""
-    return gather(_run_of(result)).values
+    from unseen_ray.reporting.thumbnails import picked
+
+    facts = gather(_run_of(result))
+    return {**facts.values, "images": without_nan(picked(facts))}
 
 
 def _run_of(result: PruneResult | str | os.PathLike[str]) -> Run:
@@ -328,7 +331,9 @@ def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) 
 def _given(done: PruneResult, config: PruneConfig) -> dict[str, Any]:
     """What the run was asked for, its folders apart, to be done where the evaluation runs."""
     given = {name: getattr(done.config, name) for name in done.config.model_fields_set - {"out", "reuse"}}
-    return given | {name: getattr(config, name) for name in ("gpus_per_fit", "log_to", *EXECUTOR_FIELDS)}
+    if config.executor == "local":
+        given.pop("gpus_per_fit", None)
+    return given | {name: getattr(config, name) for name in ("log_to", *EXECUTOR_FIELDS)}
 
 
 def _ignore(_: Any) -> None: ...

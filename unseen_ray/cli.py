@@ -48,7 +48,8 @@ def plan(run_yaml: str | None, images_per_s: float | None, as_json: bool, **flag
     unseen-ray plan --source digits --keep 0.7 --schedule '[0.5,0.6,0.7]'
     unseen-ray plan run.yaml --folds 8 --images_per_s 2000
     """
-    from unseen_ray import api, summary
+    from unseen_ray import api
+    from unseen_ray.summary import plan as summary
 
     if images_per_s is not None and images_per_s <= 0:
         raise ConfigError(f"images_per_s={images_per_s} must be above 0: images a second that one worker trains.")
@@ -77,8 +78,9 @@ def prune(run_yaml: str | None, as_json: bool, **flags: str | None) -> None:
     """
     from rich.console import Console
 
-    from unseen_ray import api, summary
+    from unseen_ray import api
     from unseen_ray.progress import watching
+    from unseen_ray.summary import run as summary
 
     config = PruneConfig(**merged_fields(run_yaml, flags))
     with watching(Console(stderr=True)) as observer:
@@ -104,7 +106,8 @@ def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
     \b
     unseen-ray select runs/digits --keep 0.5 --score margin --policy class_balanced --out runs/digits-half
     """
-    from unseen_ray import api, summary
+    from unseen_ray import api
+    from unseen_ray.summary import run as summary
 
     fields = merged_fields(None, flags)
     missing = [
@@ -164,8 +167,9 @@ def evaluate(
     """
     from rich.console import Console
 
-    from unseen_ray import api, summary
+    from unseen_ray import api
     from unseen_ray.progress import watching
+    from unseen_ray.summary import evaluation as summary
 
     asked: dict[str, Any] = merged_fields(None, flags)
     given = {"seeds": seeds, "selections": selections, "budget": budget}

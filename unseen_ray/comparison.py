@@ -30,8 +30,11 @@ class Arm:
         accuracies: of each training, after the last epoch.
         class_accuracy: (C,) mean over trainings, NaN where the test set has none of a class.
         class_samples: (C,) mean number of training samples of each class.
-        seconds: of all trainings together.
+        seconds: of all trainings together, each added up over the workers that shared it.
+        seconds_each: their median.
         choosing_s: seconds of workers that one choice of the subset took; 0 where it is drawn, None where it is not known.
+        devices: what they ran on.
+        drawn: whether every training had a subset of its own, or all the same set: no choice is made twice.
     """
 
     name: str
@@ -41,7 +44,10 @@ class Arm:
     class_accuracy: tuple[float, ...]
     class_samples: tuple[float, ...]
     seconds: float
+    seconds_each: float
     choosing_s: float | None
+    devices: tuple[str, ...]
+    drawn: bool
 
     @property
     def mean(self) -> float:
@@ -55,19 +61,22 @@ class Arm:
 
     @property
     def std_trainings(self) -> float:
-        """Standard deviation over trainings on the same subset, pooled; NaN where each has one."""
+        """Standard deviation over trainings on the same subset, pooled; NaN where each has one, or a subset of its own."""
+        if self.drawn:
+            return math.nan
         spreads = [_std(row) for row in self.by_selection()]
         return math.sqrt(statistics.fmean(spread**2 for spread in spreads))
 
     @property
     def std_selections(self) -> float:
-        """Standard deviation over the subsets of their mean accuracies, NaN for one subset."""
-        return _std([statistics.fmean(row) for row in self.by_selection()])
+        """Standard deviation that choosing again adds: of the subsets' means, less what training again explains of it.
 
-    @property
-    def seconds_each(self) -> float:
-        """Mean seconds of a training."""
-        return self.seconds / len(self.accuracies)
+        0 where training again explains all; NaN for one subset, or where none is chosen twice or trained twice.
+        """
+        rows = self.by_selection()
+        return math.sqrt(
+            max(_std([statistics.fmean(row) for row in rows]) ** 2 - self.std_trainings**2 / len(rows[0]), 0.0)
+        )
 
     @property
     def worst_class(self) -> float:
@@ -86,7 +95,7 @@ class Arm:
 
     def to_json(self) -> dict[str, Any]:
         """Fields and what follows from them."""
-        derived = ("mean", "std", "std_trainings", "std_selections", "seconds_each", "worst_class", "class_spread")
+        derived = ("mean", "std", "std_trainings", "std_selections", "worst_class", "class_spread")
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
     def _measured(self) -> list[float]:
@@ -95,20 +104,24 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """How much more accurate the coreset is than a baseline, over pairs of trainings with the same seeds.
+    """How much more accurate the coreset is than a baseline.
+
+    Several choices of the coreset are compared choice by choice, by the means of their trainings (Student's t over the
+    choices): the interval is for the method. The trainings of one choice are compared as two samples (Welch's t): the
+    interval is for this coreset alone.
 
     Attributes:
         baseline: the arm's name.
         mean: accuracy of the coreset less that of the baseline.
-        low, high: 95 % confidence interval of it (Student's t over the pairs), NaN for one pair.
-        pairs: how many.
+        low, high: 95 % confidence interval of it, NaN where there is too little to tell.
+        choices: of the coreset.
     """
 
     baseline: str
     mean: float
     low: float
     high: float
-    pairs: int
+    choices: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +130,7 @@ class BreakEven:
 
     Attributes:
         choosing_s: seconds of workers that the choice took.
-        saved_s: seconds that a training on the coreset is shorter than one on everything.
+        saved_s: seconds of workers that a training on the coreset is shorter than one on everything, by their medians.
         trainings: after how many trainings on the coreset the sum is even; None where none is shorter.
     """
 
@@ -140,7 +153,8 @@ class Evaluation:
         class_names: names of the classes, by number.
         arms: the lines, `coreset` first.
         differences: the coreset against each baseline.
-        break_even: measured where `full` is among the arms and the choice's cost is known, else None.
+        break_even: measured where `full` is among the arms, makes more steps than the coreset and ran on the same device, and
+            the choice's cost is known; else None.
     """
 
     test: str
@@ -161,7 +175,12 @@ class Evaluation:
 
 
 def arm_of(
-    name: str, results: Sequence[EvalResult], class_samples: Sequence[np.ndarray], choosing_s: float | None
+    name: str,
+    results: Sequence[EvalResult],
+    class_samples: Sequence[np.ndarray],
+    *,
+    choosing_s: float | None,
+    drawn: bool = False,
 ) -> Arm:
     """A line from its trainings, in the order of (selection, repeat).
 
@@ -169,8 +188,9 @@ def arm_of(
         name: the arm's.
         results: of each training.
         class_samples: (C,) training samples of each class, for each training.
-        choosing_s: see `Arm`.
+        choosing_s, drawn: see `Arm`.
     """
+    seconds = [result.worker_seconds for result in results]
     return Arm(
         name=name,
         samples=results[0].trained,
@@ -178,8 +198,11 @@ def arm_of(
         accuracies=tuple(result.accuracy for result in results),
         class_accuracy=tuple(map(float, np.mean([result.class_accuracy for result in results], axis=0))),
         class_samples=tuple(map(float, np.mean(class_samples, axis=0))),
-        seconds=round(sum(result.seconds for result in results), 3),
+        seconds=round(sum(seconds), 3),
+        seconds_each=round(statistics.median(seconds), 3),
         choosing_s=choosing_s,
+        devices=tuple(sorted({result.device for result in results})),
+        drawn=drawn,
     )
 
 
@@ -190,9 +213,9 @@ def differences_of(arms: Sequence[Arm]) -> tuple[Difference, ...]:
 
 
 def break_even_of(arms: Sequence[Arm]) -> BreakEven | None:
-    """From the first arm's cost and the time of `full`; None where either is missing."""
+    """From the first arm's cost and the time of `full`; None where either is missing, or they ran on different devices."""
     coreset, full = arms[0], next((arm for arm in arms if arm.name == "full"), None)
-    if full is None or coreset.choosing_s is None:
+    if full is None or coreset.choosing_s is None or coreset.devices != full.devices:
         return None
     saved_s = full.seconds_each - coreset.seconds_each
     trainings = coreset.choosing_s / saved_s if saved_s > 0 else None
@@ -209,14 +232,28 @@ def without_nan(value: Any) -> Any:
 
 
 def _difference(first: Arm, other: Arm) -> Difference:
+    if first.selections > 1:
+        means = [[statistics.fmean(row) for row in arm.by_selection()] for arm in (first, other)]
+        gains = [one - two for one, two in zip(*means, strict=True)]
+        error, freedom = _std(gains) / math.sqrt(len(gains)), len(gains) - 1.0
+    else:
+        error, freedom = _welch(first.accuracies, other.accuracies)
+    mean, half = first.mean - other.mean, _half_width(error, freedom)
+    return Difference(baseline=other.name, mean=mean, low=mean - half, high=mean + half, choices=first.selections)
+
+
+def _welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Standard error of a difference of means and its degrees of freedom; Welch, Biometrika 34 (1947)."""
+    one, two = (_std(values) ** 2 / len(values) for values in (first, second))
+    if math.isnan(one + two) or one + two == 0:
+        return (math.nan, math.nan) if math.isnan(one + two) else (0.0, 1.0)
+    return math.sqrt(one + two), (one + two) ** 2 / (one**2 / (len(first) - 1) + two**2 / (len(second) - 1))
+
+
+def _half_width(error: float, freedom: float) -> float:
     from scipy.special import stdtrit
 
-    pairs = np.array(first.accuracies) - np.array(other.accuracies)
-    mean = float(pairs.mean())
-    half = math.nan
-    if len(pairs) > 1:
-        half = float(stdtrit(len(pairs) - 1, (1 + _LEVEL) / 2) * pairs.std(ddof=1) / math.sqrt(len(pairs)))
-    return Difference(baseline=other.name, mean=mean, low=mean - half, high=mean + half, pairs=len(pairs))
+    return math.nan if math.isnan(error) else float(stdtrit(freedom, (1 + _LEVEL) / 2)) * error
 
 
 def _std(values: Sequence[float]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +21,7 @@ from unseen_ray.core.tasks import EvalTask
 from unseen_ray.errors import ConfigError
 from unseen_ray.executor import Executor, Observer
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
-from unseen_ray.pipeline import check_test_classes, make_job
+from unseen_ray.pipeline import check_test_set, make_job
 from unseen_ray.resolve import did_you_mean
 from unseen_ray.run import clear_checkpoints
 from unseen_ray.sources import SourceInfo, open_source, source_ref
@@ -36,7 +37,10 @@ __all__ = [
     "Chosen",
     "check_evaluable",
     "evaluate",
+    "stored_tables",
 ]
+
+logger = logging.getLogger(__name__)
 
 ARMS = ("random", "random_matched", "full", "fitting")
 BUDGETS: tuple[Budget, ...] = ("epochs", "iterations")
@@ -44,6 +48,8 @@ EVALUATION = "evaluation.json"
 DEFAULT_SEEDS = 3
 DEFAULT_AGAINST = ("random", "full")
 
+_MEASURED_BY = ("model", "recipe", "budget", "test", "test_samples")
+_TABLE = {*_MEASURED_BY, "arms", "differences", "break_even", "environment"}
 _Place = tuple[str, int, int]  # arm, selection, repeat
 
 
@@ -105,8 +111,8 @@ def evaluate(
         counts = [population.class_counts(task.train.resolve(population)) for task in its]
         choosing_s = chosen[arm].seconds if arm in chosen else 0.0
         results = [_as_of(task, stored[keys[_place(task)]]) for task in its]
-        lines.append(arm_of(arm, results, counts, choosing_s))
-    evaluation = Evaluation(
+        lines.append(arm_of(arm, results, counts, choosing_s=choosing_s, drawn=arm not in chosen))
+    table = Evaluation(
         test=name,
         test_samples=test_samples,
         model=str(jsonable(job.config.model)),
@@ -116,23 +122,23 @@ def evaluate(
         class_names=info.class_names or tuple(map(str, range(job.num_classes))),
         arms=tuple(lines),
         differences=differences_of(lines),
-        break_even=break_even_of(lines),
+        break_even=break_even_of(lines) if recipe.steps is None else None,
     )
-    _store(Folder(job.out), stored, evaluation)
+    _store(Folder(job.out), stored, _with_table(stored_tables(Folder(job.out)), without_nan(table.to_json())))
     clear_checkpoints(Folder(job.out))
-    return evaluation
+    return table
 
 
 def _train(
     tasks: list[EvalTask], keys: Mapping[_Place, str], folder: Folder, executor: Executor, on_event: Observer
 ) -> dict[str, EvalResult]:
     """Results by what determines them: those that the folder holds already, and those of what was left to train."""
-    stored = _known(folder)
+    stored, tables = _known(folder), stored_tables(folder)
 
     def keep(event: Progress | Receipt | EvalResult) -> None:
         if isinstance(event, EvalResult):
             stored[keys[event.arm, event.selection, event.repeat]] = event
-            _store(folder, stored)
+            _store(folder, stored, tables)
         on_event(event)
 
     executor.evaluate([task for task in tasks if keys[_place(task)] not in stored], keep)
@@ -176,18 +182,20 @@ def check_evaluable(config: PruneConfig, *, against: Sequence[str], seeds: int, 
 
 
 def _budgeted(config: PruneConfig, budget: Budget, num_samples: int) -> PruneConfig:
-    """With `iterations`, a recipe of as many steps as all samples would get, whatever the subset."""
-    recipe = config.recipe
-    if budget == "epochs" or recipe.steps is not None:
+    """A recipe of as many epochs, or steps, for every subset as all samples would get."""
+    recipe, workers = config.recipe, config.gpus_per_fit
+    if recipe.steps is not None:
         return config
-    _, steps = recipe.plan(num_samples, workers=config.gpus_per_fit)
-    return config.model_copy(update={"recipe": recipe.model_copy(update={"epochs": None, "steps": steps})})
+    changes: dict[str, Any] = {"epochs": recipe.epochs_of(num_samples, workers=workers), "min_steps": 0}
+    if budget == "iterations":
+        changes = {"epochs": None, "steps": recipe.plan(num_samples, workers=workers)[1]}
+    return config.model_copy(update={"recipe": recipe.model_copy(update=changes)})
 
 
 def _test_of(job: Job, population: Population, info: SourceInfo) -> tuple[str, int, str]:
     if job.test is not None:
         test = open_source(job.test).info
-        check_test_classes(test, job.num_classes)
+        check_test_set(test, info)
         asked = job.config.test
         return asked if isinstance(asked, str) else test.name, len(test), test.fingerprint
     if not len(population.holdout_ids):
@@ -236,12 +244,29 @@ def _key(job: Job, task: EvalTask, population: Population, test_fingerprint: str
     return fingerprint_of(job.fit_key(task.train.resolve(population), task), test_fingerprint)
 
 
+def stored_tables(folder: Folder) -> list[dict[str, Any]]:
+    """The finished tables of a run's evaluations, the last one first; none of them where the file is damaged."""
+    data = folder.read(EVALUATION)
+    try:
+        tables = json.loads(data)["tables"] if data else []
+        return [table for table in tables if table.keys() >= _TABLE]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s cannot be used (%s)", folder.path(EVALUATION), error)
+        return []
+
+
+def _with_table(tables: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """The new one first; it takes the place of one that was measured in the same way."""
+    return [new, *(table for table in tables if any(table[name] != new[name] for name in _MEASURED_BY))]
+
+
 def _known(folder: Folder) -> dict[str, EvalResult]:
     data = folder.read(EVALUATION)
     try:
         stored = json.loads(data)["results"] if data else {}
         return {key: _result_of(value) for key, value in stored.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s cannot be used (%s); measuring anew", folder.path(EVALUATION), error)
         return {}
 
 
@@ -250,7 +275,6 @@ def _result_of(value: dict[str, Any]) -> EvalResult:
     return EvalResult(**{**value, "class_accuracy": accuracies})
 
 
-def _store(folder: Folder, results: Mapping[str, EvalResult], evaluation: Evaluation | None = None) -> None:
-    table = evaluation.to_json() if evaluation else None
-    values = without_nan({"table": table, "results": {key: asdict(result) for key, result in results.items()}})
+def _store(folder: Folder, results: Mapping[str, EvalResult], tables: list[dict[str, Any]]) -> None:
+    values = without_nan({"tables": tables, "results": {key: asdict(result) for key, result in results.items()}})
     folder.write(EVALUATION, (json.dumps(values, indent=1) + "\n").encode())

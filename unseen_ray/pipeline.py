@@ -32,7 +32,7 @@ from unseen_ray.votes import MergeRequest, borrow_votes, find_receipt
 __all__ = [
     "apply_policy",
     "check_functions",
-    "check_test_classes",
+    "check_test_set",
     "make_job",
     "prune",
     "source_entry",
@@ -310,7 +310,7 @@ def _check_test(config: PruneConfig, info: SourceInfo) -> None:
     """Meet a missing or unfitting test set before the training, not after it."""
     if config.test is None:
         return
-    check_test_classes(open_source(source_ref(config.test, field="test")).info, info.num_classes)
+    check_test_set(open_source(source_ref(config.test, field="test")).info, info)
 
 
 def _check_lenders(config: PruneConfig) -> None:
@@ -320,13 +320,28 @@ def _check_lenders(config: PruneConfig) -> None:
             raise ConfigError(f"reuse={lender} holds no run. Give the folder of an `unseen-ray prune`.")
 
 
-def check_test_classes(test: SourceInfo, num_classes: int) -> None:
-    """Refuse a test set with classes that the source does not have."""
-    largest = int(test.labels_N.max())
-    if largest >= num_classes:
+def check_test_set(test: SourceInfo, info: SourceInfo) -> None:
+    """Refuse a test set that is the source itself, or whose classes are not the source's."""
+    if test.fingerprint == info.fingerprint:
         raise DataError(
-            f"test {test.name} has label {largest}, but the source has {num_classes} classes (0 to {num_classes - 1}). "
+            f"test {test.name} is the very data that is pruned, on which no accuracy means anything. Give data of its own."
+        )
+    largest, names = int(test.labels_N.max()), test.class_names
+    if largest >= info.num_classes:
+        raise DataError(
+            f"test {test.name} has label {largest}, but the source has {info.num_classes} classes (0 to {info.num_classes - 1}). "
             "Give a test set of the same classes."
+        )
+    if names and info.class_names and names != info.class_names:
+        differing = next(
+            number
+            for number in range(max(len(names), len(info.class_names)))
+            if names[number : number + 1] != info.class_names[number : number + 1]
+        )
+        here, there = ((*table, "none")[min(differing, len(table))] for table in (names, info.class_names))
+        raise DataError(
+            f"test {test.name} and source {info.name} number their classes differently: class {differing} is {here!r} in one "
+            f"and {there!r} in the other. Give both the same classes in the same order."
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-__all__ = ["RECIPES", "Augment", "Precision", "Recipe", "recipe_values", "refuse_boolean"]
+__all__ = ["RECIPES", "Augment", "Precision", "Recipe", "recipe_name", "recipe_values", "refuse_boolean"]
 
 Precision = Literal["auto", "bf16", "fp16", "float32"]
 Augment = Literal["auto", "none", "flip", "crop", "crop_flip", "crop_flip_cutout", "resized_crop_flip"]
@@ -219,6 +219,21 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
         "16 epochs of one cycle, crops of the stored square; Leclerc et al., FFCV (CVPR 2023), 176 px for its 160 to 192",
     ),
 }
+
+
+def recipe_name(values: Mapping[str, Any]) -> str:
+    """How tables call a recipe: its name, and what is other than in the named one, the resolved precision apart.
+
+    >>> recipe_name({**Recipe().model_dump(), "epochs": 30})
+    'quick (epochs 30)'
+    """
+    named = RECIPES[values["use"]][0].model_dump() if values["use"] in RECIPES else {}
+    changed = [
+        f"{name} {value}"
+        for name, value in values.items()
+        if name not in ("use", "precision") and named.get(name) != value
+    ]
+    return str(values["use"]) + (f" ({', '.join(changed)})" if changed else "")
 
 
 def recipe_values(value: str | Mapping[str, Any] | Recipe, *, base: Recipe | None = None) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Shapes: M candidates of stage 0, C classes, S scores.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -20,7 +19,7 @@ from unseen_ray.core.scorebook import mean_ranks
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation
 from unseen_ray.errors import ConfigError
-from unseen_ray.evaluation import EVALUATION
+from unseen_ray.evaluation import stored_tables
 from unseen_ray.job import score_name
 from unseen_ray.run import CORESET, Run, choosing_s, load_run
 from unseen_ray.storage import Folder
@@ -30,7 +29,6 @@ __all__ = ["ReportFacts", "gather", "score_columns_of", "top_of"]
 
 _BINS = 40
 _CELLS = 20
-_TABLE = {"arms", "budget", "differences", "break_even"}
 _FIXED = ("id", "label", "votes", "pred", "p_label")
 
 
@@ -42,11 +40,13 @@ class ReportFacts:
         values: every number and name, as JSON can hold it.
         table: the scores of stage 0.
         stage_M: (M,) in which stage each candidate of stage 0 was kept, -1 where it was not.
+        last_M: (M,) float32 score by the last stage's own models, NaN for what was kept before it.
     """
 
     values: dict[str, Any]
     table: pa.Table
     stage_M: IntArray
+    last_M: FloatArray
 
 
 def gather(run: Run) -> ReportFacts:
@@ -57,7 +57,8 @@ def gather(run: Run) -> ReportFacts:
     stage_M = np.full(len(ids_M), -1, np.int64)
     stage_M[np.searchsorted(ids_M, coreset.column("id").to_numpy())] = coreset.column("stage").to_numpy()
     score = score_name(run.manifest.config["score"])
-    evaluation = _evaluation(run)
+    tables = stored_tables(run.folder)
+    evaluation = tables[0] if tables else None
     source = run.manifest.source
     names = source["class_names"] or [str(number) for number in range(source["num_classes"])]
     again = [found for found in (_neighbour(run, f"selections/{name}") for name in _selections(run)) if found]
@@ -76,29 +77,24 @@ def gather(run: Run) -> ReportFacts:
         "choosing_s": choosing_s(run.manifest),
         "cost": run.manifest.cost,
         "evaluation": evaluation,
+        "other_evaluations": tables[1:],
         "distribution": _distribution(run, fitting, table, score),
         "agreement": _agreement(run, again, score),
         "importance": _importance(run, table, score),
-        "classes": _classes(names, labels_M, stage_M >= 0, table, evaluation),
+        "classes": _classes(names, labels_M, stage_M >= 0, table, evaluation, mode=run.manifest.config["mode"]),
         "collinearity": _collinearity(table),
         "config": run.manifest.config,
         "environment": run.manifest.environment,
     }
-    return ReportFacts(values=without_nan(values), table=table, stage_M=stage_M)
+    last = run.folder.read_table(scores_file(max(stage_M.max(), 0)))
+    last_M = np.full(len(ids_M), np.nan, np.float32)
+    last_M[np.searchsorted(ids_M, last.column("id").to_numpy())] = last.column(score).to_numpy()
+    return ReportFacts(values=without_nan(values), table=table, stage_M=stage_M, last_M=last_M)
 
 
 def score_columns_of(table: pa.Table) -> list[str]:
     """Names of the stored scores."""
     return [name for name in table.column_names if name not in _FIXED and f"std_{name}" in table.column_names]
-
-
-def _evaluation(run: Run) -> dict[str, Any] | None:
-    data = run.folder.read(EVALUATION)
-    try:
-        found = json.loads(data)["table"] if data else None
-        return found if found and found.keys() >= _TABLE else None  # none of an evaluation that has not finished
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def _selections(run: Run) -> list[str]:
@@ -192,7 +188,13 @@ def _cells(first_M: FloatArray, second_M: FloatArray) -> list[list[int]]:
 
 
 def _classes(
-    names: list[str], labels_M: IntArray, kept_M: np.ndarray, table: pa.Table, evaluation: dict[str, Any] | None
+    names: list[str],
+    labels_M: IntArray,
+    kept_M: np.ndarray,
+    table: pa.Table,
+    evaluation: dict[str, Any] | None,
+    *,
+    mode: str,
 ) -> dict[str, Any]:
     """What was kept of each class, beside how hard it is."""
     count = len(names)
@@ -210,7 +212,7 @@ def _classes(
         "share": share_C.tolist(),
         "unseen_accuracy": unseen_C.tolist(),
         "accuracy": {name: values.tolist() for name, values in arms.items()},
-        "hardness_of": "full" if "full" in arms else "unseen",
+        "hardness_of": "full" if "full" in arms else mode,
         "share_by_accuracy": correlation(hard_C, share_C),
         "spread": {name: float(np.nanstd(values)) for name, values in arms.items()},
     }
@@ -223,8 +225,8 @@ def _collinearity(table: pa.Table) -> dict[str, Any]:
     return {"scores": names, "rank_correlation": [[rank_correlation(a, b) for b in columns] for a in columns]}
 
 
-def top_of(table: pa.Table, column: str, where_M: np.ndarray, count: int, *, lowest: bool = False) -> IdArray:
-    """Places of the candidates with the highest (or lowest) value among those that `where_M` marks."""
-    places = np.flatnonzero(where_M)
-    values = table.column(column).to_numpy()[places]
+def top_of(values_M: FloatArray, where_M: np.ndarray, count: int, *, lowest: bool = False) -> IdArray:
+    """Places of the candidates with the highest (or lowest) value among those that `where_M` marks and that have one."""
+    places = np.flatnonzero(where_M & np.isfinite(values_M))
+    values = values_M[places]
     return places[np.argsort(values if lowest else -values, kind="stable")[:count]]

@@ -10,6 +10,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from unseen_ray.recipe import recipe_name
 from unseen_ray.reporting import figures
 from unseen_ray.reporting.facts import ReportFacts
 from unseen_ray.reporting.thumbnails import GROUPS, Thumbnail, shown_classes
@@ -44,13 +45,18 @@ def render(facts: ReportFacts, shots: Mapping[int, dict[str, list[Thumbnail]]], 
     environment = Environment(
         loader=PackageLoader("unseen_ray.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.globals |= {"percent": _percent, "signed": _signed, "duration": _duration, "number": _number}
-    evaluation = values["evaluation"] or {}
+    environment.globals |= {
+        "percent": _percent,
+        "points": _points,
+        "leads_of": _leads_of,
+        "recipe_name": recipe_name,
+        "duration": _duration,
+        "number": _number,
+    }
     return environment.get_template("page.html.j2").render(
         facts=values,
         sections=_SECTIONS,
         figures={name: _safe(svg) for name, svg in _plots(values).items()},
-        leads={row["baseline"]: row for row in evaluation.get("differences", [])},
         class_rows=[row for row in range(len(classes["names"])) if classes["samples"][row]]
         if few
         else shown_classes(facts),
@@ -108,7 +114,7 @@ def _plots(values: dict[str, Any]) -> dict[str, Any]:
         plots["accuracy"] = figures.accuracy_bars(
             [arm["name"] for arm in arms],
             [arm["mean"] for arm in arms],
-            [arm["std"] or 0.0 for arm in arms],
+            [math.nan if arm["std"] is None else arm["std"] for arm in arms],
             title="Accuracy of each arm: " + ", ".join(f"{arm['name']} {arm['mean']:.4f}" for arm in arms),
         )
     return plots
@@ -131,8 +137,12 @@ def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
 
 
-def _signed(value: float) -> str:
-    return f"{100 * value:+.2f} %"
+def _leads_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    return {row["baseline"]: row for row in evaluation["differences"]}
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.2f}"
 
 
 def _duration(seconds: float) -> str:

@@ -6,6 +6,7 @@ import base64
 import io
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from unseen_ray.core.arrays import IdArray
 from unseen_ray.reporting.facts import ReportFacts, top_of
 from unseen_ray.sources import Source
 
-__all__ = ["GROUPS", "Thumbnail", "shown_classes", "thumbnails"]
+__all__ = ["GROUPS", "Thumbnail", "picked", "shown_classes", "thumbnails"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,8 @@ _SIDE_PX = 48
 GROUPS = {
     "easiest": "lowest score",
     "hardest": "highest score",
-    "kept last": "lowest score of those that the last stage kept",
-    "dropped first": "not kept, with the highest score",
+    "kept last": "lowest score of those that the last stage kept, by its own models",
+    "dropped first": "not kept, with the highest score by the last stage's models",
     "suspected mislabelled": "predicted as another class, the given one being least probable",
 }
 
@@ -73,15 +74,25 @@ def thumbnails(facts: ReportFacts, source: Source) -> dict[int, dict[str, list[T
 
 def _groups(facts: ReportFacts, number: int) -> dict[str, IdArray]:
     """Places of the candidates of a class in each group."""
-    table, score = facts.table, facts.values["score"]
-    labels_M, preds_M = table.column("label").to_numpy(), table.column("pred").to_numpy()
-    here = labels_M == number
+    names = ("label", "pred", "p_label", facts.values["score"])
+    labels_M, preds_M, p_label_M, score_M = (facts.table.column(name).to_numpy() for name in names)
+    here, last = labels_M == number, facts.stage_M == facts.stage_M.max()
     return {
-        "easiest": top_of(table, score, here, _EACH, lowest=True),
-        "hardest": top_of(table, score, here, _EACH),
-        "kept last": top_of(table, score, here & (facts.stage_M == facts.stage_M.max()), _EACH, lowest=True),
-        "dropped first": top_of(table, score, here & (facts.stage_M < 0), _EACH),
-        "suspected mislabelled": top_of(table, "p_label", here & (preds_M != labels_M), _EACH, lowest=True),
+        "easiest": top_of(score_M, here, _EACH, lowest=True),
+        "hardest": top_of(score_M, here, _EACH),
+        "kept last": top_of(facts.last_M, here & last, _EACH, lowest=True),
+        "dropped first": top_of(facts.last_M, here & (facts.stage_M < 0), _EACH),
+        "suspected mislabelled": top_of(p_label_M, here & (preds_M != labels_M), _EACH, lowest=True),
+    }
+
+
+def picked(facts: ReportFacts) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """What thumbnails would show, by class and group, as JSON can hold it."""
+    return {
+        facts.values["classes"]["names"][number]: {
+            name: _rows(facts, places) for name, places in _groups(facts, number).items()
+        }
+        for number in shown_classes(facts)
     }
 
 
@@ -104,17 +115,18 @@ def _images(source: Source, ids: list[int]) -> dict[int, str]:
 
 
 def _described(facts: ReportFacts, images: dict[int, str], places: IdArray) -> list[Thumbnail]:
+    return [Thumbnail(**row, data=images[row["id"]]) for row in _rows(facts, places) if row["id"] in images]
+
+
+def _rows(facts: ReportFacts, places: IdArray) -> list[dict[str, Any]]:
     names, score = facts.values["classes"]["names"], facts.values["score"]
-    rows = facts.table.take(pa.array(places)).to_pylist()
     return [
-        Thumbnail(
-            id=row["id"],
-            label=names[row["label"]],
-            pred=names[row["pred"]],
-            score=row[score],
-            p_label=row["p_label"],
-            data=images[row["id"]],
-        )
-        for row in rows
-        if row["id"] in images
+        {
+            "id": row["id"],
+            "label": names[row["label"]],
+            "pred": names[row["pred"]],
+            "score": row[score],
+            "p_label": row["p_label"],
+        }
+        for row in facts.table.take(pa.array(places)).to_pylist()
     ]

@@ -133,6 +133,8 @@ def source_ref(value: str | Mapping[str, Any] | Callable[..., Any], *, field: st
             )
         options = {"path": use, **options}
         use = _kind_of(use)
+    if field == "test" and use in _TEST_SPLITS:
+        options = {"split": _TEST_SPLITS[use], **options}
     ref = SourceRef(use, options)
     if use in SOURCES:
         _check_options(ref, field)

@@ -1,0 +1,35 @@
+"""What the commands print: names of the data as they are, and words for what was measured."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from unseen_ray.recipe import RECIPES, recipe_name
+from unseen_ray.summary.run import class_table, prune_lines
+
+
+def test_names_of_classes_are_no_markup() -> None:
+    names = ["[/x]", "dog [red]", "[link=file:///etc]cat"]
+    stream = io.StringIO()
+    rows = [{"class": name, "samples": 2, "kept": 1} for name in names]
+    Console(file=stream, width=120).print(class_table({"classes": rows}))
+    assert all(name in stream.getvalue() for name in names)
+
+
+def test_accuracy_on_what_was_fitted_is_not_called_out_of_fold() -> None:
+    values: dict[str, Any] = {
+        "kept": 5, "num_samples": 10, "source": "digits", "score": "entropy", "policy": "top", "model": "small_cnn",
+        "precision": "bf16", "stages": [{"accuracy": 0.9}], "cost": {}, "coreset": "c", "out": "o",
+    }  # fmt: skip
+    assert "out-of-fold accuracy 0.9000" in prune_lines({**values, "mode": "unseen"})[0]
+    assert "training accuracy 0.9000" in prune_lines({**values, "mode": "fitting"})[0]
+
+
+def test_a_recipe_is_called_by_what_it_changes() -> None:
+    for name, (recipe, _) in RECIPES.items():
+        assert recipe_name(recipe.model_dump()) == name
+    changed = {**RECIPES["quick"][0].model_dump(), "epochs": 30, "precision": "bf16"}
+    assert recipe_name(changed) == "quick (epochs 30)"

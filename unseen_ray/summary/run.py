@@ -1,0 +1,100 @@
+"""What a finished run says of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from unseen_ray.api import PruneResult
+from unseen_ray.job import score_name
+from unseen_ray.run import CORESET
+from unseen_ray.summary.text import several, table_of
+from unseen_ray.votes import scores_file
+
+__all__ = ["class_table", "prune_lines", "prune_values", "stage_table"]
+
+_CLASSES_SHOWN = 20
+
+
+def prune_values(result: PruneResult) -> dict[str, Any]:
+    """What a finished run amounts to."""
+    manifest = result.manifest
+    source = manifest.source
+    values: dict[str, Any] = {
+        "out": result.path,
+        "source": source["name"],
+        "num_samples": source["num_samples"],
+        "kept": len(result.coreset),
+        "keep": manifest.config["keep"],
+        "mode": manifest.config["mode"],
+        "holdout": source["holdout"],
+        "skipped": len(source["skipped"]),
+        "score": score_name(manifest.config["score"]),
+        "policy": score_name(manifest.config["policy"]),
+        "model": manifest.config["fit"] or manifest.config["model"],
+        "precision": manifest.config["recipe"]["precision"],
+        "stages": [{k: v for k, v in stage.items() if k != "tasks"} for stage in manifest.stages],
+        "cost": manifest.cost,
+        "coreset": f"{result.path}/{CORESET}",
+        "scores": f"{result.path}/{scores_file(0)}",
+    }
+    counts = np.asarray(source["class_counts"])
+    table = result.run.folder.read_table(CORESET)
+    kept = np.bincount(table.column("label").to_numpy(), minlength=len(counts))
+    names = source["class_names"] or [str(number) for number in range(len(counts))]
+    values["classes"] = [
+        {"class": names[c], "samples": int(counts[c]), "kept": int(kept[c])} for c in range(len(counts)) if counts[c]
+    ]
+    return values
+
+
+def prune_lines(values: dict[str, Any]) -> list[str]:
+    """The first and the last lines of a closing summary."""
+    kept = f"Kept {values['kept']:,} of {values['num_samples']:,} samples of {values['source']}"
+    stages = values["stages"]
+    if stages:
+        measured = "out-of-fold" if values["mode"] == "unseen" else "training"
+        first = (
+            f"{kept} ({values['kept'] / values['num_samples']:.1%}) by {values['score']}, {values['policy']}, in "
+            f"{several(len(stages), 'stage')}, with {values['model']} in {values['precision']}; "
+            f"{measured} accuracy {stages[0]['accuracy']:.4f}, {values['cost'].get('seconds', 0):.1f} s."
+        )
+    else:
+        first = f"{kept} by {values['score']}, {values['policy']}, chosen again from stage 0 without training."
+    where = f"The ids are in {values['coreset']}, the scores of each stage in {values['out']}/stage-*/scores.parquet."
+    return [first, where]
+
+
+def stage_table(values: dict[str, Any]) -> Table:
+    """Sizes, accuracy and seconds of each stage."""
+    measured = "accuracy on unseen" if values["mode"] == "unseen" else "accuracy on what it fitted"
+    table = table_of("stage", "kept", "added", "scored by", measured, "seconds")
+    for stage in values["stages"]:
+        models = round(stage["scored"] / stage["candidates"]) if stage["candidates"] else 0
+        table.add_row(
+            str(stage["index"]),
+            f"{stage['target']:,}",
+            f"{stage['added']:,}",
+            f"{several(models, 'vote')} each",
+            f"{stage['accuracy']:.4f}",
+            f"{stage['seconds']:.1f}",
+        )
+    return table
+
+
+def class_table(values: dict[str, Any]) -> Table:
+    """What was kept of each class: all of them, or of many the least and the most kept."""
+    rows = sorted(values["classes"], key=lambda row: row["kept"] / row["samples"], reverse=True)
+    table = table_of("class", "samples", "kept", "share")
+    cut = len(rows) > _CLASSES_SHOWN
+    half = _CLASSES_SHOWN // 2
+    for row in [*rows[:half], *rows[-half:]] if cut else rows:
+        if cut and row is rows[-half]:
+            table.add_row(f"... {len(rows) - 2 * half} more", "", "", "")
+        table.add_row(
+            Text(row["class"]), f"{row['samples']:,}", f"{row['kept']:,}", f"{row['kept'] / row['samples']:.1%}"
+        )
+    return table
