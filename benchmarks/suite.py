@@ -32,7 +32,6 @@ import yaml
 from timing import conditions, write
 
 import unseen_ray as ur
-from unseen_ray.api import executor_for
 from unseen_ray.comparison import Arm, Evaluation, differences_of, without_nan
 from unseen_ray.core.baselines import random_subset
 from unseen_ray.core.population import make_population
@@ -42,6 +41,7 @@ from unseen_ray.evaluation import Chosen, evaluate
 from unseen_ray.job import Progress
 from unseen_ray.planning import with_model
 from unseen_ray.run import choosing_s
+from unseen_ray.running import executor_for
 from unseen_ray.sources import open_source, source_ref
 
 RANDOM, FULL = "random", "full"

@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unseen_ray import core as core
-    from unseen_ray.api import PruneResult as PruneResult
-    from unseen_ray.api import evaluate as evaluate
     from unseen_ray.api import export as export
-    from unseen_ray.api import load as load
     from unseen_ray.api import plan as plan
-    from unseen_ray.api import prune as prune
     from unseen_ray.api import report as report
     from unseen_ray.api import report_values as report_values
     from unseen_ray.api import select as select
@@ -28,7 +24,11 @@ if TYPE_CHECKING:
     from unseen_ray.errors import ConfigError as ConfigError
     from unseen_ray.errors import DataError as DataError
     from unseen_ray.errors import UnseenError as UnseenError
+    from unseen_ray.measuring import evaluate as evaluate
     from unseen_ray.recipe import Recipe as Recipe
+    from unseen_ray.running import PruneResult as PruneResult
+    from unseen_ray.running import load as load
+    from unseen_ray.running import prune as prune
 
 __version__ = "0.1.0"
 
@@ -39,15 +39,15 @@ _HOME = {
     "Evaluation": "comparison",
     "FoldPlan": "core.folds",
     "PruneConfig": "config",
-    "PruneResult": "api",
+    "PruneResult": "running",
     "Recipe": "recipe",
     "UnseenError": "errors",
-    "evaluate": "api",
+    "evaluate": "measuring",
     "export": "api",
-    "load": "api",
+    "load": "running",
     "plan": "api",
     "plan_folds": "core.folds",
-    "prune": "api",
+    "prune": "running",
     "report": "api",
     "report_values": "api",
     "select": "api",

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+import ray
 
 import unseen_ray as ur
+from unseen_ray.distributed.capacity import survey
+from unseen_ray.distributed.pool import FoldPool, computes_alike
 from unseen_ray.errors import FoldFailedError, LeakError
+from unseen_ray.manifest import Manifest, write_manifest
+from unseen_ray.storage import Folder
 
 pytestmark = pytest.mark.ray
 
@@ -90,3 +96,32 @@ def test_a_node_that_does_not_see_the_folder_is_named(simulated: Path) -> None:
     with pytest.raises(ur.ConfigError, match="does not see the run's folder: out=/nowhere/run must be on storage"):
         ray.get(actor.probe.remote("auto", "/nowhere/run"))
     ray.kill(actor)
+
+
+def test_a_node_that_computes_in_another_way_is_not_used(simulated: Path, tmp_path: Path) -> None:
+    """The first worker is made up: of hardware that has what this one lacks, or lacks what this one has."""
+    write_manifest(Folder(str(tmp_path)), Manifest(created="", config={}, asked={}, source={}))
+    pool = FoldPool(
+        request={"CPU": 1.0, "GPU": 0.0},
+        capacity=survey(),
+        precision="bf16",
+        max_retries=0,
+        wait_s=1,
+        out=str(tmp_path),
+    )
+    try:
+        real = pool.first_probe()
+        assert computes_alike(real, real)
+        other = {**real, "supported": [p for p in ("float32", "bf16") if p == "float32" or p not in real["supported"]]}
+        assert not computes_alike(other, real)
+        pool.close()
+        pool.probes[:] = [other]
+        pool.ask_for(1)
+        deadline = time.monotonic() + 60
+        while not pool._parked and time.monotonic() < deadline:
+            pool._admit(ray.wait(list(pool._coming), num_returns=1, timeout=1)[0])
+        assert len(pool._parked) == 1
+        assert not pool.anyone_up()
+        assert pool.probes == [other]
+    finally:
+        pool.close()

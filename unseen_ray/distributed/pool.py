@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from unseen_ray.errors import ClusterError, FoldFailedError, UnseenError
 from unseen_ray.job import Progress
 from unseen_ray.recipe import Precision
 
-__all__ = ["FoldPool", "Keeper", "Work"]
+__all__ = ["FoldPool", "Keeper", "Work", "computes_alike"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +74,14 @@ class FoldPool:
     probes: list[dict[str, Any]] = field(default_factory=list)
     lost_at_start: int = 0
     _idle: list[Any] = field(default_factory=list)
+    _parked: list[Any] = field(default_factory=list)  # they hold the place on a node that would give other numbers
     _coming: dict[Any, Any] = field(default_factory=dict)
     _busy: dict[Any, tuple[Any, int]] = field(default_factory=dict)
 
     def ask_for(self, tasks: int) -> None:
         """Have as many actors up or coming as `tasks` tasks can use, and no more."""
-        limit = tasks if self.capacity.autoscaling else min(tasks, max(slots(self.capacity, self.request), 1))
+        fit_in = max(slots(self.capacity, self.request) - len(self._parked), 1)
+        limit = tasks if self.capacity.autoscaling else min(tasks, fit_in)
         while len(self._idle) + len(self._busy) > limit and self._idle:
             ray.kill(self._idle.pop())
         while len(self._idle) + len(self._busy) + len(self._coming) > limit and self._coming:
@@ -164,9 +166,9 @@ class FoldPool:
 
     def close(self) -> None:
         """Let every actor go."""
-        for actor in [*self._idle, *self._coming.values(), *(actor for actor, _ in self._busy.values())]:
+        for actor in [*self._idle, *self._parked, *self._coming.values(), *(actor for actor, _ in self._busy.values())]:
             ray.kill(actor)
-        self._idle, self._coming, self._busy = [], {}, {}
+        self._idle, self._parked, self._coming, self._busy = [], [], {}, {}
 
     def anyone_up(self) -> bool:
         """Whether an actor is up."""
@@ -176,7 +178,14 @@ class FoldPool:
         for ref in probes:
             actor = self._coming.pop(ref)
             try:
-                self.probes.append(ray.get(ref))
+                probe = ray.get(ref)
+                if self.probes and not computes_alike(self.probes[0], probe):
+                    self._parked.append(actor)
+                    logger.warning(
+                        "%s computes %s in another way: it is not used", probe["node"], self.probes[0]["precision"]
+                    )
+                    continue
+                self.probes.append(probe)
                 self._idle.append(actor)
             except RayError as error:
                 if isinstance(cause := getattr(error, "cause", None), UnseenError):
@@ -198,6 +207,12 @@ class FoldPool:
         logger.warning(
             "%s: %s (%s); starting it again, attempt %d", work.name, failure, _first_line(error), attempts + 1
         )
+
+
+def computes_alike(first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a worker has the number format of the run in hardware, as its first one has, or emulates it as that does."""
+    precision = first["precision"]
+    return (precision in first["supported"]) == (precision in other["supported"])
 
 
 @dataclass(slots=True)

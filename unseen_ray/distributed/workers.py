@@ -42,12 +42,13 @@ class FoldWorker:
                 "under the same path or URI."
             )
         import unseen_ray.training.work  # noqa: F401
-        from unseen_ray.training.hardware import describe_hardware, resolve_precision
+        from unseen_ray.training.hardware import describe_hardware, resolve_precision, supported_precisions
 
         device = device_of_actor()
         return {
             "node": platform.node(),
             "precision": resolve_precision(precision, device),
+            "supported": supported_precisions(device),
             **describe_hardware(device),
         }
 

@@ -15,7 +15,15 @@ import torch
 from unseen_ray.errors import ConfigError, FitError
 from unseen_ray.recipe import Precision
 
-__all__ = ["check_precision", "describe_hardware", "device_name", "numerics", "resolve_precision", "seed_generators"]
+__all__ = [
+    "check_precision",
+    "describe_hardware",
+    "device_name",
+    "numerics",
+    "resolve_precision",
+    "seed_generators",
+    "supported_precisions",
+]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -41,6 +49,13 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     if _has_bf16(device):
         return "bf16"
     return "fp16" if device.type == "cuda" else "float32"
+
+
+def supported_precisions(device: torch.device) -> list[Precision]:
+    """Number formats that the hardware computes in, rather than emulates."""
+    half: list[Precision] = ["bf16"] if _has_bf16(device) else []
+    scaled: list[Precision] = ["fp16"] if device.type == "cuda" else []
+    return ["float32", *half, *scaled]
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:

@@ -1,0 +1,131 @@
+"""`evaluate`: the coreset of a run, further choices of it and its baselines, each pruned where it has not been, then measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from unseen_ray.comparison import Budget, Evaluation
+from unseen_ray.config import EXECUTOR_FIELDS, PruneConfig
+from unseen_ray.errors import ConfigError
+from unseen_ray.evaluation import DEFAULT_AGAINST, DEFAULT_SEEDS, Chosen, check_evaluable
+from unseen_ray.evaluation import evaluate as run_evaluation
+from unseen_ray.executor import Observer
+from unseen_ray.planning import with_model
+from unseen_ray.recipe import recipe_values
+from unseen_ray.run import choosing_s
+from unseen_ray.running import PruneResult, executor_for, ignore, load, prune
+from unseen_ray.sources import open_source, source_ref
+from unseen_ray.tracking import tracked
+
+__all__ = ["evaluate"]
+
+_CHANGES = ("model", "recipe", "threads", "gpus_per_fit", "log_to", *EXECUTOR_FIELDS)
+
+
+def evaluate(
+    result: PruneResult | str | os.PathLike[str],
+    *,
+    test: Any = None,
+    seeds: int = DEFAULT_SEEDS,
+    against: Sequence[str] = DEFAULT_AGAINST,
+    selections: int = 1,
+    budget: Budget = "epochs",
+    on_event: Observer | None = None,
+    **changes: Any,
+) -> Evaluation:
+    """Train the same recipe on the coreset and on baselines, and measure after the last epoch.
+
+    Args:
+        result: a finished run, or its folder.
+        test: a source with the same classes; None for the run's `test`, else its holdout.
+        seeds: trainings of each choice of an arm's subset.
+        against: baselines: `random` (another subset of the same size for each training), `random_matched` (the same with
+            as many samples of each class as the coreset has), `full`, `fitting` (the coreset of the same configuration in
+            `mode: fitting`, pruned first if it has not been).
+        selections: how often the coreset is chosen: the run's own, and more by the same configuration with `seed` + 1,
+            `seed` + 2, ..., pruned first in the run's folder `selections`.
+        budget: `epochs`: every arm as many passes over its own samples; `iterations`: every arm as many steps as all
+            samples get.
+        on_event: is told of progress.
+        **changes: `model`, `recipe` (a mapping without `use` changes the run's own), `threads`, `log_to`, and where to run:
+            `executor`, `address`, `cpus_per_fold`, `gpus_per_fold`, `max_retries`, `wait_s`.
+
+    Raises:
+        ConfigError: if there is nothing to measure on, or a baseline is unknown.
+    """
+    done = result if isinstance(result, PruneResult) else load(result)
+    config = _evaluated(done, changes, test)
+    check_evaluable(config, against=against, seeds=seeds, selections=selections, budget=budget)
+    runs = [done, *(_again(done, config, number, on_event) for number in range(1, selections))]
+    chosen = {"coreset": _chosen(runs)}
+    if "fitting" in against:
+        chosen["fitting"] = _chosen([_fitting(run, config, on_event) for run in runs])
+    tasks = seeds * selections * (1 + len(against))
+    with executor_for(config, tasks) as executor, tracked(config, on_event or ignore) as observer:
+        return run_evaluation(
+            config,
+            chosen,
+            against=against,
+            skipped_ids=np.array(done.manifest.source["skipped_ids"], np.int64),
+            seeds=seeds,
+            budget=budget,
+            executor=executor,
+            on_event=observer,
+        )
+
+
+def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any) -> PruneConfig:
+    """The run's configuration with the changes of an evaluation, on the data that the run pruned."""
+    if unknown := sorted(changes.keys() - set(_CHANGES)):
+        raise ConfigError(f"evaluate takes no {unknown[0]!r}; it takes {', '.join(_CHANGES)}.")
+    asked = {**changes, "out": done.path} | ({"test": test} if test is not None else {})
+    recipe = asked.get("recipe")
+    if isinstance(recipe, dict) and "use" not in recipe:
+        asked["recipe"] = recipe_values(recipe, base=done.config.recipe)
+    if asked.get("executor") == "local":
+        asked = {"address": None, "gpus_per_fit": 1, **asked}
+    if done.config.fit is not None and "model" in changes:
+        asked["fit"] = None
+    config = done.config.changed(**asked)
+    if recipe is None:
+        precision = done.manifest.config["recipe"]["precision"]
+        config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"precision": precision})})
+    info = open_source(source_ref(config.source)).info
+    if info.fingerprint != done.manifest.source["fingerprint"]:
+        raise ConfigError(
+            f"source {info.name} is not the data that {done.path} was pruned from: it has {len(info)} samples, there were "
+            f"{done.manifest.source['rows']}, or their labels or files changed. Bring the data back, or prune again."
+        )
+    return with_model(config, info.size_px)
+
+
+def _chosen(runs: Sequence[PruneResult]) -> Chosen:
+    costs = [choosing_s(run.manifest) for run in runs]
+    known = [cost for cost in costs if cost is not None]
+    return Chosen(tuple(run.coreset.ids for run in runs), sum(known) / len(runs) if len(known) == len(runs) else None)
+
+
+def _again(done: PruneResult, config: PruneConfig, number: int, on_event: Observer | None) -> PruneResult:
+    """The coreset that the same configuration picks with another seed."""
+    given = {**_given(done, config), "seed": done.config.seed + number}
+    return prune(PruneConfig(**given, out=f"{done.path.rstrip('/')}/selections/{number:02d}"), on_event=on_event)
+
+
+def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) -> PruneResult:
+    """The coreset that the usual baseline picks: the run's own scores and policy, from models that saw what they score."""
+    given = _given(done, config)
+    for name in ("folds", "train_on", "stratify", "schedule"):
+        given.pop(name, None)
+    return prune(PruneConfig(**{**given, "mode": "fitting"}, out=f"{done.path.rstrip('/')}/fitting"), on_event=on_event)
+
+
+def _given(done: PruneResult, config: PruneConfig) -> dict[str, Any]:
+    """What the run was asked for, its folders apart, to be done where the evaluation runs."""
+    given = {name: getattr(done.config, name) for name in done.config.model_fields_set - {"out", "reuse"}}
+    if config.executor == "local":
+        given.pop("gpus_per_fit", None)
+    return given | {name: getattr(config, name) for name in ("log_to", *EXECUTOR_FIELDS)}

@@ -1,0 +1,115 @@
+"""A run on the executor that its configuration asks for, and its result."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from unseen_ray import pipeline
+from unseen_ray.config import PruneConfig
+from unseen_ray.core.coreset import Coreset
+from unseen_ray.executor import Executor, Observer
+from unseen_ray.manifest import Manifest
+from unseen_ray.run import CORESET, Run, coreset_of, load_run
+from unseen_ray.tracking import tracked
+from unseen_ray.votes import scores_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import ray.data
+
+__all__ = ["PruneResult", "executor_for", "ignore", "load", "prune"]
+
+
+@dataclass(frozen=True, repr=False)
+class PruneResult:
+    """A finished run.
+
+    Attributes:
+        run: its folder and manifest.
+        config: what was asked for.
+    """
+
+    run: Run
+    config: PruneConfig
+
+    def __repr__(self) -> str:
+        source, kept = self.manifest.source, sum(stage["added"] for stage in self.manifest.stages) or len(self.coreset)
+        return f"PruneResult({self.path}: {kept:,} of {source['num_samples']:,} samples of {source['name']})"
+
+    @property
+    def path(self) -> str:
+        """The run's folder."""
+        return self.run.folder.root
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the folder holds, what made it, and what it cost."""
+        return self.run.manifest
+
+    @cached_property
+    def coreset(self) -> Coreset:
+        """The kept ids, the stage in which each was picked, and the score by which it was."""
+        return coreset_of(self.run.folder.read_table(CORESET))
+
+    @cached_property
+    def scores(self) -> pa.Table:
+        """Stage 0: one row a candidate, sorted by id; see `scores.parquet` in README."""
+        return self.run.folder.read_table(scores_file(0))
+
+    def to_ray_dataset(self) -> ray.data.Dataset:
+        """The scores of stage 0 as a Ray Dataset, on the cluster that this process is connected to, else a private one."""
+        import ray.data
+
+        from unseen_ray.distributed.session import ensure_session
+
+        ensure_session()
+        return ray.data.from_arrow(self.scores)
+
+
+def prune(config: PruneConfig, *, on_event: Observer | None = None) -> PruneResult:
+    """Do a run, or what is left of it.
+
+    Args:
+        config: what to prune, and how; `out` names the folder.
+        on_event: is told of progress (`job.Progress`) and of finished tasks (`job.Receipt`).
+
+    Raises:
+        ConfigError, DataError: before any training, where it can be known.
+        UnseenError: if the run failed; the same call resumes it.
+    """
+    tasks = config.folds * config.repeats if config.mode == "unseen" else config.repeats
+    with executor_for(config, tasks) as executor, tracked(config, on_event or ignore) as observer:
+        run = pipeline.prune(config, executor=executor, on_event=observer)
+    return PruneResult(run, config)
+
+
+def load(path: str | os.PathLike[str]) -> PruneResult:
+    """A finished run from its folder; imports nothing that the folder names."""
+    run = load_run(os.fspath(path))
+    return PruneResult(run, PruneConfig.from_json({**run.manifest.asked, "out": os.fspath(path)}))
+
+
+@contextlib.contextmanager
+def executor_for(config: PruneConfig, tasks: int) -> Iterator[Executor]:
+    """What a configuration asks to work on, closed in the end; `tasks` is how many could run side by side."""
+    if config.executor == "local":
+        from unseen_ray.local import LocalExecutor
+
+        executor: Executor = LocalExecutor()
+    else:
+        from unseen_ray.distributed.executor import RayExecutor
+
+        executor = RayExecutor(address=config.address, tasks=tasks)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+def ignore(_: Any) -> None:
+    """An observer that is told in vain."""
