@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from unseen_ray import exporting, pipeline, reselect
+from unseen_ray import exporting, reselect
 from unseen_ray.comparison import without_nan
 from unseen_ray.config import PruneConfig
 from unseen_ray.core.population import make_population
 from unseen_ray.errors import UnseenError
 from unseen_ray.measuring import evaluate
 from unseen_ray.planning import RunPlan, plan_run, with_model
+from unseen_ray.preflight import check_functions
 from unseen_ray.reporting.facts import gather
 from unseen_ray.resolve import is_target, plug_of
 from unseen_ray.run import Run, load_run
@@ -49,7 +50,7 @@ def plan(config: PruneConfig) -> tuple[RunPlan, SourceInfo, PruneConfig]:
         DataError: if the data cannot be read.
     """
     info = open_source(source_ref(config.source)).info
-    pipeline.check_functions(config)
+    check_functions(config)
     config = with_model(config, info.size_px)
     population = make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
     return plan_run(config, population), info, config

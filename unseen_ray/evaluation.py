@@ -21,7 +21,8 @@ from unseen_ray.core.tasks import EvalTask
 from unseen_ray.errors import ConfigError
 from unseen_ray.executor import Executor, Observer
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
-from unseen_ray.pipeline import check_test_set, make_job
+from unseen_ray.pipeline import make_job
+from unseen_ray.preflight import check_test_set
 from unseen_ray.resolve import did_you_mean
 from unseen_ray.run import clear_checkpoints
 from unseen_ray.sources import SourceInfo, open_source, source_ref

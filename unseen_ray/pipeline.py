@@ -18,11 +18,11 @@ from unseen_ray.core.coreset import Coreset
 from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.core.tasks import ScoreTask
-from unseen_ray.errors import ConfigError, DataError, FitError
+from unseen_ray.errors import FitError
 from unseen_ray.executor import Executor, Observer
-from unseen_ray.job import Job, Receipt, score_functions, score_name
-from unseen_ray.manifest import read_manifest
+from unseen_ray.job import Job, Receipt, score_name
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
+from unseen_ray.preflight import check_functions, check_lenders, check_test
 from unseen_ray.resolve import function_of, is_target
 from unseen_ray.run import CORESET, KEYS, Run, clear_checkpoints, coreset_of, open_run
 from unseen_ray.sources import Source, SourceInfo, default_test, open_source, source_ref
@@ -31,8 +31,6 @@ from unseen_ray.votes import MergeRequest, borrow_votes, find_receipt
 
 __all__ = [
     "apply_policy",
-    "check_functions",
-    "check_test_set",
     "make_job",
     "prune",
     "source_entry",
@@ -63,8 +61,8 @@ def prune(config: PruneConfig, *, executor: Executor, on_event: Observer) -> Run
     plan_run(
         config_with_model, make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
     )
-    _check_test(config, info)
-    _check_lenders(config)
+    check_test(config, info)
+    check_lenders(config)
     run = open_run(config, source_entry(info))
     if run.manifest.finished:
         logger.info("%s is finished already; nothing to do", run.folder.root)
@@ -104,17 +102,6 @@ def make_job(config: PruneConfig, info: SourceInfo) -> Job:
         size_px=info.size_px,
         out=absolute_path(config.out),
     )
-
-
-def check_functions(config: PruneConfig) -> None:
-    """Import the functions that a configuration names, and check their options; ConfigError says what is wrong.
-
-    Models are left out: to import one is to import torch.
-    """
-    score_functions(config)
-    function_of(config.policy, select, field="policy")
-    if config.fit is not None:
-        function_of(config.fit, None, field="fit")
 
 
 def source_entry(info: SourceInfo) -> dict[str, Any]:
@@ -304,45 +291,6 @@ def _as_before(config: PruneConfig, run: Run) -> PruneConfig:
         return config
     recipe = config.recipe.model_copy(update={"precision": run.manifest.config["recipe"]["precision"]})
     return config.model_copy(update={"recipe": recipe})
-
-
-def _check_test(config: PruneConfig, info: SourceInfo) -> None:
-    """Meet a missing or unfitting test set before the training, not after it."""
-    if config.test is None:
-        return
-    check_test_set(open_source(source_ref(config.test, field="test")).info, info)
-
-
-def _check_lenders(config: PruneConfig) -> None:
-    """Refuse folders without a run, whose work was to be used."""
-    for lender in config.reuse or []:
-        if read_manifest(Folder(lender)) is None:
-            raise ConfigError(f"reuse={lender} holds no run. Give the folder of an `unseen-ray prune`.")
-
-
-def check_test_set(test: SourceInfo, info: SourceInfo) -> None:
-    """Refuse a test set that is the source itself, or whose classes are not the source's."""
-    if test.fingerprint == info.fingerprint:
-        raise DataError(
-            f"test {test.name} is the very data that is pruned, on which no accuracy means anything. Give data of its own."
-        )
-    largest, names = int(test.labels_N.max()), test.class_names
-    if largest >= info.num_classes:
-        raise DataError(
-            f"test {test.name} has label {largest}, but the source has {info.num_classes} classes (0 to {info.num_classes - 1}). "
-            "Give a test set of the same classes."
-        )
-    if names and info.class_names and names != info.class_names:
-        differing = next(
-            number
-            for number in range(max(len(names), len(info.class_names)))
-            if names[number : number + 1] != info.class_names[number : number + 1]
-        )
-        here, there = ((*table, "none")[min(differing, len(table))] for table in (names, info.class_names))
-        raise DataError(
-            f"test {test.name} and source {info.name} number their classes differently: class {differing} is {here!r} in one "
-            f"and {there!r} in the other. Give both the same classes in the same order."
-        )
 
 
 def _population_entry(population: Population, source: Source, skipped: IdArray) -> dict[str, Any]:

@@ -1,0 +1,64 @@
+"""What is looked at before anything starts: functions that can be called, a test set that fits, folders that hold runs."""
+
+from __future__ import annotations
+
+from unseen_ray.config import PruneConfig
+from unseen_ray.core import select
+from unseen_ray.errors import ConfigError, DataError
+from unseen_ray.job import score_functions
+from unseen_ray.manifest import read_manifest
+from unseen_ray.resolve import function_of
+from unseen_ray.sources import SourceInfo, open_source, source_ref
+from unseen_ray.storage import Folder
+
+__all__ = ["check_functions", "check_lenders", "check_test", "check_test_set"]
+
+
+def check_functions(config: PruneConfig) -> None:
+    """Import the functions that a configuration names, and check their options; ConfigError says what is wrong.
+
+    Models are left out: to import one is to import torch.
+    """
+    score_functions(config)
+    function_of(config.policy, select, field="policy")
+    if config.fit is not None:
+        function_of(config.fit, None, field="fit")
+
+
+def check_test_set(test: SourceInfo, info: SourceInfo) -> None:
+    """Refuse a test set that is the source itself, or whose classes are not the source's."""
+    if test.fingerprint == info.fingerprint:
+        raise DataError(
+            f"test {test.name} is the very data that is pruned, on which no accuracy means anything. Give data of its own."
+        )
+    largest, names = int(test.labels_N.max()), test.class_names
+    if largest >= info.num_classes:
+        raise DataError(
+            f"test {test.name} has label {largest}, but the source has {info.num_classes} classes (0 to {info.num_classes - 1}). "
+            "Give a test set of the same classes."
+        )
+    if names and info.class_names and names != info.class_names:
+        differing = next(
+            number
+            for number in range(max(len(names), len(info.class_names)))
+            if names[number : number + 1] != info.class_names[number : number + 1]
+        )
+        here, there = ((*table, "none")[min(differing, len(table))] for table in (names, info.class_names))
+        raise DataError(
+            f"test {test.name} and source {info.name} number their classes differently: class {differing} is {here!r} in one "
+            f"and {there!r} in the other. Give both the same classes in the same order."
+        )
+
+
+def check_test(config: PruneConfig, info: SourceInfo) -> None:
+    """Meet a missing or unfitting test set before the training, not after it."""
+    if config.test is None:
+        return
+    check_test_set(open_source(source_ref(config.test, field="test")).info, info)
+
+
+def check_lenders(config: PruneConfig) -> None:
+    """Refuse folders without a run, whose work was to be used."""
+    for lender in config.reuse or []:
+        if read_manifest(Folder(lender)) is None:
+            raise ConfigError(f"reuse={lender} holds no run. Give the folder of an `unseen-ray prune`.")
