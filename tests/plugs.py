@@ -27,6 +27,12 @@ def centroids(task: Any, *, source: Any) -> Answers:
         yield ids, logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
+def slow_centroids(task: Any, *, source: Any, seconds: float) -> Answers:
+    """`centroids`, after a while."""
+    time.sleep(seconds)
+    yield from centroids(task, source=source)
+
+
 def noted_centroids(task: Any, *, source: Any, log: str, together: int, limit_s: float = 120.0) -> Answers:
     """`centroids`, begun when `together` tasks have begun, noting when, on which Ray node and on which GPU it ran."""
     import ray

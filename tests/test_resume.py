@@ -142,3 +142,38 @@ def test_a_fit_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
     task = result.manifest.stages[0]["tasks"][1]
     assert task["train_accuracy"] == undisturbed.manifest.stages[0]["tasks"][1]["train_accuracy"]
     assert not (tmp_path / "disturbed" / "checkpoints").exists()
+
+
+def test_a_fresh_start_removes_the_run_and_all_that_came_of_it(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result, _ = run(out, schedule=None, keep=0.5, holdout=0.2)
+    ur.evaluate(result, seeds=1, against=("fitting",))
+    ur.report(result)
+    (out / "stage-00" / "votes" / "07.parquet.0a1b2c3d.tmp").touch()  # what a killed writer leaves
+    config = ur.PruneConfig(**{**FIELDS, "schedule": None, "keep": 0.4}, out=out)
+    with pytest.raises(ur.ConfigError, match="another configuration"):
+        ur.prune(config)
+    assert len(ur.prune(config, fresh=True).coreset) == 120
+    assert not (out / "fitting" / "coreset.parquet").exists()
+    assert not (out / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "stage-00/mine.parquet", "fitting/photo.jpg", "stage-00/votes/x.parquet"]
+)
+def test_a_fresh_start_leaves_a_folder_with_anything_else_alone(tmp_path: Path, name: str) -> None:
+    run(tmp_path, schedule=None)
+    before = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(ur.ConfigError, match=rf"is not removed: it holds {name}, which no run of ours has written"):
+        ur.prune(ur.PruneConfig(**FIELDS, out=tmp_path), fresh=True)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == before | {name}
+
+
+def test_a_fresh_start_where_there_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "coreset.parquet").touch()
+    with pytest.raises(ur.ConfigError, match=r"holds coreset\.parquet, and no manifest\.json of ours"):
+        ur.prune(ur.PruneConfig(**FIELDS, out=tmp_path / "photos"), fresh=True)
+    assert len(ur.prune(ur.PruneConfig(**FIELDS, out=tmp_path / "new"), fresh=True).coreset) == 180

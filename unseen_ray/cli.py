@@ -68,8 +68,9 @@ def plan(run_yaml: str | None, images_per_s: float | None, as_json: bool, **flag
 @cli.command(cls=FieldCommand)
 @click.argument("run_yaml", required=False)
 @field_options()
+@click.option("--fresh", is_flag=True, help="remove the run that out holds, if it holds nothing else, and begin anew")
 @click.option("--json", "as_json", is_flag=True, help="print the closing summary as JSON")
-def prune(run_yaml: str | None, as_json: bool, **flags: str | None) -> None:
+def prune(run_yaml: str | None, fresh: bool, as_json: bool, **flags: str | None) -> None:
     """Prune a training set; run the same line again to resume.
 
     \b
@@ -84,7 +85,7 @@ def prune(run_yaml: str | None, as_json: bool, **flags: str | None) -> None:
 
     config = PruneConfig(**merged_fields(run_yaml, flags))
     with watching(Console(stderr=True)) as observer:
-        result = api.prune(config, on_event=observer)
+        result = api.prune(config, fresh=fresh, on_event=observer)
     values = summary.prune_values(result)
     if as_json:
         return _print_json(values)

@@ -9,6 +9,7 @@ UnseenError                     4  anything below
 ├── IncompleteScoreError        4  votes are missing, doubled or damaged
 ├── FoldFailedError             4  a fold failed for good
 ├── ClusterError                4  the cluster does not bring what a fold needs
+├── RunInUseError               4  another driver works on the run
 └── StorageError                4  the run folder cannot be read or written
 """
 
@@ -26,6 +27,7 @@ __all__ = [
     "FoldFailedError",
     "IncompleteScoreError",
     "LeakError",
+    "RunInUseError",
     "StorageError",
     "UnseenError",
 ]
@@ -123,6 +125,10 @@ class FoldFailedError(UnseenError):
 
 class ClusterError(UnseenError):
     """The cluster does not bring what a fold needs."""
+
+
+class RunInUseError(UnseenError):
+    """Another driver works on the run."""
 
 
 class StorageError(UnseenError):

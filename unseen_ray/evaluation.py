@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from unseen_ray.comparison import Budget, Evaluation, arm_of, break_even_of, differences_of, without_nan
+from unseen_ray.comparison import Arm, Budget, Evaluation, arm_of, break_even_of, differences_of, without_nan
 from unseen_ray.config import PruneConfig, jsonable
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.baselines import matched_subset, random_subset
@@ -21,6 +21,7 @@ from unseen_ray.core.tasks import EvalTask
 from unseen_ray.errors import ConfigError
 from unseen_ray.executor import Executor, Observer
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
+from unseen_ray.lease import Lease, held
 from unseen_ray.pipeline import make_job
 from unseen_ray.preflight import check_test_set
 from unseen_ray.resolve import did_you_mean
@@ -104,39 +105,41 @@ def evaluate(
     arms = list(dict.fromkeys([*list(chosen)[:1], *against]))
     tasks = _tasks(chosen, arms, population, seeds, config.seed)
     keys = {_place(task): _key(job, task, population, test_print) for task in tasks}
-    stored = _train(tasks, keys, Folder(job.out), executor, on_event)
-    recipe = job.config.recipe
-    lines = []
-    for arm in arms:
-        its = [task for task in tasks if task.arm == arm]
-        counts = [population.class_counts(task.train.resolve(population)) for task in its]
-        choosing_s = chosen[arm].seconds if arm in chosen else 0.0
-        results = [_as_of(task, stored[keys[_place(task)]]) for task in its]
-        lines.append(arm_of(arm, results, counts, choosing_s=choosing_s, drawn=arm not in chosen))
-    table = Evaluation(
-        test=name,
-        test_samples=test_samples,
-        model=str(jsonable(job.config.model)),
-        recipe=recipe.model_dump(),
-        budget="epochs" if recipe.steps is None else "iterations",
-        environment=prepared.environment,
-        class_names=info.class_names or tuple(map(str, range(job.num_classes))),
-        arms=tuple(lines),
-        differences=differences_of(lines),
-        break_even=break_even_of(lines) if recipe.steps is None else None,
-    )
-    _store(Folder(job.out), stored, _with_table(stored_tables(Folder(job.out)), without_nan(table.to_json())))
-    clear_checkpoints(Folder(job.out))
+    folder, recipe = Folder(job.out), job.config.recipe
+    with held(folder) as lease:
+        stored = _train(tasks, keys, folder, executor, on_event, lease)
+        lines = _lines(arms, tasks, {_place(task): stored[keys[_place(task)]] for task in tasks}, chosen, population)
+        table = Evaluation(
+            test=name,
+            test_samples=test_samples,
+            model=str(jsonable(job.config.model)),
+            recipe=recipe.model_dump(),
+            budget="epochs" if recipe.steps is None else "iterations",
+            environment=prepared.environment,
+            class_names=info.class_names or tuple(map(str, range(job.num_classes))),
+            arms=lines,
+            differences=differences_of(lines),
+            break_even=break_even_of(lines) if recipe.steps is None else None,
+        )
+        lease.check()
+        _store(folder, stored, _with_table(stored_tables(folder), table.to_json()))
+        clear_checkpoints(folder)
     return table
 
 
 def _train(
-    tasks: list[EvalTask], keys: Mapping[_Place, str], folder: Folder, executor: Executor, on_event: Observer
+    tasks: list[EvalTask],
+    keys: Mapping[_Place, str],
+    folder: Folder,
+    executor: Executor,
+    on_event: Observer,
+    lease: Lease,
 ) -> dict[str, EvalResult]:
     """Results by what determines them: those that the folder holds already, and those of what was left to train."""
     stored, tables = _known(folder), stored_tables(folder)
 
     def keep(event: Progress | Receipt | EvalResult) -> None:
+        lease.check()
         if isinstance(event, EvalResult):
             stored[keys[event.arm, event.selection, event.repeat]] = event
             _store(folder, stored, tables)
@@ -144,6 +147,24 @@ def _train(
 
     executor.evaluate([task for task in tasks if keys[_place(task)] not in stored], keep)
     return stored
+
+
+def _lines(
+    arms: Sequence[str],
+    tasks: Sequence[EvalTask],
+    results: Mapping[_Place, EvalResult],
+    chosen: Mapping[str, Chosen],
+    population: Population,
+) -> tuple[Arm, ...]:
+    """The table's, one an arm."""
+    lines = []
+    for arm in arms:
+        its = [task for task in tasks if task.arm == arm]
+        counts = [population.class_counts(task.train.resolve(population)) for task in its]
+        choosing_s = chosen[arm].seconds if arm in chosen else 0.0
+        measured = [_as_of(task, results[_place(task)]) for task in its]
+        lines.append(arm_of(arm, measured, counts, choosing_s=choosing_s, drawn=arm not in chosen))
+    return tuple(lines)
 
 
 def check_evaluable(config: PruneConfig, *, against: Sequence[str], seeds: int, selections: int, budget: str) -> None:

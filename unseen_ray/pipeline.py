@@ -20,7 +20,7 @@ from unseen_ray.core.schedule import Stage
 from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.errors import FitError
 from unseen_ray.executor import Executor, Observer
-from unseen_ray.job import Job, Receipt, score_name
+from unseen_ray.job import EvalResult, Job, Progress, Receipt, score_name
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.preflight import check_functions, check_lenders, check_test
 from unseen_ray.resolve import function_of, is_target
@@ -50,9 +50,7 @@ def prune(config: PruneConfig, *, executor: Executor, on_event: Observer) -> Run
     Raises:
         UnseenError: see `unseen_ray.errors`; nothing that was finished is lost.
     """
-    began = time.monotonic()
-    ref = source_ref(config.source)
-    source = open_source(ref)
+    source = open_source(source_ref(config.source))
     info = source.info
     config_with_model = with_model(config, info.size_px)
     check_functions(config)
@@ -63,14 +61,18 @@ def prune(config: PruneConfig, *, executor: Executor, on_event: Observer) -> Run
     )
     check_test(config, info)
     check_lenders(config)
-    run = open_run(config, source_entry(info))
-    if run.manifest.finished:
-        logger.info("%s is finished already; nothing to do", run.folder.root)
-        return run
-    job = make_job(_as_before(config_with_model, run), info)
+    with open_run(config, source_entry(info)) as run:
+        if run.manifest.finished:
+            logger.info("%s is finished already; nothing to do", run.folder.root)
+            return run
+        return _prune(run, make_job(_as_before(config_with_model, run), info), source, executor, on_event)
+
+
+def _prune(run: Run, job: Job, source: Source, executor: Executor, on_event: Observer) -> Run:
+    began = time.monotonic()
     prepared = executor.prepare(job, source)
     job = job.resolved(prepared.config, prepared.skipped_ids)
-    population = job.population(info.labels_N)
+    population = job.population(source.info.labels_N)
     plan = plan_run(job.config, population)
     for warning in plan.warnings:
         logger.warning("%s", warning)
@@ -84,7 +86,12 @@ def prune(config: PruneConfig, *, executor: Executor, on_event: Observer) -> Run
     def elapsed_s() -> float:
         return round(before + time.monotonic() - began, 3)
 
-    run = _grow(run, job, population, plan, executor, on_event, elapsed_s)
+    def observe(event: Progress | Receipt | EvalResult) -> None:
+        if run.lease is not None:
+            run.lease.check()
+        on_event(event)
+
+    run = _grow(run, job, population, plan, executor, observe, elapsed_s)
     return _finish(run, source, population, elapsed_s)
 
 

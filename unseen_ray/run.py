@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +16,7 @@ import pyarrow as pa
 from unseen_ray.config import FREE_FIELDS, PruneConfig
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.lease import LEASE, Lease, held
 from unseen_ray.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from unseen_ray.storage import Folder
 
@@ -24,6 +28,7 @@ __all__ = [
     "Run",
     "choosing_s",
     "clear_checkpoints",
+    "clear_run",
     "coreset_of",
     "flat_fields",
     "load_run",
@@ -35,6 +40,11 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 CORESET = "coreset.parquet"
+_OURS = re.compile(
+    r"((fitting|selections/\d+)/)*(manifest\.json|lease\.json|evaluation\.json|report\.html|coreset\.parquet|keys\.parquet|"
+    r"stage-\d+/(coreset|scores)\.parquet|stage-\d+/probs\.npy|stage-\d+/votes/\d+\.(parquet|probs\.npy)|"
+    r"(checkpoints|tensorboard|wandb)/.*)(\.[0-9a-f]{8}\.tmp)?"
+)
 _SOURCES = ("source", "test")  # data is known by its fingerprint, wherever it lies
 KEYS = "keys.parquet"
 TENSORBOARD = "tensorboard"
@@ -42,20 +52,29 @@ TENSORBOARD = "tensorboard"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run folder and its manifest; a change makes a new one."""
+    """A run folder and its manifest; a change makes a new one.
+
+    Attributes:
+        folder, manifest: where it is, and what it holds.
+        lease: the hold on it of a driver that works on it.
+    """
 
     folder: Folder
     manifest: Manifest
+    lease: Lease | None = None
 
     def commit(self, **changes: Any) -> Run:
-        """Write a changed manifest and return the run that has it."""
+        """Write a changed manifest and return the run that has it; RunInUseError if another driver has taken over."""
+        if self.lease is not None:
+            self.lease.check()
         manifest = replace(self.manifest, **changes)
         write_manifest(self.folder, manifest)
-        return Run(self.folder, manifest)
+        return replace(self, manifest=manifest)
 
 
-def open_run(config: PruneConfig, source: dict[str, Any]) -> Run:
-    """Begin a run in `config.out`, or go on with the one that is there.
+@contextlib.contextmanager
+def open_run(config: PruneConfig, source: dict[str, Any]) -> Iterator[Run]:
+    """Begin a run in `config.out`, or go on with the one that is there; no other driver works on it meanwhile.
 
     Args:
         config: as the user asked for it.
@@ -64,27 +83,49 @@ def open_run(config: PruneConfig, source: dict[str, Any]) -> Run:
     Raises:
         ConfigError: if the folder is missing from the configuration, cannot be written, holds something else, or a
             run that would pick other ids.
+        RunInUseError: if another driver works on it.
     """
     if not config.out:
         raise ConfigError("out is missing: name the folder that the run's files go to, such as --out runs/digits.")
-    folder = Folder(config.out)
-    asked = config.to_json()
-    try:
-        manifest = read_manifest(folder)
-        if manifest is not None and not _is_untouched(folder, manifest):
-            _check_same(folder, manifest, asked, source)
-            return Run(folder, manifest)
-        others = [name for name in folder.names() if not name.endswith(".tmp")]
-        if manifest is None and others:
-            raise ConfigError(
-                f"out={config.out} holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} and no run of ours. "
-                "Name a new or an empty folder."
-            )
-        run = Run(folder, Manifest(created=_now(), config=asked, asked=asked, source=source))
-        write_manifest(folder, run.manifest)
-    except StorageError as error:
-        raise ConfigError(f"out={config.out} cannot be used: {error}") from None
-    return run
+    folder, asked = Folder(config.out), config.to_json()
+    with contextlib.ExitStack() as stack:
+        try:
+            run = _found(folder, asked, source)
+            if run is None or not run.manifest.finished:
+                lease = stack.enter_context(held(folder))
+                run = _found(folder, asked, source)  # another driver may have been at work until now
+                if run is None:
+                    run = Run(folder, Manifest(created=_now(), config=asked, asked=asked, source=source))
+                    write_manifest(folder, run.manifest)
+                run = replace(run, lease=lease)
+        except StorageError as error:
+            raise ConfigError(f"out={config.out} cannot be used: {error}") from None
+        yield run
+
+
+def clear_run(folder: Folder) -> None:
+    """Remove a run, and the runs that its evaluations made within it; nothing happens where there is nothing.
+
+    Raises:
+        ConfigError: if the folder holds anything else; nothing is removed then.
+        RunInUseError: if another driver works on it.
+    """
+    names = folder.files()
+    if not names:
+        return
+    strangers = [name for name in names if not _OURS.fullmatch(name)]
+    if MANIFEST not in names or strangers:
+        held_by_others = ", ".join(strangers[:3]) or ", ".join(names[:3])
+        raise ConfigError(
+            f"{folder.root} is not removed: it holds {held_by_others}{' and more' if len(strangers) > 3 else ''}, "
+            f"{'which no run of ours has written' if MANIFEST in names else f'and no {MANIFEST} of ours'}. Name another folder."
+        )
+    read_manifest(folder)  # StorageError or ConfigError if it is none that we can read
+    with held(folder):
+        for name in names:
+            if name not in (MANIFEST, LEASE):
+                folder.delete(name)
+        folder.delete(MANIFEST)  # last, so that what was interrupted can be done again
 
 
 def open_selection(run: Run, config: PruneConfig) -> Run:
@@ -174,10 +215,25 @@ def _is_untouched(folder: Folder, manifest: Manifest) -> bool:
     if (
         manifest.kind != "prune"
         or manifest.stages
-        or set(folder.names()) - {MANIFEST, CHECKPOINTS, TENSORBOARD, "wandb", "stage-00"}
+        or set(folder.names()) - {MANIFEST, LEASE, CHECKPOINTS, TENSORBOARD, "wandb", "stage-00"}
     ):
         return False
     return not Folder(folder.path("stage-00/votes")).names()
+
+
+def _found(folder: Folder, asked: dict[str, Any], source: dict[str, Any]) -> Run | None:
+    """The run that a folder holds; None where one may begin; ConfigError where it holds something else."""
+    manifest = read_manifest(folder)
+    if manifest is not None and not _is_untouched(folder, manifest):
+        _check_same(folder, manifest, asked, source)
+        return Run(folder, manifest)
+    others = [name for name in folder.names() if name != LEASE and not name.endswith(".tmp")]
+    if manifest is None and others:
+        raise ConfigError(
+            f"out={folder.root} holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} and no run of ours. "
+            "Name a new or an empty folder."
+        )
+    return None
 
 
 def _now() -> str:

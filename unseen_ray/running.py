@@ -14,7 +14,8 @@ from unseen_ray.config import PruneConfig
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.executor import Executor, Observer
 from unseen_ray.manifest import Manifest
-from unseen_ray.run import CORESET, Run, coreset_of, load_run
+from unseen_ray.run import CORESET, Run, clear_run, coreset_of, load_run
+from unseen_ray.storage import Folder
 from unseen_ray.tracking import tracked
 from unseen_ray.votes import scores_file
 
@@ -71,17 +72,20 @@ class PruneResult:
         return ray.data.from_arrow(self.scores)
 
 
-def prune(config: PruneConfig, *, on_event: Observer | None = None) -> PruneResult:
+def prune(config: PruneConfig, *, fresh: bool = False, on_event: Observer | None = None) -> PruneResult:
     """Do a run, or what is left of it.
 
     Args:
         config: what to prune, and how; `out` names the folder.
+        fresh: remove the run that `out` holds, and begin anew.
         on_event: is told of progress (`job.Progress`) and of finished tasks (`job.Receipt`).
 
     Raises:
         ConfigError, DataError: before any training, where it can be known.
         UnseenError: if the run failed; the same call resumes it.
     """
+    if fresh and config.out:
+        clear_run(Folder(config.out))
     tasks = config.folds * config.repeats if config.mode == "unseen" else config.repeats
     with executor_for(config, tasks) as executor, tracked(config, on_event or ignore) as observer:
         run = pipeline.prune(config, executor=executor, on_event=observer)

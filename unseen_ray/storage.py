@@ -187,6 +187,18 @@ class Folder:
         except OSError as error:
             raise ConfigError(f"{self.root} cannot be read as a folder: {error}.") from None
 
+    def files(self) -> list[str]:
+        """Names of all files in it and below, sorted; empty where it does not exist."""
+        from pyarrow.fs import FileSelector, FileType
+
+        fs, path = filesystem_of(self.root)
+        selector = FileSelector(path, allow_not_found=True, recursive=True)
+        try:
+            found = patiently(self.root, lambda: fs.get_file_info(selector))
+        except OSError as error:
+            raise ConfigError(f"{self.root} cannot be read as a folder: {error}.") from None
+        return sorted(entry.path[len(path.rstrip("/")) + 1 :] for entry in found if entry.type == FileType.File)
+
 
 def _put(target: str, data: bytes) -> None:
     fs, path = filesystem_of(target)

@@ -1,0 +1,140 @@
+"""One driver a run: real processes, on local disk and on an S3 server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import unseen_ray as ur
+from tests.s3 import s3_server
+from unseen_ray import lease
+from unseen_ray.errors import RunInUseError
+from unseen_ray.lease import LEASE, Holder, held
+from unseen_ray.storage import Folder
+
+FIELDS = "--source digits --source.limit 200 --keep 0.5 --folds 2 --executor local --log_to none"
+LINE = [sys.executable, "-m", "unseen_ray", "prune", *FIELDS.split()]
+SLOW = ["--fit", '{use: "tests.plugs:slow_centroids", seconds: 4}']
+
+
+def start(out: str, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([*LINE, *more, "--out", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def stranger(age_s: float) -> Holder:
+    return Holder(
+        token="t", host="far", pid=7, job="raysubmit_1", home="elsewhere", started="1", beat=time.time() - age_s
+    )
+
+
+def write(folder: Folder, holder: Holder) -> None:
+    folder.write(LEASE, lease._bytes_of(holder))
+
+
+def holder_of(folder: Folder) -> dict[str, object]:
+    return json.loads(folder.read(LEASE) or b"{}")
+
+
+def test_a_run_is_held_while_it_lasts_and_let_go(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "run"))
+    with held(folder) as own:
+        assert holder_of(folder)["pid"] == os.getpid()
+        own.check()
+        with (
+            pytest.raises(RunInUseError, match=rf"held by process {os.getpid()} on .* last reported \d s ago"),
+            held(folder),
+        ):
+            pass
+    assert folder.names() == []
+
+
+def test_the_same_line_twice_runs_once(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    drivers = [start(str(out), *SLOW) for _ in range(3)]
+    ended = [(driver.wait(120), *driver.communicate()) for driver in drivers]
+    assert sorted(code for code, _, _ in ended) == [0, 4, 4]
+    for code, stdout, stderr in ended:
+        if code == 4:
+            assert "is held by process" in stderr
+            assert stdout == ""
+    assert len(ur.load(out).coreset) == 100
+    assert LEASE not in os.listdir(out)
+
+
+def test_the_same_line_twice_runs_once_on_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with s3_server(monkeypatch):
+        drivers = [start("s3://runs/twice", *SLOW) for _ in range(2)]
+        ended = [(driver.wait(180), driver.communicate()[1]) for driver in drivers]
+        assert sorted(code for code, _ in ended) == [0, 4], ended
+        assert len(ur.load("s3://runs/twice").coreset) == 100
+        assert LEASE not in Folder("s3://runs/twice").names()
+
+
+def test_after_a_killed_driver_the_same_line_goes_on_at_once(tmp_path: Path) -> None:
+    killed = start(str(tmp_path), *SLOW)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "manifest.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert (tmp_path / LEASE).exists()
+    began = time.monotonic()
+    again = start(str(tmp_path), *SLOW)
+    assert again.wait(120) == 0, again.communicate()
+    assert time.monotonic() - began < 40
+    assert "taking over" in again.communicate()[1]
+
+
+def test_a_driver_elsewhere_is_left_to_its_work_until_it_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(str(tmp_path))
+    write(folder, stranger(30))
+    with (
+        pytest.raises(RunInUseError, match=r"process 7 on far, job raysubmit_1, which last reported 3\d s ago"),
+        held(folder),
+    ):
+        pass
+    monkeypatch.setattr(lease, "_BEAT_S", 0.1)
+    write(folder, stranger(90))
+    with held(folder):
+        assert holder_of(folder)["pid"] == os.getpid()
+
+
+def test_a_clock_that_is_behind_is_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_BEAT_S", 0.5)
+    folder = Folder(str(tmp_path))
+    speaking = stranger(3600)
+    write(folder, speaking)
+    later = lease._bytes_of(replace(speaking, beat=speaking.beat + 1))
+    line = f"import time; time.sleep(0.3); open({str(tmp_path / LEASE)!r}, 'wb').write({later!r})"
+    other = subprocess.Popen([sys.executable, "-c", line])
+    with pytest.raises(RunInUseError, match="process 7 on far"), held(folder):
+        pass
+    other.wait()
+
+
+def test_a_driver_that_lost_its_run_writes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_BEAT_S", 0.05)
+    fields = {"source": {"use": "digits", "limit": 200}, "keep": 0.5, "folds": 2, "executor": "local", "log_to": "none"}
+    folder = Folder(str(tmp_path))
+
+    def take(event: object) -> None:
+        if holder_of(folder).get("pid") == os.getpid():
+            write(folder, stranger(0))
+            time.sleep(0.5)
+
+    with pytest.raises(RunInUseError, match=r"process 7 on far, job raysubmit_1 has taken over"):
+        ur.prune(ur.PruneConfig(**fields, fit="tests.plugs:centroids", out=tmp_path), on_event=take)
+    assert json.loads((tmp_path / "manifest.json").read_text())["stages"] == []
+    assert holder_of(folder)["pid"] == 7  # it is the other one's to let go
