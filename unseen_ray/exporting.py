@@ -42,7 +42,7 @@ def export(run: Run, to: str) -> int:
         raise ConfigError(
             f"--to {to} ends in {ending or 'nothing'!r}. Allowed are {known}.{did_you_mean(ending, ENDINGS)}"
         )
-    table = run.folder.read_table(CORESET)
+    table = run.table(CORESET)
     parent, _, name = to.replace(os.sep, "/").rpartition("/")
     try:
         Folder(parent or ("/" if to.startswith("/") else ".")).write(name, _bytes_of(table, ending))

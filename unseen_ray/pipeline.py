@@ -289,7 +289,7 @@ def _finish(run: Run, source: Source, population: Population, elapsed_s: Callabl
 def _restore(run: Run) -> Coreset:
     if not run.manifest.stages:
         return Coreset.empty()
-    return coreset_of(run.folder.read_table(f"stage-{run.manifest.stages[-1]['index']:02d}/coreset.parquet"))
+    return coreset_of(run.table(f"stage-{run.manifest.stages[-1]['index']:02d}/coreset.parquet"))
 
 
 def _as_before(config: PruneConfig, run: Run) -> PruneConfig:

@@ -47,7 +47,7 @@ def reselect(
     """
     run = load_run(path)
     config = _config(run.manifest, keep=keep, score=score, policy=policy, combine=combine, out=out)
-    keys = run.folder.read_table(KEYS)
+    keys = run.table(KEYS)
     ids = keys.column("id").to_numpy()
     table = _scores(run, config)
     name = score_name(config.score)
@@ -97,7 +97,7 @@ def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
 
 def _scores(run: Run, config: PruneConfig) -> pa.Table:
     """The scores of stage 0 under `config.combine`, in the order of the ids."""
-    stored = run.folder.read_table(scores_file(0))
+    stored = run.table(scores_file(0))
     if run.manifest.kind != "prune":
         if config.combine != run.manifest.asked["combine"]:
             raise ConfigError(
@@ -118,7 +118,7 @@ def _scores(run: Run, config: PruneConfig) -> pa.Table:
             votes_each=int(votes[0]),
         )
         for index in range(len(stage["tasks"])):
-            book.add(read_votes(run.folder, 0, index))
+            book.add(read_votes(run.folder, 0, index, run.manifest.files))
         table = score_columns(book.merge(config.combine))
     names = _score_names(table)
     name = score_name(config.score)
@@ -135,7 +135,7 @@ def _of_mean_probs(run: Run, stored: pa.Table) -> pa.Table:
             f"combine=mean_prob needs the mean probabilities, which {run.folder.root} does not hold. "
             "Prune in a new folder with save_probs: true."
         )
-    probs = run.folder.read_array(probs_file(0))
+    probs = run.folder.read_array(probs_file(0), run.manifest.files[probs_file(0)])
     if len(probs) != stored.num_rows:
         raise StorageError(f"{run.folder.path(probs_file(0))} has {len(probs)} rows for {stored.num_rows} candidates.")
     labels = stored.column("label").to_numpy()

@@ -18,7 +18,7 @@ from unseen_ray.core.coreset import Coreset
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.lease import LEASE, Lease, held
 from unseen_ray.manifest import MANIFEST, Manifest, read_manifest, write_manifest
-from unseen_ray.storage import Folder
+from unseen_ray.storage import Folder, sha256_of
 
 __all__ = [
     "CHECKPOINTS",
@@ -71,6 +71,10 @@ class Run:
         write_manifest(self.folder, manifest)
         return replace(self, manifest=manifest)
 
+    def table(self, name: str) -> pa.Table:
+        """A Parquet file of the run; StorageError if it is not what the manifest says was written."""
+        return self.folder.read_table(name, self.manifest.files.get(name))
+
 
 @contextlib.contextmanager
 def open_run(config: PruneConfig, source: dict[str, Any]) -> Iterator[Run]:
@@ -91,13 +95,13 @@ def open_run(config: PruneConfig, source: dict[str, Any]) -> Iterator[Run]:
     with contextlib.ExitStack() as stack:
         try:
             run = _found(folder, asked, source)
-            if run is None or not run.manifest.finished:
+            if run is None or not run.manifest.finished or _damaged(run):
                 lease = stack.enter_context(held(folder))
                 run = _found(folder, asked, source)  # another driver may have been at work until now
                 if run is None:
                     run = Run(folder, Manifest(created=_now(), config=asked, asked=asked, source=source))
                     write_manifest(folder, run.manifest)
-                run = replace(run, lease=lease)
+                run = _mended(replace(run, lease=lease))
         except StorageError as error:
             raise ConfigError(f"out={config.out} cannot be used: {error}") from None
         yield run
@@ -234,6 +238,27 @@ def _found(folder: Folder, asked: dict[str, Any], source: dict[str, Any]) -> Run
             "Name a new or an empty folder."
         )
     return None
+
+
+def _damaged(run: Run) -> list[str]:
+    """Files that the manifest names and that are not there as they were written."""
+    damaged = []
+    for name, digest in run.manifest.files.items():
+        data = run.folder.read(name)
+        if data is None or sha256_of(data) != digest:
+            damaged.append(name)
+    return damaged
+
+
+def _mended(run: Run) -> Run:
+    """The run without what is damaged, and without the stages, which are merged anew: whole votes are not made again."""
+    damaged = _damaged(run)
+    if not damaged:
+        return run
+    for name in damaged:
+        logger.warning("%s is damaged or missing; its work is done again", run.folder.path(name))
+        run.folder.delete(name)
+    return run.commit(stages=[], files={}, finished=False)
 
 
 def _now() -> str:

@@ -55,12 +55,12 @@ class PruneResult:
     @cached_property
     def coreset(self) -> Coreset:
         """The kept ids, the stage in which each was picked, and the score by which it was."""
-        return coreset_of(self.run.folder.read_table(CORESET))
+        return coreset_of(self.run.table(CORESET))
 
     @cached_property
     def scores(self) -> pa.Table:
         """Stage 0: one row a candidate, sorted by id; see `scores.parquet` in README."""
-        return self.run.folder.read_table(scores_file(0))
+        return self.run.table(scores_file(0))
 
     def to_ray_dataset(self) -> ray.data.Dataset:
         """The scores of stage 0 as a Ray Dataset, on the cluster that this process is connected to, else a private one."""

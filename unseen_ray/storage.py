@@ -116,8 +116,27 @@ class Folder:
         except OSError as error:
             raise StorageError(f"{self.path(name)} cannot be read: {error}.") from None
 
-    def read_table(self, name: str) -> pa.Table:
-        """A Parquet file as a table.
+    def read_whole(self, name: str, digest: str | None = None) -> bytes:
+        """The bytes of a file that must be there.
+
+        Args:
+            name: the file.
+            digest: the SHA-256 that it had when it was written, if that is known.
+
+        Raises:
+            StorageError: if it is missing or another one.
+        """
+        data = self.read(name)
+        if data is None:
+            raise StorageError(f"{self.path(name)} is missing. Is `out` on storage that every node shares?")
+        if digest is not None and sha256_of(data) != digest:
+            raise StorageError(
+                f"{self.path(name)} is damaged: it is not what was written. The run's `unseen-ray prune` line does its work anew."
+            )
+        return data
+
+    def read_table(self, name: str, digest: str | None = None) -> pa.Table:
+        """A Parquet file as a table; see `read_whole`.
 
         Raises:
             StorageError: if it is missing or damaged.
@@ -125,9 +144,7 @@ class Folder:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        data = self.read(name)
-        if data is None:
-            raise StorageError(f"{self.path(name)} is missing. Is `out` on storage that every node shares?")
+        data = self.read_whole(name, digest)
         try:
             return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
@@ -135,15 +152,17 @@ class Folder:
                 f"{self.path(name)} is damaged: {error}. Delete it and run the same line again."
             ) from None
 
-    def read_array(self, name: str) -> Any:
-        """A .npy file as a numpy array; StorageError if it is missing or damaged. Pickled content is refused."""
+    def read_array(self, name: str, digest: str | None = None) -> Any:
+        """A .npy file as a numpy array; see `read_whole`.
+
+        Raises:
+            StorageError: if it is missing or damaged. Pickled content is refused.
+        """
         import io
 
         import numpy as np
 
-        data = self.read(name)
-        if data is None:
-            raise StorageError(f"{self.path(name)} is missing.")
+        data = self.read_whole(name, digest)
         try:
             return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -126,10 +127,19 @@ def borrow_votes(lender: Folder, folder: Folder, stage: int, index: int, key: st
     return receipt
 
 
-def read_votes(folder: Folder, stage: int, index: int) -> VotePart:
-    """The votes of a task; StorageError if they are missing or damaged."""
-    name = vote_file(stage, index)
-    table = folder.read_table(name)
+def read_votes(folder: Folder, stage: int, index: int, digests: Mapping[str, str] | None = None) -> VotePart:
+    """The votes of a task.
+
+    Args:
+        folder: the run.
+        stage, index: the task's.
+        digests: SHA-256 by file name, as far as they are known.
+
+    Raises:
+        StorageError: if they are missing or damaged.
+    """
+    name, digests = vote_file(stage, index), digests or {}
+    table = folder.read_table(name, digests.get(name))
     missing = [column for column in _FIXED if column not in table.column_names]
     if missing:
         raise StorageError(f"{folder.path(name)} has no column {', '.join(missing)}: it is no file of votes.")
@@ -142,7 +152,9 @@ def read_votes(folder: Folder, stage: int, index: int) -> VotePart:
         p_top_M=columns["p_top"],
         p_label_M=columns["p_label"],
         scores={column: values for column, values in columns.items() if column not in _FIXED},
-        probs_MC=folder.read_array(_vote_probs_file(name)) if receipt.get("files") else None,
+        probs_MC=folder.read_array(_vote_probs_file(name), receipt["files"][_vote_probs_file(name)])
+        if receipt.get("files")
+        else None,
     )
 
 

@@ -51,8 +51,8 @@ class ReportFacts:
 
 def gather(run: Run) -> ReportFacts:
     """Read a finished run, its evaluation, and what else lies in its folder: its fitting baseline, its other choices."""
-    table = run.folder.read_table(scores_file(0))
-    coreset = run.folder.read_table(CORESET)
+    table = run.table(scores_file(0))
+    coreset = run.table(CORESET)
     ids_M, labels_M = table.column("id").to_numpy(), table.column("label").to_numpy()
     stage_M = np.full(len(ids_M), -1, np.int64)
     stage_M[np.searchsorted(ids_M, coreset.column("id").to_numpy())] = coreset.column("stage").to_numpy()
@@ -86,7 +86,7 @@ def gather(run: Run) -> ReportFacts:
         "config": run.manifest.config,
         "environment": run.manifest.environment,
     }
-    last = run.folder.read_table(scores_file(max(stage_M.max(), 0)))
+    last = run.table(scores_file(max(stage_M.max(), 0)))
     last_M = np.full(len(ids_M), np.nan, np.float32)
     last_M[np.searchsorted(ids_M, last.column("id").to_numpy())] = last.column(score).to_numpy()
     return ReportFacts(values=without_nan(values), table=table, stage_M=stage_M, last_M=last_M)
@@ -110,7 +110,7 @@ def _neighbour(run: Run, name: str) -> Run | None:
 
 
 def _scores_of(run: Run) -> pa.Table:
-    return run.folder.read_table(scores_file(0))
+    return run.table(scores_file(0))
 
 
 def _distribution(run: Run, fitting: Run | None, table: pa.Table, score: str) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _agreement(run: Run, again: list[Run], score: str) -> list[dict[str, Any]]:
         if len(runs) < 2:
             continue
         scores = [_scores_of(one).column(score).to_numpy() for one in runs]
-        kept = [set(one.folder.read_table(CORESET).column("id").to_pylist()) for one in runs]
+        kept = [set(one.table(CORESET).column("id").to_pylist()) for one in runs]
         pairs = list(combinations(range(len(runs)), 2))
         correlations = [rank_correlation(scores[a], scores[b]) for a, b in pairs]
         found.append(
@@ -157,11 +157,11 @@ def _agreement(run: Run, again: list[Run], score: str) -> list[dict[str, Any]]:
 def _importance(run: Run, table: pa.Table, score: str) -> list[dict[str, Any]]:
     """For each later stage: how the order of its candidates by its own model agrees with their order in stage 0."""
     found = []
-    coreset = run.folder.read_table(CORESET)
+    coreset = run.table(CORESET)
     seed = run.manifest.config["seed"]
     ids_M, zero_M = table.column("id").to_numpy(), table.column(score).to_numpy()
     for stage in run.manifest.stages[1:]:
-        later = run.folder.read_table(scores_file(stage["index"]))
+        later = run.table(scores_file(stage["index"]))
         candidates = later.column("id").to_numpy()
         before = zero_M[np.searchsorted(ids_M, candidates)]
         after = later.column(score).to_numpy()

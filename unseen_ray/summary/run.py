@@ -42,7 +42,7 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
         "scores": f"{result.path}/{scores_file(0)}",
     }
     counts = np.asarray(source["class_counts"])
-    table = result.run.folder.read_table(CORESET)
+    table = result.run.table(CORESET)
     kept = np.bincount(table.column("label").to_numpy(), minlength=len(counts))
     names = source["class_names"] or [str(number) for number in range(len(counts))]
     values["classes"] = [

@@ -1,0 +1,99 @@
+"""Damage to a run's files is found by checksum and named, and only its work is done again."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import unseen_ray as ur
+from unseen_ray.errors import StorageError
+from unseen_ray.job import Receipt
+
+FIELDS = {
+    "source": {"use": "digits", "limit": 200},
+    "keep": 0.5,
+    "folds": 2,
+    "schedule": [0.3, 0.5],
+    "fit": "tests.plugs:centroids",
+    "save_probs": True,
+    "executor": "local",
+    "log_to": "none",
+}
+NAMES = [
+    "coreset.parquet",
+    "keys.parquet",
+    "stage-00/scores.parquet",
+    "stage-00/probs.npy",
+    "stage-00/votes/01.parquet",
+    "stage-00/votes/00.probs.npy",
+    "stage-01/scores.parquet",
+    "stage-01/votes/00.parquet",
+]
+
+
+def truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flipped(data: bytes) -> bytes:
+    place = random.Random(len(data)).randrange(len(data))
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+def deleted(data: bytes) -> None:
+    return None
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    ur.prune(ur.PruneConfig(**FIELDS, out=out))
+    return out
+
+
+def test_every_kind_of_file_is_damaged_here(undisturbed: Path) -> None:
+    assert set(NAMES) <= ur.load(undisturbed).manifest.files.keys()
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, deleted], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_work_of_a_damaged_file_is_done_again(
+    tmp_path: Path,
+    undisturbed: Path,
+    name: str,
+    damage: Callable[[bytes], bytes | None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    data = damage((out / name).read_bytes())
+    (out / name).unlink()
+    if data is not None:
+        (out / name).write_bytes(data)
+    fresh: list[str] = []
+
+    def observe(event: object) -> None:
+        if isinstance(event, Receipt) and not event.reused:
+            fresh.append(event.task)
+
+    result = ur.prune(ur.PruneConfig(**FIELDS, out=out), on_event=observe)
+    assert len(fresh) == ("votes" in name)
+    assert f"{name} is damaged or missing; its work is done again" in caplog.text
+    whole = ur.load(undisturbed)
+    assert result.coreset.ids.tolist() == whole.coreset.ids.tolist()
+    assert result.scores.equals(whole.scores)
+    assert result.manifest.files.keys() == whole.manifest.files.keys()
+
+
+@pytest.mark.parametrize("name", ["coreset.parquet", "stage-00/scores.parquet"])
+def test_a_reader_of_a_damaged_file_names_it(tmp_path: Path, undisturbed: Path, name: str) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    (tmp_path / "run" / name).write_bytes(flipped((undisturbed / name).read_bytes()))
+    result = ur.load(tmp_path / "run")
+    with pytest.raises(StorageError, match=rf"run/{name} is damaged: it is not what was written"):
+        assert result.coreset is not None
+        assert result.scores is not None
