@@ -28,6 +28,7 @@ def arm(
     *,
     selections: int = 1,
     seconds_each: float = 1.0,
+    seconds_std: float = 0.0,
     choosing_s: float | None = 0.0,
     devices: tuple[str, ...] = ("cpu",),
     drawn: bool = False,
@@ -41,6 +42,7 @@ def arm(
         class_samples=(5.0, 0.0, 5.0),
         seconds=seconds_each * len(accuracies),
         seconds_each=seconds_each,
+        seconds_std=seconds_std,
         choosing_s=choosing_s,
         devices=devices,
         drawn=drawn,
@@ -128,6 +130,14 @@ def test_break_even_is_the_cost_over_what_a_training_saves(
     assert even.trainings == (None if trainings is None else pytest.approx(trainings))
 
 
+def test_a_difference_in_the_noise_of_the_clock_is_no_saving() -> None:
+    full = arm("full", [0.5] * 4, seconds_each=2.0, seconds_std=1.2)
+    for seconds, trainings in ((0.9, None), (0.7, pytest.approx(12 / 1.3))):
+        even = break_even_of([arm("coreset", [0.5] * 4, seconds_each=seconds, choosing_s=12.0), full])
+        assert even is not None
+        assert even.trainings == trainings
+
+
 def test_no_break_even_without_its_two_measures() -> None:
     coreset, unknown = arm("coreset", [0.5]), arm("coreset", [0.5], choosing_s=None)
     assert break_even_of([coreset, arm("random", [0.5])]) is None
@@ -204,7 +214,9 @@ def test_a_test_set_must_number_its_classes_as_the_source_does(tmp_path: Path, n
         named = table.replace_schema_metadata({b"class_names": json.dumps(classes).encode()})
         pq.write_table(named, tmp_path / f"{folder}.parquet")
     fields = {"keep": 0.5, "folds": 2, "recipe": FAST, "executor": "local", "out": tmp_path / "run"}
-    with pytest.raises(ur.DataError, match=r"number their classes differently|has label 3"):
+    with pytest.raises(
+        ur.DataError, match=r"number their classes differently|lacks 'dog', other than|has 'fox', other than"
+    ):
         ur.prune(ur.PruneConfig(source=str(tmp_path / "train.parquet"), test=str(tmp_path / "test.parquet"), **fields))
     assert not (tmp_path / "run").exists()
 

@@ -169,11 +169,12 @@ def test_a_page_on_a_million_samples_stays_small(tmp_path: Path) -> None:
         columns[f"std_{name}"] = np.zeros(count, np.float32)
     kept = np.sort(rng.permutation(count)[: round(0.7 * count)])
     folder = Folder(small.path)
-    folder.write_table("stage-00/scores.parquet", pa.table(columns))
+    digests = {"stage-00/scores.parquet": folder.write_table("stage-00/scores.parquet", pa.table(columns))}
     coreset = {"id": kept, "key": pa.array(map(str, kept)), "label": labels[kept]}
     coreset |= {"stage": np.zeros(len(kept), np.int32), "score": entropy[kept]}
-    folder.write_table("coreset.parquet", pa.table(coreset))
+    digests["coreset.parquet"] = folder.write_table("coreset.parquet", pa.table(coreset))
     manifest = json.loads(Path(small.path, "manifest.json").read_text())
+    manifest["files"] |= digests
     manifest["source"] |= {"num_classes": classes, "class_names": [f"n{number:08d}" for number in range(classes)]}
     Path(small.path, "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "data.parquet").unlink()

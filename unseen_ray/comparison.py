@@ -32,6 +32,7 @@ class Arm:
         class_samples: (C,) mean number of training samples of each class.
         seconds: of all trainings together, each added up over the workers that shared it.
         seconds_each: their median.
+        seconds_std: their standard deviation (n - 1), NaN for one.
         choosing_s: seconds of workers that one choice of the subset took; 0 where it is drawn, None where it is not known.
         devices: what they ran on.
         drawn: whether every training had a subset of its own, or all the same set: no choice is made twice.
@@ -45,6 +46,7 @@ class Arm:
     class_samples: tuple[float, ...]
     seconds: float
     seconds_each: float
+    seconds_std: float
     choosing_s: float | None
     devices: tuple[str, ...]
     drawn: bool
@@ -131,7 +133,8 @@ class BreakEven:
     Attributes:
         choosing_s: seconds of workers that the choice took.
         saved_s: seconds of workers that a training on the coreset is shorter than one on everything, by their medians.
-        trainings: after how many trainings on the coreset the sum is even; None where none is shorter.
+        trainings: after how many trainings on the coreset the sum is even; None where none is shorter by more than twice the
+            standard error of the measured seconds.
     """
 
     choosing_s: float
@@ -200,6 +203,7 @@ def arm_of(
         class_samples=tuple(map(float, np.mean(class_samples, axis=0))),
         seconds=round(sum(seconds), 3),
         seconds_each=round(statistics.median(seconds), 3),
+        seconds_std=_std(seconds),
         choosing_s=choosing_s,
         devices=tuple(sorted({result.device for result in results})),
         drawn=drawn,
@@ -218,7 +222,10 @@ def break_even_of(arms: Sequence[Arm]) -> BreakEven | None:
     if full is None or coreset.choosing_s is None or coreset.devices != full.devices:
         return None
     saved_s = full.seconds_each - coreset.seconds_each
-    trainings = coreset.choosing_s / saved_s if saved_s > 0 else None
+    error_s = math.sqrt(
+        sum(arm.seconds_std**2 / len(arm.accuracies) for arm in (coreset, full) if len(arm.accuracies) > 1)
+    )
+    trainings = coreset.choosing_s / saved_s if saved_s > 2 * error_s else None
     return BreakEven(choosing_s=round(coreset.choosing_s, 3), saved_s=round(saved_s, 3), trainings=trainings)
 
 

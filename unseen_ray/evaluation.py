@@ -25,7 +25,7 @@ from unseen_ray.lease import Lease, held
 from unseen_ray.pipeline import make_job
 from unseen_ray.preflight import check_test_set
 from unseen_ray.resolve import did_you_mean
-from unseen_ray.run import clear_checkpoints
+from unseen_ray.run import CHECKPOINTS, clear_checkpoints
 from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.sources.info import fingerprint_of
 from unseen_ray.storage import Folder
@@ -123,7 +123,8 @@ def evaluate(
         )
         lease.check()
         _store(folder, stored, _with_table(stored_tables(folder), table.to_json()))
-        clear_checkpoints(folder)
+        if not Folder(folder.path(CHECKPOINTS)).files():  # those of another evaluation, which may go on, stay
+            clear_checkpoints(folder)
     return table
 
 
@@ -145,7 +146,10 @@ def _train(
             _store(folder, stored, tables)
         on_event(event)
 
-    executor.evaluate([task for task in tasks if keys[_place(task)] not in stored], keep)
+    left = [task for task in tasks if keys[_place(task)] not in stored]
+    if len(left) < len(tasks):
+        logger.info("%d of %d trainings were done before; their results are used", len(tasks) - len(left), len(tasks))
+    executor.evaluate(left, keep)
     return stored
 
 
@@ -209,6 +213,13 @@ def _budgeted(config: PruneConfig, budget: Budget, num_samples: int) -> PruneCon
     if recipe.steps is not None:
         return config
     changes: dict[str, Any] = {"epochs": recipe.epochs_of(num_samples, workers=workers), "min_steps": 0}
+    if changes["epochs"] != recipe.epochs:
+        logger.info(
+            "every arm trains as many epochs as everything does: %d, raised from %d by recipe.min_steps %d",
+            changes["epochs"],
+            recipe.epochs,
+            recipe.min_steps,
+        )
     if budget == "iterations":
         changes = {"epochs": None, "steps": recipe.plan(num_samples, workers=workers)[1]}
     return config.model_copy(update={"recipe": recipe.model_copy(update=changes)})

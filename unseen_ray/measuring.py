@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from unseen_ray.recipe import recipe_values
 from unseen_ray.run import choosing_s
 from unseen_ray.running import PruneResult, executor_for, ignore, load, prune
 from unseen_ray.sources import open_source, source_ref
+from unseen_ray.storage import sha256_of
 from unseen_ray.tracking import tracked
 
 __all__ = ["evaluate"]
@@ -65,7 +67,8 @@ def evaluate(
     if "fitting" in against:
         chosen["fitting"] = _chosen([_fitting(run, config, on_event) for run in runs])
     tasks = seeds * selections * (1 + len(against))
-    with executor_for(config, tasks) as executor, tracked(config, on_event or ignore) as observer:
+    within = f"evaluate-{budget}-{_digest(config)}"
+    with executor_for(config, tasks) as executor, tracked(config, on_event or ignore, within=within) as observer:
         return run_evaluation(
             config,
             chosen,
@@ -129,3 +132,10 @@ def _given(done: PruneResult, config: PruneConfig) -> dict[str, Any]:
     if config.executor == "local":
         given.pop("gpus_per_fit", None)
     return given | {name: getattr(config, name) for name in ("log_to", *EXECUTOR_FIELDS)}
+
+
+def _digest(config: PruneConfig) -> str:
+    """What tells evaluations of one run apart that train or measure in different ways."""
+    values = config.to_json()
+    said = [values[name] for name in ("model", "recipe", "threads", "test", "gpus_per_fit")]
+    return sha256_of(json.dumps(said, sort_keys=True).encode())[:6]

@@ -240,6 +240,15 @@ def _finished_stage(
         "scored": sum(r.scored for r in receipts),
         "tasks": [r.to_json() for r in receipts],
     }
+    largest = float(np.bincount(table.column("label").to_numpy()).max() / table.num_rows)
+    if entry["vote_accuracy"] < min(2 * largest, 0.9 * largest + 0.1):
+        logger.warning(
+            "the models of stage %d are right on %.1f %% of what they scored, and always naming the largest class on %.1f %%: "
+            "their scores mean little. Train longer (recipe.epochs), with fewer folds, or by another recipe.",
+            stage.index,
+            100 * entry["vote_accuracy"],
+            100 * largest,
+        )
     logger.info(
         "stage=%d kept=%d added=%d accuracy=%.4f seconds=%.1f",
         stage.index,

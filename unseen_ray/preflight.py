@@ -32,21 +32,22 @@ def check_test_set(test: SourceInfo, info: SourceInfo) -> None:
             f"test {test.name} is the very data that is pruned, on which no accuracy means anything. Give data of its own."
         )
     largest, names = int(test.labels_N.max()), test.class_names
+    if names and info.class_names and set(names) != set(info.class_names):
+        missing, more = (sorted(set(a) - set(b)) for a, b in ((info.class_names, names), (names, info.class_names)))
+        found = [f"lacks {_some(missing)}"] * bool(missing) + [f"has {_some(more)}"] * bool(more)
+        raise DataError(
+            f"test {test.name} {' and '.join(found)}, other than source {info.name}. Give both the same classes, by the same names."
+        )
     if largest >= info.num_classes:
         raise DataError(
             f"test {test.name} has label {largest}, but the source has {info.num_classes} classes (0 to {info.num_classes - 1}). "
             "Give a test set of the same classes."
         )
     if names and info.class_names and names != info.class_names:
-        differing = next(
-            number
-            for number in range(max(len(names), len(info.class_names)))
-            if names[number : number + 1] != info.class_names[number : number + 1]
-        )
-        here, there = ((*table, "none")[min(differing, len(table))] for table in (names, info.class_names))
+        differing = next(number for number in range(len(names)) if names[number] != info.class_names[number])
         raise DataError(
-            f"test {test.name} and source {info.name} number their classes differently: class {differing} is {here!r} in one "
-            f"and {there!r} in the other. Give both the same classes in the same order."
+            f"test {test.name} and source {info.name} number their classes differently: class {differing} is {names[differing]!r} in "
+            f"the test and {info.class_names[differing]!r} in the source. Give both the same classes in the same order."
         )
 
 
@@ -62,3 +63,7 @@ def check_lenders(config: PruneConfig) -> None:
     for lender in config.reuse or []:
         if read_manifest(Folder(lender)) is None:
             raise ConfigError(f"reuse={lender} holds no run. Give the folder of an `unseen-ray prune`.")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -222,7 +222,7 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
 
 
 def recipe_name(values: Mapping[str, Any]) -> str:
-    """How tables call a recipe: its name, and what is other than in the named one, the resolved precision apart.
+    """How tables call a recipe: its name, and what is other than in the named one; the precision and the least of steps are left out.
 
     >>> recipe_name({**Recipe().model_dump(), "epochs": 30})
     'quick (epochs 30)'
@@ -231,7 +231,7 @@ def recipe_name(values: Mapping[str, Any]) -> str:
     changed = [
         f"{name} {value}"
         for name, value in values.items()
-        if name not in ("use", "precision") and named.get(name) != value
+        if name not in ("use", "precision", "min_steps") and named.get(name) != value
     ]
     return str(values["use"]) + (f" ({', '.join(changed)})" if changed else "")
 

@@ -129,6 +129,8 @@ def clear_run(folder: Folder) -> None:
         for name in names:
             if name not in (MANIFEST, LEASE):
                 folder.delete(name)
+        for name in {name.split("/")[0] for name in names if "/" in name}:
+            folder.delete_folder(name)
         folder.delete(MANIFEST)  # last, so that what was interrupted can be done again
 
 

@@ -82,7 +82,7 @@ class TensorBoard:
 
         root = self._aside.name if self._aside else self._out.path(TENSORBOARD)
         self._writers[trial] = SummaryWriter(
-            os.path.join(root, re.sub(r"\W+", "-", trial.name)),
+            os.path.join(root, re.sub(r"[^\w/]+", "-", trial.name)),
             purge_step=trial.after + 1,
             flush_secs=10,
             filename_suffix=f".{trial.trial_id}",
@@ -109,8 +109,10 @@ class Wandb:
     def __init__(self, out: str, options: dict[str, Any]) -> None:
         import wandb
 
-        if os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
-            wandb.login(prompt=False, verify=False)
+        if os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not wandb.login(prompt=False, verify=False):
+            raise ConfigError(
+                "log_to: wandb has no key. Set WANDB_API_KEY or run `wandb login`, or WANDB_MODE=offline to keep its files here."
+            )
         self._init = wandb.init
         self._options = {"project": os.environ.get("WANDB_PROJECT", _PROJECT), **options}
         self._aside = tempfile.TemporaryDirectory(prefix="unseen-ray-wandb-") if is_uri(out) else None
@@ -172,8 +174,8 @@ class Teller:
 class Tracker:
     """An observer of a run's tasks that tells its loggers."""
 
-    def __init__(self, config: PruneConfig, tellers: list[Teller]) -> None:
-        self._config, self._tellers = config, tellers
+    def __init__(self, config: PruneConfig, within: str, tellers: list[Teller]) -> None:
+        self._config, self._within, self._tellers = config, within, tellers
         self._fits: dict[str, Fit] = {}
         self._epochs: dict[str, int] = {}
 
@@ -211,7 +213,7 @@ class Tracker:
             assert self._config.out is not None
             self._epochs[task] = after
             self._fits[task] = Fit(
-                name=task,
+                name=f"{self._within}/{task}" if self._within else task,
                 config={"task": task, **flat_fields(self._config.to_json())},
                 trial_id=os.urandom(4).hex(),
                 experiment_dir_name=os.path.basename(self._config.out.rstrip("/")),
@@ -222,7 +224,7 @@ class Tracker:
 
     def _measured(self, fit: Fit, values: dict[str, float]) -> None:
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        epoch = self._epochs[fit.name]
+        epoch = self._epochs[fit.config["task"]]
         self._tell("log_trial_result", iteration=epoch, trial=fit, result={_STEP: epoch, **finite})
 
     def _tell(self, method: str, **arguments: Any) -> None:
@@ -231,13 +233,18 @@ class Tracker:
 
 
 @contextlib.contextmanager
-def tracked(config: PruneConfig, on_event: Observer) -> Iterator[Observer]:
+def tracked(config: PruneConfig, on_event: Observer, *, within: str = "") -> Iterator[Observer]:
     """An observer that tells the loggers of `log_to`, then `on_event`.
+
+    Args:
+        config: the run's.
+        on_event: is told after the loggers.
+        within: a folder for the fits, where a run has several of one name.
 
     Raises:
         ConfigError: if a logger is not installed, or its service refuses; nothing has been trained by then.
     """
-    tracker = Tracker(config, [Teller(name, told) for name, told in _loggers_of(config).items()])
+    tracker = Tracker(config, within, [Teller(name, told) for name, told in _loggers_of(config).items()])
 
     def both(event: Progress | Receipt | EvalResult) -> None:
         tracker(event)
@@ -259,6 +266,8 @@ def _loggers_of(config: PruneConfig) -> dict[str, Logger]:
     for name, options in map(plug_of, asked if isinstance(asked, list) else [asked]):
         try:
             found[str(name)] = _logger(str(name), options, config.out)
+        except ConfigError:
+            raise
         except ModuleNotFoundError as error:
             raise ConfigError(f"log_to: {name} needs {error.name}. Install it: pip install {error.name}.") from None
         except Exception as error:  # whatever a service answers

@@ -48,7 +48,7 @@ class ScoreTask:
     @property
     def name(self) -> str:
         """How logs and messages call it."""
-        where = "" if self.fold is None else f" fold {self.fold}"
+        where = " fitting" if self.mode == "fitting" else "" if self.fold is None else f" fold {self.fold}"
         return f"stage {self.stage}{where}" + (f" repeat {self.repeat}" if self.repeat else "")
 
 

@@ -58,6 +58,9 @@ def gather(run: Run) -> ReportFacts:
     stage_M[np.searchsorted(ids_M, coreset.column("id").to_numpy())] = coreset.column("stage").to_numpy()
     score = score_name(run.manifest.config["score"])
     tables = stored_tables(run.folder)
+    tables.sort(
+        key=lambda table: -sum(len(arm["accuracies"]) for arm in table["arms"])
+    )  # of equal ones the last that was made
     evaluation = tables[0] if tables else None
     source = run.manifest.source
     names = source["class_names"] or [str(number) for number in range(source["num_classes"])]

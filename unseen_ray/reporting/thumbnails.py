@@ -23,11 +23,11 @@ _CLASSES = 20
 _EACH = 4
 _SIDE_PX = 48
 GROUPS = {
-    "easiest": "lowest score",
+    "easiest": "lowest score, right or not",
     "hardest": "highest score",
     "kept last": "lowest score of those that the last stage kept, by its own models",
     "dropped first": "not kept, with the highest score by the last stage's models",
-    "suspected mislabelled": "predicted as another class, the given one being least probable",
+    "suspected mislabelled": "predicted as another class, the given one being less than half as probable as by chance",
 }
 
 
@@ -76,13 +76,16 @@ def _groups(facts: ReportFacts, number: int) -> dict[str, IdArray]:
     """Places of the candidates of a class in each group."""
     names = ("label", "pred", "p_label", facts.values["score"])
     labels_M, preds_M, p_label_M, score_M = (facts.table.column(name).to_numpy() for name in names)
+    unlikely = 0.5 / len(facts.values["classes"]["names"])
     here, last = labels_M == number, facts.stage_M == facts.stage_M.max()
     return {
         "easiest": top_of(score_M, here, _EACH, lowest=True),
         "hardest": top_of(score_M, here, _EACH),
         "kept last": top_of(facts.last_M, here & last, _EACH, lowest=True),
         "dropped first": top_of(facts.last_M, here & (facts.stage_M < 0), _EACH),
-        "suspected mislabelled": top_of(p_label_M, here & (preds_M != labels_M), _EACH, lowest=True),
+        "suspected mislabelled": top_of(
+            p_label_M, here & (preds_M != labels_M) & (p_label_M < unlikely), _EACH, lowest=True
+        ),
     }
 
 

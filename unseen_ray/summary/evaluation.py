@@ -16,7 +16,7 @@ __all__ = ["evaluation_lines", "evaluation_table"]
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Accuracy of each arm, the coreset's lead over it, the disparity between its classes, and its cost."""
     table = table_of(
-        "trained on", "samples", "accuracy", "std", "trainings", "coreset less it", "worst class", "spread of classes",
+        "trained on", "samples", "accuracy", "std", "trainings", "coreset less this", "worst class", "spread of classes",
         "seconds each", "seconds to choose", "on",
     )  # fmt: skip
     leads = {difference.baseline: difference for difference in evaluation.differences}
@@ -58,7 +58,7 @@ def evaluation_lines(evaluation: Evaluation) -> list[str]:
         lines.append(
             f"The pruning has not paid: {cost} is no shorter than one on everything."
             if even.trainings is None
-            else f"The pruning has paid for itself after {several(math.ceil(even.trainings), 'training')}: {cost} "
+            else f"The pruning has paid for its time after {several(math.ceil(even.trainings), 'training')}: {cost} "
             f"is {even.saved_s:,.1f} s shorter than one on everything."
         )
     return lines
