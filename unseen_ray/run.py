@@ -229,11 +229,11 @@ def _is_untouched(folder: Folder, manifest: Manifest) -> bool:
 
 def _found(folder: Folder, asked: dict[str, Any], source: dict[str, Any]) -> Run | None:
     """The run that a folder holds; None where one may begin; ConfigError where it holds something else."""
-    manifest = read_manifest(folder)
+    others = [name for name in folder.names() if name != LEASE and not name.endswith(".tmp")]
+    manifest = read_manifest(folder)  # after the names: whoever begins a run there meanwhile writes it first
     if manifest is not None and not _is_untouched(folder, manifest):
         _check_same(folder, manifest, asked, source)
         return Run(folder, manifest)
-    others = [name for name in folder.names() if name != LEASE and not name.endswith(".tmp")]
     if manifest is None and others:
         raise ConfigError(
             f"out={folder.root} holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} and no run of ours. "

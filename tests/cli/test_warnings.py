@@ -98,5 +98,16 @@ def test_a_plan_warns_of_the_same(
 
 def test_what_is_in_order_is_not_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = data_of(tmp_path, BALANCED), tmp_path / "run"
-    main(shlex.split(f"prune --source {data} --keep 0.5 --out {out} {FAST} --recipe.batch_size 10"))
+    main(shlex.split(f"prune --source {data} --keep 0.5 --out {out} {FAST} --recipe.batch_size 10 --recipe.epochs 30"))
     assert "WARNING" not in capsys.readouterr().err
+
+
+def test_models_that_know_no_more_than_the_largest_class_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "--source.use tests.plugs:noise --source.count 1000 --source.classes 2"
+    main(shlex.split(f"prune {source} --keep 0.5 --folds 2 --out {tmp_path / 'run'} {FAST}"))
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(
+        r"the models of stage 0 are right on \d\d\.\d % of what they scored, .* their scores mean little", said
+    )
