@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,3 +184,16 @@ def entropy(log_probs_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
 def flat(log_probs_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     """A score that is the same for all."""
     return np.ones(len(labels_N), np.float32)
+
+
+class _Sender:
+    """Sends its process SIGTERM as it is destroyed, where Python drops whatever the signal's handler raises."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def terminating(log_probs_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """A score during which its process is told to end."""
+    _Sender()
+    return -log_probs_NC.max(axis=1)

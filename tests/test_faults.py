@@ -118,3 +118,11 @@ def test_a_signal_ends_with_130_and_the_line_resumes(tmp_path: Path, sent: signa
     again = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0
     assert "stage 0 fold 0 was finished before" in again.stderr
+
+
+def test_a_signal_that_python_drops_ends_the_run_nevertheless(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "unseen_ray", "prune", "--source", "digits", "--keep", "0.5", "--executor", "local"]
+    line += ["--recipe.epochs", "1", "--folds", "2", "--score", "tests.plugs:terminating", "--out", str(tmp_path)]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 130, ended.stderr
+    assert "interrupted; run the same line again to go on" in ended.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 from typing import Any
 
@@ -15,11 +14,13 @@ from unseen_ray import __version__
 from unseen_ray.config import EXECUTOR_FIELDS, PruneConfig
 from unseen_ray.errors import ConfigError, UnseenError
 from unseen_ray.flags import FieldCommand, field_options, merged_fields
+from unseen_ray.interruption import Interruption
 
 __all__ = ["entry", "main"]
 
 _INTERRUPTED = 130
 _FAILED = 4
+_interruption = Interruption()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -85,7 +86,7 @@ def prune(run_yaml: str | None, fresh: bool, as_json: bool, **flags: str | None)
 
     config = PruneConfig(**merged_fields(run_yaml, flags))
     with watching(Console(stderr=True)) as observer:
-        result = api.prune(config, fresh=fresh, on_event=observer)
+        result = api.prune(config, fresh=fresh, on_event=_interruption.heeded(observer))
     values = summary.prune_values(result)
     if as_json:
         return _print_json(values)
@@ -178,7 +179,7 @@ def evaluate(
     if against is not None:
         asked["against"] = tuple(name.strip() for name in against.split(",") if name.strip())
     with watching(Console(stderr=True)) as observer:
-        evaluation = api.evaluate(run_dir, on_event=observer, **asked)
+        evaluation = api.evaluate(run_dir, on_event=_interruption.heeded(observer), **asked)
     if as_json:
         return _print_json(evaluation.to_json())
     first, *rest = summary.evaluation_lines(evaluation)
@@ -235,8 +236,7 @@ def list_names(what: str) -> None:
 def main(args: list[str] | None = None) -> None:
     """Run a command and end with its exit code: 0 done, 2 bad configuration, 3 bad data, 4 failed, 130 interrupted."""
     sys.path.insert(0, os.getcwd())
-    for ending in (signal.SIGTERM, signal.SIGHUP):  # from `ray job stop` and Kubernetes, from a terminal that is closed
-        signal.signal(ending, signal.default_int_handler)
+    _interruption.listen()
     try:
         cli.main(args=args, prog_name="unseen-ray", standalone_mode=False)
     except click.ClickException as error:

@@ -1,0 +1,42 @@
+"""Signals that end a command, remembered until it has ended."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+__all__ = ["Interruption"]
+
+E = TypeVar("E")
+
+
+class Interruption:
+    """SIGINT, SIGTERM (`ray job stop`, Kubernetes) and SIGHUP (a closed terminal), each raised as KeyboardInterrupt.
+
+    Python drops an exception that is raised while a destructor or the callback of a weak reference runs, and the end of every
+    thread runs one. So the signal is remembered, and raised again at the next event of the run.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+
+    def listen(self) -> None:
+        """Take the signals; a SIGINT that the caller has chosen to ignore, as `nohup` does, stays ignored."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._take)
+
+    def heeded(self, on_event: Callable[[E], None]) -> Callable[[E], None]:
+        """An observer that raises what was dropped, else tells `on_event`."""
+
+        def observe(event: E) -> None:
+            if self._came:
+                raise KeyboardInterrupt
+            on_event(event)
+
+        return observe
+
+    def _take(self, number: int, frame: Any) -> None:
+        self._came = True
+        raise KeyboardInterrupt
