@@ -70,6 +70,20 @@ def suite(report: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def keeps(report: dict[str, Any]) -> Iterator[str]:
+    """Accuracy of each method at each keep, by the suite's first score."""
+    score = next(row["score"] for row in report["rows"] if row["score"])
+    rows = [row for row in report["rows"] if row["score"] in (None, score)]
+    columns = sorted({row["keep"] for row in rows}, reverse=True)
+    yield f"| {score} | " + " | ".join(f"keep {keep:g}" for keep in columns) + " |"
+    yield "|---|" + "---|" * len(columns)
+    found = {(row["method"], row["keep"]): row for row in rows}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = [mean_std(found[method, keep]) if (method, keep) in found else "" for keep in columns]
+        yield f"| {method} | " + " | ".join(cells) + " |"
+    yield f"| everything | {mean_std(report['full'])} |" + " |" * (len(columns) - 1)
+
+
 def ranks(report: dict[str, Any]) -> Iterator[str]:
     yield "| method | score | rank correlation of two seeds | fullest of 20 bins |"
     yield "|---|---|---|---|"
@@ -108,6 +122,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "train_memory": train_memory,
     "train_accuracy": train_accuracy,
     "suite": suite,
+    "keeps": keeps,
     "ranks": ranks,
     "stages": stages,
 }
