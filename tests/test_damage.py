@@ -97,3 +97,42 @@ def test_a_reader_of_a_damaged_file_names_it(tmp_path: Path, undisturbed: Path, 
     with pytest.raises(StorageError, match=rf"run/{name} is damaged: it is not what was written"):
         assert result.coreset is not None
         assert result.scores is not None
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, deleted], ids=lambda damage: damage.__name__)
+def test_a_damaged_manifest_gives_way_to_its_copy(
+    tmp_path: Path,
+    undisturbed: Path,
+    damage: Callable[[bytes], bytes | None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    whole = (out / "manifest.json").read_bytes()
+    data = damage(whole)
+    (out / "manifest.json").unlink()
+    if data is not None:
+        (out / "manifest.json").write_bytes(data)
+    assert ur.load(out).coreset.ids.tolist() == ur.load(undisturbed).coreset.ids.tolist()
+    assert "manifest.json is" in caplog.text and "its copy is used" in caplog.text
+    assert (out / "manifest.copy.json").read_bytes() == whole
+
+
+def test_a_run_that_goes_on_from_the_copy_has_a_manifest_again(tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    (out / "coreset.parquet").unlink()
+    (out / "manifest.json").unlink()
+    ur.prune(ur.PruneConfig(**FIELDS, out=out))
+    (out / "manifest.copy.json").unlink()
+    assert ur.load(out).coreset.ids.tolist() == ur.load(undisturbed).coreset.ids.tolist()
+
+
+def test_a_manifest_whose_entries_were_changed_is_damaged(tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    (out / "manifest.copy.json").unlink()
+    text = (out / "manifest.json").read_text()
+    (out / "manifest.json").write_text(text.replace('"folds": 2', '"folds": 3'))
+    with pytest.raises(ur.ConfigError, match="is damaged: ValueError: its entries are not those that were written"):
+        ur.load(out)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 IN_FUNCTIONS = "~"  # before a library: only inside the function that needs it
 
 ONE = "resolve catalog recipe checks config storage manifest lease run job votes patience sources sources.*"
-SIX = "api cli flags listing measuring progress reporting reporting.* running summary summary.* tracking __init__ __main__"
+SIX = "api cli flags interruption listing measuring progress reporting reporting.* running summary summary.* tracking __init__ __main__"
 # layer: modules, layers that they may import, libraries beside the standard one
 TABLE: dict[int, tuple[str, set[int], str]] = {
     0: ("errors core core.*", {0}, "numpy"),

@@ -135,7 +135,7 @@ def test_a_run_on_a_storage_that_fails_now_and_then(server: S3Server, tmp_path: 
     assert result.coreset.ids.tolist() == undisturbed.coreset.ids.tolist()
     folder = Folder("s3://runs/pruned")
     names = {name.split("/")[0] for name in result.manifest.files}
-    assert set(folder.names()) == names | {"manifest.json", "tensorboard"}
+    assert set(folder.names()) == names | {"manifest.json", "manifest.copy.json", "tensorboard"}
     assert b"loopback-secret" not in (folder.read("manifest.json") or b"")
 
 

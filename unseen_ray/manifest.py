@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.storage import Folder
+from unseen_ray.storage import Folder, sha256_of
 
-__all__ = ["MANIFEST", "SCHEMA_VERSION", "Manifest", "read_manifest", "write_manifest"]
+__all__ = ["MANIFEST", "MANIFEST_COPY", "SCHEMA_VERSION", "Manifest", "read_manifest", "write_manifest"]
 
-MANIFEST = "manifest.json"
+logger = logging.getLogger(__name__)
+
+MANIFEST, MANIFEST_COPY = "manifest.json", "manifest.copy.json"
 SCHEMA_VERSION = 1
+_DIGEST = "sha256"  # of the manifest's other entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,21 +51,43 @@ class Manifest:
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
-    """Put the manifest in place; readers see the old one or the new one, whole."""
-    folder.write(MANIFEST, (json.dumps(asdict(manifest), indent=1, sort_keys=False) + "\n").encode())
+    """Put the manifest in place, then a copy of it; readers see the old one or the new one, whole."""
+    values = asdict(manifest)
+    data = (json.dumps({**values, _DIGEST: _digest(values)}, indent=1, sort_keys=False) + "\n").encode()
+    folder.write(MANIFEST, data)
+    folder.write(MANIFEST_COPY, data)
 
 
 def read_manifest(folder: Folder) -> Manifest | None:
-    """The manifest of a run folder, or None where there is none.
+    """The manifest of a run folder, or None where there is none; its copy, with a warning, where it is damaged or lost.
 
     Raises:
-        StorageError: if it is damaged.
+        StorageError: if it is damaged, and its copy no better.
         ConfigError: if a newer unseen_ray wrote it.
     """
-    data = folder.read(MANIFEST)
+    damage: StorageError | None = None
+    try:
+        manifest = _read(folder, MANIFEST)
+    except StorageError as error:
+        manifest, damage = None, error
+    if manifest is not None:
+        return manifest
+    try:
+        manifest = _read(folder, MANIFEST_COPY)
+    except StorageError as error:
+        damage = damage or error
+    if manifest is None and damage is not None:
+        raise damage
+    if manifest is not None:
+        logger.warning("%s; its copy is used", damage or f"{folder.path(MANIFEST)} is missing")
+    return manifest
+
+
+def _read(folder: Folder, name: str) -> Manifest | None:
+    data = folder.read(name)
     if data is None:
         return None
-    path = folder.path(MANIFEST)
+    path = folder.path(name)
     try:
         values = json.loads(data)
         version = values["schema_version"]
@@ -69,6 +95,8 @@ def read_manifest(folder: Folder) -> Manifest | None:
             raise ConfigError(
                 f"{path} has schema_version {version}; this unseen_ray reads up to {SCHEMA_VERSION}. Upgrade unseen_ray."
             )
+        if values.pop(_DIGEST, None) not in (None, _digest(values)):  # None: written before there was one
+            raise ValueError("its entries are not those that were written")
         manifest = Manifest(**{name: values[name] for name in Manifest.__slots__ if name in values})
         _check_form(manifest)
     except ConfigError:
@@ -78,6 +106,10 @@ def read_manifest(folder: Folder) -> Manifest | None:
             f"{path} is damaged: {type(error).__name__}: {error}. Restore it, or start in a new folder."
         ) from None
     return manifest
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return sha256_of(json.dumps(values, sort_keys=True).encode())
 
 
 def _check_form(manifest: Manifest) -> None:

@@ -38,7 +38,7 @@ _PASSING = {
 _REFUSED = re.compile(
     r"ACCESS_DENIED|AccessDenied|Forbidden|NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket .*(not found|does not exist)|INVALID_ACCESS_KEY|"
     r"InvalidAccessKey|SIGNATURE|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN|ExpiredToken|INVALID_ACTION|INVALID_PARAMETER|"
-    r"HTTP status (400|401|403|404|405)|credentials|Not a regular file|Is a directory"
+    r"HTTP status (400|401|403|404|405)|credentials|Not a regular file|[Ii]s a directory"
 )
 
 

@@ -17,7 +17,7 @@ from unseen_ray.config import FREE_FIELDS, PruneConfig
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.lease import LEASE, Lease, held
-from unseen_ray.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from unseen_ray.manifest import MANIFEST, MANIFEST_COPY, Manifest, read_manifest, write_manifest
 from unseen_ray.storage import Folder, sha256_of
 
 __all__ = [
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 CORESET = "coreset.parquet"
 _OURS = re.compile(
-    r"((fitting|selections/\d+)/)*(manifest\.json|lease\.json|evaluation\.json|report\.html|coreset\.parquet|keys\.parquet|"
+    r"((fitting|selections/\d+)/)*(manifest(\.copy)?\.json|lease\.json|evaluation\.json|report\.html|coreset\.parquet|keys\.parquet|"
     r"stage-\d+/(coreset|scores)\.parquet|stage-\d+/probs\.npy|stage-\d+/votes/\d+\.(parquet|probs\.npy)|"
     r"(checkpoints|tensorboard|wandb)/.*)(\.[0-9a-f]{8}\.tmp)?"
 )
@@ -100,7 +100,7 @@ def open_run(config: PruneConfig, source: dict[str, Any]) -> Iterator[Run]:
                 run = _found(folder, asked, source)  # another driver may have been at work until now
                 if run is None:
                     run = Run(folder, Manifest(created=_now(), config=asked, asked=asked, source=source))
-                    write_manifest(folder, run.manifest)
+                write_manifest(folder, run.manifest)  # of an earlier start, only the copy may be whole
                 run = _mended(replace(run, lease=lease))
         except StorageError as error:
             raise ConfigError(f"out={config.out} cannot be used: {error}") from None
@@ -118,11 +118,12 @@ def clear_run(folder: Folder) -> None:
     if not names:
         return
     strangers = [name for name in names if not _OURS.fullmatch(name)]
-    if MANIFEST not in names or strangers:
+    known = not {MANIFEST, MANIFEST_COPY}.isdisjoint(names)
+    if not known or strangers:
         held_by_others = ", ".join(strangers[:3]) or ", ".join(names[:3])
         raise ConfigError(
             f"{folder.root} is not removed: it holds {held_by_others}{' and more' if len(strangers) > 3 else ''}, "
-            f"{'which no run of ours has written' if MANIFEST in names else f'and no {MANIFEST} of ours'}. Name another folder."
+            f"{'which no run of ours has written' if known else f'and no {MANIFEST} of ours'}. Name another folder."
         )
     read_manifest(folder)  # StorageError or ConfigError if it is none that we can read
     with held(folder):
@@ -221,7 +222,7 @@ def _is_untouched(folder: Folder, manifest: Manifest) -> bool:
     if (
         manifest.kind != "prune"
         or manifest.stages
-        or set(folder.names()) - {MANIFEST, LEASE, CHECKPOINTS, TENSORBOARD, "wandb", "stage-00"}
+        or set(folder.names()) - {MANIFEST, MANIFEST_COPY, LEASE, CHECKPOINTS, TENSORBOARD, "wandb", "stage-00"}
     ):
         return False
     return not Folder(folder.path("stage-00/votes")).names()

@@ -199,15 +199,18 @@ MADE: dict[str, Callable[[Path], Path]] = {
 def changed_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def apply(run: Path) -> None:
         values = json.loads((run / "manifest.json").read_text())
+        del values["sha256"]
         change(values)
         (run / "manifest.json").write_text(json.dumps(values))
+        (run / "manifest.copy.json").unlink()
 
     return apply
 
 
 def raw_manifest(data: bytes) -> Callable[[Path], None]:
     def apply(run: Path) -> None:
-        (run / "manifest.json").write_bytes(data)
+        for name in ("manifest.json", "manifest.copy.json"):
+            (run / name).write_bytes(data)
 
     return apply
 

@@ -87,7 +87,7 @@ def test_prune_leaves_a_run_folder(finished: Path) -> None:
     assert all(sha256_of((finished / name).read_bytes()) == digest for name, digest in manifest["files"].items())
     on_disk = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     written = {name for name in on_disk if not name.startswith("tensorboard/")}
-    assert written - {"evaluation.json"} == {*manifest["files"], "manifest.json"}
+    assert written - {"evaluation.json"} == {*manifest["files"], "manifest.json", "manifest.copy.json"}
 
 
 def test_scores_have_a_row_a_candidate(finished: Path) -> None:

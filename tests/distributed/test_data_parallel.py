@@ -82,11 +82,12 @@ def test_a_batch_that_cannot_be_shared_and_a_cluster_too_small_are_refused(tmp_p
 
 
 def test_a_fold_goes_on_from_its_checkpoint_when_its_worker_is_killed(tmp_path: Path, session: None) -> None:
-    fields = {"source": "digits", "keep": 0.5, "folds": 2, "recipe": {"epochs": 80}, "cpus_per_fold": 2}
+    source = {"use": "digits", "limit": 800}
+    fields = {"source": source, "keep": 0.5, "folds": 2, "recipe": {"epochs": 40}, "cpus_per_fold": 2}
     undisturbed = ur.prune(ur.PruneConfig(**fields, out=str(tmp_path / "undisturbed")))
-    killer = Killer("stage 0 fold 1", after=25, actor="FoldWorker")
+    killer = Killer("stage 0 fold 1", after=15, actor="FoldWorker")
     result = ur.prune(ur.PruneConfig(**fields, out=str(tmp_path / "disturbed")), on_event=killer)
-    killer.check_went_on(80)
+    killer.check_went_on(40)
     assert result.scores == undisturbed.scores
 
 
