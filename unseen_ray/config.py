@@ -90,7 +90,11 @@ class PruneConfig(BaseModel):
         ge=1,
         description="GPUs (CPU workers where folds use none) that share a fit outside the folds: later stages, evaluation",
     )
-    max_retries: int = Field(3, ge=0, description="times a task is started again after its worker was lost")
+    max_retries: int = Field(
+        3,
+        ge=0,
+        description="times in a row that a task is started anew after losing its worker, without progress",
+    )
     wait_s: float = Field(600, ge=0, description="seconds to wait for an autoscaler to bring what a fold needs")
     executor: Literal["ray", "local"] = Field("ray", description="local: one process, without Ray")
     log_to: Any = Field(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from unseen_ray.distributed.capacity import Capacity, check_feasible, default_gpus, slots
-from unseen_ray.distributed.failures import decide
+from unseen_ray.distributed.failures import Attempts, decide
 from unseen_ray.errors import ConfigError
+from unseen_ray.job import Progress
 
 CPU_NODE = {"CPU": 4.0}
 GPU_NODE = {"CPU": 8.0, "GPU": 2.0}
@@ -59,3 +60,33 @@ def test_a_lost_worker_is_retried_and_an_error_is_not(failure: str, failed: int,
 def test_no_retries_means_none() -> None:
     assert decide("worker lost", failed=1, max_retries=0) == "give up"
     assert decide("out of memory", failed=1, max_retries=0) == "give up"
+
+
+def epoch(done: int, doing: str = "train") -> Progress:
+    return Progress(task="stage 0 fold 0", node="here", device="cpu", doing=doing, done=done, total=90)  # type: ignore[arg-type]
+
+
+def test_a_task_that_gets_on_is_started_again_however_often_it_is_lost() -> None:
+    attempts = Attempts(max_retries=1)
+    for done in range(1, 20):
+        assert attempts.failed("worker lost") == "retry"
+        attempts.heard(epoch(done))
+    attempts.heard(epoch(5, "score"))
+    assert attempts.failed("worker lost") == "retry"
+    assert attempts.count == 20
+
+
+def test_a_task_that_is_lost_at_the_same_place_is_given_up() -> None:
+    attempts = Attempts(max_retries=2)
+    answers = []
+    for _ in range(3):
+        for done in (3, 4, 5):  # from its checkpoint to where it is lost
+            attempts.heard(epoch(done))
+        answers.append(attempts.failed("worker lost"))
+    assert answers == ["retry", "retry", "give up"]
+
+
+def test_a_bug_is_no_bad_luck_however_far_the_task_got() -> None:
+    attempts = Attempts(max_retries=3)
+    attempts.heard(epoch(7))
+    assert attempts.failed("error") == "give up"

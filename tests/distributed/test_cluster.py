@@ -11,8 +11,8 @@ import pytest
 import ray
 
 import unseen_ray as ur
-from unseen_ray.distributed.capacity import survey
-from unseen_ray.distributed.pool import FoldPool, computes_alike
+from unseen_ray.distributed.capacity import computes_alike, survey
+from unseen_ray.distributed.pool import FoldPool
 from unseen_ray.errors import FoldFailedError, LeakError
 from unseen_ray.manifest import Manifest, write_manifest
 from unseen_ray.storage import Folder

@@ -9,7 +9,17 @@ from typing import Any
 
 from unseen_ray.errors import ConfigError
 
-__all__ = ["Capacity", "Resources", "check_enough", "check_feasible", "default_gpus", "fit_request", "slots", "survey"]
+__all__ = [
+    "Capacity",
+    "Resources",
+    "check_enough",
+    "check_feasible",
+    "computes_alike",
+    "default_gpus",
+    "fit_request",
+    "slots",
+    "survey",
+]
 
 Resources = Mapping[str, float]
 
@@ -113,3 +123,9 @@ def _autoscaler_reports() -> bool:
         return False
     report = json.loads(raw).get("autoscaler_report") or {}
     return any(not str(kind).startswith("node_") for kind in (report.get("node_type_mapping") or {}).values())
+
+
+def computes_alike(first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a worker has the number format of the run in hardware, as its first one has, or emulates it as that does."""
+    precision = first["precision"]
+    return (precision in first["supported"]) == (precision in other["supported"])

@@ -17,10 +17,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.plane import LazyPlane, MemoryPlane
 from unseen_ray.distributed.capacity import Resources
-from unseen_ray.distributed.failures import Failure, decide
+from unseen_ray.distributed.failures import Attempts, Failure
 from unseen_ray.errors import ClusterError, FoldFailedError, UnseenError
 from unseen_ray.executor import Observer
-from unseen_ray.job import Job, Progress
+from unseen_ray.job import EvalResult, Job, Progress, Receipt
 from unseen_ray.run import CHECKPOINTS
 from unseen_ray.sources import open_source
 from unseen_ray.storage import Folder
@@ -60,16 +60,19 @@ def train_together(
         ClusterError: if the workers did not come up within `wait_s`.
         FoldFailedError: if workers were lost too often, or a worker's own code raised an error.
     """
-    retries = job.config.max_retries
+    attempts = Attempts(job.config.max_retries)
     logger.info("%s: %d workers train one model together", task.name, job.workers_of(task))
-    for attempt in range(1, retries + 2):
-        outcome = _attempt(job, shared, task, request, on_event)
-        if outcome is None:
-            return
+
+    def observe(event: Progress | Receipt | EvalResult) -> None:
+        attempts.heard(event)
+        on_event(event)
+
+    while (outcome := _attempt(job, shared, task, request, observe)) is not None:
         kind, reason = outcome
-        if decide(kind, failed=attempt, max_retries=retries) == "give up":
-            raise FoldFailedError(task.name, attempt, reason)
-        logger.warning("%s: %s (%s); going on from its checkpoint, attempt %d", task.name, kind, reason, attempt + 1)
+        if attempts.failed(kind) == "give up":
+            raise FoldFailedError(task.name, attempts.count, reason)
+        count = attempts.count + 1
+        logger.warning("%s: %s (%s); going on from its checkpoint, attempt %d", task.name, kind, reason, count)
 
 
 def _attempt(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["Decision", "Failure", "decide"]
+from unseen_ray.job import Progress
+
+__all__ = ["Attempts", "Decision", "Failure", "decide"]
 
 Failure = Literal["worker lost", "out of memory", "error"]
 Decision = Literal["retry", "give up"]
@@ -20,8 +24,37 @@ def decide(failure: Failure, *, failed: int, max_retries: int) -> Decision:
 
     Args:
         failure: what happened.
-        failed: how often this task has failed in this way, this time included.
+        failed: how often in a row this task has failed in this way, this time included.
         max_retries: the configuration's.
     """
     allowed = {"worker lost": max_retries, "out of memory": min(_MEMORY_RETRIES, max_retries), "error": 0}[failure]
     return "retry" if failed <= allowed else "give up"
+
+
+@dataclass(slots=True)
+class Attempts:
+    """A task's failures in a row: what got further than ever before has not failed in vain, however often it is lost.
+
+    Attributes:
+        max_retries: the configuration's.
+        count: how often the task has failed in all.
+    """
+
+    max_retries: int
+    count: int = 0
+    _reached: tuple[bool, int] = (False, 0)
+    _in_a_row: Counter[Failure] = field(default_factory=Counter)
+
+    def heard(self, event: object) -> None:
+        """Take a value that the task has yielded; scoring comes after all training."""
+        if isinstance(event, Progress):
+            at = event.doing == "score", event.done
+            if at > self._reached:
+                self._reached = at
+                self._in_a_row.clear()
+
+    def failed(self, failure: Failure) -> Decision:
+        """Count a failure and decide."""
+        self.count += 1
+        self._in_a_row[failure] += 1
+        return decide(failure, failed=self._in_a_row[failure], max_retries=self.max_retries)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,14 +20,14 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from unseen_ray.distributed.capacity import Capacity, Resources, slots, survey
-from unseen_ray.distributed.failures import Failure, decide
+from unseen_ray.distributed.capacity import Capacity, Resources, computes_alike, slots, survey
+from unseen_ray.distributed.failures import Attempts, Failure, decide
 from unseen_ray.distributed.workers import FoldWorker
 from unseen_ray.errors import ClusterError, FoldFailedError, UnseenError
 from unseen_ray.job import Progress
 from unseen_ray.recipe import Precision
 
-__all__ = ["FoldPool", "Keeper", "Work", "computes_alike"]
+__all__ = ["FoldPool", "Keeper", "Work"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class FoldPool:
         request: CPUs and GPUs of one actor.
         capacity: the cluster's.
         precision: what a probe is to resolve.
-        max_retries: how often a task is started again after its actor was lost.
+        max_retries: how often in a row a task is started again after its actor was lost, and a new actor asked for.
         wait_s: how long to wait for an autoscaler to bring what an actor needs.
         out: the run's folder, which each actor must see.
     """
@@ -136,7 +136,7 @@ class FoldPool:
         """Every value that the tasks yield, with the place of the task; see `run`."""
         queue = deque(range(len(works)))
         finished: set[int] = set()
-        failed: Counter[tuple[int, Failure]] = Counter()
+        attempts = [Attempts(self.max_retries) for _ in works]
         waiting = _Wait(self)
         while queue or self._busy:
             self.ask_for(max(len(queue) + len(self._busy), keep))
@@ -149,6 +149,7 @@ class FoldPool:
                 actor, place = self._busy[generator]
                 try:
                     value = ray.get(next(generator))
+                    attempts[place].heard(value)
                     if not isinstance(value, Progress):
                         finished.add(place)
                     yield place, value
@@ -159,7 +160,7 @@ class FoldPool:
                     del self._busy[generator]
                     ray.kill(actor)
                     if place not in finished:
-                        self._settle(error, works[place], place, failed)
+                        _settle(error, works[place].name, attempts[place])
                         queue.append(place)
             if queue:
                 waiting.check()
@@ -187,6 +188,7 @@ class FoldPool:
                     continue
                 self.probes.append(probe)
                 self._idle.append(actor)
+                self.lost_at_start = 0
             except RayError as error:
                 if isinstance(cause := getattr(error, "cause", None), UnseenError):
                     raise cause from None
@@ -195,24 +197,6 @@ class FoldPool:
                 if decide(failure, failed=self.lost_at_start, max_retries=self.max_retries) == "give up":
                     raise FoldFailedError("a fold actor", self.lost_at_start, _explain(error, failure)) from None
                 logger.warning("an actor was lost while it came up: %s", _first_line(error))
-
-    def _settle(self, error: RayError, work: Work, place: int, failed: Counter[tuple[int, Failure]]) -> None:
-        failure = _failure_of(error)
-        failed[place, failure] += 1
-        attempts = sum(failed[place, kind] for kind in ("worker lost", "out of memory", "error"))  # type: ignore[index]
-        if failure == "error" and isinstance(cause := getattr(error, "cause", None), UnseenError):
-            raise cause from None
-        if decide(failure, failed=failed[place, failure], max_retries=self.max_retries) == "give up":
-            raise FoldFailedError(work.name, attempts, _explain(error, failure)) from None
-        logger.warning(
-            "%s: %s (%s); starting it again, attempt %d", work.name, failure, _first_line(error), attempts + 1
-        )
-
-
-def computes_alike(first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether a worker has the number format of the run in hardware, as its first one has, or emulates it as that does."""
-    precision = first["precision"]
-    return (precision in first["supported"]) == (precision in other["supported"])
 
 
 @dataclass(slots=True)
@@ -283,6 +267,16 @@ class Keeper:
     def _start(self) -> Any:
         options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
         return ray.remote(self._cls).options(**options).remote()
+
+
+def _settle(error: RayError, name: str, attempts: Attempts) -> None:
+    """Raise what ends the run; else say that the task is started again."""
+    failure = _failure_of(error)
+    if failure == "error" and isinstance(cause := getattr(error, "cause", None), UnseenError):
+        raise cause from None
+    if attempts.failed(failure) == "give up":
+        raise FoldFailedError(name, attempts.count, _explain(error, failure)) from None
+    logger.warning("%s: %s (%s); starting it again, attempt %d", name, failure, _first_line(error), attempts.count + 1)
 
 
 def _failure_of(error: RayError) -> Failure:
