@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from unseen_ray.accounts import cost_of, population_entry, source_entry, stage_entry, warn_of_chance
 from unseen_ray.catalog import model_builder
 from unseen_ray.config import PruneConfig
 from unseen_ray.core import select
-from unseen_ray.core.arrays import IdArray, positions_of
+from unseen_ray.core.arrays import positions_of
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.schedule import Stage
@@ -33,7 +34,6 @@ __all__ = [
     "apply_policy",
     "make_job",
     "prune",
-    "source_entry",
 ]
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _prune(run: Run, job: Job, source: Source, executor: Executor, on_event: Obs
     run = run.commit(
         config=job.config.to_json(),
         environment=prepared.environment,
-        source={**run.manifest.source, **_population_entry(population, source, prepared.skipped_ids)},
+        source={**run.manifest.source, **population_entry(population, source, prepared.skipped_ids)},
     )
     before: float = run.manifest.cost.get("seconds", 0.0)  # of earlier starts, up to their last finished stage
 
@@ -109,19 +109,6 @@ def make_job(config: PruneConfig, info: SourceInfo) -> Job:
         size_px=info.size_px,
         out=absolute_path(config.out),
     )
-
-
-def source_entry(info: SourceInfo) -> dict[str, Any]:
-    """What the manifest says of a source."""
-    return {
-        "name": info.name,
-        "fingerprint": info.fingerprint,
-        "num_samples": len(info),
-        "num_classes": info.num_classes,
-        "class_names": list(info.class_names),
-        "size_px": info.size_px,
-        "rows": len(info),
-    }
 
 
 def apply_policy(
@@ -220,35 +207,12 @@ def _finished_stage(
     """What a finished stage adds to the manifest; its coreset is on storage by then."""
     labels = population.labels_of(coreset.ids)
     columns = {"id": coreset.ids, "label": labels, "stage": coreset.stages, "score": coreset.scores}
-    name = f"stage-{stage.index:02d}/coreset.parquet"
+    name = _coreset_name(stage.index)
     files = {**files, name: run.folder.write_table(name, pa.table(columns))}
     for receipt in receipts:
         files |= receipt.files
-    right = table.column("pred").to_numpy() == table.column("label").to_numpy()
-    entry = {
-        "index": stage.index,
-        "target": stage.target,
-        "added": stage.added,
-        "candidates": table.num_rows,
-        "accuracy": float(np.average([r.accuracy for r in receipts], weights=[r.scored for r in receipts])),
-        "vote_accuracy": float(right.mean()),
-        "seconds": round(seconds, 3),
-        "fit_seconds": round(sum(r.worker_seconds for r in receipts), 3),
-        "gpu_seconds": round(sum(r.gpu_seconds for r in receipts), 3),
-        "trained": sum(r.trained for r in receipts),
-        "image_passes": sum(r.image_passes for r in receipts),
-        "scored": sum(r.scored for r in receipts),
-        "tasks": [r.to_json() for r in receipts],
-    }
-    largest = float(np.bincount(table.column("label").to_numpy()).max() / table.num_rows)
-    if entry["vote_accuracy"] < min(2 * largest, 0.9 * largest + 0.1):
-        logger.warning(
-            "the models of stage %d are right on %.1f %% of what they scored, and always naming the largest class on %.1f %%: "
-            "their scores mean little. Train longer (recipe.epochs), with fewer folds, or by another recipe.",
-            stage.index,
-            100 * entry["vote_accuracy"],
-            100 * largest,
-        )
+    entry = stage_entry(stage, table, receipts, seconds)
+    warn_of_chance(entry, table)
     logger.info(
         "stage=%d kept=%d added=%d accuracy=%.4f seconds=%.1f",
         stage.index,
@@ -277,28 +241,21 @@ def _finish(run: Run, source: Source, population: Population, elapsed_s: Callabl
     files[CORESET] = run.folder.write_table(CORESET, table)
     kept = {name: digest for name, digest in run.manifest.files.items() if not name.endswith("/coreset.parquet")}
     stages = run.manifest.stages
-    cost = {
-        "seconds": elapsed_s(),
-        **{
-            name: round(sum(s[name] for s in stages), 3)
-            for name in ("fit_seconds", "gpu_seconds", "trained", "image_passes", "scored")
-        },
-        "stages": [
-            {n: s[n] for n in ("index", "seconds", "fit_seconds", "gpu_seconds", "trained", "image_passes", "scored")}
-            for s in stages
-        ],
-    }
-    run = run.commit(files={**kept, **files}, cost=cost, finished=True)
+    run = run.commit(files={**kept, **files}, cost=cost_of(stages, elapsed_s()), finished=True)
     for stage in stages:
-        run.folder.delete(f"stage-{stage['index']:02d}/coreset.parquet")
+        run.folder.delete(_coreset_name(stage["index"]))
     clear_checkpoints(run.folder)
     return run
+
+
+def _coreset_name(stage: int) -> str:
+    return f"stage-{stage:02d}/coreset.parquet"
 
 
 def _restore(run: Run) -> Coreset:
     if not run.manifest.stages:
         return Coreset.empty()
-    return coreset_of(run.table(f"stage-{run.manifest.stages[-1]['index']:02d}/coreset.parquet"))
+    return coreset_of(run.table(_coreset_name(run.manifest.stages[-1]["index"])))
 
 
 def _as_before(config: PruneConfig, run: Run) -> PruneConfig:
@@ -307,13 +264,3 @@ def _as_before(config: PruneConfig, run: Run) -> PruneConfig:
         return config
     recipe = config.recipe.model_copy(update={"precision": run.manifest.config["recipe"]["precision"]})
     return config.model_copy(update={"recipe": recipe})
-
-
-def _population_entry(population: Population, source: Source, skipped: IdArray) -> dict[str, Any]:
-    return {
-        "num_samples": len(population),
-        "holdout": len(population.holdout_ids),
-        "skipped": source.keys(skipped.tolist()),
-        "skipped_ids": skipped.tolist(),
-        "class_counts": population.class_counts().tolist(),
-    }
