@@ -15,8 +15,8 @@ from scipy import stats
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes
 from unseen_ray.comparison import Arm, break_even_of, differences_of
-from unseen_ray.evaluation import stored_tables
 from unseen_ray.job import EvalResult
+from unseen_ray.results import stored_tables
 from unseen_ray.sources import source_ref
 
 FAST = {"use": "quick", "epochs": 1, "min_steps": 0}

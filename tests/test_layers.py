@@ -14,14 +14,14 @@ PACKAGE = "unseen_ray"
 ROOT = Path(__file__).parent.parent / PACKAGE
 IN_FUNCTIONS = "~"  # before a library: only inside the function that needs it
 
-ONE = "resolve catalog recipe checks config storage manifest lease run job votes patience sources sources.*"
+ONE = "resolve catalog recipe checks config storage sealed manifest lease run job votes patience sources sources.*"
 SIX = "api cli flags interruption listing measuring progress reporting reporting.* running summary summary.* tracking __init__ __main__"
 # layer: modules, layers that they may import, libraries beside the standard one
 TABLE: dict[int, tuple[str, set[int], str]] = {
     0: ("errors core core.*", {0}, "numpy"),
     1: (ONE, {0, 1}, "numpy pyarrow pydantic pydantic_core ~yaml ~sklearn ~PIL"),
     2: (
-        "accounts planning preflight executor pipeline reselect exporting comparison evaluation",
+        "accounts results planning preflight executor pipeline reselect exporting comparison evaluation",
         {0, 1, 2},
         "numpy pyarrow pydantic ~scipy",
     ),

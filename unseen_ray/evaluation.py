@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from unseen_ray.comparison import Arm, Budget, Evaluation, arm_of, break_even_of, differences_of, without_nan
+from unseen_ray.comparison import Arm, Budget, Evaluation, arm_of, break_even_of, differences_of
 from unseen_ray.config import PruneConfig, jsonable
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.baselines import matched_subset, random_subset
@@ -25,6 +23,7 @@ from unseen_ray.lease import Lease, held
 from unseen_ray.pipeline import make_job
 from unseen_ray.preflight import check_test_set
 from unseen_ray.resolve import did_you_mean
+from unseen_ray.results import known_results, store, stored_tables, with_table
 from unseen_ray.run import CHECKPOINTS, clear_checkpoints
 from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.sources.info import fingerprint_of
@@ -35,23 +34,18 @@ __all__ = [
     "BUDGETS",
     "DEFAULT_AGAINST",
     "DEFAULT_SEEDS",
-    "EVALUATION",
     "Chosen",
     "check_evaluable",
     "evaluate",
-    "stored_tables",
 ]
 
 logger = logging.getLogger(__name__)
 
 ARMS = ("random", "random_matched", "full", "fitting")
 BUDGETS: tuple[Budget, ...] = ("epochs", "iterations")
-EVALUATION = "evaluation.json"
 DEFAULT_SEEDS = 3
 DEFAULT_AGAINST = ("random", "full")
 
-_MEASURED_BY = ("model", "recipe", "budget", "test", "test_samples")
-_TABLE = {*_MEASURED_BY, "arms", "differences", "break_even", "environment"}
 _Place = tuple[str, int, int]  # arm, selection, repeat
 
 
@@ -122,7 +116,7 @@ def evaluate(
             break_even=break_even_of(lines) if recipe.steps is None else None,
         )
         lease.check()
-        _store(folder, stored, _with_table(stored_tables(folder), table.to_json()))
+        store(folder, stored, with_table(stored_tables(folder), table.to_json()))
         if not Folder(folder.path(CHECKPOINTS)).files():  # those of another evaluation, which may go on, stay
             clear_checkpoints(folder)
     return table
@@ -137,13 +131,13 @@ def _train(
     lease: Lease,
 ) -> dict[str, EvalResult]:
     """Results by what determines them: those that the folder holds already, and those of what was left to train."""
-    stored, tables = _known(folder), stored_tables(folder)
+    stored, tables = known_results(folder), stored_tables(folder)
 
     def keep(event: Progress | Receipt | EvalResult) -> None:
         lease.check()
         if isinstance(event, EvalResult):
             stored[keys[event.arm, event.selection, event.repeat]] = event
-            _store(folder, stored, tables)
+            store(folder, stored, tables)
         on_event(event)
 
     left = [task for task in tasks if keys[_place(task)] not in stored]
@@ -275,39 +269,3 @@ def _as_of(task: EvalTask, result: EvalResult) -> EvalResult:
 
 def _key(job: Job, task: EvalTask, population: Population, test_fingerprint: str) -> str:
     return fingerprint_of(job.fit_key(task.train.resolve(population), task), test_fingerprint)
-
-
-def stored_tables(folder: Folder) -> list[dict[str, Any]]:
-    """The finished tables of a run's evaluations, the last one first; none of them where the file is damaged."""
-    data = folder.read(EVALUATION)
-    try:
-        tables = json.loads(data)["tables"] if data else []
-        return [table for table in tables if table.keys() >= _TABLE]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        logger.warning("%s cannot be used (%s)", folder.path(EVALUATION), error)
-        return []
-
-
-def _with_table(tables: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
-    """The new one first; it takes the place of one that was measured in the same way."""
-    return [new, *(table for table in tables if any(table[name] != new[name] for name in _MEASURED_BY))]
-
-
-def _known(folder: Folder) -> dict[str, EvalResult]:
-    data = folder.read(EVALUATION)
-    try:
-        stored = json.loads(data)["results"] if data else {}
-        return {key: _result_of(value) for key, value in stored.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        logger.warning("%s cannot be used (%s); measuring anew", folder.path(EVALUATION), error)
-        return {}
-
-
-def _result_of(value: dict[str, Any]) -> EvalResult:
-    accuracies = tuple(math.nan if a is None else a for a in value["class_accuracy"])
-    return EvalResult(**{**value, "class_accuracy": accuracies})
-
-
-def _store(folder: Folder, results: Mapping[str, EvalResult], tables: list[dict[str, Any]]) -> None:
-    values = without_nan({"tables": tables, "results": {key: asdict(result) for key, result in results.items()}})
-    folder.write(EVALUATION, (json.dumps(values, indent=1) + "\n").encode())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.storage import Folder, sha256_of
+from unseen_ray.sealed import seal, unseal
+from unseen_ray.storage import Folder
 
 __all__ = ["MANIFEST", "MANIFEST_COPY", "SCHEMA_VERSION", "Manifest", "read_manifest", "write_manifest"]
 
@@ -16,7 +16,6 @@ logger = logging.getLogger(__name__)
 
 MANIFEST, MANIFEST_COPY = "manifest.json", "manifest.copy.json"
 SCHEMA_VERSION = 1
-_DIGEST = "sha256"  # of the manifest's other entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +51,7 @@ class Manifest:
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
     """Put the manifest in place, then a copy of it; readers see the old one or the new one, whole."""
-    values = asdict(manifest)
-    data = (json.dumps({**values, _DIGEST: _digest(values)}, indent=1, sort_keys=False) + "\n").encode()
+    data = seal(asdict(manifest))
     folder.write(MANIFEST, data)
     folder.write(MANIFEST_COPY, data)
 
@@ -89,14 +87,12 @@ def _read(folder: Folder, name: str) -> Manifest | None:
         return None
     path = folder.path(name)
     try:
-        values = json.loads(data)
+        values = unseal(data)
         version = values["schema_version"]
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise ConfigError(
                 f"{path} has schema_version {version}; this unseen_ray reads up to {SCHEMA_VERSION}. Upgrade unseen_ray."
             )
-        if values.pop(_DIGEST, None) not in (None, _digest(values)):  # None: written before there was one
-            raise ValueError("its entries are not those that were written")
         manifest = Manifest(**{name: values[name] for name in Manifest.__slots__ if name in values})
         _check_form(manifest)
     except ConfigError:
@@ -106,10 +102,6 @@ def _read(folder: Folder, name: str) -> Manifest | None:
             f"{path} is damaged: {type(error).__name__}: {error}. Restore it, or start in a new folder."
         ) from None
     return manifest
-
-
-def _digest(values: dict[str, Any]) -> str:
-    return sha256_of(json.dumps(values, sort_keys=True).encode())
 
 
 def _check_form(manifest: Manifest) -> None:

@@ -19,8 +19,8 @@ from unseen_ray.core.scorebook import mean_ranks
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation
 from unseen_ray.errors import ConfigError
-from unseen_ray.evaluation import stored_tables
 from unseen_ray.job import score_name
+from unseen_ray.results import stored_tables
 from unseen_ray.run import CORESET, Run, choosing_s, load_run
 from unseen_ray.storage import Folder
 from unseen_ray.votes import scores_file

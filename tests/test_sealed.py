@@ -1,0 +1,37 @@
+"""JSON that carries its own checksum."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unseen_ray.sealed import seal, unseal
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text().filter(lambda name: name != "sha256"), JSON, max_size=4))
+def test_what_is_sealed_is_read_back(values: dict[str, object]) -> None:
+    assert unseal(seal(values)) == values
+
+
+def test_numbers_as_names_and_tuples_are_what_json_makes_of_them() -> None:
+    assert unseal(seal({"counts": {10: 1, 9: 2}, "pair": (1, 2)})) == {"counts": {"10": 1, "9": 2}, "pair": [1, 2]}  # type: ignore[dict-item]
+
+
+def test_a_changed_entry_is_found() -> None:
+    with pytest.raises(ValueError, match="not those that were written"):
+        unseal(seal({"accuracy": 0.71}).replace(b"0.71", b"0.77"))
+    with pytest.raises(ValueError, match="no JSON object"):
+        unseal(b"[1]")
+
+
+def test_a_file_without_a_digest_is_taken_as_it_is() -> None:
+    assert unseal(json.dumps({"a": 1}).encode()) == {"a": 1}

@@ -1,0 +1,61 @@
+"""evaluation.json: finished trainings by what determines them, and the tables that were made of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from unseen_ray.comparison import without_nan
+from unseen_ray.job import EvalResult
+from unseen_ray.sealed import seal, unseal
+from unseen_ray.storage import Folder
+
+__all__ = ["EVALUATION", "known_results", "store", "stored_tables", "with_table"]
+
+logger = logging.getLogger(__name__)
+
+EVALUATION = "evaluation.json"
+
+_MEASURED_BY = ("model", "recipe", "budget", "test", "test_samples")
+_TABLE = {*_MEASURED_BY, "arms", "differences", "break_even", "environment"}
+
+
+def stored_tables(folder: Folder) -> list[dict[str, Any]]:
+    """The finished tables of a run's evaluations, the last one first; none of them where the file is damaged."""
+    data = folder.read(EVALUATION)
+    try:
+        tables = unseal(data)["tables"] if data else []
+        return [table for table in tables if table.keys() >= _TABLE]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s cannot be used (%s)", folder.path(EVALUATION), error)
+        return []
+
+
+def with_table(tables: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """The new one first; it takes the place of one that was measured in the same way."""
+    return [new, *(table for table in tables if any(table[name] != new[name] for name in _MEASURED_BY))]
+
+
+def known_results(folder: Folder) -> dict[str, EvalResult]:
+    """The finished trainings, by what determines them; none where the file is damaged."""
+    data = folder.read(EVALUATION)
+    try:
+        stored = unseal(data)["results"] if data else {}
+        return {key: _result_of(value) for key, value in stored.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s cannot be used (%s); measuring anew", folder.path(EVALUATION), error)
+        return {}
+
+
+def _result_of(value: dict[str, Any]) -> EvalResult:
+    accuracies = tuple(math.nan if a is None else a for a in value["class_accuracy"])
+    return EvalResult(**{**value, "class_accuracy": accuracies})
+
+
+def store(folder: Folder, results: Mapping[str, EvalResult], tables: list[dict[str, Any]]) -> None:
+    """Put all of it in place."""
+    values = without_nan({"tables": tables, "results": {key: asdict(result) for key, result in results.items()}})
+    folder.write(EVALUATION, seal(values))

@@ -1,0 +1,36 @@
+"""JSON files that carry the SHA-256 of their own entries."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from unseen_ray.storage import sha256_of
+
+__all__ = ["seal", "unseal"]
+
+_DIGEST = "sha256"
+
+
+def seal(values: dict[str, Any]) -> bytes:
+    """A JSON object as the bytes of a file, with the digest of its entries beside them."""
+    read_back = json.loads(json.dumps(values))
+    return (json.dumps({**read_back, _DIGEST: _digest(read_back)}, indent=1) + "\n").encode()
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """The entries of a JSON object, without the digest.
+
+    Raises:
+        ValueError: if it is none, or its entries are not those that were written; one without a digest is taken as it is.
+    """
+    values = json.loads(data)
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    if values.pop(_DIGEST, None) not in (None, _digest(values)):
+        raise ValueError("its entries are not those that were written")
+    return values
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return sha256_of(json.dumps(values, sort_keys=True).encode())
