@@ -35,6 +35,17 @@ class S3Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that point S3 clients here."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "loopback-key",
+            "AWS_SECRET_ACCESS_KEY": "loopback-secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
     def close(self) -> None:
         self._server.shutdown()
 
@@ -57,13 +68,7 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     import boto3
 
     server = S3Server()
-    for name, value in {
-        "AWS_ENDPOINT_URL": server.url,
-        "AWS_ACCESS_KEY_ID": "loopback-key",
-        "AWS_SECRET_ACCESS_KEY": "loopback-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
+    for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     boto3.client("s3").create_bucket(Bucket=BUCKET)
     try:

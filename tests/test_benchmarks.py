@@ -82,3 +82,14 @@ def test_a_suite_measures_every_choice_and_starts_anew_when_it_changes(
     assert len(zeros[1]) == 4  # two methods that train, two seeds
     assert len(zeros[2] - zeros[1]) == 4
     assert "chosen in" not in subprocess.run(line, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_survives_what_the_chaos_harness_does_to_it(tmp_path: Path) -> None:
+    line = [sys.executable, BENCHMARKS / "chaos.py", "--faults", "5", "--seed", "3", "--json", tmp_path / "chaos.json"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    report = json.loads((tmp_path / "chaos.json").read_text())
+    assert report["faults"] == len(report["each"]) == 5
+    assert "picked other ids" not in done.stderr

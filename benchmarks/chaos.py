@@ -1,0 +1,244 @@
+"""A seeded sequence of faults against real runs on a real Ray cluster of three nodes; every run's ids must be the undisturbed one's.
+
+Processes are killed and stopped by signals, nodes are taken away and replaced, files of the run are cut in half while it works, and
+an S3 server on loopback fails and dawdles. Every second run keeps its files there, the others on local disk. Needs Linux.
+
+python benchmarks/chaos.py --faults 100 --seed 0 --json benchmarks/results/chaos_cpu.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import random
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from chaos_accounts import Fault, charge, epochs_of, kinds_of, lines_of
+from chaos_cluster import Cluster, Run, descendants
+from timing import conditions, write
+
+import unseen_ray as ur
+from tests.distributed.nodes import client_environment
+from tests.s3 import BUCKET, S3Server
+from unseen_ray.storage import Folder
+
+FIELDS: dict[str, Any] = {
+    "source": "digits",
+    "keep": 0.5,
+    "folds": 3,
+    "schedule": [0.3, 0.4, 0.5],
+    "model": {"use": "small_cnn", "width": 96},
+    "recipe": {
+        "epochs": 8,
+        "batch_size": 4,
+        "min_steps": 0,
+    },  # epochs of a second or so, as long as a checkpoint needs to pay
+    "log_to": "none",
+}
+PATIENCE_S = 240.0
+STORAGE_FAULT_S = 3.0
+HEALTH = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+class Chaos:
+    """The faults; each takes the run that it is aimed at."""
+
+    def __init__(self, cluster: Cluster, server: S3Server, rng: random.Random) -> None:
+        self.cluster, self.server, self.rng = cluster, server, rng
+        self.kinds: dict[str, Callable[[Run], bool]] = {
+            "fold actor killed": lambda run: self._kill("ray::FoldWorker"),
+            "aggregator killed": lambda run: self._kill("ray::Aggregator"),
+            "raylet killed": lambda run: self._lose(gently=False),
+            "node gone": lambda run: self._lose(gently=True),
+            "driver killed": lambda run: self._signal(run, signal.SIGKILL),
+            "driver told to end": lambda run: self._signal(run, signal.SIGTERM),
+            "fold actor frozen for 2 s": lambda run: self._freeze(),
+            "file cut in half": self._cut,
+            "storage fails": lambda run: self._storage(run, lambda method, path: rng.choice([500, 503])),
+            "storage slow": lambda run: self._storage(run, lambda method, path: 0.5),
+        }
+
+    def strike(self, run: Run) -> str:
+        """Do something that is possible now; what it was."""
+        while True:
+            kind = self.rng.choice(list(self.kinds))
+            if self.kinds[kind](run):
+                return kind
+
+    def _kill(self, title: str) -> bool:
+        found = self.cluster.processes(title)
+        if found:
+            self.rng.choice(found).kill()
+        return bool(found)
+
+    def _lose(self, *, gently: bool) -> bool:
+        node = self.rng.choice(self.cluster.workers)
+        if gently:
+            os.killpg(node.pid, signal.SIGTERM)  # as a cloud does before it takes a machine away
+            time.sleep(1)
+        else:
+            for process in descendants(node.pid):
+                if process.name() == "raylet":
+                    process.kill()
+        self.cluster.replace(node)
+        return True
+
+    def _signal(self, run: Run, number: signal.Signals) -> bool:
+        alive = run.driver.poll() is None
+        if alive:
+            run.driver.send_signal(number)
+            run.driver.wait(30)
+        return alive
+
+    def _freeze(self) -> bool:
+        found = self.cluster.processes("ray::FoldWorker")
+        if found:
+            victim = self.rng.choice(found)
+            victim.suspend()
+            time.sleep(2)
+            victim.resume()
+        return bool(found)
+
+    def _cut(self, run: Run) -> bool:
+        folder = Folder(run.out)
+        names = [name for name in folder.files() if "lease" not in name and not name.endswith(".tmp")]
+        if not names:
+            return False
+        name = self.rng.choice(names)
+        data = folder.read(name)
+        if data:
+            folder.write(name, data[: len(data) // 2])
+        return bool(data)
+
+    def _storage(self, run: Run, fault: Callable[[str, str], int | float | None]) -> bool:
+        if not run.on_s3:
+            return False
+        self.server.fault = fault
+        time.sleep(STORAGE_FAULT_S)
+        self.server.fault = None
+        return True
+
+
+def attack(run: Run, chaos: Chaos, left: int) -> list[Fault]:
+    """Strike a run until it is done, or `left` faults are."""
+    faults: list[Fault] = []
+    run.start()
+    while True:
+        since = faults[-1].at_s if faults else 0.0
+        if not get_on(run, since):
+            return faults
+        if len(faults) == left:
+            while run.keep_going():
+                time.sleep(0.2)
+            return faults
+        time.sleep(chaos.rng.uniform(0, 3))
+        if run.driver.poll() is None:
+            at = time.time()
+            storage = "S3" if run.on_s3 else "local disk"
+            faults.append(Fault(chaos.strike(run), run.number, storage, at))
+            print(f"run {run.number}, {storage}: {faults[-1].kind}", flush=True)
+
+
+def get_on(run: Run, since: float) -> bool:
+    """Wait until the run has got on since then; whether it is not done yet. SystemExit if it hangs."""
+    end = time.monotonic() + PATIENCE_S
+    while run.keep_going():
+        if run.got_on_at(since):
+            return True
+        if time.monotonic() > end:
+            raise SystemExit(f"run {run.number} hangs; its driver's last words:\n{run.log.read_text()[-3000:]}")
+        time.sleep(0.1)
+    return False
+
+
+def undisturbed(cluster: Cluster, folder: Path, env: dict[str, str]) -> Run:
+    """A run that nothing happens to."""
+    run = Run(0, {**FIELDS, "out": str(folder / "undisturbed"), "address": cluster.address}, folder, env)
+    run.start()
+    if run.driver.wait(600):
+        raise SystemExit(f"the undisturbed run failed:\n{run.log.read_text()[-3000:]}")
+    return run
+
+
+def campaign(count: int, seed: int, folder: Path, server: S3Server) -> dict[str, Any]:
+    """Runs until there were `count` faults; SystemExit if one of them picks other ids."""
+    env = client_environment(folder) | HEALTH
+    os.environ.update({name: env[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")})
+    cluster = Cluster(env, folder)
+    try:
+        first = undisturbed(cluster, made(folder / "0"), env)
+        wanted = ur.load(first.out).coreset.ids.tolist()
+        epochs, epoch_s = epochs_of(first.events())
+        chaos = Chaos(cluster, server, random.Random(seed))
+        faults: list[Fault] = []
+        runs = starts = done_again = 0
+        while len(faults) < count:
+            runs += 1
+            home = made(folder / str(runs))
+            out = f"s3://{BUCKET}/run-{runs}" if runs % 2 else str(home / "run")
+            run = Run(runs, {**FIELDS, "out": out, "address": cluster.address}, home, env)
+            struck = attack(run, chaos, count - len(faults))
+            done_again += charge(struck, run.events(), epoch_s)
+            faults += struck
+            starts += run.starts
+            if ur.load(out).coreset.ids.tolist() != wanted:
+                raise SystemExit(f"run {runs} picked other ids after {[fault.kind for fault in struck]}")
+            print(f"run {runs}: the same {len(wanted)} ids after {len(struck)} faults, {run.starts} starts", flush=True)
+    finally:
+        cluster.close()
+    return {
+        "faults": len(faults),
+        "runs": runs,
+        "driver_starts": starts,
+        "epochs_of_a_run": epochs,
+        "epoch_s": round(epoch_s, 3),
+        "finished_tasks_done_again": done_again,
+        "redone_epochs_median": statistics.median(fault.redone for fault in faults),
+        "redone_share": sum(fault.redone for fault in faults) / (epochs * runs),
+        "recovery_s_median": statistics.median([fault.recovery_s for fault in faults if fault.recovery_s] or [0.0]),
+        "kinds": kinds_of(faults),
+        "each": [asdict(fault) for fault in faults],
+    }
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, default=None)
+    args = parser.parse_args()
+    import boto3
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
+    server = S3Server()
+    os.environ.update(server.environment)
+    boto3.client("s3").create_bucket(Bucket=BUCKET)
+    with tempfile.TemporaryDirectory(prefix="ur") as folder:
+        report = campaign(args.faults, args.seed, Path(folder), server)
+    server.close()
+    for line in lines_of(report):
+        print(line)
+    write(args.json, {"conditions": conditions(torch.device("cpu"), args), **report})
+
+
+if __name__ == "__main__":
+    main()
