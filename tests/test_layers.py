@@ -21,9 +21,9 @@ TABLE: dict[int, tuple[str, set[int], str]] = {
     0: ("errors core core.*", {0}, "numpy"),
     1: (ONE, {0, 1}, "numpy pyarrow pydantic pydantic_core ~yaml ~sklearn ~PIL"),
     2: (
-        "accounts results planning preflight executor pipeline reselect exporting comparison evaluation",
+        "accounts results planning preflight executor pipeline reselect exporting packing comparison evaluation",
         {0, 1, 2},
-        "numpy pyarrow pydantic ~scipy",
+        "numpy pyarrow pydantic ~PIL ~scipy",
     ),
     3: ("data data.* training training.*", {0, 1, 3}, "numpy pyarrow torch torchvision PIL threadpoolctl safetensors"),
     4: ("local", {0, 1, 2, 3, 4}, "numpy pyarrow torch"),

@@ -72,7 +72,9 @@ def select(
 
 
 def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[str]) -> int:
-    """Write the coreset as .npy (ids), .txt (keys), .csv or .parquet; returns how many samples it holds."""
+    """Write the coreset as .npy (ids), .txt (keys), .csv or .parquet, or the pruned data set itself into a folder; see
+    `exporting.export`. Returns how many samples it holds.
+    """
     return exporting.export(_run_of(result), os.fspath(to))
 
 

@@ -209,12 +209,18 @@ def report(run_dir: str, as_json: bool) -> None:
 
 @cli.command(cls=FieldCommand)
 @click.argument("run_dir")
-@click.option("--to", required=True, metavar="FILE", help=".npy: ids, .txt: keys, .csv and .parquet: all columns")
+@click.option(
+    "--to",
+    required=True,
+    metavar="FILE",
+    help=".npy: ids, .txt: keys, .csv, .parquet: all columns; a folder: the pruned data",
+)
 def export(run_dir: str, to: str) -> None:
-    """Write the kept ids or keys to a file.
+    """Write the kept ids or keys to a file, or the pruned data set into a folder.
 
     \b
     unseen-ray export runs/digits --to kept.npy
+    unseen-ray export runs/digits --to data/digits-pruned/
     """
     from unseen_ray import api
 

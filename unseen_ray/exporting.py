@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.packing import pack
 from unseen_ray.resolve import did_you_mean
 from unseen_ray.run import CORESET, Run
 from unseen_ray.storage import Folder
@@ -28,19 +29,24 @@ def export(run: Run, to: str) -> int:
 
     Args:
         run: a finished run.
-        to: a path or URI ending in .npy (ids), .txt (keys), .csv or .parquet (all columns).
+        to: a path or URI ending in .npy (ids), .txt (keys), .csv or .parquet (all columns); without an ending, or with a
+            slash, a folder for the pruned data set itself, see `packing.pack`.
 
     Returns:
         How many samples were written.
 
     Raises:
-        ConfigError: if the ending is none of these, or the file cannot be written.
+        ConfigError: if the ending is none of these, or the file or folder cannot be written.
+        DataError: if the data set cannot be read.
     """
     ending = os.path.splitext(to)[1].lower()
+    if not ending or to.endswith("/"):
+        return pack(run, to)
     if ending not in ENDINGS:
         known = "; ".join(f"{name} ({what})" for name, what in ENDINGS.items())
         raise ConfigError(
-            f"--to {to} ends in {ending or 'nothing'!r}. Allowed are {known}.{did_you_mean(ending, ENDINGS)}"
+            f"--to {to} ends in {ending!r}. Allowed are {known}, and a folder, without an ending or with a slash, for the "
+            f"pruned data set.{did_you_mean(ending, ENDINGS)}"
         )
     table = run.table(CORESET)
     parent, _, name = to.replace(os.sep, "/").rpartition("/")

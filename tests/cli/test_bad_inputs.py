@@ -427,7 +427,7 @@ CASES: list[tuple[str, str, int, str]] = [
     ],
     ("select of a manifest of wrong types", chosen("", "manifest-types"), 2, r"manifest\.json is damaged"),
     ("export with an unknown ending", "export @run --to @new.json", 2, r"ends in '\.json'\. Allowed are \.npy"),
-    ("export without an ending", "export @run --to @new", 2, r"ends in 'nothing'|Allowed are \.npy"),
+    ("export into the run folder", "export @run --to @run", 2, r"holds coreset\.parquet, .* Name a new or an empty folder"),
     ("export below a file", "export @run --to @out-file/kept.npy", 2, r"kept\.npy cannot be written"),
     ("select without keep and out", "select @run", 2, r"2 problems:[\s\S]*--keep is missing[\s\S]*--out is missing"),
     ("select of everything", "select @run --keep 1 --out @new", 2, r"keep=1.* is outside \(0, 1\)"),

@@ -192,12 +192,13 @@ def _kind_of(path: str) -> str:
         if entry.type == FileType.File:
             return "parquet"
         entries = fs.get_file_info(FileSelector(root)) if entry.type == FileType.Directory else []
+        folders = [e.path for e in entries if e.type == FileType.Directory]
+        inner = [e for folder in folders[:8] for e in fs.get_file_info(FileSelector(folder))]
     except OSError:
         return "parquet"
     if any(e.path.endswith(".parquet") for e in entries):
         return "parquet"
-    folders = [e.path for e in entries if e.type == FileType.Directory]
-    nested = any(e.path.endswith(".parquet") for folder in folders[:8] for e in fs.get_file_info(FileSelector(folder)))
+    nested = any(e.path.endswith(".parquet") for e in inner)
     return "parquet" if nested or entry.type == FileType.NotFound else "folder"
 
 

@@ -100,6 +100,35 @@ class ParquetSource:
             value = self._row_group(file, group)[row - start].as_py()
             yield number, self._bytes(value, file, number)
 
+    def tables(self, ids: Sequence[int]) -> Iterator[tuple[str, pa.Table]]:
+        """The rows of rising ids with all their columns and metadata, a row group at a time; the file's name with each.
+
+        Images that a row only names are put into it.
+        """
+        rows = np.asarray(ids, np.int64)
+        for place, (file, name) in enumerate(zip(self._files, self._names, strict=True)):
+            start = int(self._starts[place])
+            for group in range(file.metadata.num_row_groups):
+                count = file.metadata.row_group(group).num_rows
+                wanted = rows[(rows >= start) & (rows < start + count)]
+                if len(wanted):
+                    table = self._read(file, name, file.schema_arrow.names, group).take(pa.array(wanted - start))
+                    yield name, self._with_images(table, place, wanted)
+                start += count
+
+    def _with_images(self, table: pa.Table, file: int, ids: IntArray) -> pa.Table:
+        place = table.schema.get_field_index(self._image)
+        images = table.column(place).combine_chunks()
+        if not pa.types.is_struct(images.type) or not images.field("bytes").null_count:
+            return table
+        kind = images.type
+        names = [kind.field(i).name for i in range(kind.num_fields)]
+        rows = [
+            {**{name: (value or {}).get(name) for name in names}, "bytes": self._bytes(value, file, int(number))}
+            for value, number in zip(images.to_pylist(), ids, strict=True)
+        ]
+        return table.set_column(place, table.schema.field(place), pa.array(rows, kind))
+
     def _find(self) -> tuple[list[str], list[str]]:
         if any(mark in self._root for mark in "*?["):
             base = self._root[: min(self._root.index(mark) for mark in "*?[" if mark in self._root)].rpartition("/")[0]

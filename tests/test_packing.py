@@ -1,0 +1,144 @@
+"""The pruned data set in the form of its source: every column, every byte, nothing outside the folder, nothing overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import unseen_ray as ur
+from tests.conftest import class_pixels, png_bytes, write_parquet
+from tests.s3 import s3_server
+from unseen_ray.sources import open_source, source_ref
+from unseen_ray.storage import Folder
+
+COUNT, CLASSES = 40, 4
+FIELDS = {"keep": 0.5, "folds": 2, "recipe": {"epochs": 1, "min_steps": 0}, "executor": "local", "log_to": "none"}
+
+
+def prune(source: object, out: Path | str) -> ur.PruneResult:
+    return ur.prune(ur.PruneConfig(source=source, out=out, **FIELDS))
+
+
+def images() -> list[bytes]:
+    return [png_bytes(pixels) for pixels in class_pixels(np.arange(COUNT) % CLASSES, 8)]
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Two files of two row groups, one in a folder below, with a column of the user's own and class names."""
+    data = images()
+    for name, start in (("a.parquet", 0), ("more/b.parquet", COUNT // 2)):
+        rows = range(start, start + COUNT // 2)
+        table = pa.table(
+            {
+                "image": [{"bytes": data[row], "path": f"{row}.png"} for row in rows],
+                "label": [row % CLASSES for row in rows],
+                "caption": [f"caption {row}" for row in rows],
+            }
+        ).replace_schema_metadata({b"class_names": b'["ant", "bee", "cat", "dog"]'})
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, tmp_path / "data" / name, row_group_size=7)
+    return tmp_path / "data"
+
+
+def test_parquet_keeps_its_files_columns_and_metadata(tmp_path: Path, shards: Path) -> None:
+    result = prune(str(shards), tmp_path / "run")
+    assert ur.export(result, tmp_path / "pruned") == COUNT // 2
+    whole = pa.concat_tables([pq.read_table(shards / "a.parquet"), pq.read_table(shards / "more" / "b.parquet")])
+    kept = pa.concat_tables([pq.read_table(tmp_path / "pruned" / name) for name in ("a.parquet", "more/b.parquet")])
+    assert kept == whole.take(pa.array(result.coreset.ids))
+    assert kept.schema.metadata == whole.schema.metadata
+    info = open_source(source_ref(str(tmp_path / "pruned"))).info
+    assert (len(info), info.class_names) == (COUNT // 2, ("ant", "bee", "cat", "dog"))
+
+
+def test_images_that_a_row_only_names_are_written_into_it(tmp_path: Path) -> None:
+    data = images()
+    (tmp_path / "data").mkdir()
+    for row, image in enumerate(data):
+        (tmp_path / "data" / f"{row}.png").write_bytes(image)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = pa.array([{"bytes": None, "path": f"{row}.png"} for row in range(COUNT)], kind)
+    labels = [row % CLASSES for row in range(COUNT)]
+    pq.write_table(pa.table({"image": rows, "label": labels}), tmp_path / "data" / "names.parquet")
+    result = prune(str(tmp_path / "data" / "names.parquet"), tmp_path / "run")
+    ur.export(result, tmp_path / "pruned")
+    kept = pq.read_table(tmp_path / "pruned" / "names.parquet").column("image").to_pylist()
+    assert [row["bytes"] for row in kept] == [data[number] for number in result.coreset.ids]
+
+
+def test_a_tree_of_images_keeps_its_files(tmp_path: Path, image_folder: Callable[..., Path]) -> None:
+    root = image_folder(per_class=10, classes=("cat", "dog"), size_px=10)
+    result = prune(str(root), tmp_path / "run")
+    ur.export(result, f"{tmp_path / 'pruned'}/")
+    written = {str(path.relative_to(tmp_path / "pruned")) for path in (tmp_path / "pruned").rglob("*.*")}
+    assert written == set(pq.read_table(tmp_path / "run" / "coreset.parquet").column("key").to_pylist())
+    assert all((tmp_path / "pruned" / key).read_bytes() == (root / key).read_bytes() for key in written)
+
+
+def test_a_source_of_arrays_becomes_parquet(tmp_path: Path) -> None:
+    source = {"use": "digits", "limit": 200}
+    result = prune(source, tmp_path / "run")
+    ur.export(result, tmp_path / "pruned")
+    before, after = open_source(source_ref(source)), open_source(source_ref(str(tmp_path / "pruned")))
+    assert after.info.labels_N.tolist() == before.info.labels_N[result.coreset.ids].tolist()
+    assert after.info.class_names == before.info.class_names
+    again = prune(str(tmp_path / "pruned"), tmp_path / "again")
+    assert len(again.coreset) == 50
+
+
+def test_from_s3_to_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: Path) -> None:
+    with s3_server(monkeypatch):
+        for name in ("a.parquet", "more/b.parquet"):
+            Folder("s3://runs/data").write(name, (shards / name).read_bytes())
+        result = prune("s3://runs/data", "s3://runs/run")
+        assert ur.export(result, "s3://runs/pruned/") == COUNT // 2
+        assert len(open_source(source_ref("s3://runs/pruned")).info) == COUNT // 2
+        with pytest.raises(ur.ConfigError, match=r"s3://runs/pruned/ holds a\.parquet, more"):
+            ur.export(result, "s3://runs/pruned/")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("full", "holds file"), ("file", "is a file"), ("data/inner", "lies in the source")],
+)
+def test_nothing_is_overwritten_and_no_source_changed(tmp_path: Path, shards: Path, place: str, message: str) -> None:
+    result = prune(str(shards), tmp_path / "run")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ur.ConfigError, match=message):
+        ur.export(result, tmp_path / place)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_source_that_has_changed_is_refused(tmp_path: Path, shards: Path) -> None:
+    result = prune(str(shards), tmp_path / "run")
+    write_parquet(shards / "a.parquet", np.zeros(COUNT, np.int64), images())
+    with pytest.raises(ur.DataError, match="has changed since the run"):
+        ur.export(result, tmp_path / "pruned")
+    assert not list(tmp_path.glob("pruned*"))
+
+
+def test_a_source_that_breaks_on_the_way_leaves_nothing(tmp_path: Path, shards: Path) -> None:
+    result = prune(str(shards), tmp_path / "run")
+    broken = shards / "more" / "b.parquet"
+    images_at = pq.ParquetFile(broken).metadata.row_group(2).column(0).data_page_offset
+    data = bytearray(broken.read_bytes())
+    data[images_at : images_at + 40] = bytes(40)
+    broken.write_bytes(data)
+    with pytest.raises(ur.DataError, match=r"b\.parquet of source .* is damaged"):
+        ur.export(result, tmp_path / "pruned")
+    assert not list(tmp_path.glob("pruned*"))
+
+
+def test_a_function_of_the_users_is_not_called(tmp_path: Path) -> None:
+    result = prune("tests.plugs:noise", tmp_path / "run")
+    with pytest.raises(ur.ConfigError, match="which export does not call"):
+        ur.export(result, tmp_path / "pruned")
