@@ -95,12 +95,12 @@ def test_a_source_of_arrays_becomes_parquet(tmp_path: Path) -> None:
 def test_from_s3_to_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: Path) -> None:
     with s3_server(monkeypatch):
         for name in ("a.parquet", "more/b.parquet"):
-            Folder("s3://runs/data").write(name, (shards / name).read_bytes())
-        result = prune("s3://runs/data", "s3://runs/run")
-        assert ur.export(result, "s3://runs/pruned/") == COUNT // 2
-        assert len(open_source(source_ref("s3://runs/pruned")).info) == COUNT // 2
-        with pytest.raises(ur.ConfigError, match=r"s3://runs/pruned/ holds a\.parquet, more"):
-            ur.export(result, "s3://runs/pruned/")
+            Folder("s3://runs/packing/data").write(name, (shards / name).read_bytes())
+        result = prune("s3://runs/packing/data", "s3://runs/packing/run")
+        assert ur.export(result, "s3://runs/packing/pruned/") == COUNT // 2
+        assert len(open_source(source_ref("s3://runs/packing/pruned")).info) == COUNT // 2
+        with pytest.raises(ur.ConfigError, match=r"s3://runs/packing/pruned/ holds a\.parquet, more"):
+            ur.export(result, "s3://runs/packing/pruned/")
 
 
 @pytest.mark.parametrize(

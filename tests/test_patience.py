@@ -10,12 +10,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import unseen_ray as ur
+from tests.conftest import class_pixels, png_bytes, write_parquet
 from tests.s3 import S3Server, s3_server
 from unseen_ray.errors import StorageError
 from unseen_ray.patience import may_pass, patiently
+from unseen_ray.sources import open_source, source_ref
 from unseen_ray.storage import Folder
 
 FIELDS = {
@@ -103,6 +106,28 @@ def test_local_failures_that_no_waiting_mends() -> None:
         assert not may_pass(OSError(number, "given"))
     for number in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
         assert may_pass(OSError(number, "given"))
+
+
+def test_what_is_no_failure_of_a_service_is_not_waited_for() -> None:
+    assert not may_pass(OSError("Corrupt snappy compressed data."))
+    assert not may_pass(OSError("Couldn't deserialize thrift: TProtocolException: Invalid data"))
+    assert may_pass(OSError("When reading object: AWS Error UNKNOWN (HTTP status 500) during GetObject operation"))
+    assert not may_pass(OSError("When reading object: AWS Error ACCESS_DENIED during GetObject operation"))
+
+
+def test_a_source_that_fails_for_a_while_is_waited_for(server: S3Server, tmp_path: Path) -> None:
+    labels = np.arange(40) % 4
+    images = [png_bytes(pixels) for pixels in class_pixels(labels, 8)]
+    data = write_parquet(tmp_path / "data.parquet", labels, images).read_bytes()
+    Folder("s3://runs/data").write("data.parquet", data)
+    for number, image in enumerate(images):
+        Folder("s3://runs/tree").write(f"{'ab'[number % 2]}/{number:02d}.png", image)
+    for path in ("s3://runs/data/data.parquet", "s3://runs/tree"):
+        asked, server.fault = server.requests, fails_until(time.monotonic() + 2, 503)
+        source = open_source(source_ref(path))
+        server.fault = fails_until(time.monotonic() + 2)
+        assert len(list(source.read(range(40)))) == len(source.info) == 40
+        assert server.requests > asked + 4
 
 
 def test_what_is_interrupted_is_not_tried_again() -> None:

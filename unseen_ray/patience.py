@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["SilentStorageError", "patiently", "wait_s"]
+__all__ = ["SilentStorageError", "may_pass", "patiently", "steadily", "wait_s"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ _PASSING = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
+_SERVICE = re.compile(r"AWS Error|google::cloud|HTTP status|curl", re.IGNORECASE)  # pyarrow's words for object stores
 _REFUSED = re.compile(
     r"ACCESS_DENIED|AccessDenied|Forbidden|NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket .*(not found|does not exist)|INVALID_ACCESS_KEY|"
     r"InvalidAccessKey|SIGNATURE|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN|ExpiredToken|INVALID_ACTION|INVALID_PARAMETER|"
@@ -81,10 +82,24 @@ def patiently(what: str, do: Callable[[], T]) -> T:
 
 
 def may_pass(error: OSError) -> bool:
-    """Whether waiting may mend a failure; object stores say in words what they refuse for good."""
+    """Whether waiting may mend a failure; object stores say in words what failed, and what they refuse for good."""
     if error.errno is None:
-        return _REFUSED.search(str(error)) is None
+        return _SERVICE.search(str(error)) is not None and _REFUSED.search(str(error)) is None
     return error.errno in _PASSING
+
+
+def steadily(what: str, do: Callable[[], T]) -> T:
+    """Do something that is done very often, as `patiently` does from its first failure on; a read that hangs is waited for.
+
+    Raises:
+        OSError: see `patiently`.
+    """
+    try:
+        return do()
+    except OSError as error:
+        if not may_pass(error):
+            raise
+    return patiently(what, do)
 
 
 def _answered(what: str, do: Callable[[], T], limit_s: float) -> T:

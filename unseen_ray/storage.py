@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.patience import patiently
+from unseen_ray.patience import patiently, steadily
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.fs import FileSystem
 
-__all__ = ["Folder", "absolute_path", "filesystem_of", "is_uri", "sha256_of"]
+__all__ = ["Folder", "absolute_path", "filesystem_of", "is_uri", "read_file", "sha256_of"]
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -48,6 +48,16 @@ def filesystem_of(path: str) -> tuple[FileSystem, str]:
             f"{path} cannot be opened: {error}. Allowed are local paths, s3:// and gs:// addresses."
         ) from None
     return fs, str(inner)
+
+
+def read_file(fs: FileSystem, path: str) -> bytes:
+    """The bytes of a file of a source; OSError if it cannot be read, for good or for too long."""
+
+    def read() -> bytes:
+        with fs.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read())
+
+    return steadily(path, read)
 
 
 def sha256_of(data: bytes) -> str:

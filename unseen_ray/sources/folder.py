@@ -9,8 +9,9 @@ from itertools import islice
 import numpy as np
 
 from unseen_ray.errors import DataError
+from unseen_ray.patience import steadily
 from unseen_ray.sources.info import RawImage, SourceInfo, fingerprint_of, probe_size
-from unseen_ray.storage import filesystem_of
+from unseen_ray.storage import filesystem_of, read_file
 
 __all__ = ["IMAGE_ENDINGS", "FolderSource"]
 
@@ -65,16 +66,17 @@ class FolderSource:
         """Encoded images."""
         for number in ids:
             try:
-                with self._fs.open_input_stream(f"{self._root}/{self._files[number]}", compression=None) as stream:
-                    yield int(number), stream.read()
+                data = read_file(self._fs, f"{self._root}/{self._files[number]}")
             except OSError as error:
                 raise DataError(f"{self._name}/{self._files[number]} cannot be read: {error}.") from None
+            yield int(number), data
 
     def _list(self) -> tuple[list[str], list[int], list[str]]:
         from pyarrow.fs import FileSelector, FileType
 
         try:
-            entries = self._fs.get_file_info(FileSelector(self._root, recursive=True))
+            selector = FileSelector(self._root, recursive=True)
+            entries = steadily(self._path, lambda: self._fs.get_file_info(selector))
         except OSError as error:
             raise DataError(f"source {self._path} cannot be listed: {error}.") from None
         relative = {entry.path[len(self._root.rstrip("/")) + 1 :]: entry for entry in entries}

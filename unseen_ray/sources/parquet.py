@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,9 +16,11 @@ from pyarrow.fs import FileSelector, FileType
 
 from unseen_ray.core.arrays import IntArray
 from unseen_ray.errors import DataError
+from unseen_ray.patience import steadily
 from unseen_ray.resolve import did_you_mean
+from unseen_ray.sources.features import class_names
 from unseen_ray.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of, probe_size
-from unseen_ray.storage import filesystem_of
+from unseen_ray.storage import filesystem_of, read_file
 
 __all__ = ["ParquetSource"]
 
@@ -64,7 +65,7 @@ class ParquetSource:
     @cached_property
     def info(self) -> SourceInfo:
         """Labels and counts; reads the label column and the headers of a few images."""
-        names = _class_names(self._files[0].schema_arrow, self._label)
+        names = class_names(self._files[0].schema_arrow, self._label)
         labels, num_classes = check_labels(self._labels(), where=self._path, num_classes=len(names) or None)
         probed = np.unique(np.linspace(0, min(len(labels), self._first_group_rows()) - 1, _PROBED).astype(int))
         size_px, original_px = probe_size((raw for _, raw in self.read(list(probed))), self._size)
@@ -135,7 +136,7 @@ class ParquetSource:
             selected = [e for e in self._entries(base) if _matches(e.path, self._root)]
         else:
             base = self._root
-            entry = self._fs.get_file_info(self._root)
+            entry = self._entry()
             if entry.type == FileType.NotFound:
                 raise DataError(
                     f"source {self._path} does not exist. Check the path; a glob or a folder of *.parquet will do too."
@@ -151,9 +152,16 @@ class ParquetSource:
         paths = sorted(entry.path for entry in selected)
         return [path[len(base.rstrip("/")) + 1 :] for path in paths], paths
 
-    def _entries(self, base: str) -> list[Any]:
+    def _entry(self) -> Any:
         try:
-            found = self._fs.get_file_info(FileSelector(base, recursive=True))
+            return steadily(self._path, lambda: self._fs.get_file_info(self._root))
+        except OSError as error:
+            raise DataError(f"source {self._path} cannot be read: {_first_line(error)}.") from None
+
+    def _entries(self, base: str) -> list[Any]:
+        selector = FileSelector(base, recursive=True)
+        try:
+            found = steadily(self._path, lambda: self._fs.get_file_info(selector))
         except OSError as error:
             raise DataError(f"source {self._path} cannot be listed: {error}.") from None
         start = len(base.rstrip("/")) + 1
@@ -169,7 +177,7 @@ class ParquetSource:
 
     def _open(self, name: str, path: str) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(self._fs.open_input_file(path))
+            return steadily(path, lambda: pq.ParquetFile(self._fs.open_input_file(path)))
         except pa.ArrowInvalid as error:
             raise DataError(f"{name} of source {self._path} is no Parquet file: {_first_line(error)}.") from None
         except OSError as error:
@@ -217,8 +225,11 @@ class ParquetSource:
         return np.concatenate(rows) if rows else np.empty(0, np.int64)
 
     def _read(self, file: pq.ParquetFile, name: str, columns: list[str], group: int | None = None) -> pa.Table:
-        try:
+        def read() -> pa.Table:
             return file.read(columns=columns) if group is None else file.read_row_group(group, columns=columns)
+
+        try:
+            return steadily(f"{name} of {self._path}", read)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{name} of source {self._path} is damaged: {_first_line(error)}.") from None
 
@@ -246,8 +257,7 @@ class ParquetSource:
             return bytes(value["bytes"])
         if value and value.get("path"):
             try:
-                with self._fs.open_input_stream(f"{self._folders[file]}/{value['path']}", compression=None) as stream:
-                    return bytes(stream.read())
+                return read_file(self._fs, f"{self._folders[file]}/{value['path']}")
             except OSError as error:
                 raise DataError(
                     f"{self.keys([number])[0]} names the file {value['path']}, which cannot be read: {error}."
@@ -271,25 +281,3 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0].rstrip(".")
-
-
-def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
-    """The class names of the metadata: Hugging Face's ClassLabel, or a list, in JSON or divided by | or commas, under `class_names`."""
-    metadata = schema.metadata or {}
-    try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        names = features[label]["names"]
-    except (ValueError, KeyError, TypeError):
-        names = _plain_names(metadata)
-    return tuple(map(str, names)) if isinstance(names, list) else ()
-
-
-def _plain_names(metadata: dict[bytes, bytes]) -> Any:
-    for key in (b"class_names", b"class_wnids"):
-        if key in metadata:
-            try:
-                return json.loads(metadata[key])
-            except ValueError:
-                text = metadata[key].decode("utf-8", "replace")
-                return text.split("|" if "|" in text else ",")
-    return None
