@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
+
 from unseen_ray.config import PruneConfig
 from unseen_ray.core import select
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.job import score_functions
 from unseen_ray.manifest import read_manifest
-from unseen_ray.resolve import function_of
+from unseen_ray.resolve import function_of, is_target, plug_of
 from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.storage import Folder
 
@@ -24,7 +26,11 @@ def check_functions(config: PruneConfig) -> None:
     Models are left out: to import one is to import torch.
     """
     score_functions(config)
-    function_of(config.policy, select, field="policy")
+    policy = function_of(config.policy, select, field="policy")
+    use, _ = plug_of(config.policy)
+    if isinstance(use, str) and not is_target(use):  # ours says itself what its options may be
+        one = np.zeros(1, np.int64)
+        policy(np.zeros(1, np.float32), one, one, 1, kept_C=one, seed=config.seed)
     if config.fit is not None:
         function_of(config.fit, None, field="fit")
 

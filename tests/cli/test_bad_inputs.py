@@ -302,7 +302,7 @@ CASES: list[tuple[str, str, int, str]] = [
     ("nothing kept", prune("tiny", "--folds 2 --keep 0.01"), 2, r"the targets \[0\] must lie within 1\.\.5"),
     ("unknown score", fields("--score entrop"), 2, r"score='entrop' is no score.*Did you mean 'entropy'"),
     ("unknown policy", fields("--policy best"),
-     2, r"policy='best' is no policy\. Allowed: class_balanced, random, top"),
+     2, r"policy='best' is no policy\. Allowed: ccs, class_balanced, random, top"),
     ("unknown model", fields("--model resnet8"), 2, r"model='resnet8' is no model.*Did you mean 'resnet"),
     ("unknown recipe", fields("--recipe quik"), 2, r"recipe 'quik' is none of quick.*Did you mean 'quick'"),
     ("unknown source", of("cifra10"), 2, r"source='cifra10' is no source"),
@@ -426,6 +426,8 @@ CASES: list[tuple[str, str, int, str]] = [
         )
     ],
     ("select of a manifest of wrong types", chosen("", "manifest-types"), 2, r"manifest\.json is damaged"),
+    ("ccs without strata", fields("--policy '{use: ccs, strata: 0}'"), 2, r"strata=0 must be a whole number"),
+    ("window past the end", fields("--policy '{use: window, start: 1}'"), 2, r"start=1 is outside 0 up to 1"),
     ("export with an unknown ending", "export @run --to @new.json", 2, r"ends in '\.json'\. Allowed are \.npy"),
     ("export into the run folder", "export @run --to @run", 2, r"holds coreset\.parquet, .* Name a new or an empty folder"),
     ("export below a file", "export @run --to @out-file/kept.npy", 2, r"kept\.npy cannot be written"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from unseen_ray.core import select
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.core.select import apportion
+from unseen_ray.errors import ConfigError
 
 NAMES = list(select.__all__)
 CLASSES = 4
@@ -233,3 +234,70 @@ def test_class_balanced_shares_by_hand() -> None:
         left = np.concatenate([np.flatnonzero(labels == number)[count:] for number, count in enumerate(kept)])
         picked = choose("class_balanced", tuple(c[left] for c in columns), sum(added), kept=np.array(kept))
         assert np.bincount(labels[left][picked], minlength=3).tolist() == added
+
+
+def ccs_in_words(scores: np.ndarray, ids: np.ndarray, budget: int, strata: int, cut: float) -> dict[int, int]:
+    """How many CCS takes of each stratum, sample by sample as its paper says; by the stratum's number."""
+    order = sorted(range(len(scores)), key=lambda place: -scores[place])
+    left = order[min(round(cut * len(order)), len(order) - budget) :]
+    low, high = min(scores[place] for place in left), max(scores[place] for place in left)
+    members: dict[int, list[int]] = {number: [] for number in range(strata)}
+    for place in left:
+        number = 0 if high == low else int((float(scores[place]) - float(low)) / ((float(high) - float(low)) / strata))
+        members[min(number, strata - 1)].append(place)
+    takes, rest = {}, budget
+    for done, (number, its) in enumerate(sorted(members.items(), key=lambda item: len(item[1]))):
+        takes[number] = min(len(its), rest // (strata - done))
+        rest -= takes[number]
+    assert rest == 0
+    return takes
+
+
+@pytest.mark.parametrize("cut", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("strata", [1, 4, 50])
+@pytest.mark.parametrize("shift", [0.0, -5.0])
+def test_ccs_takes_as_much_of_each_stratum_as_its_paper_says(strata: int, cut: float, shift: float) -> None:
+    scores, labels, ids = candidates(97)
+    scores = (scores + np.float32(shift)).astype(np.float32)
+    for budget in (1, 20, 48, 60, 97):
+        columns, kept_C = (scores, labels, ids), np.zeros(CLASSES, np.int64)
+        chosen = select.ccs(*columns, budget, kept_C=kept_C, seed=0, strata=strata, cut=cut)
+        left = np.sort(scores)[::-1][min(round(cut * 97), 97 - budget) :].astype(np.float64)
+        width = (left.max() - left.min()) / strata
+        numbers = np.minimum(
+            ((scores[chosen].astype(np.float64) - left.min()) / (width or 1.0)).astype(int), strata - 1
+        )
+        found = dict(enumerate(np.bincount(numbers, minlength=strata).tolist()))
+        assert found == ccs_in_words(scores, ids, budget, strata, cut)
+
+
+def test_ccs_leaves_out_the_hardest_and_covers_the_rest() -> None:
+    scores = np.linspace(-1, 1, 1000).astype(np.float32)
+    columns = (scores, np.zeros(1000, np.int64), np.arange(1000))
+    kept = select.ccs(*columns, 200, kept_C=np.zeros(1, np.int64), seed=0, cut=0.3)
+    assert kept.max() < 700
+    assert np.bincount(kept // 14, minlength=50).tolist() == [4] * 50
+
+
+def test_window_leaves_out_the_very_hardest_and_is_top_without_a_start() -> None:
+    columns = candidates(97)
+    kept_C = np.zeros(CLASSES, np.int64)
+    order = select.top(*columns, 97, kept_C=kept_C, seed=0)
+    np.testing.assert_array_equal(select.window(*columns, 30, kept_C=kept_C, seed=0, start=0.2), order[19:49])
+    np.testing.assert_array_equal(select.window(*columns, 90, kept_C=kept_C, seed=0, start=0.2), order[7:])
+    np.testing.assert_array_equal(select.window(*columns, 30, kept_C=kept_C, seed=0, start=0), order[:30])
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "message"),
+    [
+        ("ccs", {"strata": 0}, "strata=0 must be a whole number, 1 or more"),
+        ("ccs", {"strata": 2.5}, "strata=2.5 must be a whole number"),
+        ("ccs", {"cut": 1.0}, r"cut=1.0 is outside 0 up to 1"),
+        ("window", {"start": -0.1}, r"start=-0.1 is outside 0 up to 1"),
+        ("window", {"start": "much"}, r"start='much' is outside 0 up to 1"),
+    ],
+)
+def test_options_outside_their_range_are_refused(policy: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        getattr(select, policy)(*candidates(10), 5, kept_C=np.zeros(CLASSES, np.int64), seed=0, **options)
