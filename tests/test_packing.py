@@ -13,7 +13,11 @@ import pytest
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes, write_parquet
 from tests.s3 import s3_server
+from unseen_ray import packing
+from unseen_ray.errors import StorageError
 from unseen_ray.sources import open_source, source_ref
+from unseen_ray.sources.folder import FolderSource
+from unseen_ray.sources.parquet import ParquetSource
 from unseen_ray.storage import Folder
 
 COUNT, CLASSES = 40, 4
@@ -138,7 +142,88 @@ def test_a_source_that_breaks_on_the_way_leaves_nothing(tmp_path: Path, shards: 
     assert not list(tmp_path.glob("pruned*"))
 
 
+def test_a_failed_export_to_s3_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: Path) -> None:
+    result = prune(str(shards), tmp_path / "run")
+    broken = shards / "more" / "b.parquet"
+    place = pq.ParquetFile(broken).metadata.row_group(2).column(0).data_page_offset
+    data = bytearray(broken.read_bytes())
+    data[place : place + 40] = bytes(40)
+    broken.write_bytes(data)
+    with s3_server(monkeypatch):
+        with pytest.raises(ur.DataError, match="is damaged"):
+            ur.export(result, "s3://runs/packing/broken/")
+        assert Folder("s3://runs/packing/broken").names() == []
+
+
+def test_a_copy_that_fails_ends_soon(tmp_path: Path, image_folder: Callable[..., Path]) -> None:
+    root = image_folder(per_class=200, classes=("cat", "dog"), size_px=10)
+    result = prune(str(root), tmp_path / "run")
+    source = packing.source_of(result.run)
+    assert isinstance(source, FolderSource)
+    written: list[str] = []
+
+    class Full(Folder):
+        def write(self, name: str, data: bytes) -> str:
+            if len(written) == 20:
+                raise StorageError("no space left")
+            written.append(name)
+            return super().write(name, data)
+
+    with pytest.raises(StorageError, match="no space left"):
+        packing._copy_files(source, result.coreset.ids, Full(str(tmp_path / "pruned")))
+    assert len(written) == 20
+
+
+@pytest.mark.parametrize("link", [False, True], ids=["empty folder", "link to an empty folder"])
+def test_an_empty_folder_is_filled(tmp_path: Path, shards: Path, link: bool) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    result = prune(str(shards), tmp_path / "run")
+    ur.export(result, tmp_path / ("link" if link else "real"))
+    assert sorted(path.name for path in (tmp_path / "real").iterdir()) == ["a.parquet", "more"]
+
+
+def test_a_class_that_keeps_nothing_keeps_its_number(tmp_path: Path, image_folder: Callable[..., Path]) -> None:
+    root = image_folder(per_class=10, classes=("ant", "bee", "cat"), size_px=10)
+    fields = {**FIELDS, "policy": "tests.plugs:last_labels", "keep": 1 / 3}
+    result = ur.prune(ur.PruneConfig(source=str(root), out=tmp_path / "run", **fields))
+    ur.export(result, tmp_path / "pruned")
+    info = open_source(source_ref({"use": "folder", "path": str(tmp_path / "pruned")})).info
+    assert info.class_names == ("ant", "bee", "cat")
+    assert set(info.labels_N.tolist()) == {2}
+
+
+@pytest.mark.parametrize(
+    ("source", "to", "covered"),
+    [
+        ("data", "data/pruned", True),
+        ("data/train", "data/pruned", False),
+        ("data/train-*.parquet", "data/pruned", False),
+        ("data/*/part.parquet", "data/pruned", True),
+        ("s3://bucket/data", "s3://bucket/data/pruned", True),
+        ("s3://bucket/data", "s3://bucket/database", False),
+        ("link", "data/pruned", True),
+    ],
+)
+def test_what_a_source_may_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, to: str, covered: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    assert packing._covers(source, to) is covered
+
+
+def test_rows_come_some_thousand_at_a_time(tmp_path: Path) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    (tmp_path / "one.png").write_bytes(images()[0])
+    rows = pa.array([{"bytes": None, "path": "one.png"}] * 5000, kind)
+    pq.write_table(pa.table({"image": rows, "label": [0, 1] * 2500}), tmp_path / "data.parquet")
+    source = ParquetSource(path=str(tmp_path / "data.parquet"))
+    assert [table.num_rows for _, table in source.tables(range(5000))] == [2048, 2048, 904]
+
+
 def test_a_function_of_the_users_is_not_called(tmp_path: Path) -> None:
     result = prune("tests.plugs:noise", tmp_path / "run")
-    with pytest.raises(ur.ConfigError, match="which export does not call"):
+    with pytest.raises(ur.ConfigError, match="which is not called here"):
         ur.export(result, tmp_path / "pruned")

@@ -12,10 +12,10 @@ from unseen_ray.config import PruneConfig
 from unseen_ray.core.population import make_population
 from unseen_ray.errors import UnseenError
 from unseen_ray.measuring import evaluate
+from unseen_ray.packing import source_of
 from unseen_ray.planning import RunPlan, plan_run, with_model
 from unseen_ray.preflight import check_functions
 from unseen_ray.reporting.facts import gather
-from unseen_ray.resolve import is_target, plug_of
 from unseen_ray.run import Run, load_run
 from unseen_ray.running import PruneResult, load, prune
 from unseen_ray.sources import Source, SourceInfo, open_source, source_ref
@@ -121,13 +121,7 @@ def _run_of(result: PruneResult | str | os.PathLike[str]) -> Run:
 
 def _source_to_show(run: Run) -> tuple[Source | None, str]:
     """The run's source, or why its images are not shown."""
-    asked = run.manifest.asked["source"]
-    if is_target(plug_of(asked)[0]):
-        return None, "The source is a function of its user's own, which is not called for a page."
     try:
-        source = open_source(source_ref(asked))
+        return source_of(run), ""
     except UnseenError as error:
-        return None, f"The source cannot be opened here: {error}"
-    if source.info.fingerprint != run.manifest.source["fingerprint"]:
-        return None, "The source has changed since."
-    return source, ""
+        return None, f"Images are not shown: {error}"

@@ -23,7 +23,7 @@ from unseen_ray.lease import Lease, held
 from unseen_ray.pipeline import make_job
 from unseen_ray.preflight import check_test_set
 from unseen_ray.resolve import did_you_mean
-from unseen_ray.results import known_results, store, stored_tables, with_table
+from unseen_ray.results import known_results, store_results, stored_tables, with_table
 from unseen_ray.run import CHECKPOINTS, clear_checkpoints
 from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.sources.info import fingerprint_of
@@ -116,7 +116,7 @@ def evaluate(
             break_even=break_even_of(lines) if recipe.steps is None else None,
         )
         lease.check()
-        store(folder, stored, with_table(stored_tables(folder), table.to_json()))
+        store_results(folder, stored, with_table(stored_tables(folder), table.to_json()))
         if not Folder(folder.path(CHECKPOINTS)).files():  # those of another evaluation, which may go on, stay
             clear_checkpoints(folder)
     return table
@@ -137,7 +137,7 @@ def _train(
         lease.check()
         if isinstance(event, EvalResult):
             stored[keys[event.arm, event.selection, event.repeat]] = event
-            store(folder, stored, tables)
+            store_results(folder, stored, tables)
         on_event(event)
 
     left = [task for task in tasks if keys[_place(task)] not in stored]
@@ -224,7 +224,10 @@ def _test_of(job: Job, population: Population, info: SourceInfo) -> tuple[str, i
         test = open_source(job.test).info
         check_test_set(test, info)
         asked = job.config.test
-        return asked if isinstance(asked, str) else test.name, len(test), test.fingerprint
+        name = asked if isinstance(asked, str) else test.name
+        if test.fingerprint == info.fingerprint:
+            name += " (the very data that is pruned)"
+        return name, len(test), test.fingerprint
     if not len(population.holdout_ids):
         raise ConfigError(
             f"there is nothing to measure on: source {info.name} has no test split of its own. Give --test SOURCE with the same "

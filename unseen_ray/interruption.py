@@ -22,9 +22,10 @@ class Interruption:
         self._came = False
 
     def listen(self) -> None:
-        """Take the signals; a SIGINT that the caller has chosen to ignore, as `nohup` does, stays ignored."""
+        """Take the signals; one that the caller has chosen to ignore, such as SIGHUP under `nohup`, stays ignored."""
+        self._came = False
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+            if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._take)
 
     def heeded(self, on_event: Callable[[E], None]) -> Callable[[E], None]:

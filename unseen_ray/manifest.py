@@ -10,7 +10,7 @@ from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.sealed import seal, unseal
 from unseen_ray.storage import Folder
 
-__all__ = ["MANIFEST", "MANIFEST_COPY", "SCHEMA_VERSION", "Manifest", "read_manifest", "write_manifest"]
+__all__ = ["MANIFEST", "MANIFEST_COPY", "SCHEMA_VERSION", "Manifest", "has_copy", "read_manifest", "write_manifest"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,12 @@ def read_manifest(folder: Folder) -> Manifest | None:
     if manifest is not None:
         logger.warning("%s; its copy is used", damage or f"{folder.path(MANIFEST)} is missing")
     return manifest
+
+
+def has_copy(folder: Folder) -> bool:
+    """Whether the manifest's copy is the same, byte for byte, as it is but for a crash between the two."""
+    data = folder.read(MANIFEST)
+    return data is not None and data == folder.read(MANIFEST_COPY)
 
 
 def _read(folder: Folder, name: str) -> Manifest | None:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
+import itertools
 import json
-import logging
 import os
+import re
 import shutil
+import tempfile
 import uuid
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.fs import copy_files
 
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.errors import ConfigError, DataError, StorageError
+from unseen_ray.patience import patiently
 from unseen_ray.resolve import is_target, name_of, plug_of
 from unseen_ray.run import CORESET, Run
 from unseen_ray.sources import Source, open_source, source_ref
@@ -25,9 +32,7 @@ from unseen_ray.sources.folder import FolderSource
 from unseen_ray.sources.parquet import ParquetSource
 from unseen_ray.storage import Folder, absolute_path, filesystem_of, is_uri
 
-__all__ = ["pack"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["pack", "source_of"]
 
 _AT_ONCE = 16  # files that are copied side by side
 _PART = 2048  # images in one part of what has no form of its own
@@ -37,12 +42,12 @@ def pack(run: Run, to: str) -> int:
     """Write the kept samples into a new folder.
 
     A Parquet source gives Parquet files of the same names, columns and metadata; a class-per-folder tree (`folder`, `imagenet`)
-    the same files; `digits` and `cifar*` give Parquet in the Hugging Face image schema. Images that a Parquet file only
-    names are written into it.
+    the same files, in a folder for every class; `digits` and `cifar*` give Parquet in the Hugging Face image schema. Images
+    that a Parquet file only names are written into it.
 
     Args:
         run: a finished run, whose source can be opened without importing anything that the run folder names.
-        to: a folder or URI that does not exist, or is empty. A local one appears when it is whole.
+        to: a folder or URI that does not exist, or is empty. A local one is filled when all is written.
 
     Returns:
         How many samples were written.
@@ -51,32 +56,31 @@ def pack(run: Run, to: str) -> int:
         ConfigError: if it holds anything, lies in the source, or cannot be written; or if the source is a user's function.
         DataError: if the source is missing, or has changed since the run, or a key would lead out of the folder.
     """
-    source, ids = _source_of(run), run.table(CORESET).column("id").to_numpy()
     _check_place(to, run)
-    aside = to if is_uri(to) else f"{absolute_path(to).rstrip('/')}.{uuid.uuid4().hex[:8]}.tmp"
+    source, ids = source_of(run), run.table(CORESET).column("id").to_numpy()
     try:
-        if isinstance(source, FolderSource):
-            _copy_files(source, ids, Folder(aside))
-        else:
-            _write_parts(_parts_of(source, ids), aside)
-        if not is_uri(to):
-            if os.path.isdir(to):
-                os.rmdir(to)
-            os.replace(aside, absolute_path(to))
+        with _aside(to) as folder:
+            if isinstance(source, FolderSource):
+                _copy_files(source, ids, folder)
+            else:
+                _write_parts(_parts_of(source, ids), folder)
     except (OSError, StorageError) as error:
         raise ConfigError(f"--to {to} cannot be written: {error}") from None
-    finally:
-        if not is_uri(to):
-            shutil.rmtree(aside, ignore_errors=True)
     return len(ids)
 
 
-def _source_of(run: Run) -> Source:
+def source_of(run: Run) -> Source:
+    """A run's source, opened without importing anything that the run folder names.
+
+    Raises:
+        ConfigError: if it is a user's function.
+        DataError: if it is missing, or has changed since the run.
+    """
     asked = run.manifest.asked["source"]
     target = plug_of(asked)[0]
     if is_target(target):
         raise ConfigError(
-            f"the run's source is {name_of(target)}, a function of its user's own, which export does not call. "
+            f"the run's source is {name_of(target)}, a function of its user's own, which is not called here. "
             "Export ids (.npy) or keys (.txt) and take the samples from there; in Python, `ur.torch_subset`."
         )
     source = open_source(source_ref(asked))
@@ -88,17 +92,56 @@ def _source_of(run: Run) -> Source:
 
 
 def _check_place(to: str, run: Run) -> None:
-    folder = Folder(to)
-    if os.path.isfile(to) or (others := folder.names()):
-        held = "is a file" if os.path.isfile(to) else f"holds {', '.join(others[:3])}"
+    others = [] if os.path.isfile(to) else Folder(to).names()
+    if os.path.isfile(to) or others:
+        held = f"holds {', '.join(others[:3])}" if others else "is a file"
         raise ConfigError(f"--to {to} {held}. Name a new or an empty folder for the pruned data set.")
-    options = plug_of(run.manifest.asked["source"])[1]
     asked = run.manifest.asked["source"]
-    places = [options.get("path"), options.get("root"), asked if isinstance(asked, str) else None]
-    here = f"{absolute_path(to).rstrip('/')}/"
-    for place in (place for place in places if place):
-        if here.startswith(f"{absolute_path(str(place)).rstrip('/')}/"):
+    if is_target(plug_of(asked)[0]):
+        return
+    options = source_ref(asked).absolute().options
+    for place in (str(options[name]) for name in ("path", "root") if name in options):
+        if _covers(place, to):
             raise ConfigError(f"--to {to} lies in the source {place}, which it would change. Name a folder elsewhere.")
+
+
+def _covers(place: str, to: str) -> bool:
+    """Whether a source may find what is written to `to`; a glob within one folder finds nothing below it."""
+    head, *tail = re.split(r"[*?[]", place, maxsplit=1)
+    if tail and "/" not in tail[0]:
+        return False
+    return f"{_real(to)}/".startswith(f"{_real(head.rpartition('/')[0] if tail else head)}/")
+
+
+def _real(path: str) -> str:
+    return path.rstrip("/") if is_uri(path) else os.path.realpath(os.path.expanduser(path))
+
+
+@contextlib.contextmanager
+def _aside(to: str) -> Iterator[Folder]:
+    """A folder to fill, whose content is in `to` in the end; what fails leaves nothing there."""
+    if is_uri(to):
+        folder = Folder(to)
+        try:
+            yield folder
+        except BaseException:
+            for name in folder.names():
+                folder.delete_folder(name)
+            for name in folder.files():
+                folder.delete(name)
+            raise
+        return
+    there = os.path.isdir(to)
+    made = os.path.join(to if there else os.path.dirname(absolute_path(to)), f".{uuid.uuid4().hex[:8]}.tmp")
+    os.makedirs(made)
+    try:
+        yield Folder(made)
+        if not there:
+            os.replace(made, absolute_path(to))
+        for name in os.listdir(made) if there else ():
+            os.replace(os.path.join(made, name), os.path.join(to, name))
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def _copy_files(source: FolderSource, ids: IdArray, folder: Folder) -> None:
@@ -106,6 +149,9 @@ def _copy_files(source: FolderSource, ids: IdArray, folder: Folder) -> None:
     for key in keys:
         if any(part in ("", ".", "..") for part in key.split("/")):
             raise DataError(f"key {key!r} leads out of the folder or is no plain path. Rename the file.")
+    for name in source.info.class_names:  # one that keeps no image would renumber those after it
+        fs, path = filesystem_of(folder.path(name))
+        fs.create_dir(path, recursive=True)
 
     def copy(number: int, key: str) -> None:
         ((_, data),) = source.read([number])
@@ -113,8 +159,17 @@ def _copy_files(source: FolderSource, ids: IdArray, folder: Folder) -> None:
         folder.write(key, data)
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for done in [pool.submit(copy, int(number), key) for number, key in zip(ids, keys, strict=True)]:
-            done.result()
+        begun: deque[Future[None]] = deque()
+        try:
+            for number, key in zip(ids.tolist(), keys, strict=True):
+                if len(begun) == 2 * _AT_ONCE:
+                    begun.popleft().result()
+                begun.append(pool.submit(copy, number, key))
+            while begun:
+                begun.popleft().result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _parts_of(source: Source, ids: IdArray) -> Iterator[tuple[str, pa.Table]]:
@@ -142,29 +197,18 @@ def _encoded(image: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _write_parts(parts: Iterator[tuple[str, pa.Table]], root: str) -> None:
-    writer: pq.ParquetWriter | None = None
-    stream: Any = None
-    current = ""
-    try:
-        for name, table in parts:
-            if name != current:
-                if writer is not None:
-                    writer.close()
-                    stream.close()
-                current = name
-                stream = _opened(f"{root.rstrip('/')}/{name}")
-                writer = pq.ParquetWriter(stream, table.schema, compression="zstd", write_page_checksum=True)
-            assert writer is not None
-            writer.write_table(table)
-    finally:
-        if writer is not None:
-            writer.close()
-            stream.close()
-
-
-def _opened(path: str) -> Any:
-    fs, inner = filesystem_of(path)
-    if not is_uri(path):
-        fs.create_dir(os.path.dirname(inner), recursive=True)
-    return fs.open_output_stream(inner)
+def _write_parts(parts: Iterator[tuple[str, pa.Table]], folder: Folder) -> None:
+    """Write pieces, those of one name into one file; an object store is sent each file when it is whole."""
+    remote = is_uri(folder.root)
+    with tempfile.TemporaryDirectory(prefix="unseen-ray-export-") as scratch:
+        for name, pieces in itertools.groupby(parts, key=lambda part: part[0]):
+            path = os.path.join(scratch if remote else folder.root, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            first = next(pieces)[1]
+            with pq.ParquetWriter(path, first.schema, compression="zstd", write_page_checksum=True) as writer:
+                for table in itertools.chain([first], (piece for _, piece in pieces)):
+                    writer.write_table(table)
+            if remote:
+                fs, target = filesystem_of(folder.path(name))
+                patiently(folder.path(name), functools.partial(copy_files, path, target, destination_filesystem=fs))
+                os.unlink(path)

@@ -13,7 +13,7 @@ from unseen_ray.job import EvalResult
 from unseen_ray.sealed import seal, unseal
 from unseen_ray.storage import Folder
 
-__all__ = ["EVALUATION", "known_results", "store", "stored_tables", "with_table"]
+__all__ = ["EVALUATION", "known_results", "store_results", "stored_tables", "with_table"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def _result_of(value: dict[str, Any]) -> EvalResult:
     return EvalResult(**{**value, "class_accuracy": accuracies})
 
 
-def store(folder: Folder, results: Mapping[str, EvalResult], tables: list[dict[str, Any]]) -> None:
+def store_results(folder: Folder, results: Mapping[str, EvalResult], tables: list[dict[str, Any]]) -> None:
     """Put all of it in place."""
     values = without_nan({"tables": tables, "results": {key: asdict(result) for key, result in results.items()}})
     folder.write(EVALUATION, seal(values))

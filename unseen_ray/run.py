@@ -17,7 +17,7 @@ from unseen_ray.config import FREE_FIELDS, PruneConfig
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.lease import LEASE, Lease, held
-from unseen_ray.manifest import MANIFEST, MANIFEST_COPY, Manifest, read_manifest, write_manifest
+from unseen_ray.manifest import MANIFEST, MANIFEST_COPY, Manifest, has_copy, read_manifest, write_manifest
 from unseen_ray.storage import Folder, sha256_of
 
 __all__ = [
@@ -95,7 +95,7 @@ def open_run(config: PruneConfig, source: dict[str, Any]) -> Iterator[Run]:
     with contextlib.ExitStack() as stack:
         try:
             run = _found(folder, asked, source)
-            if run is None or not run.manifest.finished or _damaged(run):
+            if run is None or not run.manifest.finished or not has_copy(folder) or _damaged(run):
                 lease = stack.enter_context(held(folder))
                 run = _found(folder, asked, source)  # another driver may have been at work until now
                 if run is None:
@@ -128,11 +128,12 @@ def clear_run(folder: Folder) -> None:
     read_manifest(folder)  # StorageError or ConfigError if it is none that we can read
     with held(folder):
         for name in names:
-            if name not in (MANIFEST, LEASE):
+            if name not in (MANIFEST, MANIFEST_COPY, LEASE):
                 folder.delete(name)
         for name in {name.split("/")[0] for name in names if "/" in name}:
             folder.delete_folder(name)
-        folder.delete(MANIFEST)  # last, so that what was interrupted can be done again
+        for name in (MANIFEST, MANIFEST_COPY):  # last, so that what was interrupted can be done again
+            folder.delete(name)
 
 
 def open_selection(run: Run, config: PruneConfig) -> Run:

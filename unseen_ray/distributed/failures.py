@@ -33,7 +33,7 @@ def decide(failure: Failure, *, failed: int, max_retries: int) -> Decision:
 
 @dataclass(slots=True)
 class Attempts:
-    """A task's failures in a row: what got further than ever before has not failed in vain, however often it is lost.
+    """A task's failures in a row: one that trains an epoch further than ever before begins to count anew.
 
     Attributes:
         max_retries: the configuration's.
@@ -46,9 +46,9 @@ class Attempts:
     _in_a_row: Counter[Failure] = field(default_factory=Counter)
 
     def heard(self, event: object) -> None:
-        """Take a value that the task has yielded; scoring comes after all training."""
+        """Take a value that the task has yielded. Scoring comes after all training, and begins anew after every loss."""
         if isinstance(event, Progress):
-            at = event.doing == "score", event.done
+            at = event.doing == "score", event.done if event.doing == "train" else 0
             if at > self._reached:
                 self._reached = at
                 self._in_a_row.clear()

@@ -28,6 +28,7 @@ _IMAGE_NAMES = ("image", "img")
 _SPLITS = ("dev", "test", "train", "val", "validation")
 _PROBED = 32
 _CACHED_ROW_GROUPS = 4
+_TAKEN = 2048
 
 
 class ParquetSource:
@@ -102,7 +103,7 @@ class ParquetSource:
             yield number, self._bytes(value, file, number)
 
     def tables(self, ids: Sequence[int]) -> Iterator[tuple[str, pa.Table]]:
-        """The rows of rising ids with all their columns and metadata, a row group at a time; the file's name with each.
+        """The rows of rising ids with all their columns and metadata, some thousand at a time; the file's name with each.
 
         Images that a row only names are put into it.
         """
@@ -113,8 +114,10 @@ class ParquetSource:
                 count = file.metadata.row_group(group).num_rows
                 wanted = rows[(rows >= start) & (rows < start + count)]
                 if len(wanted):
-                    table = self._read(file, name, file.schema_arrow.names, group).take(pa.array(wanted - start))
-                    yield name, self._with_images(table, place, wanted)
+                    table = self._read(file, name, file.schema_arrow.names, group)
+                    for first in range(0, len(wanted), _TAKEN):
+                        some = wanted[first : first + _TAKEN]
+                        yield name, self._with_images(table.take(pa.array(some - start)), place, some)
                 start += count
 
     def _with_images(self, table: pa.Table, file: int, ids: IntArray) -> pa.Table:
