@@ -12,6 +12,8 @@ import pytest
 import unseen_ray as ur
 from unseen_ray.errors import StorageError
 from unseen_ray.job import Receipt
+from unseen_ray.run import clear_run
+from unseen_ray.storage import Folder
 
 FIELDS = {
     "source": {"use": "digits", "limit": 200},
@@ -136,3 +138,32 @@ def test_a_manifest_whose_entries_were_changed_is_damaged(tmp_path: Path, undist
     (out / "manifest.json").write_text(text.replace('"folds": 2', '"folds": 3'))
     with pytest.raises(ur.ConfigError, match="is damaged: ValueError: its entries are not those that were written"):
         ur.load(out)
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "manifest.copy.json"])
+def test_a_finished_run_has_both_again_after_its_line(tmp_path: Path, undisturbed: Path, lost: str) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    (out / lost).unlink()
+    ur.prune(ur.PruneConfig(**FIELDS, out=out))
+    assert (out / "manifest.json").read_bytes() == (out / "manifest.copy.json").read_bytes()
+
+
+def test_a_removal_that_broke_off_can_be_repeated_from_the_copy_alone(tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    (out / "manifest.json").unlink()
+    delete, calls = Folder.delete, []
+
+    def dying(self: Folder, name: str) -> None:
+        calls.append(name)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        delete(self, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Folder, "delete", dying)
+        with pytest.raises(KeyboardInterrupt):
+            clear_run(Folder(str(out)))
+    clear_run(Folder(str(out)))
+    assert Folder(str(out)).files() == []

@@ -120,6 +120,19 @@ def test_a_signal_ends_with_130_and_the_line_resumes(tmp_path: Path, sent: signa
     assert "stage 0 fold 0 was finished before" in again.stderr
 
 
+def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "unseen_ray", "prune", "--source", "digits", "--keep", "0.5", "--executor", "local"]
+    line += ["--recipe.epochs", "5", "--folds", "2", "--out", str(tmp_path)]
+    ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **ignoring)
+    while not (tmp_path / "manifest.json").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGHUP)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+
+
 def test_a_signal_that_python_drops_ends_the_run_nevertheless(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "unseen_ray", "prune", "--source", "digits", "--keep", "0.5", "--executor", "local"]
     line += ["--recipe.epochs", "1", "--folds", "2", "--score", "tests.plugs:terminating", "--out", str(tmp_path)]

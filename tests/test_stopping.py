@@ -64,7 +64,10 @@ def test_a_stopped_driver_ends_at_once_and_takes_its_cluster_along(tmp_path: Pat
 def test_a_stopped_run_ends_in_the_same_ids(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "unseen_ray", "prune", *FIELDS, "--recipe.epochs", "40", "--out"]
     for turn in range(3):
-        stop([*line, str(tmp_path / "stopped")], tmp_path / "log", signal.SIGTERM, float(turn))
+        _, code = stop([*line, str(tmp_path / "stopped")], tmp_path / "log", signal.SIGTERM, float(turn))
+        assert code == 130, (tmp_path / "log").read_text()
     for name in ("stopped", "whole"):
         subprocess.run([*line, str(tmp_path / name)], check=True, capture_output=True)
-    assert ur.load(tmp_path / "stopped").scores == ur.load(tmp_path / "whole").scores
+    stopped, whole = ur.load(tmp_path / "stopped"), ur.load(tmp_path / "whole")
+    assert stopped.coreset.ids.tolist() == whole.coreset.ids.tolist()
+    assert stopped.scores == whole.scores
