@@ -1,4 +1,6 @@
-"""A seeded sequence of faults against real runs on a real Ray cluster of three nodes; every run's ids must be the undisturbed one's.
+"""Seeded faults against real runs on a real Ray cluster of three nodes; every run's ids must be the undisturbed one's.
+
+The seed orders the faults and their pauses; what each of them meets depends on the clock.
 
 Processes are killed and stopped by signals, nodes are taken away and replaced, files of the run are cut in half while it works, and
 an S3 server on loopback fails and dawdles. Every second run keeps its files there, the others on local disk. Needs Linux.
@@ -68,7 +70,7 @@ class Chaos:
             "driver told to end": lambda run: self._signal(run, signal.SIGTERM),
             "fold actor frozen for 2 s": lambda run: self._freeze(),
             "file cut in half": self._cut,
-            "storage fails": lambda run: self._storage(run, lambda method, path: rng.choice([500, 503])),
+            "storage fails": lambda run: self._storage(run, lambda method, path: 503),
             "storage slow": lambda run: self._storage(run, lambda method, path: 0.5),
         }
 
@@ -191,7 +193,10 @@ def campaign(count: int, seed: int, folder: Path, server: S3Server) -> dict[str,
             home = made(folder / str(runs))
             out = f"s3://{BUCKET}/run-{runs}" if runs % 2 else str(home / "run")
             run = Run(runs, {**FIELDS, "out": out, "address": cluster.address}, home, env)
-            struck = attack(run, chaos, count - len(faults))
+            try:
+                struck = attack(run, chaos, count - len(faults))
+            finally:
+                run.driver.kill()
             done_again += charge(struck, run.events(), epoch_s)
             faults += struck
             starts += run.starts
@@ -232,9 +237,11 @@ def main() -> None:
     server = S3Server()
     os.environ.update(server.environment)
     boto3.client("s3").create_bucket(Bucket=BUCKET)
-    with tempfile.TemporaryDirectory(prefix="ur") as folder:
-        report = campaign(args.faults, args.seed, Path(folder), server)
-    server.close()
+    try:
+        with tempfile.TemporaryDirectory(prefix="ur") as folder:
+            report = campaign(args.faults, args.seed, Path(folder), server)
+    finally:
+        server.close()
     for line in lines_of(report):
         print(line)
     write(args.json, {"conditions": conditions(torch.device("cpu"), args), **report})

@@ -51,7 +51,8 @@ def charge(faults: list[Fault], events: list[dict[str, Any]], epoch_s: float) ->
             if guilty is None:
                 raise SystemExit(f"{task} was started again, and no fault explains it")
             under_way = 0.0 if before["finished"] else min((guilty.at_s - before["at"]) / epoch_s, 1.0)
-            goes_on_from = 0 if first["done"] == 1 else first["done"]
+            announced = first["at"] - begun["at"] < epoch_s / 2  # too soon for an epoch: what the checkpoint holds
+            goes_on_from = first["done"] if announced else first["done"] - 1
             guilty.redone += max(reached - goes_on_from, 0) + max(under_way, 0.0)
             guilty.recovery_s = max(guilty.recovery_s, first["at"] - guilty.at_s)
         done_again += max(sum(event["finished"] and not event["reused"] for event in its) - 1, 0)
@@ -68,29 +69,34 @@ def epochs_of(events: list[dict[str, Any]]) -> tuple[int, float]:
 
 
 def kinds_of(faults: list[Fault]) -> dict[str, dict[str, float]]:
-    """Medians by kind."""
+    """By kind: medians, of the recovery over those faults that broke a fit off."""
     found = {}
     for kind in sorted({fault.kind for fault in faults}):
         its = [fault for fault in faults if fault.kind == kind]
+        broken = [fault.recovery_s for fault in its if fault.recovery_s]
         found[kind] = {
             "faults": len(its),
+            "broke_off": len(broken),
             "redone_epochs": round(statistics.median(fault.redone for fault in its), 2),
             "redone_epochs_most": round(max(fault.redone for fault in its), 2),
-            "recovery_s": round(statistics.median(fault.recovery_s for fault in its), 1),
+            "recovery_s": round(statistics.median(broken or [0.0]), 1),
         }
     return found
 
 
 def lines_of(report: dict[str, Any]) -> list[str]:
     """What the terminal gets."""
-    lines = [f"{'fault':<28}{'times':>6}{'epochs redone':>15}{'most':>7}{'seconds until it goes on':>25}"]
+    lines = [
+        f"{'fault':<28}{'times':>6}{'broke off a fit':>17}{'epochs redone':>15}{'most':>7}{'seconds until it goes on':>26}"
+    ]
     for kind, its in report["kinds"].items():
         lines.append(
-            f"{kind:<28}{its['faults']:>6}{its['redone_epochs']:>15.2f}{its['redone_epochs_most']:>7.2f}{its['recovery_s']:>25.1f}"
+            f"{kind:<28}{its['faults']:>6}{its['broke_off']:>17}{its['redone_epochs']:>15.2f}{its['redone_epochs_most']:>7.2f}"
+            f"{its['recovery_s']:>26.1f}"
         )
     lines.append(
         f"{report['faults']} faults survived by {report['runs']} runs, all with the ids of the undisturbed one; redone: "
         f"{report['redone_epochs_median']:.2f} epochs a fault (median), {100 * report['redone_share']:.1f} % of all training; "
-        f"{report['finished_tasks_done_again']} finished folds trained again (their votes were cut in half)"
+        f"{report['finished_tasks_done_again']} finished folds trained again"
     )
     return lines

@@ -54,19 +54,15 @@ def train_accuracy(report: dict[str, Any]) -> Iterator[str]:
 
 
 def suite(report: dict[str, Any]) -> Iterator[str]:
-    yield (
-        "| method | score | keep | accuracy | less random | less fitting | spread of classes | share by accuracy "
-        "| pays after trainings |"
-    )
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield ("| method | score | keep | accuracy | less random | less fitting | spread of classes | share by accuracy |")
+    yield "|---|---|---|---|---|---|---|---|"
     full = report["full"]
-    yield f"| full | | 1 | {mean_std(full)} | | | {full['class_spread']:.3f} | | |"
+    yield f"| full | | 1 | {mean_std(full)} | | | {full['class_spread']:.3f} | |"
     for row in sorted(report["rows"], key=lambda row: -row["keep"]):
         yield (
             f"| {row['method']} | {row['score'] or ''} | {row['keep']:g} | {mean_std(row)} | {lead(row['less_random'])} "
             f"| {lead(row['less_fitting'])} | {row['class_spread']:.3f} "
-            f"| {'' if row['share_by_accuracy'] is None else format(row['share_by_accuracy'], '.2f')} "
-            f"| {'' if row['pays_after_trainings'] is None else format(row['pays_after_trainings'], '.1f')} |"
+            f"| {'' if row['share_by_accuracy'] is None else format(row['share_by_accuracy'], '.2f')} |"
         )
 
 

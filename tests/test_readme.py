@@ -55,7 +55,7 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             source="my_lab:Squares",
             model={"use": "my_lab:linear", "pixels": 192},
             score="my_lab:gini",
-            policy={"use": "my_lab:skip_noisy", "skip": 0.05},
+            policy="my_lab:easiest",
             keep=0.5,
             folds=2,
             out="runs/squares",
