@@ -52,6 +52,22 @@ def test_a_failure_of_the_last_writes_is_made_good(tmp_path: Path, monkeypatch: 
     assert files_of(tmp_path / "run") == files_of(tmp_path / "undisturbed")
 
 
+def test_a_manifest_without_a_copy_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write = Folder.write
+
+    def failing(self: Folder, written: str, data: bytes) -> str:
+        if written == "manifest.copy.json":
+            raise StorageError("the disk is full")
+        return write(self, written, data)
+
+    monkeypatch.setattr(Folder, "write", failing)
+    assert len(run(tmp_path).coreset) == 100
+    assert "the manifest has no copy: the disk is full" in caplog.text
+    assert not (tmp_path / "stage-00" / "coreset.parquet").exists()
+
+
 def test_a_run_refused_before_it_trained_does_not_hold_its_folder(tmp_path: Path) -> None:
     with pytest.raises(ur.ConfigError, match=r"tests\.plugs has no 'centroid'"):
         run(tmp_path, fit="tests.plugs:centroid")

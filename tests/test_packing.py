@@ -122,6 +122,28 @@ def test_nothing_is_overwritten_and_no_source_changed(tmp_path: Path, shards: Pa
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, shards: Path) -> None:
+    result = prune(str(shards), tmp_path / "run")
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(ur.ConfigError, match=r"file/pruned cannot be written: .*Not a directory"):
+        ur.export(result, tmp_path / "file" / "pruned")
+
+
+def test_a_key_that_leads_out_of_the_folder_is_refused(tmp_path: Path, image_folder: Callable[..., Path]) -> None:
+    root = image_folder(per_class=5, classes=("cat", "dog"), size_px=10)
+    source = FolderSource(path=str(root))
+    source._files[3] = "cat/../../outside.png"  # as an object store's key may be
+    with pytest.raises(ur.DataError, match="leads out of the folder"):
+        packing._copy_files(source, np.arange(10), Folder(str(tmp_path / "pruned")))
+    assert not (tmp_path / "pruned").exists()
+
+
+def test_a_choice_made_again_is_exported_too(tmp_path: Path) -> None:
+    result = prune({"use": "digits", "limit": 100}, tmp_path / "run")
+    again = ur.select(result, keep=0.2, out=tmp_path / "again")
+    assert ur.export(again, tmp_path / "pruned") == 20
+
+
 def test_a_source_that_has_changed_is_refused(tmp_path: Path, shards: Path) -> None:
     result = prune(str(shards), tmp_path / "run")
     write_parquet(shards / "a.parquet", np.zeros(COUNT, np.int64), images())
