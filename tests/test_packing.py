@@ -186,14 +186,14 @@ def test_a_copy_that_fails_ends_soon(tmp_path: Path, image_folder: Callable[...,
 
     class Full(Folder):
         def write(self, name: str, data: bytes) -> str:
-            if len(written) == 20:
+            if len(written) >= 20:
                 raise StorageError("no space left")
             written.append(name)
             return super().write(name, data)
 
     with pytest.raises(StorageError, match="no space left"):
         packing._copy_files(source, result.coreset.ids, Full(str(tmp_path / "pruned")))
-    assert len(written) == 20
+    assert len(written) < 60  # of 200: what was begun by then
 
 
 @pytest.mark.parametrize("link", [False, True], ids=["empty folder", "link to an empty folder"])
