@@ -13,7 +13,7 @@ from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.plane import BadSample, LazyPlane, MemoryPlane, decode_range
 from unseen_ray.errors import ConfigError
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
-from unseen_ray.manifest import read_manifest
+from unseen_ray.manifest import MANIFEST, MANIFEST_COPY
 from unseen_ray.recipe import Precision
 from unseen_ray.sources import Source, SourceRef, open_source
 from unseen_ray.storage import Folder
@@ -36,7 +36,7 @@ class FoldWorker:
         Raises:
             ConfigError: if it does not see the run's folder, in which the driver has put a manifest.
         """
-        if read_manifest(Folder(out)) is None:
+        if all(Folder(out).read(name) is None for name in (MANIFEST, MANIFEST_COPY)):
             raise ConfigError(
                 f"node {platform.node()} does not see the run's folder: out={out} must be on storage that every node shares, "
                 "under the same path or URI."
