@@ -31,7 +31,13 @@ class Cluster:
         self._head = self._start(
             "--head", f"--port={self._port}", f"--temp-dir={folder}/r", "--num-cpus=0", "--include-dashboard=false"
         )
-        self.workers = [self._add() for _ in range(WORKERS)]
+        self.workers: list[subprocess.Popen[bytes]] = []
+        try:
+            for _ in range(WORKERS):
+                self.workers.append(self._add())
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def address(self) -> str:

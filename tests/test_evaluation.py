@@ -201,7 +201,8 @@ def test_an_interrupted_evaluation_keeps_its_results_and_the_tables_before(tmp_p
 
 def test_a_test_set_that_is_the_source_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     result = ur.prune(ur.PruneConfig(source="digits", keep=0.5, out=tmp_path, folds=2, recipe=FAST, executor="local"))
-    ur.evaluate(result, test="digits", seeds=1, against=())
+    table = ur.evaluate(result, test="digits", seeds=1, against=())
+    assert table.test == "digits (the very data that is pruned)"
     assert "test digits is the very data that is pruned" in caplog.text
 
 

@@ -80,8 +80,7 @@ def source_of(run: Run) -> Source:
     target = plug_of(asked)[0]
     if is_target(target):
         raise ConfigError(
-            f"the run's source is {name_of(target)}, a function of its user's own, which is not called here. "
-            "Export ids (.npy) or keys (.txt) and take the samples from there; in Python, `ur.torch_subset`."
+            f"the run's source is {name_of(target)}, a function of its user's own, which is not called here."
         )
     source = open_source(source_ref(asked))
     if source.info.fingerprint != run.manifest.source["fingerprint"]:
@@ -98,7 +97,10 @@ def _check_place(to: str, run: Run) -> None:
         raise ConfigError(f"--to {to} {held}. Name a new or an empty folder for the pruned data set.")
     asked = run.manifest.asked["source"]
     if is_target(plug_of(asked)[0]):
-        return
+        raise ConfigError(
+            f"--to {to} cannot be made: the run's source is a function of its user's own, which export does not call. "
+            "Export ids (.npy) or keys (.txt) and take the samples from there; in Python, `ur.torch_subset`."
+        )
     options = source_ref(asked).absolute().options
     for place in (str(options[name]) for name in ("path", "root") if name in options):
         if _covers(place, to):

@@ -56,7 +56,7 @@ def evaluation_lines(evaluation: Evaluation) -> list[str]:
     if (even := evaluation.break_even) is not None:
         cost = f"choosing took {even.choosing_s:,.1f} s of workers' time, and a training on the coreset"
         lines.append(
-            f"The pruning has not paid: {cost} is no shorter than one on everything."
+            f"The pruning has not paid: {cost} is not measurably shorter than one on everything."
             if even.trainings is None
             else f"The pruning has paid for its time after {several(math.ceil(even.trainings), 'training')}: {cost} "
             f"is {even.saved_s:,.1f} s shorter than one on everything."
