@@ -18,7 +18,7 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,9 @@ HEALTH = {
 class Chaos:
     """The faults; each takes the run that it is aimed at."""
 
-    def __init__(self, cluster: Cluster, server: S3Server, rng: random.Random) -> None:
+    def __init__(self, cluster: Cluster, server: S3Server, rng: random.Random, only: Sequence[str]) -> None:
         self.cluster, self.server, self.rng = cluster, server, rng
-        self.kinds: dict[str, Callable[[Run], bool]] = {
+        kinds: dict[str, Callable[[Run], bool]] = {
             "fold actor killed": lambda run: self._kill("ray::FoldWorker"),
             "aggregator killed": lambda run: self._kill("ray::Aggregator"),
             "raylet killed": lambda run: self._lose(gently=False),
@@ -73,13 +73,18 @@ class Chaos:
             "storage fails": lambda run: self._storage(run, lambda method, path: 503),
             "storage slow": lambda run: self._storage(run, lambda method, path: 0.5),
         }
+        unknown = set(only) - kinds.keys()
+        if unknown:
+            raise SystemExit(
+                f"--only {', '.join(sorted(unknown))}: there is no such fault. Allowed: {', '.join(kinds)}."
+            )
+        self.kinds = {kind: strike for kind, strike in kinds.items() if kind in (only or kinds)}
 
-    def strike(self, run: Run) -> str:
-        """Do something that is possible now; what it was."""
-        while True:
-            kind = self.rng.choice(list(self.kinds))
-            if self.kinds[kind](run):
-                return kind
+    def strike(self, run: Run) -> str | None:
+        """Do something that is possible now; what it was, or None where nothing is."""
+        return next(
+            (kind for kind in self.rng.sample(list(self.kinds), len(self.kinds)) if self.kinds[kind](run)), None
+        )
 
     def _kill(self, title: str) -> bool:
         found = self.cluster.processes(title)
@@ -151,8 +156,10 @@ def attack(run: Run, chaos: Chaos, left: int) -> list[Fault]:
         if run.driver.poll() is None:
             at = time.time()
             storage = "S3" if run.on_s3 else "local disk"
-            faults.append(Fault(chaos.strike(run), run.number, storage, at))
-            print(f"run {run.number}, {storage}: {faults[-1].kind}", flush=True)
+            kind = chaos.strike(run)
+            if kind is not None:
+                faults.append(Fault(kind, run.number, storage, at))
+                print(f"run {run.number}, {storage}: {kind}", flush=True)
 
 
 def get_on(run: Run, since: float) -> bool:
@@ -176,16 +183,16 @@ def undisturbed(cluster: Cluster, folder: Path, env: dict[str, str]) -> Run:
     return run
 
 
-def campaign(count: int, seed: int, folder: Path, server: S3Server) -> dict[str, Any]:
+def campaign(count: int, seed: int, only: Sequence[str], folder: Path, server: S3Server) -> dict[str, Any]:
     """Runs until there were `count` faults; SystemExit if one of them picks other ids."""
     env = client_environment(folder) | HEALTH
     os.environ.update({name: env[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")})
     cluster = Cluster(env, folder)
     try:
+        chaos = Chaos(cluster, server, random.Random(seed), only)
         first = undisturbed(cluster, made(folder / "0"), env)
         wanted = ur.load(first.out).coreset.ids.tolist()
         epochs, epoch_s = epochs_of(first.events())
-        chaos = Chaos(cluster, server, random.Random(seed))
         faults: list[Fault] = []
         runs = starts = done_again = 0
         while len(faults) < count:
@@ -229,6 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=[], metavar="FAULT", help="such as 'driver killed' 'node gone'")
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     import boto3
@@ -239,7 +247,7 @@ def main() -> None:
     boto3.client("s3").create_bucket(Bucket=BUCKET)
     try:
         with tempfile.TemporaryDirectory(prefix="ur") as folder:
-            report = campaign(args.faults, args.seed, Path(folder), server)
+            report = campaign(args.faults, args.seed, args.only, Path(folder), server)
     finally:
         server.close()
     for line in lines_of(report):

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 import unseen_ray as ur
@@ -14,6 +15,7 @@ from unseen_ray.errors import StorageError
 from unseen_ray.job import Receipt
 from unseen_ray.run import clear_run
 from unseen_ray.storage import Folder
+from unseen_ray.votes import find_receipt, read_votes
 
 FIELDS = {
     "source": {"use": "digits", "limit": 200},
@@ -48,6 +50,11 @@ def flipped(data: bytes) -> bytes:
 
 def deleted(data: bytes) -> None:
     return None
+
+
+def respelt(data: bytes) -> bytes:
+    """JSON still, with one field under another name; a random bit may leave all that it says as it was."""
+    return data.replace(b'"config"', b'"configs"', 1)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +98,28 @@ def test_only_the_work_of_a_damaged_file_is_done_again(
     assert result.manifest.files.keys() == whole.manifest.files.keys()
 
 
+def test_a_flipped_byte_in_votes_that_no_manifest_names_is_found(tmp_path: Path, undisturbed: Path) -> None:
+    shutil.copytree(undisturbed / "stage-00", tmp_path / "stage-00")
+    folder, name = Folder(str(tmp_path)), "stage-00/votes/00.parquet"
+    whole, before = read_votes(folder, 0, 0), (tmp_path / name).read_bytes()
+    metadata = pq.read_schema(tmp_path / name).metadata or {}
+    key = metadata[b"unseen_ray.task"].decode()
+    assert find_receipt(folder, 0, 0, key) is not None
+    found = 0
+    for place in range(0, len(before), 5):
+        (tmp_path / name).write_bytes(before[:place] + bytes([before[place] ^ 1 << place % 8]) + before[place + 1 :])
+        if find_receipt(folder, 0, 0, key) is None:
+            found += 1
+        else:  # a byte that nobody reads
+            again = read_votes(folder, 0, 0)
+            assert again.ids_M.tolist() == whole.ids_M.tolist()
+            assert again.pred_M.tolist() == whole.pred_M.tolist()
+            assert {score: values.tolist() for score, values in again.scores.items()} == {
+                score: values.tolist() for score, values in whole.scores.items()
+            }
+    assert found > len(before) // 5 * 0.8
+
+
 @pytest.mark.parametrize("name", ["coreset.parquet", "stage-00/scores.parquet"])
 def test_a_reader_of_a_damaged_file_names_it(tmp_path: Path, undisturbed: Path, name: str) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
@@ -101,7 +130,7 @@ def test_a_reader_of_a_damaged_file_names_it(tmp_path: Path, undisturbed: Path, 
         assert result.scores is not None
 
 
-@pytest.mark.parametrize("damage", [truncated, flipped, deleted], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", [truncated, respelt, deleted], ids=lambda damage: damage.__name__)
 def test_a_damaged_manifest_gives_way_to_its_copy(
     tmp_path: Path,
     undisturbed: Path,

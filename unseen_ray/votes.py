@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ __all__ = [
 
 _KEY = b"unseen_ray.task"
 _RECEIPT = b"unseen_ray.receipt"
+_SHA256 = b"unseen_ray.sha256"
 _FIXED = ("id", "pred", "p_top", "p_label")
 
 
@@ -90,7 +92,8 @@ def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: R
     }
     receipt = replace(receipt, files=files)
     metadata = {_KEY: key.encode(), _RECEIPT: json.dumps(receipt.to_json()).encode()}
-    digest = folder.write_table(name, pa.table(columns).replace_schema_metadata(metadata))
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    digest = folder.write_table(name, table.replace_schema_metadata({**metadata, _SHA256: _content_of(table)}))
     return replace(receipt, files={**files, name: digest})
 
 
@@ -101,8 +104,9 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
     if data is None:
         return None
     try:
-        metadata = pq.read_table(pa.BufferReader(data), page_checksum_verification=True).schema.metadata or {}
-        if metadata.get(_KEY) != key.encode():
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        metadata = table.schema.metadata or {}
+        if metadata.get(_KEY) != key.encode() or metadata.get(_SHA256) != _content_of(table):
             return None
         receipt = Receipt.from_json(json.loads(metadata[_RECEIPT]))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
@@ -143,6 +147,8 @@ def read_votes(folder: Folder, stage: int, index: int, digests: Mapping[str, str
     missing = [column for column in _FIXED if column not in table.column_names]
     if missing:
         raise StorageError(f"{folder.path(name)} has no column {', '.join(missing)}: it is no file of votes.")
+    if (table.schema.metadata or {}).get(_SHA256) != _content_of(table):
+        raise StorageError(f"{folder.path(name)} is damaged: its checksum is another. Run the same line again.")
     columns = {column: table.column(column).to_numpy() for column in table.column_names}
     receipt = json.loads((table.schema.metadata or {}).get(_RECEIPT, b"{}"))
     return VotePart(
@@ -208,6 +214,17 @@ def _write_score_table(
     if save_probs and table.probs_MC is not None:
         files[probs_file(stage)] = folder.write_array(probs_file(stage), table.probs_MC)
     return columns, files
+
+
+def _content_of(table: pa.Table) -> bytes:
+    """SHA-256 of what a file of votes says, in hexadecimal: no manifest vouches for it before its stage is finished."""
+    content = hashlib.sha256()
+    for said in (_KEY, _RECEIPT):
+        content.update((table.schema.metadata or {}).get(said, b""))
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        content.update(f"{name} {column.type}".encode())
+        content.update(column.to_numpy().tobytes())
+    return content.hexdigest().encode()
 
 
 def _vote_probs_file(vote_name: str) -> str:
