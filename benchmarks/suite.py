@@ -123,6 +123,14 @@ class Suite:
         return Path(self.args.out, re.sub(r"[^\w.]+", "-", f"{name} {fields['seed']} {digest}"))
 
 
+def tried(asked: dict[str, Any], count: int) -> dict[str, Any]:
+    """A suite in little: one epoch, on the first `count` images."""
+    recipe = asked.get("recipe", {})
+    named = {"use": recipe} if isinstance(recipe, str) else recipe
+    short = {"epochs": 1, "min_steps": 0, "steps": None}
+    return {**asked, "source": {**asked.get("source", {}), "limit": count}, "recipe": {**named, **short}}
+
+
 def scoring_fields(method: dict[str, Any]) -> dict[str, Any]:
     """Fields of a method that its stage 0 depends on."""
     return {name: value for name, value in method.items() if name not in AFTER_SCORING}
@@ -200,7 +208,7 @@ def evaluated(suite: Suite) -> Evaluation:
     _, *others = chosen
     asked = suite.fields(keep=0.5, executor=suite.args.train_on)
     if suite.args.test:
-        asked["test"] = suite.args.test
+        asked["test"] = {"use": "parquet", "path": suite.args.test, "limit": suite.args.try_on}
     first = next(choice.method for choice in suite.choices if choice.method != RANDOM)
     home, _ = suite.stage_zero(first, suite.seeds[0])  # what is measured goes there
     config = with_model(ur.PruneConfig(**asked, out=str(home)), suite.info.size_px)
@@ -363,10 +371,12 @@ def main() -> None:
     parser.add_argument("--prune_on", default="local", choices=["local", "ray"], help="where the runs are made")
     parser.add_argument("--at_once", type=int, default=2, help="how many runs are made at a time")
     parser.add_argument("--train_on", default="ray", choices=["local", "ray"], help="where the choices are trained")
+    parser.add_argument("--try_on", type=int, metavar="N", help="one epoch on the first N images, to see that all runs")
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
-    args.out = args.out or Path("runs", args.suite.stem)
-    suite = Suite(yaml.safe_load(args.suite.read_text()), args)
+    args.out = args.out or Path("runs", args.suite.stem + ("-tried" if args.try_on else ""))
+    asked = yaml.safe_load(args.suite.read_text())
+    suite = Suite(tried(asked, args.try_on) if args.try_on else asked, args)
     began = time.monotonic()
     prune_all(suite)
     report = report_of(suite, evaluated(suite))
