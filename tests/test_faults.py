@@ -155,3 +155,4 @@ def test_a_signal_that_python_drops_ends_the_run_nevertheless(tmp_path: Path) ->
     ended = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 130, ended.stderr
     assert "interrupted; run the same line again to go on" in ended.stderr
+    assert "Traceback" not in ended.stderr

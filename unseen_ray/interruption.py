@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,7 +16,8 @@ class Interruption:
     """SIGINT, SIGTERM (`ray job stop`, Kubernetes) and SIGHUP (a closed terminal), each raised as KeyboardInterrupt.
 
     Python drops an exception that is raised while a destructor or the callback of a weak reference runs, and the end of every
-    thread runs one. So the signal is remembered, and raised again at the next event of the run.
+    thread runs one. So the signal is remembered, and raised again at the next event of the run; of the dropped one nothing
+    is printed.
     """
 
     def __init__(self) -> None:
@@ -27,6 +29,13 @@ class Interruption:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._take)
+        print_dropped = sys.unraisablehook
+
+        def hook(dropped: sys.UnraisableHookArgs) -> None:
+            if not (self._came and issubclass(dropped.exc_type, KeyboardInterrupt)):
+                print_dropped(dropped)
+
+        sys.unraisablehook = hook
 
     def heeded(self, on_event: Callable[[E], None]) -> Callable[[E], None]:
         """An observer that raises what was dropped, else tells `on_event`."""
