@@ -24,7 +24,7 @@ from unseen_ray.executor import Executor, Observer
 from unseen_ray.job import EvalResult, Job, Progress, Receipt, score_name
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.preflight import check_functions, check_lenders, check_test
-from unseen_ray.resolve import function_of, is_target
+from unseen_ray.resolve import function_of, is_target, offered
 from unseen_ray.run import CORESET, KEYS, Run, clear_checkpoints, coreset_of, open_run
 from unseen_ray.sources import Source, SourceInfo, default_test, open_source, source_ref
 from unseen_ray.storage import Folder, absolute_path
@@ -111,22 +111,16 @@ def make_job(config: PruneConfig, info: SourceInfo) -> Job:
     )
 
 
-def apply_policy(
-    config: PruneConfig,
-    *,
-    scores_M: np.ndarray,
-    labels_M: np.ndarray,
-    ids_M: np.ndarray,
-    budget: int,
-    kept_C: np.ndarray,
-) -> np.ndarray:
-    """Positions that the run's policy picks, checked: exactly `budget`, within the candidates, none twice.
+def apply_policy(config: PruneConfig, table: pa.Table, *, budget: int, kept_C: np.ndarray) -> np.ndarray:
+    """Positions that the run's policy picks of a score table, checked: exactly `budget`, within it, none twice.
 
     Raises:
         FitError: if a user's policy answers with something else.
     """
     policy = function_of(config.policy, select, field="policy")
-    picked = np.asarray(policy(scores_M, labels_M, ids_M, budget, kept_C=kept_C, seed=config.seed))
+    scores_M, labels_M, ids_M = (table.column(name).to_numpy() for name in (score_name(config.score), "label", "id"))
+    more = offered(policy, {"p_label_M": table.column("p_label").to_numpy()})
+    picked = np.asarray(policy(scores_M, labels_M, ids_M, budget, kept_C=kept_C, seed=config.seed, **more))
     name = score_name(config.policy)
     if picked.shape != (budget,) or picked.dtype.kind not in "iu":
         raise FitError(
@@ -156,16 +150,9 @@ def _grow(
             stage=stage.index, ids_M=candidates, num_parts=len(tasks), votes_each=votes_each(stage.index, job.config)
         )
         table, files = executor.merge(request)
-        labels = population.labels_of(candidates)
         scores = table.column(score_name(job.config.score)).to_numpy()
-        picked = apply_policy(
-            job.config,
-            scores_M=scores,
-            labels_M=labels,
-            ids_M=candidates,
-            budget=stage.added,
-            kept_C=population.class_counts(coreset.ids),
-        )
+        kept_C = population.class_counts(coreset.ids)
+        picked = apply_policy(job.config, table, budget=stage.added, kept_C=kept_C)
         coreset = coreset.extend(stage.index, candidates[picked], scores[picked])
         changes = _finished_stage(run, stage, coreset, population, receipts, table, files, time.monotonic() - began)
         run = run.commit(**changes, cost={"seconds": elapsed_s()})

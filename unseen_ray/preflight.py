@@ -11,7 +11,7 @@ from unseen_ray.core import select
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.job import score_functions
 from unseen_ray.manifest import read_manifest
-from unseen_ray.resolve import function_of, is_target, plug_of
+from unseen_ray.resolve import function_of, is_target, offered, plug_of
 from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.storage import Folder
 
@@ -30,7 +30,8 @@ def check_functions(config: PruneConfig) -> None:
     use, _ = plug_of(config.policy)
     if isinstance(use, str) and not is_target(use):  # ours says itself what its options may be
         one = np.zeros(1, np.int64)
-        policy(np.zeros(1, np.float32), one, one, 1, kept_C=one, seed=config.seed)
+        more = offered(policy, {"p_label_M": np.full(1, 0.5, np.float32)})
+        policy(np.zeros(1, np.float32), one, one, 1, kept_C=one, seed=config.seed, **more)
     if config.fit is not None:
         function_of(config.fit, None, field="fit")
 

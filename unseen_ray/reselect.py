@@ -51,13 +51,12 @@ def reselect(
     ids = keys.column("id").to_numpy()
     table = _scores(run, config)
     name = score_name(config.score)
-    labels = table.column("label").to_numpy()
     budget = round(keep * len(ids))
     if not 1 <= budget < len(ids):
         raise ConfigError(f"keep={keep} of {len(ids)} samples is {budget}; it must leave 1 to {len(ids) - 1}.")
     scores = table.column(name).to_numpy()
     none_kept = np.zeros(run.manifest.source["num_classes"], np.int64)
-    picked = apply_policy(config, scores_M=scores, labels_M=labels, ids_M=ids, budget=budget, kept_C=none_kept)
+    picked = apply_policy(config, table, budget=budget, kept_C=none_kept)
     coreset = Coreset.empty().extend(0, ids[picked], scores[picked])
     places = pa.array(np.sort(picked))
     columns = {

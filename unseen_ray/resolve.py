@@ -19,6 +19,7 @@ __all__ = [
     "import_target",
     "is_target",
     "name_of",
+    "offered",
     "plug_of",
 ]
 
@@ -78,6 +79,8 @@ _GIVEN: dict[str, tuple[int, tuple[str, ...]]] = {
     "fit": (1, ("source",)),
     "model": (0, ("num_classes",)),
 }
+_OFFERED = {"policy": ("p_label_M",)}
+"""What a function is given where its signature asks for it."""
 
 
 def bind_options(function: Callable[..., Any], options: dict[str, Any], *, field: str, name: str) -> None:
@@ -97,7 +100,8 @@ def bind_options(function: Callable[..., Any], options: dict[str, Any], *, field
     except (TypeError, ValueError):
         return
     parameters = signature.parameters.values()
-    positional, keywords = _GIVEN.get(field, (0, ()))
+    positional, always = _GIVEN.get(field, (0, ()))
+    keywords = (*always, *(name for name in _OFFERED.get(field, ()) if name in signature.parameters))
     given = [
         *[p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:positional],
         *keywords,
@@ -119,6 +123,12 @@ def bind_options(function: Callable[..., Any], options: dict[str, Any], *, field
         raise ConfigError(
             f"{field}: {name}{signature} cannot be called as a {field} is: {error}. README shows what a {field} takes."
         ) from None
+
+
+def offered(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Those of the values that a function's signature asks for by name."""
+    parameters = inspect.signature(function).parameters
+    return {name: value for name, value in values.items() if name in parameters}
 
 
 def plug_of(value: Any) -> tuple[str | Callable[..., Any], dict[str, Any]]:

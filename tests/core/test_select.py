@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unseen_ray.core import select
+from unseen_ray.core.classwise import apportion, split_by_weight
 from unseen_ray.core.seeds import tie_keys
-from unseen_ray.core.select import apportion
 from unseen_ray.errors import ConfigError
+from unseen_ray.resolve import offered
 
 NAMES = list(select.__all__)
 CLASSES = 4
@@ -28,8 +31,11 @@ def candidates(count: int, *, levels: int | None = None, seed: int = 0) -> tuple
 
 
 def choose(name: str, columns: tuple[np.ndarray, ...], budget: int, *, seed: int = 0, kept: object = 0) -> np.ndarray:
+    """What a policy picks; one that asks for p_y gets one that falls as the score rises."""
     kept_C = np.zeros(CLASSES, np.int64) if isinstance(kept, int) else kept
-    return getattr(select, name)(*columns, budget, kept_C=kept_C, seed=seed)
+    policy = getattr(select, name)
+    more = offered(policy, {"p_label_M": (1 / (1 + np.exp(columns[0]))).astype(np.float32)})
+    return policy(*columns, budget, kept_C=kept_C, seed=seed, **more)
 
 
 def assert_largest_remainder(quota: np.ndarray, sizes: np.ndarray, target: int) -> None:
@@ -288,6 +294,97 @@ def test_window_leaves_out_the_very_hardest_and_is_top_without_a_start() -> None
     np.testing.assert_array_equal(select.window(*columns, 30, kept_C=kept_C, seed=0, start=0), order[:30])
 
 
+def test_moderate_leaves_out_as_many_at_either_end() -> None:
+    columns = candidates(97)
+    order = choose("top", columns, 97)
+    np.testing.assert_array_equal(choose("moderate", columns, 47), order[25:72])
+    np.testing.assert_array_equal(choose("moderate", columns, 48), order[24:72])
+
+
+@pytest.mark.parametrize("budget", [100, 400, 700])
+@pytest.mark.parametrize("c", [1.0, 4.0])
+def test_beta_draws_by_score_and_density(budget: int, c: float) -> None:
+    """Beside it the draw as the paper writes it, with numpy's own sampling without replacement and the gamma function."""
+    rng = np.random.default_rng(0)
+    ids, labels = np.arange(1000), np.zeros(1000, np.int64)
+    scores = rng.random(1000).astype(np.float32)
+    p = np.clip(rng.random(1000), 0.01, 0.99).astype(np.float32)
+    p[np.argsort(-scores)[:10]] = 0.4
+    b = 15 * (1 - 0.4) * (1 - (1 - budget / 1000) ** c)
+    a = 16 - b
+    norm = math.lgamma(16) - math.lgamma(a) - math.lgamma(b)
+    weights = np.exp(norm + (a - 1) * np.log(p) + (b - 1) * np.log1p(-p)) * scores
+    turns = 200
+    wanted, found = np.zeros(1000), np.zeros(1000)
+    for seed in range(turns):
+        wanted[rng.choice(1000, budget, replace=False, p=weights / weights.sum())] += 1
+        chosen = select.beta(
+            scores, labels, ids, budget, kept_C=np.zeros(1, np.int64), seed=seed, p_label_M=p.astype(np.float32), c=c
+        )
+        found[chosen] += 1
+    for part in np.array_split(np.argsort(weights), 10):
+        share, other = wanted[part].mean() / turns, found[part].mean() / turns
+        assert abs(share - other) < 0.02
+
+
+def test_beta_favours_easier_samples_the_less_is_kept() -> None:
+    ids, labels = np.arange(2000), np.zeros(2000, np.int64)
+    p = ((ids + 0.5) / 2000).astype(np.float32)
+    scores = 1 - np.abs(2 * p - 1)  # those in the middle matter most
+    means = []
+    for budget in (1400, 600, 200):
+        kept = select.beta(scores, labels, ids, budget, kept_C=np.zeros(1, np.int64), seed=0, p_label_M=p)
+        means.append(float(p[kept].mean()))
+    assert means[0] < means[1] - 0.05 < means[2] - 0.1
+
+
+def test_class_floor_gives_each_class_its_part_and_the_rest_to_the_highest() -> None:
+    labels = np.repeat([0, 1, 2], [60, 30, 10])
+    scores = np.where(labels == 0, 2.0, 1.0).astype(np.float32) + np.linspace(0, 0.5, 100, dtype=np.float32)
+    columns = scores, labels, np.arange(100)
+    for floor, shares in ((0.0, [48, 1, 1]), (0.5, [41, 7, 2]), (1.0, [30, 15, 5])):
+        chosen = select.class_floor(*columns, 50, kept_C=np.zeros(3, np.int64), seed=0, floor=floor)
+        assert np.bincount(labels[chosen], minlength=3).tolist() == shares
+        for number, share in enumerate(shares):
+            mine = chosen[labels[chosen] == number]
+            assert scores[mine].min() == np.sort(scores[labels == number])[::-1][share - 1]
+    after = select.class_floor(*columns, 20, kept_C=np.array([0, 30, 0]), seed=0, floor=0.5)
+    assert np.bincount(labels[after], minlength=3)[2] == 1
+
+
+def test_class_quota_gives_harder_classes_more() -> None:
+    labels = np.repeat([0, 1, 2], [100, 100, 100])
+    scores = np.repeat([1.0, 2.0, 3.0], 100).astype(np.float32)
+    columns = scores, labels, np.arange(300)
+    kept_C = np.zeros(3, np.int64)
+    for budget, strength, shares in (
+        (60, 1.0, [10, 20, 30]),
+        (60, 0.0, [20, 20, 20]),
+        (240, 1.0, [47, 93, 100]),
+        (140, 2.0, [10, 40, 90]),
+    ):
+        chosen = select.class_quota(*columns, budget, kept_C=kept_C, seed=0, strength=strength)
+        assert np.bincount(labels[chosen], minlength=3).tolist() == shares
+
+
+@repeatable
+@given(
+    st.lists(st.tuples(st.floats(0, 100), st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=8), st.data()
+)
+def test_weighted_shares_stay_within_their_bounds(classes: list[tuple[float, int, int]], data: st.DataObject) -> None:
+    weights = np.array([weight for weight, *_ in classes])
+    low = np.array([min(bounds) for _, *bounds in classes])
+    high = np.array([max(bounds) for _, *bounds in classes])
+    target = data.draw(st.integers(int(low.sum()), int(high.sum())))
+    quota = split_by_weight(target, weights, low, high, data.draw(st.integers(0, 1000)))
+    assert (low <= quota).all() and (quota <= high).all()
+    assert int(quota.sum()) == target
+    free = [(q, w) for q, w, a, b in zip(quota, weights, low, high, strict=True) if a < q < b and w > 0.01]
+    for (one, light), (other, heavy) in combinations(sorted(free, key=lambda pair: pair[1]), 2):
+        assert one <= other + 1  # the heavier class has no less
+        assert abs(one * heavy - other * light) <= 1.01 * (heavy + light)
+
+
 @pytest.mark.parametrize(
     ("policy", "options", "message"),
     [
@@ -296,6 +393,9 @@ def test_window_leaves_out_the_very_hardest_and_is_top_without_a_start() -> None
         ("ccs", {"cut": 1.0}, r"cut=1.0 is outside 0 up to 1"),
         ("window", {"start": -0.1}, r"start=-0.1 is outside 0 up to 1"),
         ("window", {"start": "much"}, r"start='much' is outside 0 up to 1"),
+        ("class_floor", {"floor": 1.5}, r"floor=1.5 is outside 0 to 1"),
+        ("class_quota", {"strength": -1}, r"strength=-1 must be a number, 0 or more"),
+        ("beta", {"c": 0, "p_label_M": np.full(10, 0.5, np.float32)}, r"c=0 must be a number above 0"),
     ],
 )
 def test_options_outside_their_range_are_refused(policy: str, options: dict[str, object], message: str) -> None:

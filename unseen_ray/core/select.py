@@ -8,15 +8,24 @@ arrays, without repeats. `kept_C` counts what earlier stages kept of each class.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, first_of_each_class
+from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+from unseen_ray.core.classwise import class_balanced, class_floor, class_quota
+from unseen_ray.core.ranking import Positions, best_first, check_share
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import ConfigError
 
-__all__ = ["ccs", "class_balanced", "random", "top", "window"]
-
-Positions = NDArray[np.intp]
+__all__ = [
+    "beta",
+    "ccs",
+    "class_balanced",
+    "class_floor",
+    "class_quota",
+    "moderate",
+    "random",
+    "top",
+    "window",
+]
 
 
 def top(
@@ -37,32 +46,7 @@ def top(
 
     Source: UNSEEN (AAAI 2026), Figure 3.
     """
-    return _best_first(scores_M, ids_M, seed)[:budget]
-
-
-def class_balanced(
-    scores_M: FloatArray, labels_M: IntArray, ids_M: IdArray, budget: int, *, kept_C: IntArray, seed: int
-) -> Positions:
-    """Keep the highest scores of each class, every class in proportion to its size.
-
-    The share of a class is `target * N_c / N` of the cumulative target, rounded by largest remainder so that the
-    total is exact, less what earlier stages kept of it. A class that already holds more than its share gives nothing,
-    and the others make room for it.
-
-    Args:
-        scores_M: (M,) scores, higher kept first.
-        labels_M: (M,) int64 classes.
-        ids_M: (M,) int64 sample ids.
-        budget: how many to keep, 0 to M.
-        kept_C: (C,) what earlier stages kept of each class.
-        seed: orders the ties, of samples and of remainders.
-
-    Returns:
-        (budget,) positions.
-    """
-    candidates_C = np.bincount(labels_M, minlength=len(kept_C))
-    quota_C = apportion(budget + int(kept_C.sum()), candidates_C + kept_C, kept_C, seed) - kept_C
-    return first_of_each_class(_best_first(scores_M, ids_M, seed), labels_M, quota_C)
+    return best_first(scores_M, ids_M, seed)[:budget]
 
 
 def random(
@@ -121,8 +105,8 @@ def ccs(
     """
     if isinstance(strata, bool) or not isinstance(strata, int) or strata < 1:
         raise ConfigError(f"policy option strata={strata!r} must be a whole number, 1 or more.")
-    _check_share("cut", cut)
-    order = _best_first(scores_M, ids_M, seed)
+    check_share("cut", cut)
+    order = best_first(scores_M, ids_M, seed)
     left = order[min(round(cut * len(order)), len(order) - budget) :]
     if not len(left):
         return left
@@ -169,48 +153,91 @@ def window(
 
     Source: Choi et al., BWS: Best Window Selection (2024), arXiv 2406.03057, with the window's place given.
     """
-    _check_share("start", start)
-    order = _best_first(scores_M, ids_M, seed)
+    check_share("start", start)
+    order = best_first(scores_M, ids_M, seed)
     first = min(round(start * len(order)), len(order) - budget)
     return order[first : first + budget]
 
 
-def apportion(target: int, sizes_C: IntArray, kept_C: IntArray, seed: int) -> IntArray:
-    """Split `target` over classes in proportion to their sizes, exactly, giving no class less than it already has.
-
-    Largest remainder (Hamilton); equal remainders by the seeded hash of the class. Where a class already holds more
-    than its share, it is fixed at what it has and the rest is split over the others again.
+def moderate(
+    scores_M: FloatArray, labels_M: IntArray, ids_M: IdArray, budget: int, *, kept_C: IntArray, seed: int
+) -> Positions:
+    """Keep the middle of the order: neither the hardest nor the easiest, as many left out at either end.
 
     Args:
-        target: the total, kept_C.sum() to sizes_C.sum().
-        sizes_C: (C,) samples of each class, chosen or not.
-        kept_C: (C,) the floor of each class.
-        seed: orders equal remainders.
+        scores_M: (M,) scores, higher is harder.
+        labels_M: (M,) int64 classes; unused here.
+        ids_M: (M,) int64 sample ids.
+        budget: how many to keep, 0 to M; where an odd number is left out, the hardest end loses one less.
+        kept_C: (C,) what earlier stages kept of each class; unused here.
+        seed: orders the ties.
 
     Returns:
-        (C,) int64 between kept_C and sizes_C, summing to `target`.
+        (budget,) positions.
+
+    Source: Xia et al., Moderate Coreset (ICLR 2023), with a score in place of the distance to the class's median feature.
     """
-    keys_C = tie_keys(np.arange(len(sizes_C), dtype=np.int64), derive(seed, "remainders"))
-    quota_C = kept_C.astype(np.int64).copy()
-    free_C = sizes_C > 0
-    while free_C.any():
-        sizes, left = sizes_C[free_C], target - int(quota_C[~free_C].sum())
-        products = [left * int(size) for size in sizes]  # Python's integers are exact whatever the sizes
-        total = int(sizes.sum())
-        quota = np.array([product // total for product in products], np.int64)
-        remainder = np.array([product % total / total for product in products])
-        order = np.lexsort((keys_C[free_C], -remainder))
-        quota[order[: left - int(quota.sum())]] += 1
-        over = quota < kept_C[free_C]
-        if not over.any():
-            quota_C[free_C] = quota
-            break
-        free_C[np.flatnonzero(free_C)[over]] = False
-    return quota_C
+    order = best_first(scores_M, ids_M, seed)
+    first = (len(order) - budget) // 2
+    return order[first : first + budget]
 
 
-def _best_first(scores_M: FloatArray, ids_M: IdArray, seed: int) -> Positions:
-    return np.lexsort((tie_keys(ids_M, seed), -scores_M))
+def beta(
+    scores_M: FloatArray,
+    labels_M: IntArray,
+    ids_M: IdArray,
+    budget: int,
+    *,
+    kept_C: IntArray,
+    seed: int,
+    p_label_M: FloatArray,
+    c: float = 4.0,
+) -> Positions:
+    """Draw by score and difficulty: the less is kept, the easier the samples that are favoured.
+
+    Without replacement, in proportion to score * Beta(a, b).pdf(p_y), with b = 15 (1 - m) (1 - r^c) and a = 16 - b; r is the
+    share that is pruned, m the mean p_y of the ten highest scores. Weighted draws are those of Efraimidis and Spirakis (2006),
+    from the seeded hash of the id. Scores that are not positive count from the lowest one.
+
+    Args:
+        scores_M: (M,) scores, higher is drawn sooner.
+        labels_M: (M,) int64 classes; unused here.
+        ids_M: (M,) int64 sample ids.
+        budget: how many to keep, 0 to M.
+        kept_C: (C,) what earlier stages kept of each class; it counts as kept in r.
+        seed: which draw.
+        p_label_M: (M,) mean probability of the true class.
+        c: how late easy samples are favoured as more is pruned, above 0.
+
+    Returns:
+        (budget,) positions, the first drawn first.
+
+    Raises:
+        ConfigError: if `c` is outside its range.
+
+    Source: Cho, Shin and Yun, DUAL (ICML 2025), arXiv 2502.06905; c = 4 is its choice for CIFAR-10.
+    """
+    if isinstance(c, bool) or not isinstance(c, (int, float)) or not 0 < c < np.inf:
+        raise ConfigError(f"policy option c={c!r} must be a number above 0.")
+    if not len(ids_M):
+        return np.empty(0, np.intp)
+    order = best_first(scores_M, ids_M, seed)
+    pruned = 1 - (budget + int(kept_C.sum())) / (len(ids_M) + int(kept_C.sum()))
+    p = np.clip(p_label_M.astype(np.float64), _EDGE, 1 - _EDGE)
+    b = 15 * (1 - p[order[:10]].mean()) * (1 - pruned**c)
+    scores = scores_M.astype(np.float64)
+    scores -= min(scores.min(), 0.0)
+    if not scores.any():
+        scores += 1.0
+    with np.errstate(divide="ignore"):
+        log_weights = (15 - b) * np.log(p) + (b - 1) * np.log1p(-p) + np.log(scores)
+    keys = tie_keys(ids_M, derive(seed, "beta"))
+    uniform = (keys.astype(np.float64) + 0.5) / 2.0**64
+    gumbel = log_weights - np.log(-np.log(np.clip(uniform, 2.0**-60, 1 - 2.0**-53)))
+    return np.lexsort((keys, -gumbel))[:budget]
+
+
+_EDGE = 1e-7  # how near to 0 and 1 a probability may come, where a density may be infinite
 
 
 def _filled(sizes: IntArray, budget: int) -> IntArray:
@@ -221,8 +248,3 @@ def _filled(sizes: IntArray, budget: int) -> IntArray:
         takes[stratum] = min(int(sizes[stratum]), budget // (len(order) - place))
         budget -= int(takes[stratum])
     return takes
-
-
-def _check_share(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise ConfigError(f"policy option {name}={value!r} is outside 0 up to 1: it is a share of the candidates.")

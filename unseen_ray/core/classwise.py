@@ -1,0 +1,193 @@
+"""Policies that mind the classes, and how a budget is split over them. See `core.select` for what they take and return."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, first_of_each_class
+from unseen_ray.core.ranking import Positions, best_first, check_share
+from unseen_ray.core.seeds import derive, tie_keys
+from unseen_ray.errors import ConfigError
+
+__all__ = ["apportion", "class_balanced", "class_floor", "class_quota", "split_by_weight"]
+
+
+def class_balanced(
+    scores_M: FloatArray, labels_M: IntArray, ids_M: IdArray, budget: int, *, kept_C: IntArray, seed: int
+) -> Positions:
+    """Keep the highest scores of each class, every class in proportion to its size.
+
+    The share of a class is `target * N_c / N` of the cumulative target, rounded by largest remainder so that the
+    total is exact, less what earlier stages kept of it. A class that already holds more than its share gives nothing,
+    and the others make room for it.
+
+    Args:
+        scores_M: (M,) scores, higher kept first.
+        labels_M: (M,) int64 classes.
+        ids_M: (M,) int64 sample ids.
+        budget: how many to keep, 0 to M.
+        kept_C: (C,) what earlier stages kept of each class.
+        seed: orders the ties, of samples and of remainders.
+
+    Returns:
+        (budget,) positions.
+    """
+    candidates_C = np.bincount(labels_M, minlength=len(kept_C))
+    quota_C = apportion(budget + int(kept_C.sum()), candidates_C + kept_C, kept_C, seed) - kept_C
+    return first_of_each_class(best_first(scores_M, ids_M, seed), labels_M, quota_C)
+
+
+def class_floor(
+    scores_M: FloatArray,
+    labels_M: IntArray,
+    ids_M: IdArray,
+    budget: int,
+    *,
+    kept_C: IntArray,
+    seed: int,
+    floor: float = 0.5,
+) -> Positions:
+    """Keep the highest scores, but of no class less than a part of its even share.
+
+    Each class first gets its highest scores up to `floor` of what `class_balanced` would give it, one sample at the least
+    where that gives any; the rest of the budget goes to the highest scores that are left, of whatever class.
+
+    Args:
+        scores_M: (M,) scores, higher kept first.
+        labels_M: (M,) int64 classes.
+        ids_M: (M,) int64 sample ids.
+        budget: how many to keep, 0 to M.
+        kept_C: (C,) what earlier stages kept of each class.
+        seed: orders the ties, of samples and of remainders.
+        floor: 0 to 1; 0 is `top` with a sample of every class, 1 is `class_balanced`.
+
+    Returns:
+        (budget,) positions.
+
+    Raises:
+        ConfigError: if `floor` is outside its range.
+    """
+    check_share("floor", floor, closed=True)
+    order = best_first(scores_M, ids_M, seed)
+    candidates_C = np.bincount(labels_M, minlength=len(kept_C))
+    even_C = apportion(budget + int(kept_C.sum()), candidates_C + kept_C, kept_C, seed)
+    least_C = np.maximum(np.floor(floor * even_C).astype(np.int64), np.minimum(even_C, 1))
+    granted = first_of_each_class(order, labels_M, np.maximum(least_C - kept_C, 0))
+    free = np.ones(len(order), bool)
+    free[granted] = False
+    return np.concatenate([granted, order[free[order]][: budget - len(granted)]])
+
+
+def class_quota(
+    scores_M: FloatArray,
+    labels_M: IntArray,
+    ids_M: IdArray,
+    budget: int,
+    *,
+    kept_C: IntArray,
+    seed: int,
+    strength: float = 1.0,
+) -> Positions:
+    """Keep the highest scores of each class, more of the harder classes: in proportion to size and mean score.
+
+    The share of a class is in proportion to N_c * (mean score of its candidates)^strength, never below what it has nor
+    above what there is of it; scores that are not positive count from the lowest one.
+
+    Args:
+        scores_M: (M,) scores, higher kept first.
+        labels_M: (M,) int64 classes.
+        ids_M: (M,) int64 sample ids.
+        budget: how many to keep, 0 to M.
+        kept_C: (C,) what earlier stages kept of each class.
+        seed: orders the ties, of samples and of remainders.
+        strength: 0 or more; 0 minds sizes alone, as `class_balanced` does.
+
+    Returns:
+        (budget,) positions.
+
+    Raises:
+        ConfigError: if `strength` is outside its range.
+
+    Source: quotas by class difficulty after Vysogorets, Ahuja and Kempe, DRoP (ICLR 2025), with the mean score as difficulty.
+    """
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < np.inf:
+        raise ConfigError(f"policy option strength={strength!r} must be a number, 0 or more.")
+    candidates_C = np.bincount(labels_M, minlength=len(kept_C))
+    scores = scores_M.astype(np.float64)
+    scores -= min(scores.min(initial=0.0), 0.0)
+    order = best_first(scores_M, ids_M, seed)
+    sums_C = np.bincount(labels_M[order], weights=scores[order], minlength=len(kept_C))
+    means_C = sums_C / np.maximum(candidates_C, 1)
+    if not means_C.any():
+        means_C += 1.0
+    sizes_C = candidates_C + kept_C
+    weights_C = sizes_C * (means_C / means_C.max()) ** strength
+    quota_C = split_by_weight(budget + int(kept_C.sum()), weights_C, kept_C, sizes_C, seed)
+    return first_of_each_class(order, labels_M, quota_C - kept_C)
+
+
+def apportion(target: int, sizes_C: IntArray, kept_C: IntArray, seed: int) -> IntArray:
+    """Split `target` over classes in proportion to their sizes, exactly, giving no class less than it already has.
+
+    Largest remainder (Hamilton); equal remainders by the seeded hash of the class. Where a class already holds more
+    than its share, it is fixed at what it has and the rest is split over the others again.
+
+    Args:
+        target: the total, kept_C.sum() to sizes_C.sum().
+        sizes_C: (C,) samples of each class, chosen or not.
+        kept_C: (C,) the floor of each class.
+        seed: orders equal remainders.
+
+    Returns:
+        (C,) int64 between kept_C and sizes_C, summing to `target`.
+    """
+    keys_C = tie_keys(np.arange(len(sizes_C), dtype=np.int64), derive(seed, "remainders"))
+    quota_C = kept_C.astype(np.int64).copy()
+    free_C = sizes_C > 0
+    while free_C.any():
+        sizes, left = sizes_C[free_C], target - int(quota_C[~free_C].sum())
+        products = [left * int(size) for size in sizes]  # Python's integers are exact whatever the sizes
+        total = int(sizes.sum())
+        quota = np.array([product // total for product in products], np.int64)
+        remainder = np.array([product % total / total for product in products])
+        order = np.lexsort((keys_C[free_C], -remainder))
+        quota[order[: left - int(quota.sum())]] += 1
+        over = quota < kept_C[free_C]
+        if not over.any():
+            quota_C[free_C] = quota
+            break
+        free_C[np.flatnonzero(free_C)[over]] = False
+    return quota_C
+
+
+def split_by_weight(target: int, weights_C: FloatArray, low_C: IntArray, high_C: IntArray, seed: int) -> IntArray:
+    """Split `target` over classes in proportion to weights, each between its bounds, exactly.
+
+    One level for all classes, found by bisection, then largest remainder; equal remainders by the seeded hash of the class.
+
+    Args:
+        target: the total, low_C.sum() to high_C.sum().
+        weights_C: (C,) float64, 0 and more.
+        low_C, high_C: (C,) int64 bounds.
+        seed: orders equal remainders.
+
+    Returns:
+        (C,) int64 between the bounds, summing to `target`.
+    """
+    weights = np.maximum(weights_C, np.finfo(np.float64).tiny)  # a class without weight comes last, not never
+
+    def at(level: float) -> FloatArray:
+        return np.clip(np.exp(np.minimum(np.log(weights) + level, 700.0)), low_C, high_C)
+
+    low, high = -800.0, 1500.0
+    for _ in range(100):
+        level = (low + high) / 2
+        low, high = (level, high) if at(level).sum() <= target else (low, level)
+    shares_C = at(low)
+    quota_C = np.floor(shares_C).astype(np.int64)
+    keys_C = tie_keys(np.arange(len(quota_C), dtype=np.int64), derive(seed, "remainders"))
+    order = np.lexsort((keys_C, quota_C - shares_C))
+    while (left := target - int(quota_C.sum())) > 0:
+        open_ = order[quota_C[order] < high_C[order]][:left]
+        quota_C[open_] += 1
+    return quota_C
