@@ -136,7 +136,7 @@ def test_a_source_left_blank_is_missing() -> None:
         ("repeats", 0), ("seed", -1), ("seed", 0.5), ("threads", 0), ("max_retries", -1), ("wait_s", -1),
         ("holdout", 1), ("holdout", -0.1), ("holdout", math.nan), ("cpus_per_fold", 0), ("gpus_per_fold", -1),
         ("gpus_per_fit", 0), ("mode", "unseeen"), ("train_on", "folds"), ("combine", "median"), ("executor", "dask"),
-        ("on_bad_sample", "ignore"), ("guard", "all"), ("stratify", "perhaps"), ("save_probs", 2), ("out", 7),
+        ("on_bad_sample", "ignore"), ("stratify", "perhaps"), ("save_probs", 2), ("out", 7),
         ("address", 7),
     ],
 )  # fmt: skip

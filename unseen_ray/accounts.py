@@ -11,6 +11,7 @@ import pyarrow as pa
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.population import Population
 from unseen_ray.core.schedule import Stage
+from unseen_ray.guarding import SUSPECT
 from unseen_ray.job import Receipt
 from unseen_ray.sources import Source, SourceInfo
 
@@ -68,6 +69,7 @@ def stage_entry(stage: Stage, table: pa.Table, receipts: list[Receipt], seconds:
         "trained": sum(r.trained for r in receipts),
         "image_passes": sum(r.image_passes for r in receipts),
         "scored": sum(r.scored for r in receipts),
+        **({"suspects": int(table.column(SUSPECT).to_numpy().sum())} if SUSPECT in table.column_names else {}),
         "tasks": [r.to_json() for r in receipts],
     }
 

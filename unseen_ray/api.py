@@ -63,11 +63,14 @@ def select(
     out: str | os.PathLike[str],
     score: Any = None,
     policy: Any = None,
+    guard: Any = None,
     combine: str | None = None,
 ) -> PruneResult:
     """Choose again from stage 0 of a finished run, in one shot and without training; see `reselect.reselect`."""
     path = result.path if isinstance(result, PruneResult) else os.fspath(result)
-    run = reselect.reselect(path, keep=keep, out=os.fspath(out), score=score, policy=policy, combine=combine)
+    run = reselect.reselect(
+        path, keep=keep, out=os.fspath(out), score=score, policy=policy, guard=guard, combine=combine
+    )
     return PruneResult(run, PruneConfig.from_json(run.manifest.asked))
 
 

@@ -90,10 +90,12 @@ def _check_spacing(schedule: Mapping[str, Any], keep: float) -> list[str]:
 
 
 def _check_plugs(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    from unseen_ray.core import scores, select
+    from unseen_ray.core import guard, scores, select
 
     problems = check_plug(values["score"], field="score", names=scores.__all__, kind="score")
     problems += check_plug(values["policy"], field="policy", names=select.__all__, kind="policy")
+    if values["guard"] != "none":
+        problems += check_plug(values["guard"], field="guard", names=["none", *guard.__all__], kind="guard")
     also = values["also_score"]
     if isinstance(also, (list, tuple)):
         for entry in also:
@@ -224,7 +226,7 @@ Check = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
 CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("keep",), _check_keep),
     (("keep", "schedule"), _check_schedule),
-    (("score", "also_score", "policy", "model", "fit"), _check_plugs),
+    (("score", "also_score", "policy", "guard", "model", "fit"), _check_plugs),
     (("source", "test"), _check_sources),
     (("mode", "fit", "executor"), _check_effect),
     (("gpus_per_fit", "recipe"), _check_share),

@@ -100,7 +100,7 @@ def prune(run_yaml: str | None, fresh: bool, as_json: bool, **flags: str | None)
 
 @cli.command(cls=FieldCommand)
 @click.argument("run_dir")
-@field_options(only=("keep", "out", "score", "policy", "combine"), inherited=True)
+@field_options(only=("keep", "out", "score", "policy", "guard", "combine"), inherited=True)
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
     """Choose again from stage 0 of a finished run, without training.

@@ -70,7 +70,10 @@ class PruneConfig(BaseModel):
     score: Any = Field("entropy", description="the score that decides; see `unseen-ray list scores`")
     also_score: Any = Field("all", description="scores stored beside it: all, none, or a list")
     policy: Any = Field("top", description="which scores are kept; see `unseen-ray list policies`")
-    guard: Literal["none"] = Field("none", description="cut-off of suspected mislabelled samples")
+    guard: Any = Field(
+        "none",
+        description="which suspected wrong labels are not chosen: none, confident_learning, or {use: label_margin, cut: 0.1}",
+    )
     on_bad_sample: Literal["error", "skip"] = Field(
         "error", description="what to do with an image that cannot be decoded"
     )

@@ -14,7 +14,7 @@ from unseen_ray.recipe import Recipe
 
 __all__ = ["FieldCommand", "field_options", "merged_fields", "normalised"]
 
-_NESTED = ("source", "test", "schedule", "score", "policy", "model", "fit", "log_to")
+_NESTED = ("source", "test", "schedule", "score", "policy", "guard", "model", "fit", "log_to")
 _TEXT = ("source", "test", "out", "address")
 _NESTED_VALUES = "unseen_ray.nested"
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -17,11 +17,12 @@ from unseen_ray.core.scorebook import ScoreFunction
 from unseen_ray.core.seeds import digest_ids
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.errors import ConfigError
+from unseen_ray.guarding import LABEL_MARGIN, SUSPECT, needs_probs
 from unseen_ray.resolve import function_of, is_target, name_of, plug_of
 from unseen_ray.sources import SourceRef
 from unseen_ray.sources.info import fingerprint_of
 
-__all__ = ["EvalResult", "Job", "Progress", "Receipt", "score_functions", "score_name"]
+__all__ = ["EvalResult", "Job", "Progress", "Receipt", "carries_probs", "score_functions", "score_name"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,7 +61,7 @@ class Job:
 
     def keeps_probs(self) -> bool:
         """Whether votes carry N x C probabilities."""
-        return self.config.save_probs or self.config.combine == "mean_prob"
+        return carries_probs(self.config)
 
     def workers_of(self, task: ScoreTask | EvalTask) -> int:
         """Among how many workers a task's fit is divided: `gpus_per_fit` where one model trains alone, 1 for a fold."""
@@ -201,7 +202,12 @@ class EvalResult:
     device: str
 
 
-_COLUMNS = ("id", "key", "label", "stage", "score", "votes", "pred", "p_top", "p_label")
+_COLUMNS = ("id", "key", "label", "stage", "score", "votes", "pred", "p_top", "p_label", SUSPECT)
+
+
+def carries_probs(config: PruneConfig) -> bool:
+    """Whether the votes of such a run carry N x C probabilities."""
+    return config.save_probs or config.combine == "mean_prob" or needs_probs(config)
 
 
 def score_name(value: Any) -> str:
@@ -239,4 +245,6 @@ def _stored_scores(config: PruneConfig) -> list[Any]:
     """What a run stores a column of, the deciding score first."""
     if config.also_score == "all":
         return [config.score, *(name for name in builtin_scores.__all__ if name != score_name(config.score))]
-    return [config.score, *([] if config.also_score == "none" else config.also_score)]
+    wanted = [config.score, *([] if config.also_score == "none" else config.also_score)]
+    reads_margin = plug_of(config.guard)[0] == LABEL_MARGIN and LABEL_MARGIN not in map(score_name, wanted)
+    return [*wanted, *([LABEL_MARGIN] if reads_margin else [])]

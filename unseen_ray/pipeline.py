@@ -21,6 +21,7 @@ from unseen_ray.core.schedule import Stage
 from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.errors import FitError
 from unseen_ray.executor import Executor, Observer
+from unseen_ray.guarding import open_positions
 from unseen_ray.job import EvalResult, Job, Progress, Receipt, score_name
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.preflight import check_functions, check_lenders, check_test
@@ -112,14 +113,16 @@ def make_job(config: PruneConfig, info: SourceInfo) -> Job:
 
 
 def apply_policy(config: PruneConfig, table: pa.Table, *, budget: int, kept_C: np.ndarray) -> np.ndarray:
-    """Positions that the run's policy picks of a score table, checked: exactly `budget`, within it, none twice.
+    """Rows that the run's policy picks of a score table without its suspects; checked: exactly `budget`, none twice.
 
     Raises:
         FitError: if a user's policy answers with something else.
     """
     policy = function_of(config.policy, select, field="policy")
-    scores_M, labels_M, ids_M = (table.column(name).to_numpy() for name in (score_name(config.score), "label", "id"))
-    more = offered(policy, {"p_label_M": table.column("p_label").to_numpy()})
+    rows = open_positions(config, table, budget)
+    names = (score_name(config.score), "label", "id", "p_label")
+    scores_M, labels_M, ids_M, p_label_M = (table.column(name).to_numpy()[rows] for name in names)
+    more = offered(policy, {"p_label_M": p_label_M})
     picked = np.asarray(policy(scores_M, labels_M, ids_M, budget, kept_C=kept_C, seed=config.seed, **more))
     name = score_name(config.policy)
     if picked.shape != (budget,) or picked.dtype.kind not in "iu":
@@ -128,7 +131,8 @@ def apply_policy(config: PruneConfig, table: pa.Table, *, budget: int, kept_C: n
         )
     if len(np.unique(picked)) < budget or (budget and not 0 <= picked.min() <= picked.max() < len(ids_M)):
         raise FitError(f"policy {name} returned positions that repeat or lie outside 0..{len(ids_M) - 1}.")
-    return picked
+    chosen: np.ndarray = rows[picked]
+    return chosen
 
 
 def _grow(

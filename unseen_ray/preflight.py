@@ -9,6 +9,7 @@ import numpy as np
 from unseen_ray.config import PruneConfig
 from unseen_ray.core import select
 from unseen_ray.errors import ConfigError, DataError
+from unseen_ray.guarding import check_guard
 from unseen_ray.job import score_functions
 from unseen_ray.manifest import read_manifest
 from unseen_ray.resolve import function_of, is_target, offered, plug_of
@@ -26,6 +27,7 @@ def check_functions(config: PruneConfig) -> None:
     Models are left out: to import one is to import torch.
     """
     score_functions(config)
+    check_guard(config)
     policy = function_of(config.policy, select, field="policy")
     use, _ = plug_of(config.policy)
     if isinstance(use, str) and not is_target(use):  # ours says itself what its options may be

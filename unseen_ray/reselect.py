@@ -12,6 +12,7 @@ from unseen_ray.core import scores as builtin_scores
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.core.scorebook import ScoreBook, log_of_probs
 from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.guarding import LABEL_MARGIN, SUSPECT, needs_probs, suspects_of
 from unseen_ray.job import score_name
 from unseen_ray.manifest import Manifest
 from unseen_ray.pipeline import apply_policy
@@ -29,6 +30,7 @@ def reselect(
     out: str,
     score: Any = None,
     policy: Any = None,
+    guard: Any = None,
     combine: str | None = None,
 ) -> Run:
     """Choose `round(keep * N)` samples in one shot from the stored votes of stage 0.
@@ -40,16 +42,17 @@ def reselect(
         score: a stored score; None for the run's.
         policy: a policy; None for the run's. Nothing that the run folder names is imported, so a run with a policy of
             the user's own needs it named here.
+        guard: which suspected wrong labels are not chosen; None for the run's, "none" for no guard.
         combine: `mean`, `rank_mean` or `mean_prob`; None for the run's.
 
     Raises:
         ConfigError: if the run stores no such score, or no probabilities where they are needed.
     """
     run = load_run(path)
-    config = _config(run.manifest, keep=keep, score=score, policy=policy, combine=combine, out=out)
+    config = _config(run.manifest, keep=keep, score=score, policy=policy, guard=guard, combine=combine, out=out)
     keys = run.table(KEYS)
     ids = keys.column("id").to_numpy()
-    table = _scores(run, config)
+    table = _guarded(run, config, _scores(run, config))
     name = score_name(config.score)
     budget = round(keep * len(ids))
     if not 1 <= budget < len(ids):
@@ -85,12 +88,13 @@ def _stage_zero_s(manifest: Manifest) -> float | None:
 def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
     asked = {key: value for key, value in changes.items() if value is not None}
     kept = {k: v for k, v in manifest.asked.items() if k != "schedule"}
-    if "policy" not in asked and is_target(plug_of(kept["policy"])[0]):
-        raise ConfigError(
-            f"the run's policy {plug_of(kept['policy'])[0]} is a function of its user's own, "
-            "and nothing that a run folder names is imported. "
-            "Name it yourself: --policy package.module:function."
-        )
+    for field in ("policy", "guard"):
+        if field not in asked and is_target(plug_of(kept.get(field))[0]):
+            raise ConfigError(
+                f"the run's {field} {plug_of(kept[field])[0]} is a function of its user's own, "
+                "and nothing that a run folder names is imported. "
+                f"Name it yourself: --{field} package.module:function."
+            )
     return PruneConfig.from_json({**kept, **asked})
 
 
@@ -128,15 +132,38 @@ def _scores(run: Run, config: PruneConfig) -> pa.Table:
     return table
 
 
-def _of_mean_probs(run: Run, stored: pa.Table) -> pa.Table:
+def _guarded(run: Run, config: PruneConfig, table: pa.Table) -> pa.Table:
+    """The scores with the suspects of the guard that is asked for."""
+    stored = run.table(scores_file(0))
+    if config.guard == run.manifest.asked.get("guard", "none"):
+        known = stored.column(SUSPECT) if SUSPECT in stored.column_names else None
+    else:
+        if plug_of(config.guard)[0] == LABEL_MARGIN and LABEL_MARGIN not in table.column_names:
+            raise ConfigError(
+                f"guard={LABEL_MARGIN} reads the score of that name, which {run.folder.root} does not hold."
+            )
+        probs = _probs(run, table.num_rows, f"guard={plug_of(config.guard)[0]}") if needs_probs(config) else None
+        found = suspects_of(config, table, probs)
+        known = None if found is None else pa.array(found)
+    bare = table.drop_columns([SUSPECT]) if SUSPECT in table.column_names else table
+    return bare if known is None else bare.append_column(SUSPECT, known)
+
+
+def _probs(run: Run, rows: int, reader: str) -> np.ndarray:
+    """(N, C) mean probabilities of stage 0."""
     if probs_file(0) not in run.manifest.files:
         raise ConfigError(
-            f"combine=mean_prob needs the mean probabilities, which {run.folder.root} does not hold. "
+            f"{reader} needs the mean probabilities, which {run.folder.root} does not hold. "
             "Prune in a new folder with save_probs: true."
         )
-    probs = run.folder.read_array(probs_file(0), run.manifest.files[probs_file(0)])
-    if len(probs) != stored.num_rows:
-        raise StorageError(f"{run.folder.path(probs_file(0))} has {len(probs)} rows for {stored.num_rows} candidates.")
+    probs: np.ndarray = run.folder.read_array(probs_file(0), run.manifest.files[probs_file(0)])
+    if len(probs) != rows:
+        raise StorageError(f"{run.folder.path(probs_file(0))} has {len(probs)} rows for {rows} candidates.")
+    return probs
+
+
+def _of_mean_probs(run: Run, stored: pa.Table) -> pa.Table:
+    probs = _probs(run, stored.num_rows, "combine=mean_prob")
     labels = stored.column("label").to_numpy()
     for name in _score_names(stored):
         if name in builtin_scores.__all__:

@@ -78,8 +78,12 @@ _GIVEN: dict[str, tuple[int, tuple[str, ...]]] = {
     "policy": (4, ("kept_C", "seed")),
     "fit": (1, ("source",)),
     "model": (0, ("num_classes",)),
+    "guard": (0, ()),
 }
-_OFFERED = {"policy": ("p_label_M",)}
+_OFFERED = {
+    "policy": ("p_label_M",),
+    "guard": ("ids_M", "labels_M", "pred_M", "p_label_M", "label_margin_M", "probs_MC", "seed"),
+}
 """What a function is given where its signature asks for it."""
 
 

@@ -152,7 +152,7 @@ def open_selection(run: Run, config: PruneConfig) -> Run:
         kind="select",
         config={
             **run.manifest.config,
-            **{name: asked[name] for name in ("keep", "score", "policy", "combine", "schedule", "out")},
+            **{name: asked[name] for name in ("keep", "score", "policy", "guard", "combine", "schedule", "out")},
         },
         asked=asked,
         stages=[],

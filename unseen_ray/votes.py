@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unseen_ray.config import PruneConfig
 from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.scorebook import ScoreBook, ScoreTable
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import StorageError
+from unseen_ray.guarding import SUSPECT, suspects_of
 from unseen_ray.job import Job, Receipt, score_functions
 from unseen_ray.storage import Folder, sha256_of
 
@@ -188,7 +190,7 @@ def merge_stage(job: Job, labels_N: IntArray, request: MergeRequest) -> tuple[pa
     for index in range(request.num_parts):
         book.add(read_votes(folder, request.stage, index))
     table = book.merge(job.config.combine, score_functions(job.config))
-    return _write_score_table(folder, request.stage, table, save_probs=job.config.save_probs)
+    return _write_score_table(folder, request.stage, table, job.config)
 
 
 def score_columns(table: ScoreTable) -> pa.Table:
@@ -207,11 +209,14 @@ def score_columns(table: ScoreTable) -> pa.Table:
 
 
 def _write_score_table(
-    folder: Folder, stage: int, table: ScoreTable, *, save_probs: bool
+    folder: Folder, stage: int, table: ScoreTable, config: PruneConfig
 ) -> tuple[pa.Table, dict[str, str]]:
     columns = score_columns(table)
+    suspects = suspects_of(config, columns, table.probs_MC)
+    if suspects is not None:
+        columns = columns.append_column(SUSPECT, pa.array(suspects))
     files = {scores_file(stage): folder.write_table(scores_file(stage), columns)}
-    if save_probs and table.probs_MC is not None:
+    if config.save_probs and table.probs_MC is not None:
         files[probs_file(stage)] = folder.write_array(probs_file(stage), table.probs_MC)
     return columns, files
 

@@ -19,6 +19,7 @@ from unseen_ray.core.scorebook import mean_ranks
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation
 from unseen_ray.errors import ConfigError
+from unseen_ray.guarding import suspects_kept
 from unseen_ray.job import score_name
 from unseen_ray.results import stored_tables
 from unseen_ray.run import CORESET, Run, choosing_s, load_run
@@ -75,6 +76,7 @@ def gather(run: Run) -> ReportFacts:
         "mode": run.manifest.config["mode"],
         "score": score,
         "policy": score_name(run.manifest.config["policy"]),
+        "suspects": suspects_kept(table, stage_M >= 0),
         "model": run.manifest.config["fit"] or run.manifest.config["model"],
         "stages": [{k: v for k, v in stage.items() if k != "tasks"} for stage in run.manifest.stages],
         "choosing_s": choosing_s(run.manifest),

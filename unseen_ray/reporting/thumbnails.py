@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.core.arrays import IdArray
+from unseen_ray.guarding import SUSPECT
 from unseen_ray.reporting.facts import ReportFacts, top_of
 from unseen_ray.sources import Source
 
@@ -27,7 +28,7 @@ GROUPS = {
     "hardest": "highest score",
     "kept last": "lowest score of those that the last stage kept, by its own models",
     "dropped first": "not kept, with the highest score by the last stage's models",
-    "suspected mislabelled": "predicted as another class, the given one being less than half as probable as by chance",
+    "suspected mislabelled": "by the guard; without one: predicted as another class, the given one less than half as probable as by chance",
 }
 
 
@@ -77,15 +78,16 @@ def _groups(facts: ReportFacts, number: int) -> dict[str, IdArray]:
     names = ("label", "pred", "p_label", facts.values["score"])
     labels_M, preds_M, p_label_M, score_M = (facts.table.column(name).to_numpy() for name in names)
     unlikely = 0.5 / len(facts.values["classes"]["names"])
+    suspects_M = (preds_M != labels_M) & (p_label_M < unlikely)
+    if SUSPECT in facts.table.column_names:
+        suspects_M = facts.table.column(SUSPECT).to_numpy()
     here, last = labels_M == number, facts.stage_M == facts.stage_M.max()
     return {
         "easiest": top_of(score_M, here, _EACH, lowest=True),
         "hardest": top_of(score_M, here, _EACH),
         "kept last": top_of(facts.last_M, here & last, _EACH, lowest=True),
         "dropped first": top_of(facts.last_M, here & (facts.stage_M < 0), _EACH),
-        "suspected mislabelled": top_of(
-            p_label_M, here & (preds_M != labels_M) & (p_label_M < unlikely), _EACH, lowest=True
-        ),
+        "suspected mislabelled": top_of(p_label_M, here & suspects_M, _EACH, lowest=True),
     }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from unseen_ray.guarding import suspects_kept
 from unseen_ray.job import score_name
 from unseen_ray.run import CORESET
 from unseen_ray.running import PruneResult
@@ -44,6 +45,8 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
     counts = np.asarray(source["class_counts"])
     table = result.run.table(CORESET)
     kept = np.bincount(table.column("label").to_numpy(), minlength=len(counts))
+    kept_M = np.isin(result.scores.column("id").to_numpy(), table.column("id").to_numpy())
+    values["suspects"] = suspects_kept(result.scores, kept_M)
     names = source["class_names"] or [str(number) for number in range(len(counts))]
     values["classes"] = [
         {"class": names[c], "samples": int(counts[c]), "kept": int(kept[c])} for c in range(len(counts)) if counts[c]
@@ -65,7 +68,13 @@ def prune_lines(values: dict[str, Any]) -> list[str]:
     else:
         first = f"{kept} by {values['score']}, {values['policy']}, chosen again from stage 0 without training."
     where = f"The ids are in {values['coreset']}, the scores of each stage in {values['out']}/stage-*/scores.parquet."
-    return [first, where]
+    suspects = values.get("suspects")
+    if not suspects:
+        return [first, where]
+    guard = (
+        f"The guard suspects {suspects['found']:,} labels to be wrong; {suspects['kept']:,} of these samples are kept."
+    )
+    return [first, guard, where]
 
 
 def stage_table(values: dict[str, Any]) -> Table:

@@ -1,0 +1,78 @@
+"""Guards against wrong labels: by the formula of the paper, sample by sample, and on labels that were flipped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from unseen_ray.core.guard import allowed, confident_learning, label_margin
+from unseen_ray.errors import ConfigError
+
+
+def answers(count: int, classes: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng((seed, count, classes))
+    logits = 2 * rng.normal(size=(count, classes))
+    labels = np.where(rng.random(count) < 0.7, logits.argmax(axis=1), rng.integers(0, classes, count))
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return probs.astype(np.float32), labels
+
+
+@pytest.mark.parametrize(("count", "classes"), [(50, 2), (200, 5), (300, 40)])
+def test_confident_learning_as_its_paper_says(count: int, classes: int) -> None:
+    probs, labels = answers(count, classes)
+    thresholds = [
+        np.mean([float(probs[i, k]) for i in range(count) if labels[i] == k]) if (labels == k).any() else np.inf
+        for k in range(classes)
+    ]
+    wanted = []
+    for i in range(count):
+        reached = [k for k in range(classes) if probs[i, k] >= thresholds[k] - 1e-6]
+        wanted.append(bool(reached) and max(reached, key=lambda k: probs[i, k]) != labels[i])
+    assert confident_learning(probs_MC=probs, labels_M=labels).tolist() == wanted
+    assert any(wanted) and not all(wanted)
+
+
+def test_flipped_labels_are_suspected_and_others_are_not() -> None:
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 10, 2000)
+    logits = rng.normal(size=(2000, 10))
+    logits[np.arange(2000), truth] += 5
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    flipped = rng.random(2000) < 0.2
+    labels = np.where(flipped, (truth + rng.integers(1, 10, 2000)) % 10, truth)
+    p_label = probs[np.arange(2000), labels]
+    others = probs.copy()
+    others[np.arange(2000), labels] = 0
+    margins = (1 - p_label + others.max(axis=1)).astype(np.float32)
+    by_joint = confident_learning(probs_MC=probs.astype(np.float32), labels_M=labels)
+    by_margin = label_margin(label_margin_M=margins, ids_M=np.arange(2000), seed=0, cut=0.2)
+    for suspects in (by_joint, by_margin):
+        assert (suspects & flipped).sum() / flipped.sum() > 0.85
+        assert (suspects & flipped).sum() / suspects.sum() > 0.85
+    assert by_margin.sum() == 400
+
+
+def test_label_margin_minds_neither_order_nor_ties() -> None:
+    ids = np.random.default_rng(0).permutation(500)[:100]
+    margins = (ids % 3).astype(np.float32)
+    chosen = set(ids[label_margin(label_margin_M=margins, ids_M=ids, seed=4, cut=0.5)].tolist())
+    back = ids[::-1]
+    again = set(back[label_margin(label_margin_M=margins[::-1], ids_M=back, seed=4, cut=0.5)].tolist())
+    assert chosen == again
+    assert len(chosen) == 50
+    assert margins[np.isin(ids, list(chosen))].min() >= margins[~np.isin(ids, list(chosen))].max()
+    other = set(ids[label_margin(label_margin_M=margins, ids_M=ids, seed=5, cut=0.5)].tolist())
+    assert other != chosen
+
+
+@pytest.mark.parametrize("cut", [-0.1, 1, "much", True])
+def test_a_cut_outside_its_range_is_refused(cut: object) -> None:
+    with pytest.raises(ConfigError, match=r"guard option cut=.* is outside 0 up to 1"):
+        label_margin(label_margin_M=np.zeros(3, np.float32), ids_M=np.arange(3), seed=0, cut=cut)
+
+
+def test_as_many_suspects_come_back_as_the_budget_needs_the_likeliest_first() -> None:
+    suspects = np.array([True, False, True, True, False])
+    p_label = np.array([0.1, 0.9, 0.3, 0.2, 0.8], np.float32)
+    for budget, wanted in ((0, [1, 4]), (2, [1, 4]), (3, [1, 2, 4]), (4, [1, 2, 3, 4]), (5, [0, 1, 2, 3, 4])):
+        assert allowed(suspects, p_label, np.arange(5), budget, seed=0).tolist() == wanted

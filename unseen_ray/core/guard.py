@@ -1,0 +1,92 @@
+"""Guards: which samples are suspected to bear a wrong label, which hard-first selection would otherwise collect.
+
+Each takes what its signature names of the columns of the merged scores, in the order of the candidates, and returns
+(M,) bool, True for a suspect.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+from unseen_ray.core.ranking import best_first
+from unseen_ray.core.seeds import tie_keys
+from unseen_ray.errors import ConfigError
+
+__all__ = ["confident_learning", "label_margin"]
+
+_ROUNDING = 1e-6
+
+
+def confident_learning(*, probs_MC: FloatArray, labels_M: IntArray) -> NDArray[np.bool_]:
+    """Suspect a sample that is confidently of another class: the off-diagonal of the confident joint; needs N x C.
+
+    A class's threshold is the mean probability that the samples labelled so have of it. A sample is counted for the most
+    probable of the classes whose thresholds it reaches, and suspected if that is not its own.
+
+    Args:
+        probs_MC: (M, C) mean out-of-fold probabilities.
+        labels_M: (M,) int64 given classes.
+
+    Returns:
+        (M,) bool.
+
+    Source: Northcutt, Jiang and Chuang, Confident Learning (JAIR 2021), equation 1.
+    """
+    num_classes = probs_MC.shape[1]
+    own_M = probs_MC[np.arange(len(labels_M)), labels_M].astype(np.float64)
+    sizes_C = np.bincount(labels_M, minlength=num_classes)
+    thresholds_C = np.bincount(labels_M, weights=own_M, minlength=num_classes) / np.maximum(sizes_C, 1)
+    thresholds_C[sizes_C == 0] = np.inf  # no sample says how sure its models are of such a class
+    reached_MC = probs_MC >= thresholds_C - _ROUNDING
+    best_M = np.where(reached_MC, probs_MC, -1.0).argmax(axis=1)
+    suspects: NDArray[np.bool_] = reached_MC.any(axis=1) & (best_M != labels_M)
+    return suspects
+
+
+def label_margin(*, label_margin_M: FloatArray, ids_M: IdArray, seed: int, cut: float = 0.1) -> NDArray[np.bool_]:
+    """Suspect the `cut` of all candidates whose label is least likely, by the margin of the true class.
+
+    The cut-off of Zheng et al. by the area under the margin (AUM), with the out-of-fold margin of the last epoch.
+
+    Args:
+        label_margin_M: (M,) the score `label_margin`, 2 where surely wrong.
+        ids_M: (M,) int64 sample ids.
+        seed: orders the ties.
+        cut: share of the candidates, 0 up to 1.
+
+    Returns:
+        (M,) bool.
+
+    Raises:
+        ConfigError: if `cut` is outside its range.
+
+    Source: Zheng et al., Coverage-centric Coreset Selection (ICLR 2023), section 4; Pleiss et al., AUM (NeurIPS 2020).
+    """
+    if isinstance(cut, bool) or not isinstance(cut, (int, float)) or not 0 <= cut < 1:
+        raise ConfigError(f"guard option cut={cut!r} is outside 0 up to 1: it is the share of samples to suspect.")
+    suspects = np.zeros(len(ids_M), bool)
+    suspects[best_first(label_margin_M, ids_M, seed)[: round(cut * len(ids_M))]] = True
+    return suspects
+
+
+def allowed(
+    suspects_M: NDArray[np.bool_], p_label_M: FloatArray, ids_M: IdArray, budget: int, *, seed: int
+) -> NDArray[np.intp]:
+    """(L,) positions that a policy may choose from, rising: all but the suspects, and as many of these as the budget needs.
+
+    Args:
+        suspects_M: (M,) bool.
+        p_label_M: (M,) mean probability of the given class; where suspects are needed, the most probable come first.
+        ids_M: (M,) int64 sample ids.
+        budget: how many the policy must be able to choose, 0 to M.
+        seed: orders the ties.
+    """
+    free = np.flatnonzero(~suspects_M)
+    short = budget - len(free)
+    if short <= 0:
+        return free
+    held = np.flatnonzero(suspects_M)
+    order = np.lexsort((tie_keys(ids_M[held], seed), -p_label_M[held]))
+    return np.sort(np.concatenate([free, held[order[:short]]]))
