@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from unseen_ray.api import plan as plan
     from unseen_ray.api import report as report
     from unseen_ray.api import report_values as report_values
+    from unseen_ray.api import score as score
     from unseen_ray.api import select as select
     from unseen_ray.api import torch_subset as torch_subset
     from unseen_ray.comparison import Evaluation as Evaluation
@@ -50,6 +51,7 @@ _HOME = {
     "prune": "running",
     "report": "api",
     "report_values": "api",
+    "score": "api",
     "select": "api",
     "torch_subset": "api",
 }

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from unseen_ray import exporting, reselect
+from unseen_ray import exporting, offline, reselect
 from unseen_ray.comparison import without_nan
 from unseen_ray.config import PruneConfig
 from unseen_ray.core.population import make_population
 from unseen_ray.errors import UnseenError
+from unseen_ray.job import score_name
 from unseen_ray.measuring import evaluate
 from unseen_ray.packing import source_of
 from unseen_ray.planning import RunPlan, plan_run, with_model
@@ -34,6 +35,7 @@ __all__ = [
     "prune",
     "report",
     "report_values",
+    "score",
     "select",
     "torch_subset",
 ]
@@ -72,6 +74,39 @@ def select(
         path, keep=keep, out=os.fspath(out), score=score, policy=policy, guard=guard, combine=combine
     )
     return PruneResult(run, PruneConfig.from_json(run.manifest.asked))
+
+
+def score(
+    probs: Sequence[str | os.PathLike[str]],
+    labels: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str],
+    folds: str | os.PathLike[str] | None = None,
+    source: Any = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Score samples by out-of-fold probabilities of one's own, for `select` to choose by; see `offline.score_probs`.
+
+    Returns:
+        `out`, `samples`, `classes`, `votes` of a sample, `accuracy` of the votes, and the deciding `score`.
+    """
+    run = offline.score_probs(
+        [os.fspath(path) for path in probs],
+        os.fspath(labels),
+        out=os.fspath(out),
+        folds=None if folds is None else os.fspath(folds),
+        source=source,
+        **fields,
+    )
+    (stage,) = run.manifest.stages
+    return {
+        "out": run.folder.root,
+        "samples": run.manifest.source["num_samples"],
+        "classes": run.manifest.source["num_classes"],
+        "votes": stage["scored"] // stage["candidates"],
+        "accuracy": stage["accuracy"],
+        "score": score_name(run.manifest.config["score"]),
+    }
 
 
 def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[str]) -> int:

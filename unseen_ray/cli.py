@@ -130,6 +130,39 @@ def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
 
 
 @cli.command(cls=FieldCommand)
+@click.option("--probs", multiple=True, required=True, metavar="FILE", help=".npy of (N, C) probabilities, one a model")
+@click.option("--labels", required=True, metavar="FILE", help=".npy of (N,) integer labels")
+@click.option(
+    "--folds", default=None, metavar="FILE", help=".npy of (N,) folds, where one file holds all folds' answers"
+)
+@field_options(only=("out", "source", "score", "also_score", "combine", "guard", "seed"))
+@click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
+def score(probs: tuple[str, ...], labels: str, folds: str | None, as_json: bool, **flags: str | None) -> None:
+    """Score samples by out-of-fold probabilities of your own; `select` chooses by them.
+
+    \b
+    unseen-ray score --probs oof.npy --labels labels.npy --out runs/scores
+    unseen-ray score --probs a.npy --probs b.npy --labels labels.npy --out runs/scores     # NaN rows: not scored by that model
+    """
+    from unseen_ray import api
+
+    fields = merged_fields(None, flags)
+    if "out" not in fields:
+        raise ConfigError("--out is missing: name a new folder for the scores.")
+    values = api.score(probs, labels, folds=folds, **fields)
+    if as_json:
+        return _print_json(values)
+    _print_lines(
+        [
+            f"Scored {values['samples']:,} samples of {values['classes']} classes with {values['votes']} votes each, "
+            f"{values['accuracy']:.1%} of which are right.",
+            f"Choose by them: unseen-ray select {values['out']} --keep 0.7 --score {values['score']} --out NEW",
+        ]
+    )
+    return None
+
+
+@cli.command(cls=FieldCommand)
 @click.argument("run_dir")
 @click.option("--seeds", type=int, default=None, metavar="INT", help="trainings of each arm  [default: 3]")
 @click.option(

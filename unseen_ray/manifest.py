@@ -25,7 +25,7 @@ class Manifest:
     Attributes:
         schema_version: of this file.
         created: when the run began, ISO 8601 UTC.
-        kind: `prune`, or `select` for a choice made again from another run's stage 0.
+        kind: `prune`, `select` for a choice made again from another run's stage 0, or `score` for scores alone.
         config: every field as resolved.
         asked: every field as it was asked for; what a rerun is compared with.
         source: fingerprint, num_samples, num_classes, and what else is known of it.

@@ -48,7 +48,7 @@ def reselect(
     Raises:
         ConfigError: if the run stores no such score, or no probabilities where they are needed.
     """
-    run = load_run(path)
+    run = load_run(path, to_choose=True)
     config = _config(run.manifest, keep=keep, score=score, policy=policy, guard=guard, combine=combine, out=out)
     keys = run.table(KEYS)
     ids = keys.column("id").to_numpy()
@@ -80,7 +80,7 @@ def reselect(
 
 def _stage_zero_s(manifest: Manifest) -> float | None:
     """Seconds of workers that the votes took."""
-    if manifest.kind != "prune":
+    if manifest.kind == "select":
         return choosing_s(manifest)
     return next((float(stage["fit_seconds"]) for stage in manifest.cost.get("stages", [])), None)
 
@@ -101,7 +101,7 @@ def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
 def _scores(run: Run, config: PruneConfig) -> pa.Table:
     """The scores of stage 0 under `config.combine`, in the order of the ids."""
     stored = run.table(scores_file(0))
-    if run.manifest.kind != "prune":
+    if run.manifest.kind == "select":
         if config.combine != run.manifest.asked["combine"]:
             raise ConfigError(
                 f"combine needs the votes, which {run.folder.root} does not hold: it is a choice from another run. Select from that run."

@@ -33,6 +33,7 @@ __all__ = [
     "flat_fields",
     "load_run",
     "open_run",
+    "open_scores",
     "open_selection",
 ]
 
@@ -138,13 +139,6 @@ def clear_run(folder: Folder) -> None:
 
 def open_selection(run: Run, config: PruneConfig) -> Run:
     """Begin a folder for a choice made again from a finished run; ConfigError if it holds anything."""
-    assert config.out is not None
-    folder = Folder(config.out)
-    others = folder.names()
-    if others:
-        raise ConfigError(
-            f"out={config.out} holds {', '.join(others[:3])}. Name a new or an empty folder for the new choice."
-        )
     asked = config.to_json()
     manifest = replace(
         run.manifest,
@@ -160,18 +154,29 @@ def open_selection(run: Run, config: PruneConfig) -> Run:
         cost={},
         finished=False,
     )
-    try:
-        write_manifest(folder, manifest)
-    except StorageError as error:
-        raise ConfigError(f"out={config.out} cannot be used: {error}") from None
-    return Run(folder, manifest)
+    return _begin(config, manifest)
 
 
-def load_run(path: str) -> Run:
+def open_scores(config: PruneConfig, source: dict[str, Any]) -> Run:
+    """Begin a folder for scores that nothing is chosen by yet; ConfigError if it holds anything.
+
+    Args:
+        config: what was asked for; how much is kept is left to whoever chooses.
+        source: the manifest's entry for the source.
+    """
+    asked = {**config.to_json(), "keep": None}
+    return _begin(config, Manifest(created=_now(), kind="score", config=asked, asked=asked, source=source))
+
+
+def load_run(path: str, *, to_choose: bool = False) -> Run:
     """Open a run folder for reading.
 
+    Args:
+        path: the folder.
+        to_choose: whether scores are enough; else there must be a coreset.
+
     Raises:
-        ConfigError: if there is no run, or it has not finished.
+        ConfigError: if there is no run, it has not finished, or it holds scores by which nothing was chosen yet.
     """
     folder = Folder(str(path))
     try:
@@ -185,6 +190,10 @@ def load_run(path: str) -> Run:
     if not manifest.finished:
         raise ConfigError(
             f"the run in {path} has not finished ({len(manifest.stages)} stages are). Run its `unseen-ray prune` line again first."
+        )
+    if manifest.kind == "score" and not to_choose:
+        raise ConfigError(
+            f"{path} holds scores, and nothing was chosen by them yet. Choose first: unseen-ray select {path} --keep 0.7 --out NEW."
         )
     return Run(folder, manifest)
 
@@ -216,6 +225,20 @@ def flat_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Fields of a configuration with those of its recipe dotted."""
     flat = {name: value for name, value in config.items() if name != "recipe"}
     return {**flat, **{f"recipe.{name}": value for name, value in (config.get("recipe") or {}).items()}}
+
+
+def _begin(config: PruneConfig, manifest: Manifest) -> Run:
+    """A new folder with its manifest."""
+    assert config.out is not None
+    folder = Folder(config.out)
+    others = folder.names()
+    if others:
+        raise ConfigError(f"out={config.out} holds {', '.join(others[:3])}. Name a new or an empty folder.")
+    try:
+        write_manifest(folder, manifest)
+    except StorageError as error:
+        raise ConfigError(f"out={config.out} cannot be used: {error}") from None
+    return Run(folder, manifest)
 
 
 def _is_untouched(folder: Folder, manifest: Manifest) -> bool:

@@ -44,3 +44,8 @@ def test_a_correlation_leaves_out_what_is_not_known() -> None:
     assert correlation(accuracy, np.array([0.1, 0.5, 0.3, 0.9])) == pytest.approx(-1.0)
     assert np.isnan(correlation(accuracy, np.array([0.1, np.nan, 0.3, 0.9])))
     assert np.isnan(correlation(accuracy, np.full(4, 0.5)))
+
+
+def test_scores_that_float32_can_hardly_tell_apart_have_bins_too() -> None:
+    values = np.array([0.3, np.nextafter(np.float32(0.3), np.float32(1))], np.float32)
+    assert fullest_bin(values, common_range([values])) == 0.5

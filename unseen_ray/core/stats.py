@@ -28,7 +28,8 @@ def fullest_bin(values_M: FloatArray, within: tuple[float, float], bins: int = 2
         within: what the bins divide; `common_range` of all that are compared.
         bins: how many.
     """
-    return float(np.histogram(values_M, bins, range=within)[0].max() / len(values_M))
+    exact = values_M.astype(np.float64)  # float32 has no room for bins between neighbouring values
+    return float(np.histogram(exact, bins, range=within)[0].max() / len(values_M))
 
 
 def correlation(first_C: FloatArray, second_C: FloatArray) -> float:

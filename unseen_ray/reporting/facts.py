@@ -127,7 +127,9 @@ def _distribution(run: Run, fitting: Run | None, table: pa.Table, score: str) ->
     edges = np.linspace(*within, _BINS + 1)
     return {
         "edges": edges.tolist(),
-        "counts": {name: np.histogram(values, edges)[0].tolist() for name, values in columns.items()},
+        "counts": {
+            name: np.histogram(values.astype(np.float64), edges)[0].tolist() for name, values in columns.items()
+        },
         "fullest_bin": {name: fullest_bin(values, within) for name, values in columns.items()},
         "std": {name: float(values.std()) for name, values in columns.items()},
     }

@@ -88,6 +88,13 @@ def _folder(*, path: str, size: int | None = None, limit: int | None = None) -> 
     return FolderSource(path=path, size=size, limit=limit)
 
 
+def _labels(*, path: str, classes: int | None = None, limit: int | None = None) -> Source:
+    """(N,) integer labels in a .npy file, without images: what `score` is content with"""
+    from unseen_ray.sources.labels import LabelsSource
+
+    return LabelsSource(path=path, classes=classes, limit=limit)
+
+
 SOURCES: dict[str, Callable[..., Source]] = {
     "digits": _digits,
     "cifar10": _cifar10,
@@ -95,6 +102,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "imagenet": _imagenet,
     "parquet": _parquet,
     "folder": _folder,
+    "labels": _labels,
 }
 
 _TEST_SPLITS = {"cifar10": "test", "cifar100": "test", "imagenet": "val"}

@@ -1,0 +1,143 @@
+"""`score`: probabilities of somebody's own models are scored as a run's own would be, and `select` chooses by them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import unseen_ray as ur
+from unseen_ray.core import scores
+
+COUNT, CLASSES = 60, 4
+
+
+def given(folder: Path, **arrays: np.ndarray) -> dict[str, str]:
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return {name: str(folder / f"{name}.npy") for name in arrays}
+
+
+def distributions(seed: int = 0) -> np.ndarray:
+    logits = 2 * np.random.default_rng(seed).normal(size=(COUNT, CLASSES))
+    return (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+LABELS = np.random.default_rng(9).integers(0, CLASSES, COUNT)
+
+
+def test_one_file_is_scored_and_chosen_by(tmp_path: Path) -> None:
+    probs = distributions()
+    files = given(tmp_path, probs=probs, labels=LABELS)
+    values = ur.score([files["probs"]], files["labels"], out=tmp_path / "scored")
+    assert values["samples"] == COUNT and values["classes"] == CLASSES and values["votes"] == 1
+    assert values["accuracy"] == pytest.approx((probs.argmax(axis=1) == LABELS).mean())
+    chosen = ur.select(tmp_path / "scored", keep=0.5, score="margin", out=tmp_path / "half")
+    for name in scores.__all__:
+        wanted = getattr(scores, name)(np.log(probs), LABELS)
+        np.testing.assert_allclose(chosen.scores.column(name).to_numpy(), wanted, rtol=1e-5, atol=1e-6)
+    margins = chosen.scores.column("margin").to_numpy()
+    assert set(chosen.coreset.ids.tolist()) == set(np.argsort(-margins)[:30].tolist())
+    assert ur.export(chosen, tmp_path / "kept.txt") == 30
+    assert (tmp_path / "kept.txt").read_text().splitlines()[0] == f"labels.npy:{chosen.coreset.ids[0]}"
+
+
+def test_several_files_are_votes_and_a_row_of_nan_is_none(tmp_path: Path) -> None:
+    """Three models, each scoring what the other two were not trained on: two votes a sample."""
+    answers = [distributions(seed) for seed in range(3)]
+    for number, probs in enumerate(answers):
+        probs[np.arange(COUNT) % 3 == number] = np.nan
+    files = given(tmp_path, a=answers[0], b=answers[1], c=answers[2], labels=LABELS)
+    values = ur.score([files["a"], files["b"], files["c"]], files["labels"], out=tmp_path / "scored")
+    assert values["votes"] == 2
+    single = [np.where(np.isnan(probs[:, 0]), np.nan, scores.entropy(np.log(probs), LABELS)) for probs in answers]
+    mean = ur.select(tmp_path / "scored", keep=0.5, out=tmp_path / "mean").scores
+    np.testing.assert_allclose(mean.column("entropy").to_numpy(), np.nanmean(single, axis=0), rtol=1e-5)
+    pooled = ur.select(tmp_path / "scored", keep=0.5, combine="mean_prob", out=tmp_path / "pooled").scores
+    wanted = scores.entropy(np.log(np.nanmean(answers, axis=0)), LABELS)
+    np.testing.assert_allclose(pooled.column("entropy").to_numpy(), wanted, rtol=1e-4)
+    ranked = ur.select(tmp_path / "scored", keep=0.5, combine="rank_mean", out=tmp_path / "ranked").scores
+    assert 0 < ranked.column("entropy").to_numpy().min() < ranked.column("entropy").to_numpy().max() < 1
+
+
+def test_folds_part_one_file_among_its_models(tmp_path: Path) -> None:
+    probs, folds = distributions(), np.arange(COUNT) % 5
+    files = given(tmp_path, probs=probs, labels=LABELS, folds=folds)
+    ur.score([files["probs"]], files["labels"], folds=files["folds"], combine="rank_mean", out=tmp_path / "scored")
+    found = ur.select(tmp_path / "scored", keep=0.5, out=tmp_path / "half").scores.column("entropy").to_numpy()
+    for fold in range(5):
+        assert np.sort(found[folds == fold]).tolist() == pytest.approx([(r + 0.5) / 12 for r in range(12)])
+
+
+def test_with_the_source_the_pruned_data_can_be_exported(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    labels = load_digits().target
+    probs = np.full((len(labels), 10), 0.05, np.float64)
+    probs[np.arange(len(labels)), labels] = 0.55
+    files = given(tmp_path, probs=probs, labels=labels)
+    ur.score([files["probs"]], files["labels"], source="digits", out=tmp_path / "scored")
+    chosen = ur.select(tmp_path / "scored", keep=0.1, policy="random", out=tmp_path / "tenth")
+    assert ur.export(chosen, tmp_path / "pruned") == 180
+    assert Path(ur.report(chosen)).exists()
+
+
+def test_the_command(tmp_path: Path) -> None:
+    files = given(tmp_path, probs=distributions(), labels=LABELS)
+    line = [sys.executable, "-m", "unseen_ray"]
+    scored = [*line, "score", "--probs", files["probs"], "--labels", files["labels"], "--out", str(tmp_path / "scored")]
+    done = subprocess.run([*scored, "--guard", "confident_learning"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Scored 60 samples of 4 classes with 1 votes each" in done.stdout
+    again = subprocess.run(scored, capture_output=True, text=True, check=False)
+    assert again.returncode == 2 and "Name a new or an empty folder" in again.stderr
+    selected = [*line, "select", str(tmp_path / "scored"), "--keep", "0.5", "--out", str(tmp_path / "half"), "--json"]
+    values = json.loads(subprocess.run(selected, capture_output=True, text=True, check=True).stdout)
+    assert values["kept"] == 30 and values["suspects"]["found"] > 0
+    for command in ("report", "evaluate"):
+        early = subprocess.run([*line, command, str(tmp_path / "scored")], capture_output=True, text=True, check=False)
+        assert early.returncode == 2 and "nothing was chosen by them yet" in early.stderr
+
+
+def spoilt(**changes: np.ndarray) -> dict[str, np.ndarray]:
+    return {"probs": distributions(), "labels": LABELS, **changes}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            spoilt(probs=np.log(distributions())),
+            r"row 0 of .*probs.npy is no distribution: it holds -.* and 59 others|is no",
+        ),
+        (spoilt(probs=distributions()[:, 0]), r"holds float32 of shape \(60,\); probabilities are floating-point"),
+        (spoilt(probs=np.ones((60, 4), int)), r"holds int64 of shape \(60, 4\)"),
+        (spoilt(probs=distributions()[:50]), r"has shape \(50, 4\).*and there are 60 labels"),
+        (spoilt(labels=np.full(60, 7)), r"label 7, but its metadata names 4 classes"),
+        (spoilt(labels=np.array(["cat"] * 60)), r"must be one integer a sample"),
+        (spoilt(labels=np.array([None] * 60, object)), r"labels.npy is no .npy file of numbers"),
+    ],
+)
+def test_files_that_are_not_what_they_should_be(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    files = given(tmp_path, **arrays)
+    with pytest.raises(ur.DataError, match=message):
+        ur.score([files["probs"]], files["labels"], out=tmp_path / "scored")
+    assert not (tmp_path / "scored").exists()
+
+
+def test_samples_without_equally_many_votes_are_refused(tmp_path: Path) -> None:
+    probs = distributions()
+    probs[3] = np.nan
+    files = given(tmp_path, probs=probs, labels=LABELS)
+    with pytest.raises(ur.UnseenError, match=r"1 of 60 candidates do not have 1 votes; the first is id 3 with 0"):
+        ur.score([files["probs"]], files["labels"], out=tmp_path / "scored")
+
+
+def test_another_sources_labels_are_refused(tmp_path: Path) -> None:
+    files = given(tmp_path, probs=distributions(), labels=LABELS)
+    with pytest.raises(ur.DataError, match=r"has shape \(60, 4\).*and there are 1797 labels"):
+        ur.score([files["probs"]], files["labels"], source="digits", out=tmp_path / "scored")

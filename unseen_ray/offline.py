@@ -1,0 +1,179 @@
+"""Scores of probabilities that somebody's own models gave: a run folder that `select` chooses from, without training.
+
+Shapes: N samples, C classes, V files of probabilities.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from unseen_ray.accounts import population_entry, source_entry, stage_entry
+from unseen_ray.config import PruneConfig
+from unseen_ray.core.arrays import FloatArray, IntArray
+from unseen_ray.core.population import make_population
+from unseen_ray.core.schedule import Stage
+from unseen_ray.core.scorebook import log_of_probs
+from unseen_ray.core.tasks import VotePart
+from unseen_ray.errors import ConfigError, DataError
+from unseen_ray.job import Job, Receipt, score_functions
+from unseen_ray.preflight import check_functions
+from unseen_ray.run import KEYS, Run, open_scores
+from unseen_ray.sources import open_source, source_ref
+from unseen_ray.sources.info import fingerprint_of
+from unseen_ray.sources.labels import read_npy
+from unseen_ray.storage import Folder
+from unseen_ray.votes import MergeRequest, merge_stage, vote_file, write_votes
+
+__all__ = ["score_probs"]
+
+_BATCH = 8192
+_SUM_TOLERANCE = 1e-2
+
+
+def score_probs(
+    probs: Sequence[str], labels: str, *, out: str, folds: str | None = None, source: Any = None, **fields: Any
+) -> Run:
+    """Score every sample by the probabilities of models that never saw it, from .npy files.
+
+    Args:
+        probs: V files of (N, C) probabilities, one a model; a row of NaN is a sample that this model did not score.
+        labels: a file of (N,) integer labels.
+        out: a new folder.
+        folds: a file of (N,) integers, where `probs` is one file whose rows of a fold are one model's.
+        source: the samples themselves, in the same order, for reports, exports and trainings; None for labels alone.
+        fields: `score`, `also_score`, `combine`, `guard`, `seed`.
+
+    Raises:
+        ConfigError: if a field is wrong, or the folder holds anything.
+        DataError: if the files are not what they should be, or do not fit each other.
+        IncompleteScoreError: if the samples have not equally many votes.
+    """
+    if not probs or (folds is not None and len(probs) > 1):
+        raise ConfigError(
+            f"folds goes with one file of probabilities, and there are {len(probs)}. Give --folds, or a file for each model."
+        )
+    began = time.monotonic()
+    votes = [_checked(read_npy(path), path) for path in probs]
+    num_classes = votes[0].shape[1]
+    asked = source if source is not None else {"use": "labels", "path": labels, "classes": num_classes}
+    config = PruneConfig(source=asked, keep=0.5, out=out, save_probs=True, **fields)
+    check_functions(config)
+    opened = open_source(source_ref(config.source).absolute())
+    info = opened.info
+    _check_fit(votes, probs, info.labels_N, read_npy(labels), labels)
+    parts = votes if folds is None else _by_fold(votes[0], read_npy(folds), folds)
+    population = make_population(info.labels_N, info.num_classes)
+    run = open_scores(config, {**source_entry(info), **population_entry(population, opened, np.empty(0, np.int64))})
+    job = Job(
+        config=config,
+        source=source_ref(config.source),
+        test=None,
+        fingerprint=info.fingerprint,
+        num_classes=info.num_classes,
+        size_px=info.size_px,
+        out=run.folder.root,
+    )
+    receipts = [_write(job, number, answers, info.labels_N) for number, answers in enumerate(parts)]
+    ids_N = population.ids_N
+    most_votes = int(np.sum([~np.isnan(part[:, 0]) for part in parts], axis=0).max())
+    request = MergeRequest(stage=0, ids_M=ids_N, num_parts=len(parts), votes_each=most_votes)
+    table, files = merge_stage(job, info.labels_N, request)
+    for receipt in receipts:
+        files |= receipt.files
+    keys = pa.table({"id": ids_N, "key": pa.array(opened.keys(ids_N.tolist()), pa.string())})
+    files[KEYS] = run.folder.write_table(KEYS, keys)
+    stage = Stage(index=0, target=len(ids_N), added=0)
+    entry = stage_entry(stage, table, receipts, time.monotonic() - began)
+    return run.commit(stages=[entry], files=files, finished=True)
+
+
+def _checked(values: Any, path: str) -> FloatArray:
+    """(N, C) probabilities, NaN where a row was not scored."""
+    if values.ndim != 2 or values.dtype.kind != "f" or values.shape[1] < 2 or not len(values):
+        raise DataError(
+            f"{path} holds {values.dtype} of shape {values.shape}; probabilities are floating-point numbers of shape (N, C), "
+            "one row a sample."
+        )
+    missing = np.isnan(values).all(axis=1)
+    sums = np.where(missing, 1.0, values.sum(axis=1, dtype=np.float64))
+    wrong = ~missing & ~((values >= 0).all(axis=1) & (np.abs(sums - 1) <= _SUM_TOLERANCE))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise DataError(
+            f"row {row} of {path} is no distribution: it holds {values[row].min()} to {values[row].max()} and sums to "
+            f"{values[row].sum():.4f}, as do {int(wrong.sum()) - 1} others. Give probabilities (a softmax), not logits; a row "
+            "of NaN is a sample that was not scored."
+        )
+    found: FloatArray = values
+    return found
+
+
+def _check_fit(votes: list[FloatArray], paths: Sequence[str], of_source_N: IntArray, labels_N: Any, path: str) -> None:
+    for values, other in zip(votes, paths, strict=True):
+        if values.shape != votes[0].shape or len(values) != len(of_source_N):
+            raise DataError(
+                f"{other} has shape {values.shape}; {paths[0]} has {votes[0].shape}, and there are {len(of_source_N)} labels."
+            )
+    differing = np.flatnonzero(np.asarray(labels_N) != of_source_N) if len(labels_N) == len(of_source_N) else [0]
+    if len(differing):
+        raise DataError(
+            f"{path} and the source differ in {len(differing)} labels or in their number, first at row {differing[0]}. "
+            "Give the source whose samples the probabilities are of, in the same order."
+        )
+
+
+def _by_fold(probs_NC: FloatArray, folds_N: Any, path: str) -> list[FloatArray]:
+    """The rows of each fold as one model's answers, NaN elsewhere."""
+    if folds_N.shape != (len(probs_NC),) or folds_N.dtype.kind not in "iu":
+        raise DataError(
+            f"{path} holds {folds_N.dtype} of shape {folds_N.shape}; folds are one integer a sample, shape ({len(probs_NC)},)."
+        )
+    return [np.where((folds_N == fold)[:, None], probs_NC, np.nan) for fold in np.unique(folds_N)]
+
+
+def _write(job: Job, index: int, probs_NC: FloatArray, labels_N: IntArray) -> Receipt:
+    """Put one model's votes on storage."""
+    ids = np.flatnonzero(~np.isnan(probs_NC[:, 0])).astype(np.int64)
+    if not len(ids):
+        raise DataError(f"file {index + 1} of the probabilities scores no sample: every row is NaN.")
+    functions = score_functions(job.config)
+    probs = probs_NC[ids].astype(np.float32)
+    labels = labels_N[ids]
+    part = VotePart(
+        index=index,
+        ids_M=ids,
+        pred_M=probs.argmax(axis=1),
+        p_top_M=probs.max(axis=1),
+        p_label_M=probs[np.arange(len(ids)), labels],
+        scores={name: np.concatenate(list(_scored(function, probs, labels))) for name, function in functions.items()},
+        probs_MC=probs,
+    )
+    receipt = Receipt(
+        index=index,
+        task=f"given {index}",
+        files={},
+        trained=0,
+        scored=len(ids),
+        image_passes=0,
+        accuracy=float((part.pred_M == labels).mean()),
+        train_accuracy=float("nan"),
+        seconds=0.0,
+        worker_seconds=0.0,
+        gpu_seconds=0.0,
+        node=platform.node(),
+        device="cpu",
+    )
+    key = fingerprint_of(vote_file(0, index), probs.tobytes())
+    return write_votes(Folder(job.out), 0, key, part, receipt)
+
+
+def _scored(function: Callable[..., FloatArray], probs_MC: FloatArray, labels_M: IntArray) -> Iterator[FloatArray]:
+    for start in range(0, len(labels_M), _BATCH):
+        rows = slice(start, start + _BATCH)
+        yield np.asarray(function(log_of_probs(probs_MC[rows]), labels_M[rows]), np.float32)

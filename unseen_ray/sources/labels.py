@@ -1,0 +1,68 @@
+"""Labels without images: enough to score a user's own probabilities and to choose by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from unseen_ray.errors import DataError
+from unseen_ray.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of
+from unseen_ray.storage import filesystem_of, read_file
+
+__all__ = ["LabelsSource", "read_npy"]
+
+
+class LabelsSource:
+    """(N,) integer labels in a .npy file.
+
+    Args:
+        path: local path or URI.
+        classes: C; None for the largest label + 1.
+        limit: the first so many; None for all.
+    """
+
+    def __init__(self, *, path: str, classes: int | None = None, limit: int | None = None) -> None:
+        self._name = PurePosixPath(path).name
+        self._labels, self._classes = check_labels(read_npy(path)[:limit], where=self._name, num_classes=classes)
+
+    @cached_property
+    def info(self) -> SourceInfo:
+        """Labels and counts."""
+        return SourceInfo(
+            name=self._name,
+            labels_N=self._labels,
+            num_classes=self._classes,
+            size_px=1,
+            original_px=None,
+            class_names=(),
+            fingerprint=fingerprint_of("labels", self._labels.tobytes(), str(self._classes)),
+        )
+
+    def keys(self, ids: Sequence[int]) -> list[str]:
+        """`labels.npy:17`."""
+        return [f"{self._name}:{number}" for number in ids]
+
+    def read(self, ids: Sequence[int]) -> Iterator[tuple[int, RawImage]]:
+        """DataError: there is nothing to see."""
+        raise DataError(f"{self._name} holds labels alone, no images. Score with --source, where the images are.")
+
+
+def read_npy(path: str) -> np.ndarray:
+    """An array from a .npy file, local or a URI.
+
+    Raises:
+        DataError: if it is missing or no array of numbers; pickled content is refused.
+    """
+    import io
+
+    fs, inner = filesystem_of(path)
+    try:
+        array = np.lib.format.read_array(io.BytesIO(read_file(fs, inner)), allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist. Give a .npy file, as numpy.save writes it.") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} is no .npy file of numbers: {error}. Write it with numpy.save.") from None
+    return array
