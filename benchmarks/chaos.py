@@ -15,7 +15,6 @@ import logging
 import os
 import random
 import signal
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from chaos_accounts import Fault, charge, epochs_of, kinds_of, lines_of
+from chaos_accounts import Fault, charge, epochs_of, kinds_of, lines_of, shortfalls_of, totals_of
 from chaos_cluster import Cluster, Run, descendants
 from timing import conditions, write
 
@@ -122,7 +121,7 @@ class Chaos:
 
     def _cut(self, run: Run) -> bool:
         folder = Folder(run.out)
-        names = [name for name in folder.files() if "lease" not in name and not name.endswith(".tmp")]
+        names = [name for name in folder.files() if not name.endswith(".tmp")]
         if not names:
             return False
         name = self.rng.choice(names)
@@ -219,9 +218,8 @@ def campaign(count: int, seed: int, only: Sequence[str], folder: Path, server: S
         "epochs_of_a_run": epochs,
         "epoch_s": round(epoch_s, 3),
         "finished_tasks_done_again": done_again,
-        "redone_epochs_median": statistics.median(fault.redone for fault in faults),
+        **totals_of(faults),
         "redone_share": sum(fault.redone for fault in faults) / (epochs * runs),
-        "recovery_s_median": statistics.median([fault.recovery_s for fault in faults if fault.recovery_s] or [0.0]),
         "kinds": kinds_of(faults),
         "each": [asdict(fault) for fault in faults],
     }
@@ -253,6 +251,8 @@ def main() -> None:
     for line in lines_of(report):
         print(line)
     write(args.json, {"conditions": conditions(torch.device("cpu"), args), **report})
+    if short := shortfalls_of(report):
+        raise SystemExit(f"falls short: {'; '.join(short)}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ class Fault:
     Attributes:
         kind, run, storage: what was done to which run, whose files lie where.
         at_s: when, on the harness's clock.
-        redone: epochs that were trained again, the one that was under way counted by its part.
+        fits: trainings that it broke off.
+        redone: epochs of them that were trained again, the one that was under way counted by its part.
         recovery_s: until a fit that it broke off went on; 0 where it broke off none.
     """
 
@@ -32,6 +33,7 @@ class Fault:
     run: int
     storage: str
     at_s: float
+    fits: int = 0
     redone: float = 0.0
     recovery_s: float = 0.0
 
@@ -53,6 +55,7 @@ def charge(faults: list[Fault], events: list[dict[str, Any]], epoch_s: float) ->
             under_way = 0.0 if before["finished"] else min((guilty.at_s - before["at"]) / epoch_s, 1.0)
             announced = first["at"] - begun["at"] < epoch_s / 2  # too soon for an epoch: what the checkpoint holds
             goes_on_from = first["done"] if announced else first["done"] - 1
+            guilty.fits += 1
             guilty.redone += max(reached - goes_on_from, 0) + max(under_way, 0.0)
             guilty.recovery_s = max(guilty.recovery_s, first["at"] - guilty.at_s)
         done_again += max(sum(event["finished"] and not event["reused"] for event in its) - 1, 0)
@@ -73,14 +76,37 @@ def kinds_of(faults: list[Fault]) -> dict[str, dict[str, float]]:
     found = {}
     for kind in sorted({fault.kind for fault in faults}):
         its = [fault for fault in faults if fault.kind == kind]
-        broken = [fault.recovery_s for fault in its if fault.recovery_s]
+        broken = [fault for fault in its if fault.fits]
         found[kind] = {
             "faults": len(its),
             "broke_off": len(broken),
-            "redone_epochs": round(statistics.median(fault.redone for fault in its), 2),
+            "redone_epochs": round(statistics.median([fault.redone for fault in broken] or [0.0]), 2),
             "redone_epochs_most": round(max(fault.redone for fault in its), 2),
-            "recovery_s": round(statistics.median(broken or [0.0]), 1),
+            "recovery_s": round(statistics.median([fault.recovery_s for fault in broken] or [0.0]), 1),
         }
+    return found
+
+
+def totals_of(faults: list[Fault]) -> dict[str, float]:
+    """Over the faults that broke a fit off: medians of what each cost, in all and for each fit."""
+    broken = [fault for fault in faults if fault.fits]
+    return {
+        "broke_off": len(broken),
+        "redone_epochs_median": statistics.median([fault.redone for fault in broken] or [0.0]),
+        "redone_epochs_of_a_fit_median": statistics.median([fault.redone / fault.fits for fault in broken] or [0.0]),
+        "recovery_s_median": statistics.median([fault.recovery_s for fault in broken] or [0.0]),
+    }
+
+
+def shortfalls_of(report: dict[str, Any]) -> list[str]:
+    """What a campaign shows that should not be."""
+    found = []
+    if report["redone_epochs_median"] > 1:
+        found.append(
+            f"a fault that broke a fit off cost {report['redone_epochs_median']:.2f} epochs (median), more than one"
+        )
+    if report["finished_tasks_done_again"]:
+        found.append(f"{report['finished_tasks_done_again']} finished folds were trained again")
     return found
 
 
@@ -95,8 +121,9 @@ def lines_of(report: dict[str, Any]) -> list[str]:
             f"{its['recovery_s']:>26.1f}"
         )
     lines.append(
-        f"{report['faults']} faults survived by {report['runs']} runs, all with the ids of the undisturbed one; redone: "
-        f"{report['redone_epochs_median']:.2f} epochs a fault (median), {100 * report['redone_share']:.1f} % of all training; "
+        f"{report['faults']} faults survived by {report['runs']} runs, all with the ids of the undisturbed one; "
+        f"{report['broke_off']} broke a fit off or two; redone for each of these, median: {report['redone_epochs_median']:.2f} epochs, "
+        f"{report['redone_epochs_of_a_fit_median']:.2f} of a fit; {100 * report['redone_share']:.1f} % of all training; "
         f"{report['finished_tasks_done_again']} finished folds trained again"
     )
     return lines

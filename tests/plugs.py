@@ -202,3 +202,26 @@ def terminating(log_probs_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     """A score during which its process is told to end."""
     _Sender()
     return -log_probs_NC.max(axis=1)
+
+
+def lowest(
+    scores: np.ndarray, labels: np.ndarray, ids: np.ndarray, budget: int, *, kept_C: Any, seed: int
+) -> np.ndarray:
+    """A policy."""
+    return np.lexsort((ids, scores))[:budget]
+
+
+class rows:  # noqa: N801
+    """A source of striped images in two classes."""
+
+    def __init__(self, count: int) -> None:
+        self.labels = np.arange(count) % 2
+        self.keys = [f"row-{place}" for place in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        image = np.full((8, 8, 3), place % 90, np.uint8)
+        image[self.labels[place] * 4] += 150
+        return image

@@ -277,3 +277,26 @@ def test_several_selections_need_a_test_set_that_no_seed_moves(tmp_path: Path) -
     )
     with pytest.raises(ur.ConfigError, match=r"holdout=0\.2 moves with the seed"):
         ur.evaluate(ur.prune(config), selections=2)
+
+
+def test_functions_that_only_a_folder_names_are_not_imported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    named = {"policy": "tests.plugs:lowest", "score": "tests.plugs:gini"}
+    source = {"use": "tests.plugs:rows", "count": 80}
+    result = ur.prune(
+        ur.PruneConfig(
+            source=source, keep=0.5, folds=2, holdout=0.25, recipe=FAST, executor="local", out=tmp_path, **named
+        )
+    )
+    asked = {"seeds": 1, "against": ("fitting",)}
+    with pytest.raises(ur.ConfigError) as refused:
+        ur.evaluate(tmp_path, **asked)
+    for flag in ("--source tests.plugs:rows", "--policy tests.plugs:lowest", "--score tests.plugs:gini"):
+        assert f"Name it yourself: {flag}" in str(refused.value)
+    with pytest.raises(ur.ConfigError, match=r"policy='top' is not the run's, which is 'tests.plugs:lowest'"):
+        ur.evaluate(tmp_path, **asked, source=source, policy="top")
+    with caplog.at_level("INFO", logger="unseen_ray"):
+        table = ur.evaluate(tmp_path, **asked, source=source, **named)
+    assert "importing tests.plugs:rows for source" in caplog.text
+    assert [arm.name for arm in table.arms] == ["coreset", "fitting"]
+    assert ur.evaluate(result, **asked).to_json() == table.to_json()  # this process was given the functions
+    assert len(ur.evaluate(tmp_path, seeds=1, against=(), source=source).arms) == 1  # no baseline is pruned

@@ -138,3 +138,43 @@ def test_a_driver_that_lost_its_run_writes_nothing_more(tmp_path: Path, monkeypa
         ur.prune(ur.PruneConfig(**fields, fit="tests.plugs:centroids", out=tmp_path), on_event=take)
     assert json.loads((tmp_path / "manifest.json").read_text())["stages"] == []
     assert holder_of(folder)["pid"] == 7  # it is the other one's to let go
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"token": "t"}', bytes(200)])
+def test_a_damaged_lease_is_taken_over_when_nobody_has_mended_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(lease, "_BEAT_S", 0.1)
+    (tmp_path / LEASE).write_bytes(content)
+    with held(Folder(str(tmp_path))):
+        assert holder_of(Folder(str(tmp_path)))["pid"] == os.getpid()
+
+
+def test_a_damaged_lease_that_its_driver_mends_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_BEAT_S", 0.5)
+    (tmp_path / LEASE).write_bytes(b"")
+    alive = lease._bytes_of(stranger(0))
+    line = f"import time; time.sleep(0.3); open({str(tmp_path / LEASE)!r}, 'wb').write({alive!r})"
+    other = subprocess.Popen([sys.executable, "-c", line])
+    with pytest.raises(RunInUseError, match="process 7 on far"), held(Folder(str(tmp_path))):
+        pass
+    other.wait()
+
+
+def test_a_driver_that_storage_has_silenced_goes_on_if_the_run_is_still_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("_SILENCE_S", 0.5), ("_BEAT_S", 0.2), ("_SETTLE_S", 0.1)):
+        monkeypatch.setattr(lease, name, value)
+    folder = Folder(str(tmp_path / "run"))
+    with held(folder) as mine:
+        os.rename(tmp_path / "run", tmp_path / "away")
+        (tmp_path / "run").write_text("storage is not there")  # nothing can be written below a file
+        time.sleep(1.0)
+        (tmp_path / "run").unlink()
+        os.rename(tmp_path / "away", tmp_path / "run")
+        mine.check()
+        write(folder, stranger(0))
+        time.sleep(0.5)
+        with pytest.raises(RunInUseError, match="process 7 on far"):
+            mine.check()

@@ -117,7 +117,15 @@ def test_from_s3_to_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: 
 
 @pytest.mark.parametrize(
     ("place", "message"),
-    [("full", "holds file"), ("file", "is a file"), ("data/inner", "lies in the source")],
+    [
+        ("full", "holds file"),
+        ("file", "is a file"),
+        ("data/inner", "lies in the source"),
+        ("data/a.parquet", "is part of the source"),
+        ("data/new.parquet", "is part of the source"),
+        ("run/coreset.parquet", "is a file of the run itself"),
+        ("run/../run/manifest.json.parquet/../coreset.parquet", "is a file of the run itself"),
+    ],
 )
 def test_nothing_is_overwritten_and_no_source_changed(tmp_path: Path, shards: Path, place: str, message: str) -> None:
     result = prune(str(shards), tmp_path / "run")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import unseen_ray as ur
 from unseen_ray.job import Progress, Receipt
-from unseen_ray.manifest import read_manifest
+from unseen_ray.manifest import read_manifest, write_manifest
 from unseen_ray.storage import Folder
 
 FIELDS = {
@@ -159,7 +161,15 @@ def test_a_fresh_start_removes_the_run_and_all_that_came_of_it(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["notes.txt", "stage-00/mine.parquet", "fitting/photo.jpg", "stage-00/votes/x.parquet"]
+    "name",
+    [
+        "notes.txt",
+        "stage-00/mine.parquet",
+        "fitting/photo.jpg",
+        "stage-00/votes/x.parquet",
+        "checkpoints/best.pt",
+        "tensorboard/mine/notes.txt",
+    ],
 )
 def test_a_fresh_start_leaves_a_folder_with_anything_else_alone(tmp_path: Path, name: str) -> None:
     run(tmp_path, schedule=None)
@@ -177,3 +187,55 @@ def test_a_fresh_start_where_there_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ur.ConfigError, match=r"holds coreset\.parquet, and no manifest\.json of ours"):
         ur.prune(ur.PruneConfig(**FIELDS, out=tmp_path / "photos"), fresh=True)
     assert len(ur.prune(ur.PruneConfig(**FIELDS, out=tmp_path / "new"), fresh=True).coreset) == 180
+
+
+def test_an_interrupted_first_fit_holds_its_folder(tmp_path: Path) -> None:
+    recipe = {"epochs": 8, "min_steps": 0, "batch_size": 4}
+    config = ur.PruneConfig(**{**FIELDS, "source": "digits", "schedule": None, "recipe": recipe}, out=tmp_path)
+
+    def stop(event: object) -> None:
+        if isinstance(event, Progress) and list((tmp_path / "checkpoints").glob("*/checkpoint.json")):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ur.prune(config, on_event=stop)
+    with pytest.raises(ur.ConfigError, match=r"another configuration; it differs in keep: 0\.6 there, 0\.3 here"):
+        ur.prune(config.changed(keep=0.3))
+    assert list((tmp_path / "checkpoints").glob("*/checkpoint.json"))
+
+
+def test_a_choice_that_was_broken_off_is_made_again(
+    tmp_path: Path, undisturbed: ur.PruneResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "choice").mkdir()
+    chosen = ur.select(undisturbed, keep=0.3, out=tmp_path / "whole")
+    begun = replace(chosen.manifest, files={}, finished=False, cost={})
+    asked = {**begun.asked, "out": str(tmp_path / "choice")}
+    write_manifest(Folder(str(tmp_path / "choice")), replace(begun, asked=asked))
+    with pytest.raises(ur.ConfigError, match="Name a new or an empty folder"):
+        ur.select(undisturbed, keep=0.2, out=tmp_path / "choice")
+    again = ur.select(undisturbed, keep=0.3, out=tmp_path / "choice")
+    assert again.coreset.ids.tolist() == chosen.coreset.ids.tolist()
+
+
+@pytest.mark.parametrize("name", ["../victim", "/victim", "stage-00/../../victim", "notes.txt"])
+def test_a_manifest_that_names_what_no_run_has_is_damaged(
+    tmp_path: Path, undisturbed: ur.PruneResult, name: str
+) -> None:
+    (tmp_path / "victim").write_text("precious")
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed.path, out)
+    manifest = read_manifest(Folder(str(out)))
+    assert manifest is not None
+    write_manifest(Folder(str(out)), replace(manifest, files={**manifest.files, name: "0" * 64}))
+    with pytest.raises(ur.UnseenError, match="which no run of ours has"):
+        run(out)
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "a//x", ".", "a\\..\\x"])
+def test_no_name_leads_out_of_a_folder(tmp_path: Path, name: str) -> None:
+    folder = Folder(str(tmp_path / "run"))
+    for reach in (folder.read, folder.delete, folder.delete_folder, lambda name: folder.write(name, b"")):
+        with pytest.raises(ur.UnseenError, match="it leads elsewhere"):
+            reach(name)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from unseen_ray import __version__
-from unseen_ray.config import EXECUTOR_FIELDS, PruneConfig
+from unseen_ray.config import EXECUTOR_FIELDS, NAMED_FIELDS, PruneConfig
 from unseen_ray.errors import ConfigError, UnseenError
 from unseen_ray.flags import FieldCommand, field_options, merged_fields
 from unseen_ray.interruption import Interruption
@@ -184,7 +184,10 @@ def score(probs: tuple[str, ...], labels: str, folds: str | None, as_json: bool,
     metavar="WHAT",
     help="epochs: every arm as many passes over its own samples; iterations: as many steps as full  [default: epochs]",
 )
-@field_options(only=("test", "model", "recipe", "threads", "gpus_per_fit", "log_to", *EXECUTOR_FIELDS), inherited=True)
+@field_options(
+    only=("test", "model", "recipe", "threads", "gpus_per_fit", "log_to", *EXECUTOR_FIELDS, *NAMED_FIELDS),
+    inherited=True,
+)
 @click.option("--json", "as_json", is_flag=True, help="print the table as JSON")
 def evaluate(
     run_dir: str,

@@ -14,8 +14,10 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.recipe import Recipe, recipe_values, refuse_boolean
 from unseen_ray.resolve import did_you_mean, name_of
 
-__all__ = ["EXECUTOR_FIELDS", "FREE_FIELDS", "PruneConfig", "load_yaml"]
+__all__ = ["EXECUTOR_FIELDS", "FREE_FIELDS", "NAMED_FIELDS", "PruneConfig", "load_yaml"]
 
+NAMED_FIELDS = ("source", "score", "also_score", "policy", "guard", "fit")
+"""What may name a function of the user's own and `evaluate` takes again: none is imported that a run's folder alone names."""
 EXECUTOR_FIELDS = ("executor", "address", "cpus_per_fold", "gpus_per_fold", "max_retries", "wait_s")
 """Fields that say where and how to run, and nothing of what is computed."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.packing import pack
+from unseen_ray.packing import check_file, pack
 from unseen_ray.resolve import did_you_mean
 from unseen_ray.run import CORESET, Run
 from unseen_ray.storage import Folder
@@ -48,6 +48,7 @@ def export(run: Run, to: str) -> int:
             f"--to {to} ends in {ending!r}. Allowed are {known}, and a folder, without an ending or with a slash, for the "
             f"pruned data set.{did_you_mean(ending, ENDINGS)}"
         )
+    check_file(to, run)
     table = run.table(CORESET)
     parent, _, name = to.replace(os.sep, "/").rpartition("/")
     try:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from unseen_ray.errors import RunInUseError, StorageError
-from unseen_ray.storage import Folder, filesystem_of
+from unseen_ray.storage import Folder, filesystem_of, sha256_of
 
 __all__ = ["LEASE", "Holder", "Lease", "held"]
 
@@ -62,7 +62,7 @@ class Holder:
         return bool(self.home) and self.home == _home() and _started(self.pid) != self.started
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}" + (f", job {self.job}" if self.job else "")
+        return (f"process {self.pid} on " if self.pid else "") + self.host + (f", job {self.job}" if self.job else "")
 
 
 class Lease:
@@ -82,19 +82,36 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """To be called before anything is written.
+        """To be called before anything is written. After a minute of silence it waits until this driver holds the run again.
 
         Raises:
-            RunInUseError: if another driver has taken over, or storage has not let this one say for a minute that it lives.
+            RunInUseError: if another driver has taken over, or storage is given up.
         """
         silent_s = time.monotonic() - self._confirmed
         if not self._lost and silent_s > _SILENCE_S:
-            self._lost = f"the storage has not taken a sign of life for {silent_s:.0f} s, after which another driver may take over"
+            self._lost = self._regain(silent_s)
         if self._lost:
             raise RunInUseError(
                 f"this driver has lost {self._folder.root} and stops: {self._lost}. What was finished is kept: once no other driver "
                 "works on it, the same line goes on."
             )
+
+    def _regain(self, silent_s: float) -> str:
+        """Say again that this driver lives, as soon as storage takes it; what is wrong, if it does not hold the run any more."""
+        logger.warning(
+            "%s has taken no sign of life for %.0f s; asking whether the run is still ours", self._folder.root, silent_s
+        )
+        try:
+            for _ in range(2):  # a driver that takes over at this moment is seen the second time
+                found = _read(self._folder)
+                if found is None or found.token != self._holder.token:
+                    return f"{found or 'another driver'} has taken over"
+                _write(self._folder, replace(self._holder, beat=time.time()))
+                time.sleep(_SETTLE_S)
+        except StorageError as error:
+            return f"the storage has not taken a sign of life for {silent_s:.0f} s: {error}"
+        self._confirmed = time.monotonic()
+        return ""
 
     def release(self) -> None:
         """Let the run go."""
@@ -201,11 +218,14 @@ def _create(folder: Folder, holder: Holder) -> bool:
 
 
 def _read(folder: Folder) -> Holder | None:
+    """Who holds a run; of a damaged file, which a crash may leave, somebody unknown who has been silent."""
     data = folder.read(LEASE)
     try:
         return None if data is None else Holder(**json.loads(data))
     except (ValueError, TypeError):
-        return None  # no driver writes such a thing
+        return Holder(
+            token=sha256_of(data or b""), host="an unknown machine", pid=0, job="", home="", started="", beat=0.0
+        )
 
 
 def _write(folder: Folder, holder: Holder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 MANIFEST, MANIFEST_COPY = "manifest.json", "manifest.copy.json"
 SCHEMA_VERSION = 1
+_INSIDE = re.compile(
+    r"(coreset|keys)\.parquet|stage-\d+/(coreset|scores)\.parquet|stage-\d+/probs\.npy|stage-\d+/votes/\d+\.(parquet|probs\.npy)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +131,8 @@ def _check_form(manifest: Manifest) -> None:
     for name, kind in kinds.items():
         if not isinstance(getattr(manifest, name), kind):
             raise TypeError(f"{name} is a {type(getattr(manifest, name)).__name__}, not a {kind.__name__}")
+    if strangers := [name for name in manifest.files if not _INSIDE.fullmatch(name)]:
+        raise ValueError(f"files names {strangers[0]!r}, which no run of ours has")
     needed = {"fingerprint", "num_samples", "num_classes", "class_names"}
     if manifest.finished:
         needed |= {"class_counts", "holdout", "skipped", "skipped_ids"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from unseen_ray.comparison import Budget, Evaluation
-from unseen_ray.config import EXECUTOR_FIELDS, PruneConfig
+from unseen_ray.config import EXECUTOR_FIELDS, NAMED_FIELDS, PruneConfig, jsonable
 from unseen_ray.errors import ConfigError
 from unseen_ray.evaluation import DEFAULT_AGAINST, DEFAULT_SEEDS, Chosen, check_evaluable
 from unseen_ray.evaluation import evaluate as run_evaluation
 from unseen_ray.executor import Observer
 from unseen_ray.planning import with_model
 from unseen_ray.recipe import recipe_values
+from unseen_ray.resolve import is_target
 from unseen_ray.run import choosing_s
 from unseen_ray.running import PruneResult, executor_for, ignore, load, prune
 from unseen_ray.sources import open_source, source_ref
@@ -24,6 +26,8 @@ from unseen_ray.storage import sha256_of
 from unseen_ray.tracking import tracked
 
 __all__ = ["evaluate"]
+
+logger = logging.getLogger(__name__)
 
 _CHANGES = ("model", "recipe", "threads", "gpus_per_fit", "log_to", *EXECUTOR_FIELDS)
 
@@ -54,13 +58,15 @@ def evaluate(
             samples get.
         on_event: is told of progress.
         **changes: `model`, `recipe` (a mapping without `use` changes the run's own), `threads`, `log_to`, and where to run:
-            `executor`, `address`, `cpus_per_fold`, `gpus_per_fold`, `max_retries`, `wait_s`.
+            `executor`, `address`, `cpus_per_fold`, `gpus_per_fold`, `max_retries`, `wait_s`. Where a run was read from its folder
+            and names functions of its user's own, these are imported only if named here again: `source`, `score`, `policy`, ...
 
     Raises:
-        ConfigError: if there is nothing to measure on, or a baseline is unknown.
+        ConfigError: if there is nothing to measure on, a baseline is unknown, or a function that only the folder names is needed.
     """
     done = result if isinstance(result, PruneResult) else load(result)
-    config = _evaluated(done, changes, test)
+    prunes = selections > 1 or "fitting" in against
+    config = _evaluated(done, changes, test, prunes=prunes)
     check_evaluable(config, against=against, seeds=seeds, selections=selections, budget=budget)
     runs = [done, *(_again(done, config, number, on_event) for number in range(1, selections))]
     chosen = {"coreset": _chosen(runs)}
@@ -81,10 +87,20 @@ def evaluate(
         )
 
 
-def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any) -> PruneConfig:
+def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes: bool) -> PruneConfig:
     """The run's configuration with the changes of an evaluation, on the data that the run pruned."""
-    if unknown := sorted(changes.keys() - set(_CHANGES)):
-        raise ConfigError(f"evaluate takes no {unknown[0]!r}; it takes {', '.join(_CHANGES)}.")
+    if unknown := sorted(changes.keys() - {*_CHANGES, *NAMED_FIELDS}):
+        raise ConfigError(f"evaluate takes no {unknown[0]!r}; it takes {', '.join((*_CHANGES, *NAMED_FIELDS))}.")
+    other = [
+        name
+        for name in NAMED_FIELDS
+        if name in changes and name != "source" and jsonable(changes[name]) != jsonable(getattr(done.config, name))
+    ]
+    if other:
+        raise ConfigError(
+            f"{other[0]}={changes[other[0]]!r} is not the run's, which is {getattr(done.config, other[0])!r}. evaluate measures what the "
+            "run chose; choose otherwise by `unseen-ray select` or a new run."
+        )
     asked = {**changes, "out": done.path} | ({"test": test} if test is not None else {})
     recipe = asked.get("recipe")
     if isinstance(recipe, dict) and "use" not in recipe:
@@ -94,6 +110,8 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any) -> PruneCo
     if done.config.fit is not None and "model" in changes:
         asked["fit"] = None
     config = done.config.changed(**asked)
+    if not done.in_hand:
+        _check_named(config, changes if test is None else {**changes, "test": test}, prunes=prunes)
     if recipe is None:
         precision = done.manifest.config["recipe"]["precision"]
         config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"precision": precision})})
@@ -104,6 +122,32 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any) -> PruneCo
             f"{done.manifest.source['rows']}, or their labels or files changed. Bring the data back, or prune again."
         )
     return with_model(config, info.size_px)
+
+
+def _check_named(config: PruneConfig, given: dict[str, Any], *, prunes: bool) -> None:
+    """Say which functions are going to be imported, and refuse those that only the run's folder names.
+
+    Raises:
+        ConfigError: naming each, and how to give it.
+    """
+    fields = ("source", "test", "model", "fit", *(("score", "also_score", "policy", "guard") if prunes else ()))
+    values = {name: getattr(config, name) for name in fields}
+    each = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+    named = {name: target for name, its in each.items() for one in its if is_target(target := _use_of(one))}
+    strange = [
+        f"the run's {name} is {target}, a function of its user's own, and nothing that a run folder alone names is imported. "
+        f"Name it yourself: --{name} {target}."
+        for name, target in named.items()
+        if name not in given
+    ]
+    if strange:
+        raise ConfigError(strange)
+    for name, target in named.items():
+        logger.info("importing %s for %s", target, name)
+
+
+def _use_of(value: Any) -> Any:
+    return value.get("use") if isinstance(value, dict) else value
 
 
 def _chosen(runs: Sequence[PruneResult]) -> Chosen:

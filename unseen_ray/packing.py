@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
 import io
 import itertools
@@ -24,6 +25,7 @@ from pyarrow.fs import copy_files
 
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.errors import ConfigError, DataError, StorageError
+from unseen_ray.manifest import MANIFEST, MANIFEST_COPY
 from unseen_ray.patience import patiently
 from unseen_ray.resolve import is_target, name_of, plug_of
 from unseen_ray.run import CORESET, Run
@@ -32,7 +34,7 @@ from unseen_ray.sources.folder import FolderSource
 from unseen_ray.sources.parquet import ParquetSource
 from unseen_ray.storage import Folder, absolute_path, filesystem_of, is_uri
 
-__all__ = ["pack", "source_of"]
+__all__ = ["check_file", "pack", "source_of"]
 
 _AT_ONCE = 16  # files that are copied side by side
 _PART = 2048  # images in one part of what has no form of its own
@@ -101,10 +103,34 @@ def _check_place(to: str, run: Run) -> None:
             f"--to {to} cannot be made: the run's source is a function of its user's own, which export does not call. "
             "Export ids (.npy) or keys (.txt) and take the samples from there; in Python, `ur.torch_subset`."
         )
-    options = source_ref(asked).absolute().options
-    for place in (str(options[name]) for name in ("path", "root") if name in options):
+    for place in _places_of(run):
         if _covers(place, to):
             raise ConfigError(f"--to {to} lies in the source {place}, which it would change. Name a folder elsewhere.")
+
+
+def check_file(to: str, run: Run) -> None:
+    """Refuse a file that is one of the run's own, or that its source would read.
+
+    Raises:
+        ConfigError: naming what would be changed.
+    """
+    if is_uri(to) == is_uri(run.folder.root):
+        inner = os.path.relpath(_real(to), _real(run.folder.root))
+        if inner in (MANIFEST, MANIFEST_COPY, *run.manifest.files):
+            raise ConfigError(f"--to {to} is a file of the run itself. Name another one.")
+    for place in _places_of(run):
+        read = fnmatch.fnmatch(_real(to), _real(place)) or (to.endswith(".parquet") and _covers(place, to))
+        if read:
+            raise ConfigError(f"--to {to} is part of the source {place}, which it would change. Name another file.")
+
+
+def _places_of(run: Run) -> list[str]:
+    """Where a run's source has its files; nowhere that is known, for a function of the user's own."""
+    asked = run.manifest.asked["source"]
+    if is_target(plug_of(asked)[0]):
+        return []
+    options = source_ref(asked).absolute().options
+    return [str(options[name]) for name in ("path", "root") if name in options]
 
 
 def _covers(place: str, to: str) -> bool:

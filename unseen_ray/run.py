@@ -44,7 +44,8 @@ CORESET = "coreset.parquet"
 _OURS = re.compile(
     r"((fitting|selections/\d+)/)*(manifest(\.copy)?\.json|lease\.json|evaluation\.json|report\.html|coreset\.parquet|keys\.parquet|"
     r"stage-\d+/(coreset|scores)\.parquet|stage-\d+/probs\.npy|stage-\d+/votes/\d+\.(parquet|probs\.npy)|"
-    r"(checkpoints|tensorboard|wandb)/.*)(\.[0-9a-f]{8}\.tmp)?"
+    r"checkpoints/[0-9a-f]{32}/(checkpoint\.json|epoch-\d+-[0-9a-f]{8}-\d+\.safetensors)|checkpoints/(own-[0-9a-f]{32}|ray-train)/.*|"
+    r"tensorboard/([^/]+/)+events\.out\.tfevents\.[^/]*|wandb/.*)(\.[0-9a-f]{8}\.tmp)?"
 )
 _SOURCES = ("source", "test")  # data is known by its fingerprint, wherever it lies
 KEYS = "keys.parquet"
@@ -232,7 +233,11 @@ def _begin(config: PruneConfig, manifest: Manifest) -> Run:
     assert config.out is not None
     folder = Folder(config.out)
     others = folder.names()
-    if others:
+    before = read_manifest(folder) if others else None
+    begun_alike = (
+        before is not None and not before.finished and (before.kind, before.asked) == (manifest.kind, manifest.asked)
+    )
+    if others and not begun_alike:
         raise ConfigError(f"out={config.out} holds {', '.join(others[:3])}. Name a new or an empty folder.")
     try:
         write_manifest(folder, manifest)
@@ -249,7 +254,7 @@ def _is_untouched(folder: Folder, manifest: Manifest) -> bool:
         or set(folder.names()) - {MANIFEST, MANIFEST_COPY, LEASE, CHECKPOINTS, TENSORBOARD, "wandb", "stage-00"}
     ):
         return False
-    return not Folder(folder.path("stage-00/votes")).names()
+    return not Folder(folder.path("stage-00/votes")).names() and not Folder(folder.path(CHECKPOINTS)).files()
 
 
 def _found(folder: Folder, asked: dict[str, Any], source: dict[str, Any]) -> Run | None:

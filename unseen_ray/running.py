@@ -33,10 +33,12 @@ class PruneResult:
     Attributes:
         run: its folder and manifest.
         config: what was asked for.
+        in_hand: whether this process made it by that configuration, rather than read it from the folder.
     """
 
     run: Run
     config: PruneConfig
+    in_hand: bool = False
 
     def __repr__(self) -> str:
         source, kept = self.manifest.source, sum(stage["added"] for stage in self.manifest.stages) or len(self.coreset)
@@ -89,7 +91,7 @@ def prune(config: PruneConfig, *, fresh: bool = False, on_event: Observer | None
     tasks = config.folds * config.repeats if config.mode == "unseen" else config.repeats
     with executor_for(config, tasks) as executor, tracked(config, on_event or ignore) as observer:
         run = pipeline.prune(config, executor=executor, on_event=observer)
-    return PruneResult(run, config)
+    return PruneResult(run, config, in_hand=True)
 
 
 def load(path: str | os.PathLike[str]) -> PruneResult:

@@ -76,7 +76,15 @@ class Folder:
     root: str
 
     def path(self, name: str) -> str:
-        """The path or URI of a file of this folder, for messages and for other readers."""
+        """The path or URI of a file of this folder, for messages and for other readers.
+
+        Raises:
+            StorageError: if the name leads out of the folder, as one that was read from a file may.
+        """
+        if name.startswith(("/", "\\")) or {"", "..", "."} & set(re.split(r"[/\\]", name)):
+            raise StorageError(
+                f"{name!r} is no name of a file in {self.root}: it leads elsewhere, or to the folder itself."
+            )
         return f"{self.root.rstrip('/')}/{name}"
 
     def write(self, name: str, data: bytes) -> str:

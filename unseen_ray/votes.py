@@ -113,6 +113,8 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
         receipt = Receipt.from_json(json.loads(metadata[_RECEIPT]))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
+    if not receipt.files.keys() <= {_vote_probs_file(name)}:
+        return None  # no task of ours writes another
     for probs, digest in receipt.files.items():
         stored = folder.read(probs)
         if stored is None or sha256_of(stored) != digest:
@@ -149,7 +151,8 @@ def read_votes(folder: Folder, stage: int, index: int, digests: Mapping[str, str
     missing = [column for column in _FIXED if column not in table.column_names]
     if missing:
         raise StorageError(f"{folder.path(name)} has no column {', '.join(missing)}: it is no file of votes.")
-    if (table.schema.metadata or {}).get(_SHA256) != _content_of(table):
+    said = (table.schema.metadata or {}).get(_SHA256)
+    if said is not None and said != _content_of(table):
         raise StorageError(f"{folder.path(name)} is damaged: its checksum is another. Run the same line again.")
     columns = {column: table.column(column).to_numpy() for column in table.column_names}
     receipt = json.loads((table.schema.metadata or {}).get(_RECEIPT, b"{}"))
