@@ -2,7 +2,7 @@
 
 A suite is a YAML file: `methods` are fields of a run by name, `rows` say which of them choose by which score at which keep. Methods
 that differ only in what follows their scores share the training of stage 0. Every choice is trained by one recipe, once a seed, and
-measured on the test set after the last epoch. The same line resumes.
+measured after the last epoch, on the test set or, with `held_out: [first, end]`, on rows of the source. The same line resumes.
 
 python benchmarks/suite.py benchmarks/suites/cifar10_20k_cpu.yaml --source data/cifar10-train.parquet \
     --test data/cifar10-test.parquet --json benchmarks/results/cifar10_20k_cpu.json
@@ -27,12 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 import yaml
 from timing import conditions, write
 
 import unseen_ray as ur
-from unseen_ray.comparison import Arm, Evaluation, differences_of, without_nan
+from unseen_ray.comparison import Arm, Evaluation, break_even_of, differences_of, without_nan
 from unseen_ray.core.baselines import random_subset
 from unseen_ray.core.population import make_population
 from unseen_ray.core.seeds import derive
@@ -207,8 +208,9 @@ def evaluated(suite: Suite) -> Evaluation:
     chosen = {choice.name: chosen_by(suite, choice) for choice in suite.choices}
     _, *others = chosen
     asked = suite.fields(keep=0.5, executor=suite.args.train_on)
-    if suite.args.test:
-        asked["test"] = {"use": "parquet", "path": suite.args.test, "limit": suite.args.try_on}
+    test = held_out(suite) if "held_out" in suite.asked else suite.args.test
+    if test:
+        asked["test"] = {"use": "parquet", "path": str(test), "limit": suite.args.try_on}
     first = next(choice.method for choice in suite.choices if choice.method != RANDOM)
     home, _ = suite.stage_zero(first, suite.seeds[0])  # what is measured goes there
     config = with_model(ur.PruneConfig(**asked, out=str(home)), suite.info.size_px)
@@ -223,6 +225,26 @@ def evaluated(suite: Suite) -> Evaluation:
             executor=executor,
             on_event=say,
         )
+
+
+def held_out(suite: Suite) -> Path:
+    """Rows of the training set that are not pruned, as a file: what decisions are made on, so that the test set is looked at once."""
+    if suite.args.test:
+        raise SystemExit(
+            f"{suite.args.suite} measures on rows {suite.asked['held_out']} of the source. Leave --test out."
+        )
+    first, end = suite.asked["held_out"]
+    if first < len(suite.info):
+        raise SystemExit(
+            f"rows {first} to {end} are held out, and the first {len(suite.info)} are pruned. Lower source.limit to {first}."
+        )
+    path = Path(suite.args.out, f"held-out-{first}-{end}.parquet")
+    if not path.exists():
+        rows = pq.read_table(suite.args.source).slice(first, end - first)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(rows, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").rename(path)
+    return path
 
 
 def say(event: Any) -> None:
@@ -299,7 +321,7 @@ def report_of(suite: Suite, table: Evaluation) -> dict[str, Any]:
     rows = []
     for choice in suite.choices:
         arm = arms[choice.name]
-        saved = full.seconds_each - arm.seconds_each
+        even = break_even_of([arm, full])
         rows.append(
             {
                 "method": choice.method,
@@ -309,7 +331,7 @@ def report_of(suite: Suite, table: Evaluation) -> dict[str, Any]:
                 **class_facts(arm, full, sizes_C),
                 "less_random": against(arm, arms, Choice(RANDOM, choice.score, choice.keep)),
                 "less_fitting": against(arm, arms, Choice("fitting", choice.score, choice.keep)),
-                "pays_after_trainings": (arm.choosing_s or 0.0) / saved if arm.choosing_s and saved > 0 else None,
+                "pays_after_trainings": even.trainings if even and arm.choosing_s else None,
             }
         )
     return {
@@ -324,12 +346,24 @@ def report_of(suite: Suite, table: Evaluation) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def noted_start(out: Path, device: torch.device) -> list[dict[str, Any]]:
+    """When the suite was started, and from which commit, this time included: its rows may be of several days."""
+    path = Path(out, "starts.json")
+    starts = json.loads(path.read_text()) if path.exists() else []
+    now = conditions(device, argparse.Namespace())
+    starts.append({name: now[name] for name in ("date", "commit") if name in now})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(starts, indent=1))
+    return list(starts)
+
+
 def measured(arm: Arm) -> dict[str, Any]:
     return {
         "samples": arm.samples,
         "accuracies": arm.accuracies,
         "mean": arm.mean,
         "std": arm.std if len(arm.accuracies) > 1 else None,
+        "seconds": round(arm.seconds, 1),
         "seconds_each": round(arm.seconds_each, 2),
         "choosing_s": None if arm.choosing_s is None else round(arm.choosing_s, 2),
     }
@@ -376,13 +410,17 @@ def main() -> None:
     args = parser.parse_args()
     args.out = args.out or Path("runs", args.suite.stem + ("-tried" if args.try_on else ""))
     asked = yaml.safe_load(args.suite.read_text())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     suite = Suite(tried(asked, args.try_on) if args.try_on else asked, args)
-    began = time.monotonic()
+    began, starts = time.monotonic(), noted_start(args.out, device)
     prune_all(suite)
     report = report_of(suite, evaluated(suite))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report = {
-        "conditions": {**conditions(device, args), "seconds_of_this_start": round(time.monotonic() - began, 1)},
+        "conditions": {
+            **conditions(device, args),
+            "starts": starts,
+            "seconds_of_this_start": round(time.monotonic() - began, 1),
+        },
         **report,
     }
     for line in lines_of(report):

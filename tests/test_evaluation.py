@@ -31,6 +31,7 @@ def arm(
     seconds_std: float = 0.0,
     choosing_s: float | None = 0.0,
     devices: tuple[str, ...] = ("cpu",),
+    choosing_devices: tuple[str, ...] = (),
     drawn: bool = False,
 ) -> Arm:
     return Arm(
@@ -45,6 +46,7 @@ def arm(
         seconds_std=seconds_std,
         choosing_s=choosing_s,
         devices=devices,
+        choosing_devices=choosing_devices,
         drawn=drawn,
     )
 
@@ -143,6 +145,8 @@ def test_no_break_even_without_its_two_measures() -> None:
     assert break_even_of([coreset, arm("random", [0.5])]) is None
     assert break_even_of([unknown, arm("full", [0.5])]) is None
     assert break_even_of([coreset, arm("full", [0.5], seconds_each=9.0, devices=("H200",))]) is None
+    chosen_elsewhere = arm("coreset", [0.5], choosing_s=12.0, choosing_devices=("H200",))
+    assert break_even_of([chosen_elsewhere, arm("full", [0.5], seconds_each=9.0)]) is None
 
 
 def test_the_matched_baseline_has_the_coresets_class_counts(finished: ur.PruneResult) -> None:

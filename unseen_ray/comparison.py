@@ -35,6 +35,7 @@ class Arm:
         seconds_std: their standard deviation (n - 1), NaN for one.
         choosing_s: seconds of workers that one choice of the subset took; 0 where it is drawn, None where it is not known.
         devices: what they ran on.
+        choosing_devices: what the models ran on that a choice was made by; empty where it is not known, or the subset is drawn.
         drawn: whether every training had a subset of its own, or all the same set: no choice is made twice.
     """
 
@@ -49,6 +50,7 @@ class Arm:
     seconds_std: float
     choosing_s: float | None
     devices: tuple[str, ...]
+    choosing_devices: tuple[str, ...]
     drawn: bool
 
     @property
@@ -183,6 +185,7 @@ def arm_of(
     class_samples: Sequence[np.ndarray],
     *,
     choosing_s: float | None,
+    choosing_devices: tuple[str, ...] = (),
     drawn: bool = False,
 ) -> Arm:
     """A line from its trainings, in the order of (selection, repeat).
@@ -191,7 +194,7 @@ def arm_of(
         name: the arm's.
         results: of each training.
         class_samples: (C,) training samples of each class, for each training.
-        choosing_s, drawn: see `Arm`.
+        choosing_s, choosing_devices, drawn: see `Arm`.
     """
     seconds = [result.worker_seconds for result in results]
     return Arm(
@@ -206,6 +209,7 @@ def arm_of(
         seconds_std=_std(seconds),
         choosing_s=choosing_s,
         devices=tuple(sorted({result.device for result in results})),
+        choosing_devices=choosing_devices,
         drawn=drawn,
     )
 
@@ -217,9 +221,11 @@ def differences_of(arms: Sequence[Arm]) -> tuple[Difference, ...]:
 
 
 def break_even_of(arms: Sequence[Arm]) -> BreakEven | None:
-    """From the first arm's cost and the time of `full`; None where either is missing, or they ran on different devices."""
+    """From the first arm's cost and the time of `full`; None where either is missing, or different devices did these."""
     coreset, full = arms[0], next((arm for arm in arms if arm.name == "full"), None)
     if full is None or coreset.choosing_s is None or coreset.devices != full.devices:
+        return None
+    if coreset.choosing_devices and coreset.choosing_devices != full.devices:
         return None
     saved_s = full.seconds_each - coreset.seconds_each
     error_s = math.sqrt(

@@ -56,10 +56,12 @@ class Chosen:
     Attributes:
         subsets: sorted ids of each choice.
         seconds: seconds of workers that one choice took, None where it is not known.
+        devices: what these worked on, where that is known.
     """
 
     subsets: tuple[IdArray, ...]
     seconds: float | None
+    devices: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -159,9 +161,18 @@ def _lines(
     for arm in arms:
         its = [task for task in tasks if task.arm == arm]
         counts = [population.class_counts(task.train.resolve(population)) for task in its]
-        choosing_s = chosen[arm].seconds if arm in chosen else 0.0
+        choice = chosen.get(arm, Chosen((), 0.0))
         measured = [_as_of(task, results[_place(task)]) for task in its]
-        lines.append(arm_of(arm, measured, counts, choosing_s=choosing_s, drawn=arm not in chosen))
+        lines.append(
+            arm_of(
+                arm,
+                measured,
+                counts,
+                choosing_s=choice.seconds,
+                choosing_devices=choice.devices,
+                drawn=arm not in chosen,
+            )
+        )
     return tuple(lines)
 
 

@@ -153,7 +153,9 @@ def _use_of(value: Any) -> Any:
 def _chosen(runs: Sequence[PruneResult]) -> Chosen:
     costs = [choosing_s(run.manifest) for run in runs]
     known = [cost for cost in costs if cost is not None]
-    return Chosen(tuple(run.coreset.ids for run in runs), sum(known) / len(runs) if len(known) == len(runs) else None)
+    mean = sum(known) / len(runs) if len(known) == len(runs) else None
+    devices = {task["device"] for run in runs for stage in run.manifest.stages for task in stage["tasks"]}
+    return Chosen(tuple(run.coreset.ids for run in runs), mean, tuple(sorted(devices)))
 
 
 def _again(done: PruneResult, config: PruneConfig, number: int, on_event: Observer | None) -> PruneResult:

@@ -13,7 +13,7 @@ from unseen_ray.job import EvalResult
 from unseen_ray.sealed import seal, unseal
 from unseen_ray.storage import Folder
 
-__all__ = ["EVALUATION", "known_results", "store_results", "stored_tables", "with_table"]
+__all__ = ["EVALUATION", "fullest_first", "known_results", "store_results", "stored_tables", "with_table"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,27 @@ def stored_tables(folder: Folder) -> list[dict[str, Any]]:
 
 
 def with_table(tables: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
-    """The new one first; it takes the place of one that was measured in the same way."""
-    return [new, *(table for table in tables if any(table[name] != new[name] for name in _MEASURED_BY))]
+    """The new one first; it takes the place of those that were measured in the same way and say no more."""
+    return [new, *(table for table in tables if not (_alike(table, new) and _covers(new, table)))]
+
+
+def fullest_first(tables: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the tables that were measured as the newest was the fullest, then the others, the newest first."""
+    if not tables:
+        return []
+    alike = [table for table in tables if _alike(table, tables[0])]
+    first = max(alike, key=lambda table: sum(len(arm["accuracies"]) for arm in table["arms"]))
+    return [first, *(table for table in tables if table is not first)]
+
+
+def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one[name] == other[name] for name in _MEASURED_BY)
+
+
+def _covers(new: dict[str, Any], old: dict[str, Any]) -> bool:
+    """Whether a table has every arm of another, trained as often at least."""
+    trained = {arm["name"]: len(arm["accuracies"]) for arm in new["arms"]}
+    return all(trained.get(arm["name"], 0) >= len(arm["accuracies"]) for arm in old["arms"])
 
 
 def known_results(folder: Folder) -> dict[str, EvalResult]:

@@ -5,6 +5,7 @@ Shapes: M candidates of stage 0, C classes, S scores.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -14,14 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from unseen_ray.comparison import without_nan
+from unseen_ray.config import PruneConfig
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.scorebook import mean_ranks
-from unseen_ray.core.seeds import tie_keys
 from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation
 from unseen_ray.errors import ConfigError
 from unseen_ray.guarding import suspects_kept
 from unseen_ray.job import score_name
-from unseen_ray.results import stored_tables
+from unseen_ray.pipeline import apply_policy
+from unseen_ray.resolve import is_target, plug_of
+from unseen_ray.results import fullest_first, stored_tables
 from unseen_ray.run import CORESET, Run, choosing_s, load_run
 from unseen_ray.storage import Folder
 from unseen_ray.votes import scores_file
@@ -58,10 +61,7 @@ def gather(run: Run) -> ReportFacts:
     stage_M = np.full(len(ids_M), -1, np.int64)
     stage_M[np.searchsorted(ids_M, coreset.column("id").to_numpy())] = coreset.column("stage").to_numpy()
     score = score_name(run.manifest.config["score"])
-    tables = stored_tables(run.folder)
-    tables.sort(
-        key=lambda table: -sum(len(arm["accuracies"]) for arm in table["arms"])
-    )  # of equal ones the last that was made
+    tables = fullest_first(stored_tables(run.folder))
     evaluation = tables[0] if tables else None
     source = run.manifest.source
     names = source["class_names"] or [str(number) for number in range(source["num_classes"])]
@@ -165,23 +165,28 @@ def _importance(run: Run, table: pa.Table, score: str) -> list[dict[str, Any]]:
     """For each later stage: how the order of its candidates by its own model agrees with their order in stage 0."""
     found = []
     coreset = run.table(CORESET)
-    seed = run.manifest.config["seed"]
+    config = PruneConfig.from_json(run.manifest.asked)
     ids_M, zero_M = table.column("id").to_numpy(), table.column(score).to_numpy()
     for stage in run.manifest.stages[1:]:
         later = run.table(scores_file(stage["index"]))
         candidates = later.column("id").to_numpy()
-        before = zero_M[np.searchsorted(ids_M, candidates)]
+        places = np.searchsorted(ids_M, candidates)
+        before = zero_M[places]
         after = later.column(score).to_numpy()
         picked = coreset.filter(pc.equal(coreset.column("stage"), stage["index"])).column("id").to_numpy()
-        order = np.lexsort((tie_keys(candidates, seed), -before))
-        as_before = candidates[order[: stage["added"]]]
+        kept = coreset.filter(pc.less(coreset.column("stage"), stage["index"])).column("label").to_numpy()
+        kept_C = np.bincount(kept, minlength=run.manifest.source["num_classes"])
+        overlap = math.nan
+        if not is_target(plug_of(config.policy)[0]):  # a function of the user's own is not imported
+            as_before = apply_policy(config, table.take(pa.array(places)), budget=stage["added"], kept_C=kept_C)
+            overlap = len(np.intersect1d(candidates[as_before], picked)) / stage["added"]
         found.append(
             {
                 "stage": stage["index"],
                 "candidates": later.num_rows,
                 "added": stage["added"],
                 "rank_correlation": rank_correlation(before, after),
-                "overlap": len(np.intersect1d(as_before, picked)) / stage["added"],
+                "overlap": overlap,
                 "cells": _cells(before, after),
             }
         )
