@@ -22,8 +22,8 @@ TIMES = 20
 FIELDS = ["--source", "digits", "--keep", "0.5", "--folds", "2", "--recipe.batch_size", "8", "--recipe.min_steps", "0"]
 
 
-def stop(line: list[str], log: Path, sent: signal.Signals, wait_s: float) -> tuple[float, int]:
-    """Start a run, stop it while it trains; seconds that its end took, and the exit code."""
+def stop(line: list[str], log: Path, sent: signal.Signals, wait_s: float) -> tuple[float, float, int]:
+    """Start a run, stop it while it trains; seconds until the last file was written and until the end, and the exit code."""
     restore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
     with log.open("wb") as stream:
         process = subprocess.Popen(line, stdout=stream, stderr=stream, start_new_session=True, **restore)
@@ -34,29 +34,33 @@ def stop(line: list[str], log: Path, sent: signal.Signals, wait_s: float) -> tup
     time.sleep(wait_s)
     ours = psutil.Process(process.pid).children(recursive=True)
     assert len(ours) > 3  # a private cluster and its workers
-    began = time.monotonic()
+    at, began = time.time(), time.monotonic()
     os.kill(process.pid, sent)
     code = process.wait(60)
     seconds = time.monotonic() - began
     _, alive = psutil.wait_procs(ours, timeout=15)
     assert not alive, alive
-    return seconds, code
+    files = [path for path in Path(line[-1]).rglob("*") if path.is_file()]
+    return max(path.stat().st_mtime for path in files) - at, seconds, code
 
 
 @pytest.mark.timeout(1500)
 def test_a_stopped_driver_ends_at_once_and_takes_its_cluster_along(tmp_path: Path) -> None:
     rng = random.Random(0)
-    seconds = []
+    seconds, saved = [], []
     out, log = tmp_path / "run", tmp_path / "log"
     line = [sys.executable, "-m", "unseen_ray", "prune", *FIELDS, "--recipe.epochs", "2000", "--out", str(out)]
     for turn in range(TIMES):
         sent = (signal.SIGTERM, signal.SIGINT)[turn % 2]
-        took, code = stop(line, log, sent, rng.uniform(0, 3))
+        wrote, took, code = stop(line, log, sent, rng.uniform(0, 3))
         assert code == 130, log.read_text()
         assert "interrupted; run the same line again to go on" in log.read_text()
         assert "Traceback" not in log.read_text()
         seconds.append(took)
+        saved.append(wrote)
     print(f"seconds to the end: median {statistics.median(seconds):.2f}, most {max(seconds):.2f}, of {TIMES}")
+    print(f"seconds to the last write: median {statistics.median(saved):.2f}, most {max(saved):.2f}")
+    assert statistics.median(saved) < 1
     assert statistics.median(seconds) < 3
     assert max(seconds) < 15
 
@@ -64,7 +68,7 @@ def test_a_stopped_driver_ends_at_once_and_takes_its_cluster_along(tmp_path: Pat
 def test_a_stopped_run_ends_in_the_same_ids(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "unseen_ray", "prune", *FIELDS, "--recipe.epochs", "40", "--out"]
     for turn in range(3):
-        _, code = stop([*line, str(tmp_path / "stopped")], tmp_path / "log", signal.SIGTERM, float(turn))
+        *_, code = stop([*line, str(tmp_path / "stopped")], tmp_path / "log", signal.SIGTERM, float(turn))
         assert code == 130, (tmp_path / "log").read_text()
     for name in ("stopped", "whole"):
         subprocess.run([*line, str(tmp_path / name)], check=True, capture_output=True)

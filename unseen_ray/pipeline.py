@@ -23,13 +23,14 @@ from unseen_ray.errors import FitError
 from unseen_ray.executor import Executor, Observer
 from unseen_ray.guarding import open_positions
 from unseen_ray.job import EvalResult, Job, Progress, Receipt, score_name
+from unseen_ray.judging import judge
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.preflight import check_functions, check_lenders, check_test
 from unseen_ray.resolve import function_of, is_target, offered
 from unseen_ray.run import CORESET, KEYS, Run, clear_checkpoints, coreset_of, open_run
 from unseen_ray.sources import Source, SourceInfo, default_test, open_source, source_ref
 from unseen_ray.storage import Folder, absolute_path
-from unseen_ray.votes import MergeRequest, borrow_votes, find_receipt
+from unseen_ray.votes import MergeRequest, borrow_votes, find_receipt, scores_file
 
 __all__ = [
     "apply_policy",
@@ -230,6 +231,7 @@ def _finish(run: Run, source: Source, population: Population, elapsed_s: Callabl
         }
     )
     files[CORESET] = run.folder.write_table(CORESET, table)
+    judge(PruneConfig.from_json(run.manifest.asked), run.table(scores_file(0)), coreset.ids, source.info.class_names)
     kept = {name: digest for name, digest in run.manifest.files.items() if not name.endswith("/coreset.parquet")}
     stages = run.manifest.stages
     run = run.commit(files={**kept, **files}, cost=cost_of(stages, elapsed_s()), finished=True)

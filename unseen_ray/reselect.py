@@ -14,6 +14,7 @@ from unseen_ray.core.scorebook import ScoreBook, log_of_probs
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.guarding import LABEL_MARGIN, SUSPECT, needs_probs, suspects_of
 from unseen_ray.job import score_name
+from unseen_ray.judging import judge
 from unseen_ray.manifest import Manifest
 from unseen_ray.pipeline import apply_policy
 from unseen_ray.resolve import did_you_mean, is_target, plug_of
@@ -69,6 +70,7 @@ def reselect(
         "stage": coreset.stages,
         "score": coreset.scores,
     }
+    judge(config, table, coreset.ids, run.manifest.source["class_names"])
     new = open_selection(run, config)
     files = {
         CORESET: new.folder.write_table(CORESET, pa.table(columns)),

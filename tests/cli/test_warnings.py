@@ -98,7 +98,8 @@ def test_a_plan_warns_of_the_same(
 
 def test_what_is_in_order_is_not_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = data_of(tmp_path, BALANCED), tmp_path / "run"
-    main(shlex.split(f"prune --source {data} --keep 0.5 --out {out} {FAST} --recipe.batch_size 10 --recipe.epochs 30"))
+    flags = f"{FAST} --policy class_balanced --recipe.batch_size 10 --recipe.epochs 30"
+    main(shlex.split(f"prune --source {data} --keep 0.5 --out {out} {flags}"))
     assert "WARNING" not in capsys.readouterr().err
 
 

@@ -1,0 +1,56 @@
+"""Warnings about a finished choice: each where it holds, with its numbers, and none where it does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from unseen_ray.config import PruneConfig
+from unseen_ray.judging import judge
+
+LABELS = np.arange(400) % 4
+RIGHT = np.arange(400) >= 100
+
+
+def table(p_label: np.ndarray | float = 0.5, **more: np.ndarray) -> pa.Table:
+    preds = np.where(RIGHT, LABELS, (LABELS + 1) % 4)
+    columns = {"id": np.arange(400), "label": LABELS, "pred": preds, "p_label": np.broadcast_to(p_label, 400)}
+    return pa.table({**columns, "entropy": np.linspace(1, 0, 400), **more})
+
+
+def config(**fields: object) -> PruneConfig:
+    return PruneConfig(**{"source": "digits", "keep": 0.5, **fields})
+
+
+def said(caplog: pytest.LogCaptureFixture, *args: object) -> str:
+    caplog.clear()
+    judge(*args)  # type: ignore[arg-type]
+    return caplog.text
+
+
+def test_the_hardest_few_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    hardest = np.arange(100)
+    text = said(caplog, config(), table(), hardest, ())
+    assert "the hardest 25 % alone often train worse than a random subset" in text
+    assert "right on 0 % of what is kept and on 100 % of what is not" in text
+    assert not said(caplog, config(policy="ccs"), table(), hardest, ())
+    assert not said(caplog, config(), table(), np.arange(200), ())
+
+
+def test_classes_left_almost_empty_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    kept = np.flatnonzero(LABELS < 2)
+    assert "2 of 4 classes are left almost empty: cat (0.0%), dog (0.0%) kept, of 50.0 % in all" in said(
+        caplog, config(), table(), kept, ("ant", "bee", "cat", "dog")
+    )
+    assert "left almost empty: 2 (0.0%), 3 (0.0%)" in said(caplog, config(), table(), kept, ())
+    assert not said(caplog, config(), table(), np.union1d(kept, np.arange(40)), ())
+
+
+def test_a_choice_full_of_suspects_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    kept, doubtful = np.arange(200), np.where(RIGHT, 0.9, 0.05)
+    text = said(caplog, config(), table(doubtful), kept, ())
+    assert "50 % of what is kept by entropy may bear a wrong label" in text and "and 0 % of what is not" in text
+    guarded = table(doubtful, suspect=np.zeros(400, bool))
+    for quiet in ((config(), guarded), (config(mode="fitting"), table(doubtful)), (config(), table(0.2))):
+        assert not said(caplog, *quiet, kept, ())

@@ -1,0 +1,87 @@
+"""What a finished choice warns of, before somebody trains on it for a week."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from unseen_ray.config import PruneConfig
+from unseen_ray.core.arrays import IdArray
+from unseen_ray.guarding import SUSPECT
+from unseen_ray.job import score_name
+from unseen_ray.resolve import plug_of
+
+__all__ = ["judge"]
+
+logger = logging.getLogger(__name__)
+
+_HARD_FIRST = ("top", "class_balanced", "class_floor", "class_quota")
+_COLLAPSE_BELOW = 0.35
+_ALMOST_EMPTY = 0.05
+_MANY_SUSPECTS = 0.1
+_NAMED = 5
+
+
+def judge(config: PruneConfig, table: pa.Table, kept_ids: IdArray, class_names: Sequence[str]) -> None:
+    """Log what a choice is likely to suffer from.
+
+    Args:
+        config: the run's.
+        table: the scores of stage 0.
+        kept_ids: (M,) sorted ids of the coreset.
+        class_names: C names, or none.
+    """
+    labels, preds = (table.column(name).to_numpy() for name in ("label", "pred"))
+    kept = np.isin(table.column("id").to_numpy(), kept_ids)
+    if not kept.any() or kept.all():
+        return
+    _warn_of_collapse(config, kept, right=preds == labels)
+    _warn_of_empty_classes(kept, labels, class_names)
+    _warn_of_suspects(config, table, kept, labels)
+
+
+def _warn_of_collapse(config: PruneConfig, kept: np.ndarray, *, right: np.ndarray) -> None:
+    if plug_of(config.policy)[0] in _HARD_FIRST and kept.mean() < _COLLAPSE_BELOW:
+        logger.warning(
+            "the hardest %.0f %% alone often train worse than a random subset: the scoring models are right on %.0f %% of what is kept "
+            "and on %.0f %% of what is not. Try policy: ccs or beta, or more stages, and let `unseen-ray evaluate` compare with random.",
+            100 * kept.mean(),
+            100 * right[kept].mean(),
+            100 * right[~kept].mean(),
+        )
+
+
+def _warn_of_empty_classes(kept: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
+    sizes_C = np.bincount(labels)
+    shares_C = np.bincount(labels[kept], minlength=len(sizes_C)) / np.maximum(sizes_C, 1)
+    empty = np.flatnonzero((sizes_C > 0) & (shares_C < _ALMOST_EMPTY * kept.mean()))
+    if len(empty):
+        worst = empty[np.argsort(shares_C[empty], kind="stable")][:_NAMED]
+        named = ", ".join(f"{class_names[c] if class_names else c} ({shares_C[c]:.1%})" for c in worst)
+        logger.warning(
+            "%d of %d classes are left almost empty: %s kept, of %.1f %% in all. Try policy: class_floor.",
+            len(empty),
+            int((sizes_C > 0).sum()),
+            named,
+            100 * kept.mean(),
+        )
+
+
+def _warn_of_suspects(config: PruneConfig, table: pa.Table, kept: np.ndarray, labels: np.ndarray) -> None:
+    if SUSPECT in table.column_names or config.mode == "fitting":
+        return  # what a guard finds is not chosen; a model that was trained on a wrong label has learned it
+    unlikely = 0.5 / (int(labels.max()) + 1)
+    preds, p_label = (table.column(name).to_numpy() for name in ("pred", "p_label"))
+    suspects = (preds != labels) & (p_label < unlikely)
+    among, beside = suspects[kept].mean(), suspects[~kept].mean()
+    if among > _MANY_SUSPECTS and among > 2 * beside:
+        logger.warning(
+            "%.0f %% of what is kept by %s may bear a wrong label (predicted as another class, its own less than half as probable as by "
+            "chance), and %.0f %% of what is not. Look at them in `unseen-ray report`; guard: confident_learning keeps such out.",
+            100 * among,
+            score_name(config.score),
+            100 * beside,
+        )
