@@ -37,12 +37,12 @@ FIELDS: dict[str, Any] = {
     "keep": 0.5,
     "folds": 3,
     "schedule": [0.3, 0.4, 0.5],
-    "model": {"use": "small_cnn", "width": 96},
+    "model": {"use": "small_cnn", "width": 128},
     "recipe": {
-        "epochs": 8,
-        "batch_size": 4,
+        "epochs": 6,
+        "batch_size": 2,
         "min_steps": 0,
-    },  # epochs of a second or so, as long as a checkpoint needs to pay
+    },  # epochs of some seconds: a checkpoint after each must cost no more than 2 % of it
     "log_to": "none",
 }
 PATIENCE_S = 240.0
@@ -60,6 +60,7 @@ class Chaos:
 
     def __init__(self, cluster: Cluster, server: S3Server, rng: random.Random, only: Sequence[str]) -> None:
         self.cluster, self.server, self.rng = cluster, server, rng
+        self.cut = ""
         kinds: dict[str, Callable[[Run], bool]] = {
             "fold actor killed": lambda run: self._kill("ray::FoldWorker"),
             "aggregator killed": lambda run: self._kill("ray::Aggregator"),
@@ -80,7 +81,8 @@ class Chaos:
         self.kinds = {kind: strike for kind, strike in kinds.items() if kind in (only or kinds)}
 
     def strike(self, run: Run) -> str | None:
-        """Do something that is possible now; what it was, or None where nothing is."""
+        """Do something that is possible now; what it was, or None where nothing is. `cut` is the file that it damaged."""
+        self.cut = ""
         return next(
             (kind for kind in self.rng.sample(list(self.kinds), len(self.kinds)) if self.kinds[kind](run)), None
         )
@@ -128,6 +130,7 @@ class Chaos:
         data = folder.read(name)
         if data:
             folder.write(name, data[: len(data) // 2])
+            self.cut = name
         return bool(data)
 
     def _storage(self, run: Run, fault: Callable[[str, str], int | float | None]) -> bool:
@@ -157,8 +160,8 @@ def attack(run: Run, chaos: Chaos, left: int) -> list[Fault]:
             storage = "S3" if run.on_s3 else "local disk"
             kind = chaos.strike(run)
             if kind is not None:
-                faults.append(Fault(kind, run.number, storage, at))
-                print(f"run {run.number}, {storage}: {kind}", flush=True)
+                faults.append(Fault(kind, run.number, storage, at, file=chaos.cut))
+                print(f"run {run.number}, {storage}: {kind} {chaos.cut}".rstrip(), flush=True)
 
 
 def get_on(run: Run, since: float) -> bool:

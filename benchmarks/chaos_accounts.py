@@ -25,6 +25,7 @@ class Fault:
         kind, run, storage: what was done to which run, whose files lie where.
         at_s: when, on the harness's clock.
         fits: trainings that it broke off.
+        file: what it damaged.
         redone: epochs of them that were trained again, the one that was under way counted by its part.
         recovery_s: until a fit that it broke off went on; 0 where it broke off none.
     """
@@ -34,6 +35,7 @@ class Fault:
     storage: str
     at_s: float
     fits: int = 0
+    file: str = ""
     redone: float = 0.0
     recovery_s: float = 0.0
 
@@ -105,8 +107,11 @@ def shortfalls_of(report: dict[str, Any]) -> list[str]:
         found.append(
             f"a fault that broke a fit off cost {report['redone_epochs_median']:.2f} epochs (median), more than one"
         )
-    if report["finished_tasks_done_again"]:
-        found.append(f"{report['finished_tasks_done_again']} finished folds were trained again")
+    damaged = sum("/votes/" in fault["file"] for fault in report["each"])
+    if report["finished_tasks_done_again"] > damaged:
+        found.append(
+            f"{report['finished_tasks_done_again']} finished folds were trained again, and the votes of {damaged} were damaged"
+        )
     return found
 
 

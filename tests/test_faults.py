@@ -38,11 +38,11 @@ def test_a_failure_of_the_last_writes_is_made_good(tmp_path: Path, monkeypatch: 
     undisturbed = run(tmp_path / "undisturbed")
     write, calls = Folder.write, []
 
-    def failing(self: Folder, written: str, data: bytes) -> str:
+    def failing(self: Folder, written: str, data: bytes, **more: bool) -> str:
         calls.append(written)
         if written == name and "stage-01/scores.parquet" in calls and (name != "manifest.json" or CORESET in calls):
             raise StorageError("the disk is full")
-        return write(self, written, data)
+        return write(self, written, data, **more)
 
     monkeypatch.setattr(Folder, "write", failing)
     with pytest.raises(StorageError, match="the disk is full"):
@@ -57,10 +57,10 @@ def test_a_manifest_without_a_copy_ends_no_run(
 ) -> None:
     write = Folder.write
 
-    def failing(self: Folder, written: str, data: bytes) -> str:
+    def failing(self: Folder, written: str, data: bytes, **more: bool) -> str:
         if written == "manifest.copy.json":
             raise StorageError("the disk is full")
-        return write(self, written, data)
+        return write(self, written, data, **more)
 
     monkeypatch.setattr(Folder, "write", failing)
     assert len(run(tmp_path).coreset) == 100

@@ -56,9 +56,9 @@ class Manifest:
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
     """Put the manifest in place, then a copy of it, if that can be; readers see the old one or the new one, whole."""
     data = seal(asdict(manifest))
-    folder.write(MANIFEST, data)
+    folder.write(MANIFEST, data, durable=True)
     try:
-        folder.write(MANIFEST_COPY, data)
+        folder.write(MANIFEST_COPY, data, durable=True)
     except StorageError as error:
         logger.warning("the manifest has no copy: %s", error)
 

@@ -87,10 +87,15 @@ class Folder:
             )
         return f"{self.root.rstrip('/')}/{name}"
 
-    def write(self, name: str, data: bytes) -> str:
+    def write(self, name: str, data: bytes, *, durable: bool = False) -> str:
         """Put a file in place whole, making the folders above it.
 
         Local files are written aside and renamed; an object store shows an object only when it is complete.
+
+        Args:
+            name: the file.
+            data: its bytes.
+            durable: whether it must survive a power failure, too; what a checksum finds damaged need not.
 
         Returns:
             The SHA-256 of its bytes.
@@ -99,7 +104,7 @@ class Folder:
             StorageError: if it cannot be written; what stood there before stays.
         """
         try:
-            patiently(self.path(name), lambda: _put(self.path(name), data))
+            patiently(self.path(name), lambda: _put(self.path(name), data, durable=durable))
         except OSError as error:
             raise StorageError(
                 f"{self.path(name)} cannot be written: {error}. Free space or mend the storage, then run again."
@@ -237,7 +242,7 @@ class Folder:
         return sorted(entry.path[len(path.rstrip("/")) + 1 :] for entry in found if entry.type == FileType.File)
 
 
-def _put(target: str, data: bytes) -> None:
+def _put(target: str, data: bytes, *, durable: bool) -> None:
     fs, path = filesystem_of(target)
     if fs.type_name != "local":
         with fs.open_output_stream(path) as stream:
@@ -248,11 +253,24 @@ def _put(target: str, data: bytes) -> None:
         fs.create_dir(os.path.dirname(path), recursive=True)
         with fs.open_output_stream(aside) as stream:
             stream.write(data)
+        if durable:
+            _sync(aside)
         fs.move(aside, path)
+        if durable:
+            _sync(os.path.dirname(path))
     except OSError:
         if os.path.exists(aside):
             os.unlink(aside)
         raise
+
+
+def _sync(path: str) -> None:
+    """Have the disk hold what was written to a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _get(target: str) -> bytes:
