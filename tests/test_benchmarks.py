@@ -116,4 +116,4 @@ def test_no_finished_fold_is_trained_again_for_lost_drivers_and_nodes(tmp_path: 
     report = chaos(tmp_path, 6, "driver killed", "node gone")
     assert report["finished_tasks_done_again"] == 0
     assert report["broke_off"] >= 1
-    assert report["driver_starts"] == report["runs"] + report["kinds"]["driver killed"]["faults"]
+    assert report["driver_starts"] >= report["runs"] + report["kinds"]["driver killed"]["faults"]
