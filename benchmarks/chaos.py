@@ -11,6 +11,7 @@ python benchmarks/chaos.py --faults 100 --seed 0 --json benchmarks/results/chaos
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import random
@@ -22,9 +23,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from chaos_accounts import Fault, charge, epochs_of, kinds_of, lines_of, shortfalls_of, totals_of
 from chaos_cluster import Cluster, Run, descendants
+from PIL import Image
+from sklearn.datasets import load_digits
 from timing import conditions, write
 
 import unseen_ray as ur
@@ -32,12 +38,12 @@ from tests.distributed.nodes import client_environment
 from tests.s3 import BUCKET, S3Server
 from unseen_ray.storage import Folder
 
+COPIES = 3
 FIELDS: dict[str, Any] = {
-    "source": "digits",
     "keep": 0.5,
     "folds": 3,
     "schedule": [0.3, 0.4, 0.5],
-    "model": {"use": "small_cnn", "width": 128},
+    "model": {"use": "small_cnn", "width": 96},
     "recipe": {
         "epochs": 6,
         "batch_size": 2,
@@ -176,9 +182,23 @@ def get_on(run: Run, since: float) -> bool:
     return False
 
 
-def undisturbed(cluster: Cluster, folder: Path, env: dict[str, str]) -> Run:
+def noisy_digits(path: Path) -> Path:
+    """The bundled digits, each some times over with noise: enough for epochs of some seconds."""
+    rng = np.random.default_rng(0)
+    bunch = load_digits()
+    pixels = np.repeat(bunch.images, COPIES, axis=0) * 15 + rng.integers(0, 16, (COPIES * len(bunch.images), 8, 8))
+    images = []
+    for grey in pixels.astype(np.uint8):
+        stream = io.BytesIO()
+        Image.fromarray(grey).save(stream, "PNG")
+        images.append({"bytes": stream.getvalue(), "path": None})
+    pq.write_table(pa.table({"image": images, "label": np.repeat(bunch.target, COPIES)}), path)
+    return path
+
+
+def undisturbed(cluster: Cluster, folder: Path, env: dict[str, str], fields: dict[str, Any]) -> Run:
     """A run that nothing happens to."""
-    run = Run(0, {**FIELDS, "out": str(folder / "undisturbed"), "address": cluster.address}, folder, env)
+    run = Run(0, {**fields, "out": str(folder / "undisturbed"), "address": cluster.address}, folder, env)
     run.start()
     if run.driver.wait(600):
         raise SystemExit(f"the undisturbed run failed:\n{run.log.read_text()[-3000:]}")
@@ -189,10 +209,11 @@ def campaign(count: int, seed: int, only: Sequence[str], folder: Path, server: S
     """Runs until there were `count` faults; SystemExit if one of them picks other ids."""
     env = client_environment(folder) | HEALTH
     os.environ.update({name: env[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")})
+    fields = {**FIELDS, "source": str(noisy_digits(folder / "digits.parquet"))}
     cluster = Cluster(env, folder)
     try:
         chaos = Chaos(cluster, server, random.Random(seed), only)
-        first = undisturbed(cluster, made(folder / "0"), env)
+        first = undisturbed(cluster, made(folder / "0"), env, fields)
         wanted = ur.load(first.out).coreset.ids.tolist()
         epochs, epoch_s = epochs_of(first.events())
         faults: list[Fault] = []
@@ -201,7 +222,7 @@ def campaign(count: int, seed: int, only: Sequence[str], folder: Path, server: S
             runs += 1
             home = made(folder / str(runs))
             out = f"s3://{BUCKET}/run-{runs}" if runs % 2 else str(home / "run")
-            run = Run(runs, {**FIELDS, "out": out, "address": cluster.address}, home, env)
+            run = Run(runs, {**fields, "out": out, "address": cluster.address}, home, env)
             try:
                 struck = attack(run, chaos, count - len(faults))
             finally:

@@ -61,8 +61,8 @@ class Checkpoints:
     Args:
         folder: the run's.
         key: digest of all that determines the fit, so that it never finds the state of another one.
-        beside: whether a thread writes from a copy while the fit goes on, as is best on a GPU. On a CPU it would take the
-            fit's core, and memory for the copy.
+        beside: whether a thread writes from a copy while the fit goes on, as is best on a GPU, and where writing is waiting for
+            a network. For a local disk on a CPU it would take the fit's core, and memory for the copy.
     """
 
     def __init__(self, folder: Folder, key: str, *, beside: bool = False) -> None:

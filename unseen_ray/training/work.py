@@ -26,7 +26,7 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.job import EvalResult, Job, Progress, Receipt, score_functions
 from unseen_ray.resolve import name_of, plug_of
 from unseen_ray.sources import Source, open_source
-from unseen_ray.storage import Folder
+from unseen_ray.storage import Folder, is_uri
 from unseen_ray.training.checkpoint import Checkpoints
 from unseen_ray.training.custom import custom_log_probs
 from unseen_ray.training.feed import Feed, Pixels, Share, hold_pixels, measure
@@ -220,7 +220,8 @@ class Workbench:
 
     def _checkpoints(self, train_ids: IdArray, task: ScoreTask | EvalTask) -> Checkpoints:
         key = self.job.fit_key(train_ids, task)
-        return Checkpoints(Folder(self.job.out), key, beside=self.device.type == "cuda")
+        out = self.job.out
+        return Checkpoints(Folder(out), key, beside=self.device.type == "cuda" or is_uri(out))
 
     def _numerics(self) -> contextlib.AbstractContextManager[None]:
         config = self.job.config
