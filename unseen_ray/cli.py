@@ -265,7 +265,7 @@ def export(run_dir: str, to: str) -> None:
 
 
 @cli.command("list", cls=FieldCommand)
-@click.argument("what", type=click.Choice(["scores", "policies", "sources", "models", "recipes"]))
+@click.argument("what", type=click.Choice(["scores", "policies", "guards", "sources", "models", "recipes"]))
 def list_names(what: str) -> None:
     """List what goes by a bare name, with a line on each."""
     from unseen_ray.listing import entries

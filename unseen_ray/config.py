@@ -74,7 +74,7 @@ class PruneConfig(BaseModel):
     policy: Any = Field("top", description="which scores are kept; see `unseen-ray list policies`")
     guard: Any = Field(
         "none",
-        description="which suspected wrong labels are not chosen: none, confident_learning, or {use: label_margin, cut: 0.1}",
+        description="which suspected wrong labels are not chosen: none, or one of `unseen-ray list guards`",
     )
     on_bad_sample: Literal["error", "skip"] = Field(
         "error", description="what to do with an image that cannot be decoded"

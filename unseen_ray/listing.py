@@ -13,12 +13,13 @@ __all__ = ["entries"]
 
 
 def entries(what: str) -> list[tuple[str, str]]:
-    """(name, one line) of the scores, policies, sources, models or recipes."""
-    from unseen_ray.core import scores, select
+    """(name, one line) of the scores, policies, guards, sources, models or recipes."""
+    from unseen_ray.core import guard, scores, select
 
     tables = {
         "scores": _of_module(scores),
         "policies": _of_module(select),
+        "guards": _of_module(guard),
         "sources": [(name, _first_line(function)) for name, function in SOURCES.items()],
         "models": [(name, entry.summary) for name, entry in MODELS.items()],
         "recipes": [(name, summary) for name, (_, summary) in RECIPES.items()],

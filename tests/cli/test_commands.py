@@ -168,7 +168,11 @@ def test_export_writes_each_form(finished: Path, tmp_path: Path, capsys: pytest.
     ("what", "names"),
     [
         ("scores", {"entropy", "margin", "least_confidence", "loss", "el2n", "label_margin"}),
-        ("policies", {"top", "class_balanced", "random"}),
+        (
+            "policies",
+            {"top", "class_balanced", "random", "ccs", "window", "moderate", "beta", "class_floor", "class_quota"},
+        ),
+        ("guards", {"confident_learning", "label_margin"}),
         ("sources", {"digits", "cifar10", "cifar100", "imagenet", "parquet", "folder"}),
         ("models", {"small_cnn", "resnet9", "resnet18_cifar"}),
         ("recipes", {"quick"}),
