@@ -53,6 +53,7 @@ FIELDS: dict[str, Any] = {
 }
 PATIENCE_S = 240.0
 STORAGE_FAULT_S = 3.0
+IDLE_RUNS = 4
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
@@ -219,6 +220,8 @@ def campaign(count: int, seed: int, only: Sequence[str], folder: Path, server: S
         faults: list[Fault] = []
         runs = starts = done_again = 0
         while len(faults) < count:
+            if runs >= IDLE_RUNS and not faults:
+                raise SystemExit(f"{runs} runs went by, and none of {', '.join(chaos.kinds)} could be done to them.")
             runs += 1
             home = made(folder / str(runs))
             out = f"s3://{BUCKET}/run-{runs}" if runs % 2 else str(home / "run")

@@ -238,9 +238,11 @@ def held_out(suite: Suite) -> Path:
         raise SystemExit(
             f"rows {first} to {end} are held out, and the first {len(suite.info)} are pruned. Lower source.limit to {first}."
         )
-    path = Path(suite.args.out, f"held-out-{first}-{end}.parquet")
+    path = Path(suite.args.out, f"held-out-{first}-{end}-{suite.info.fingerprint[:8]}.parquet")
     if not path.exists():
         rows = pq.read_table(suite.args.source).slice(first, end - first)
+        if rows.num_rows < end - first:
+            raise SystemExit(f"{suite.args.source} ends before row {end}, up to which rows are held out.")
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(rows, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").rename(path)

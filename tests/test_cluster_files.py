@@ -112,7 +112,12 @@ def test_the_network_lets_in_what_kuberay_needs_and_nobody_else() -> None:
             for template in templates if isinstance(templates, list) else [templates]:
                 assert template["template"]["metadata"]["labels"] == policy["spec"]["podSelector"]["matchLabels"]
     assert policy["spec"]["policyTypes"] == ["Ingress"]
-    assert all("podSelector" in peer for rule in policy["spec"]["ingress"] for peer in rule["from"])
+    (rule,) = policy["spec"]["ingress"]
+    nodes, operator, submitter = (peer["podSelector"]["matchLabels"] for peer in rule["from"])
+    assert nodes == policy["spec"]["podSelector"]["matchLabels"]
+    assert operator == {"app.kubernetes.io/name": "kuberay-operator"}
+    job = yaml.safe_load((CLUSTER / "kuberay-rayjob.yaml").read_text())
+    assert submitter == {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
 
 
 def test_there_are_files_for_ray_up() -> None:
@@ -144,6 +149,10 @@ def test_ray_up_starts_with_a_token_and_a_dashboard_on_loopback(path: Path) -> N
     assert "chmod 600 ~/.ray/auth_token" in asked["setup_commands"]
     types = asked.get("available_node_types")
     if types:
+        assert asked["docker"]["image"] == "REGISTRY/unseen-ray:latest"
+        assert all(
+            "--user" in command for command in asked["head_setup_commands"]
+        )  # the image's own Python, not as root
         assert types["head"]["resources"]["CPU"] == 0
         assert types["gpu"]["min_workers"] == 0
         assert "spot" in json.dumps(types["gpu"]).lower() and "spot" not in json.dumps(types["head"]).lower()

@@ -54,19 +54,15 @@ def test_suspects_are_named_and_not_chosen(guarded: ur.PruneResult) -> None:
     suspects = guarded.scores.column("suspect").to_numpy()
     assert (suspects & FLIPPED).sum() / FLIPPED.sum() > 0.8
     assert (suspects & FLIPPED).sum() / suspects.sum() > 0.6
-    first = guarded.coreset.ids[guarded.coreset.stages == 0]
-    assert not suspects[first].any()
-    assert share_of_wrong(guarded) < 0.2
+    assert share_of_wrong(guarded) < 0.12
     assert guarded.manifest.stages[0]["suspects"] == suspects.sum()
     values = ur.report_values(guarded)
     told = {shot["id"] for groups in values["images"].values() for shot in groups["suspected mislabelled"]}
     assert told and suspects[sorted(told)].all()
-    kept = int(suspects[guarded.coreset.ids].sum())
-    assert values["suspects"] == {"found": suspects.sum(), "kept": kept}
-    assert (
-        f"suspects {suspects.sum():,} labels to be wrong, {kept} of which were kept"
-        in Path(ur.report(guarded)).read_text()
-    )
+    assert not suspects[guarded.coreset.ids].any()  # in no stage
+    assert values["suspects"] == {"found": suspects.sum(), "kept": 0}
+    page = Path(ur.report(guarded)).read_text()
+    assert f"suspects {suspects.sum():,} labels to be wrong, 0 of which were kept" in page
 
 
 def test_another_guard_is_chosen_afterwards(guarded: ur.PruneResult, tmp_path: Path) -> None:

@@ -117,6 +117,8 @@ def spoilt(**changes: np.ndarray) -> dict[str, np.ndarray]:
         (spoilt(probs=distributions()[:, 0]), r"holds float32 of shape \(60,\); probabilities are floating-point"),
         (spoilt(probs=np.ones((60, 4), int)), r"holds int64 of shape \(60, 4\)"),
         (spoilt(probs=distributions()[:50]), r"has shape \(50, 4\).*and there are 60 labels"),
+        (spoilt(labels=np.array(3)), r"must be one integer a sample"),
+        (spoilt(probs=np.full((60, 4), np.nan)), r"model 1 of 1 scores no sample"),
         (spoilt(labels=np.full(60, 7)), r"label 7, but its metadata names 4 classes"),
         (spoilt(labels=np.array(["cat"] * 60)), r"must be one integer a sample"),
         (spoilt(labels=np.array([None] * 60, object)), r"labels.npy is no .npy file of numbers"),
@@ -133,8 +135,9 @@ def test_samples_without_equally_many_votes_are_refused(tmp_path: Path) -> None:
     probs = distributions()
     probs[3] = np.nan
     files = given(tmp_path, probs=probs, labels=LABELS)
-    with pytest.raises(ur.UnseenError, match=r"1 of 60 candidates do not have 1 votes; the first is id 3 with 0"):
+    with pytest.raises(ur.DataError, match=r"1 of 60 samples have fewer votes .* the first is row 3 with 0 of 1"):
         ur.score([files["probs"]], files["labels"], out=tmp_path / "scored")
+    assert not (tmp_path / "scored").exists()
 
 
 def test_another_sources_labels_are_refused(tmp_path: Path) -> None:

@@ -126,6 +126,10 @@ def _check_effect(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
     """A field that was set but would have no effect is refused, because its author believes otherwise."""
     problems = []
     if values["mode"] == "fitting":
+        if given.get("guard", "none") != "none":
+            problems.append(
+                f"guard={given['guard']!r} judges by models that never saw a sample, and mode: fitting has none. Remove one of the two."
+            )
         for field in ("folds", "train_on", "stratify", "schedule"):
             if given.get(field) is not None:
                 problems.append(
@@ -228,7 +232,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("keep", "schedule"), _check_schedule),
     (("score", "also_score", "policy", "guard", "model", "fit"), _check_plugs),
     (("source", "test"), _check_sources),
-    (("mode", "fit", "executor"), _check_effect),
+    (("mode", "fit", "executor", "guard"), _check_effect),
     (("gpus_per_fit", "recipe"), _check_share),
     (("log_to",), _check_log_to),
     (("source", "test", "out", "reuse"), _check_no_password),

@@ -25,6 +25,7 @@ __all__ = [
     "open_positions",
     "suspects_kept",
     "suspects_of",
+    "with_suspects",
 ]
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,14 @@ def suspects_of(config: PruneConfig, table: pa.Table, probs_MC: np.ndarray | Non
             f"it must return bool of shape ({table.num_rows},)."
         )
     return suspects
+
+
+def with_suspects(table: pa.Table, zero: pa.Table) -> pa.Table:
+    """A later stage's scores with the suspects of stage 0, where most models have judged and none had seen the sample."""
+    if SUSPECT not in zero.column_names or SUSPECT in table.column_names:
+        return table
+    places = np.searchsorted(zero.column("id").to_numpy(), table.column("id").to_numpy())
+    return table.append_column(SUSPECT, zero.column(SUSPECT).take(pa.array(places)))
 
 
 def suspects_kept(table: pa.Table, kept_M: np.ndarray) -> dict[str, int] | None:

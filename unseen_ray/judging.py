@@ -39,18 +39,20 @@ def judge(config: PruneConfig, table: pa.Table, kept_ids: IdArray, class_names: 
     if not kept.any() or kept.all():
         return
     _warn_of_collapse(config, kept, right=preds == labels)
-    _warn_of_empty_classes(kept, labels, class_names)
+    if plug_of(config.policy)[0] != "class_floor":
+        _warn_of_empty_classes(kept, labels, class_names)
     _warn_of_suspects(config, table, kept, labels)
 
 
 def _warn_of_collapse(config: PruneConfig, kept: np.ndarray, *, right: np.ndarray) -> None:
-    if plug_of(config.policy)[0] in _HARD_FIRST and kept.mean() < _COLLAPSE_BELOW:
+    if config.mode == "unseen" and plug_of(config.policy)[0] in _HARD_FIRST and kept.mean() < _COLLAPSE_BELOW:
         logger.warning(
             "the hardest %.0f %% alone often train worse than a random subset: the scoring models are right on %.0f %% of what is kept "
-            "and on %.0f %% of what is not. Try policy: ccs or beta, or more stages, and let `unseen-ray evaluate` compare with random.",
+            "and on %.0f %% of what is not. Try policy: ccs or beta%s, and let `unseen-ray evaluate` compare with random.",
             100 * kept.mean(),
             100 * right[kept].mean(),
             100 * right[~kept].mean(),
+            "" if config.schedule else ", or growth in stages",
         )
 
 

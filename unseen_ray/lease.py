@@ -61,6 +61,10 @@ class Holder:
         """Whether it was a process of this very machine, and is none any more."""
         return bool(self.home) and self.home == _home() and _started(self.pid) != self.started
 
+    def is_unknown(self) -> bool:
+        """Whether it stands for a file that nobody can read."""
+        return not self.pid
+
     def __str__(self) -> str:
         return (f"process {self.pid} on " if self.pid else "") + self.host + (f", job {self.job}" if self.job else "")
 
@@ -104,14 +108,18 @@ class Lease:
         try:
             for _ in range(2):  # a driver that takes over at this moment is seen the second time
                 found = _read(self._folder)
-                if found is None or found.token != self._holder.token:
-                    return f"{found or 'another driver'} has taken over"
+                if found is None or self._is_other(found):
+                    return f"{found or 'another driver, which has ended since,'} has taken over"
                 _write(self._folder, replace(self._holder, beat=time.time()))
                 time.sleep(_SETTLE_S)
         except StorageError as error:
             return f"the storage has not taken a sign of life for {silent_s:.0f} s: {error}"
         self._confirmed = time.monotonic()
         return ""
+
+    def _is_other(self, found: Holder) -> bool:
+        """Whether another driver stands in the file; one that is damaged is written anew."""
+        return found.token != self._holder.token and not found.is_unknown()
 
     def release(self) -> None:
         """Let the run go."""
@@ -126,7 +134,7 @@ class Lease:
         while not self._over.wait(_BEAT_S) and not self._lost:
             try:
                 found = _read(self._folder)
-                if found is not None and found.token != self._holder.token:
+                if found is not None and self._is_other(found):
                     self._lost = f"{found} has taken over"
                     return
                 _write(self._folder, replace(self._holder, beat=time.time()))

@@ -167,7 +167,7 @@ def _again(done: PruneResult, config: PruneConfig, number: int, on_event: Observ
 def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) -> PruneResult:
     """The coreset that the usual baseline picks: the run's own scores and policy, from models that saw what they score."""
     given = _given(done, config)
-    for name in ("folds", "train_on", "stratify", "schedule"):
+    for name in ("folds", "train_on", "stratify", "schedule", "guard"):
         given.pop(name, None)
     return prune(PruneConfig(**{**given, "mode": "fitting"}, out=f"{done.path.rstrip('/')}/fitting"), on_event=on_event)
 

@@ -51,8 +51,7 @@ def score_probs(
 
     Raises:
         ConfigError: if a field is wrong, or the folder holds anything.
-        DataError: if the files are not what they should be, or do not fit each other.
-        IncompleteScoreError: if the samples have not equally many votes.
+        DataError: if the files are not what they should be, do not fit each other, or leave some samples with fewer votes.
     """
     if not probs or (folds is not None and len(probs) > 1):
         raise ConfigError(
@@ -67,7 +66,7 @@ def score_probs(
     opened = open_source(source_ref(config.source).absolute())
     info = opened.info
     _check_fit(votes, probs, info.labels_N, read_npy(labels), labels)
-    parts = votes if folds is None else _by_fold(votes[0], read_npy(folds), folds)
+    parts = _parts_of(votes, None if folds is None else read_npy(folds), folds)
     population = make_population(info.labels_N, info.num_classes)
     run = open_scores(config, {**source_entry(info), **population_entry(population, opened, np.empty(0, np.int64))})
     job = Job(
@@ -79,10 +78,10 @@ def score_probs(
         size_px=info.size_px,
         out=run.folder.root,
     )
-    receipts = [_write(job, number, answers, info.labels_N) for number, answers in enumerate(parts)]
+    receipts = [_write(job, number, rows, values, info.labels_N) for number, (rows, values) in enumerate(parts)]
     ids_N = population.ids_N
-    most_votes = int(np.sum([~np.isnan(part[:, 0]) for part in parts], axis=0).max())
-    request = MergeRequest(stage=0, ids_M=ids_N, num_parts=len(parts), votes_each=most_votes)
+    votes_each = sum(len(rows) for rows, _ in parts) // len(ids_N)
+    request = MergeRequest(stage=0, ids_M=ids_N, num_parts=len(parts), votes_each=votes_each)
     table, files = merge_stage(job, info.labels_N, request)
     for receipt in receipts:
         files |= receipt.files
@@ -128,29 +127,44 @@ def _check_fit(votes: list[FloatArray], paths: Sequence[str], of_source_N: IntAr
         )
 
 
-def _by_fold(probs_NC: FloatArray, folds_N: Any, path: str) -> list[FloatArray]:
-    """The rows of each fold as one model's answers, NaN elsewhere."""
-    if folds_N.shape != (len(probs_NC),) or folds_N.dtype.kind not in "iu":
+def _parts_of(votes: list[FloatArray], folds_N: Any, path: str | None) -> list[tuple[IntArray, FloatArray]]:
+    """For each model the rows that it scored, and the array that has its answers there.
+
+    Raises:
+        DataError: if the folds do not fit, a model scored nothing, or some samples have more votes than others.
+    """
+    if path is None:
+        parts = [(np.flatnonzero(~np.isnan(values[:, 0])), values) for values in votes]
+    elif folds_N.shape != (len(votes[0]),) or folds_N.dtype.kind not in "iu":
         raise DataError(
-            f"{path} holds {folds_N.dtype} of shape {folds_N.shape}; folds are one integer a sample, shape ({len(probs_NC)},)."
+            f"{path} holds {folds_N.dtype} of shape {folds_N.shape}; folds are one integer a sample, shape ({len(votes[0])},)."
         )
-    return [np.where((folds_N == fold)[:, None], probs_NC, np.nan) for fold in np.unique(folds_N)]
+    else:
+        scored = ~np.isnan(votes[0][:, 0])
+        parts = [(np.flatnonzero(scored & (folds_N == fold)), votes[0]) for fold in np.unique(folds_N)]
+    empty = [number for number, (rows, _) in enumerate(parts, start=1) if not len(rows)]
+    if empty:
+        raise DataError(f"model {empty[0]} of {len(parts)} scores no sample: every row of its probabilities is NaN.")
+    counts = np.bincount(np.concatenate([rows for rows, _ in parts]), minlength=len(votes[0]))
+    if counts.min() < counts.max():
+        row = int(counts.argmin())
+        raise DataError(
+            f"{int((counts < counts.max()).sum())} of {len(counts)} samples have fewer votes than the others; the first is row {row} with "
+            f"{counts[row]} of {counts.max()}. Every sample must be scored by equally many models."
+        )
+    return parts
 
 
-def _write(job: Job, index: int, probs_NC: FloatArray, labels_N: IntArray) -> Receipt:
+def _write(job: Job, index: int, ids_M: IntArray, probs_NC: FloatArray, labels_N: IntArray) -> Receipt:
     """Put one model's votes on storage."""
-    ids = np.flatnonzero(~np.isnan(probs_NC[:, 0])).astype(np.int64)
-    if not len(ids):
-        raise DataError(f"file {index + 1} of the probabilities scores no sample: every row is NaN.")
     functions = score_functions(job.config)
-    probs = probs_NC[ids].astype(np.float32)
-    labels = labels_N[ids]
+    probs, labels = probs_NC[ids_M].astype(np.float32), labels_N[ids_M]
     part = VotePart(
         index=index,
-        ids_M=ids,
+        ids_M=ids_M,
         pred_M=probs.argmax(axis=1),
         p_top_M=probs.max(axis=1),
-        p_label_M=probs[np.arange(len(ids)), labels],
+        p_label_M=probs[np.arange(len(ids_M)), labels],
         scores={name: np.concatenate(list(_scored(function, probs, labels))) for name, function in functions.items()},
         probs_MC=probs,
     )
@@ -159,7 +173,7 @@ def _write(job: Job, index: int, probs_NC: FloatArray, labels_N: IntArray) -> Re
         task=f"given {index}",
         files={},
         trained=0,
-        scored=len(ids),
+        scored=len(ids_M),
         image_passes=0,
         accuracy=float((part.pred_M == labels).mean()),
         train_accuracy=float("nan"),

@@ -21,7 +21,7 @@ from unseen_ray.core.schedule import Stage
 from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.errors import FitError
 from unseen_ray.executor import Executor, Observer
-from unseen_ray.guarding import open_positions
+from unseen_ray.guarding import open_positions, with_suspects
 from unseen_ray.job import EvalResult, Job, Progress, Receipt, score_name
 from unseen_ray.judging import judge
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
@@ -157,7 +157,8 @@ def _grow(
         table, files = executor.merge(request)
         scores = table.column(score_name(job.config.score)).to_numpy()
         kept_C = population.class_counts(coreset.ids)
-        picked = apply_policy(job.config, table, budget=stage.added, kept_C=kept_C)
+        guarded = with_suspects(table, run.table(scores_file(0)) if stage.index else table)
+        picked = apply_policy(job.config, guarded, budget=stage.added, kept_C=kept_C)
         coreset = coreset.extend(stage.index, candidates[picked], scores[picked])
         changes = _finished_stage(run, stage, coreset, population, receipts, table, files, time.monotonic() - began)
         run = run.commit(**changes, cost={"seconds": elapsed_s()})

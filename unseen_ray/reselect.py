@@ -137,7 +137,8 @@ def _scores(run: Run, config: PruneConfig) -> pa.Table:
 def _guarded(run: Run, config: PruneConfig, table: pa.Table) -> pa.Table:
     """The scores with the suspects of the guard that is asked for."""
     stored = run.table(scores_file(0))
-    if config.guard == run.manifest.asked.get("guard", "none"):
+    as_merged = config.combine == run.manifest.asked["combine"] or needs_probs(config)  # the margin depends on the rule
+    if config.guard == run.manifest.asked.get("guard", "none") and as_merged:
         known = stored.column(SUSPECT) if SUSPECT in stored.column_names else None
     else:
         if plug_of(config.guard)[0] == LABEL_MARGIN and LABEL_MARGIN not in table.column_names:

@@ -215,7 +215,7 @@ def _write_score_table(
     folder: Folder, stage: int, table: ScoreTable, config: PruneConfig
 ) -> tuple[pa.Table, dict[str, str]]:
     columns = score_columns(table)
-    suspects = suspects_of(config, columns, table.probs_MC)
+    suspects = suspects_of(config, columns, table.probs_MC) if stage == 0 else None
     if suspects is not None:
         columns = columns.append_column(SUSPECT, pa.array(suspects))
     files = {scores_file(stage): folder.write_table(scores_file(stage), columns)}

@@ -1,7 +1,8 @@
 """Guards: which samples are suspected to bear a wrong label, which hard-first selection would otherwise collect.
 
-Each takes what its signature names of the columns of the merged scores, in the order of the candidates, and returns
-(M,) bool, True for a suspect.
+Each takes what its signature names of the columns of the merged scores of stage 0, in the order of the candidates, and returns
+(M,) bool, True for a suspect. Policies choose from the others alone: their shares (of classes, of the order, of what is pruned)
+are of what the guard leaves.
 """
 
 from __future__ import annotations

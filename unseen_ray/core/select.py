@@ -215,7 +215,7 @@ def beta(
     Raises:
         ConfigError: if `c` is outside its range.
 
-    Source: Cho, Shin and Yun, DUAL (ICML 2025), arXiv 2502.06905; c = 4 is its choice for CIFAR-10.
+    Source: Cho, Shin and Yun, DUAL (ICML 2025), arXiv 2502.06905; c = 4 is the default of its code for CIFAR.
     """
     if isinstance(c, bool) or not isinstance(c, (int, float)) or not 0 < c < np.inf:
         raise ConfigError(f"policy option c={c!r} must be a number above 0.")

@@ -26,7 +26,8 @@ class LabelsSource:
 
     def __init__(self, *, path: str, classes: int | None = None, limit: int | None = None) -> None:
         self._name = PurePosixPath(path).name
-        self._labels, self._classes = check_labels(read_npy(path)[:limit], where=self._name, num_classes=classes)
+        labels, self._classes = check_labels(read_npy(path), where=self._name, num_classes=classes)
+        self._labels = labels[:limit]
 
     @cached_property
     def info(self) -> SourceInfo:
