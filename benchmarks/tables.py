@@ -98,6 +98,18 @@ def stages(report: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def chaos(report: dict[str, Any]) -> Iterator[str]:
+    yield "| fault | times | broke a training off | epochs redone, median | most | seconds until it goes on |"
+    yield "|---|---|---|---|---|---|"
+    for kind, its in report["kinds"].items():
+        figures = (
+            f"{its['redone_epochs']:.2f} | {its['redone_epochs_most']:.2f} | {its['recovery_s']:.1f}"
+            if its["broke_off"]
+            else " | | "
+        )
+        yield f"| {kind} | {its['faults']} | {its['broke_off']} | {figures} |"
+
+
 def whole(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
@@ -121,6 +133,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "keeps": keeps,
     "ranks": ranks,
     "stages": stages,
+    "chaos": chaos,
 }
 
 
