@@ -14,7 +14,10 @@ PACKAGE = "unseen_ray"
 ROOT = Path(__file__).parent.parent / PACKAGE
 IN_FUNCTIONS = "~"  # before a library: only inside the function that needs it
 
-ONE = "resolve catalog recipe checks config storage sealed manifest lease run job votes guarding patience sources sources.*"
+ONE = (
+    "resolve catalog recipe checks config storage sealed manifest lease run job votes guarding scoring features patience "
+    "sources sources.*"
+)
 SIX = "api cli flags interruption listing measuring progress reporting reporting.* running summary summary.* tracking __init__ __main__"
 # layer: modules, layers that they may import, libraries beside the standard one
 TABLE: dict[int, tuple[str, set[int], str]] = {

@@ -11,7 +11,6 @@ from unseen_ray.comparison import without_nan
 from unseen_ray.config import PruneConfig
 from unseen_ray.core.population import make_population
 from unseen_ray.errors import UnseenError
-from unseen_ray.job import score_name
 from unseen_ray.measuring import evaluate
 from unseen_ray.packing import source_of
 from unseen_ray.planning import RunPlan, plan_run, with_model
@@ -19,6 +18,7 @@ from unseen_ray.preflight import check_functions
 from unseen_ray.reporting.facts import gather
 from unseen_ray.run import Run, load_run
 from unseen_ray.running import PruneResult, load, prune
+from unseen_ray.scoring import score_name
 from unseen_ray.sources import Source, SourceInfo, open_source, source_ref
 
 if TYPE_CHECKING:

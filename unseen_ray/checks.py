@@ -90,16 +90,17 @@ def _check_spacing(schedule: Mapping[str, Any], keep: float) -> list[str]:
 
 
 def _check_plugs(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    from unseen_ray.core import guard, scores, select
+    from unseen_ray.core import dynamics, guard, scores, select
 
-    problems = check_plug(values["score"], field="score", names=scores.__all__, kind="score")
+    names = (*scores.__all__, *dynamics.__all__)
+    problems = check_plug(values["score"], field="score", names=names, kind="score")
     problems += check_plug(values["policy"], field="policy", names=select.__all__, kind="policy")
     if values["guard"] != "none":
         problems += check_plug(values["guard"], field="guard", names=["none", *guard.__all__], kind="guard")
     also = values["also_score"]
     if isinstance(also, (list, tuple)):
         for entry in also:
-            problems += check_plug(entry, field="also_score", names=scores.__all__, kind="score")
+            problems += check_plug(entry, field="also_score", names=names, kind="score")
     elif also not in ("all", "none"):
         problems.append(f"also_score={also!r} must be all, none, or a list of scores.")
     if values["model"] is not None:
@@ -136,7 +137,7 @@ def _check_effect(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
                     f"{field}={given[field]!r} has no effect in mode: fitting, which trains on everything, once. Remove one of the two."
                 )
     if values["fit"] is not None:
-        for field in ("model", "recipe"):
+        for field in ("model", "recipe", "score_every", "save_features"):
             if given.get(field) is not None:
                 problems.append(
                     f"{field} has no effect beside fit, which does the training itself. Remove one of the two."

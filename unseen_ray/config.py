@@ -21,7 +21,7 @@ NAMED_FIELDS = ("source", "score", "also_score", "policy", "guard", "fit")
 EXECUTOR_FIELDS = ("executor", "address", "cpus_per_fold", "gpus_per_fold", "max_retries", "wait_s")
 """Fields that say where and how to run, and nothing of what is computed."""
 
-FREE_FIELDS = ("out", "reuse", "save_probs", "log_to", *EXECUTOR_FIELDS)
+FREE_FIELDS = ("out", "reuse", "save_probs", "save_features", "log_to", *EXECUTOR_FIELDS)
 """Fields that cannot change which ids are picked: a run may be resumed with other values of them."""
 
 
@@ -71,6 +71,11 @@ class PruneConfig(BaseModel):
     )
     score: Any = Field("entropy", description="the score that decides; see `unseen-ray list scores`")
     also_score: Any = Field("all", description="scores stored beside it: all, none, or a list")
+    score_every: int | None = Field(
+        None,
+        ge=1,
+        description="epochs from one scoring to the next, for scores over epochs; default 1 if one is asked for",
+    )
     policy: Any = Field("top", description="which scores are kept; see `unseen-ray list policies`")
     guard: Any = Field(
         "none",
@@ -80,6 +85,9 @@ class PruneConfig(BaseModel):
         "error", description="what to do with an image that cannot be decoded"
     )
     save_probs: bool = Field(False, description="store the mean out-of-fold probabilities, N x C")
+    save_features: bool = Field(
+        False, description="store what the first model of stage 0 makes of every sample before its last layer, N x D"
+    )
     model: Any = Field(None, description="the scoring model; default by the image size, see `unseen-ray list models`")
     recipe: Recipe = Field(
         default_factory=Recipe, description="how models are trained: a name, or {use: name, field: value}"

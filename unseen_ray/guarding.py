@@ -11,18 +11,19 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config import PruneConfig
+from unseen_ray.core import dynamics, scores
 from unseen_ray.core import guard as builtin_guards
 from unseen_ray.core.guard import allowed
 from unseen_ray.errors import FitError
 from unseen_ray.resolve import function_of, is_target, name_of, offered, plug_of
 
 __all__ = [
-    "LABEL_MARGIN",
     "SUSPECT",
     "check_guard",
     "guard_function",
     "needs_probs",
     "open_positions",
+    "scores_read",
     "suspects_kept",
     "suspects_of",
     "with_suspects",
@@ -31,8 +32,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 SUSPECT = "suspect"
-LABEL_MARGIN = "label_margin"
-"""The score that the guard of that name reads, stored for it whatever else is."""
 
 
 def guard_function(config: PruneConfig) -> Callable[..., Any] | None:
@@ -48,8 +47,9 @@ def check_guard(config: PruneConfig) -> None:
     """Import the guard, and have one of ours say what its options may be; ConfigError says what is wrong."""
     guard, use = guard_function(config), plug_of(config.guard)[0]
     if guard is not None and isinstance(use, str) and not is_target(use):
-        one = np.zeros(1, np.int64)
-        tried = {"ids_M": one, "labels_M": one, "label_margin_M": np.zeros(1, np.float32), "probs_MC": np.ones((1, 1))}
+        one, number = np.zeros(1, np.int64), np.zeros(1, np.float32)
+        tried: dict[str, Any] = {"ids_M": one, "labels_M": one, "probs_MC": np.ones((1, 1))}
+        tried |= {f"{name}_M": number for name in scores_read(config)}
         guard(**offered(guard, {**tried, "seed": config.seed}))
 
 
@@ -57,6 +57,13 @@ def needs_probs(config: PruneConfig) -> bool:
     """Whether the guard reads N x C probabilities."""
     guard = guard_function(config)
     return guard is not None and "probs_MC" in inspect.signature(guard).parameters
+
+
+def scores_read(config: PruneConfig) -> list[str]:
+    """Names of the scores that the guard's signature asks for, stored for it whatever else is."""
+    guard = guard_function(config)
+    asked = () if guard is None else inspect.signature(guard).parameters
+    return [name for name in (*scores.__all__, *dynamics.__all__) if f"{name}_M" in asked]
 
 
 def suspects_of(config: PruneConfig, table: pa.Table, probs_MC: np.ndarray | None) -> np.ndarray | None:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from unseen_ray.config import PruneConfig, jsonable
-from unseen_ray.core import scores as builtin_scores
+from unseen_ray.core import select
 from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.population import Population, make_population
-from unseen_ray.core.scorebook import ScoreFunction
 from unseen_ray.core.seeds import digest_ids
 from unseen_ray.core.tasks import EvalTask, ScoreTask
-from unseen_ray.errors import ConfigError
-from unseen_ray.guarding import LABEL_MARGIN, SUSPECT, needs_probs
-from unseen_ray.resolve import function_of, is_target, name_of, plug_of
+from unseen_ray.guarding import needs_probs
+from unseen_ray.resolve import function_of
+from unseen_ray.scoring import stored_scores
 from unseen_ray.sources import SourceRef
 from unseen_ray.sources.info import fingerprint_of
 
-__all__ = ["EvalResult", "Job", "Progress", "Receipt", "carries_probs", "score_functions", "score_name"]
+__all__ = ["EvalResult", "Job", "Progress", "Receipt", "carries_probs", "keeps_features", "needs_features"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,6 +62,10 @@ class Job:
         """Whether votes carry N x C probabilities."""
         return carries_probs(self.config)
 
+    def keeps_features(self, task: ScoreTask) -> bool:
+        """Whether a task's model is the one whose features the run keeps: the first of stage 0."""
+        return task.stage == 0 and task.index == 0 and keeps_features(self.config)
+
     def workers_of(self, task: ScoreTask | EvalTask) -> int:
         """Among how many workers a task's fit is divided: `gpus_per_fit` where one model trains alone, 1 for a fold."""
         is_fold = isinstance(task, ScoreTask) and task.fold is not None
@@ -92,8 +95,9 @@ class Job:
         config = self.config
         determines = {
             "mode": task.mode,
-            "scores": sorted({json.dumps(jsonable(value), sort_keys=True) for value in _stored_scores(config)}),
+            **stored_scores(config).key,
             "probs": self.keeps_probs(),
+            **({"features": True} if self.keeps_features(task) else {}),
         }
         return fingerprint_of(
             self.fit_key(task.train.resolve(population), task),
@@ -202,49 +206,17 @@ class EvalResult:
     device: str
 
 
-_COLUMNS = ("id", "key", "label", "stage", "score", "votes", "pred", "p_top", "p_label", SUSPECT)
-
-
 def carries_probs(config: PruneConfig) -> bool:
     """Whether the votes of such a run carry N x C probabilities."""
     return config.save_probs or config.combine == "mean_prob" or needs_probs(config)
 
 
-def score_name(value: Any) -> str:
-    """The column of a score: its bare name, or the function's."""
-    use, _ = plug_of(value)
-    name = name_of(use)
-    return name.rpartition(":")[2].rpartition(".")[2] if callable(use) or is_target(name) else name
+def keeps_features(config: PruneConfig) -> bool:
+    """Whether such a run keeps the features of a model: it is asked to, or its policy cannot do without."""
+    return config.save_features or needs_features(config)
 
 
-def score_functions(config: PruneConfig) -> dict[str, ScoreFunction]:
-    """The scores of a run by column, the deciding one first.
-
-    Raises:
-        ConfigError: if one cannot be imported, or two would share a column.
-    """
-    wanted = _stored_scores(config)
-    functions: dict[str, Callable[..., Any]] = {}
-    for value in wanted:
-        name = score_name(value)
-        if value == wanted[0] and functions:
-            continue
-        use = plug_of(value)[0]
-        own = not isinstance(use, str) or is_target(use)
-        if own and (name in _COLUMNS or name.startswith("std_")):
-            raise ConfigError(f"a score called {name!r} would take the place of another column. Rename your function.")
-        if name in functions or (own and name in builtin_scores.__all__):
-            raise ConfigError(
-                f"two scores are called {name!r}, which is the name of their column. Rename your function."
-            )
-        functions[name] = function_of(value, builtin_scores, field="score")
-    return functions
-
-
-def _stored_scores(config: PruneConfig) -> list[Any]:
-    """What a run stores a column of, the deciding score first."""
-    if config.also_score == "all":
-        return [config.score, *(name for name in builtin_scores.__all__ if name != score_name(config.score))]
-    wanted = [config.score, *([] if config.also_score == "none" else config.also_score)]
-    reads_margin = plug_of(config.guard)[0] == LABEL_MARGIN and LABEL_MARGIN not in map(score_name, wanted)
-    return [*wanted, *([LABEL_MARGIN] if reads_margin else [])]
+def needs_features(config: PruneConfig) -> bool:
+    """Whether the policy of a run cannot do without features."""
+    asked = inspect.signature(function_of(config.policy, select, field="policy")).parameters.get("features_MD")
+    return asked is not None and asked.default is inspect.Parameter.empty

@@ -11,8 +11,8 @@ import pyarrow as pa
 from unseen_ray.config import PruneConfig
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.guarding import SUSPECT
-from unseen_ray.job import score_name
 from unseen_ray.resolve import plug_of
+from unseen_ray.scoring import score_name
 
 __all__ = ["judge"]
 

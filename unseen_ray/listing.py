@@ -14,10 +14,10 @@ __all__ = ["entries"]
 
 def entries(what: str) -> list[tuple[str, str]]:
     """(name, one line) of the scores, policies, guards, sources, models or recipes."""
-    from unseen_ray.core import guard, scores, select
+    from unseen_ray.core import dynamics, guard, scores, select
 
     tables = {
-        "scores": _of_module(scores),
+        "scores": [*_of_module(scores), *_of_module(dynamics)],
         "policies": _of_module(select),
         "guards": _of_module(guard),
         "sources": [(name, _first_line(function)) for name, function in SOURCES.items()],

@@ -21,9 +21,10 @@ from unseen_ray.core.schedule import Stage
 from unseen_ray.core.scorebook import log_of_probs
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import ConfigError, DataError
-from unseen_ray.job import Job, Receipt, score_functions
+from unseen_ray.job import Job, Receipt
 from unseen_ray.preflight import check_functions
 from unseen_ray.run import KEYS, Run, open_scores
+from unseen_ray.scoring import stored_scores
 from unseen_ray.sources import open_source, source_ref
 from unseen_ray.sources.info import fingerprint_of
 from unseen_ray.sources.labels import read_npy
@@ -62,7 +63,7 @@ def score_probs(
     num_classes = votes[0].shape[1]
     asked = source if source is not None else {"use": "labels", "path": labels, "classes": num_classes}
     config = PruneConfig(source=asked, keep=0.5, out=out, save_probs=True, **fields)
-    check_functions(config)
+    check_functions(config, of_models=False)
     opened = open_source(source_ref(config.source).absolute())
     info = opened.info
     _check_fit(votes, probs, info.labels_N, read_npy(labels), labels)
@@ -157,7 +158,7 @@ def _parts_of(votes: list[FloatArray], folds_N: Any, path: str | None) -> list[t
 
 def _write(job: Job, index: int, ids_M: IntArray, probs_NC: FloatArray, labels_N: IntArray) -> Receipt:
     """Put one model's votes on storage."""
-    functions = score_functions(job.config)
+    functions = stored_scores(job.config, of_models=False).single
     probs, labels = probs_NC[ids_M].astype(np.float32), labels_N[ids_M]
     part = VotePart(
         index=index,

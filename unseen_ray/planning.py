@@ -13,8 +13,10 @@ from unseen_ray.core.ids import FoldSpec
 from unseen_ray.core.population import Population
 from unseen_ray.core.schedule import Stage, stages_of
 from unseen_ray.core.tasks import ScoreTask, later_tasks, stage_zero_tasks
+from unseen_ray.core.trajectory import scored_epochs
 from unseen_ray.errors import ConfigError
 from unseen_ray.resolve import name_of, plug_of
+from unseen_ray.scoring import stored_scores
 
 __all__ = ["RunPlan", "TaskPlan", "plan_run", "tasks_of", "votes_each", "warnings_of", "with_model"]
 
@@ -88,6 +90,8 @@ def plan_run(config: PruneConfig, population: Population) -> RunPlan:
         problems.append(
             f"gpus_per_fit={config.gpus_per_fit} workers cannot share {stages[-1].target} samples: each needs 2. Lower gpus_per_fit."
         )
+    if config.fit is None and not problems:
+        problems += _problems_over_epochs(config, stages, total)
     if problems:
         raise ConfigError(problems)
     return RunPlan(
@@ -167,6 +171,27 @@ def warnings_of(config: PruneConfig, population: Population, stages: Sequence[St
 def model_name(config: PruneConfig) -> str:
     """How messages call what is trained."""
     return name_of(plug_of(config.fit or config.model)[0])
+
+
+def _problems_over_epochs(config: PruneConfig, stages: Sequence[Stage], total: int) -> list[str]:
+    """Scores over epochs that the trainings have too few epochs for."""
+    problems: list[str] = []
+    scores = stored_scores(config)
+    for trained in sorted({task.trained for task in _task_plans(config, stages, total)}) if scores.over_epochs else ():
+        numbers = scored_epochs(epochs_of(config, trained), scores.every)
+        for name, trajectory in scores.over_epochs.items():
+            try:
+                trajectory.reduce(0, numbers)
+            except ConfigError as error:
+                problems += [f"score {name}: {problem}" for problem in error.problems]
+    return list(dict.fromkeys(problems))
+
+
+def epochs_of(config: PruneConfig, trained: int) -> int:
+    """Epochs of a training on so many samples, the last one perhaps cut short."""
+    _, per_epoch = config.recipe.epoch_plan(trained)
+    _, steps = config.recipe.plan(trained)
+    return -(-steps // per_epoch)
 
 
 def _smallest_train(config: PruneConfig, total: int) -> int:

@@ -10,9 +10,10 @@ from unseen_ray.config import PruneConfig
 from unseen_ray.core import select
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.guarding import check_guard
-from unseen_ray.job import score_functions
+from unseen_ray.job import keeps_features, needs_features
 from unseen_ray.manifest import read_manifest
 from unseen_ray.resolve import function_of, is_target, offered, plug_of
+from unseen_ray.scoring import of_probabilities, score_name, stored_scores
 from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.storage import Folder
 
@@ -21,21 +22,62 @@ __all__ = ["check_functions", "check_lenders", "check_test", "check_test_set"]
 logger = logging.getLogger(__name__)
 
 
-def check_functions(config: PruneConfig) -> None:
+def check_functions(config: PruneConfig, *, of_models: bool = True) -> None:
     """Import the functions that a configuration names, and check their options; ConfigError says what is wrong.
 
     Models are left out: to import one is to import torch.
+
+    Args:
+        config: the run's.
+        of_models: whether models of ours answer, rather than probabilities being given.
     """
-    score_functions(config)
+    _check_scores(config, of_models=of_models)
     check_guard(config)
     policy = function_of(config.policy, select, field="policy")
     use, _ = plug_of(config.policy)
     if isinstance(use, str) and not is_target(use):  # ours says itself what its options may be
         one = np.zeros(1, np.int64)
-        more = offered(policy, {"p_label_M": np.full(1, 0.5, np.float32)})
+        tried = {"p_label_M": np.full(1, 0.5, np.float32)}
+        if keeps_features(config):
+            tried |= {"features_MD": np.zeros((1, 1), np.float32), "kept_features_KD": np.zeros((0, 1), np.float32)}
+            tried["kept_labels_K"] = np.empty(0, np.int64)
+        more = offered(policy, tried)
         policy(np.zeros(1, np.float32), one, one, 1, kept_C=one, seed=config.seed, **more)
     if config.fit is not None:
         function_of(config.fit, None, field="fit")
+        if needs_features(config):
+            raise ConfigError(
+                f"policy {score_name(config.policy)} reads the features of a model, and fit answers with probabilities alone. "
+                "Choose another policy, or model and recipe in place of fit."
+            )
+
+
+def _check_scores(config: PruneConfig, *, of_models: bool) -> None:
+    stored = stored_scores(config, of_models=of_models)
+    name, problems = score_name(config.score), []
+    if config.combine == "mean_prob":
+        try:
+            told = name in stored.single and of_probabilities(stored.single[name])
+            if told:
+                stored.single[name](np.zeros((1, 1), np.float32), np.zeros(1, np.int64))
+        except ConfigError:
+            told = False
+        if not told:
+            problems.append(
+                f"combine=mean_prob has no effect on score {name}, which mean probabilities do not tell. Take combine: mean or rank_mean."
+            )
+    alone = config.mode == "fitting" or len(config.fractions()) > 1
+    if stored.over_epochs and config.gpus_per_fit > 1 and alone:
+        problems.append(
+            f"score over epochs: {', '.join(stored.over_epochs)} cannot be had of a model that gpus_per_fit={config.gpus_per_fit} workers "
+            "train together. Set gpus_per_fit: 1, or also_score: none and a score of the trained model."
+        )
+    if config.score_every is not None and not stored.over_epochs:
+        problems.append(
+            f"score_every={config.score_every} has no effect: no score over epochs is stored. Set also_score: all, or name one."
+        )
+    if problems:
+        raise ConfigError(problems)
 
 
 def check_test_set(test: SourceInfo, info: SourceInfo) -> None:

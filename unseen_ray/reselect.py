@@ -12,13 +12,14 @@ from unseen_ray.core import scores as builtin_scores
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.core.scorebook import ScoreBook, log_of_probs
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.guarding import LABEL_MARGIN, SUSPECT, needs_probs, suspects_of
-from unseen_ray.job import score_name
+from unseen_ray.features import load_features
+from unseen_ray.guarding import SUSPECT, needs_probs, scores_read, suspects_of
 from unseen_ray.judging import judge
 from unseen_ray.manifest import Manifest
-from unseen_ray.pipeline import apply_policy
+from unseen_ray.pipeline import Kept, apply_policy
 from unseen_ray.resolve import did_you_mean, is_target, plug_of
 from unseen_ray.run import CORESET, KEYS, Run, choosing_s, load_run, open_selection
+from unseen_ray.scoring import of_probabilities, score_name
 from unseen_ray.votes import probs_file, read_votes, score_columns, scores_file
 
 __all__ = ["reselect"]
@@ -59,8 +60,10 @@ def reselect(
     if not 1 <= budget < len(ids):
         raise ConfigError(f"keep={keep} of {len(ids)} samples is {budget}; it must leave 1 to {len(ids) - 1}.")
     scores = table.column(name).to_numpy()
-    none_kept = np.zeros(run.manifest.source["num_classes"], np.int64)
-    picked = apply_policy(config, table, budget=budget, kept_C=none_kept)
+    nothing = np.empty(0, np.int64)
+    kept = Kept.of(nothing, nothing, run.manifest.source["num_classes"])
+    features = load_features(run.folder, run.manifest.files, ids)
+    picked = apply_policy(config, table, budget=budget, kept=kept, features=features)
     coreset = Coreset.empty().extend(0, ids[picked], scores[picked])
     places = pa.array(np.sort(picked))
     columns = {
@@ -141,9 +144,10 @@ def _guarded(run: Run, config: PruneConfig, table: pa.Table) -> pa.Table:
     if config.guard == run.manifest.asked.get("guard", "none") and as_merged:
         known = stored.column(SUSPECT) if SUSPECT in stored.column_names else None
     else:
-        if plug_of(config.guard)[0] == LABEL_MARGIN and LABEL_MARGIN not in table.column_names:
+        missing = [name for name in scores_read(config) if name not in table.column_names]
+        if missing:
             raise ConfigError(
-                f"guard={LABEL_MARGIN} reads the score of that name, which {run.folder.root} does not hold."
+                f"guard={score_name(config.guard)} reads the score {missing[0]}, which {run.folder.root} does not hold."
             )
         probs = _probs(run, table.num_rows, f"guard={plug_of(config.guard)[0]}") if needs_probs(config) else None
         found = suspects_of(config, table, probs)
@@ -169,10 +173,10 @@ def _of_mean_probs(run: Run, stored: pa.Table) -> pa.Table:
     probs = _probs(run, stored.num_rows, "combine=mean_prob")
     labels = stored.column("label").to_numpy()
     for name in _score_names(stored):
-        if name in builtin_scores.__all__:
+        if name in builtin_scores.__all__ and of_probabilities(getattr(builtin_scores, name)):
             values = getattr(builtin_scores, name)(log_of_probs(probs), labels)
             stored = stored.set_column(stored.column_names.index(name), name, pa.array(values, pa.float32()))
-        else:  # a function of somebody's, which is not imported: it has no score of the mean probabilities
+        else:  # of features or epochs, or a function of somebody's, which is not imported: mean probabilities do not tell it
             stored = stored.drop_columns([name, f"std_{name}"])
     return stored
 

@@ -75,14 +75,16 @@ def name_of(function: Callable[..., Any] | str) -> str:
 
 _GIVEN: dict[str, tuple[int, tuple[str, ...]]] = {
     "score": (2, ()),
+    "score over epochs": (0, ()),
     "policy": (4, ("kept_C", "seed")),
     "fit": (1, ("source",)),
     "model": (0, ("num_classes",)),
     "guard": (0, ()),
 }
 _OFFERED = {
-    "policy": ("p_label_M",),
-    "guard": ("ids_M", "labels_M", "pred_M", "p_label_M", "label_margin_M", "probs_MC", "seed"),
+    "policy": ("p_label_M", "features_MD", "kept_features_KD", "kept_labels_K"),
+    "guard": ("ids_M", "labels_M", "pred_M", "p_label_M", "label_margin_M", "aum_M", "probs_MC", "seed"),
+    "score": ("head_norm_N", "max_logit_N"),
 }
 """What a function is given where its signature asks for it."""
 

@@ -16,12 +16,14 @@ from unseen_ray.core.scorebook import ScoreBook, ScoreTable
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import StorageError
 from unseen_ray.guarding import SUSPECT, suspects_of
-from unseen_ray.job import Job, Receipt, score_functions
+from unseen_ray.job import Job, Receipt
+from unseen_ray.scoring import of_probabilities, stored_scores
 from unseen_ray.storage import Folder, sha256_of
 
 __all__ = [
     "MergeRequest",
     "borrow_votes",
+    "features_file",
     "find_receipt",
     "merge_stage",
     "probs_file",
@@ -70,6 +72,11 @@ def probs_file(stage: int) -> str:
     return f"stage-{stage:02d}/probs.npy"
 
 
+def features_file() -> str:
+    """Where the features of all samples stand, in the row order of the scores of stage 0."""
+    return "stage-00/features.npy"
+
+
 def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: Receipt) -> Receipt:
     """Put one model's votes on storage; returns the receipt with the files' checksums.
 
@@ -85,6 +92,8 @@ def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: R
     if part.probs_MC is not None:
         probs = _vote_probs_file(name)
         files[probs] = folder.write_array(probs, part.probs_MC)
+    if part.features_ND is not None:
+        files[features_file()] = folder.write_array(features_file(), part.features_ND)
     columns = {
         "id": pa.array(part.ids_M),
         "pred": pa.array(part.pred_M),
@@ -113,10 +122,10 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
         receipt = Receipt.from_json(json.loads(metadata[_RECEIPT]))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
-    if not receipt.files.keys() <= {_vote_probs_file(name)}:
+    if not receipt.files.keys() <= {_vote_probs_file(name), features_file()}:
         return None  # no task of ours writes another
-    for probs, digest in receipt.files.items():
-        stored = folder.read(probs)
+    for beside, digest in receipt.files.items():
+        stored = folder.read(beside)
         if stored is None or sha256_of(stored) != digest:
             return None
     return replace(receipt, files={**receipt.files, name: sha256_of(data)}, reused=True)
@@ -164,7 +173,7 @@ def read_votes(folder: Folder, stage: int, index: int, digests: Mapping[str, str
         p_label_M=columns["p_label"],
         scores={column: values for column, values in columns.items() if column not in _FIXED},
         probs_MC=folder.read_array(_vote_probs_file(name), receipt["files"][_vote_probs_file(name)])
-        if receipt.get("files")
+        if _vote_probs_file(name) in receipt.get("files", {})
         else None,
     )
 
@@ -192,7 +201,9 @@ def merge_stage(job: Job, labels_N: IntArray, request: MergeRequest) -> tuple[pa
     )
     for index in range(request.num_parts):
         book.add(read_votes(folder, request.stage, index))
-    table = book.merge(job.config.combine, score_functions(job.config))
+    single = stored_scores(job.config).single
+    told = {name: function for name, function in single.items() if of_probabilities(function)}
+    table = book.merge(job.config.combine, told)
     return _write_score_table(folder, request.stage, table, job.config)
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from unseen_ray.core import scores
+from unseen_ray.errors import ConfigError
+from unseen_ray.resolve import offered
 
 NAMES = list(scores.__all__)
 LABEL_FREE = {"entropy", "margin", "least_confidence"}
@@ -26,8 +28,14 @@ def example(num: int, classes: int, *, sharpness: float = 3.0, seed: int = 0) ->
     return log_softmax(sharpness * rng.normal(size=(num, classes))), rng.integers(0, classes, num)
 
 
+HEAD_NORM = 2.5
+
+
 def score_of(name: str, log_probs_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    return getattr(scores, name)(log_probs_NC, labels_N)
+    """A score, given features of one length where it asks for them."""
+    function = getattr(scores, name)
+    given = offered(function, {"head_norm_N": np.full(len(labels_N), HEAD_NORM, np.float32)})
+    return function(log_probs_NC, labels_N, **given)
 
 
 def leaning(log_p: float, classes: int = 4, toward: int = 0) -> np.ndarray:
@@ -58,6 +66,11 @@ def ref_el2n(p: np.ndarray, label: int) -> float:
     return np.linalg.norm(p - np.eye(len(p))[label])
 
 
+def ref_grand(p: np.ndarray, label: int) -> float:
+    features = np.array([1.5, 2.0])  # of length 2.5
+    return np.linalg.norm(np.outer(p - np.eye(len(p))[label], features))
+
+
 def ref_label_margin(p: np.ndarray, label: int) -> float:
     return 1 - (p[label] - max(np.delete(p, label)))
 
@@ -68,6 +81,7 @@ REFERENCES: dict[str, Callable[[np.ndarray, int], float]] = {
     "least_confidence": ref_least_confidence,
     "loss": ref_loss,
     "el2n": ref_el2n,
+    "grand": ref_grand,
     "label_margin": ref_label_margin,
 }
 
@@ -195,6 +209,7 @@ def test_extreme_log_probs_stay_finite(name: str, dtype: type, label: int) -> No
         ("least_confidence", lambda classes: 1 - 1 / classes),
         ("loss", lambda classes: np.inf),
         ("el2n", lambda classes: np.sqrt(2)),
+        ("grand", lambda classes: HEAD_NORM * np.sqrt(2)),
         ("label_margin", lambda classes: 2),
     ],
 )
@@ -220,3 +235,14 @@ def test_with_one_class_nothing_is_uncertain(name: str) -> None:
     values = score_of(name, np.zeros((3, 1), np.float32), np.zeros(3, np.int64))
     np.testing.assert_array_equal(values, np.zeros(3, np.float32))
     assert values.dtype == np.float32
+
+
+def test_least_confidence_of_logits_is_another_order_and_says_so_without_them() -> None:
+    log_probs, labels = example(50, 5, seed=8)
+    logits = np.random.default_rng(8).normal(size=50).astype(np.float32)
+    values = scores.least_confidence(log_probs, labels, space="logit", max_logit_N=logits)
+    np.testing.assert_array_equal(np.argsort(values), np.argsort(-logits))
+    with pytest.raises(ConfigError, match="space: logit needs the logits of a model"):
+        scores.least_confidence(log_probs, labels, space="logit")
+    with pytest.raises(ConfigError, match="space='logits' is neither prob nor logit"):
+        scores.least_confidence(log_probs, labels, space="logits")

@@ -15,7 +15,7 @@ from unseen_ray.core.ranking import best_first
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.errors import ConfigError
 
-__all__ = ["confident_learning", "label_margin"]
+__all__ = ["aum", "confident_learning", "label_margin"]
 
 _ROUNDING = 1e-6
 
@@ -49,7 +49,7 @@ def confident_learning(*, probs_MC: FloatArray, labels_M: IntArray) -> NDArray[n
 def label_margin(*, label_margin_M: FloatArray, ids_M: IdArray, seed: int, cut: float = 0.1) -> NDArray[np.bool_]:
     """Suspect the `cut` of all candidates whose label is least likely, by the margin of the true class.
 
-    The cut-off of Zheng et al. by the area under the margin (AUM), with the out-of-fold margin of the last epoch.
+    The cut-off of Zheng et al. by the area under the margin (`aum`), with the out-of-fold margin of the last epoch.
 
     Args:
         label_margin_M: (M,) the score `label_margin`, 2 where surely wrong.
@@ -63,13 +63,29 @@ def label_margin(*, label_margin_M: FloatArray, ids_M: IdArray, seed: int, cut: 
     Raises:
         ConfigError: if `cut` is outside its range.
 
-    Source: Zheng et al., Coverage-centric Coreset Selection (ICLR 2023), section 4; Pleiss et al., AUM (NeurIPS 2020).
+    Source: Zheng et al., Coverage-centric Coreset Selection (ICLR 2023), section 4.
     """
-    if isinstance(cut, bool) or not isinstance(cut, (int, float)) or not 0 <= cut < 1:
-        raise ConfigError(f"guard option cut={cut!r} is outside 0 up to 1: it is the share of samples to suspect.")
-    suspects = np.zeros(len(ids_M), bool)
-    suspects[best_first(label_margin_M, ids_M, seed)[: round(cut * len(ids_M))]] = True
-    return suspects
+    return _highest(label_margin_M, ids_M, seed, cut)
+
+
+def aum(*, aum_M: FloatArray, ids_M: IdArray, seed: int, cut: float = 0.1) -> NDArray[np.bool_]:
+    """Suspect the `cut` of all candidates with the smallest area under the margin; models score after every epoch for it.
+
+    Args:
+        aum_M: (M,) the score `aum`, minus the area.
+        ids_M: (M,) int64 sample ids.
+        seed: orders the ties.
+        cut: share of the candidates, 0 up to 1.
+
+    Returns:
+        (M,) bool.
+
+    Raises:
+        ConfigError: if `cut` is outside its range.
+
+    Source: Pleiss et al., AUM (NeurIPS 2020), out of fold; as a cut-off in Zheng et al. (ICLR 2023), section 4.
+    """
+    return _highest(aum_M, ids_M, seed, cut)
 
 
 def allowed(
@@ -91,3 +107,11 @@ def allowed(
     held = np.flatnonzero(suspects_M)
     order = np.lexsort((tie_keys(ids_M[held], seed), -p_label_M[held]))
     return np.sort(np.concatenate([free, held[order[:short]]]))
+
+
+def _highest(scores_M: FloatArray, ids_M: IdArray, seed: int, cut: float) -> NDArray[np.bool_]:
+    if isinstance(cut, bool) or not isinstance(cut, (int, float)) or not 0 <= cut < 1:
+        raise ConfigError(f"guard option cut={cut!r} is outside 0 up to 1: it is the share of samples to suspect.")
+    suspects = np.zeros(len(ids_M), bool)
+    suspects[best_first(scores_M, ids_M, seed)[: round(cut * len(ids_M))]] = True
+    return suspects

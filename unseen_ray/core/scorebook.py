@@ -16,7 +16,7 @@ from unseen_ray.errors import IncompleteScoreError
 __all__ = ["Combine", "ScoreBook", "ScoreFunction", "ScoreTable", "log_of_probs", "mean_ranks"]
 
 Combine = Literal["mean", "rank_mean", "mean_prob"]
-ScoreFunction = Callable[[FloatArray, IntArray], FloatArray]
+ScoreFunction = Callable[..., FloatArray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,7 +85,7 @@ class ScoreBook:
         Args:
             combine: `mean` of the votes' scores; `rank_mean`: mean of (rank - 0.5) / n within the n ids which a model
                 scored; `mean_prob`: the score of the mean probabilities.
-            functions: the score functions, needed for `mean_prob` alone.
+            functions: the score functions, needed for `mean_prob` alone, which leaves out scores that probabilities do not tell.
 
         Raises:
             IncompleteScoreError: if a task is missing, or a candidate has more or fewer votes than it must have.
@@ -99,7 +99,8 @@ class ScoreBook:
         kept = [part.probs_MC for part in parts if part.probs_MC is not None]
         probs = _mean(kept, at, votes) if len(kept) == len(parts) else None
         scores, stds = {}, {}
-        for name in parts[0].scores:
+        told = functions if combine == "mean_prob" and functions is not None else parts[0].scores
+        for name in (name for name in parts[0].scores if name in told):
             columns = [part.scores[name] for part in parts]
             mean = _mean(columns, at, votes)
             stds[name] = _deviation(columns, mean, at, votes)

@@ -89,6 +89,8 @@ class VotePart:
         p_label_M: (M,) float32, the probability of the true class.
         scores: a column (M,) float32 for each score.
         probs_MC: (M, C) float32, only where the run keeps probabilities.
+        features_ND: (N, D) float16 of all samples, those that the model was trained on among them, only of the model whose features
+            the run keeps.
     """
 
     index: int
@@ -98,6 +100,7 @@ class VotePart:
     p_label_M: FloatArray
     scores: dict[str, FloatArray] = field(default_factory=dict)
     probs_MC: FloatArray | None = None
+    features_ND: FloatArray | None = None
 
 
 def stage_zero_tasks(*, mode: Mode, spec: FoldSpec, train_on: TrainOn, repeats: int) -> list[ScoreTask]:

@@ -20,12 +20,13 @@ from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.scorebook import mean_ranks
 from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation
 from unseen_ray.errors import ConfigError
+from unseen_ray.features import load_features
 from unseen_ray.guarding import suspects_kept
-from unseen_ray.job import score_name
-from unseen_ray.pipeline import apply_policy
+from unseen_ray.pipeline import Kept, apply_policy
 from unseen_ray.resolve import is_target, plug_of
 from unseen_ray.results import fullest_first, stored_tables
 from unseen_ray.run import CORESET, Run, choosing_s, load_run
+from unseen_ray.scoring import score_name
 from unseen_ray.storage import Folder
 from unseen_ray.votes import scores_file
 
@@ -167,6 +168,7 @@ def _importance(run: Run, table: pa.Table, score: str) -> list[dict[str, Any]]:
     coreset = run.table(CORESET)
     config = PruneConfig.from_json(run.manifest.asked)
     ids_M, zero_M = table.column("id").to_numpy(), table.column(score).to_numpy()
+    features = load_features(run.folder, run.manifest.files, ids_M) if len(run.manifest.stages) > 1 else None
     for stage in run.manifest.stages[1:]:
         later = run.table(scores_file(stage["index"]))
         candidates = later.column("id").to_numpy()
@@ -174,11 +176,13 @@ def _importance(run: Run, table: pa.Table, score: str) -> list[dict[str, Any]]:
         before = zero_M[places]
         after = later.column(score).to_numpy()
         picked = coreset.filter(pc.equal(coreset.column("stage"), stage["index"])).column("id").to_numpy()
-        kept = coreset.filter(pc.less(coreset.column("stage"), stage["index"])).column("label").to_numpy()
-        kept_C = np.bincount(kept, minlength=run.manifest.source["num_classes"])
+        earlier = coreset.filter(pc.less(coreset.column("stage"), stage["index"]))
+        kept_ids, kept_labels = (earlier.column(name).to_numpy() for name in ("id", "label"))
+        kept = Kept.of(kept_ids, kept_labels, run.manifest.source["num_classes"])
         overlap = math.nan
         if not is_target(plug_of(config.policy)[0]):  # a function of the user's own is not imported
-            as_before = apply_policy(config, table.take(pa.array(places)), budget=stage["added"], kept_C=kept_C)
+            of_zero = table.take(pa.array(places))
+            as_before = apply_policy(config, of_zero, budget=stage["added"], kept=kept, features=features)
             overlap = len(np.intersect1d(candidates[as_before], picked)) / stage["added"]
         found.append(
             {

@@ -8,10 +8,10 @@ from typing import Any
 from rich.table import Table
 
 from unseen_ray.config import PruneConfig, jsonable
-from unseen_ray.core import scores as builtin_scores
 from unseen_ray.data.budget import fits_in_memory
 from unseen_ray.job import carries_probs
 from unseen_ray.planning import RunPlan, model_name
+from unseen_ray.scoring import stored_scores
 from unseen_ray.sources import SourceInfo
 from unseen_ray.summary.text import several, table_of
 
@@ -164,7 +164,7 @@ def _pays_after(total: float, plan: RunPlan, config: PruneConfig) -> float | Non
 
 
 def _disk_bytes(plan: RunPlan, config: PruneConfig, scored: int) -> int:
-    columns = 1 + (len(builtin_scores.__all__) if config.also_score == "all" else 0)
+    columns = len(stored_scores(config).named)
     votes = scored * (_VOTE_BYTES + 4 * columns)
     if carries_probs(config):
         votes += scored * plan.num_classes * 4

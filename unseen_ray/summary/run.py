@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from unseen_ray.guarding import suspects_kept
-from unseen_ray.job import score_name
 from unseen_ray.run import CORESET
 from unseen_ray.running import PruneResult
+from unseen_ray.scoring import score_name
 from unseen_ray.summary.text import several, table_of
 from unseen_ray.votes import scores_file
 

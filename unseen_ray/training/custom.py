@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unseen_ray.core.answers import Answers
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.population import Population
 from unseen_ray.core.seeds import digest_ids, fit_seed, torch_seed_for
@@ -86,11 +87,11 @@ class FitSamples:
 
 def custom_log_probs(
     job: Job, task: ScoreTask, population: Population, plane: Plane, source: Callable[[], Source], labels_N: IntArray
-) -> Iterator[tuple[IdArray, FloatArray]]:
+) -> Iterator[Answers]:
     """Run a user's `fit` and check each answer.
 
     Yields:
-        (ids, (B, C) float32 log-probabilities), minus infinity replaced by the log of the smallest float32.
+        Ids with float32 log-probabilities, minus infinity replaced by the log of the smallest float32.
 
     Raises:
         LeakError: if it answers for an id that is not unseen.
@@ -118,7 +119,7 @@ def custom_log_probs(
         for answer in answers:
             ids, log_probs = _checked(answer, name, job.num_classes)
             check_unseen(task, ids, population)
-            yield ids, log_probs
+            yield Answers(ids_B=ids, log_probs_BC=log_probs)
 
 
 def _checkpoint_dir(out: str, key: str, scratch: str) -> str:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from unseen_ray.training.checkpoint import Checkpoints
 from unseen_ray.training.feed import Feed, Share
 from unseen_ray.training.hardware import seed_generators
 from unseen_ray.training.learner import Learner, learning_rate
+from unseen_ray.training.recorder import Recorder
 
 __all__ = ["EpochStats", "FitPlan", "finished_fit", "fit"]
 
@@ -79,8 +80,20 @@ class FitPlan:
         _, total = self.recipe.plan(len(self.ids_M), workers=self.share.workers)
         return batch, per_epoch, total
 
+    @property
+    def epochs(self) -> int:
+        """How many epochs it has, the last one perhaps cut short."""
+        _, per_epoch, total = self.sizes()
+        return math.ceil(total / per_epoch)
 
-def fit(model: nn.Module, feed: Feed, plan: FitPlan, checkpoints: Checkpoints | None = None) -> Iterator[EpochStats]:
+
+def fit(
+    model: nn.Module,
+    feed: Feed,
+    plan: FitPlan,
+    checkpoints: Checkpoints | None = None,
+    recorder: Recorder | None = None,
+) -> Iterator[EpochStats]:
     """Train `model` in place; the last value given is of the last epoch.
 
     Every draw of an epoch comes from (seed, epoch): what is computed does not depend on what ran before, nor on how often
@@ -91,6 +104,7 @@ def fit(model: nn.Module, feed: Feed, plan: FitPlan, checkpoints: Checkpoints | 
         feed: batches.
         plan: what to train on, and how.
         checkpoints: where to go on from, and where to write after each epoch; None for neither.
+        recorder: is told of each epoch, and stands in the checkpoints with the model; None where nothing is scored over epochs.
 
     Yields:
         One value an epoch; first, where it goes on from a checkpoint, that of the checkpoint's epoch.
@@ -100,19 +114,19 @@ def fit(model: nn.Module, feed: Feed, plan: FitPlan, checkpoints: Checkpoints | 
     """
     device = feed.pixels.device
     learner = Learner(model, plan.recipe, num_classes=plan.num_classes, device=device, replicas=plan.share.workers)
-    _, per_epoch, total = plan.sizes()
-    stats = EpochStats(epoch=0, epochs=math.ceil(total / per_epoch))
+    stats = EpochStats(epoch=0, epochs=plan.epochs)
     if checkpoints is not None:
-        stats = _resume(learner, checkpoints, stats)
+        stats = _resume(learner, checkpoints, stats, recorder)
         _check_together(stats.epoch, plan.share, device)
         if stats.epoch:
             yield stats
-    model.train()
     while stats.epoch < stats.epochs:
+        model.train()
         stats = _epoch(learner, feed, plan, stats)
-        last = stats.epoch == stats.epochs
-        if checkpoints is not None and plan.share.rank == 0 and (last or checkpoints.due(stats.trained_s)):
-            checkpoints.write(learner.tensors(), {**asdict(stats), "scale": learner.scale()})
+        if recorder is not None:
+            stats = _recorded(recorder, stats)
+        if checkpoints is not None and plan.share.rank == 0 and _is_due(checkpoints, stats, recorder):
+            _write(learner, checkpoints, stats, recorder)
         yield stats
 
 
@@ -165,16 +179,42 @@ def _epoch(learner: Learner, feed: Feed, plan: FitPlan, before: EpochStats) -> E
     )
 
 
-def _resume(learner: Learner, checkpoints: Checkpoints, fresh: EpochStats) -> EpochStats:
+def _recorded(recorder: Recorder, stats: EpochStats) -> EpochStats:
+    """Have the model answer where this epoch is scored; it takes time that is the fit's."""
+    began = time.perf_counter()
+    recorder.record(stats.epoch)
+    return replace(stats, seconds=stats.seconds + time.perf_counter() - began)
+
+
+def _is_due(checkpoints: Checkpoints, stats: EpochStats, recorder: Recorder | None) -> bool:
+    if recorder is not None:
+        return recorder.may_stop(stats.epoch) and checkpoints.due(stats.trained_s)
+    return stats.epoch == stats.epochs or checkpoints.due(stats.trained_s)
+
+
+def _write(learner: Learner, checkpoints: Checkpoints, stats: EpochStats, recorder: Recorder | None) -> None:
+    position = {**asdict(stats), "scale": learner.scale()}
+    if recorder is None:
+        return checkpoints.write(learner.tensors(), position)
+    return checkpoints.write({**learner.tensors(), **recorder.tensors()}, {**position, "recorded": recorder.key()})
+
+
+def _resume(
+    learner: Learner, checkpoints: Checkpoints, fresh: EpochStats, recorder: Recorder | None = None
+) -> EpochStats:
     """Where the last checkpoint stands, the learner brought there; `fresh` where there is none that fits."""
     saved = checkpoints.read()
     if saved is None:
         return fresh
     try:
         position = dict(saved.position)
-        scale = position.pop("scale")
+        scale, recorded = position.pop("scale"), position.pop("recorded", None)
         stats = EpochStats(**{**position, "earlier_s": position["seconds"]})
+        if recorder is not None and not (recorded == recorder.key() and recorder.fits(saved.tensors, stats.epoch)):
+            raise ValueError("it holds other scores over epochs")
         learner.restore(saved.tensors, scale)
+        if recorder is not None:
+            recorder.restore(saved.tensors, stats.epoch)
     except (KeyError, TypeError, ValueError) as error:
         logger.warning("the checkpoint %s fits no more (%s); training from the start", checkpoints.key[:8], error)
         return fresh

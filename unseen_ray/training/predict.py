@@ -1,13 +1,15 @@
-"""Log-probabilities of a trained model, in evaluation mode, without augmentation."""
+"""Answers of a trained model, in evaluation mode, without augmentation."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from unseen_ray.core.answers import Answers
 from unseen_ray.core.arrays import FloatArray, IdArray
 from unseen_ray.errors import FitError
 from unseen_ray.recipe import Recipe
@@ -16,20 +18,79 @@ from unseen_ray.training.learner import autocast
 
 __all__ = ["predict"]
 
+_HALF = torch.finfo(torch.float16).max
 
-def predict(model: nn.Module, feed: Feed, ids_M: IdArray, recipe: Recipe) -> Iterator[tuple[IdArray, FloatArray]]:
-    """Yield (ids, (B, C) float32 log-probabilities), the ids in their order, B being twice the recipe's batch size.
+
+def predict(
+    model: nn.Module, feed: Feed, ids_M: IdArray, recipe: Recipe, *, features: bool = False
+) -> Iterator[Answers]:
+    """Yield the answers to the ids in their order, in batches of twice the recipe's size.
+
+    Args:
+        model: on the feed's device.
+        feed: batches.
+        ids_M: (M,) ids to answer for.
+        recipe: with `precision` resolved.
+        features: whether to give what enters the last linear layer, too.
 
     Raises:
         FitError: if the model answers with something that is no number.
     """
     model.eval()
-    for ids, inputs in feed.scoring(ids_M, 2 * recipe.batch_size):
-        with torch.inference_mode(), autocast(recipe, feed.pixels.device):
-            log_probs = torch.log_softmax(model(inputs).float(), dim=1)
-        found = log_probs.cpu().numpy()
-        if np.isnan(found).any():
-            raise FitError(
-                f"the trained model answers with NaN in {recipe.precision}. Lower recipe.lr, or set recipe.precision: float32."
-            )
-        yield ids, found
+    with _listening(model) as heard:
+        for ids, inputs in feed.scoring(ids_M, 2 * recipe.batch_size):
+            with torch.inference_mode(), autocast(recipe, feed.pixels.device):
+                logits = model(inputs).float()
+                log_probs = torch.log_softmax(logits, dim=1)
+                answers = Answers(
+                    ids_B=ids,
+                    log_probs_BC=log_probs.cpu().numpy(),
+                    max_logit_B=logits.amax(dim=1).cpu().numpy(),
+                    **heard.answers(logits.shape[1], features=features),
+                )
+            if torch.isnan(log_probs).any():
+                raise FitError(
+                    f"the trained model answers with NaN in {recipe.precision}. Lower recipe.lr, or set recipe.precision: float32."
+                )
+            yield answers
+
+
+@dataclass(slots=True, eq=False)
+class _Heard:
+    """What entered the last linear layer of a model."""
+
+    head: nn.Linear | None
+    inputs: Tensor | None = field(default=None)
+
+    def hear(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.inputs = args[0] if args and args[0].ndim == 2 else None
+
+    def answers(self, num_classes: int, *, features: bool) -> dict[str, FloatArray]:
+        if self.head is None or self.inputs is None or self.head.out_features != num_classes:
+            return {}
+        inputs = self.inputs.float()
+        bias = 0.0 if self.head.bias is None else 1.0
+        norms = torch.sqrt(inputs.square().sum(dim=1) + bias).cpu().numpy()
+        return {
+            "head_norm_B": norms,
+            **({"features_BD": inputs.clamp(-_HALF, _HALF).half().cpu().numpy()} if features else {}),
+        }
+
+
+@contextlib.contextmanager
+def _listening(model: nn.Module) -> Iterator[_Heard]:
+    heard = _Heard(_head_of(model))
+    hook = None if heard.head is None else heard.head.register_forward_pre_hook(heard.hear)
+    try:
+        yield heard
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+def _head_of(model: nn.Module) -> nn.Linear | None:
+    """The linear layer that stands last among the modules, as in the models of torchvision and ours."""
+    found = None
+    for module in model.modules():
+        found = module if isinstance(module, nn.Linear) else found
+    return found

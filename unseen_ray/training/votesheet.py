@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from unseen_ray.core.answers import Answers
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.population import Population
 from unseen_ray.core.scorebook import ScoreFunction
+from unseen_ray.core.scores import OF_ONE_MODEL
 from unseen_ray.core.tasks import ScoreTask, VotePart, check_unseen
 from unseen_ray.errors import FitError
 from unseen_ray.job import Job
+from unseen_ray.scoring import score_name
 
-__all__ = ["VoteSheet"]
+__all__ = ["FeatureSheet", "VoteSheet"]
+
+logger = logging.getLogger(__name__)
 
 
 class VoteSheet:
-    """The answers of one model to the samples of its task."""
+    """The answers of one model to the samples of its task.
+
+    Attributes:
+        over_epochs: (M,) for each score over epochs, once they are known.
+        features_ND: (N, D) features of all samples, where this model's are kept.
+    """
 
     def __init__(
         self, task: ScoreTask, ids_M: IdArray, labels_M: IntArray, job: Job, functions: dict[str, ScoreFunction]
     ) -> None:
-        self.task, self.ids_M, self.labels_M, self.functions = task, ids_M, labels_M, functions
+        self.task, self.ids_M, self.labels_M = task, ids_M, labels_M
+        self._functions = {name: (function, _extras_of(function)) for name, function in functions.items()}
+        self._decides = score_name(job.config.score)
         self.done = 0
+        self.over_epochs: Mapping[str, FloatArray] = {}
+        self.features_ND: FloatArray | None = None
         self._answered = np.zeros(len(ids_M), bool)
         self._said = time.monotonic()
         self._pred = np.empty(len(ids_M), np.int64)
@@ -40,8 +57,9 @@ class VoteSheet:
         self._said = time.monotonic()
         return True
 
-    def add(self, ids_B: IdArray, log_probs_BC: FloatArray, population: Population) -> None:
+    def add(self, answers: Answers, population: Population) -> None:
         """Score a batch of answers."""
+        ids_B, log_probs_BC = answers.ids_B, answers.log_probs_BC
         places = np.searchsorted(self.ids_M, ids_B)
         if places.size and (places.max() >= len(self.ids_M) or not np.array_equal(self.ids_M[places], ids_B)):
             check_unseen(self.task, ids_B, population)
@@ -54,11 +72,29 @@ class VoteSheet:
         self._pred[places] = log_probs_BC.argmax(axis=1)
         self._p_top[places] = np.exp(log_probs_BC.max(axis=1))
         self._p_label[places] = np.exp(log_probs_BC[np.arange(len(labels)), labels])
-        for name, function in self.functions.items():
-            self._scores[name][places] = _checked(name, function(log_probs_BC, labels), len(labels))
+        if not self.done:
+            self._leave_out_unknown(answers)
+        known = {"head_norm_N": answers.head_norm_B, "max_logit_N": answers.max_logit_B}
+        for name, (function, extras) in self._functions.items():
+            values = function(log_probs_BC, labels, **{extra: known[extra] for extra in extras})
+            self._scores[name][places] = _checked(name, values, len(labels))
         if self._probs is not None:
             self._probs[places] = np.exp(log_probs_BC)
         self.done += len(ids_B)
+
+    def _leave_out_unknown(self, answers: Answers) -> None:
+        """Drop scores of the last linear layer where the model has none; refuse if one of them decides."""
+        unknown = [name for name, (_, extras) in self._functions.items() if "head_norm_N" in extras]
+        if answers.head_norm_B is not None or not unknown:
+            return
+        if self._decides in unknown:
+            raise FitError(
+                f"score {self._decides} reads what enters the last linear layer, and this model has none with an output a class. "
+                "Choose another score, or a model that ends in torch.nn.Linear."
+            )
+        logger.warning("the model ends in no linear layer: %s is not stored", ", ".join(unknown))
+        for name in unknown:
+            del self._functions[name], self._scores[name]
 
     def finish(self) -> VotePart:
         """The votes, once every sample has its answer."""
@@ -68,15 +104,58 @@ class VoteSheet:
                 f"{self.task.name} left {missing.size} of {len(self.ids_M)} samples unanswered; "
                 f"the first is id {self.ids_M[missing[0]]}. Answer for each of task.unseen_ids."
             )
+        over_epochs = {name: _checked(name, values, len(self.ids_M)) for name, values in self.over_epochs.items()}
         return VotePart(
             index=self.task.index,
             ids_M=self.ids_M,
             pred_M=self._pred,
             p_top_M=self._p_top,
             p_label_M=self._p_label,
-            scores=self._scores,
+            scores={**self._scores, **over_epochs},
             probs_MC=self._probs,
+            features_ND=self.features_ND,
         )
+
+
+class FeatureSheet:
+    """What one model makes of every sample before its last layer, filled in batch by batch.
+
+    Args:
+        ids_N: (N,) all samples, strictly rising.
+    """
+
+    def __init__(self, ids_N: IdArray) -> None:
+        self._ids = ids_N
+        self._features: FloatArray | None = None
+        self._answered = np.zeros(len(ids_N), bool)
+
+    def add(self, answers: Answers) -> None:
+        """Take a batch.
+
+        Raises:
+            FitError: if the model has no last linear layer.
+        """
+        features = answers.features_BD
+        if features is None:
+            raise FitError(
+                "features are asked for (save_features, or a policy that reads them), and this model has no last linear layer with an "
+                "output a class. Choose a model that ends in torch.nn.Linear, or another policy."
+            )
+        if self._features is None:
+            self._features = np.empty((len(self._ids), features.shape[1]), np.float16)
+        places = np.searchsorted(self._ids, answers.ids_B)
+        self._features[places] = features
+        self._answered[places] = True
+
+    def finish(self) -> FloatArray:
+        """(N, D) float16."""
+        assert self._features is not None and self._answered.all(), "a model answers for what it scores and what it saw"
+        return self._features
+
+
+def _extras_of(function: ScoreFunction) -> list[str]:
+    parameters = inspect.signature(function).parameters
+    return [name for name in OF_ONE_MODEL if name in parameters]
 
 
 def _checked(name: str, values: Any, size_b: int) -> FloatArray:

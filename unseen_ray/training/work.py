@@ -15,16 +15,17 @@ import torch
 from torch import nn
 
 from unseen_ray.catalog import model_builder
-from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+from unseen_ray.core.answers import Answers
+from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.population import Population
-from unseen_ray.core.scorebook import ScoreFunction
 from unseen_ray.core.seeds import digest_ids, fit_seed, torch_seed_for
 from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen
 from unseen_ray.data.loading import load_plane
 from unseen_ray.data.plane import Plane
 from unseen_ray.errors import ConfigError
-from unseen_ray.job import EvalResult, Job, Progress, Receipt, score_functions
+from unseen_ray.job import EvalResult, Job, Progress, Receipt
 from unseen_ray.resolve import name_of, plug_of
+from unseen_ray.scoring import StoredScores, stored_scores
 from unseen_ray.sources import Source, open_source
 from unseen_ray.storage import Folder, is_uri
 from unseen_ray.training.checkpoint import Checkpoints
@@ -33,7 +34,8 @@ from unseen_ray.training.feed import Feed, Pixels, Share, hold_pixels, measure
 from unseen_ray.training.fit import EpochStats, FitPlan, finished_fit, fit
 from unseen_ray.training.hardware import check_precision, device_name, numerics, seed_generators
 from unseen_ray.training.predict import predict
-from unseen_ray.training.votesheet import VoteSheet
+from unseen_ray.training.recorder import Recorder
+from unseen_ray.training.votesheet import FeatureSheet, VoteSheet
 from unseen_ray.votes import find_receipt, write_votes
 
 __all__ = ["TestSet", "Workbench", "build_model", "open_test"]
@@ -57,9 +59,9 @@ class _Fit:
     plan: FitPlan
     checkpoints: Checkpoints
 
-    def train(self) -> Iterator[EpochStats]:
+    def train(self, recorder: Recorder | None = None) -> Iterator[EpochStats]:
         """The training, or what is left of it; see `fit.fit`."""
-        return fit(self.model, self.feed, self.plan, self.checkpoints)
+        return fit(self.model, self.feed, self.plan, self.checkpoints, recorder)
 
     def fetch(self) -> EpochStats:
         """The model as other workers have trained it together.
@@ -88,12 +90,12 @@ class Workbench:
     source: Callable[[], Source]
     device: torch.device
     population: Population = field(init=False)
-    functions: dict[str, ScoreFunction] = field(init=False)
+    scores: StoredScores = field(init=False)
     _pixels: list[Pixels] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.population = self.job.population(self.labels_N)
-        self.functions = score_functions(self.job.config)
+        self.scores = stored_scores(self.job.config)
 
     def score(self, task: ScoreTask) -> Iterator[Progress | Receipt]:
         """Train the task's model and score what it may; the last value is the receipt, given once the votes are on storage.
@@ -111,16 +113,15 @@ class Workbench:
             yield known
             return
         yield self._begun(task.name)
-        votes = VoteSheet(task, ids, self.population.labels_of(ids), self.job, self.functions)
+        votes = VoteSheet(task, ids, self.population.labels_of(ids), self.job, self.scores.single)
         last = EpochStats(epoch=0, epochs=0)
         checkpoints = self._checkpoints(train_ids, task)
-        for event in self._answers(task, train_ids, checkpoints):
+        for event in self._answers(task, train_ids, checkpoints, votes):
             if isinstance(event, EpochStats):
                 last = event
                 yield self._trained(task.name, event)
             else:
-                answered, log_probs = event
-                votes.add(answered, log_probs, self.population)
+                votes.add(event, self.population)
                 if votes.due():
                     yield self._scoring(task.name, votes)
         part = votes.finish()
@@ -143,9 +144,9 @@ class Workbench:
                 yield self._trained(task.name, stats)
             feed = Feed(self._held(test.plane), training.feed.norm)
             done = 0
-            for _, log_probs in predict(training.model, feed, test.ids_M, recipe):
-                stop = done + len(log_probs)
-                right[done:stop] = log_probs.argmax(axis=1) == test.labels_M[done:stop]
+            for answers in predict(training.model, feed, test.ids_M, recipe):
+                stop = done + len(answers.ids_B)
+                right[done:stop] = answers.log_probs_BC.argmax(axis=1) == test.labels_M[done:stop]
                 done = stop
         present = np.bincount(test.labels_M, minlength=self.job.num_classes)
         correct = np.bincount(test.labels_M[right], minlength=self.job.num_classes)
@@ -176,20 +177,50 @@ class Workbench:
             training.checkpoints.check_written()
 
     def _answers(
-        self, task: ScoreTask, train_ids: IdArray, checkpoints: Checkpoints
-    ) -> Iterator[EpochStats | tuple[IdArray, FloatArray]]:
+        self, task: ScoreTask, train_ids: IdArray, checkpoints: Checkpoints, votes: VoteSheet
+    ) -> Iterator[EpochStats | Answers]:
         config = self.job.config
         with self._numerics():
             if config.fit is not None:
                 yield from custom_log_probs(self.job, task, self.population, self.plane, self.source, self.labels_N)
                 return
             training = self._fit(train_ids, task, Share(), checkpoints)
-            yield from self._train(training, task)
-            ids = task.scored.resolve(self.population)
-            yield from predict(training.model, training.feed, ids, config.recipe)
+            recorder = self._recorder(training, votes) if self.scores.over_epochs else None
+            yield from self._train(training, task, recorder)
+            sheet = FeatureSheet(self.population.ids_N) if self.job.keeps_features(task) else None
+            for answers in self._predict(training, votes.ids_M, sheet):
+                if recorder is not None:
+                    recorder.add(answers)
+                yield answers
+            if recorder is not None:
+                votes.over_epochs = recorder.columns()
+            if sheet is not None:  # the rest by the same model, so that all lie in one space; it scores none of them
+                for _ in self._predict(training, np.setdiff1d(train_ids, votes.ids_M, assume_unique=True), sheet):
+                    pass
+                votes.features_ND = sheet.finish()
 
-    def _train(self, training: _Fit, task: ScoreTask | EvalTask) -> Iterable[EpochStats]:
-        return training.train() if self.job.workers_of(task) == 1 else [training.fetch()]
+    def _predict(self, training: _Fit, ids: IdArray, sheet: FeatureSheet | None) -> Iterator[Answers]:
+        recipe = self.job.config.recipe
+        for answers in predict(training.model, training.feed, ids, recipe, features=sheet is not None):
+            if sheet is not None:
+                sheet.add(answers)
+            yield answers
+
+    def _recorder(self, training: _Fit, votes: VoteSheet) -> Recorder:
+        return Recorder(
+            training.model,
+            training.feed,
+            votes.ids_M,
+            votes.labels_M,
+            self.job.config.recipe,
+            scores=self.scores,
+            epochs=training.plan.epochs,
+        )
+
+    def _train(
+        self, training: _Fit, task: ScoreTask | EvalTask, recorder: Recorder | None = None
+    ) -> Iterable[EpochStats]:
+        return training.train(recorder) if self.job.workers_of(task) == 1 else [training.fetch()]
 
     def _fit(self, train_ids: IdArray, task: ScoreTask | EvalTask, share: Share, checkpoints: Checkpoints) -> _Fit:
         """A fresh model and what it takes to train it."""

@@ -1,0 +1,250 @@
+"""Scores over epochs as a training records them: what the model said after each epoch, however often it was interrupted."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import unseen_ray as ur
+from tests.core.test_dynamics import reduced
+from tests.training.fitting import CPU, net, prepare, recipe
+from unseen_ray.core import dynamics
+from unseen_ray.core.scores import grand
+from unseen_ray.errors import FitError
+from unseen_ray.recipe import Recipe
+from unseen_ray.scoring import stored_scores
+from unseen_ray.training.fit import fit
+from unseen_ray.training.hardware import numerics
+from unseen_ray.training.predict import predict
+from unseen_ray.training.recorder import Recorder
+
+UNSEEN = np.arange(600, 900)
+NAMES = list(dynamics.__all__)
+EPOCHS = 8
+
+
+def scored(every: int = 1, **fields: object) -> ur.PruneConfig:
+    return ur.PruneConfig(**{"source": "digits", "keep": 0.5, "score_every": every, **fields})
+
+
+def record(
+    folder: Path | None, plan_of: Recipe, *, every: int = 1, stop_after: int | None = None, also: object = "all"
+) -> tuple[nn.Module, dict[str, np.ndarray], list[int]]:
+    """A fit that is recorded: its model, the scores over epochs of 300 unseen digits, and the epochs that it told of."""
+    with numerics(1, True, CPU):
+        model, feed, plan, checkpoints = prepare(folder, plan_of, CPU)
+        labels = prepare_labels()
+        scores = stored_scores(scored(every, also_score=also, score="tdds"))
+        recorder = Recorder(model, feed, UNSEEN, labels, plan_of, scores=scores, epochs=plan.epochs)
+        told = [s.epoch for s in itertools.islice(fit(model, feed, plan, checkpoints, recorder), stop_after)]
+        if stop_after is not None:
+            return model, {}, told
+        for answers in predict(model, feed, UNSEEN, plan_of):
+            recorder.add(answers)
+    return model, recorder.columns(), told
+
+
+def prepare_labels() -> np.ndarray:
+    from unseen_ray.sources import open_source, source_ref
+
+    return open_source(source_ref("digits")).info.labels_N[UNSEEN]
+
+
+def said(plan_of: Recipe) -> tuple[nn.Module, np.ndarray]:
+    """The same fit unrecorded, and (T, M, C) log-probabilities of the unseen digits after each epoch."""
+    with numerics(1, True, CPU):
+        model, feed, plan, _ = prepare(None, plan_of, CPU)
+        each = []
+        for _ in fit(model, feed, plan):
+            each.append(np.concatenate([a.log_probs_BC for a in predict(model, feed, UNSEEN, plan_of)]))
+    return model, np.stack(each)
+
+
+def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_columns_are_of_what_the_model_said_after_each_epoch_and_the_training_is_the_same(every: int) -> None:
+    model, columns, _ = record(None, recipe(EPOCHS), every=every)
+    unrecorded, log_probs = said(recipe(EPOCHS))
+    assert_same_weights(model, unrecorded)
+    assert set(columns) == set(NAMES)
+    for name in NAMES:
+        wanted = reduced(getattr(dynamics, name)(), log_probs, prepare_labels(), every=every, batch=128)
+        np.testing.assert_array_equal(columns[name], wanted)
+        assert wanted.std() > 0
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 7])
+@pytest.mark.parametrize("every", [1, 2])
+def test_an_interrupted_one_goes_on_to_the_same_bits(
+    tmp_path: Path, stop_after: int, every: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    plan_of = recipe(EPOCHS)
+    undisturbed, wanted, _ = record(None, plan_of, every=every)
+    _, _, before = record(tmp_path, plan_of, every=every, stop_after=stop_after + 1)
+    assert before == list(range(1, stop_after + 2))
+    model, columns, told = record(tmp_path, plan_of, every=every)
+    assert f"of {EPOCHS}" in caplog.text and "going on after epoch" in caplog.text
+    assert told[0] % every == 0 and told[-1] == EPOCHS
+    assert_same_weights(model, undisturbed)
+    for name in NAMES:
+        np.testing.assert_array_equal(columns[name], wanted[name])
+
+
+def test_a_checkpoint_with_other_scores_is_trained_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plan_of = recipe(EPOCHS)
+    record(tmp_path, plan_of, stop_after=4, also=["aum"])
+    _, columns, told = record(tmp_path, plan_of)
+    assert told == list(range(1, EPOCHS + 1))
+    assert "other scores over epochs" in caplog.text
+    _, wanted, _ = record(None, plan_of)
+    np.testing.assert_array_equal(columns["forgetting"], wanted["forgetting"])
+
+
+def test_last_layer_grand_is_the_length_of_the_gradient() -> None:
+    with numerics(1, True, CPU):
+        model, feed, plan, _ = prepare(None, recipe(2), CPU)
+        list(fit(model, feed, plan))
+        ids, labels = UNSEEN[:40], torch.from_numpy(prepare_labels()[:40])
+        (answers,) = predict(model, feed, ids, recipe(2))
+        values = grand(answers.log_probs_BC, labels.numpy(), head_norm_N=answers.head_norm_B)
+        ((_, inputs),) = feed.scoring(ids, 40)
+        head = model[-1]
+        lengths = []
+        for row in range(40):
+            model.zero_grad()
+            nn.functional.cross_entropy(model(inputs[row : row + 1]), labels[row : row + 1]).backward()
+            lengths.append(float(torch.cat([head.weight.grad.flatten(), head.bias.grad]).norm()))
+    np.testing.assert_allclose(values, lengths, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [40, 33, 7])
+def test_grand_does_not_depend_on_the_batch(size: int) -> None:
+    """A loss that is the mean of a batch makes samples of a short last one look harder; seen in other code."""
+    with numerics(1, True, CPU):
+        model, feed, _, _ = prepare(None, recipe(1), CPU)
+        labels = prepare_labels()[:40]
+        (whole,) = predict(model, feed, UNSEEN[:40], recipe(1))
+        parts = list(predict(model, feed, UNSEEN[:40], recipe(1, batch_size=size)))
+        lengths = [len(part.ids_B) for part in parts]
+        norms = np.concatenate([part.head_norm_B for part in parts])
+    assert sum(lengths) == 40
+    np.testing.assert_allclose(norms, whole.head_norm_B, rtol=1e-5)
+    np.testing.assert_allclose(
+        grand(np.concatenate([p.log_probs_BC for p in parts]), labels, head_norm_N=norms),
+        grand(whole.log_probs_BC, labels, head_norm_N=whole.head_norm_B),
+        rtol=1e-4,
+    )
+
+
+def run(out: Path, **fields: object) -> ur.PruneResult:
+    fields = {"source": {"use": "digits", "limit": 300}, "keep": 0.5, "out": str(out), "executor": "local", **fields}
+    if "fit" not in fields:
+        fields.setdefault("recipe", {"epochs": 5, "min_steps": 0})
+    return ur.prune(ur.PruneConfig(**fields))
+
+
+@pytest.mark.parametrize("mode", ["unseen", "fitting"])
+def test_every_score_is_there_in_both_modes(tmp_path: Path, mode: str) -> None:
+    from unseen_ray.core import scores
+
+    result = run(tmp_path, score="forgetting", mode=mode)
+    for name in (*scores.__all__, *NAMES):
+        values = result.scores.column(name).to_numpy()
+        assert np.isfinite(values).all(), name
+        assert values.std() > 0, name
+    kept = np.isin(result.scores.column("id").to_numpy(), result.coreset.ids)
+    forgotten = result.scores.column("forgetting").to_numpy()
+    assert forgotten[kept].min() >= forgotten[~kept].max()
+
+
+def test_scores_of_the_last_epoch_alone_cost_no_pass_and_store_no_dynamics(tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain")
+    assert not set(NAMES) & set(plain.scores.column_names)
+    both = run(tmp_path / "both", score_every=2)
+    assert set(NAMES) < set(both.scores.column_names)
+    for name in ("entropy", "el2n", "grand", "p_label"):
+        assert both.scores.column(name) == plain.scores.column(name)
+
+
+def test_variants_by_name(tmp_path: Path) -> None:
+    variants = [
+        {"use": "aum", "space": "prob", "reduce": "sum"},
+        {"use": "forgetting", "never_learned": "zero"},
+        {"use": "least_confidence", "space": "logit"},
+        {"use": "el2n", "epochs": 3},
+    ]
+    result = run(tmp_path, score=variants[0], also_score=variants[1:])
+    assert {"aum", "forgetting", "least_confidence", "el2n"} < set(result.scores.column_names)
+    assert result.scores.column("forgetting").to_numpy().max() < 5
+    assert result.scores.column("least_confidence").to_numpy().max() < 0
+
+
+def test_the_guard_by_area_under_the_margin_stores_what_it_reads(tmp_path: Path) -> None:
+    result = run(tmp_path, guard={"use": "aum", "cut": 0.1}, also_score="none")
+    suspects, areas = (result.scores.column(name).to_numpy() for name in ("suspect", "aum"))
+    assert suspects.sum() == 30
+    assert areas[suspects].min() >= areas[~suspects].max()
+    assert not np.isin(result.scores.column("id").to_numpy()[suspects], result.coreset.ids).any()
+
+
+def test_own_scores_over_epochs(tmp_path: Path) -> None:
+    result = run(tmp_path, score="tests.plugs:waver", also_score=["correctness"])
+    assert result.scores.column("waver").to_numpy().std() > 0
+
+
+class NoHead(nn.Module):
+    """Ends in a convolution."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, num_classes, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x).flatten(1)
+
+
+def test_a_model_without_a_last_linear_layer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = run(tmp_path / "all", model=NoHead)
+    assert "grand" not in result.scores.column_names
+    with pytest.raises(FitError, match="score grand reads what enters the last linear layer, and this model has none"):
+        run(tmp_path / "grand", model=NoHead, score="grand")
+    with pytest.raises(FitError, match="features are asked for"):
+        run(tmp_path / "features", model=NoHead, save_features=True)
+
+
+def test_the_net_of_these_tests_has_a_head() -> None:
+    assert isinstance(net()[-1], nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"score": "tdds", "fit": "tests.plugs:centroids"}, "score tdds reads what a model of ours says epoch by epoch, and fit"),
+        ({"score": "grand", "fit": "tests.plugs:centroids"}, "score grand reads .* beside its probabilities"),
+        ({"score": "aum", "mode": "fitting", "gpus_per_fit": 2, "executor": "ray"}, "cannot be had of a model that gpus_per_fit=2"),
+        ({"score_every": 2, "also_score": "none"}, "score_every=2 has no effect: no score over epochs is stored"),
+        ({"score_every": 0}, "score_every=0 is not allowed"),
+        ({"score": "tdds", "combine": "mean_prob"}, "combine=mean_prob has no effect on score tdds"),
+        ({"score": {"use": "least_confidence", "space": "logit"}, "combine": "mean_prob"}, "no effect on score least_confidence"),
+        ({"score": {"use": "aum", "spce": "prob"}}, "score over epochs: aum takes no option 'spce'.*Did you mean 'space'"),
+        ({"score": "tests.plugs:returns_nothing"}, "takes no log-probabilities and returned a NoneType"),
+        ({"score": "tdds", "recipe": {"epochs": 2, "min_steps": 0}}, "needs 3 scored epochs and there are 2"),
+        ({"score": {"use": "el2n", "epochs": [20]}}, "asks for epoch 20"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_scored_is_refused_before_anything_starts(
+    tmp_path: Path, fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ur.ConfigError, match=message):
+        run(tmp_path / "out", **fields)
+    assert not (tmp_path / "out" / "stage-00").exists()

@@ -1,0 +1,214 @@
+"""Scores over the epochs of a training, from what a model says of samples after each. Higher is kept first, for every score.
+
+Each function takes options and returns a `Trajectory`: what is taken of a sample after every scored epoch, and how that is reduced.
+In `mode: unseen` the samples are those that the model never trains on; in `mode: fitting` they are its training samples, looked
+at as the others are, without augmentation.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from unseen_ray.core.arrays import FloatArray
+from unseen_ray.core.trajectory import ChangeSpread, EpochView, Forgets, Mean, Spread, Trajectory
+from unseen_ray.errors import ConfigError
+
+__all__ = ["accumulated_el2n", "aum", "consistency", "correctness", "dual", "dyn_unc", "forgetting", "tdds"]
+
+
+def forgetting(*, never_learned: str = "max") -> Trajectory:
+    """How often a sample is right after one epoch and wrong after the next; never right counts as most.
+
+    Args:
+        never_learned: what a sample scores that is right after no epoch: `max`, the number of epochs, or `zero`, as much code
+            has it, which makes the hardest samples the easiest.
+
+    Returns:
+        0 to the number of scored epochs.
+
+    Source: Toneva et al., An Empirical Study of Example Forgetting (ICLR 2019).
+    """
+    never = {"max": None, "zero": 0.0}[_one_of("never_learned", never_learned, ("max", "zero"))]
+    return Trajectory(series=_is_right, reduce=functools.partial(Forgets, never_learned=never))
+
+
+def aum(*, space: str = "logit", reduce: str = "mean") -> Trajectory:
+    """Minus the area under the margin, the mean over epochs of z_y - max of the others; low areas are hard or mislabelled.
+
+    Differences of log-probabilities are those of the logits.
+
+    Args:
+        space: `logit`, or `prob` for margins of probabilities.
+        reduce: `mean`, or `sum` over the epochs; `{space: prob, reduce: sum}` is what CCS (Zheng et al., ICLR 2023) computes.
+
+    Returns:
+        Any number; positive where other classes are ahead.
+
+    Source: Pleiss et al., Identifying Mislabeled Data using the Area Under the Margin Ranking (NeurIPS 2020).
+    """
+    series = {"logit": _logit_lag, "prob": _prob_lag}[_one_of("space", space, ("logit", "prob"))]
+    total = _one_of("reduce", reduce, ("mean", "sum")) == "sum"
+    return Trajectory(series=series, reduce=functools.partial(Mean, total=total))
+
+
+def tdds(*, window: int = 10, epochs: int | None = None, decay: float = 0.9) -> Trajectory:
+    """How unsteadily the predicted distribution changes from epoch to epoch, late epochs counting most; no label is used.
+
+    The change k_t is the sum over classes of |p_t (ln p_t - ln p_(t-1))|; a window of J epochs gives the length of its J - 1
+    changes less their mean, and the score is the sum over windows of length * decay (1 - decay)^(windows that follow).
+
+    Args:
+        window: J, 3 or more; all scored epochs where there are fewer.
+        epochs: how many of the first epochs count, T of the paper; None for all.
+        decay: weight of the newest window, above 0 up to 1.
+
+    Returns:
+        0 and more. Logarithms are of p + 1e-8, those of the epoch before are kept in half precision.
+
+    Source: Zhang et al., Spanning Training Progress: Temporal Dual-Depth Scoring (CVPR 2024).
+    """
+    if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay <= 1:
+        raise ConfigError(f"score option decay={decay!r} must be above 0 up to 1: the weight of the newest window.")
+    reduce = functools.partial(ChangeSpread, window=_count("window", window, 3), epochs=_first(epochs), decay=decay)
+    return Trajectory(series=EpochView.change_B, reduce=reduce, compares=True)
+
+
+def dyn_unc(*, window: int = 10) -> Trajectory:
+    """How much p_y varies within windows of epochs, on average over the windows.
+
+    Args:
+        window: J, 2 or more; all scored epochs where there are fewer.
+
+    Returns:
+        0 and more: ten times the deviation of p_y over J epochs (J - 1 in the denominator), mean over all windows.
+
+    Source: He et al., Large-scale Dataset Pruning with Dynamic Uncertainty (CVPR 2024 workshops).
+    """
+    return Trajectory(series=_p_label, reduce=functools.partial(Spread, window=_count("window", window, 2)))
+
+
+def dual(*, window: int = 10, epochs: int | None = None) -> Trajectory:
+    """How much p_y varies within windows of epochs where it is low on average: uncertain and hard.
+
+    Args:
+        window: J, 2 or more; all scored epochs where there are fewer.
+        epochs: how many of the first epochs count (30 of 200 in the paper for CIFAR); None for all.
+
+    Returns:
+        0 and more: mean over windows of ten times the deviation of p_y, times one minus its mean.
+
+    Source: Cho, Shin and Yun, DUAL (ICML 2025), arXiv 2502.06905.
+    """
+    reduce = functools.partial(Spread, window=_count("window", window, 2), epochs=_first(epochs), weighted=True)
+    return Trajectory(series=_p_label, reduce=reduce)
+
+
+def accumulated_el2n(*, epochs: int = 10) -> Trajectory:
+    """Mean length of the error vector over the first epochs: EL2N as CCS accumulates it, less the factor.
+
+    Args:
+        epochs: how many of the first epochs count, 1 or more.
+
+    Returns:
+        0 to sqrt 2.
+
+    Source: Zheng et al., Coverage-centric Coreset Selection (ICLR 2023); Paul et al. (NeurIPS 2021) for one epoch, score `el2n`.
+    """
+    return Trajectory(series=_error_length, reduce=functools.partial(Mean, epochs=_count("epochs", epochs, 1)))
+
+
+def correctness() -> Trajectory:
+    """Share of the epochs after which a sample is wrong.
+
+    Returns:
+        0 to 1.
+
+    Source: Swayamdipta et al., Dataset Cartography (EMNLP 2020), whose correctness is one minus this.
+    """
+    return Trajectory(series=_is_wrong, reduce=Mean)
+
+
+def consistency() -> Trajectory:
+    """One minus the mean over epochs of p_y: what the model is slow to learn.
+
+    Returns:
+        0 to 1.
+
+    Source: the training-speed proxy of Jiang et al.'s C-score (ICML 2021); confidence in Dataset Cartography (EMNLP 2020).
+    """
+    return Trajectory(series=_doubt, reduce=Mean)
+
+
+def over_epochs(score: Callable[..., FloatArray], epochs: int | Sequence[int]) -> Trajectory:
+    """The mean of a score of single epochs over some of them: `{use: el2n, epochs: 10}` or `{use: el2n, epochs: [20]}`.
+
+    Args:
+        score: takes (B, C) log-probabilities and (B,) labels.
+        epochs: how many of the first epochs count, or their numbers, from 1.
+
+    Raises:
+        ConfigError: if `epochs` is neither.
+    """
+    several = isinstance(epochs, (list, tuple)) and len(epochs) > 0
+    for number in epochs if several else [epochs]:  # type: ignore[union-attr]
+        _count("epochs", number, 1)
+    counted: Any = tuple(epochs) if several else epochs  # type: ignore[arg-type]
+    return Trajectory(
+        series=lambda view: score(view.log_probs_BC, view.labels_B), reduce=functools.partial(Mean, epochs=counted)
+    )
+
+
+def _p_label(view: EpochView) -> FloatArray:
+    probs_B: FloatArray = np.exp(view.log_p_label_B)
+    return probs_B
+
+
+def _doubt(view: EpochView) -> FloatArray:
+    doubts_B: FloatArray = -np.expm1(view.log_p_label_B)
+    return doubts_B
+
+
+def _is_right(view: EpochView) -> FloatArray:
+    right_B: FloatArray = (view.log_probs_BC.argmax(axis=1) == view.labels_B).astype(np.float32)
+    return right_B
+
+
+def _is_wrong(view: EpochView) -> FloatArray:
+    wrong_B: FloatArray = 1 - _is_right(view)
+    return wrong_B
+
+
+def _logit_lag(view: EpochView) -> FloatArray:
+    lag_B: FloatArray = np.maximum(view.log_top_other_B - view.log_p_label_B, -np.finfo(np.float32).max)
+    return lag_B
+
+
+def _prob_lag(view: EpochView) -> FloatArray:
+    lag_B: FloatArray = np.exp(view.log_top_other_B) - np.exp(view.log_p_label_B)
+    return lag_B
+
+
+def _error_length(view: EpochView) -> FloatArray:
+    others_B = np.einsum("bc,bc->b", view.other_probs_BC, view.other_probs_BC)
+    length_B: FloatArray = np.sqrt(others_B + np.square(_doubt(view).astype(np.float64)))
+    return length_B
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise ConfigError(f"score option {name}={value!r} is neither {' nor '.join(allowed)}.")
+    return value
+
+
+def _count(name: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"score option {name}={value!r} must be a whole number, {least} or more.")
+    return value
+
+
+def _first(epochs: object) -> int | None:
+    return None if epochs is None else _count("epochs", epochs, 1)

@@ -1,0 +1,271 @@
+"""Scores over the epochs of a training, in memory that does not grow with them: a number an epoch, reduced as it comes.
+
+Shapes: M samples that a model scores, B samples of a batch, C classes, T scored epochs, J epochs of a window.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.core.arrays import FloatArray, IntArray
+from unseen_ray.errors import ConfigError
+
+__all__ = ["ChangeSpread", "EpochView", "Forgets", "Mean", "Places", "Reducer", "Spread", "Trajectory", "scored_epochs"]
+
+_EPSILON = 1e-8  # of Zhang et al.'s logarithms
+Places = NDArray[np.intp] | slice
+
+
+class EpochView:
+    """What a model says of a batch after an epoch; what several scores need is worked out once.
+
+    Attributes:
+        log_probs_BC: (B, C) natural-log class probabilities.
+        labels_B: (B,) true classes.
+        before_BC: (B, C) `log_floored_BC` after the scored epoch before, None in the first.
+    """
+
+    def __init__(self, log_probs_BC: FloatArray, labels_B: IntArray, before_BC: FloatArray | None = None) -> None:
+        self.log_probs_BC, self.labels_B, self.before_BC = log_probs_BC, labels_B, before_BC
+        self._rows = np.arange(len(labels_B))
+
+    @functools.cached_property
+    def log_p_label_B(self) -> FloatArray:
+        """(B,) log-probability of the true class."""
+        return self.log_probs_BC[self._rows, self.labels_B]
+
+    @functools.cached_property
+    def other_probs_BC(self) -> FloatArray:
+        """(B, C) probabilities, 0 in place of the true class's."""
+        probs_BC: FloatArray = np.exp(self.log_probs_BC)
+        probs_BC[self._rows, self.labels_B] = 0
+        return probs_BC
+
+    @functools.cached_property
+    def log_top_other_B(self) -> FloatArray:
+        """(B,) log-probability of the likeliest class beside the true one; minus infinity where there is none."""
+        others_BC = self.log_probs_BC.copy()
+        others_BC[self._rows, self.labels_B] = -np.inf
+        top_B: FloatArray = others_BC.max(axis=1)
+        return top_B
+
+    @functools.cached_property
+    def log_floored_BC(self) -> FloatArray:
+        """(B, C) ln(p + 1e-8)."""
+        floored_BC: FloatArray = np.log(self.other_probs_BC + self.other_probs_BC.dtype.type(_EPSILON))
+        floored_BC[self._rows, self.labels_B] = np.log(np.exp(self.log_p_label_B.astype(np.float64)) + _EPSILON)
+        return floored_BC
+
+    def change_B(self) -> FloatArray:
+        """(B,) sum over classes of |p (ln p - ln p before)|; 0 in the first epoch."""
+        if self.before_BC is None:
+            return np.zeros(len(self.labels_B))
+        steps_BC = np.subtract(self.log_floored_BC, self.before_BC)
+        own_B = np.exp(self.log_p_label_B) * np.abs(steps_BC[self._rows, self.labels_B])
+        np.abs(steps_BC, out=steps_BC)
+        changes_B: FloatArray = np.einsum("bc,bc->b", self.other_probs_BC, steps_BC) + own_B
+        return changes_B
+
+
+class Reducer(Protocol):
+    """What becomes of a number an epoch for each of M samples.
+
+    Attributes:
+        state: arrays with a row a sample, all that a checkpoint has to keep.
+    """
+
+    state: dict[str, NDArray[Any]]
+
+    def add(self, places: Places, values_B: FloatArray, index: int) -> None:
+        """Take the values of some samples after the scored epoch `index`, from 0."""
+        ...
+
+    def result(self) -> FloatArray:
+        """(M,) scores once all epochs were added; higher is kept first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """A score over epochs.
+
+    Attributes:
+        series: what is taken of every sample after every scored epoch, (B,) of an `EpochView`.
+        reduce: makes the `Reducer` for so many samples and the numbers of the scored epochs, counted from 1; ConfigError if
+            these do not suffice.
+        compares: whether the series reads `before_BC`, which is the one thing of N x C that is kept.
+    """
+
+    series: Callable[[EpochView], FloatArray]
+    reduce: Callable[[int, Sequence[int]], Reducer]
+    compares: bool = False
+
+
+def scored_epochs(epochs: int, every: int) -> tuple[int, ...]:
+    """Numbers of the epochs after which a model scores, counted from 1: every so many, and the last.
+
+    >>> scored_epochs(7, 3)
+    (3, 6, 7)
+    """
+    return (*range(every, epochs, every), epochs)
+
+
+class Mean:
+    """The mean over epochs.
+
+    Args:
+        samples: M.
+        numbers: (T,) of the scored epochs.
+        epochs: which of them count: the first so many, those of a list, or all.
+        total: the sum instead.
+    """
+
+    def __init__(
+        self, samples: int, numbers: Sequence[int], *, epochs: int | Sequence[int] | None = None, total: bool = False
+    ) -> None:
+        self._counted = _counted(numbers, epochs)
+        self._total = total
+        self.state: dict[str, NDArray[Any]] = {"sum": np.zeros(samples)}
+
+    def add(self, places: Places, values_B: FloatArray, index: int) -> None:
+        """See `Reducer`."""
+        if index in self._counted:
+            self.state["sum"][places] += values_B
+
+    def result(self) -> FloatArray:
+        """See `Reducer`."""
+        return self.state["sum"] / (1 if self._total else len(self._counted))
+
+
+class Forgets:
+    """How often a sample that was right is wrong in the epoch after.
+
+    Args:
+        samples: M.
+        numbers: (T,) of the scored epochs.
+        never_learned: what a sample scores that was never right; None for the number of epochs.
+    """
+
+    def __init__(self, samples: int, numbers: Sequence[int], *, never_learned: float | None = None) -> None:
+        self._never = float(len(numbers) if never_learned is None else never_learned)
+        self.state: dict[str, NDArray[Any]] = {
+            "last": np.zeros(samples, bool),
+            "ever": np.zeros(samples, bool),
+            "count": np.zeros(samples, np.int32),
+        }
+
+    def add(self, places: Places, values_B: FloatArray, index: int) -> None:
+        """See `Reducer`; values are whether a sample is right."""
+        right_B = values_B.astype(bool)
+        self.state["count"][places] += self.state["last"][places] & ~right_B
+        self.state["last"][places] = right_B
+        self.state["ever"][places] |= right_B
+
+    def result(self) -> FloatArray:
+        """See `Reducer`."""
+        return np.where(self.state["ever"], self.state["count"], self._never).astype(np.float64)
+
+
+class Spread:
+    """Mean over windows of ten times the deviation within the window, n - 1 in its denominator.
+
+    Args:
+        samples: M.
+        numbers: (T,) of the scored epochs.
+        window: J; where there are fewer epochs, all of them.
+        epochs: how many of the first epochs count; None for all.
+        weighted: multiply the deviation by one minus the mean of the window.
+    """
+
+    def __init__(
+        self, samples: int, numbers: Sequence[int], *, window: int, epochs: int | None = None, weighted: bool = False
+    ) -> None:
+        self._counted = len(_counted(numbers, epochs))
+        self._window, self._weighted = _window(window, self._counted, least=2), weighted
+        self.state: dict[str, NDArray[Any]] = {
+            "ring": np.zeros((samples, self._window), np.float32),
+            "sum": np.zeros(samples),
+        }
+
+    def add(self, places: Places, values_B: FloatArray, index: int) -> None:
+        """See `Reducer`."""
+        if index >= self._counted:
+            return
+        self.state["ring"][places, index % self._window] = values_B
+        if index >= self._window - 1:
+            ring_BJ = self.state["ring"][places].astype(np.float64)
+            mean_B = ring_BJ.mean(axis=1)
+            spread_B = 10 * np.sqrt(np.square(ring_BJ - mean_B[:, None]).sum(axis=1) / (self._window - 1))
+            self.state["sum"][places] += spread_B * (1 - mean_B) if self._weighted else spread_B
+
+    def result(self) -> FloatArray:
+        """See `Reducer`."""
+        return self.state["sum"] / (self._counted - self._window + 1)
+
+
+class ChangeSpread:
+    """Moving average over windows of how far the J - 1 changes within a window lie from their mean, as a length.
+
+    Args:
+        samples: M.
+        numbers: (T,) of the scored epochs.
+        window: J; where there are fewer epochs, all of them.
+        epochs: how many of the first epochs count; None for all.
+        decay: weight of the newest window; those before it fade by one minus it.
+    """
+
+    def __init__(self, samples: int, numbers: Sequence[int], *, window: int, epochs: int | None, decay: float) -> None:
+        self._counted = len(_counted(numbers, epochs))
+        self._window, self._decay = _window(window, self._counted, least=3), decay
+        self.state: dict[str, NDArray[Any]] = {
+            "ring": np.zeros((samples, self._window - 1), np.float32),
+            "average": np.zeros(samples),
+        }
+
+    def add(self, places: Places, values_B: FloatArray, index: int) -> None:
+        """See `Reducer`; the first epoch has no change."""
+        if index == 0 or index >= self._counted:
+            return
+        self.state["ring"][places, (index - 1) % (self._window - 1)] = values_B
+        if index >= self._window - 1:
+            ring_BJ = self.state["ring"][places].astype(np.float64)
+            length_B = np.sqrt(np.square(ring_BJ - ring_BJ.mean(axis=1, keepdims=True)).sum(axis=1))
+            before_B = self.state["average"][places]
+            self.state["average"][places] = (1 - self._decay) * before_B + self._decay * length_B
+
+    def result(self) -> FloatArray:
+        """See `Reducer`."""
+        return self.state["average"]
+
+
+def _counted(numbers: Sequence[int], epochs: int | Sequence[int] | None) -> list[int]:
+    """Places in `numbers` of the epochs that count."""
+    if epochs is None:
+        return list(range(len(numbers)))
+    if isinstance(epochs, int):
+        counted = [index for index, number in enumerate(numbers) if number <= epochs]
+        missing: object = None if counted else epochs
+    else:
+        counted = [index for index, number in enumerate(numbers) if number in set(epochs)]
+        missing = next((number for number in epochs if number not in numbers), None)
+    if missing is not None:
+        raise ConfigError(
+            f"score option epochs={epochs!r} asks for epoch {missing}, and models score after epochs "
+            f"{', '.join(map(str, numbers[:3]))} to {numbers[-1]}. Name such epochs, or set score_every: 1."
+        )
+    return counted
+
+
+def _window(window: int, epochs: int, *, least: int) -> int:
+    if epochs < least:
+        raise ConfigError(
+            f"a score over windows of epochs needs {least} scored epochs and there {'is' if epochs == 1 else 'are'} {epochs}. "
+            "Raise recipe.epochs, or lower score_every."
+        )
+    return min(window, epochs)

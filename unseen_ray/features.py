@@ -1,0 +1,59 @@
+"""The stored features of a run: what one model makes of every sample before its last layer, for policies that read them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unseen_ray.core.arrays import FloatArray, IdArray, positions_of
+from unseen_ray.errors import StorageError
+from unseen_ray.storage import Folder
+from unseen_ray.votes import features_file
+
+__all__ = ["StoredFeatures", "load_features", "reads_features"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredFeatures:
+    """Features by id.
+
+    Attributes:
+        ids_N: (N,) int64, strictly rising.
+        values_ND: (N, D) float16.
+    """
+
+    ids_N: IdArray
+    values_ND: FloatArray
+
+    def of(self, ids_M: IdArray) -> FloatArray:
+        """(M, D) features of some samples."""
+        rows: FloatArray = self.values_ND[positions_of(ids_M, self.ids_N)]
+        return rows
+
+
+def load_features(folder: Folder, files: Mapping[str, str], ids_N: IdArray) -> StoredFeatures | None:
+    """The features of a run; None where it keeps none.
+
+    Args:
+        folder: the run's.
+        files: SHA-256 of its files by name.
+        ids_N: the candidates of stage 0.
+
+    Raises:
+        StorageError: if they are missing or damaged.
+    """
+    if features_file() not in files:
+        return None
+    values = folder.read_array(features_file(), files[features_file()])
+    if len(values) != len(ids_N):
+        raise StorageError(f"{folder.path(features_file())} has {len(values)} rows for {len(ids_N)} candidates.")
+    return StoredFeatures(ids_N, np.asarray(values))
+
+
+def reads_features(policy: Callable[..., Any]) -> bool:
+    """Whether a policy takes features where there are some."""
+    return "features_MD" in inspect.signature(policy).parameters

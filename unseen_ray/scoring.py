@@ -1,0 +1,155 @@
+"""Which scores a run stores, by column, and what they take: the answers of one epoch, or those of many."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from unseen_ray.config import PruneConfig, jsonable
+from unseen_ray.core import dynamics, scores
+from unseen_ray.core.scorebook import ScoreFunction
+from unseen_ray.core.trajectory import Trajectory
+from unseen_ray.errors import ConfigError
+from unseen_ray.guarding import SUSPECT, scores_read
+from unseen_ray.resolve import bind_options, function_of, import_target, is_target, name_of, plug_of
+
+__all__ = ["StoredScores", "of_probabilities", "score_name", "stored_scores"]
+
+_COLUMNS = ("id", "key", "label", "stage", "score", "votes", "pred", "p_top", "p_label", SUSPECT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredScores:
+    """The scores of a run by column.
+
+    Attributes:
+        single: of what a model says once it is trained.
+        over_epochs: of what it says after each scored epoch.
+        every: after every so many epochs a model scores for the latter.
+        named: what the configuration says of them all, as text that does not depend on their order.
+    """
+
+    single: dict[str, ScoreFunction]
+    over_epochs: dict[str, Trajectory]
+    every: int
+    named: tuple[str, ...]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What of the configuration determines the stored columns."""
+        return {"scores": list(self.named), **({"every": self.every} if self.over_epochs else {})}
+
+
+def score_name(value: Any) -> str:
+    """The column of a score: its bare name, or the function's."""
+    use, _ = plug_of(value)
+    name = name_of(use)
+    return name.rpartition(":")[2].rpartition(".")[2] if callable(use) or is_target(name) else name
+
+
+def stored_scores(config: PruneConfig, *, of_models: bool = True) -> StoredScores:
+    """The scores that a run stores.
+
+    Args:
+        config: the run's.
+        of_models: whether models of ours answer; else there are probabilities alone, which tell no score of logits, of
+            features or over epochs.
+
+    Raises:
+        ConfigError: if one cannot be imported, cannot be had, or two would share a column.
+    """
+    of_models = of_models and config.fit is None
+    wanted = _wanted(config, of_models)
+    single: dict[str, ScoreFunction] = {}
+    over: dict[str, Trajectory] = {}
+    for place, value in enumerate(wanted):
+        name = score_name(value)
+        if place and value == wanted[0]:
+            continue
+        _check_name(value, {**single, **over})
+        found = _resolved(value)
+        if isinstance(found, Trajectory):
+            over[name] = found
+        else:
+            single[name] = found
+        if not of_models and (name in over or not of_probabilities(found)):
+            raise ConfigError(
+                f"score {name} reads what a model of ours says {'epoch by epoch' if name in over else 'beside its probabilities'}, "
+                f"and {'fit answers' if config.fit is not None else 'there are'} with probabilities alone. "
+                f"Allowed: {', '.join(_of_answers())}."
+            )
+    named = sorted({json.dumps(jsonable(value), sort_keys=True) for value in wanted})
+    return StoredScores(single=single, over_epochs=over, every=config.score_every or 1, named=tuple(named))
+
+
+def of_probabilities(score: Any) -> bool:
+    """Whether a score can be had of probabilities alone, so of mean probabilities too."""
+    if isinstance(score, Trajectory):
+        return False
+    parameters = inspect.signature(score).parameters
+    return not any(
+        parameters[name].default is inspect.Parameter.empty for name in scores.OF_ONE_MODEL if name in parameters
+    )
+
+
+def _wanted(config: PruneConfig, of_models: bool) -> list[Any]:
+    """What a run stores a column of, the deciding score first."""
+    read = scores_read(config)
+    if config.also_score == "all":
+        asked = [config.score, *read]
+        every_epoch = of_models and (config.score_every is not None or any(map(_is_over_epochs, asked)))
+        names = [*(scores.__all__ if of_models else _of_answers()), *(dynamics.__all__ if every_epoch else ())]
+        return [config.score, *(name for name in names if name != score_name(config.score))]
+    wanted = [config.score, *([] if config.also_score == "none" else config.also_score)]
+    return [*wanted, *(name for name in read if name not in map(score_name, wanted))]
+
+
+def _of_answers() -> list[str]:
+    return [name for name in scores.__all__ if of_probabilities(getattr(scores, name))]
+
+
+def _is_over_epochs(value: Any) -> bool:
+    return isinstance(_resolved(value), Trajectory)
+
+
+def _check_name(value: Any, known: dict[str, Any]) -> None:
+    use, name = plug_of(value)[0], score_name(value)
+    own = not isinstance(use, str) or is_target(use)
+    if own and (name in _COLUMNS or name.startswith("std_")):
+        raise ConfigError(f"a score called {name!r} would take the place of another column. Rename your function.")
+    if name in known or (own and name in (*scores.__all__, *dynamics.__all__)):
+        raise ConfigError(f"two scores are called {name!r}, which is the name of their column. Rename your function.")
+
+
+def _resolved(value: Any) -> ScoreFunction | Trajectory:
+    use, options = plug_of(value)
+    own = not isinstance(use, str) or is_target(use)
+    if not own and use in dynamics.__all__:
+        return _trajectory(getattr(dynamics, str(use)), options, name_of(use))
+    if not own and "epochs" in options:
+        epochs = options.pop("epochs")
+        return dynamics.over_epochs(function_of({**options, "use": use}, scores, field="score"), epochs)
+    function = import_target(use) if isinstance(use, str) and own else use
+    if own and callable(function) and not _takes_answers(function):
+        return _trajectory(function, options, name_of(use))
+    return function_of(value, scores, field="score")
+
+
+def _takes_answers(function: Callable[..., Any]) -> bool:
+    """Whether a function takes log-probabilities and labels, rather than options alone."""
+    parameters = inspect.signature(function).parameters.values()
+    return any(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters)
+
+
+def _trajectory(function: Callable[..., Any], options: dict[str, Any], name: str) -> Trajectory:
+    bind_options(function, options, field="score over epochs", name=name)
+    made = function(**options)
+    if not isinstance(made, Trajectory):
+        raise ConfigError(
+            f"score {name} takes no log-probabilities and returned a {type(made).__name__}. A score takes (log_probs_NC, labels_N), "
+            "or options alone and returns an unseen_ray.core.trajectory.Trajectory."
+        )
+    return made
