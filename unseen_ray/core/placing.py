@@ -86,22 +86,24 @@ def best_first_place(
 
 def _scaled(order_M: Positions, labels_M: IntArray, features_MD: FloatArray, classes: int) -> _Table:
     """The table, after one pass for mean and variance."""
-    width = features_MD.shape[1]
+    first_D = features_MD[order_M[0]].astype(
+        np.float64
+    )  # near the mean: equal features have no variance, not rounding's
     raw = _Table(
         features_MD=features_MD,
         labels_M=labels_M,
         order_M=order_M,
         classes=classes,
-        mean_D=np.zeros(width),
+        mean_D=first_D,
         scale=1.0,
     )
-    total, squares = np.zeros(width), np.zeros(width)
+    total, squares = np.zeros(len(first_D)), np.zeros(len(first_D))
     for block, _ in raw.blocks(0, len(order_M)):
         total += block[:, 1:].sum(axis=0)
         squares += np.einsum("bd,bd->d", block[:, 1:], block[:, 1:])
     mean = total / len(order_M)
     variance = float((squares / len(order_M) - mean**2).mean())
-    return replace(raw, mean_D=mean, scale=float(np.sqrt(variance)) if variance > 0 else 1.0)
+    return replace(raw, mean_D=first_D + mean, scale=float(np.sqrt(variance)) if variance > 0 else 1.0)
 
 
 def _moments(table: _Table, first: int, last: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
