@@ -268,6 +268,15 @@ def test_the_parts_of_a_sum_do_not_hide_a_small_distance() -> None:
     np.testing.assert_allclose(np.sqrt(squared), all_distances(features, features), rtol=1e-4, atol=0)
 
 
+def test_copies_are_at_no_distance_wherever_they_stand() -> None:
+    """To rounding a product of equal rows is not twice the same; what is left must not decide who is nearer."""
+    features = np.tile(np.random.default_rng(0).normal(size=(7, 97)) + 10, (30, 1)).astype(np.float32)
+    group = distances.points(features, np.arange(210))
+    squared = np.concatenate([chunk for _, chunk in distances.squared_distances(group, group)], axis=1)
+    same = np.arange(210)[:, None] % 7 == np.arange(210) % 7
+    np.testing.assert_array_equal(squared == 0, same)
+
+
 def accuracies(columns: tuple[np.ndarray, ...], budget: int, features: np.ndarray) -> list[float]:
     """Of the ridge regression on each window, by least squares with the penalty as more rows; none of it shared."""
     order = select.top(*columns, len(features), kept_C=np.zeros(CLASSES, np.int64), seed=0)

@@ -56,7 +56,7 @@ def k_center(
         within: `class` to cover each class, with shares as `class_balanced` has them, or `all` to cover everything at once.
 
     Returns:
-        (budget,) positions; within a group, each farther from those before it than any after it.
+        (budget,) positions, group by group; the first kept first, where not all of a group is kept.
 
     Raises:
         ConfigError: if `within` is something else, or there are no features.
@@ -116,7 +116,7 @@ def d2(
         gamma: how fast what a kept sample takes fades with distance, 0 or more; the less it is, the more diverse.
 
     Returns:
-        (budget,) positions; within a class the first kept first.
+        (budget,) positions, class by class; the first kept first, where not all of a class is kept.
 
     Raises:
         ConfigError: if `neighbours` or `gamma` is outside its range, or there are no features.

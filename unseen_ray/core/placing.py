@@ -49,7 +49,8 @@ def best_first_place(
 
     For each place, a ridge regression from the features of the window's samples (with an intercept, targets one-hot) is asked for
     the class of every candidate; the place with most right answers wins. A window's D x D products are those of the window before
-    it plus what enters less what leaves, so that each sample is taken in once and out once; features are read by blocks.
+    it plus what enters less what leaves, so that each sample is taken in once and out once; features are read by blocks. Costs up to
+    2 x M x D^2 multiplications, and for each place M x D x C and a D x D system.
 
     Args:
         order_M: (M,) positions from the highest score to the lowest.
@@ -72,9 +73,7 @@ def best_first_place(
     gram, sums = _moments(table, 0, budget)
     best, most, before = 0, -1, 0
     for place in places:
-        if place >= before + budget:
-            gram, sums = _moments(table, place, place + budget)
-        elif place > before:
+        if place > before:
             entering, leaving = _moments(table, before + budget, place + budget), _moments(table, before, place)
             gram, sums = (now + more - less for now, more, less in zip((gram, sums), entering, leaving, strict=True))
         before = place
