@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from fractions import Fraction
 from itertools import combinations
@@ -17,8 +18,9 @@ from unseen_ray.core.seeds import tie_keys
 from unseen_ray.errors import ConfigError
 from unseen_ray.resolve import offered
 
-NAMES = list(select.__all__)
 CLASSES = 4
+VARIANTS = {"k_center over all": ("k_center", {"within": "all"}), "window by features": ("window", {"start": "auto"})}
+NAMES = [*select.__all__, *VARIANTS]
 each_policy = pytest.mark.parametrize("name", NAMES)
 repeatable = settings(derandomize=True, deadline=None, max_examples=200)
 
@@ -30,12 +32,32 @@ def candidates(count: int, *, levels: int | None = None, seed: int = 0) -> tuple
     return scores.astype(np.float32), rng.integers(0, CLASSES, count), rng.permutation(3 * count)[:count]
 
 
-def choose(name: str, columns: tuple[np.ndarray, ...], budget: int, *, seed: int = 0, kept: object = 0) -> np.ndarray:
+def features_of(ids: np.ndarray, width: int = 6) -> np.ndarray:
+    """Features that depend on the id alone, few values each, so that some samples are the same and many distances tie."""
+    return np.array([np.random.default_rng(int(number)).integers(0, 3, width) for number in ids], np.float16)
+
+
+def choose(
+    name: str,
+    columns: tuple[np.ndarray, ...],
+    budget: int,
+    *,
+    seed: int = 0,
+    kept: object = 0,
+    features: np.ndarray | None = None,
+) -> np.ndarray:
     """What a policy picks; one that asks for p_y gets one that falls as the score rises."""
     kept_C = np.zeros(CLASSES, np.int64) if isinstance(kept, int) else kept
+    name, options = VARIANTS.get(name, (name, {}))
     policy = getattr(select, name)
-    more = offered(policy, {"p_label_M": (1 / (1 + np.exp(columns[0]))).astype(np.float32)})
-    return policy(*columns, budget, kept_C=kept_C, seed=seed, **more)
+    values = {
+        "p_label_M": (1 / (1 + np.exp(columns[0]))).astype(np.float32),
+        "kept_features_KD": np.empty((0, 6), np.float16),
+        "kept_labels_K": np.empty(0, np.int64),
+    }
+    if "features_MD" in inspect.signature(policy).parameters:
+        values["features_MD"] = features_of(columns[2]) if features is None else features
+    return policy(*columns, budget, kept_C=kept_C, seed=seed, **offered(policy, values), **options)
 
 
 def assert_largest_remainder(quota: np.ndarray, sizes: np.ndarray, target: int) -> None:
@@ -69,8 +91,9 @@ def test_there_are_policies() -> None:
 @pytest.mark.parametrize("count", [1, 10, 97])
 def test_exact_budget_without_repeats(name: str, count: int, levels: int | None) -> None:
     columns = candidates(count, levels=levels)
+    features = features_of(columns[2])
     for budget in range(count + 1):
-        positions = choose(name, columns, budget)
+        positions = choose(name, columns, budget, features=features)
         assert positions.shape == (budget,)
         assert len(set(positions.tolist())) == budget
         assert set(positions.tolist()) <= set(range(count))
@@ -102,9 +125,11 @@ def test_the_same_arguments_give_the_same_answer_and_change_nothing(name: str) -
 
 @each_policy
 def test_equal_scores_favour_no_ids(name: str) -> None:
+    """Features, where a policy looks at them, are equal too: with others it is they that choose, whatever the seed."""
     ids = np.arange(2000)
     labels = np.random.default_rng(0).integers(0, CLASSES, 2000)
-    choices = [ids[choose(name, (np.ones(2000, np.float32), labels, ids), 1000, seed=seed)] for seed in range(5)]
+    columns, features = (np.ones(2000, np.float32), labels, ids), np.ones((2000, 6), np.float32)
+    choices = [ids[choose(name, columns, 1000, seed=seed, features=features)] for seed in range(5)]
     assert all(abs(chosen.mean() - 999.5) < 80 for chosen in choices)
     assert all(abs((chosen % 2).mean() - 0.5) < 0.1 for chosen in choices)
     assert all(400 < len(np.intersect1d(choices[0], chosen)) < 600 for chosen in choices[1:])

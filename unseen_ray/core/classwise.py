@@ -9,7 +9,7 @@ from unseen_ray.core.ranking import Positions, best_first, check_share
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import ConfigError
 
-__all__ = ["apportion", "class_balanced", "class_floor", "class_quota", "split_by_weight"]
+__all__ = ["apportion", "class_balanced", "class_floor", "class_quota", "even_quota", "split_by_weight"]
 
 
 def class_balanced(
@@ -32,8 +32,7 @@ def class_balanced(
     Returns:
         (budget,) positions.
     """
-    candidates_C = np.bincount(labels_M, minlength=len(kept_C))
-    quota_C = apportion(budget + int(kept_C.sum()), candidates_C + kept_C, kept_C, seed) - kept_C
+    quota_C = even_quota(labels_M, budget, kept_C, seed)
     return first_of_each_class(best_first(scores_M, ids_M, seed), labels_M, quota_C)
 
 
@@ -124,6 +123,12 @@ def class_quota(
     weights_C = sizes_C * (means_C / means_C.max()) ** strength
     quota_C = split_by_weight(budget + int(kept_C.sum()), weights_C, kept_C, sizes_C, seed)
     return first_of_each_class(order, labels_M, quota_C - kept_C)
+
+
+def even_quota(labels_M: IntArray, budget: int, kept_C: IntArray, seed: int) -> IntArray:
+    """(C,) how many candidates of each class `class_balanced` keeps; they sum to `budget`."""
+    candidates_C = np.bincount(labels_M, minlength=len(kept_C))
+    return apportion(budget + int(kept_C.sum()), candidates_C + kept_C, kept_C, seed) - kept_C
 
 
 def apportion(target: int, sizes_C: IntArray, kept_C: IntArray, seed: int) -> IntArray:
