@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
@@ -98,6 +99,24 @@ def stages(report: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def noise(report: dict[str, Any]) -> Iterator[str]:
+    """Which flips the guards find, then what the choices hold of them and lead to."""
+    yield "| noise | guard | suspects | recall of the flips | precision |"
+    yield "|---|---|---|---|---|"
+    for row in report["guards"]:
+        suspects, recall, precision = (fmean(row[name]) for name in ("suspects", "recall", "precision"))
+        yield f"| {row['noise']} | {row['guard']} | {suspects:,.0f} | {recall:.3f} | {precision:.3f} |"
+    yield ""
+    yield "| noise | method | score | guard | flips kept | of the kept | accuracy | less random | less no guard |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for row in report["choices"]:
+        accuracy = "" if row["trained"] is None else mean_std(row["trained"])
+        yield (
+            f"| {row['noise']} | {row['method']} | {row['score'] or ''} | {row['guard'] or ''} | {fmean(row['flips']):,.0f} "
+            f"| {100 * row['share_of_coreset']:.1f} % | {accuracy} | {lead(row['less_random'])} | {lead(row['less_unguarded'])} |"
+        )
+
+
 def chaos(report: dict[str, Any]) -> Iterator[str]:
     yield "| fault | times | broke a training off | epochs redone, median | most | seconds until it goes on |"
     yield "|---|---|---|---|---|---|"
@@ -133,6 +152,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "keeps": keeps,
     "ranks": ranks,
     "stages": stages,
+    "noise": noise,
     "chaos": chaos,
 }
 

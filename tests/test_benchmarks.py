@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -83,6 +84,51 @@ def test_a_suite_measures_every_choice_and_starts_anew_when_it_changes(
     assert len(zeros[1]) == 4  # two methods that train, two seeds
     assert len(zeros[2] - zeros[1]) == 4
     assert "chosen in" not in subprocess.run(line, capture_output=True, text=True, check=True).stdout
+
+
+def test_guards_are_measured_against_labels_that_were_flipped_and_nothing_is_done_twice(
+    tmp_path: Path, parquet_file: Callable[..., Path]
+) -> None:
+    source = parquet_file(count=150, classes=10, name="train.parquet")
+    test = parquet_file(count=60, classes=10, name="test.parquet", seed=1)
+    line = [sys.executable, BENCHMARKS / "label_noise.py", "--source", source, "--test", test, "--try_on", "120"]
+    line += ["--seeds", "0", "1", "--out", tmp_path / "runs", "--json", tmp_path / "found.json"]
+    done, found = [], []
+    for _ in range(2):
+        done.append(subprocess.run(line, capture_output=True, text=True, check=False))
+        assert done[-1].returncode == 0, done[-1].stderr
+        found.append(json.loads((tmp_path / "found.json").read_text()))
+        assert len(found[-1].pop("conditions")["starts"]) == len(found)
+    assert done[0].stdout.count("seed 0: accuracy") == 2 * 2 * 8
+    assert "seed 0: accuracy" not in done[1].stdout
+    assert found[0] == found[1]
+    assert str(tmp_path) not in json.dumps(found)
+    assert [(name, its["flips"]) for name, its in found[0]["noises"].items()] == [
+        ("symmetric", [24, 24]),
+        ("class_dependent", [24, 24]),
+    ]
+    for path in (tmp_path / "runs").glob("*/noisy.parquet"):
+        rows = pq.read_table(path).to_pydict()
+        pairs = {(true, given) for true, given in zip(rows["true_label"], rows["label"], strict=True) if true != given}
+        if path.parent.name.startswith("class"):
+            assert pairs <= {(9, 1), (2, 0), (4, 7), (3, 5), (5, 3)}
+        else:
+            assert len({given - true for true, given in pairs}) > 5
+    for row in found[0]["guards"]:
+        hits = [recall * 24 for recall in row["recall"]]
+        assert [round(hit / count, 9) for hit, count in zip(hits, row["suspects"], strict=True)] == [
+            round(share, 9) for share in row["precision"]
+        ]
+    for row in found[0]["choices"]:
+        assert row["samples"] == (120 if row["method"] == "full" else 84)
+        assert (row["trained"] is None) == (
+            row["guard"] in ("label_margin 0.05", "label_margin 0.1", "label_margin 0.3")
+        )
+        if (
+            row["guard"] == "label_margin 0.3"
+        ):  # just as many are left as are kept: what is kept is what is not suspected
+            (guard,) = (g for g in found[0]["guards"] if (g["noise"], g["guard"]) == (row["noise"], row["guard"]))
+            assert row["flips"] == [24 - round(24 * recall) for recall in guard["recall"]]
 
 
 def chaos(folder: Path, faults: int, *only: str) -> dict[str, Any]:

@@ -410,6 +410,16 @@ def test_weighted_shares_stay_within_their_bounds(classes: list[tuple[float, int
         assert abs(one * heavy - other * light) <= 1.01 * (heavy + light)
 
 
+@pytest.mark.parametrize("sizes", [[10, 30], [50, 30, 15, 5], [10**7, 3 * 10**7], [6 * 10**6, 10**6, 10**6, 4 * 10**6]])
+def test_shares_by_size_are_those_by_largest_remainder_whatever_the_size(sizes: list[int]) -> None:
+    """Equal remainders are told apart by the class's hash, not by a rounding error."""
+    sizes_C, nothing = np.array(sizes), np.zeros(len(sizes), np.int64)
+    for target in (sum(sizes) // 2, sum(sizes) // 2 + 2, sum(sizes) // 3, sum(sizes) - 3):
+        for seed in range(10):
+            by_weight = split_by_weight(target, sizes_C.astype(np.float64), nothing, sizes_C, seed)
+            assert by_weight.tolist() == apportion(target, sizes_C, nothing, seed).tolist()
+
+
 @pytest.mark.parametrize(
     ("policy", "options", "message"),
     [

@@ -189,9 +189,14 @@ def split_by_weight(target: int, weights_C: FloatArray, low_C: IntArray, high_C:
         level = (low + high) / 2
         low, high = (level, high) if at(level).sum() <= target else (low, level)
     shares_C = at(low)
+    free_C = (shares_C > low_C) & (shares_C < high_C)
+    if free_C.any():  # once more without the bisection's rounding, which would tell equal remainders apart
+        weights = weights[free_C] / weights[free_C].max()
+        level = (target - float(shares_C[~free_C].sum())) / weights.sum()
+        shares_C[free_C] = np.clip(weights * level, low_C[free_C], high_C[free_C])
     quota_C = np.floor(shares_C).astype(np.int64)
     keys_C = tie_keys(np.arange(len(quota_C), dtype=np.int64), derive(seed, "remainders"))
-    order = np.lexsort((keys_C, quota_C - shares_C))
+    order = np.lexsort((keys_C, np.round(quota_C - shares_C, 9)))
     while (left := target - int(quota_C.sum())) > 0:
         open_ = order[quota_C[order] < high_C[order]][:left]
         quota_C[open_] += 1
