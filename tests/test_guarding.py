@@ -93,7 +93,7 @@ def test_what_a_guard_needs_and_a_run_does_not_hold_is_named(data: str, tmp_path
     ):
         ur.select(bare, keep=0.4, guard="confident_learning", out=tmp_path / "probs")
     with pytest.raises(
-        ur.ConfigError, match=r"guard=label_margin reads the score of that name, which .* does not hold"
+        ur.ConfigError, match=r"guard=label_margin reads the score label_margin, which .* does not hold"
     ):
         ur.select(bare, keep=0.4, guard="label_margin", out=tmp_path / "margin")
     lean = ur.prune(
@@ -118,7 +118,7 @@ def test_a_guard_that_leaves_too_few_gives_back_the_likeliest(
 @pytest.mark.parametrize(
     ("guard", "message"),
     [
-        ("confident", "guard='confident' is no guard. Allowed: none, confident_learning, label_margin"),
+        ("confident", "guard='confident' is no guard. Allowed: none, aum, confident_learning, label_margin"),
         ({"use": "label_margin", "cut": 2}, "guard option cut=2 is outside 0 up to 1"),
         ({"use": "label_margin", "share": 0.1}, "takes no option 'share'; it takes cut"),
         ("tests.test_guarding:halved", r"guard tests.test_guarding:halved returned bool of shape \(400,\)"),

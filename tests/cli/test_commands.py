@@ -92,7 +92,7 @@ def test_prune_leaves_a_run_folder(finished: Path) -> None:
 
 def test_scores_have_a_row_a_candidate(finished: Path) -> None:
     table = pq.read_table(finished / "stage-00" / "scores.parquet")
-    names = ["entropy", "el2n", "label_margin", "least_confidence", "loss", "margin"]
+    names = ["entropy", "el2n", "grand", "label_margin", "least_confidence", "loss", "margin"]
     assert table.schema.names == ["id", "label", "votes", "pred", "p_label", *names, *(f"std_{name}" for name in names)]
     assert [str(kind) for kind in table.schema.types[:5]] == ["int64", "int64", "int32", "int64", "float"]
     assert set(table.column("votes").to_pylist()) == {3}
@@ -167,12 +167,26 @@ def test_export_writes_each_form(finished: Path, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("what", "names"),
     [
-        ("scores", {"entropy", "margin", "least_confidence", "loss", "el2n", "label_margin"}),
+        (
+            "scores",
+            {
+                "entropy",
+                "margin",
+                "least_confidence",
+                "loss",
+                "el2n",
+                "label_margin",
+                "grand",
+                "tdds",
+                "forgetting",
+                "aum",
+            },
+        ),
         (
             "policies",
             {"top", "class_balanced", "random", "ccs", "window", "moderate", "beta", "class_floor", "class_quota"},
         ),
-        ("guards", {"confident_learning", "label_margin"}),
+        ("guards", {"aum", "confident_learning", "label_margin"}),
         ("sources", {"digits", "cifar10", "cifar100", "imagenet", "parquet", "folder"}),
         ("models", {"small_cnn", "resnet9", "resnet18_cifar"}),
         ("recipes", {"quick"}),
