@@ -236,3 +236,33 @@ def waver() -> Any:
 
 def returns_nothing() -> None:
     """No score at all."""
+
+
+class doubled_digits:  # noqa: N801
+    """The first digits, each twice."""
+
+    def __init__(self, count: int) -> None:
+        from unseen_ray.sources import open_source, source_ref
+
+        self._digits = open_source(source_ref("digits"))
+        self.labels = np.concatenate([self._digits.info.labels_N[:count]] * 2)
+        self.keys = [f"digit-{place}" for place in range(2 * count)]
+        self._images = [image for _, image in self._digits.read(list(range(count)))]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        return np.asarray(self._images[place % len(self._images)])
+
+
+def far_from_kept(  # type: ignore[no-untyped-def]
+    scores_M, labels_M, ids_M, budget, *, kept_C, seed, features_MD, kept_features_KD, kept_labels_K
+):
+    """A policy over features: the farthest from what is kept, of each two copies the first."""
+    assert kept_C.sum() == len(kept_features_KD) == len(kept_labels_K)
+    order = np.argsort(ids_M % 150, kind="stable")
+    if len(kept_features_KD):
+        gaps = (features_MD.astype(np.float64)[:, None] - kept_features_KD[None]) ** 2
+        order = np.argsort(-gaps.sum(axis=2).min(axis=1), kind="stable")
+    return order[:budget]

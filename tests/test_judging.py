@@ -54,3 +54,15 @@ def test_a_choice_full_of_suspects_is_warned_of(caplog: pytest.LogCaptureFixture
     guarded = table(doubtful, suspect=np.zeros(400, bool))
     for quiet in ((config(), guarded), (config(mode="fitting"), table(doubtful)), (config(), table(0.2))):
         assert not said(caplog, *quiet, kept, ())
+
+
+def test_scores_that_order_alike_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    own = np.linspace(1, 0, 400)
+    twin, other = own**3, np.random.default_rng(0).normal(size=400)
+    stds = {f"std_{name}": np.zeros(400) for name in ("entropy", "twin", "other")}
+    text = said(caplog, config(), table(twin=twin, other=other, **stds), np.arange(200), ())
+    assert "twin orders the samples as entropy does (rank correlation above 0.995)" in text
+    assert "other" not in text.replace("another", "")
+    assert not said(
+        caplog, config(), table(other=other, **{k: v for k, v in stds.items() if "twin" not in k}), np.arange(200), ()
+    )

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from unseen_ray.config import PruneConfig
 from unseen_ray.core.arrays import IdArray
+from unseen_ray.core.stats import rank_correlation
 from unseen_ray.guarding import SUSPECT
 from unseen_ray.resolve import plug_of
 from unseen_ray.scoring import score_name
@@ -23,6 +24,8 @@ _COLLAPSE_BELOW = 0.35
 _ALMOST_EMPTY = 0.05
 _MANY_SUSPECTS = 0.1
 _NAMED = 5
+_COLLINEAR = 0.995
+_LOOKED_AT = 20_000
 
 
 def judge(config: PruneConfig, table: pa.Table, kept_ids: IdArray, class_names: Sequence[str]) -> None:
@@ -42,6 +45,7 @@ def judge(config: PruneConfig, table: pa.Table, kept_ids: IdArray, class_names: 
     if plug_of(config.policy)[0] != "class_floor":
         _warn_of_empty_classes(kept, labels, class_names)
     _warn_of_suspects(config, table, kept, labels)
+    _warn_of_collinearity(config, table)
 
 
 def _warn_of_collapse(config: PruneConfig, kept: np.ndarray, *, right: np.ndarray) -> None:
@@ -86,4 +90,25 @@ def _warn_of_suspects(config: PruneConfig, table: pa.Table, kept: np.ndarray, la
             100 * among,
             score_name(config.score),
             100 * beside,
+        )
+
+
+def _warn_of_collinearity(config: PruneConfig, table: pa.Table) -> None:
+    """Say which scores would choose almost the same, before they are compared at the price of trainings; looks at some rows."""
+    decides = score_name(config.score)
+    some = table.take(pa.array(np.linspace(0, table.num_rows - 1, min(table.num_rows, _LOOKED_AT)).astype(np.int64)))
+    own = some.column(decides).to_numpy()
+    alike = {
+        name: rank_correlation(own, some.column(name).to_numpy())
+        for name in some.column_names
+        if f"std_{name}" in some.column_names and name != decides
+    }
+    near = [name for name, correlation in alike.items() if correlation > _COLLINEAR]
+    if near:
+        logger.warning(
+            "%s order%s the samples as %s does (rank correlation above %g): to choose by another of them would change little.",
+            " and ".join(near),
+            "s" if len(near) == 1 else "",
+            decides,
+            _COLLINEAR,
         )

@@ -43,7 +43,7 @@ CHECKPOINTS = "checkpoints"
 CORESET = "coreset.parquet"
 _OURS = re.compile(
     r"((fitting|selections/\d+)/)*(manifest(\.copy)?\.json|lease\.json|evaluation\.json|report\.html|coreset\.parquet|keys\.parquet|"
-    r"stage-\d+/(coreset|scores)\.parquet|stage-\d+/probs\.npy|stage-\d+/votes/\d+\.(parquet|probs\.npy)|"
+    r"stage-\d+/(coreset|scores)\.parquet|stage-\d+/(probs|features)\.npy|stage-\d+/votes/\d+\.(parquet|probs\.npy)|"
     r"checkpoints/[0-9a-f]{32}/(checkpoint\.json|epoch-\d+-[0-9a-f]{8}-\d+\.safetensors)|checkpoints/(own-[0-9a-f]{32}|ray-train)/.*|"
     r"tensorboard/([^/]+/)+events\.out\.tfevents\.[^/]*|wandb/.*)(\.[0-9a-f]{8}\.tmp)?"
 )
