@@ -171,7 +171,8 @@ def apply_policy(
         raise FitError(
             f"policy {name} returned {picked.dtype} of shape {picked.shape}; it must return {budget} positions."
         )
-    if len(np.unique(picked)) < budget or (budget and not 0 <= picked.min() <= picked.max() < len(ids_M)):
+    outside = budget and not 0 <= picked.min() <= picked.max() < len(ids_M)
+    if outside or (np.bincount(picked, minlength=1) > 1).any():
         raise FitError(f"policy {name} returned positions that repeat or lie outside 0..{len(ids_M) - 1}.")
     chosen: np.ndarray = rows[picked]
     return chosen

@@ -32,6 +32,7 @@ class TaskPlan:
         scored: samples each scores.
         batch_size, steps: of each training; 0 with a user's own `fit`.
         image_passes: images that go through the training of one model.
+        passes: how often a model scores: after each scored epoch, where scores over epochs are stored.
     """
 
     stage: int
@@ -41,6 +42,7 @@ class TaskPlan:
     batch_size: int
     steps: int
     image_passes: int
+    passes: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +203,7 @@ def _smallest_train(config: PruneConfig, total: int) -> int:
 
 def _task_plans(config: PruneConfig, stages: Sequence[Stage], total: int) -> list[TaskPlan]:
     plans = []
+    scores = stored_scores(config)
     for stage in stages:
         workers = config.gpus_per_fit if stage.index > 0 or config.mode == "fitting" else 1
         if stage.index > 0:
@@ -222,6 +225,7 @@ def _task_plans(config: PruneConfig, stages: Sequence[Stage], total: int) -> lis
                     batch_size=batch,
                     steps=steps,
                     image_passes=0 if own else recipe.image_passes(trained, workers=workers),
+                    passes=len(scored_epochs(epochs_of(config, trained), scores.every)) if scores.over_epochs else 1,
                 )
             )
     return plans

@@ -9,15 +9,16 @@ import pyarrow as pa
 
 from unseen_ray.config import PruneConfig
 from unseen_ray.core import scores as builtin_scores
+from unseen_ray.core import select
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.core.scorebook import ScoreBook, log_of_probs
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.features import load_features
+from unseen_ray.features import load_features, reads_features
 from unseen_ray.guarding import SUSPECT, needs_probs, scores_read, suspects_of
 from unseen_ray.judging import judge
 from unseen_ray.manifest import Manifest
 from unseen_ray.pipeline import Kept, apply_policy
-from unseen_ray.resolve import did_you_mean, is_target, plug_of
+from unseen_ray.resolve import did_you_mean, function_of, is_target, plug_of
 from unseen_ray.run import CORESET, KEYS, Run, choosing_s, load_run, open_selection
 from unseen_ray.scoring import of_probabilities, score_name
 from unseen_ray.votes import probs_file, read_votes, score_columns, scores_file
@@ -54,7 +55,8 @@ def reselect(
     config = _config(run.manifest, keep=keep, score=score, policy=policy, guard=guard, combine=combine, out=out)
     keys = run.table(KEYS)
     ids = keys.column("id").to_numpy()
-    table = _guarded(run, config, _scores(run, config))
+    stored = run.table(scores_file(0))
+    table = _guarded(run, config, _scores(run, config, stored), stored)
     name = score_name(config.score)
     budget = round(keep * len(ids))
     if not 1 <= budget < len(ids):
@@ -62,7 +64,8 @@ def reselect(
     scores = table.column(name).to_numpy()
     nothing = np.empty(0, np.int64)
     kept = Kept.of(nothing, nothing, run.manifest.source["num_classes"])
-    features = load_features(run.folder, run.manifest.files, ids)
+    reads = reads_features(function_of(config.policy, select, field="policy"))
+    features = load_features(run.folder, run.manifest.files, ids) if reads else None
     picked = apply_policy(config, table, budget=budget, kept=kept, features=features)
     coreset = Coreset.empty().extend(0, ids[picked], scores[picked])
     places = pa.array(np.sort(picked))
@@ -75,10 +78,13 @@ def reselect(
     }
     judge(config, table, coreset.ids, run.manifest.source["class_names"])
     new = open_selection(run, config)
+    known = run.manifest.files
     files = {
         CORESET: new.folder.write_table(CORESET, pa.table(columns)),
-        KEYS: new.folder.write_table(KEYS, keys),
-        scores_file(0): new.folder.write_table(scores_file(0), table),
+        KEYS: new.folder.copy(KEYS, run.folder, known.get(KEYS)),
+        scores_file(0): new.folder.copy(scores_file(0), run.folder, known.get(scores_file(0)))
+        if table is stored
+        else new.folder.write_table(scores_file(0), table),
     }
     return new.commit(files=files, cost={"seconds": 0.0, "chosen_from_s": _stage_zero_s(run.manifest)}, finished=True)
 
@@ -103,9 +109,8 @@ def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
     return PruneConfig.from_json({**kept, **asked})
 
 
-def _scores(run: Run, config: PruneConfig) -> pa.Table:
-    """The scores of stage 0 under `config.combine`, in the order of the ids."""
-    stored = run.table(scores_file(0))
+def _scores(run: Run, config: PruneConfig, stored: pa.Table) -> pa.Table:
+    """The scores of stage 0 under `config.combine`, in the order of the ids; as they are stored where that is the run's rule."""
     if run.manifest.kind == "select":
         if config.combine != run.manifest.asked["combine"]:
             raise ConfigError(
@@ -137,11 +142,12 @@ def _scores(run: Run, config: PruneConfig) -> pa.Table:
     return table
 
 
-def _guarded(run: Run, config: PruneConfig, table: pa.Table) -> pa.Table:
+def _guarded(run: Run, config: PruneConfig, table: pa.Table, stored: pa.Table) -> pa.Table:
     """The scores with the suspects of the guard that is asked for."""
-    stored = run.table(scores_file(0))
     as_merged = config.combine == run.manifest.asked["combine"] or needs_probs(config)  # the margin depends on the rule
     if config.guard == run.manifest.asked.get("guard", "none") and as_merged:
+        if table is stored:
+            return table
         known = stored.column(SUSPECT) if SUSPECT in stored.column_names else None
     else:
         missing = [name for name in scores_read(config) if name not in table.column_names]

@@ -32,7 +32,7 @@ def plan_values(plan: RunPlan, info: SourceInfo, config: PruneConfig, images_per
     """
     stages: dict[int, dict[str, Any]] = {}
     longest: dict[int, float] = {}
-    trained = scored = 0
+    trained = scored = voted = 0
     for task in plan.tasks:
         entry = stages.setdefault(task.stage, {"stage": task.stage, "tasks": []})
         entry["tasks"].append(
@@ -40,14 +40,16 @@ def plan_values(plan: RunPlan, info: SourceInfo, config: PruneConfig, images_per
                 "models": task.models,
                 "train_on": task.trained,
                 "score": task.scored,
+                "scoring_passes": task.passes,
                 "steps": task.steps,
                 "batch_size": task.batch_size,
             }
         )
-        work = task.image_passes + task.scored / _SCORING_SPEEDUP
+        work = task.image_passes + task.scored * task.passes / _SCORING_SPEEDUP
         longest[task.stage] = max(longest.get(task.stage, 0), work)
         trained += task.models * task.image_passes
-        scored += task.models * task.scored
+        scored += task.models * task.scored * task.passes
+        voted += task.models * task.scored
     for stage in plan.stages:
         stages[stage.index] |= {"target": stage.target, "added": stage.added}
     total = trained + scored / _SCORING_SPEEDUP
@@ -74,7 +76,7 @@ def plan_values(plan: RunPlan, info: SourceInfo, config: PruneConfig, images_per
         "images_per_s": images_per_s,
         "pixel_bytes": plan.num_samples * info.size_px**2 * 3,
         "pixels_in_memory": fits_in_memory(len(info), info.size_px),
-        "disk_bytes": _disk_bytes(plan, config, scored),
+        "disk_bytes": _disk_bytes(plan, config, voted),
         "warnings": list(plan.warnings),
     }
 
@@ -147,7 +149,7 @@ def plan_table(values: dict[str, Any]) -> Table:
                 str(task["models"]),
                 f"{task['train_on']:,}",
                 f"{task['steps']:,} x {task['batch_size']}" if task["steps"] else "your own",
-                f"{task['score']:,}",
+                f"{task['score']:,}" + (f" x {task['scoring_passes']}" if task["scoring_passes"] > 1 else ""),
             )
     return table
 
