@@ -103,6 +103,24 @@ def test_the_page_says_what_the_numbers_say(reported: ur.PruneResult) -> None:
     assert f"{values['agreement'][0]['rank_correlation']:.3f}" in shown
 
 
+def test_suspects_are_listed_with_what_became_of_them(tmp_path: Path) -> None:
+    result = prune_named(tmp_path, guard={"use": "label_margin", "cut": 0.6})
+    ur.report(result)
+    suspects = ur.report_values(result)["suspects"]
+    table = result.scores
+    flags, ids = table.column("suspect").to_numpy(), table.column("id").to_numpy()
+    assert suspects["found"] == flags.sum() == 120
+    assert suspects["kept"] == np.isin(ids[flags], result.coreset.ids).sum() == 20
+    assert len(suspects["first"]) == 100
+    assert [row["p_label"] for row in suspects["first"]] == sorted(row["p_label"] for row in suspects["first"])
+    for row in suspects["first"]:
+        assert flags[ids == row["id"]] and row["kept"] == (row["id"] in result.coreset.ids)
+        assert row["label"] == NAMES[row["id"] % len(NAMES)]
+    shown = " ".join("".join(Page(page_of(result)).text).split())
+    assert "The 100 least likely of 120 labels that the guard suspects; 20 of these samples were kept" in shown
+    assert f"{suspects['first'][0]['key']} {suspects['first'][0]['id']}" in " ".join(Page(page_of(result)).text)
+
+
 def test_a_bare_run_says_how_to_fill_the_page(tmp_path: Path) -> None:
     result = prune_named(tmp_path)
     ur.report(result)

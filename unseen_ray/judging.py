@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from unseen_ray.config import PruneConfig
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.core.stats import rank_correlation
+from unseen_ray.core.stats import rank_correlations
 from unseen_ray.guarding import SUSPECT
 from unseen_ray.resolve import plug_of
 from unseen_ray.scoring import score_name
@@ -97,13 +97,9 @@ def _warn_of_collinearity(config: PruneConfig, table: pa.Table) -> None:
     """Say which scores would choose almost the same, before they are compared at the price of trainings; looks at some rows."""
     decides = score_name(config.score)
     some = table.take(pa.array(np.linspace(0, table.num_rows - 1, min(table.num_rows, _LOOKED_AT)).astype(np.int64)))
-    own = some.column(decides).to_numpy()
-    alike = {
-        name: rank_correlation(own, some.column(name).to_numpy())
-        for name in some.column_names
-        if f"std_{name}" in some.column_names and name != decides
-    }
-    near = [name for name, correlation in alike.items() if correlation > _COLLINEAR]
+    others = [name for name in some.column_names if f"std_{name}" in some.column_names and name != decides]
+    alike = rank_correlations([some.column(name).to_numpy() for name in (decides, *others)])[0][1:]
+    near = [name for name, correlation in zip(others, alike, strict=True) if correlation > _COLLINEAR]
     if near:
         logger.warning(
             "%s order%s the samples as %s does (rank correlation above %g): to choose by another of them would change little.",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from unseen_ray.core.arrays import FloatArray
 from unseen_ray.core.scorebook import mean_ranks
 
-__all__ = ["common_range", "correlation", "fullest_bin", "rank_correlation"]
+__all__ = ["common_range", "correlation", "fullest_bin", "rank_correlation", "rank_correlations"]
 
 
 def common_range(columns: Iterable[FloatArray]) -> tuple[float, float]:
@@ -56,6 +56,14 @@ def rank_correlation(first_M: FloatArray, second_M: FloatArray) -> float:
     >>> rank_correlation(np.array([1.0, 2.0, 9.0]), np.array([0.1, 0.2, 0.3]))
     1.0
     """
-    first, second = (mean_ranks(values) - 0.5 for values in (first_M, second_M))  # mean ranks are 0.5 on average
-    scale = math.sqrt(float(first @ first) * float(second @ second))
-    return float(first @ second) / scale if scale > 0 else math.nan
+    return rank_correlations([first_M, second_M])[0][1]
+
+
+def rank_correlations(columns: Sequence[FloatArray]) -> list[list[float]]:
+    """`rank_correlation` of each two of several scores of the same samples, each ranked once."""
+    ranks = [mean_ranks(values) - 0.5 for values in columns]  # mean ranks are 0.5 on average
+    lengths = [math.sqrt(float(values @ values)) for values in ranks]
+    return [
+        [float(one @ other) / (a * b) if a * b > 0 else math.nan for other, b in zip(ranks, lengths, strict=True)]
+        for one, a in zip(ranks, lengths, strict=True)
+    ]

@@ -18,14 +18,14 @@ from unseen_ray.comparison import without_nan
 from unseen_ray.config import PruneConfig
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.scorebook import mean_ranks
-from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation
+from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation, rank_correlations
 from unseen_ray.errors import ConfigError
 from unseen_ray.features import load_features
-from unseen_ray.guarding import suspects_kept
+from unseen_ray.guarding import SUSPECT, suspects_kept
 from unseen_ray.pipeline import Kept, apply_policy
 from unseen_ray.resolve import is_target, plug_of
 from unseen_ray.results import fullest_first, stored_tables
-from unseen_ray.run import CORESET, Run, choosing_s, load_run
+from unseen_ray.run import CORESET, KEYS, Run, choosing_s, load_run
 from unseen_ray.scoring import score_name
 from unseen_ray.storage import Folder
 from unseen_ray.votes import scores_file
@@ -34,6 +34,7 @@ __all__ = ["ReportFacts", "gather", "score_columns_of", "top_of"]
 
 _BINS = 40
 _CELLS = 20
+_SUSPECTS = 100
 _FIXED = ("id", "label", "votes", "pred", "p_label")
 
 
@@ -77,7 +78,7 @@ def gather(run: Run) -> ReportFacts:
         "mode": run.manifest.config["mode"],
         "score": score,
         "policy": score_name(run.manifest.config["policy"]),
-        "suspects": suspects_kept(table, stage_M >= 0),
+        "suspects": _suspects(run, table, stage_M >= 0, names),
         "model": run.manifest.config["fit"] or run.manifest.config["model"],
         "stages": [{k: v for k, v in stage.items() if k != "tasks"} for stage in run.manifest.stages],
         "choosing_s": choosing_s(run.manifest),
@@ -238,7 +239,22 @@ def _collinearity(table: pa.Table) -> dict[str, Any]:
     """Rank correlation of each two stored scores."""
     names = score_columns_of(table)
     columns = [table.column(name).to_numpy() for name in names]
-    return {"scores": names, "rank_correlation": [[rank_correlation(a, b) for b in columns] for a in columns]}
+    return {"scores": names, "rank_correlation": rank_correlations(columns)}
+
+
+def _suspects(run: Run, table: pa.Table, kept_M: np.ndarray, names: list[str]) -> dict[str, Any] | None:
+    """What the guard suspects: how many, how many of these were kept, and the least likely labels; None without a guard."""
+    found = suspects_kept(table, kept_M)
+    if found is None:
+        return None
+    likely = table.column("p_label").to_numpy()
+    first = top_of(likely, table.column(SUSPECT).to_numpy(), _SUSPECTS, lowest=True)
+    keys = run.table(KEYS).column("key").take(pa.array(first)).to_pylist()
+    ids, labels, preds = (table.column(name).to_numpy()[first].tolist() for name in ("id", "label", "pred"))
+    rows = zip(ids, keys, labels, preds, likely[first].tolist(), kept_M[first].tolist(), strict=True)
+    fields = ("id", "key", "label", "pred", "p_label", "kept")
+    listed = [dict(zip(fields, (i, key, names[a], names[b], p, kept), strict=True)) for i, key, a, b, p, kept in rows]
+    return {**found, "first": listed}
 
 
 def top_of(values_M: FloatArray, where_M: np.ndarray, count: int, *, lowest: bool = False) -> IdArray:

@@ -24,6 +24,7 @@ _SECTIONS = [
     ("agreement", "Seeds"),
     ("stages", "Stages"),
     ("classes", "Classes"),
+    ("suspects", "Suspects"),
     ("images", "Images"),
     ("scores", "Scores"),
     ("run", "Run"),
