@@ -12,8 +12,17 @@
 | labels that must not be a list | tests/sources/test_custom.py::test_labels_may_be_any_integers |
 | the furthest sample taken for the nearest |
   tests/core/test_policy_orientation.py::test_moderate_takes_neither_the_surest_nor_the_hardest |
+| gradients of a batch's mean loss: samples of a short last batch look harder |
+  tests/training/test_recorder.py::test_grand_does_not_depend_on_the_batch |
+| an accumulator reset within the loop, a window's index unused, the log of a logit |
+  tests/core/test_dynamics.py::test_equals_the_formula |
+| what was never learned counts as never forgotten | tests/core/test_dynamics.py::test_variants_of_well_known_code |
+| the whole trajectory in memory | tests/core/test_dynamics.py::test_memory_does_not_grow_with_the_epochs |
+| features of several models compared in one space |
+  tests/distributed/test_features.py::test_one_model_describes_every_sample |
+| a matrix of all distances | tests/core/test_diversity.py::test_memory_is_bounded |
 
-What does not apply: herding, and features of several models compared in one space (no policy reads features).
+What does not apply: herding.
 """
 
 from __future__ import annotations
@@ -235,7 +244,8 @@ def test_memory_grows_as_the_samples_do(name: str) -> None:
         "budget": count // 4,
         "kept_C": np.zeros(10, np.int64),
     }
-    given |= {"seed": 0, "p_label_M": scores, "label_margin_M": scores, "probs_MC": probs}
+    given |= {"seed": 0, "p_label_M": scores, "label_margin_M": scores, "aum_M": scores, "probs_MC": probs}
+    given |= {"features_MD": rng.normal(size=(count, 16)).astype(np.float16)}
     function = getattr(select if name in select.__all__ else guards, name)
     tracemalloc.start()
     try:
@@ -243,7 +253,8 @@ def test_memory_grows_as_the_samples_do(name: str) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 1000 * count
+    blocks = 100e6 if name in ("d2", "k_center", "window") else 0  # of distances, whatever the number of samples
+    assert peak < 1000 * count + blocks
 
 
 def test_a_run_writes_where_it_is_told_to_under_names_that_every_system_takes(tmp_path: Path) -> None:
