@@ -17,7 +17,7 @@ from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.budget import fits_in_memory
 from unseen_ray.data.loading import load_plane, settle_bad
 from unseen_ray.data.plane import BadSample, MemoryPlane, chunks_of
-from unseen_ray.distributed.capacity import check_enough, check_feasible, default_gpus, fit_request, survey
+from unseen_ray.distributed.capacity import check_fits, fit_request, survey
 from unseen_ray.distributed.data_parallel import train_together
 from unseen_ray.distributed.pool import FoldPool, Keeper, Work
 from unseen_ray.distributed.session import ray_session
@@ -117,14 +117,11 @@ class RayExecutor:
     def _make_pool(self, job: Job) -> FoldPool:
         capacity = survey()
         config = job.config
-        gpus = config.gpus_per_fold if config.gpus_per_fold is not None else default_gpus(capacity)
-        request = {"CPU": float(config.cpus_per_fold or config.threads), "GPU": float(gpus)}
-        check_feasible(capacity, request)
-        check_enough(capacity, fit_request(request), config.gpus_per_fit)
+        request = check_fits(config, capacity)
         logger.info(
             "each fold takes %g CPU and %g GPU%s; the cluster has %s",
             request["CPU"],
-            gpus,
+            request["GPU"],
             "" if config.gpus_per_fold is not None else " by default",
             "1 node" if len(capacity.nodes) == 1 else f"{len(capacity.nodes)} nodes",
         )
