@@ -276,6 +276,7 @@ def list_names(what: str) -> None:
 
 
 cli.add_command(commands.submit)
+cli.add_command(commands.watch)
 
 
 def main(args: list[str] | None = None) -> None:

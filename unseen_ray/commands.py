@@ -12,7 +12,7 @@ from unseen_ray.config import PruneConfig
 from unseen_ray.errors import ConfigError
 from unseen_ray.flags import FieldCommand, field_options, given_flags, merged_fields
 
-__all__ = ["submit"]
+__all__ = ["submit", "watch"]
 
 _INTERRUPTED = 130
 _FIELDS = [name for name in PruneConfig.model_fields if name not in ("address", "executor")]
@@ -74,6 +74,32 @@ def submit(
         sys.exit(_INTERRUPTED)
     click.echo(f"job {job} {ending.said}", err=True)
     sys.exit(ending.code)
+
+
+@click.command(cls=FieldCommand)
+@click.argument("run_dir")
+@click.option("--once", is_flag=True, help="print how it stands, and leave")
+def watch(run_dir: str, once: bool) -> None:
+    """Show how a run stands, from its folder alone, until it has finished; on any machine that sees the folder.
+
+    
+    unseen-ray watch /shared/runs/mine
+    unseen-ray watch s3://bucket/runs/mine --once
+    """
+    from rich.console import Console
+
+    from unseen_ray.storage import Folder
+    from unseen_ray.summary import watch as summary
+    from unseen_ray.watching import Watcher
+
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    watcher = Watcher(Folder(run_dir))
+    if once:
+        console.print(summary.view_of(watcher.look()))
+    elif console.is_terminal:
+        summary.show_live(watcher, console)
+    else:
+        summary.say_changes(watcher, click.echo)
 
 
 def _hints(job: str, address: str) -> str:

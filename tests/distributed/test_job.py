@@ -51,8 +51,7 @@ def cluster() -> Iterator[dict[str, str]]:
         log = scratch / f"worker-{number}.log"
         worker = [f"--address=127.0.0.1:{gcs}", "--num-cpus=1", f"--dashboard-agent-listen-port={agent}"]
         nodes.append(start(env, log, *worker))
-    for number in range(len(worker_agents)):
-        wait_for(scratch / f"worker-{number}.log", "Ray runtime started")
+        wait_for(log, "Ray runtime started")
     yield {
         **env,
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",

@@ -221,7 +221,7 @@ class Workbench:
     def _checkpoints(self, train_ids: IdArray, task: ScoreTask | EvalTask) -> Checkpoints:
         key = self.job.fit_key(train_ids, task)
         out = self.job.out
-        return Checkpoints(Folder(out), key, beside=self.device.type == "cuda" or is_uri(out))
+        return Checkpoints(Folder(out), key, beside=self.device.type == "cuda" or is_uri(out), task=task.name)
 
     def _numerics(self) -> contextlib.AbstractContextManager[None]:
         config = self.job.config
