@@ -198,20 +198,33 @@ def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
     assert run.returncode == 130, text[-3000:]
     assert "job stopped was stopped; submit the same line again to go on" in text
     assert not (out / "coreset.parquet").exists()
-    with subprocess.Popen(line, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
-        assert run.stdout is not None
-        for said in run.stdout:
-            if "stage 0 fold" in said:
-                break
-        run.send_signal(signal.SIGINT)
-        text = run.stdout.read()
-    assert run.returncode == 130
-    assert "no longer following; the job goes on" in text
-    job = text.partition("ray job status")[2].splitlines()[0].split()[-1]
-    subprocess.run([str(BIN / "ray"), "job", "logs", "--follow", job], env=cluster, check=True, capture_output=True)
+    done = subprocess.run(line, env=cluster, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
     fields = load_yaml(folder / "run.yaml") | {"recipe": {"epochs": 400, "min_steps": 0}}
     local = ur.prune(ur.PruneConfig(**fields, executor="local", out=tmp_path / "local"))
     assert ur.load(out).coreset.ids.tolist() == local.coreset.ids.tolist()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_following_and_not_the_job(cluster: dict[str, str], folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    line = ours(folder, str(folder / "run.yaml"), "--out", str(out), "--recipe.epochs", "20000")
+    ray = str(BIN / "ray"), "job"
+    with subprocess.Popen(
+        [*line, "--submission-id", "left"], env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        assert run.stdout is not None
+        until_checkpoint(out)
+        run.send_signal(signal.SIGINT)
+        text = run.stdout.read()
+    assert run.returncode == 130, text[-3000:]
+    assert "no longer following; the job goes on" in text
+    status = subprocess.run([*ray, "status", "left"], env=cluster, capture_output=True, text=True)
+    assert "RUNNING" in status.stdout + status.stderr
+    second = subprocess.run(line, env=cluster, capture_output=True, text=True, timeout=240)
+    assert second.returncode == 4
+    assert "is held by" in second.stdout and "job left" in second.stdout
+    assert subprocess.run([*ray, "stop", "left"], env=cluster, capture_output=True).returncode == 0
 
 
 def until_checkpoint(out: Path, limit_s: float = 120) -> None:

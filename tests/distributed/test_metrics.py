@@ -51,7 +51,7 @@ def fold_workers(head: subprocess.Popen[bytes]) -> Iterator[psutil.Process]:
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Scrape], dict[str, object]]]:
     """Scrapes during a run of which a fold loses its worker once, the last one when it is done, and the run's manifest."""
     scratch, out = Path(tempfile.mkdtemp(prefix="ur")), tmp_path_factory.mktemp("runs") / "digits"
-    env = client_environment(scratch) | {"RAY_metrics_report_interval_ms": "500"}
+    env = client_environment(scratch) | {"RAY_metrics_report_interval_ms": "2000"}
     gcs, dashboard, agent, metrics = free_ports(4)
     ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     own = ["--num-cpus=2", f"--metrics-export-port={metrics}", f"--temp-dir={scratch}/r"]

@@ -37,7 +37,7 @@ GAUGES = {
 }
 _WAITING, _TRAINING, _SCORING, _DONE = 0, 1, 2, 3
 _EVALUATION = -1
-_SHOW_EVERY_S = 5.0
+_SHOW_EVERY_S = 1.0
 
 
 def _harmless(method: Callable[..., None]) -> Callable[..., None]:
@@ -142,7 +142,7 @@ class Meter:
         self._over.set()
 
     def _show(self) -> None:
-        """Show all values again and again: Ray drops one that was not set for a while, as in a long epoch."""
+        """Show all values again and again: Ray drops one that was not set for two of its reports, as in a long epoch."""
         while not self._over.wait(_SHOW_EVERY_S) and not self.broken:
             self._show_again()
 
