@@ -252,4 +252,4 @@ def _first_line(error: BaseException) -> str:
 
 
 def _last_line(text: str) -> str:
-    return (text.strip() or "it does not say why").splitlines()[-1]
+    return (text.strip(" .\n") or "it does not say why").splitlines()[-1]
