@@ -18,13 +18,17 @@ ONE = (
     "resolve catalog recipe checks config storage sealed manifest lease run job votes guarding scoring features patience "
     "sources sources.*"
 )
-SIX = "api cli flags interruption listing measuring progress reporting reporting.* running summary summary.* tracking __init__ __main__"
+SIX = (
+    "api cli commands flags interruption listing measuring progress reporting reporting.* running summary summary.* tracking "
+    "__init__ __main__"
+)
 # layer: modules, layers that they may import, libraries beside the standard one
 TABLE: dict[int, tuple[str, set[int], str]] = {
     0: ("errors core core.*", {0}, "numpy"),
     1: (ONE, {0, 1}, "numpy pyarrow pydantic pydantic_core ~yaml ~sklearn ~PIL"),
     2: (
-        "accounts results judging offline planning preflight executor pipeline reselect exporting packing comparison evaluation",
+        "accounts results judging offline planning preflight shipping watching executor pipeline reselect exporting packing "
+        "comparison evaluation",
         {0, 1, 2},
         "numpy pyarrow pydantic ~PIL ~scipy",
     ),

@@ -70,7 +70,17 @@ def test_the_core_needs_numpy_and_nothing_else(tmp_path: Path) -> None:
     assert not modules & (HEAVY | {"pyarrow", "pydantic", "yaml", "click", "rich", "sklearn", "PIL"})
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"], ["prune", "--help"], ["list", "scores"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["plan", "--help"],
+        ["prune", "--help"],
+        ["submit", "--help"],
+        ["watch", "--help"],
+        ["list", "scores"],
+    ],
+)
 def test_help_is_light(arguments: list[str], tmp_path: Path) -> None:
     answer, modules = loaded_by_command(*arguments, cwd=tmp_path)
     assert answer.strip()

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from unseen_ray import __version__
+from unseen_ray import __version__, commands
 from unseen_ray.config import EXECUTOR_FIELDS, NAMED_FIELDS, PruneConfig
 from unseen_ray.errors import ConfigError, UnseenError
 from unseen_ray.flags import FieldCommand, field_options, merged_fields
@@ -273,6 +273,10 @@ def list_names(what: str) -> None:
     rows = entries(what)
     width = max(len(name) for name, _ in rows)
     _print_lines([f"{name:<{width}}  {line}" for name, line in rows])
+
+
+cli.add_command(commands.submit)
+cli.add_command(commands.watch)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from unseen_ray.config import PruneConfig, load_yaml
 from unseen_ray.errors import ConfigError
 from unseen_ray.recipe import Recipe
 
-__all__ = ["FieldCommand", "field_options", "merged_fields", "normalised"]
+__all__ = ["FieldCommand", "field_options", "given_flags", "merged_fields", "normalised"]
 
 _NESTED = ("source", "test", "schedule", "score", "policy", "guard", "model", "fit", "log_to")
 _TEXT = ("source", "test", "out", "address")
@@ -88,6 +88,13 @@ def merged_fields(yaml_path: str | None, flags: Mapping[str, str | None]) -> dic
         mapping = dict(before) if isinstance(before, Mapping) else {} if before is None else {"use": before}
         fields[field] = {**mapping, option: _value(text)}
     return fields
+
+
+def given_flags(flags: Mapping[str, str | None]) -> list[str]:
+    """The flags of a command line as they were given, to be given again."""
+    nested = click.get_current_context().meta.get(_NESTED_VALUES, {})
+    named = {name.replace("__", ".", 1): text for name, text in flags.items() if text is not None}
+    return [part for name, text in {**named, **nested}.items() for part in (f"--{name}", text)]
 
 
 def _split_nested(args: list[str], fields: set[str]) -> tuple[list[str], dict[str, str]]:

@@ -118,6 +118,7 @@ class Progress:
         done, total: epochs, or samples.
         loss, accuracy: of the training epoch, NaN while scoring.
         images_per_s: speed.
+        passes: images that went through the training so far.
     """
 
     task: str
@@ -129,6 +130,7 @@ class Progress:
     loss: float = float("nan")
     accuracy: float = float("nan")
     images_per_s: float = float("nan")
+    passes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from typing import Any
 from unseen_ray.errors import RunInUseError, StorageError
 from unseen_ray.storage import Folder, filesystem_of, sha256_of
 
-__all__ = ["LEASE", "Holder", "Lease", "held"]
+__all__ = ["LEASE", "Holder", "Lease", "held", "holder_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,11 @@ class Holder:
 
     def __str__(self) -> str:
         return (f"process {self.pid} on " if self.pid else "") + self.host + (f", job {self.job}" if self.job else "")
+
+
+def holder_of(folder: Folder) -> Holder | None:
+    """Who holds a run, if anybody does; StorageError if that cannot be read."""
+    return _read(folder)
 
 
 class Lease:

@@ -126,6 +126,11 @@ class Recipe(BaseModel):
         _, steps = self.plan(num_samples, workers=workers)
         return steps // per_epoch * min(per_epoch * batch, num_samples) + steps % per_epoch * batch
 
+    def passes_after(self, epoch: int, num_samples: int, *, workers: int = 1) -> int:
+        """Those of them that the first `epoch` epochs took."""
+        batch, per_epoch = self.epoch_plan(num_samples, workers=workers)
+        return min(epoch * min(per_epoch * batch, num_samples), self.image_passes(num_samples, workers=workers))
+
 
 RECIPES: dict[str, tuple[Recipe, str]] = {
     "quick": (Recipe(), "15 epochs at lr 0.1 with warm-up and cosine, at least 300 steps; ours, for small models"),

@@ -18,7 +18,7 @@ from unseen_ray.errors import StorageError
 from unseen_ray.guarding import SUSPECT, suspects_of
 from unseen_ray.job import Job, Receipt
 from unseen_ray.scoring import of_probabilities, stored_scores
-from unseen_ray.storage import Folder, sha256_of
+from unseen_ray.storage import Folder, filesystem_of, sha256_of
 
 __all__ = [
     "MergeRequest",
@@ -27,6 +27,7 @@ __all__ = [
     "find_receipt",
     "merge_stage",
     "probs_file",
+    "read_receipt",
     "read_votes",
     "score_columns",
     "scores_file",
@@ -129,6 +130,17 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
         if stored is None or sha256_of(stored) != digest:
             return None
     return replace(receipt, files={**receipt.files, name: sha256_of(data)}, reused=True)
+
+
+def read_receipt(folder: Folder, name: str) -> Receipt | None:
+    """What a file of votes says of the work behind it, from its footer alone; None where it says nothing."""
+    fs, path = filesystem_of(folder.path(name))
+    try:
+        with fs.open_input_file(path) as stream:
+            metadata = pq.read_schema(stream).metadata or {}
+        return Receipt.from_json(json.loads(metadata[_RECEIPT]))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def borrow_votes(lender: Folder, folder: Folder, stage: int, index: int, key: str) -> Receipt | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.distributed.nodes import client_environment, free_ports, start, stop, wait_for
+from tests.distributed.nodes import BIN, client_environment, free_ports, start, stop, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -39,7 +39,7 @@ def growing() -> Iterator[tuple[str, dict[str, str]]]:
     fake = {"RAY_FAKE_CLUSTER": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": "f" * 51 + "00000"}
     node = start({**env, **fake}, scratch / "head.log", *head)
     wait_for(scratch / "head.log", "Ray runtime started")
-    yield f"127.0.0.1:{gcs}", env
+    yield f"127.0.0.1:{gcs}", {**env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     stop(node)
     shutil.rmtree(scratch, ignore_errors=True)
 
@@ -95,3 +95,14 @@ def test_the_autoscaler_is_asked_and_waited_for(growing: tuple[str, dict[str, st
     assert json.loads((tmp_path / "manifest.json").read_text())["stages"] == []
     (log,) = Path(growing[1]["RAY_AUTH_TOKEN_PATH"]).parent.glob("r/session_2*/logs/monitor.log")
     assert "{'CPU': 64.0}: 2+ pending tasks/actors" in log.read_text()
+
+
+def test_submit_takes_a_run_that_the_autoscaler_may_bring_a_node_for(
+    growing: tuple[str, dict[str, str]], tmp_path: Path
+) -> None:
+    line = ["--source", "digits", "--keep", "0.5", "--gpus_per_fold", "1", "--out", str(tmp_path / "run"), "--no-wait"]
+    submit = [str(BIN / "unseen-ray"), "submit", *line, "--working-dir", str(tmp_path), "--submission-id", "growing"]
+    done = subprocess.run(submit, env=growing[1], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "growing\n"
+    subprocess.run([str(BIN / "ray"), "job", "stop", "growing"], env=growing[1], capture_output=True, timeout=60)

@@ -1,11 +1,14 @@
-"""A cluster as users have it: a head and a worker with token authentication, and `ray job submit`."""
+"""A cluster as users have it: a head and two workers with token authentication, `ray job submit` and `unseen-ray submit`."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 
 import unseen_ray as ur
 from tests.distributed.nodes import BIN, client_environment, free_ports, start, stop, wait_for
+from unseen_ray.config import load_yaml
 
 pytestmark = pytest.mark.ray
 
@@ -28,10 +32,10 @@ recipe: {epochs: 3, min_steps: 0}
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
-    """The environment of a client of a running two-node cluster."""
+    """The environment of a client of a running three-node cluster."""
     scratch = Path(tempfile.mkdtemp(prefix="ur"))
     env = client_environment(scratch)
-    gcs, dashboard, head_agent, worker_agent = free_ports(4)
+    gcs, dashboard, head_agent, *worker_agents = free_ports(5)
     head = [
         "--head",
         f"--port={gcs}",
@@ -43,10 +47,17 @@ def cluster() -> Iterator[dict[str, str]]:
         start(env, scratch / "head.log", *head, "--num-cpus=1", f"--dashboard-agent-listen-port={head_agent}"),
     ]
     wait_for(scratch / "head.log", "Ray runtime started")
-    worker = [f"--address=127.0.0.1:{gcs}", "--num-cpus=1", f"--dashboard-agent-listen-port={worker_agent}"]
-    nodes.append(start(env, scratch / "worker.log", *worker))
-    wait_for(scratch / "worker.log", "Ray runtime started")
-    yield {**env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}", "GCS": f"127.0.0.1:{gcs}"}
+    for number, agent in enumerate(worker_agents):
+        log = scratch / f"worker-{number}.log"
+        worker = [f"--address=127.0.0.1:{gcs}", "--num-cpus=1", f"--dashboard-agent-listen-port={agent}"]
+        nodes.append(start(env, log, *worker))
+        wait_for(log, "Ray runtime started")
+    yield {
+        **env,
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "GCS": f"127.0.0.1:{gcs}",
+        "SCRATCH": str(scratch),
+    }
     for node in reversed(nodes):
         stop(node)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -57,20 +68,193 @@ def submit(env: dict[str, str], folder: Path, *args: str) -> subprocess.Complete
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
 
 
-def test_a_submitted_job_picks_the_ids_of_the_local_run(cluster: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "job").mkdir()
-    (tmp_path / "job" / "run.yaml").write_text(RUN_YAML)
-    done = submit(cluster, tmp_path / "job", "run.yaml", "--out", str(tmp_path / "submitted"))
+def ours(folder: Path, *args: str) -> list[str]:
+    """The line of an `unseen-ray submit` from a folder."""
+    return [str(BIN / "unseen-ray"), "submit", "--working-dir", str(folder), *args]
+
+
+def submit_ours(env: dict[str, str], folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(ours(folder, *args), env=env, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with the YAML of a run."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "run.yaml").write_text(RUN_YAML)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ur.PruneResult:
+    """What the run of that YAML picks in one process."""
+    fields = load_yaml(folder / "run.yaml")
+    return ur.prune(ur.PruneConfig(**fields, executor="local", out=tmp_path_factory.mktemp("local")))
+
+
+def places_of(text: str, *roots: Path) -> list[Path]:
+    """Files below some folders that hold a text."""
+    files = [path for root in roots for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(files) > 10
+    return [path for path in files if text.encode() in path.read_bytes()]
+
+
+def command_lines() -> Iterator[str]:
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield entry.read_bytes().decode(errors="replace")
+
+
+def test_a_submitted_job_picks_the_ids_of_the_local_run(
+    cluster: dict[str, str], folder: Path, local: ur.PruneResult, tmp_path: Path
+) -> None:
+    done = submit(cluster, folder, "run.yaml", "--out", str(tmp_path / "submitted"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Kept 180 of 300 samples" in done.stdout
     submitted = ur.load(tmp_path / "submitted")
-    assert submitted.manifest.environment["nodes"] == 2
-    from unseen_ray.config import load_yaml
-
-    fields = load_yaml(tmp_path / "job" / "run.yaml")
-    local = ur.prune(ur.PruneConfig(**fields, executor="local", out=tmp_path / "local"))
+    assert submitted.manifest.environment["nodes"] == 3
     assert submitted.coreset.ids.tolist() == local.coreset.ids.tolist()
     assert submitted.scores == local.scores
+
+
+def test_submit_follows_the_run_and_leaves_the_token_nowhere(
+    cluster: dict[str, str], folder: Path, local: ur.PruneResult, tmp_path: Path
+) -> None:
+    line = ours(folder, str(folder / "run.yaml"), "--out", str(tmp_path / "run"), "--submission-id", "ours")
+    token, seen = Path(cluster["RAY_AUTH_TOKEN_PATH"]).read_text(), 0
+    with (
+        (tmp_path / "said.log").open("w") as said,
+        subprocess.Popen(line, env=cluster, stdout=said, stderr=said) as run,
+    ):
+        while run.poll() is None:
+            lines = list(command_lines())
+            seen += any("unseen_ray" in each and "prune" in each for each in lines)
+            assert not any(token in each for each in lines)
+            time.sleep(0.5)
+    text = (tmp_path / "said.log").read_text()
+    assert run.returncode == 0, text[-3000:]
+    assert seen, "the job's process was never looked at"
+    assert "stage 0 fold 2" in text and "Kept 180 of 300 samples" in text
+    assert f"ray job stop --address {cluster['RAY_API_SERVER_ADDRESS']} ours" in text
+    assert "asks nobody for a token" not in text
+    assert ur.load(tmp_path / "run").coreset.ids.tolist() == local.coreset.ids.tolist()
+    ur.report(tmp_path / "run")
+    token_file = Path(cluster["RAY_AUTH_TOKEN_PATH"])
+    assert places_of(token, Path(cluster["SCRATCH"]), tmp_path) == [token_file]
+    again = subprocess.run(line, env=cluster, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 2
+    assert "--submission-id ours belongs to another job" in again.stderr
+
+
+def test_submit_ends_with_the_exit_code_of_the_run(cluster: dict[str, str], folder: Path, tmp_path: Path) -> None:
+    source = ["--source", str(tmp_path / "none.parquet"), "--keep", "0.5"]
+    done = submit_ours(cluster, folder, *source, "--out", str(tmp_path / "out"))
+    assert done.returncode == 3, done.stderr[-3000:]
+    assert "does not exist" in done.stdout
+    assert "ended with exit code 3" in done.stderr
+
+
+def test_submit_refuses_what_the_cluster_cannot_bring(cluster: dict[str, str], folder: Path, tmp_path: Path) -> None:
+    line = [str(folder / "run.yaml"), "--out", str(tmp_path / "out")]
+    done = submit_ours(cluster, folder, *line, "--gpus_per_fold", "1")
+    assert done.returncode == 2
+    assert "a fold asks for 1 CPU and 1 GPU on one node, but the largest of 3 nodes has 1 CPU and 0 GPU" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"RAY_AUTH_MODE": "disabled"}, "401 Unauthorized: Missing authentication token"),
+        ({"RAY_AUTH_TOKEN": "f" * 64}, "403 Forbidden: Invalid authentication token"),
+    ],
+)
+def test_a_client_without_the_token_is_refused(
+    cluster: dict[str, str], folder: Path, tmp_path: Path, changed: dict[str, str], said: str
+) -> None:
+    done = submit_ours({**cluster, **changed}, folder, str(folder / "run.yaml"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert (
+        "RAY_AUTH_TOKEN, else from the file that RAY_AUTH_TOKEN_PATH names, else from ~/.ray/auth_token" in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
+    cluster: dict[str, str], folder: Path, tmp_path: Path
+) -> None:
+    out, epochs = tmp_path / "run", ["--recipe.epochs", "400"]
+    line = ours(folder, str(folder / "run.yaml"), "--out", str(out), *epochs)
+    with subprocess.Popen(
+        [*line, "--submission-id", "stopped"], env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        assert run.stdout is not None
+        until_checkpoint(out)
+        subprocess.run([str(BIN / "ray"), "job", "stop", "stopped"], env=cluster, check=True, capture_output=True)
+        text = run.stdout.read()
+    assert run.returncode == 130, text[-3000:]
+    assert "job stopped was stopped; submit the same line again to go on" in text
+    assert not (out / "coreset.parquet").exists()
+    done = subprocess.run(line, env=cluster, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    fields = load_yaml(folder / "run.yaml") | {"recipe": {"epochs": 400, "min_steps": 0}}
+    local = ur.prune(ur.PruneConfig(**fields, executor="local", out=tmp_path / "local"))
+    assert ur.load(out).coreset.ids.tolist() == local.coreset.ids.tolist()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_following_and_not_the_job(cluster: dict[str, str], folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    line = ours(folder, str(folder / "run.yaml"), "--out", str(out), "--recipe.epochs", "20000")
+    ray = str(BIN / "ray"), "job"
+    with subprocess.Popen(
+        [*line, "--submission-id", "left"], env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        assert run.stdout is not None
+        until_checkpoint(out)
+        run.send_signal(signal.SIGINT)
+        text = run.stdout.read()
+    assert run.returncode == 130, text[-3000:]
+    assert "no longer following; the job goes on" in text
+    status = subprocess.run([*ray, "status", "left"], env=cluster, capture_output=True, text=True)
+    assert "RUNNING" in status.stdout + status.stderr
+    second = subprocess.run(line, env=cluster, capture_output=True, text=True, timeout=240)
+    assert second.returncode == 4
+    assert "is held by" in second.stdout and "job left" in second.stdout
+    assert subprocess.run([*ray, "stop", "left"], env=cluster, capture_output=True).returncode == 0
+
+
+def until_checkpoint(out: Path, limit_s: float = 120) -> None:
+    began = time.monotonic()
+    while not list(out.glob("checkpoints/*/checkpoint.json")):
+        assert time.monotonic() - began < limit_s, "no training has begun"
+        time.sleep(0.1)
+
+
+OPEN = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN_PATH": ""}
+
+
+@pytest.mark.slow
+def test_a_cluster_that_asks_for_no_token_is_warned_of(folder: Path, tmp_path: Path) -> None:
+    scratch = Path(tempfile.mkdtemp(prefix="ur"))
+    env = {**client_environment(scratch), **OPEN}
+    gcs, dashboard, agent = free_ports(3)
+    ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    head = start(env, scratch / "head.log", "--head", "--dashboard-host=127.0.0.1", *ports, f"--temp-dir={scratch}/r")
+    try:
+        wait_for(scratch / "head.log", "Ray runtime started")
+        url = f"http://127.0.0.1:{dashboard}"
+        line = [str(folder / "run.yaml"), "--out", str(tmp_path / "out"), "--address", url, "--gpus_per_fold", "1"]
+        done = submit_ours(env, folder, *line)
+    finally:
+        stop(head)
+        shutil.rmtree(scratch, ignore_errors=True)
+    assert done.returncode == 2
+    assert f"WARNING the cluster at {url} asks nobody for a token" in done.stderr
+    assert "a fold asks for 1 CPU and 1 GPU" in done.stderr
 
 
 def test_a_job_of_a_bad_configuration_fails_with_the_message(cluster: dict[str, str], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unseen_ray.config import PruneConfig
 from unseen_ray.errors import ConfigError
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     "Resources",
     "check_enough",
     "check_feasible",
+    "check_fits",
     "computes_alike",
     "default_gpus",
     "fit_request",
+    "fold_request",
     "slots",
     "survey",
 ]
@@ -67,6 +70,24 @@ def check_feasible(capacity: Capacity, request: Resources) -> None:
         + (", and the autoscaler can add none that is large enough" if capacity.autoscaling else "")
         + ". Lower cpus_per_fold, gpus_per_fold or threads, or join a larger cluster."
     )
+
+
+def fold_request(config: PruneConfig, capacity: Capacity) -> Resources:
+    """What a fold of a run asks for on a cluster."""
+    gpus = config.gpus_per_fold if config.gpus_per_fold is not None else default_gpus(capacity)
+    return {"CPU": float(config.cpus_per_fold or config.threads), "GPU": float(gpus)}
+
+
+def check_fits(config: PruneConfig, capacity: Capacity) -> Resources:
+    """What a fold of a run asks for, where the cluster can bring it, and what a fit on several GPUs does.
+
+    Raises:
+        ConfigError: with the numbers.
+    """
+    request = fold_request(config, capacity)
+    check_feasible(capacity, request)
+    check_enough(capacity, fit_request(request), config.gpus_per_fit)
+    return request
 
 
 def fit_request(request: Resources) -> Resources:

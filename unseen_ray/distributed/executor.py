@@ -17,8 +17,9 @@ from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.budget import fits_in_memory
 from unseen_ray.data.loading import load_plane, settle_bad
 from unseen_ray.data.plane import BadSample, MemoryPlane, chunks_of
-from unseen_ray.distributed.capacity import check_enough, check_feasible, default_gpus, fit_request, survey
+from unseen_ray.distributed.capacity import check_fits, fit_request, survey
 from unseen_ray.distributed.data_parallel import train_together
+from unseen_ray.distributed.metrics import Meter
 from unseen_ray.distributed.pool import FoldPool, Keeper, Work
 from unseen_ray.distributed.session import ray_session
 from unseen_ray.distributed.workers import Aggregator
@@ -50,11 +51,13 @@ class RayExecutor:
         self._shared: tuple[Any, ...] = ()
         self._job: Job | None = None
         self._aggregator: Keeper | None = None
+        self._meter = Meter("")
         self._later_tasks = 1
 
     def prepare(self, job: Job, source: Source) -> Prepared:
         """Connect, ask for actors, put the pixels into the object store once, resolve the precision."""
         self._open.enter_context(ray_session(self._address))
+        self._meter = Meter(job.out)
         pool = self._make_pool(job)
         pool.ask_for(self._tasks)
         self._later_tasks = job.config.repeats if job.config.gpus_per_fit == 1 else 0
@@ -82,7 +85,6 @@ class RayExecutor:
 
     def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:
         """Train and score on the fold actors; a model that several GPUs train together is trained before it scores."""
-        self._train_together(tasks, on_event)
         return self._run("score", tasks, on_event, keep=self._later_tasks)
 
     def merge(self, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
@@ -94,7 +96,6 @@ class RayExecutor:
 
     def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
         """Train and measure on the fold actors; a model that several GPUs train together is trained before."""
-        self._train_together(tasks, on_event)
         return self._run("evaluate", tasks, on_event, keep=0)
 
     def _train_together(self, tasks: Sequence[ScoreTask | EvalTask], on_event: Observer) -> None:
@@ -108,6 +109,7 @@ class RayExecutor:
 
     def close(self) -> None:
         """Let the actors go, and the cluster if it was private."""
+        self._meter.close()
         if ray.is_initialized():
             for actors in (self._pool, self._aggregator):
                 if actors is not None:
@@ -117,14 +119,11 @@ class RayExecutor:
     def _make_pool(self, job: Job) -> FoldPool:
         capacity = survey()
         config = job.config
-        gpus = config.gpus_per_fold if config.gpus_per_fold is not None else default_gpus(capacity)
-        request = {"CPU": float(config.cpus_per_fold or config.threads), "GPU": float(gpus)}
-        check_feasible(capacity, request)
-        check_enough(capacity, fit_request(request), config.gpus_per_fit)
+        request = check_fits(config, capacity)
         logger.info(
             "each fold takes %g CPU and %g GPU%s; the cluster has %s",
             request["CPU"],
-            gpus,
+            request["GPU"],
             "" if config.gpus_per_fold is not None else " by default",
             "1 node" if len(capacity.nodes) == 1 else f"{len(capacity.nodes)} nodes",
         )
@@ -135,6 +134,7 @@ class RayExecutor:
             max_retries=config.max_retries,
             wait_s=config.wait_s,
             out=job.out,
+            on_retry=self._meter.retried,
         )
         return self._pool
 
@@ -162,6 +162,9 @@ class RayExecutor:
 
     def _run(self, method: str, tasks: list[Any], on_event: Observer, *, keep: int) -> list[Any]:
         assert self._pool is not None, "prepare comes first"
+        self._meter.begin(tasks)
+        on_event = self._meter.observing(on_event)
+        self._train_together(tasks, on_event)
         works = [Work(name=task.name, start=_starter(method, *self._shared, task)) for task in tasks]
         return self._pool.run(works, on_event, keep=keep)
 

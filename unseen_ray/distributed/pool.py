@@ -63,6 +63,7 @@ class FoldPool:
         max_retries: how often in a row a task is started again after its actor was lost, and a new actor asked for.
         wait_s: how long to wait for an autoscaler to bring what an actor needs.
         out: the run's folder, which each actor must see.
+        on_retry: is told the name of a task that is started again.
     """
 
     request: Resources
@@ -71,6 +72,7 @@ class FoldPool:
     max_retries: int
     wait_s: float
     out: str
+    on_retry: Callable[[str], None] = lambda name: None
     probes: list[dict[str, Any]] = field(default_factory=list)
     lost_at_start: int = 0
     _idle: list[Any] = field(default_factory=list)
@@ -161,6 +163,7 @@ class FoldPool:
                     ray.kill(actor)
                     if place not in finished:
                         _settle(error, works[place].name, attempts[place])
+                        self.on_retry(works[place].name)
                         queue.append(place)
             if queue:
                 waiting.check()

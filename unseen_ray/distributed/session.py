@@ -21,7 +21,7 @@ import ray
 
 from unseen_ray.errors import ConfigError
 
-__all__ = ["ensure_session", "ray_session"]
+__all__ = ["api_server", "ensure_session", "knock", "ray_session"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,9 @@ def ensure_session() -> None:
 @contextlib.contextmanager
 def _joined(address: str) -> Iterator[None]:
     try:
-        _knock(address)
+        host, _, port = address.rpartition("://")[2].partition(":")
+        if port.isdecimal():
+            knock(host, int(port))
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -83,11 +85,19 @@ def _joined(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """Fail as an error can be caught: Ray's own client ends the process where nobody listens."""
-    host, _, port = address.rpartition("://")[2].partition(":")
-    if port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+def knock(host: str, port: int) -> None:
+    """OSError where nobody listens: Ray's own client ends the process there, or says so at length."""
+    socket.create_connection((host, port), timeout=_KNOCK_S).close()
+
+
+@contextlib.contextmanager
+def api_server(url: str) -> Iterator[None]:
+    """Have Ray's clients of the Jobs API turn to this address, whatever the environment names, with the token that there is."""
+    kept = os.path.expanduser("~/.ray/auth_token")
+    found = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or os.path.exists(kept)
+    mode = os.environ.get("RAY_AUTH_MODE") or ("token" if found else None)
+    with _environment({"RAY_API_SERVER_ADDRESS": url, "RAY_AUTH_MODE": mode}):
+        yield
 
 
 @contextlib.contextmanager

@@ -63,10 +63,11 @@ class Checkpoints:
         key: digest of all that determines the fit, so that it never finds the state of another one.
         beside: whether a thread writes from a copy while the fit goes on, as is best on a GPU, and where writing is waiting for
             a network. For a local disk on a CPU it would take the fit's core, and memory for the copy.
+        task: the name of what is trained, for whoever watches.
     """
 
-    def __init__(self, folder: Folder, key: str, *, beside: bool = False) -> None:
-        self.folder, self.key, self._beside = folder, key, beside
+    def __init__(self, folder: Folder, key: str, *, beside: bool = False, task: str = "") -> None:
+        self.folder, self.key, self._beside, self._task = folder, key, beside, task
         self._stands: list[str] = []  # the files of tensors that the head names
         self._thread: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
@@ -157,7 +158,7 @@ class Checkpoints:
             for number, shard in enumerate(_shards(tensors)):
                 name = f"{stem}-{number:03d}.safetensors"
                 files[name] = self.folder.write(self._file(name), save(shard))
-            head = {"format": _FORMAT, "key": self.key, "files": files, "position": dict(position)}
+            head = {"format": _FORMAT, "key": self.key, "files": files, "position": dict(position), "task": self._task}
             self.folder.write(self._file(_HEAD), json.dumps(head).encode())
             self._stands = list(files)
         except (StorageError, *_DAMAGE) as error:  # the latter for tensors that safetensors cannot hold

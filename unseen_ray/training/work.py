@@ -119,7 +119,7 @@ class Workbench:
         for event in self._answers(task, train_ids, checkpoints, votes):
             if isinstance(event, EpochStats):
                 last = event
-                yield self._trained(task.name, event)
+                yield self._trained(task, len(train_ids), event)
             else:
                 votes.add(event, self.population)
                 if votes.due():
@@ -141,7 +141,7 @@ class Workbench:
         with self._numerics():
             training = self._fit(ids, task, Share(), self._checkpoints(ids, task))
             for stats in self._train(training, task):
-                yield self._trained(task.name, stats)
+                yield self._trained(task, len(ids), stats)
             feed = Feed(self._held(test.plane), training.feed.norm)
             done = 0
             for answers in predict(training.model, feed, test.ids_M, recipe):
@@ -173,7 +173,7 @@ class Workbench:
             yield self._begun(task.name)
             training = self._fit(ids, task, share, self._checkpoints(ids, task))
             for stats in training.train():
-                yield self._trained(task.name, stats)
+                yield self._trained(task, len(ids), stats)
             training.checkpoints.check_written()
 
     def _answers(
@@ -252,7 +252,7 @@ class Workbench:
     def _checkpoints(self, train_ids: IdArray, task: ScoreTask | EvalTask) -> Checkpoints:
         key = self.job.fit_key(train_ids, task)
         out = self.job.out
-        return Checkpoints(Folder(out), key, beside=self.device.type == "cuda" or is_uri(out))
+        return Checkpoints(Folder(out), key, beside=self.device.type == "cuda" or is_uri(out), task=task.name)
 
     def _numerics(self) -> contextlib.AbstractContextManager[None]:
         config = self.job.config
@@ -286,15 +286,17 @@ class Workbench:
     def _begun(self, name: str) -> Progress:
         return self._event(name, doing="train", done=0, total=0)
 
-    def _trained(self, name: str, stats: EpochStats) -> Progress:
+    def _trained(self, task: ScoreTask | EvalTask, trained: int, stats: EpochStats) -> Progress:
+        config, workers = self.job.config, self.job.workers_of(task)
         return self._event(
-            name,
+            task.name,
             doing="train",
             done=stats.epoch,
             total=stats.epochs,
             loss=stats.loss,
             accuracy=stats.accuracy,
             images_per_s=stats.images_per_s,
+            passes=0 if config.fit else config.recipe.passes_after(stats.epoch, trained, workers=workers),
         )
 
     def _scoring(self, name: str, votes: VoteSheet) -> Progress:

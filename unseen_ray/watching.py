@@ -1,0 +1,199 @@
+"""How a run stands, told from its folder alone: by whoever sees the storage, beside the driver and without a cluster."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.job import Receipt
+from unseen_ray.lease import Holder, holder_of
+from unseen_ray.manifest import MANIFEST, Manifest, read_manifest
+from unseen_ray.run import CHECKPOINTS
+from unseen_ray.storage import Folder, filesystem_of
+from unseen_ray.votes import read_receipt, vote_file
+
+__all__ = ["Standing", "TaskStanding", "Watcher"]
+
+_FIT = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStanding:
+    """How a task stands.
+
+    Attributes:
+        name: the task's.
+        done: whether its votes are on storage.
+        node: where it ran, as far as that is known.
+        epoch, epochs: how far the training of one that is not done is, by its last checkpoint.
+        accuracy: on what it scored; of the last epoch where it still trains.
+        images_per_s: of the last epoch.
+        seconds: of work so far.
+        worker_s, gpu_s: the same over all workers that share it, and on GPUs.
+        age_s: seconds since its last checkpoint.
+    """
+
+    name: str
+    done: bool
+    node: str = ""
+    epoch: int = 0
+    epochs: int = 0
+    accuracy: float = math.nan
+    images_per_s: float = math.nan
+    seconds: float = 0.0
+    worker_s: float = 0.0
+    gpu_s: float = 0.0
+    age_s: float = math.nan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a run stands.
+
+    Attributes:
+        path: its folder.
+        source, samples: its data.
+        kept: samples chosen by the stages that are finished.
+        finished: whether the coreset is final.
+        stage, stages: the one at work, counted from 0, and how many there are.
+        total: tasks of that stage.
+        tasks: of all stages so far, those that are done or have left a checkpoint.
+        holder: the driver, if there is one.
+        worker_s, gpu_s: what the work so far has taken.
+    """
+
+    path: str
+    source: str
+    samples: int
+    kept: int
+    finished: bool
+    stage: int
+    stages: int
+    total: int
+    tasks: tuple[TaskStanding, ...]
+    holder: Holder | None
+    worker_s: float
+    gpu_s: float
+
+    def of_stage(self) -> tuple[TaskStanding, ...]:
+        """The tasks of the stage at work."""
+        name = f"stage {self.stage}"
+        return tuple(task for task in self.tasks if task.name == name or task.name.startswith(f"{name} "))
+
+    def images_per_s(self) -> float:
+        """Images that are trained on in a second, over all models in training."""
+        return sum(task.images_per_s for task in self.tasks if not task.done and not math.isnan(task.images_per_s))
+
+
+@dataclass(slots=True)
+class Watcher:
+    """Looks at a run's folder, and reads again only what may have changed.
+
+    Args:
+        folder: the run's.
+    """
+
+    folder: Folder
+    _receipts: dict[str, Receipt] = field(default_factory=dict)
+
+    def look(self) -> Standing:
+        """How the run stands now.
+
+        Raises:
+            ConfigError: if there is no run.
+            StorageError: if the folder cannot be read.
+        """
+        manifest = read_manifest(self.folder)
+        if manifest is None:
+            raise ConfigError(
+                f"{self.folder.root} holds no {MANIFEST}: no run has begun there. Give the `out` of an `unseen-ray prune`."
+            )
+        stages, at = _num_stages(manifest), min(len(manifest.stages), _num_stages(manifest) - 1)
+        done = [Receipt.from_json(task) for stage in manifest.stages for task in stage.get("tasks", [])]
+        if len(manifest.stages) == at:
+            done += self._voted(at)
+        tasks = [_done(receipt) for receipt in done]
+        if not manifest.finished:
+            names = {task.name for task in tasks}
+            tasks += [task for task in self._in_training() if task.name not in names]
+        return Standing(
+            path=self.folder.root,
+            source=str(manifest.source.get("name", "")),
+            samples=manifest.source["num_samples"],
+            kept=sum(stage["added"] for stage in manifest.stages),
+            finished=manifest.finished,
+            stage=at,
+            stages=stages,
+            total=_num_tasks(manifest, at),
+            tasks=tuple(tasks),
+            holder=None if manifest.finished else holder_of(self.folder),
+            worker_s=sum(task.worker_s for task in tasks),
+            gpu_s=sum(task.gpu_s for task in tasks),
+        )
+
+    def _voted(self, stage: int) -> list[Receipt]:
+        """What the votes of a stage that is not finished say, in the order of its tasks."""
+        home = vote_file(stage, 0).rpartition("/")[0]
+        names = [f"{home}/{name}" for name in Folder(self.folder.path(home)).names() if name.endswith(".parquet")]
+        for name in names:
+            if name not in self._receipts and (receipt := read_receipt(self.folder, name)) is not None:
+                self._receipts[name] = receipt
+        found = [self._receipts[name] for name in names if name in self._receipts]
+        return sorted(found, key=lambda receipt: receipt.index)
+
+    def _in_training(self) -> list[TaskStanding]:
+        keys = [name for name in Folder(self.folder.path(CHECKPOINTS)).names() if _FIT.fullmatch(name)]
+        found = (self._checkpoint(f"{CHECKPOINTS}/{key}/checkpoint.json") for key in keys)
+        return sorted((task for task in found if task is not None), key=lambda task: task.name)
+
+    def _checkpoint(self, name: str) -> TaskStanding | None:
+        """Where a training stands by its last checkpoint; None where there is none, or it was removed meanwhile."""
+        fs, path = filesystem_of(self.folder.path(name))
+        try:
+            data = self.folder.read(name)
+            modified = fs.get_file_info(path).mtime_ns
+            head: dict[str, Any] = json.loads(data or b"{}")
+            position = head["position"]
+            return TaskStanding(
+                name=head.get("task") or "a model",
+                done=False,
+                epoch=position["epoch"],
+                epochs=position["epochs"],
+                accuracy=position["accuracy"],
+                images_per_s=position["images_per_s"],
+                seconds=position["seconds"],
+                worker_s=position["seconds"],
+                age_s=math.nan if modified is None else max(time.time() - modified / 1e9, 0.0),
+            )
+        except (OSError, ValueError, KeyError, TypeError, StorageError):
+            return None
+
+
+def _done(receipt: Receipt) -> TaskStanding:
+    return TaskStanding(
+        name=receipt.task,
+        done=True,
+        node=receipt.node,
+        accuracy=receipt.accuracy,
+        seconds=receipt.seconds,
+        worker_s=receipt.worker_seconds,
+        gpu_s=receipt.gpu_seconds,
+    )
+
+
+def _num_stages(manifest: Manifest) -> int:
+    schedule = manifest.config.get("schedule")
+    if isinstance(schedule, dict):
+        return int(schedule["stages"])
+    return max(len(schedule or []), len(manifest.stages), 1)
+
+
+def _num_tasks(manifest: Manifest, stage: int) -> int:
+    config = manifest.config
+    folds = config["folds"] if stage == 0 and config.get("mode") == "unseen" else 1
+    return int(folds * config["repeats"])
