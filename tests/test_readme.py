@@ -53,7 +53,7 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     result = ur.prune(
         ur.PruneConfig(
             source="my_lab:Squares",
-            model={"use": "my_lab:linear", "pixels": 192},
+            recipe={"epochs": 2, "min_steps": 0},
             score="my_lab:gini",
             policy="my_lab:easiest",
             keep=0.5,
