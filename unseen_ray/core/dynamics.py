@@ -173,13 +173,11 @@ def _doubt(view: EpochView) -> FloatArray:
 
 
 def _is_right(view: EpochView) -> FloatArray:
-    right_B: FloatArray = (view.log_probs_BC.argmax(axis=1) == view.labels_B).astype(np.float32)
-    return right_B
+    return view.right_B.astype(np.float32)
 
 
 def _is_wrong(view: EpochView) -> FloatArray:
-    wrong_B: FloatArray = 1 - _is_right(view)
-    return wrong_B
+    return (~view.right_B).astype(np.float32)
 
 
 def _logit_lag(view: EpochView) -> FloatArray:

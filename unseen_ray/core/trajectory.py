@@ -41,6 +41,12 @@ class EpochView:
         return self.log_probs_BC[self._rows, self.labels_B]
 
     @functools.cached_property
+    def right_B(self) -> NDArray[np.bool_]:
+        """(B,) whether the true class is the likeliest."""
+        right_B: NDArray[np.bool_] = self.log_probs_BC.argmax(axis=1) == self.labels_B
+        return right_B
+
+    @functools.cached_property
     def other_probs_BC(self) -> FloatArray:
         """(B, C) probabilities, 0 in place of the true class's."""
         probs_BC: FloatArray = np.exp(self.log_probs_BC)
