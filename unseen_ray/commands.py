@@ -82,7 +82,7 @@ def submit(
 def watch(run_dir: str, once: bool) -> None:
     """Show how a run stands, from its folder alone, until it has finished; on any machine that sees the folder.
 
-    
+    \b
     unseen-ray watch /shared/runs/mine
     unseen-ray watch s3://bucket/runs/mine --once
     """

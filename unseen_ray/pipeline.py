@@ -30,7 +30,7 @@ from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_mo
 from unseen_ray.preflight import check_functions, check_lenders, check_test
 from unseen_ray.resolve import function_of, is_target, offered
 from unseen_ray.run import CORESET, KEYS, Run, clear_checkpoints, coreset_of, open_run
-from unseen_ray.scoring import score_name
+from unseen_ray.scoring import CONSISTENCY, score_name
 from unseen_ray.sources import Source, SourceInfo, default_test, open_source, source_ref
 from unseen_ray.storage import Folder, absolute_path
 from unseen_ray.votes import MergeRequest, borrow_votes, find_receipt, scores_file
@@ -157,6 +157,8 @@ def apply_policy(
     names = (score_name(config.score), "label", "id", "p_label")
     scores_M, labels_M, ids_M, p_label_M = (table.column(name).to_numpy()[rows] for name in names)
     more: dict[str, Any] = {"p_label_M": p_label_M}
+    if CONSISTENCY in table.column_names:
+        more[f"{CONSISTENCY}_M"] = table.column(CONSISTENCY).to_numpy()[rows]
     if features is not None and reads_features(policy):
         more |= {"features_MD": features.of(ids_M), "kept_features_KD": features.of(kept.ids_K)}
         more["kept_labels_K"] = kept.labels_K

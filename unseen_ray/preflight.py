@@ -13,7 +13,7 @@ from unseen_ray.guarding import check_guard
 from unseen_ray.job import keeps_features, needs_features
 from unseen_ray.manifest import read_manifest
 from unseen_ray.resolve import function_of, is_target, offered, plug_of
-from unseen_ray.scoring import of_probabilities, score_name, stored_scores
+from unseen_ray.scoring import CONSISTENCY, of_probabilities, score_name, stored_scores
 from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.storage import Folder
 
@@ -38,6 +38,8 @@ def check_functions(config: PruneConfig, *, of_models: bool = True) -> None:
     if isinstance(use, str) and not is_target(use):  # ours says itself what its options may be
         one = np.zeros(1, np.int64)
         tried = {"p_label_M": np.full(1, 0.5, np.float32)}
+        if CONSISTENCY in stored_scores(config, of_models=of_models).over_epochs:
+            tried[f"{CONSISTENCY}_M"] = np.full(1, 0.5, np.float32)
         if keeps_features(config):
             tried |= {"features_MD": np.zeros((1, 1), np.float32), "kept_features_KD": np.zeros((0, 1), np.float32)}
             tried["kept_labels_K"] = np.empty(0, np.int64)

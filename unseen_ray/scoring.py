@@ -16,7 +16,10 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.guarding import SUSPECT, scores_read
 from unseen_ray.resolve import bind_options, function_of, import_target, is_target, name_of, plug_of
 
-__all__ = ["StoredScores", "of_probabilities", "score_name", "stored_scores"]
+__all__ = ["CONSISTENCY", "StoredScores", "of_probabilities", "score_name", "stored_scores"]
+
+CONSISTENCY = "consistency"
+"""The score over epochs that policies are offered beside the one that decides."""
 
 _COLUMNS = ("id", "key", "label", "stage", "score", "votes", "pred", "p_top", "p_label", SUSPECT)
 

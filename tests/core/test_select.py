@@ -436,3 +436,20 @@ def test_shares_by_size_are_those_by_largest_remainder_whatever_the_size(sizes: 
 def test_options_outside_their_range_are_refused(policy: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         getattr(select, policy)(*candidates(10), 5, kept_C=np.zeros(CLASSES, np.int64), seed=0, **options)
+
+
+def test_beta_over_epochs_reads_the_mean_over_epochs() -> None:
+    columns = candidates(97, seed=4)
+    rng = np.random.default_rng(4)
+    last, doubt = rng.random(97).astype(np.float32), rng.random(97).astype(np.float32)
+    given = {"kept_C": np.zeros(CLASSES, np.int64), "seed": 0}
+    over = select.beta(*columns, 40, **given, p_label_M=last, consistency_M=doubt, over="epochs")
+    np.testing.assert_array_equal(over, select.beta(*columns, 40, **given, p_label_M=1 - doubt))
+    np.testing.assert_array_equal(
+        select.beta(*columns, 40, **given, p_label_M=last, consistency_M=doubt),
+        select.beta(*columns, 40, **given, p_label_M=last),
+    )
+    with pytest.raises(ConfigError, match="reads the score consistency. Store it: score_every: 1"):
+        select.beta(*columns, 40, **given, p_label_M=last, over="epochs")
+    with pytest.raises(ConfigError, match="over='all' is neither last nor epochs"):
+        select.beta(*columns, 40, **given, p_label_M=last, over="all")

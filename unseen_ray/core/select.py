@@ -209,7 +209,9 @@ def beta(
     kept_C: IntArray,
     seed: int,
     p_label_M: FloatArray,
+    consistency_M: FloatArray | None = None,
     c: float = 4.0,
+    over: str = "last",
 ) -> Positions:
     """Draw by score and difficulty: the less is kept, the easier the samples that are favoured.
 
@@ -224,24 +226,31 @@ def beta(
         budget: how many to keep, 0 to M.
         kept_C: (C,) what earlier stages kept of each class; it counts as kept in r.
         seed: which draw.
-        p_label_M: (M,) mean probability of the true class.
+        p_label_M: (M,) probability of the true class after the last epoch, mean over votes.
+        consistency_M: (M,) the score `consistency`, one minus its mean over epochs; None where it is not stored.
+        over: which of the two is p_y: `last`, or `epochs`, as the paper has it.
         c: how late easy samples are favoured as more is pruned, above 0.
 
     Returns:
         (budget,) positions, the first drawn first.
 
     Raises:
-        ConfigError: if `c` is outside its range.
+        ConfigError: if `c` or `over` is outside its range, or `over` is `epochs` and nothing was scored over epochs.
 
     Source: Cho, Shin and Yun, DUAL (ICML 2025), arXiv 2502.06905; c = 4 is the default of its code for CIFAR.
     """
     if isinstance(c, bool) or not isinstance(c, (int, float)) or not 0 < c < np.inf:
         raise ConfigError(f"policy option c={c!r} must be a number above 0.")
+    if over not in ("last", "epochs"):
+        raise ConfigError(f"policy option over={over!r} is neither last nor epochs.")
+    if over == "epochs" and consistency_M is None:
+        raise ConfigError("policy beta with over: epochs reads the score consistency. Store it: score_every: 1.")
     if not len(ids_M):
         return np.empty(0, np.intp)
     order = best_first(scores_M, ids_M, seed)
     pruned = 1 - (budget + int(kept_C.sum())) / (len(ids_M) + int(kept_C.sum()))
-    p = np.clip(p_label_M.astype(np.float64), _EDGE, 1 - _EDGE)
+    probs_M = p_label_M if over == "last" or consistency_M is None else 1 - consistency_M
+    p = np.clip(probs_M.astype(np.float64), _EDGE, 1 - _EDGE)
     b = 15 * (1 - p[order[:10]].mean()) * (1 - pruned**c)
     scores = scores_M.astype(np.float64)
     scores -= min(scores.min(), 0.0)
