@@ -37,7 +37,18 @@ def measured(name: str, mode: str, args: argparse.Namespace, out: Path) -> dict[
     """Seconds of the trainings and scorings of one run, and its peak memory."""
     line = [sys.executable, "-m", "unseen_ray", "prune", "--keep", "0.7", "--out", str(out), "--mode", mode]
     line += ["--source.use", "parquet", "--source.path", args.source, "--source.limit", str(args.limit)]
-    line += ["--executor", "local", "--log_to", "none", "--recipe.epochs", str(args.epochs), "--json", *RUNS[name]]
+    line += [
+        "--executor",
+        "local",
+        "--log_to",
+        "none",
+        "--recipe.epochs",
+        str(args.epochs),
+        "--recipe.min_steps",
+        "0",
+        "--json",
+        *RUNS[name],
+    ]
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said = process.stderr.read()
@@ -52,8 +63,8 @@ def measured(name: str, mode: str, args: argparse.Namespace, out: Path) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="Parquet of images, such as CIFAR-10's")
-    parser.add_argument("--limit", type=int, default=6000)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--limit", type=int, default=2500)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()

@@ -129,6 +129,38 @@ def chaos(report: dict[str, Any]) -> Iterator[str]:
         yield f"| {kind} | {its['faults']} | {its['broke_off']} | {figures} |"
 
 
+def dynamics(report: dict[str, Any]) -> Iterator[str]:
+    yield "| score | epochs | state, MB | answers of the epoch before, MB | peak, MB | µs a sample and epoch |"
+    yield "|---|---|---|---|---|---|"
+    for row in report["rows"]:
+        name = row["score"] if row["columns"] in (0, len(report["rows"]) - 2) else f"`{row['score']}`"
+        epochs = report["epochs"] if row["columns"] > 1 else report["epochs_of_each_alone"]
+        yield (
+            f"| {name} | {epochs} | {row['state_mb']:,.0f} | {row['before_mb']:,.0f} | {row['peak_mb']:,.0f} "
+            f"| {row['microseconds_a_sample_and_epoch']:.2f} |"
+        )
+
+
+def scores_cost(report: dict[str, Any]) -> Iterator[str]:
+    yield "| mode | run | seconds | peak, MB | to the same passes with less: seconds | memory | to entropy alone: seconds |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in report["rows"]:
+        shares = row["same_passes"] is not None
+        ratios = f"{row['seconds_ratio']:.2f} | {row['peak_ratio']:.2f}" if shares else " | "
+        yield (
+            f"| {row['mode']} | {row['run']} | {row['seconds']:.1f} | {row['peak_mb']:,.0f} | {ratios} "
+            f"| {row['seconds_to_entropy']:.2f} |"
+        )
+
+
+def select_speed(report: dict[str, Any]) -> Iterator[str]:
+    yield "| choice | keep | " + " | ".join(f"{samples:,} samples, s" for samples in report["samples"]) + " |"
+    yield "|---|---|" + "---|" * len(report["samples"])
+    for row in report["rows"]:
+        cells = " | ".join(f"{row['seconds'][str(samples)]:.2f}" for samples in report["samples"])
+        yield f"| {row['choice']} | {row['keep']:g} | {cells} |"
+
+
 def whole(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
@@ -153,6 +185,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "ranks": ranks,
     "stages": stages,
     "noise": noise,
+    "dynamics": dynamics,
+    "scores_cost": scores_cost,
+    "select_speed": select_speed,
     "chaos": chaos,
 }
 
