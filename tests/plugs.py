@@ -234,6 +234,13 @@ def waver() -> Any:
     return Trajectory(series=lambda view: np.abs(np.exp(view.log_p_label_B) - 0.5), reduce=Mean)
 
 
+def one_number() -> Any:
+    """A score over epochs whose series is one number for all."""
+    from unseen_ray.core.trajectory import Mean, Trajectory
+
+    return Trajectory(series=lambda view: view.log_p_label_B.mean(), reduce=Mean)
+
+
 def returns_nothing() -> None:
     """No score at all."""
 

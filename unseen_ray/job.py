@@ -87,6 +87,13 @@ class Job:
             self.fingerprint, str(self.size_px), digest_ids(train_ids), json.dumps(determines, sort_keys=True)
         )
 
+    def task_keys(self, task: ScoreTask, population: Population) -> list[str]:
+        """The names under which finished work may stand for a task: its own, and where less is kept now, that of more."""
+        config = self.config
+        fuller = [config.model_copy(update=dict.fromkeys(kept, True)) for kept in _KEPT]
+        keys = [replace(self, config=asked).task_key(task, population) for asked in (config, *fuller)]
+        return list(dict.fromkeys(keys))
+
     def task_key(self, task: ScoreTask, population: Population) -> str:
         """The name of a task's output: a digest of everything that determines it.
 
@@ -206,6 +213,9 @@ class EvalResult:
     worker_seconds: float
     node: str
     device: str
+
+
+_KEPT = (("save_features",), ("save_probs",), ("save_features", "save_probs"))
 
 
 def carries_probs(config: PruneConfig) -> bool:

@@ -33,7 +33,7 @@ from unseen_ray.run import CORESET, KEYS, Run, clear_checkpoints, coreset_of, op
 from unseen_ray.scoring import CONSISTENCY, score_name
 from unseen_ray.sources import Source, SourceInfo, default_test, open_source, source_ref
 from unseen_ray.storage import Folder, absolute_path
-from unseen_ray.votes import MergeRequest, borrow_votes, find_receipt, scores_file
+from unseen_ray.votes import MergeRequest, borrow_votes, features_file, find_receipt, probs_file, scores_file
 
 __all__ = [
     "Kept",
@@ -84,8 +84,20 @@ def prune(config: PruneConfig, *, executor: Executor, on_event: Observer) -> Run
     with open_run(config, source_entry(info)) as run:
         if run.manifest.finished:
             logger.info("%s is finished already; nothing to do", run.folder.root)
+            _warn_of_late_wishes(config, run)
             return run
         return _prune(run, make_job(_as_before(config_with_model, run), info), source, executor, on_event)
+
+
+def _warn_of_late_wishes(config: PruneConfig, run: Run) -> None:
+    """Say what a finished run does not hold and is asked to keep."""
+    for field, name in (("save_features", features_file()), ("save_probs", probs_file(0))):
+        if getattr(config, field) and name not in run.manifest.files:
+            logger.warning(
+                "%s was not set when the run was made, and it holds no such file. Prune in a new folder; --reuse %s takes over the rest.",
+                field,
+                run.folder.root,
+            )
 
 
 def _prune(run: Run, job: Job, source: Source, executor: Executor, on_event: Observer) -> Run:
@@ -157,7 +169,7 @@ def apply_policy(
     names = (score_name(config.score), "label", "id", "p_label")
     scores_M, labels_M, ids_M, p_label_M = (table.column(name).to_numpy()[rows] for name in names)
     more: dict[str, Any] = {"p_label_M": p_label_M}
-    if CONSISTENCY in table.column_names:
+    if config.combine == "mean" and CONSISTENCY in table.column_names:  # by another rule it is no probability
         more[f"{CONSISTENCY}_M"] = table.column(CONSISTENCY).to_numpy()[rows]
     if features is not None and reads_features(policy):
         more |= {"features_MD": features.of(ids_M), "kept_features_KD": features.of(kept.ids_K)}
@@ -165,7 +177,8 @@ def apply_policy(
     name = score_name(config.policy)
     if features is None and needs_features(config):
         raise ConfigError(
-            f"policy {name} reads the features of a model, which the run does not hold. Prune in a new folder with save_features: true."
+            f"policy {name} reads the features of a model, which the run does not hold. Where it is a choice from another run, select from "
+            "that one; else prune in a new folder with save_features: true."
         )
     offers = offered(policy, more)
     picked = np.asarray(policy(scores_M, labels_M, ids_M, budget, kept_C=kept.counts_C, seed=config.seed, **offers))
@@ -224,7 +237,7 @@ def _score(
     run: Run, job: Job, population: Population, tasks: list[ScoreTask], executor: Executor, on_event: Observer
 ) -> list[Receipt]:
     """Receipts of a stage in the order of its tasks; work that is on storage already is not done again."""
-    known = {task.index: _find(run, job, task, job.task_key(task, population)) for task in tasks}
+    known = {task.index: _find(run, job, task, population) for task in tasks}
     reused = [receipt for receipt in known.values() if receipt is not None]
     for receipt in reused:
         logger.info("%s was finished before; its votes are used", receipt.task)
@@ -234,12 +247,17 @@ def _score(
     return sorted([*reused, *done], key=lambda receipt: receipt.index)
 
 
-def _find(run: Run, job: Job, task: ScoreTask, key: str) -> Receipt | None:
+def _find(run: Run, job: Job, task: ScoreTask, population: Population) -> Receipt | None:
     """The receipt of a task that this run, or one whose work it may use, has done."""
-    receipt = find_receipt(run.folder, task.stage, task.index, key)
+    keys = job.task_keys(task, population)
+    for key in keys:
+        if (receipt := find_receipt(run.folder, task.stage, task.index, key)) is not None:
+            return receipt
     for lender in job.config.reuse or []:
-        receipt = receipt or borrow_votes(Folder(lender), run.folder, task.stage, task.index, key)
-    return receipt
+        for key in keys:
+            if (receipt := borrow_votes(Folder(lender), run.folder, task.stage, task.index, key)) is not None:
+                return receipt
+    return None
 
 
 def _finished_stage(

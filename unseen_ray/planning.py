@@ -176,24 +176,18 @@ def model_name(config: PruneConfig) -> str:
 
 
 def _problems_over_epochs(config: PruneConfig, stages: Sequence[Stage], total: int) -> list[str]:
-    """Scores over epochs that the trainings have too few epochs for."""
+    """Scores over epochs that somebody asks for and the trainings have too few epochs for; others are left out."""
     problems: list[str] = []
     scores = stored_scores(config)
     for trained in sorted({task.trained for task in _task_plans(config, stages, total)}) if scores.over_epochs else ():
-        numbers = scored_epochs(epochs_of(config, trained), scores.every)
-        for name, trajectory in scores.over_epochs.items():
+        numbers = scored_epochs(config.recipe.epochs_in_all(trained), scores.every)
+        for name in sorted(scores.asked & scores.over_epochs.keys()):
+            trajectory = scores.over_epochs[name]
             try:
                 trajectory.reduce(0, numbers)
             except ConfigError as error:
                 problems += [f"score {name}: {problem}" for problem in error.problems]
     return list(dict.fromkeys(problems))
-
-
-def epochs_of(config: PruneConfig, trained: int) -> int:
-    """Epochs of a training on so many samples, the last one perhaps cut short."""
-    _, per_epoch = config.recipe.epoch_plan(trained)
-    _, steps = config.recipe.plan(trained)
-    return -(-steps // per_epoch)
 
 
 def _smallest_train(config: PruneConfig, total: int) -> int:
@@ -225,7 +219,9 @@ def _task_plans(config: PruneConfig, stages: Sequence[Stage], total: int) -> lis
                     batch_size=batch,
                     steps=steps,
                     image_passes=0 if own else recipe.image_passes(trained, workers=workers),
-                    passes=len(scored_epochs(epochs_of(config, trained), scores.every)) if scores.over_epochs else 1,
+                    passes=len(scored_epochs(config.recipe.epochs_in_all(trained), scores.every))
+                    if scores.over_epochs
+                    else 1,
                 )
             )
     return plans

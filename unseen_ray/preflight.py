@@ -9,7 +9,7 @@ import numpy as np
 from unseen_ray.config import PruneConfig
 from unseen_ray.core import select
 from unseen_ray.errors import ConfigError, DataError
-from unseen_ray.guarding import check_guard
+from unseen_ray.guarding import check_guard, scores_read
 from unseen_ray.job import keeps_features, needs_features
 from unseen_ray.manifest import read_manifest
 from unseen_ray.resolve import function_of, is_target, offered, plug_of
@@ -38,7 +38,7 @@ def check_functions(config: PruneConfig, *, of_models: bool = True) -> None:
     if isinstance(use, str) and not is_target(use):  # ours says itself what its options may be
         one = np.zeros(1, np.int64)
         tried = {"p_label_M": np.full(1, 0.5, np.float32)}
-        if CONSISTENCY in stored_scores(config, of_models=of_models).over_epochs:
+        if config.combine == "mean" and CONSISTENCY in stored_scores(config, of_models=of_models).over_epochs:
             tried[f"{CONSISTENCY}_M"] = np.full(1, 0.5, np.float32)
         if keeps_features(config):
             tried |= {"features_MD": np.zeros((1, 1), np.float32), "kept_features_KD": np.zeros((0, 1), np.float32)}
@@ -56,17 +56,13 @@ def check_functions(config: PruneConfig, *, of_models: bool = True) -> None:
 
 def _check_scores(config: PruneConfig, *, of_models: bool) -> None:
     stored = stored_scores(config, of_models=of_models)
-    name, problems = score_name(config.score), []
-    if config.combine == "mean_prob":
-        try:
-            told = name in stored.single and of_probabilities(stored.single[name])
-            if told:
-                stored.single[name](np.zeros((1, 1), np.float32), np.zeros(1, np.int64))
-        except ConfigError:
-            told = False
-        if not told:
+    name = score_name(config.score)
+    problems: list[str] = []
+    for read, by in {name: "the choice", **dict.fromkeys(scores_read(config), "the guard")}.items():
+        if config.combine == "mean_prob" and not (read in stored.single and of_probabilities(stored.single[read])):
             problems.append(
-                f"combine=mean_prob has no effect on score {name}, which mean probabilities do not tell. Take combine: mean or rank_mean."
+                f"combine=mean_prob cannot be had of score {read}, which {by} reads: mean probabilities do not tell it. "
+                "Take combine: mean or rank_mean."
             )
     alone = config.mode == "fitting" or len(config.fractions()) > 1
     if stored.over_epochs and config.gpus_per_fit > 1 and alone:

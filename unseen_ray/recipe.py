@@ -120,6 +120,12 @@ class Recipe(BaseModel):
         _, per_epoch = self.epoch_plan(num_samples, workers=workers)
         return max(self.epochs, math.ceil(self.min_steps / per_epoch))
 
+    def epochs_in_all(self, num_samples: int, *, workers: int = 1) -> int:
+        """Epochs of a training, the last one perhaps cut short."""
+        _, per_epoch = self.epoch_plan(num_samples, workers=workers)
+        _, steps = self.plan(num_samples, workers=workers)
+        return math.ceil(steps / per_epoch)
+
     def image_passes(self, num_samples: int, *, workers: int = 1) -> int:
         """Images that go through a training on a set of `num_samples`."""
         batch, per_epoch = self.epoch_plan(num_samples, workers=workers)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config import PruneConfig
+from unseen_ray.config import PruneConfig, jsonable
 from unseen_ray.core import scores as builtin_scores
 from unseen_ray.core import select
 from unseen_ray.core.coreset import Coreset
@@ -135,11 +135,24 @@ def _scores(run: Run, config: PruneConfig, stored: pa.Table) -> pa.Table:
         table = score_columns(book.merge(config.combine))
     names = _score_names(table)
     name = score_name(config.score)
+    as_stored = _stored_as(run.manifest, name)
+    if name in names and jsonable(config.score) != as_stored:
+        raise ConfigError(
+            f"score={jsonable(config.score)!r} is another variant than the one that {run.folder.root} stores as {name}: {as_stored!r}. "
+            "Ask for that one, or prune with yours."
+        )
     if name not in names:
         raise ConfigError(
             f"score={name!r} is not stored in {run.folder.root}; stored are {', '.join(names)}.{did_you_mean(name, names)}"
         )
     return table
+
+
+def _stored_as(manifest: Manifest, name: str) -> Any:
+    """What the configuration says of a stored column: the score by its name, or with the options that it had."""
+    also = manifest.asked.get("also_score", "all")
+    named = [manifest.asked["score"], *(also if isinstance(also, list) else [])]
+    return next((value for value in named if score_name(value) == name), name)
 
 
 def _guarded(run: Run, config: PruneConfig, table: pa.Table, stored: pa.Table) -> pa.Table:
@@ -179,10 +192,11 @@ def _of_mean_probs(run: Run, stored: pa.Table) -> pa.Table:
     probs = _probs(run, stored.num_rows, "combine=mean_prob")
     labels = stored.column("label").to_numpy()
     for name in _score_names(stored):
-        if name in builtin_scores.__all__ and of_probabilities(getattr(builtin_scores, name)):
+        plain = name in builtin_scores.__all__ and _stored_as(run.manifest, name) == name
+        if plain and of_probabilities(getattr(builtin_scores, name)):
             values = getattr(builtin_scores, name)(log_of_probs(probs), labels)
             stored = stored.set_column(stored.column_names.index(name), name, pa.array(values, pa.float32()))
-        else:  # of features or epochs, or a function of somebody's, which is not imported: mean probabilities do not tell it
+        else:  # a variant, of features or epochs, or a function of somebody's, which is not imported: mean probabilities do not tell it
             stored = stored.drop_columns([name, f"std_{name}"])
     return stored
 

@@ -83,7 +83,7 @@ _GIVEN: dict[str, tuple[int, tuple[str, ...]]] = {
 }
 _OFFERED = {
     "policy": ("p_label_M", "consistency_M", "features_MD", "kept_features_KD", "kept_labels_K"),
-    "guard": ("ids_M", "labels_M", "pred_M", "p_label_M", "label_margin_M", "aum_M", "probs_MC", "seed"),
+    "guard": ("ids_M", "labels_M", "pred_M", "p_label_M", "probs_MC", "seed"),
     "score": ("head_norm_N", "max_logit_N"),
 }
 """What a function is given where its signature asks for it."""
@@ -107,7 +107,7 @@ def bind_options(function: Callable[..., Any], options: dict[str, Any], *, field
         return
     parameters = signature.parameters.values()
     positional, always = _GIVEN.get(field, (0, ()))
-    keywords = (*always, *(name for name in _OFFERED.get(field, ()) if name in signature.parameters))
+    keywords = (*always, *(name for name in _offered_to(field) if name in signature.parameters))
     given = [
         *[p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:positional],
         *keywords,
@@ -129,6 +129,15 @@ def bind_options(function: Callable[..., Any], options: dict[str, Any], *, field
         raise ConfigError(
             f"{field}: {name}{signature} cannot be called as a {field} is: {error}. README shows what a {field} takes."
         ) from None
+
+
+def _offered_to(field: str) -> tuple[str, ...]:
+    """What a function of this kind may ask for; a guard for any score by its name."""
+    if field != "guard":
+        return _OFFERED.get(field, ())
+    from unseen_ray.core import dynamics, scores
+
+    return (*_OFFERED[field], *(f"{name}_M" for name in (*scores.__all__, *dynamics.__all__)))
 
 
 def offered(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:

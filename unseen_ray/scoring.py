@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from unseen_ray.config import PruneConfig, jsonable
 from unseen_ray.core import dynamics, scores
 from unseen_ray.core.scorebook import ScoreFunction
@@ -32,12 +34,14 @@ class StoredScores:
         single: of what a model says once it is trained.
         over_epochs: of what it says after each scored epoch.
         every: after every so many epochs a model scores for the latter.
+        asked: columns that somebody names: the deciding score, those of a list, those that a guard reads.
         named: what the configuration says of them all, as text that does not depend on their order.
     """
 
     single: dict[str, ScoreFunction]
     over_epochs: dict[str, Trajectory]
     every: int
+    asked: frozenset[str]
     named: tuple[str, ...]
 
     @property
@@ -85,7 +89,9 @@ def stored_scores(config: PruneConfig, *, of_models: bool = True) -> StoredScore
                 f"Allowed: {', '.join(_of_answers())}."
             )
     named = sorted({json.dumps(jsonable(value), sort_keys=True) for value in wanted})
-    return StoredScores(single=single, over_epochs=over, every=config.score_every or 1, named=tuple(named))
+    listed = [] if isinstance(config.also_score, str) else config.also_score
+    asked = frozenset([*map(score_name, [config.score, *listed]), *scores_read(config)])
+    return StoredScores(single=single, over_epochs=over, every=config.score_every or 1, asked=asked, named=tuple(named))
 
 
 def of_probabilities(score: Any) -> bool:
@@ -93,9 +99,12 @@ def of_probabilities(score: Any) -> bool:
     if isinstance(score, Trajectory):
         return False
     parameters = inspect.signature(score).parameters
-    return not any(
-        parameters[name].default is inspect.Parameter.empty for name in scores.OF_ONE_MODEL if name in parameters
-    )
+    if any(parameters[name].default is inspect.Parameter.empty for name in scores.OF_ONE_MODEL if name in parameters):
+        return False
+    try:  # a variant may need what an option of its own makes it read
+        return "max_logit_N" not in parameters or bool(np.size(score(np.zeros((1, 1)), np.zeros(1, np.int64))))
+    except ConfigError:
+        return False
 
 
 def _wanted(config: PruneConfig, of_models: bool) -> list[Any]:
@@ -104,8 +113,8 @@ def _wanted(config: PruneConfig, of_models: bool) -> list[Any]:
     if config.also_score == "all":
         asked = [config.score, *read]
         every_epoch = of_models and (config.score_every is not None or any(map(_is_over_epochs, asked)))
-        names = [*(scores.__all__ if of_models else _of_answers()), *(dynamics.__all__ if every_epoch else ())]
-        return [config.score, *(name for name in names if name != score_name(config.score))]
+        names = [*(scores.__all__ if of_models else _of_answers()), *(dynamics.__all__ if every_epoch else ()), *read]
+        return [config.score, *(name for name in dict.fromkeys(names) if name != score_name(config.score))]
     wanted = [config.score, *([] if config.also_score == "none" else config.also_score)]
     return [*wanted, *(name for name in read if name not in map(score_name, wanted))]
 
@@ -134,7 +143,12 @@ def _resolved(value: Any) -> ScoreFunction | Trajectory:
         return _trajectory(getattr(dynamics, str(use)), options, name_of(use))
     if not own and "epochs" in options:
         epochs = options.pop("epochs")
-        return dynamics.over_epochs(function_of({**options, "use": use}, scores, field="score"), epochs)
+        single = function_of({**options, "use": use}, scores, field="score")
+        if not of_probabilities(single):
+            raise ConfigError(
+                f"score {use} reads more than probabilities, which is not kept over epochs. Leave its option epochs out."
+            )
+        return dynamics.over_epochs(single, epochs)
     function = import_target(use) if isinstance(use, str) and own else use
     if own and callable(function) and not _takes_answers(function):
         return _trajectory(function, options, name_of(use))

@@ -125,7 +125,7 @@ class Watcher:
             path=self.folder.root,
             source=str(manifest.source.get("name", "")),
             samples=manifest.source["num_samples"],
-            kept=sum(stage["added"] for stage in manifest.stages),
+            kept=_kept(manifest),
             finished=manifest.finished,
             stage=at,
             stages=stages,
@@ -197,3 +197,9 @@ def _num_tasks(manifest: Manifest, stage: int) -> int:
     config = manifest.config
     folds = config["folds"] if stage == 0 and config.get("mode") == "unseen" else 1
     return int(folds * config["repeats"])
+
+
+def _kept(manifest: Manifest) -> int:
+    if manifest.kind == "select":  # a choice has no stages of its own
+        return round(float(manifest.config["keep"]) * int(manifest.source["num_samples"]))
+    return sum(int(stage["added"]) for stage in manifest.stages)

@@ -449,7 +449,7 @@ def test_beta_over_epochs_reads_the_mean_over_epochs() -> None:
         select.beta(*columns, 40, **given, p_label_M=last, consistency_M=doubt),
         select.beta(*columns, 40, **given, p_label_M=last),
     )
-    with pytest.raises(ConfigError, match=r"reads the score consistency\. Store it: score_every: 1"):
+    with pytest.raises(ConfigError, match="reads the score consistency, as the mean of votes"):
         select.beta(*columns, 40, **given, p_label_M=last, over="epochs")
     with pytest.raises(ConfigError, match="over='all' is neither last nor epochs"):
         select.beta(*columns, 40, **given, p_label_M=last, over="all")

@@ -18,6 +18,7 @@ from unseen_ray.core.scores import grand
 from unseen_ray.errors import FitError
 from unseen_ray.recipe import Recipe
 from unseen_ray.scoring import stored_scores
+from unseen_ray.training import recorder
 from unseen_ray.training.fit import fit
 from unseen_ray.training.hardware import numerics
 from unseen_ray.training.predict import predict
@@ -40,13 +41,14 @@ def record(
         model, feed, plan, checkpoints = prepare(folder, plan_of, CPU)
         labels = prepare_labels()
         scores = stored_scores(scored(every, also_score=also, score="tdds"))
-        recorder = Recorder(model, feed, UNSEEN, labels, plan_of, scores=scores, epochs=plan.epochs)
-        told = [s.epoch for s in itertools.islice(fit(model, feed, plan, checkpoints, recorder), stop_after)]
+        sizes = {"epochs": plan.epochs, "least_epochs": plan.epochs, "num_classes": 10}
+        recording = Recorder(model, feed, UNSEEN, labels, plan_of, scores=scores, **sizes)
+        told = [s.epoch for s in itertools.islice(fit(model, feed, plan, checkpoints, recording), stop_after)]
         if stop_after is not None:
             return model, {}, told
         for answers in predict(model, feed, UNSEEN, plan_of):
-            recorder.add(answers)
-    return model, recorder.columns(), told
+            recording.add(answers)
+    return model, recording.columns(), told
 
 
 def prepare_labels() -> np.ndarray:
@@ -84,17 +86,25 @@ def test_columns_are_of_what_the_model_said_after_each_epoch_and_the_training_is
 
 @pytest.mark.parametrize("stop_after", [1, 3, 7])
 @pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("carried", [True, False], ids=["carried", "looked up again"])
 def test_an_interrupted_one_goes_on_to_the_same_bits(
-    tmp_path: Path, stop_after: int, every: int, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    stop_after: int,
+    every: int,
+    carried: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With the answers of the epoch before in the checkpoint, and, where they are many, given again by its model."""
     caplog.set_level("INFO")
+    monkeypatch.setattr(recorder, "_CARRIED", recorder._CARRIED if carried else 0)
     plan_of = recipe(EPOCHS)
     undisturbed, wanted, _ = record(None, plan_of, every=every)
     _, _, before = record(tmp_path, plan_of, every=every, stop_after=stop_after + 1)
     assert before == list(range(1, stop_after + 2))
     model, columns, told = record(tmp_path, plan_of, every=every)
     assert f"of {EPOCHS}" in caplog.text and "going on after epoch" in caplog.text
-    assert told[0] % every == 0 and told[-1] == EPOCHS
+    assert (carried or told[0] % every == 0) and told[-1] == EPOCHS
     assert_same_weights(model, undisturbed)
     for name in NAMES:
         np.testing.assert_array_equal(columns[name], wanted[name])
@@ -234,8 +244,8 @@ def test_the_net_of_these_tests_has_a_head() -> None:
         ({"score": "aum", "mode": "fitting", "gpus_per_fit": 2, "executor": "ray"}, "cannot be had of a model that gpus_per_fit=2"),
         ({"score_every": 2, "also_score": "none"}, "score_every=2 has no effect: no score over epochs is stored"),
         ({"score_every": 0}, "score_every=0 is not allowed"),
-        ({"score": "tdds", "combine": "mean_prob"}, "combine=mean_prob has no effect on score tdds"),
-        ({"score": {"use": "least_confidence", "space": "logit"}, "combine": "mean_prob"}, "no effect on score least_confidence"),
+        ({"score": "tdds", "combine": "mean_prob"}, "combine=mean_prob cannot be had of score tdds, which the choice reads"),
+        ({"score": {"use": "least_confidence", "space": "logit"}, "combine": "mean_prob"}, "cannot be had of score least_confidence"),
         ({"score": {"use": "aum", "spce": "prob"}}, "score over epochs: aum takes no option 'spce'.*Did you mean 'space'"),
         ({"score": "tests.plugs:returns_nothing"}, "takes no log-probabilities and returned a NoneType"),
         ({"score": "tdds", "recipe": {"epochs": 2, "min_steps": 0}}, "needs 3 scored epochs and there are 2"),
@@ -248,3 +258,77 @@ def test_what_cannot_be_scored_is_refused_before_anything_starts(
     with pytest.raises(ur.ConfigError, match=message):
         run(tmp_path / "out", **fields)
     assert not (tmp_path / "out" / "stage-00").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"guard": "aum", "combine": "mean_prob"}, "cannot be had of score aum, which the guard reads"),
+        ({"guard": "aum", "fit": "tests.plugs:centroids"}, "score aum reads what a model of ours says epoch by epoch, and fit"),
+        ({"score_every": 1, "combine": "rank_mean", "policy": {"use": "beta", "over": "epochs"}}, "as the mean of votes"),
+        ({"score_every": 1, "combine": "mean_prob", "policy": {"use": "beta", "over": "epochs"}}, "as the mean of votes"),
+        ({"score": {"use": "grand", "epochs": 2}}, "score grand reads more than probabilities, which is not kept over epochs"),
+        ({"score": {"use": "least_confidence", "space": "logit", "epochs": 2}}, "reads more than probabilities"),
+        ({"score": {"use": "least_confidence", "space": "logit"}, "fit": "tests.plugs:centroids"}, "beside its probabilities, and fit"),
+        ({"score": "forgetting", "score_every": 50}, "needs 2 scored epochs and there is 1"),
+    ],
+)  # fmt: skip
+def test_what_would_fail_after_the_training_is_refused_before(
+    tmp_path: Path, fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ur.ConfigError, match=message):
+        run(tmp_path / "out", **fields)
+    assert not (tmp_path / "out" / "stage-00").exists()
+
+
+def test_scores_that_nobody_asks_for_are_left_out_where_the_epochs_do_not_suffice(tmp_path: Path) -> None:
+    result = run(tmp_path, score="aum", recipe={"epochs": 2, "min_steps": 0})
+    names = set(result.scores.column_names)
+    assert {"aum", "correctness", "forgetting", "dual"} < names and "tdds" not in names
+
+
+def test_variants_are_chosen_by_as_they_are_stored(tmp_path: Path) -> None:
+    asked = {"use": "aum", "space": "prob"}
+    result = run(tmp_path / "run", score=asked, also_score=["el2n", {"use": "least_confidence", "space": "logit"}])
+    again = ur.select(result, keep=0.5, out=tmp_path / "again", score=asked)
+    assert again.coreset.ids.tolist() == result.coreset.ids.tolist()
+    for score in ("aum", {"use": "aum", "space": "logit"}, {"use": "aum", "nonsense": 3}):
+        with pytest.raises(ur.ConfigError, match=r"is another variant than the one that .* stores as aum"):
+            ur.select(result, keep=0.5, out=tmp_path / "other", score=score)
+    with pytest.raises(ur.ConfigError, match="is another variant"):
+        ur.select(result, keep=0.5, out=tmp_path / "other", score={"use": "el2n", "epochs": 2})
+
+
+class Caching(nn.Module):
+    """Keeps a table that it makes in its forward pass, as rotary embeddings are made."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.table = torch.zeros(0)
+        self.head = nn.Linear(192, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(self.table) < len(x):
+            self.table = torch.ones(len(x), 1) * 0.5
+        return self.head(x.flatten(1).float() * self.table[: len(x)])
+
+
+def test_a_model_that_keeps_what_it_made_while_scoring_is_trained_on(tmp_path: Path) -> None:
+    assert run(tmp_path, model=Caching, score="aum").scores.column("aum").to_numpy().std() > 0
+
+
+def test_a_series_of_the_wrong_shape_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        FitError, match=r"score one_number took \(\) of \d+ samples; its series must return one number a sample"
+    ):
+        run(tmp_path, score="tests.plugs:one_number")
+
+
+def test_keeping_less_than_before_repeats_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = run(tmp_path / "first", save_features=True)
+    caplog.set_level("INFO")
+    again = run(tmp_path / "again", reuse=[str(tmp_path / "first")])
+    assert caplog.text.count("was finished before; its votes are used") == 4
+    assert again.scores == first.scores
+    run(tmp_path / "first", save_probs=True, save_features=True)
+    assert "save_probs was not set when the run was made" in caplog.text

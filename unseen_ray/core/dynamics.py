@@ -162,6 +162,9 @@ def over_epochs(score: Callable[..., FloatArray], epochs: int | Sequence[int]) -
     )
 
 
+_LEAST = -1e30
+
+
 def _p_label(view: EpochView) -> FloatArray:
     probs_B: FloatArray = np.exp(view.log_p_label_B)
     return probs_B
@@ -181,7 +184,9 @@ def _is_wrong(view: EpochView) -> FloatArray:
 
 
 def _logit_lag(view: EpochView) -> FloatArray:
-    lag_B: FloatArray = np.maximum(view.log_top_other_B - view.log_p_label_B, -np.finfo(np.float32).max)
+    lag_B: FloatArray = np.maximum(
+        view.log_top_other_B - view.log_p_label_B, _LEAST
+    )  # minus infinity where there is one class
     return lag_B
 
 

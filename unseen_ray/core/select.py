@@ -244,7 +244,9 @@ def beta(
     if over not in ("last", "epochs"):
         raise ConfigError(f"policy option over={over!r} is neither last nor epochs.")
     if over == "epochs" and consistency_M is None:
-        raise ConfigError("policy beta with over: epochs reads the score consistency. Store it: score_every: 1.")
+        raise ConfigError(
+            "policy beta with over: epochs reads the score consistency, as the mean of votes. Take combine: mean and score_every: 1."
+        )
     if not len(ids_M):
         return np.empty(0, np.intp)
     order = best_first(scores_M, ids_M, seed)

@@ -159,6 +159,7 @@ class Forgets:
     """
 
     def __init__(self, samples: int, numbers: Sequence[int], *, never_learned: float | None = None) -> None:
+        _window(2, len(numbers), least=2)
         self._never = float(len(numbers) if never_learned is None else never_learned)
         self.state: dict[str, NDArray[Any]] = {
             "last": np.zeros(samples, bool),

@@ -145,18 +145,21 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) 
     Raises:
         ClusterError: if the cluster has not answered for two minutes.
     """
-    log, heard = _Log(write), time.monotonic()
+    log, failing_since = _Log(write), 0.0
     while True:
         try:
             asyncio.run(log.follow(client, job))
             info = client.get_job_info(job)
-            heard = time.monotonic()
+            failing_since = 0.0
             if info.status.is_terminal():
                 return _ending(info)
         except BrokenPipeError:
             raise
         except Exception as error:  # of requests, aiohttp and Ray, which share no other base
-            if time.monotonic() - max(heard, log.heard) > _SILENCE_S:
+            now = time.monotonic()
+            if not failing_since or log.heard > failing_since:
+                failing_since = now  # a log may be quiet for hours: silence begins with the first failure
+            if now - failing_since > _SILENCE_S:
                 raise ClusterError(
                     f"the cluster has not answered for {_SILENCE_S:.0f} s ({_first_line(error)}). The job may still run: "
                     f"`ray job status {job}` tells. If it does not, the same line goes on with the run."

@@ -22,6 +22,7 @@ from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_c
 from unseen_ray.errors import ConfigError
 from unseen_ray.features import load_features
 from unseen_ray.guarding import SUSPECT, suspects_kept
+from unseen_ray.job import needs_features
 from unseen_ray.pipeline import Kept, apply_policy
 from unseen_ray.resolve import is_target, plug_of
 from unseen_ray.results import fullest_first, stored_tables
@@ -169,7 +170,9 @@ def _importance(run: Run, table: pa.Table, score: str) -> list[dict[str, Any]]:
     coreset = run.table(CORESET)
     config = PruneConfig.from_json(run.manifest.asked)
     ids_M, zero_M = table.column("id").to_numpy(), table.column(score).to_numpy()
-    features = load_features(run.folder, run.manifest.files, ids_M) if len(run.manifest.stages) > 1 else None
+    own = is_target(plug_of(config.policy)[0])  # a function of the user's own is not imported
+    reads = len(run.manifest.stages) > 1 and not own and needs_features(config)
+    features = load_features(run.folder, run.manifest.files, ids_M) if reads else None
     for stage in run.manifest.stages[1:]:
         later = run.table(scores_file(stage["index"]))
         candidates = later.column("id").to_numpy()
@@ -181,7 +184,7 @@ def _importance(run: Run, table: pa.Table, score: str) -> list[dict[str, Any]]:
         kept_ids, kept_labels = (earlier.column(name).to_numpy() for name in ("id", "label"))
         kept = Kept.of(kept_ids, kept_labels, run.manifest.source["num_classes"])
         overlap = math.nan
-        if not is_target(plug_of(config.policy)[0]):  # a function of the user's own is not imported
+        if not own:
             of_zero = table.take(pa.array(places))
             as_before = apply_policy(config, of_zero, budget=stage["added"], kept=kept, features=features)
             overlap = len(np.intersect1d(candidates[as_before], picked)) / stage["added"]

@@ -83,8 +83,7 @@ class FitPlan:
     @property
     def epochs(self) -> int:
         """How many epochs it has, the last one perhaps cut short."""
-        _, per_epoch, total = self.sizes()
-        return math.ceil(total / per_epoch)
+        return self.recipe.epochs_in_all(len(self.ids_M), workers=self.share.workers)
 
 
 def fit(
@@ -187,8 +186,8 @@ def _recorded(recorder: Recorder, stats: EpochStats) -> EpochStats:
 
 
 def _is_due(checkpoints: Checkpoints, stats: EpochStats, recorder: Recorder | None) -> bool:
-    if recorder is not None:
-        return recorder.may_stop(stats.epoch) and checkpoints.due(stats.trained_s)
+    if recorder is not None and not recorder.may_stop(stats.epoch):
+        return False
     return stats.epoch == stats.epochs or checkpoints.due(stats.trained_s)
 
 

@@ -22,7 +22,13 @@ _HALF = torch.finfo(torch.float16).max
 
 
 def predict(
-    model: nn.Module, feed: Feed, ids_M: IdArray, recipe: Recipe, *, features: bool = False
+    model: nn.Module,
+    feed: Feed,
+    ids_M: IdArray,
+    recipe: Recipe,
+    *,
+    features: bool = False,
+    between_epochs: bool = False,
 ) -> Iterator[Answers]:
     """Yield the answers to the ids in their order, in batches of twice the recipe's size.
 
@@ -32,14 +38,16 @@ def predict(
         ids_M: (M,) ids to answer for.
         recipe: with `precision` resolved.
         features: whether to give what enters the last linear layer, too.
+        between_epochs: whether the model is trained on afterwards; what it keeps of a forward pass must then be of use in training.
 
     Raises:
         FitError: if the model answers with something that is no number.
     """
     model.eval()
+    quiet = torch.no_grad if between_epochs else torch.inference_mode
     with _listening(model) as heard:
         for ids, inputs in feed.scoring(ids_M, 2 * recipe.batch_size):
-            with torch.inference_mode(), autocast(recipe, feed.pixels.device):
+            with quiet(), autocast(recipe, feed.pixels.device):
                 logits = model(inputs).float()
                 log_probs = torch.log_softmax(logits, dim=1)
                 answers = Answers(

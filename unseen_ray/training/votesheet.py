@@ -18,7 +18,7 @@ from unseen_ray.core.scores import OF_ONE_MODEL
 from unseen_ray.core.tasks import ScoreTask, VotePart, check_unseen
 from unseen_ray.errors import FitError
 from unseen_ray.job import Job
-from unseen_ray.scoring import score_name
+from unseen_ray.scoring import StoredScores
 
 __all__ = ["FeatureSheet", "VoteSheet"]
 
@@ -33,12 +33,10 @@ class VoteSheet:
         features_ND: (N, D) features of all samples, where this model's are kept.
     """
 
-    def __init__(
-        self, task: ScoreTask, ids_M: IdArray, labels_M: IntArray, job: Job, functions: dict[str, ScoreFunction]
-    ) -> None:
+    def __init__(self, task: ScoreTask, ids_M: IdArray, labels_M: IntArray, job: Job, scores: StoredScores) -> None:
         self.task, self.ids_M, self.labels_M = task, ids_M, labels_M
-        self._functions = {name: (function, _extras_of(function)) for name, function in functions.items()}
-        self._decides = score_name(job.config.score)
+        self._functions = {name: (function, _extras_of(function)) for name, function in scores.single.items()}
+        self._asked = scores.asked
         self.done = 0
         self.over_epochs: Mapping[str, FloatArray] = {}
         self.features_ND: FloatArray | None = None
@@ -47,7 +45,7 @@ class VoteSheet:
         self._pred = np.empty(len(ids_M), np.int64)
         self._p_top = np.empty(len(ids_M), np.float32)
         self._p_label = np.empty(len(ids_M), np.float32)
-        self._scores = {name: np.empty(len(ids_M), np.float32) for name in functions}
+        self._scores = {name: np.empty(len(ids_M), np.float32) for name in scores.single}
         self._probs = np.empty((len(ids_M), job.num_classes), np.float32) if job.keeps_probs() else None
 
     def due(self, every_s: float = 1.0) -> bool:
@@ -84,12 +82,13 @@ class VoteSheet:
 
     def _leave_out_unknown(self, answers: Answers) -> None:
         """Drop scores of the last linear layer where the model has none; refuse if one of them decides."""
-        unknown = [name for name, (_, extras) in self._functions.items() if "head_norm_N" in extras]
+        unknown = [name for name, (function, _) in self._functions.items() if _needs_head(function)]
         if answers.head_norm_B is not None or not unknown:
             return
-        if self._decides in unknown:
+        asked = [name for name in unknown if name in self._asked]
+        if asked:
             raise FitError(
-                f"score {self._decides} reads what enters the last linear layer, and this model has none with an output a class. "
+                f"score {asked[0]} reads what enters the last linear layer, and this model has none with an output a class. "
                 "Choose another score, or a model that ends in torch.nn.Linear."
             )
         logger.warning("the model ends in no linear layer: %s is not stored", ", ".join(unknown))
@@ -151,6 +150,11 @@ class FeatureSheet:
         """(N, D) float16."""
         assert self._features is not None and self._answered.all(), "a model answers for what it scores and what it saw"
         return self._features
+
+
+def _needs_head(function: ScoreFunction) -> bool:
+    asked = inspect.signature(function).parameters.get("head_norm_N")
+    return asked is not None and asked.default is inspect.Parameter.empty
 
 
 def _extras_of(function: ScoreFunction) -> list[str]:

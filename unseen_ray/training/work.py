@@ -90,12 +90,17 @@ class Workbench:
     source: Callable[[], Source]
     device: torch.device
     population: Population = field(init=False)
-    scores: StoredScores = field(init=False)
     _pixels: list[Pixels] = field(init=False, default_factory=list)
+    _scores: StoredScores | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.population = self.job.population(self.labels_N)
-        self.scores = stored_scores(self.job.config)
+
+    @property
+    def scores(self) -> StoredScores:
+        """What scoring stores; functions that the configuration names are imported where something is scored, and only there."""
+        self._scores = self._scores or stored_scores(self.job.config)
+        return self._scores
 
     def score(self, task: ScoreTask) -> Iterator[Progress | Receipt]:
         """Train the task's model and score what it may; the last value is the receipt, given once the votes are on storage.
@@ -113,7 +118,7 @@ class Workbench:
             yield known
             return
         yield self._begun(task.name)
-        votes = VoteSheet(task, ids, self.population.labels_of(ids), self.job, self.scores.single)
+        votes = VoteSheet(task, ids, self.population.labels_of(ids), self.job, self.scores)
         last = EpochStats(epoch=0, epochs=0)
         checkpoints = self._checkpoints(train_ids, task)
         for event in self._answers(task, train_ids, checkpoints, votes):
@@ -185,7 +190,7 @@ class Workbench:
                 yield from custom_log_probs(self.job, task, self.population, self.plane, self.source, self.labels_N)
                 return
             training = self._fit(train_ids, task, Share(), checkpoints)
-            recorder = self._recorder(training, votes) if self.scores.over_epochs else None
+            recorder = self._recorder(task, training, votes) if self.scores.over_epochs else None
             yield from self._train(training, task, recorder)
             sheet = FeatureSheet(self.population.ids_N) if self.job.keeps_features(task) else None
             for answers in self._predict(training, votes.ids_M, sheet):
@@ -206,15 +211,20 @@ class Workbench:
                 sheet.add(answers)
             yield answers
 
-    def _recorder(self, training: _Fit, votes: VoteSheet) -> Recorder:
+    def _recorder(self, task: ScoreTask, training: _Fit, votes: VoteSheet) -> Recorder:
+        config, total = self.job.config, len(self.population)
+        largest = -(-total // config.folds) if config.train_on == "fold" else total - total // config.folds
+        trained = len(training.plan.ids_M) if task.fold is None else largest
         return Recorder(
             training.model,
             training.feed,
             votes.ids_M,
             votes.labels_M,
-            self.job.config.recipe,
+            config.recipe,
             scores=self.scores,
             epochs=training.plan.epochs,
+            least_epochs=config.recipe.epochs_in_all(trained),
+            num_classes=self.job.num_classes,
         )
 
     def _train(
