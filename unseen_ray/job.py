@@ -126,6 +126,7 @@ class Progress:
         loss, accuracy: of the training epoch, NaN while scoring.
         images_per_s: speed.
         passes: images that went through the training so far.
+        earlier: whether an earlier start did all of that: the fit goes on from a checkpoint.
     """
 
     task: str
@@ -138,6 +139,7 @@ class Progress:
     accuracy: float = float("nan")
     images_per_s: float = float("nan")
     passes: int = 0
+    earlier: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,7 +173,7 @@ class Meter:
             self._add("samples_scored", task, event.done - seen.scored)
             seen.scored = event.done
         elif event.done:
-            before = seen.passes if seen.passes is not None else 0 if event.done == 1 else event.passes
+            before = event.passes if event.earlier else seen.passes or 0
             self._add("samples_trained", task, event.passes - before)
             seen.passes = event.passes
             self._set("task_progress", task, event.done / event.total)

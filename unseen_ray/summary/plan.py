@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
 from rich.table import Table
 
 from unseen_ray.config import PruneConfig, jsonable
+from unseen_ray.core.trajectory import scored_epochs
 from unseen_ray.data.budget import fits_in_memory
+from unseen_ray.errors import ConfigError
 from unseen_ray.job import carries_probs
 from unseen_ray.planning import RunPlan, model_name
 from unseen_ray.scoring import stored_scores
@@ -77,6 +80,7 @@ def plan_values(plan: RunPlan, info: SourceInfo, config: PruneConfig, images_per
         "pixel_bytes": plan.num_samples * info.size_px**2 * 3,
         "pixels_in_memory": fits_in_memory(len(info), info.size_px),
         "disk_bytes": _disk_bytes(plan, config, voted),
+        "recorded_bytes": _recorded_bytes(plan, config),
         "warnings": list(plan.warnings),
     }
 
@@ -134,6 +138,8 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
     lines.append(
         f"pixels take {_bytes(values['pixel_bytes'])} ({where}), the run's files about {_bytes(values['disk_bytes'])}"
     )
+    if values["recorded_bytes"]:
+        lines.append(f"scores over epochs take {_bytes(values['recorded_bytes'])} of a worker's memory")
     return lines
 
 
@@ -172,6 +178,21 @@ def _disk_bytes(plan: RunPlan, config: PruneConfig, scored: int) -> int:
         votes += scored * plan.num_classes * 4
     tables = plan.num_samples * (32 + 8 * columns) * len(plan.stages)
     return votes + tables
+
+
+def _recorded_bytes(plan: RunPlan, config: PruneConfig) -> int:
+    """Memory that scores over epochs take of a worker while a model trains."""
+    scores = stored_scores(config)
+    most = 0
+    for task in plan.tasks if scores.over_epochs else ():
+        numbers = scored_epochs(config.recipe.epochs_in_all(task.trained), scores.every)
+        each = 0
+        for trajectory in scores.over_epochs.values():
+            with contextlib.suppress(ConfigError):  # it is left out
+                each += sum(values.nbytes for values in trajectory.reduce(1, numbers).state.values())
+        compares = any(trajectory.compares for trajectory in scores.over_epochs.values())
+        most = max(most, task.scored * (each + (2 * plan.num_classes if compares else 0)))
+    return most
 
 
 def _hours(hours: float) -> str:

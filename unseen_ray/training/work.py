@@ -306,6 +306,7 @@ class Workbench:
             loss=stats.loss,
             accuracy=stats.accuracy,
             images_per_s=stats.images_per_s,
+            earlier=stats.trained_s == 0,
             passes=0 if config.fit else config.recipe.passes_after(stats.epoch, trained, workers=workers),
         )
 
