@@ -55,7 +55,10 @@ def test_plan_says_the_sizes_and_starts_nothing(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("flag", ["--train_on", "--train-on"])
 def test_dashes_and_underscores_are_one(capsys: pytest.CaptureFixture[str], flag: str) -> None:
     plan = json.loads(answer(capsys, "plan", *SOURCE, "--keep", "0.5", "--folds", "3", flag, "complement", "--json"))
-    assert plan["stages"][0]["tasks"] == [{"models": 3, "train_on": 200, "score": 100, "steps": 300, "batch_size": 64}]
+    (tasks,) = plan["stages"][0]["tasks"]
+    assert tasks == {
+        "models": 3, "train_on": 200, "score": 100, "scoring_passes": 1, "steps": 300, "batch_size": 64
+    }  # fmt: skip
 
 
 def test_a_flag_overrides_the_yaml_which_overrides_the_default(
