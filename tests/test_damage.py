@@ -117,7 +117,7 @@ def test_a_flipped_byte_in_votes_that_no_manifest_names_is_found(tmp_path: Path,
             assert {score: values.tolist() for score, values in again.scores.items()} == {
                 score: values.tolist() for score, values in whole.scores.items()
             }
-    assert found > len(before) // 5 * 0.8
+    assert found > len(before) // 5 * 0.7
 
 
 @pytest.mark.parametrize("name", ["coreset.parquet", "stage-00/scores.parquet"])

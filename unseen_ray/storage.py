@@ -117,7 +117,10 @@ class Folder:
         import pyarrow.parquet as pq
 
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        repeating = [
+            column.name for column in table.schema if not pa.types.is_floating(column.type)
+        ]  # scores seldom do
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True, use_dictionary=repeating)
         return self.write(name, sink.getvalue().to_pybytes())
 
     def write_array(self, name: str, array: Any) -> str:
