@@ -78,6 +78,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Scr
     yield scrapes, json.loads((out / "manifest.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_is_counted(scraped: tuple[list[Scrape], dict[str, object]]) -> None:
     scrapes, manifest = scraped
     last = scrapes[-1]
@@ -96,6 +97,7 @@ def test_a_run_is_counted(scraped: tuple[list[Scrape], dict[str, object]]) -> No
     assert last["stage"] == {"": 1.0}
 
 
+@pytest.mark.slow
 def test_a_run_is_shown_while_it_trains(scraped: tuple[list[Scrape], dict[str, object]]) -> None:
     training = [each for each in scraped[0] if 1.0 in each.get("task_state", {}).values()]
     assert any(speed > 0 for each in training for speed in each["images_per_s"].values())
@@ -103,6 +105,7 @@ def test_a_run_is_shown_while_it_trains(scraped: tuple[list[Scrape], dict[str, o
     assert all(each["stage"] in ({"": 0.0}, {"": 1.0}) for each in training)
 
 
+@pytest.mark.slow
 def test_the_dashboard_asks_for_what_there_is(scraped: tuple[list[Scrape], dict[str, object]]) -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
