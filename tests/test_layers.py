@@ -28,7 +28,7 @@ TABLE: dict[int, tuple[str, set[int], str]] = {
     1: (ONE, {0, 1}, "numpy pyarrow pydantic pydantic_core ~yaml ~sklearn ~PIL"),
     2: (
         "accounts results judging offline planning preflight shipping watching executor pipeline reselect exporting packing "
-        "comparison evaluation",
+        "comparison evaluation sharing stage_work sweeping sweeping.*",
         {0, 1, 2},
         "numpy pyarrow pydantic ~PIL ~scipy",
     ),

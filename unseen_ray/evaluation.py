@@ -25,6 +25,7 @@ from unseen_ray.preflight import check_test_set
 from unseen_ray.resolve import did_you_mean
 from unseen_ray.results import known_results, store_results, stored_tables, with_table
 from unseen_ray.run import CHECKPOINTS, clear_checkpoints
+from unseen_ray.sharing import Shelf, once
 from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.sources.info import fingerprint_of
 from unseen_ray.storage import Folder
@@ -74,6 +75,8 @@ def evaluate(
     budget: Budget,
     executor: Executor,
     on_event: Observer,
+    on_holdout: bool = False,
+    shelf: Shelf | None = None,
 ) -> Evaluation:
     """Train and measure every arm with every seed; what `config.out` holds already is not trained again.
 
@@ -86,6 +89,8 @@ def evaluate(
         budget: see `Evaluation`.
         executor: where to train.
         on_event: is told of progress.
+        on_holdout: whether to measure on the run's holdout though there is a test set.
+        shelf: work that is shared with runs at work beside this one.
 
     Raises:
         ConfigError: if there is nothing to measure on.
@@ -93,6 +98,8 @@ def evaluate(
     source = open_source(source_ref(config.source))
     info = source.info
     job = make_job(config, info).resolved(config, skipped_ids)
+    if on_holdout:
+        job = replace(job, test=None)
     population = job.population(info.labels_N)
     name, test_samples, test_print = _test_of(job, population, info)
     job = job.resolved(_budgeted(config, budget, len(population)), skipped_ids)
@@ -103,7 +110,7 @@ def evaluate(
     keys = {_place(task): _key(job, task, population, test_print) for task in tasks}
     folder, recipe = Folder(job.out), job.config.recipe
     with held(folder) as lease:
-        stored = _train(tasks, keys, folder, executor, on_event, lease)
+        stored = _train(tasks, keys, folder, executor, on_event, lease, shelf)
         lines = _lines(arms, tasks, {_place(task): stored[keys[_place(task)]] for task in tasks}, chosen, population)
         table = Evaluation(
             test=name,
@@ -131,6 +138,7 @@ def _train(
     executor: Executor,
     on_event: Observer,
     lease: Lease,
+    shelf: Shelf | None,
 ) -> dict[str, EvalResult]:
     """Results by what determines them: those that the folder holds already, and those of what was left to train."""
     stored, tables = known_results(folder), stored_tables(folder)
@@ -138,14 +146,29 @@ def _train(
     def keep(event: Progress | Receipt | EvalResult) -> None:
         lease.check()
         if isinstance(event, EvalResult):
-            stored[keys[event.arm, event.selection, event.repeat]] = event
+            key = keys[event.arm, event.selection, event.repeat]
+            stored[key] = event
             store_results(folder, stored, tables)
+            if shelf is not None:
+                shelf.lend_result(key, event)
+                shelf.release([key])
         on_event(event)
+
+    def awaited(task: EvalTask) -> EvalResult | None:
+        result = None if shelf is None else shelf.borrow_result(keys[_place(task)])
+        if result is not None:
+            stored[keys[_place(task)]] = result
+            on_event(result)
+        return result
 
     left = [task for task in tasks if keys[_place(task)] not in stored]
     if len(left) < len(tasks):
         logger.info("%d of %d trainings were done before; their results are used", len(tasks) - len(left), len(tasks))
-    executor.evaluate(left, keep)
+    if shelf is None:
+        executor.evaluate(left, keep)
+    else:
+        names = [keys[_place(task)] for task in left]
+        once(left, names, known=awaited, do=lambda its: executor.evaluate(its, keep), shelf=shelf, rest=executor.rest)
     return stored
 
 

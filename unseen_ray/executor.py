@@ -54,6 +54,10 @@ class Executor(Protocol):
         """Train and measure."""
         ...
 
+    def rest(self) -> None:
+        """Let go of machines that wait for work; later tasks ask for machines again."""
+        ...
+
     def close(self) -> None:
         """Let go of machines and pixels."""
         ...

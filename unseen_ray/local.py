@@ -67,6 +67,9 @@ class LocalExecutor:
             if isinstance(last := _follow(task.name, bench.evaluate(task, test), on_event), EvalResult)
         ]
 
+    def rest(self) -> None:
+        """Nothing waits in one process."""
+
     def close(self) -> None:
         """Let go of the pixels."""
         self._bench = None

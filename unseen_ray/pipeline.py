@@ -19,7 +19,6 @@ from unseen_ray.core.arrays import positions_of
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.schedule import Stage
-from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.errors import ConfigError, FitError
 from unseen_ray.executor import Executor, Observer
 from unseen_ray.features import StoredFeatures, load_features, reads_features
@@ -31,18 +30,24 @@ from unseen_ray.preflight import check_functions, check_lenders, check_test
 from unseen_ray.resolve import function_of, is_target, offered
 from unseen_ray.run import CORESET, KEYS, Run, clear_checkpoints, coreset_of, open_run
 from unseen_ray.scoring import CONSISTENCY, score_name
+from unseen_ray.sharing import Shelf
 from unseen_ray.sources import Source, SourceInfo, default_test, open_source, source_ref
-from unseen_ray.storage import Folder, absolute_path
-from unseen_ray.votes import MergeRequest, borrow_votes, features_file, find_receipt, probs_file, scores_file
+from unseen_ray.stage_work import StageWork
+from unseen_ray.storage import absolute_path
+from unseen_ray.votes import MergeRequest, features_file, probs_file, scores_file
 
 __all__ = [
     "Kept",
+    "StageObserver",
     "apply_policy",
     "make_job",
     "prune",
 ]
 
 logger = logging.getLogger(__name__)
+
+StageObserver = Callable[[list[dict[str, Any]], np.ndarray], None]
+"""Takes the manifest's entries of the finished stages, and the ids that they kept."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,13 +64,22 @@ class Kept:
         return cls(ids_K, labels_K, np.bincount(labels_K, minlength=num_classes))
 
 
-def prune(config: PruneConfig, *, executor: Executor, on_event: Observer) -> Run:
+def prune(
+    config: PruneConfig,
+    *,
+    executor: Executor,
+    on_event: Observer,
+    shelf: Shelf | None = None,
+    on_stage: StageObserver | None = None,
+) -> Run:
     """Do a run, or what is left of it; the same configuration gives the same ids.
 
     Args:
         config: the run.
         executor: where the work is done.
         on_event: is told of progress and of finished tasks.
+        shelf: work that is shared with runs at work beside this one.
+        on_stage: is told before each later stage what the stages before it were, and which ids they kept.
 
     Raises:
         UnseenError: see `unseen_ray.errors`; nothing that was finished is lost.
@@ -86,7 +100,8 @@ def prune(config: PruneConfig, *, executor: Executor, on_event: Observer) -> Run
             logger.info("%s is finished already; nothing to do", run.folder.root)
             _warn_of_late_wishes(config, run)
             return run
-        return _prune(run, make_job(_as_before(config_with_model, run), info), source, executor, on_event)
+        job = make_job(_as_before(config_with_model, run), info)
+        return _prune(run, job, source, executor, on_event, shelf, on_stage)
 
 
 def _warn_of_late_wishes(config: PruneConfig, run: Run) -> None:
@@ -100,7 +115,15 @@ def _warn_of_late_wishes(config: PruneConfig, run: Run) -> None:
             )
 
 
-def _prune(run: Run, job: Job, source: Source, executor: Executor, on_event: Observer) -> Run:
+def _prune(
+    run: Run,
+    job: Job,
+    source: Source,
+    executor: Executor,
+    on_event: Observer,
+    shelf: Shelf | None,
+    on_stage: StageObserver | None,
+) -> Run:
     began = time.monotonic()
     prepared = executor.prepare(job, source)
     job = job.resolved(prepared.config, prepared.skipped_ids)
@@ -123,7 +146,8 @@ def _prune(run: Run, job: Job, source: Source, executor: Executor, on_event: Obs
             run.lease.check()
         on_event(event)
 
-    run = _grow(run, job, population, plan, executor, observe, elapsed_s)
+    work = StageWork(run=run, job=job, population=population, executor=executor, on_event=observe, shelf=shelf)
+    run = _grow(work, plan, elapsed_s, on_stage)
     return _finish(run, source, population, elapsed_s)
 
 
@@ -193,21 +217,16 @@ def apply_policy(
     return chosen
 
 
-def _grow(
-    run: Run,
-    job: Job,
-    population: Population,
-    plan: RunPlan,
-    executor: Executor,
-    on_event: Observer,
-    elapsed_s: Callable[[], float],
-) -> Run:
+def _grow(work: StageWork, plan: RunPlan, elapsed_s: Callable[[], float], on_stage: StageObserver | None) -> Run:
+    run, job, population, executor = work.run, work.job, work.population, work.executor
     coreset = _restore(run)
     for stage in plan.stages[len(run.manifest.stages) :]:
+        if on_stage is not None and stage.index:
+            on_stage(run.manifest.stages, coreset.ids)
         began = time.monotonic()
         candidates = np.setdiff1d(population.ids_N, coreset.ids, assume_unique=True)
         tasks = tasks_of(stage, job.config, coreset.ids)
-        receipts = _score(run, job, population, tasks, executor, on_event)
+        receipts = work.receipts(tasks)
         request = MergeRequest(
             stage=stage.index, ids_M=candidates, num_parts=len(tasks), votes_each=votes_each(stage.index, job.config)
         )
@@ -231,33 +250,6 @@ def _features(run: Run, config: PruneConfig, population: Population, receipts: l
     for receipt in receipts:
         files |= receipt.files
     return load_features(run.folder, files, population.ids_N)
-
-
-def _score(
-    run: Run, job: Job, population: Population, tasks: list[ScoreTask], executor: Executor, on_event: Observer
-) -> list[Receipt]:
-    """Receipts of a stage in the order of its tasks; work that is on storage already is not done again."""
-    known = {task.index: _find(run, job, task, population) for task in tasks}
-    reused = [receipt for receipt in known.values() if receipt is not None]
-    for receipt in reused:
-        logger.info("%s was finished before; its votes are used", receipt.task)
-        on_event(receipt)
-    open_tasks = [task for task in tasks if known[task.index] is None]
-    done = executor.score(open_tasks, on_event) if open_tasks else []
-    return sorted([*reused, *done], key=lambda receipt: receipt.index)
-
-
-def _find(run: Run, job: Job, task: ScoreTask, population: Population) -> Receipt | None:
-    """The receipt of a task that this run, or one whose work it may use, has done."""
-    keys = job.task_keys(task, population)
-    for key in keys:
-        if (receipt := find_receipt(run.folder, task.stage, task.index, key)) is not None:
-            return receipt
-    for lender in job.config.reuse or []:
-        for key in keys:
-            if (receipt := borrow_votes(Folder(lender), run.folder, task.stage, task.index, key)) is not None:
-                return receipt
-    return None
 
 
 def _finished_stage(

@@ -13,7 +13,7 @@ from unseen_ray.job import EvalResult
 from unseen_ray.sealed import seal, unseal
 from unseen_ray.storage import Folder
 
-__all__ = ["EVALUATION", "fullest_first", "known_results", "store_results", "stored_tables", "with_table"]
+__all__ = ["EVALUATION", "fullest_first", "known_results", "result_of", "store_results", "stored_tables", "with_table"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +63,14 @@ def known_results(folder: Folder) -> dict[str, EvalResult]:
     data = folder.read(EVALUATION)
     try:
         stored = unseal(data)["results"] if data else {}
-        return {key: _result_of(value) for key, value in stored.items()}
+        return {key: result_of(value) for key, value in stored.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("%s cannot be used (%s); measuring anew", folder.path(EVALUATION), error)
         return {}
 
 
-def _result_of(value: dict[str, Any]) -> EvalResult:
+def result_of(value: dict[str, Any]) -> EvalResult:
+    """A finished training from its JSON; ValueError, KeyError or TypeError where it is none."""
     accuracies = tuple(math.nan if a is None else a for a in value["class_accuracy"])
     return EvalResult(**{**value, "class_accuracy": accuracies})
 

@@ -143,17 +143,41 @@ def read_receipt(folder: Folder, name: str) -> Receipt | None:
         return None
 
 
-def borrow_votes(lender: Folder, folder: Folder, stage: int, index: int, key: str) -> Receipt | None:
-    """Copy the votes of a task from another run that did this very work; None where it did not."""
-    receipt = find_receipt(lender, stage, index, key)
+def borrow_votes(
+    lender: Folder,
+    folder: Folder,
+    stage: int,
+    index: int,
+    key: str,
+    *,
+    at: tuple[int, int] | None = None,
+    name: str = "",
+) -> Receipt | None:
+    """Copy the votes of a task from a folder where this very work was done; None where it was not.
+
+    Args:
+        lender: another run, or a place of a shelf of finished work.
+        folder: the run that needs them.
+        stage, index: the task's in that run.
+        key: `Job.task_key`.
+        at: stage and index in the lender, if they are others there: the same work may be another task of another run.
+        name: how the task is called in the run that needs it, if it is another one.
+    """
+    receipt = find_receipt(lender, *(at or (stage, index)), key)
     if receipt is None:
         return None
-    for name in receipt.files:  # the votes last: with them the work counts as done
-        data = lender.read(name)
-        if data is None:
-            return None
-        folder.write(name, data)
-    return receipt
+    if at is None or at == (stage, index):
+        for file in receipt.files:  # the votes last: with them the work counts as done
+            data = lender.read(file)
+            if data is None:
+                return None
+            folder.write(file, data)
+        return replace(receipt, task=name or receipt.task)
+    part = replace(read_votes(lender, *at, receipt.files), index=index)
+    for file in receipt.files.keys() & {features_file()}:
+        part = replace(part, features_ND=lender.read_array(file, receipt.files[file]))
+    moved = replace(receipt, index=index, task=name or receipt.task, reused=False)
+    return replace(write_votes(folder, stage, key, part, moved), reused=True)
 
 
 def read_votes(folder: Folder, stage: int, index: int, digests: Mapping[str, str] | None = None) -> VotePart:

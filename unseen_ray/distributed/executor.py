@@ -6,6 +6,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,28 @@ from unseen_ray.job import EvalResult, Job, Receipt
 from unseen_ray.sources import Source
 from unseen_ray.votes import MergeRequest
 
-__all__ = ["RayExecutor"]
+__all__ = ["Groundwork", "RayExecutor"]
 
 logger = logging.getLogger(__name__)
 
 _DECODED_BY_DRIVER = 4096
 _CHUNK = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Groundwork:
+    """What an executor has found out and put into the object store, for others that work on the same data and cluster.
+
+    Attributes:
+        probe: what its first actor said of itself; all others must compute alike.
+        skipped_ids: rows that cannot be read.
+        labels, pixels: references to the labels, and to the pixels where they fit in memory.
+    """
+
+    probe: dict[str, Any]
+    skipped_ids: IdArray
+    labels: Any
+    pixels: Any
 
 
 class RayExecutor:
@@ -42,10 +59,12 @@ class RayExecutor:
     Args:
         address: the cluster to join; None for RAY_ADDRESS, else a private one.
         tasks: how many tasks the largest step has: what actors are asked for at the start.
+        groundwork: of another executor, which spares this one a first actor and the decoding.
     """
 
-    def __init__(self, *, address: str | None, tasks: int) -> None:
+    def __init__(self, *, address: str | None, tasks: int, groundwork: Groundwork | None = None) -> None:
         self._address, self._tasks = address, tasks
+        self._given, self._groundwork = groundwork, groundwork
         self._open = contextlib.ExitStack()
         self._pool: FoldPool | None = None
         self._shared: tuple[Any, ...] = ()
@@ -61,19 +80,30 @@ class RayExecutor:
         pool = self._make_pool(job)
         pool.ask_for(self._tasks)
         self._later_tasks = job.config.repeats if job.config.gpus_per_fit == 1 else 0
-        self._aggregator = Keeper(Aggregator, max_retries=job.config.max_retries)
+        if self._given is not None:
+            pool.probes.append(self._given.probe)
+            return self._prepared(job, self._given, pool)
         pixels, skipped = self._load(job, source, pool)
-        probe = pool.first_probe()
+        self._groundwork = Groundwork(
+            probe=pool.first_probe(),
+            skipped_ids=skipped,
+            labels=ray.put(source.info.labels_N),
+            pixels=None if pixels is None else ray.put(pixels),
+        )
+        return self._prepared(job, self._groundwork, pool)
+
+    def groundwork(self) -> Groundwork:
+        """What `prepare` has found out, for other executors while this one is open."""
+        assert self._groundwork is not None, "prepare comes first"
+        return self._groundwork
+
+    def _prepared(self, job: Job, ground: Groundwork, pool: FoldPool) -> Prepared:
+        probe, skipped = ground.probe, ground.skipped_ids
         config = job.config.with_hardware(
             precision=probe["precision"], cpus_per_fold=pool.request["CPU"], gpus_per_fold=pool.request["GPU"]
         )
         self._job = job.resolved(config, skipped)
-        self._shared = (
-            uuid.uuid4().hex,
-            ray.put(self._job),
-            ray.put(source.info.labels_N),
-            None if pixels is None else ray.put(pixels),
-        )
+        self._shared = uuid.uuid4().hex, ray.put(self._job), ground.labels, ground.pixels
         nodes = len([node for node in ray.nodes() if node["Alive"]])
         environment = {
             "executor": "ray",
@@ -89,7 +119,9 @@ class RayExecutor:
 
     def merge(self, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
         """Merge on an aggregator actor."""
-        assert self._aggregator is not None, "prepare comes first"
+        assert self._job is not None, "prepare comes first"
+        if self._aggregator is None:
+            self._aggregator = Keeper(Aggregator, max_retries=self._job.config.max_retries)
         _, job, labels, _ = self._shared
         merged: tuple[pa.Table, dict[str, str]] = self._aggregator.call("merge", job, labels, request)
         return merged
@@ -106,6 +138,11 @@ class RayExecutor:
             if job.workers_of(task) > 1:
                 pool.ask_for(0)
                 train_together(job, self._shared, task, fit_request(pool.request), on_event)
+
+    def rest(self) -> None:
+        """Let the actors go that wait for work."""
+        if self._pool is not None:
+            self._pool.ask_for(0)
 
     def close(self) -> None:
         """Let the actors go, and the cluster if it was private."""
