@@ -19,7 +19,7 @@ ONE = (
     "sources sources.*"
 )
 SIX = (
-    "api cli commands flags interruption listing measuring progress reporting reporting.* running summary summary.* tracking "
+    "api cli commands flags interruption listing measuring progress reporting reporting.* running summary summary.* sweeps tracking "
     "__init__ __main__"
 )
 # layer: modules, layers that they may import, libraries beside the standard one
@@ -30,11 +30,11 @@ TABLE: dict[int, tuple[str, set[int], str]] = {
         "accounts results judging offline planning preflight shipping watching executor pipeline reselect exporting packing "
         "comparison evaluation sharing stage_work sweeping sweeping.*",
         {0, 1, 2},
-        "numpy pyarrow pydantic ~PIL ~scipy",
+        "numpy pyarrow pydantic ~PIL ~scipy ~yaml",
     ),
     3: ("data data.* training training.*", {0, 1, 3}, "numpy pyarrow torch torchvision PIL threadpoolctl safetensors"),
     4: ("local", {0, 1, 2, 3, 4}, "numpy pyarrow torch"),
-    5: ("distributed distributed.*", {0, 1, 2, 3, 5}, "numpy pyarrow ray ~torch"),
+    5: ("distributed distributed.*", {0, 1, 2, 3, 5}, "numpy pyarrow ray ~torch ~optuna"),
     6: (
         SIX,
         {0, 1, 2, 3, 4, 5, 6},

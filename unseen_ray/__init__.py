@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from unseen_ray.running import PruneResult as PruneResult
     from unseen_ray.running import load as load
     from unseen_ray.running import prune as prune
+    from unseen_ray.sweeping.config import SweepConfig as SweepConfig
+    from unseen_ray.sweeps import SweepResult as SweepResult
+    from unseen_ray.sweeps import sweep as sweep
 
 __version__ = "0.1.0"
 
@@ -42,6 +45,8 @@ _HOME = {
     "PruneConfig": "config",
     "PruneResult": "running",
     "Recipe": "recipe",
+    "SweepConfig": "sweeping.config",
+    "SweepResult": "sweeps",
     "UnseenError": "errors",
     "evaluate": "measuring",
     "export": "api",
@@ -53,6 +58,7 @@ _HOME = {
     "report_values": "api",
     "score": "api",
     "select": "api",
+    "sweep": "sweeps",
     "torch_subset": "api",
 }
 

@@ -14,13 +14,12 @@ from unseen_ray import __version__, commands
 from unseen_ray.config import EXECUTOR_FIELDS, NAMED_FIELDS, PruneConfig
 from unseen_ray.errors import ConfigError, UnseenError
 from unseen_ray.flags import FieldCommand, field_options, merged_fields
-from unseen_ray.interruption import Interruption
+from unseen_ray.interruption import interruption
 
 __all__ = ["entry", "main"]
 
 _INTERRUPTED = 130
 _FAILED = 4
-_interruption = Interruption()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -86,7 +85,7 @@ def prune(run_yaml: str | None, fresh: bool, as_json: bool, **flags: str | None)
 
     config = PruneConfig(**merged_fields(run_yaml, flags))
     with watching(Console(stderr=True)) as observer:
-        result = api.prune(config, fresh=fresh, on_event=_interruption.heeded(observer))
+        result = api.prune(config, fresh=fresh, on_event=interruption.heeded(observer))
     values = summary.prune_values(result)
     if as_json:
         return _print_json(values)
@@ -215,7 +214,7 @@ def evaluate(
     if against is not None:
         asked["against"] = tuple(name.strip() for name in against.split(",") if name.strip())
     with watching(Console(stderr=True)) as observer:
-        evaluation = api.evaluate(run_dir, on_event=_interruption.heeded(observer), **asked)
+        evaluation = api.evaluate(run_dir, on_event=interruption.heeded(observer), **asked)
     if as_json:
         return _print_json(evaluation.to_json())
     first, *rest = summary.evaluation_lines(evaluation)
@@ -276,13 +275,14 @@ def list_names(what: str) -> None:
 
 
 cli.add_command(commands.submit)
+cli.add_command(commands.sweep)
 cli.add_command(commands.watch)
 
 
 def main(args: list[str] | None = None) -> None:
     """Run a command and end with its exit code: 0 done, 2 bad configuration, 3 bad data, 4 failed, 130 interrupted."""
     sys.path.insert(0, os.getcwd())
-    _interruption.listen()
+    interruption.listen()
     try:
         cli.main(args=args, prog_name="unseen-ray", standalone_mode=False)
     except click.ClickException as error:

@@ -1,7 +1,8 @@
-"""Commands for runs on a cluster: `submit` hands one in, `watch` looks at one from wherever its storage is seen."""
+"""Commands for clusters: `submit` hands a run in, `watch` looks at one from wherever its storage is seen, `sweep` tries many."""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -11,8 +12,9 @@ import click
 from unseen_ray.config import PruneConfig
 from unseen_ray.errors import ConfigError
 from unseen_ray.flags import FieldCommand, field_options, given_flags, merged_fields
+from unseen_ray.interruption import interruption
 
-__all__ = ["submit", "watch"]
+__all__ = ["submit", "sweep", "watch"]
 
 _INTERRUPTED = 130
 _FIELDS = [name for name in PruneConfig.model_fields if name not in ("address", "executor")]
@@ -100,6 +102,42 @@ def watch(run_dir: str, once: bool) -> None:
         summary.show_live(watcher, console)
     else:
         summary.say_changes(watcher, click.echo)
+
+
+@click.command(cls=FieldCommand)
+@click.argument("sweep_yaml")
+@click.option("--out", default=None, metavar="DIR", help="the sweep's folder; the same one goes on")
+@click.option("--trials", type=int, default=None, metavar="INT", help="how many configurations random and optuna try")
+@click.option("--seeds", type=int, default=None, metavar="INT", help="runs of each configuration  [default: 1]")
+@click.option("--max_concurrent_trials", type=int, default=None, metavar="INT", help="trials at work at once")
+@click.option("--address", default=None, metavar="ADDRESS", help="the Ray cluster to join  [default: RAY_ADDRESS]")
+@click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
+def sweep(sweep_yaml: str, as_json: bool, **flags: str | int | None) -> None:
+    """Try many configurations, each measured on a holdout; run the same line again to resume.
+
+    \b
+    unseen-ray plan sweep.yaml
+    unseen-ray sweep sweep.yaml --out runs/sweep
+    """
+    from rich.console import Console
+
+    from unseen_ray.summary import sweep as summary
+    from unseen_ray.sweeping.config import SweepConfig
+    from unseen_ray.sweeps import sweep as run_sweep
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    config = SweepConfig.from_yaml(sweep_yaml, **given)
+    result = run_sweep(config, on_end=interruption.heeded(summary.teller(config)))
+    if as_json:
+        click.echo(json.dumps(summary.sweep_values(result), indent=1))
+        return
+    first, *rest = summary.sweep_lines(result)
+    click.echo(first)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(summary.trials_table(result))
+    console.print(summary.trainings_table(result))
+    for line in rest:
+        click.echo(line)
 
 
 def _hints(job: str, address: str) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["Interruption"]
+__all__ = ["Interruption", "interruption"]
 
 E = TypeVar("E")
 
@@ -50,3 +50,7 @@ class Interruption:
     def _take(self, number: int, frame: Any) -> None:
         self._came = True
         raise KeyboardInterrupt
+
+
+interruption = Interruption()
+"""That of the command line."""

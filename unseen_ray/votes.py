@@ -27,6 +27,7 @@ __all__ = [
     "find_receipt",
     "merge_stage",
     "probs_file",
+    "read_key",
     "read_receipt",
     "read_votes",
     "score_columns",
@@ -141,6 +142,21 @@ def read_receipt(folder: Folder, name: str) -> Receipt | None:
         return Receipt.from_json(json.loads(metadata[_RECEIPT]))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def read_key(folder: Folder, name: str) -> str:
+    """What names the work behind a file of votes, from its footer alone.
+
+    Raises:
+        StorageError: if the file is missing or says nothing.
+    """
+    fs, path = filesystem_of(folder.path(name))
+    try:
+        with fs.open_input_file(path) as stream:
+            metadata = pq.read_schema(stream).metadata or {}
+        return bytes(metadata[_KEY]).decode()
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise StorageError(f"{folder.path(name)} does not say whose votes it holds: {error}.") from None
 
 
 def borrow_votes(

@@ -42,13 +42,17 @@ class Groundwork:
     """What an executor has found out and put into the object store, for others that work on the same data and cluster.
 
     Attributes:
+        out: its folder, which every actor must see.
         probe: what its first actor said of itself; all others must compute alike.
         skipped_ids: rows that cannot be read.
+        size_px: of the source's images.
         labels, pixels: references to the labels, and to the pixels where they fit in memory.
     """
 
+    out: str
     probe: dict[str, Any]
     skipped_ids: IdArray
+    size_px: int
     labels: Any
     pixels: Any
 
@@ -81,12 +85,15 @@ class RayExecutor:
         pool.ask_for(self._tasks)
         self._later_tasks = job.config.repeats if job.config.gpus_per_fit == 1 else 0
         if self._given is not None:
-            pool.probes.append(self._given.probe)
+            asked = job.config.recipe.precision
+            pool.probes.append({**self._given.probe, **({} if asked == "auto" else {"precision": asked})})
             return self._prepared(job, self._given, pool)
         pixels, skipped = self._load(job, source, pool)
         self._groundwork = Groundwork(
+            out=job.out,
             probe=pool.first_probe(),
             skipped_ids=skipped,
+            size_px=job.size_px,
             labels=ray.put(source.info.labels_N),
             pixels=None if pixels is None else ray.put(pixels),
         )
@@ -98,7 +105,7 @@ class RayExecutor:
         return self._groundwork
 
     def _prepared(self, job: Job, ground: Groundwork, pool: FoldPool) -> Prepared:
-        probe, skipped = ground.probe, ground.skipped_ids
+        probe, skipped = pool.probes[0], ground.skipped_ids
         config = job.config.with_hardware(
             precision=probe["precision"], cpus_per_fold=pool.request["CPU"], gpus_per_fold=pool.request["GPU"]
         )
@@ -170,7 +177,7 @@ class RayExecutor:
             precision=config.recipe.precision,
             max_retries=config.max_retries,
             wait_s=config.wait_s,
-            out=job.out,
+            out=job.out if self._given is None else self._given.out,
             on_retry=self._meter.retried,
         )
         return self._pool

@@ -13,21 +13,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["accuracy_bars", "class_points", "density", "histogram"]
+__all__ = ["FIRST", "GRID", "INK", "SECOND", "accuracy_bars", "class_points", "density", "histogram", "svg"]
 
-_INK, _GRID, _FIRST, _SECOND = "#010101", "#020202", "#030303", "#040404"
-_VARIABLES = {_INK: "var(--ink)", _GRID: "var(--line)", _FIRST: "var(--first)", _SECOND: "var(--second)"}
+INK, GRID, FIRST, SECOND = "#010101", "#020202", "#030303", "#040404"
+_VARIABLES = {INK: "var(--ink)", GRID: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 11,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _GRID,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -41,13 +41,13 @@ def histogram(edges: Sequence[float], counts: dict[str, list[int]], *, label: st
     """Shares of the samples over a score, one outline a mode."""
 
     def draw(axes: Axes) -> None:
-        for colour, (mode, values) in zip((_FIRST, _SECOND), counts.items(), strict=False):
+        for colour, (mode, values) in zip((FIRST, SECOND), counts.items(), strict=False):
             axes.stairs(np.array(values) / sum(values), edges, color=colour, linewidth=2, label=mode)
         axes.set_xlabel(label)
         axes.set_ylabel("share of the samples")
         axes.legend()
 
-    return _svg(draw, title=title)
+    return svg(draw, title=title)
 
 
 def density(cells: Sequence[Sequence[int]], *, across: str, up: str, title: str) -> str:
@@ -60,13 +60,13 @@ def density(cells: Sequence[Sequence[int]], *, across: str, up: str, title: str)
             x, y = np.nonzero(levels == level)
             size = _LARGEST * np.sqrt(level / _LEVELS)
             axes.plot(
-                (x + 0.5) / len(counts), (y + 0.5) / len(counts), "o", markersize=size, color=_FIRST, markeredgewidth=0
+                (x + 0.5) / len(counts), (y + 0.5) / len(counts), "o", markersize=size, color=FIRST, markeredgewidth=0
             )
         axes.set_xlabel(across)
         axes.set_ylabel(up)
         axes.set_aspect("equal")
 
-    return _svg(draw, title=title, size=(4.0, 3.8))
+    return svg(draw, title=title, size=(4.0, 3.8))
 
 
 def class_points(
@@ -75,14 +75,14 @@ def class_points(
     """The share kept of each class over how accurate it is; few classes bear their names."""
 
     def draw(axes: Axes) -> None:
-        axes.scatter(hardness, share, s=24, color=_FIRST)
+        axes.scatter(hardness, share, s=24, color=FIRST)
         if len(names) <= _NAMED_CLASSES:
             for x, y, name in zip(hardness, share, names, strict=True):
                 axes.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=9)
         axes.set_xlabel(label)
         axes.set_ylabel("share kept")
 
-    return _svg(draw, title=title, size=(6.4, 4.4))
+    return svg(draw, title=title, size=(6.4, 4.4))
 
 
 def accuracy_bars(names: Sequence[str], means: Sequence[float], stds: Sequence[float], *, title: str) -> str:
@@ -90,16 +90,16 @@ def accuracy_bars(names: Sequence[str], means: Sequence[float], stds: Sequence[f
 
     def draw(axes: Axes) -> None:
         places = np.arange(len(names))[::-1]
-        axes.errorbar(means, places, xerr=stds, fmt="o", color=_FIRST, ecolor=_FIRST, capsize=4, markersize=7)
+        axes.errorbar(means, places, xerr=stds, fmt="o", color=FIRST, ecolor=FIRST, capsize=4, markersize=7)
         axes.set_yticks(places, names)
         axes.set_ylim(-0.6, len(names) - 0.4)
-        axes.grid(axis="x", color=_GRID, linewidth=0.5)
+        axes.grid(axis="x", color=GRID, linewidth=0.5)
         axes.set_xlabel("accuracy on the test set after the last epoch")
 
-    return _svg(draw, title=title, size=(6.4, 0.9 + 0.45 * len(names)))
+    return svg(draw, title=title, size=(6.4, 0.9 + 0.45 * len(names)))
 
 
-def _svg(draw: Callable[[Axes], None], *, title: str, size: tuple[float, float] = (6.4, 3.4)) -> str:
+def svg(draw: Callable[[Axes], None], *, title: str, size: tuple[float, float] = (6.4, 3.4)) -> str:
     """An SVG element with an alternative text."""
     style: Any = {**_STYLE, "svg.hashsalt": title}
     with matplotlib.rc_context(style), warnings.catch_warnings():

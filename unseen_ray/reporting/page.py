@@ -15,7 +15,7 @@ from unseen_ray.reporting import figures
 from unseen_ray.reporting.facts import ReportFacts
 from unseen_ray.reporting.thumbnails import GROUPS, Thumbnail, shown_classes
 
-__all__ = ["render"]
+__all__ = ["html_environment", "render", "safe"]
 
 _SECTIONS = [
     ("kept", "Kept and cost"),
@@ -43,21 +43,12 @@ def render(facts: ReportFacts, shots: Mapping[int, dict[str, list[Thumbnail]]], 
     values = facts.values
     classes = values["classes"]
     few = len(classes["names"]) <= _ALL_CLASSES
-    environment = Environment(
-        loader=PackageLoader("unseen_ray.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.globals |= {
-        "percent": _percent,
-        "points": _points,
-        "leads_of": _leads_of,
-        "recipe_name": recipe_name,
-        "duration": _duration,
-        "number": _number,
-    }
+    environment = html_environment()
+    environment.globals |= {"points": _points, "leads_of": _leads_of, "recipe_name": recipe_name}
     return environment.get_template("page.html.j2").render(
         facts=values,
         sections=_SECTIONS,
-        figures={name: _safe(svg) for name, svg in _plots(values).items()},
+        figures={name: safe(svg) for name, svg in _plots(values).items()},
         class_rows=[row for row in range(len(classes["names"])) if classes["samples"][row]]
         if few
         else shown_classes(facts),
@@ -70,6 +61,15 @@ def render(facts: ReportFacts, shots: Mapping[int, dict[str, list[Thumbnail]]], 
             ("Environment", _yaml(values["environment"])),
         ],
     )
+
+
+def html_environment() -> Environment:
+    """Our templates; every text that is put into them is escaped."""
+    environment = Environment(
+        loader=PackageLoader("unseen_ray.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.globals |= {"percent": _percent, "duration": _duration, "number": _number}
+    return environment
 
 
 def _plots(values: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _plots(values: dict[str, Any]) -> dict[str, Any]:
     return plots
 
 
-def _safe(svg: str | list[str]) -> Markup | list[Markup]:
+def safe(svg: str | list[str]) -> Markup | list[Markup]:
     """Plots are ours: every name in them was escaped where it was put in."""
     return Markup(svg) if isinstance(svg, str) else [Markup(one) for one in svg]
 

@@ -1,0 +1,251 @@
+"""One trial of a sweep, as Ray Tune calls it: prune, measure the coreset on the holdout, leave a record."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+from ray import tune
+
+from unseen_ray.config import PruneConfig
+from unseen_ray.core.arrays import IdArray
+from unseen_ray.distributed.executor import Groundwork, RayExecutor
+from unseen_ray.errors import UnseenError
+from unseen_ray.evaluation import Chosen, evaluate
+from unseen_ray.job import EvalResult, Progress, Receipt
+from unseen_ray.pipeline import prune
+from unseen_ray.planning import with_model
+from unseen_ray.recipe import Recipe, recipe_values
+from unseen_ray.results import known_results
+from unseen_ray.run import CORESET, Run
+from unseen_ray.sharing import Shelf
+from unseen_ray.sources.info import fingerprint_of
+from unseen_ray.storage import Folder
+from unseen_ray.sweeping.config import SweepConfig
+from unseen_ray.sweeping.records import (
+    FAILED,
+    FINISHED,
+    RUNNING,
+    STOPPED,
+    Record,
+    read_record,
+    trial_folder,
+    write_record,
+)
+from unseen_ray.sweeping.space import Knobs, knobs_of
+from unseen_ray.sweeping.trials import Keeping, Trial, trial_of
+from unseen_ray.votes import read_key, vote_file
+
+__all__ = ["KNOBS", "Common", "ended", "run_trial"]
+
+KNOBS = "knobs"
+SHELF = "work"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Common:
+    """What all trials of a sweep are given.
+
+    Attributes:
+        sweep: the sweep.
+        keeping: what every run stores for the others.
+        root: the sweep's folder.
+        claims: the actor of a `sharing.ClaimBook`.
+        groundwork: decoded pixels and what the first worker said of itself.
+    """
+
+    sweep: SweepConfig
+    keeping: Keeping
+    root: str
+    claims: Any
+    groundwork: Groundwork
+
+
+class _Claims:
+    """Claims that an actor keeps."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def claim(self, owner: str, keys: list[str]) -> list[str]:
+        claimed: list[str] = ray.get(self._actor.claim.remote(owner, keys))
+        return claimed
+
+    def release(self, owner: str, keys: list[str]) -> None:
+        ray.get(self._actor.release.remote(owner, keys))
+
+    def beat(self, owner: str) -> None:
+        self._actor.beat.remote(owner)
+
+
+def run_trial(config: dict[str, Any], *, common: Common) -> None:
+    """What Tune calls: a failure that would come again ends the trial, and is in its record."""
+    knobs = knobs_of(common.sweep.space, config.get(KNOBS, config))
+    folder, began = Folder(common.root), time.monotonic()
+    try:
+        trial = trial_of(common.sweep, knobs, common.keeping)
+        owner = tune.get_context().get_trial_id()
+        with Shelf(folder.path(SHELF), owner, _Claims(common.claims)) as shelf:
+            _Trial(common, trial, shelf, began).run()
+    except UnseenError as error:
+        seconds = round(time.monotonic() - began, 3)
+        failed = Record(name=_name_of(common, knobs), knobs=knobs, status=FAILED, error=str(error), seconds=seconds)
+        write_record(folder, failed)
+
+
+def ended(common: Common, config: Mapping[str, Any], error: str) -> Record:
+    """The record of a trial whose process is over, put in order: what is still running there was stopped, or lost."""
+    knobs = knobs_of(common.sweep.space, dict(config.get(KNOBS, config)))
+    name, folder = _name_of(common, knobs), Folder(common.root)
+    record = read_record(folder, name)
+    if record is None or error or record.status == RUNNING:
+        begun = record or Record(name=name, knobs=knobs, status=RUNNING)
+        lost = error or not begun.accuracies
+        record = replace(
+            begun, status=FAILED if lost else STOPPED, error=error or ("it left no result" if lost else "")
+        )
+        write_record(folder, record)
+    return record
+
+
+def _name_of(common: Common, knobs: Knobs) -> str:
+    try:
+        return trial_of(common.sweep, knobs, common.keeping).name
+    except UnseenError:  # a place in the space where no run can be
+        return fingerprint_of(*map(repr, sorted(knobs.items())))[:12]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What came out of one run of a trial; see `Record`."""
+
+    kept: int
+    fraction: float  # of N that the schedule has it keep
+    accuracies: dict[str, tuple[float, ...]]  # of the coreset and of each baseline
+    choosing_seconds: float
+    gpu_seconds: float
+    measured: tuple[str, ...]
+    trainings: tuple[tuple[int, str], ...] = ()
+
+
+class _Trial:
+    """The runs of one configuration, one after the other."""
+
+    def __init__(self, common: Common, trial: Trial, shelf: Shelf, began: float) -> None:
+        self._common, self._trial, self._shelf, self._began = common, trial, shelf, began
+        self._root = Folder(common.root)
+
+    def run(self) -> None:
+        """Do every run; the last report stands for all of them."""
+        outcomes: list[_Outcome] = []
+        for asked in self._trial.runs:
+            out = self._root.path(f"{trial_folder(self._trial.name)}/seed-{asked.seed}")
+            outcomes.append(self._outcome_of(asked.model_copy(update={"out": out})))
+        self._note(FINISHED, outcomes)
+
+    def _outcome_of(self, config: PruneConfig) -> _Outcome:
+        executor, aside = self._executor(), config.model_copy(update={"out": f"{config.out}/measured"})
+        before: list[str] = []
+
+        def on_stage(stages: list[dict[str, Any]], ids: IdArray) -> None:
+            executor.rest()
+            outcome = self._measure(aside, ids, stages)
+            before.extend(outcome.measured)
+            self._note(RUNNING, [outcome])
+
+        try:
+            run = prune(
+                config,
+                executor=executor,
+                on_event=_unheard,
+                shelf=self._shelf,
+                on_stage=on_stage if self._common.sweep.scheduler is not None else None,
+            )
+        finally:
+            executor.close()
+        ids = np.asarray(run.table(CORESET).column("id"))
+        outcome = self._measure(config, ids, run.manifest.stages)
+        return replace(outcome, measured=(*dict.fromkeys([*before, *outcome.measured]),), trainings=_trainings_of(run))
+
+    def _measure(self, config: PruneConfig, ids: IdArray, stages: list[dict[str, Any]]) -> _Outcome:
+        """Train the proxy on a coreset and its baselines, and measure on the holdout."""
+        sweep, executor = self._common.sweep, self._executor()
+        try:
+            table = evaluate(
+                _proxied(sweep, config, self._common.groundwork),
+                {"coreset": Chosen((ids,), None)},
+                against=sweep.measured_against(),
+                skipped_ids=self._common.groundwork.skipped_ids,
+                seeds=sweep.proxy.trainings,
+                budget="epochs",
+                executor=executor,
+                on_event=_unheard,
+                on_holdout=True,
+                shelf=self._shelf,
+            )
+        finally:
+            executor.close()
+        assert config.out is not None
+        return _Outcome(
+            kept=len(ids),
+            fraction=config.fractions()[len(stages) - 1],
+            accuracies={arm.name: arm.accuracies for arm in table.arms},
+            choosing_seconds=sum(stage["fit_seconds"] for stage in stages),
+            gpu_seconds=sum(stage["gpu_seconds"] for stage in stages),
+            measured=tuple(known_results(Folder(config.out))),
+        )
+
+    def _note(self, status: str, outcomes: Sequence[_Outcome]) -> None:
+        """Leave a record, then tell Tune, which may end this process upon it."""
+        joined: dict[str, tuple[float, ...]] = {}
+        for outcome in outcomes:
+            for name, values in outcome.accuracies.items():
+                joined[name] = (*joined.get(name, ()), *values)
+        record = Record(
+            name=self._trial.name,
+            knobs=self._trial.knobs,
+            status=status,
+            kept=outcomes[-1].kept,
+            accuracies=joined.pop("coreset"),
+            baselines=joined,
+            choosing_seconds=round(statistics.fmean(outcome.choosing_seconds for outcome in outcomes), 3),
+            gpu_seconds=round(statistics.fmean(outcome.gpu_seconds for outcome in outcomes), 3),
+            trainings=tuple(each for outcome in outcomes for each in outcome.trainings),
+            measured=tuple(each for outcome in outcomes for each in outcome.measured),
+            seconds=round(time.monotonic() - self._began, 3),
+        )
+        write_record(self._root, record)
+        kept_percent = 100 * outcomes[-1].fraction
+        said = {"accuracy": record.accuracy, "cost": record.cost, "kept_percent": kept_percent}
+        leads = {f"over_{name}": record.accuracy - statistics.fmean(values) for name, values in joined.items()}
+        tune.report({**said, **leads})
+
+    def _executor(self) -> RayExecutor:
+        return RayExecutor(address=None, tasks=0, groundwork=self._common.groundwork)
+
+
+def _proxied(sweep: SweepConfig, config: PruneConfig, ground: Groundwork) -> PruneConfig:
+    """What measures: the proxy's model and recipe, the same for every trial, whatever scored."""
+    recipe = Recipe(**recipe_values(sweep.proxy.recipe or sweep.run.get("recipe") or "quick"))
+    if recipe.precision == "auto":
+        recipe = recipe.model_copy(update={"precision": ground.probe["precision"]})
+    model = sweep.proxy.model or sweep.run.get("model")
+    return with_model(config.model_copy(update={"model": model, "recipe": recipe}), ground.size_px)
+
+
+def _trainings_of(run: Run) -> tuple[tuple[int, str], ...]:
+    """Stage and name of every scoring model behind a run, whoever trained it."""
+    return tuple(
+        (stage["index"], read_key(run.folder, vote_file(stage["index"], task["index"]))[:16])
+        for stage in run.manifest.stages
+        for task in stage["tasks"]
+    )
+
+
+def _unheard(event: Progress | Receipt | EvalResult) -> None:
+    """Nobody listens inside a trial."""

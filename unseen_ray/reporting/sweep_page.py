@@ -1,0 +1,99 @@
+"""The page of a sweep: every trial, what the knobs are worth, the front; one file of HTML that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from unseen_ray.config import jsonable
+from unseen_ray.reporting import sweep_figures as figures
+from unseen_ray.reporting.page import html_environment, safe
+from unseen_ray.sweeping.config import SweepConfig
+from unseen_ray.sweeping.records import FINISHED, Record, best_of, front_of, importances_of, knob_groups, trainings_of
+
+__all__ = ["render_sweep"]
+
+_ROWS = 200
+
+
+def render_sweep(path: str, config: SweepConfig, records: Sequence[Record], table: pa.Table) -> str:
+    """The page as HTML.
+
+    Args:
+        path: the sweep's folder.
+        config: what was swept.
+        records: what came out of each trial.
+        table: `sweeping.records.table_of` of them.
+    """
+    done = [record for record in records if record.status == FINISHED]
+    ranked = sorted(done, key=lambda record: (-record.accuracy, record.cost))
+    others = [record for record in records if record.status != FINISHED]
+    baselines = list(dict.fromkeys(name for record in records for name in record.baselines))
+    knobs = list(config.space)
+    return (
+        html_environment()
+        .get_template("sweep.html.j2")
+        .render(
+            path=path,
+            knobs=knobs,
+            baselines=baselines,
+            best=best_of(records),
+            rows=[_row(record, knobs, baselines) for record in [*ranked, *others][:_ROWS]],
+            hidden=max(len(records) - _ROWS, 0),
+            finished=len(done),
+            total=len(records),
+            trainings=trainings_of(records),
+            figures={name: safe(plot) for name, plot in _plots(done, knobs).items()},
+            importances=importances_of(done, knobs),
+            front=front_of(records),
+            gpus=any(record.gpu_seconds for record in done),
+            asked=yaml.safe_dump(config.to_json(), sort_keys=False, allow_unicode=True),
+        )
+    )
+
+
+def _row(record: Record, knobs: Sequence[str], baselines: Sequence[str]) -> dict[str, Any]:
+    return {
+        "record": record,
+        "values": [_shown(record.knobs.get(knob)) for knob in knobs],
+        "baselines": [_mean(record.baselines.get(name)) for name in baselines],
+    }
+
+
+def _plots(done: Sequence[Record], knobs: Sequence[str]) -> dict[str, str]:
+    if len(done) < 2:
+        return {}
+    accuracies = np.array([record.accuracy for record in done])
+    costs = np.array([record.cost for record in done])
+    best = {record.name for record in front_of(done)}
+    gpus = any(record.gpu_seconds for record in done)
+    plots = {
+        "parallel": figures.parallel_coordinates(
+            knob_groups(done, knobs), accuracies, title=f"{len(done)} trials by their knobs and their accuracy"
+        ),
+        "front": figures.front(
+            costs,
+            accuracies,
+            [record.name in best for record in done],
+            unit="GPU-seconds" if gpus else "seconds of workers",
+            title="Accuracy over the cost of choosing",
+        ),
+    }
+    if found := importances_of(done, knobs):
+        said = ", ".join(f"{each.knob} {max(each.share, 0):.2f}" for each in found)
+        plots["importance"] = figures.importance_bars(found, title=f"Importance of the knobs: {said}")
+    return plots
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return yaml.safe_dump(jsonable(value), default_flow_style=True).strip().removesuffix("...").strip()
+
+
+def _mean(values: Sequence[float] | None) -> float | None:
+    return float(np.mean(values)) if values else None

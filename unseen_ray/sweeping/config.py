@@ -1,0 +1,185 @@
+"""What to sweep: fields that all trials share, a space of others, how to search it, and what to measure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from unseen_ray.config import PruneConfig, load_yaml
+from unseen_ray.errors import ConfigError
+from unseen_ray.recipe import refuse_boolean
+from unseen_ray.resolve import did_you_mean
+from unseen_ray.sweeping.space import KNOBS, check_space
+
+__all__ = ["AGAINST", "Halving", "Proxy", "SweepConfig"]
+
+AGAINST = ("random", "random_matched", "full")
+_NOT_SHARED = {
+    "out": "a sweep has an `out` of its own, and puts its trials below it",
+    "mode": "put it into the space: mode: [unseen, fitting]",
+    "seed": "set the sweep's own `seed`",
+    "reuse": "trials share their work by themselves",
+    "log_to": "Ray Tune writes the sweep's TensorBoard files",
+}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+        return refuse_boolean(cls, info.field_name, value)
+
+
+class Proxy(_Part):
+    """What every trial's coreset is measured by: one model and recipe for all of them."""
+
+    model: Any = Field(None, description="model trained on each coreset; default the run's")
+    recipe: Any = Field(None, description="its recipe; default the run's")
+    trainings: int = Field(1, ge=1, description="trainings of each coreset, with seeds of their own")
+
+
+class Halving(_Part):
+    """Asynchronous successive halving on stages (ASHA): what grows badly is stopped."""
+
+    use: Literal["asha"] = Field("asha", description="Ray Tune's ASHAScheduler")
+    reduction: float = Field(2, gt=1, description="of trials that have grown as far, one in so many goes on")
+    grace: float = Field(0, ge=0, lt=1, description="fraction of N below which no trial is stopped")
+
+
+class SweepConfig(_Part):
+    """A sweep.
+
+    Raises:
+        ConfigError: with every problem at once.
+    """
+
+    run: dict[str, Any] = Field(
+        description="fields of a run that all trials share; holdout is what they are measured on"
+    )
+    space: dict[str, Any] = Field(description="lists of values by knob, or {min, max, log} for random and optuna")
+    out: str | None = Field(
+        None, description="the sweep's folder, local or a URI; on a cluster one that every node shares"
+    )
+    search: Literal["grid", "random", "optuna"] = Field("grid", description="how the space is searched")
+    trials: int | None = Field(None, ge=1, description="how many configurations random and optuna try")
+    seeds: int = Field(1, ge=1, description="runs of each configuration, with seed, seed + 1, ...")
+    seed: int = Field(0, ge=0, description="of the first run of each configuration, and of the search")
+    proxy: Proxy = Field(default_factory=Proxy, description="{model, recipe, trainings} that coresets are measured by")
+    against: tuple[str, ...] = Field(
+        ("random", "full"), description="baselines that are measured beside: random, random_matched, full"
+    )
+    objective: Literal["accuracy", "pareto"] = Field(
+        "accuracy", description="what optuna seeks: accuracy alone, or accuracy against cost"
+    )
+    scheduler: Halving | None = Field(None, description="none, asha, or {use: asha, reduction, grace}")
+    max_concurrent_trials: int | None = Field(
+        None, ge=1, description="trials at work at once; default what trains at once, at most 8"
+    )
+    max_failures: int = Field(2, ge=0, description="times that a trial is started anew after its process was lost")
+    address: str | None = Field(None, description="the Ray cluster to join; default RAY_ADDRESS, else a private one")
+
+    def __init__(self, /, **values: Any) -> None:
+        problems: list[str] = []
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problems = [_message(detail) for detail in error.errors()]
+        if isinstance(values.get("space"), Mapping):
+            problems += check_space(values["space"], ranges=values.get("search", "grid") != "grid")
+        if isinstance(values.get("run"), Mapping):
+            problems += _check_run(values["run"], values.get("space"))
+        if not problems:
+            problems = self._problems()
+        if problems:
+            raise ConfigError(problems)
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], **changes: Any) -> SweepConfig:
+        """A sweep from a YAML file, some fields changed."""
+        return cls(**{**load_yaml(os.fspath(path)), **changes})
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _scheduler_by_name(cls, value: Any) -> Any:
+        return None if value in (None, "none") else {"use": value} if isinstance(value, str) else value
+
+    @field_validator("against", mode="before")
+    @classmethod
+    def _known_baselines(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else list(value or ())
+        for name in names:
+            if name not in AGAINST:
+                raise ValueError(f"against={name!r} is none of {', '.join(AGAINST)}.{did_you_mean(str(name), AGAINST)}")
+        return tuple(dict.fromkeys(names))
+
+    @field_validator("out", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    def measured_against(self) -> tuple[str, ...]:
+        """The baselines; where trials are stopped early, a random subset of each stage's size is one of them."""
+        return self.against if self.scheduler is None else tuple(dict.fromkeys(["random", *self.against]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field as JSON can hold it."""
+        return self.model_dump(mode="json")
+
+    def _problems(self) -> list[str]:
+        problems = []
+        if self.search == "grid" and self.trials is not None:
+            problems.append(
+                f"trials={self.trials} has no effect with search: grid, which tries everything. Remove one of the two."
+            )
+        if self.search != "grid" and self.trials is None:
+            problems.append(f"search: {self.search} needs `trials`: how many configurations to try.")
+        if self.objective == "pareto" and self.search != "optuna":
+            problems.append(
+                "objective=pareto has no effect but with search: optuna; the front is reported in any case. Remove it."
+            )
+        if self.scheduler is not None and self.seeds > 1:
+            problems.append(
+                f"scheduler: asha compares single runs, and seeds={self.seeds}. Set seeds: 1, or scheduler: none."
+            )
+        return problems
+
+
+def _check_run(run: Mapping[str, Any], space: Any) -> list[str]:
+    """What a sweep's `run` may not say; whether its trials are whole is found out one by one."""
+    problems = [f"run.{name} is not for a sweep: {why}." for name, why in _NOT_SHARED.items() if name in run]
+    for name in ("source", "keep"):
+        if run.get(name) is None and not (isinstance(space, Mapping) and name in space and name in KNOBS):
+            problems.append(f"run.{name} is missing: {PruneConfig.model_fields[name].description}.")
+    if run.get("executor", "ray") != "ray":
+        problems.append(f"run.executor={run['executor']!r}: a sweep runs on Ray Tune. Remove it.")
+    if run.get("address") is not None:
+        problems.append("run.address: name the cluster by the sweep's own `address`.")
+    if not run.get("holdout"):
+        problems.append(
+            "there is nothing to measure trials on: a sweep never looks at a test set, which would be chosen by. "
+            "Set run.holdout: 0.1, which sets a part of the source aside."
+        )
+    if run.get("fit") is not None:
+        problems.append(
+            "run.fit: a user's own training cannot be measured by a proxy. Remove it, or give a model and recipe."
+        )
+    return problems
+
+
+def _message(detail: Any) -> str:
+    location = [str(part) for part in detail["loc"]]
+    field, name = location[0], ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        known = {"proxy": Proxy.model_fields, "scheduler": Halving.model_fields}.get(field, SweepConfig.model_fields)
+        return f"{name} is no field of a sweep.{did_you_mean(location[-1], known)} Allowed: {', '.join(known)}."
+    if detail["type"] == "missing":
+        return f"{name} is missing: {SweepConfig.model_fields[field].description}."
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    said = str(detail["msg"]).replace("Input should be", "it must be")
+    return f"{name}={detail['input']!r} is not allowed: {said}."

@@ -1,0 +1,151 @@
+"""A sweep's trials: the runs of each configuration, checked before any is started, with stored scores that let them share work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unseen_ray.config import PruneConfig, jsonable
+from unseen_ray.core.population import Population, make_population
+from unseen_ray.errors import ConfigError
+from unseen_ray.job import carries_probs, keeps_features
+from unseen_ray.planning import plan_run, with_model
+from unseen_ray.preflight import check_functions
+from unseen_ray.scoring import score_name, stored_scores
+from unseen_ray.sources import SourceInfo
+from unseen_ray.sources.info import fingerprint_of
+from unseen_ray.sweeping.config import SweepConfig
+from unseen_ray.sweeping.space import Knobs, corners, draws, fields_of, grid
+
+__all__ = ["Keeping", "Trial", "keeping_for", "planned_trials", "trial_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """What every trial stores beyond what it needs, so that other trials can use its work.
+
+    Attributes:
+        also_score: the scores of all trials; None where each stores the same ones as it is.
+        score_every, save_probs, save_features: fields of every run.
+    """
+
+    also_score: list[Any] | None = None
+    score_every: int | None = None
+    save_probs: bool = False
+    save_features: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One configuration.
+
+    Attributes:
+        name: a digest of everything that its result depends on.
+        knobs: its place in the space.
+        runs: one for each seed, without `out`.
+    """
+
+    name: str
+    knobs: Knobs
+    runs: tuple[PruneConfig, ...]
+
+    @property
+    def said(self) -> str:
+        """The knobs as text."""
+        return ", ".join(f"{knob}={jsonable(value)}" for knob, value in self.knobs.items())
+
+
+def planned_trials(sweep: SweepConfig, info: SourceInfo) -> tuple[list[Trial], Keeping]:
+    """Every trial of a grid or a random search, each configuration once; for an open search, those that try every value once.
+
+    Args:
+        sweep: what is swept.
+        info: the source's.
+
+    Returns:
+        The trials, and what all of them keep for the others.
+
+    Raises:
+        ConfigError: with what is wrong with each trial that could not be run.
+    """
+    if sweep.search == "grid":
+        combinations = grid(sweep.space)
+    elif sweep.search == "random":
+        assert sweep.trials is not None
+        combinations = draws(sweep.space, sweep.trials, sweep.seed)
+    else:
+        combinations = corners(sweep.space)
+    populations: dict[tuple[float, int], Population] = {}
+    plain: dict[str, tuple[Knobs, list[PruneConfig]]] = {}
+    problems: dict[str, str] = {}
+    for knobs in combinations:
+        try:
+            runs = _runs_of(sweep, knobs, Keeping())
+            for run in runs:
+                _check(run, info, populations)
+            plain.setdefault(_named(sweep, runs), (knobs, runs))
+        except ConfigError as error:
+            said = ", ".join(f"{knob}={value}" for knob, value in knobs.items())
+            problems |= {problem: said for problem in error.problems if problem not in problems}
+    if problems:
+        raise ConfigError([f"trial {said}: {problem}" for problem, said in problems.items()])
+    keeping = keeping_for([runs[0] for _, runs in plain.values()])
+    return [trial_of(sweep, knobs, keeping) for knobs, _ in plain.values()], keeping
+
+
+def trial_of(sweep: SweepConfig, knobs: Knobs, keeping: Keeping) -> Trial:
+    """The trial at a place in the space.
+
+    Raises:
+        ConfigError: if there is no such run.
+    """
+    named = _named(sweep, _runs_of(sweep, knobs, Keeping()))
+    return Trial(name=named, knobs=dict(knobs), runs=tuple(_runs_of(sweep, knobs, keeping)))
+
+
+def keeping_for(runs: Sequence[PruneConfig]) -> Keeping:
+    """What runs must store so that each can use the trainings and the scores of the others."""
+    runs = [run for run in runs if run.fit is None]
+    stored = [stored_scores(run) for run in runs]
+    save: dict[str, Any] = {
+        "save_probs": any(map(carries_probs, runs)) and not all(map(carries_probs, runs)),
+        "save_features": any(map(keeps_features, runs)) and not all(map(keeps_features, runs)),
+    }
+    if len({(scores.named, scores.every) for scores in stored}) < 2:
+        return Keeping(**save)
+    wanted: dict[str, Any] = {}
+    for scores in stored:
+        for text in scores.named:
+            value = json.loads(text)
+            if score_name(value) not in scores.over_epochs or score_name(value) in scores.asked:
+                wanted[text] = value
+    names = [score_name(value) for value in wanted.values()]
+    if len(set(names)) < len(names):  # two variants of one score share a column: their trials store different ones
+        return Keeping(**save)
+    every = min((scores.every for scores in stored if scores.over_epochs), default=None)
+    return Keeping(also_score=[wanted[text] for text in sorted(wanted)], score_every=every, **save)
+
+
+def _runs_of(sweep: SweepConfig, knobs: Knobs, keeping: Keeping) -> list[PruneConfig]:
+    fields = fields_of(sweep.run, knobs)
+    fields |= {name: True for name in ("save_probs", "save_features") if getattr(keeping, name)}
+    if keeping.also_score is not None:
+        fields["also_score"] = keeping.also_score
+    if keeping.score_every is not None:
+        fields["score_every"] = keeping.score_every
+    return [PruneConfig(**{**fields, "seed": sweep.seed + number, "address": None}) for number in range(sweep.seeds)]
+
+
+def _named(sweep: SweepConfig, runs: Sequence[PruneConfig]) -> str:
+    said = [json.dumps(run.to_json(), sort_keys=True) for run in runs]
+    return fingerprint_of(*said, json.dumps(sweep.proxy.model_dump(mode="json"), sort_keys=True))[:12]
+
+
+def _check(run: PruneConfig, info: SourceInfo, populations: dict[tuple[float, int], Population]) -> None:
+    check_functions(run)
+    place = run.holdout, run.seed
+    if place not in populations:
+        populations[place] = make_population(info.labels_N, info.num_classes, holdout=run.holdout, seed=run.seed)
+    plan_run(with_model(run, info.size_px), populations[place])

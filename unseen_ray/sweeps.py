@@ -1,0 +1,195 @@
+"""A sweep from its configuration to its result: which trials are left, Ray Tune for those, the table, the best one, the page."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from unseen_ray.accounts import source_entry
+from unseen_ray.config import PruneConfig
+from unseen_ray.errors import ConfigError
+from unseen_ray.lease import LEASE, held
+from unseen_ray.manifest import Manifest, read_manifest, write_manifest
+from unseen_ray.sources import SourceInfo, open_source, source_ref
+from unseen_ray.storage import Folder, absolute_path
+from unseen_ray.sweeping.config import SweepConfig
+from unseen_ray.sweeping.records import (
+    FINISHED,
+    STOPPED,
+    TABLE,
+    Record,
+    Trainings,
+    best_of,
+    front_of,
+    read_record,
+    records_below,
+    run_yaml,
+    table_of,
+    trainings_of,
+)
+from unseen_ray.sweeping.space import fields_of
+from unseen_ray.sweeping.trials import Keeping, Trial, planned_trials, trial_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["BEST", "SweepResult", "sweep"]
+
+logger = logging.getLogger(__name__)
+
+BEST, PAGE = "best.yaml", "sweep.html"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SweepResult:
+    """A sweep that has ended.
+
+    Attributes:
+        path: its folder.
+        config: what was swept.
+        records: what came out of each trial, in the order of the space.
+        best: the finished trial of the highest accuracy; None where none has finished.
+        reused: trials that an earlier start had finished.
+    """
+
+    path: str
+    config: SweepConfig
+    records: tuple[Record, ...]
+    best: Record | None
+    reused: int
+
+    @property
+    def table(self) -> pa.Table:
+        """One row a trial, as sweep.parquet holds it."""
+        return table_of(self.records, list(self.config.space))
+
+    @property
+    def front(self) -> list[Record]:
+        """Trials that no other one beats in accuracy without costing more, the cheapest first."""
+        return front_of(self.records)
+
+    @property
+    def trainings(self) -> list[Trainings]:
+        """Trainings asked for and needed, by kind."""
+        return trainings_of(self.records)
+
+    @property
+    def best_config(self) -> PruneConfig:
+        """The best trial as a run of the whole source, without `out`.
+
+        Raises:
+            ConfigError: if no trial has finished.
+        """
+        if self.best is None:
+            raise ConfigError(f"no trial of {self.path} has finished.")
+        fields = fields_of(self.config.run, self.best.knobs)
+        fields.pop("holdout", None)
+        return PruneConfig(**{**fields, "seed": self.config.seed})
+
+    def __repr__(self) -> str:
+        done = sum(record.status == FINISHED for record in self.records)
+        best = "" if self.best is None else f", the best {self.best.knobs} with accuracy {self.best.accuracy:.4f}"
+        return f"SweepResult({self.path}: {done} of {len(self.records)} trials finished{best})"
+
+
+def sweep(config: SweepConfig, *, on_end: Callable[[Record], None] | None = None) -> SweepResult:
+    """Try the configurations of a space, each measured on a holdout of the source; the same call goes on with what is left.
+
+    Args:
+        config: what to sweep, and how; `out` names the folder.
+        on_end: is told of each trial that has ended.
+
+    Raises:
+        ConfigError, DataError: before any trial, where it can be known.
+        UnseenError: if the sweep itself failed; the same call resumes it.
+    """
+    if config.out is None:
+        raise ConfigError("out is missing: name a new folder for the sweep, or that of the sweep to go on with.")
+    source = open_source(source_ref(config.run["source"]))
+    trials, keeping = planned_trials(config, source.info)
+    folder = Folder(absolute_path(config.out))
+    _begin(folder, config, source.info)
+    with held(folder):
+        done = _done(folder, config, trials, keeping)
+        if done:
+            logger.info("%d trials were finished before; their results are used", len(done))
+        wanted = len(trials) if config.search != "optuna" else config.trials or 0
+        if len(done) < wanted:
+            from unseen_ray.distributed.tuning import run_trials
+
+            run_trials(config, trials, keeping, source, root=folder.root, done=done, on_end=on_end or _unheard)
+        return _conclude(folder, config, trials, keeping, reused=len(done))
+
+
+def _begin(folder: Folder, config: SweepConfig, info: SourceInfo) -> None:
+    """A manifest, which says whose folder it is; every node looks for it."""
+    others = [name for name in folder.names() if name != LEASE and not name.endswith(".tmp")]
+    before = read_manifest(folder) if others else None
+    if others and (before is None or before.kind != "sweep"):
+        raise ConfigError(
+            f"out={config.out} holds {', '.join(others[:3])} and no sweep. Name a new or an empty folder."
+        )
+    if before is not None and before.source.get("fingerprint") != info.fingerprint:
+        raise ConfigError(
+            f"out={config.out} holds a sweep over other data ({before.source.get('num_samples')} samples there, {len(info)} here). "
+            "Name a new folder."
+        )
+    created = (
+        before.created if before is not None else datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    )
+    values = config.to_json()
+    write_manifest(
+        folder, Manifest(created=created, kind="sweep", config=values, asked=values, source=source_entry(info))
+    )
+
+
+def _done(folder: Folder, config: SweepConfig, trials: Sequence[Trial], keeping: Keeping) -> list[Record]:
+    """Records of trials that need not be run again."""
+    if config.search == "optuna":  # where the search went is known by the records alone
+        found = [
+            record
+            for record in records_below(folder)
+            if record.knobs.keys() == config.space.keys() and _is_of(config, record, keeping)
+        ]
+    else:
+        found = [record for trial in trials if (record := read_record(folder, trial.name)) is not None]
+    ended = (FINISHED,) if config.scheduler is None else (FINISHED, STOPPED)
+    wanted = set(config.measured_against())
+    return [record for record in found if record.status in ended and wanted <= record.baselines.keys()]
+
+
+def _is_of(config: SweepConfig, record: Record, keeping: Keeping) -> bool:
+    """Whether a record is that of this sweep's trial with these knobs: neither the run nor the proxy has changed."""
+    try:
+        return trial_of(config, record.knobs, keeping).name == record.name
+    except ConfigError:
+        return False
+
+
+def _conclude(
+    folder: Folder, config: SweepConfig, trials: Sequence[Trial], keeping: Keeping, *, reused: int
+) -> SweepResult:
+    """Put the table, the best configuration and the page in place."""
+    from unseen_ray.reporting.sweep_page import render_sweep
+
+    if config.search == "optuna":
+        records = [record for record in records_below(folder) if record.knobs.keys() == config.space.keys()]
+        records = [
+            record for record in records if record.status not in (FINISHED, STOPPED) or _is_of(config, record, keeping)
+        ]
+    else:
+        records = [record for trial in trials if (record := read_record(folder, trial.name)) is not None]
+    result = SweepResult(folder.root, config, tuple(records), best_of(records), reused)
+    folder.write_table(TABLE, result.table)
+    if result.best is not None:
+        best = trial_of(config, result.best.knobs, keeping)
+        folder.write(BEST, run_yaml(best, fields_of(config.run, result.best.knobs), result.best).encode())
+    folder.write(PAGE, render_sweep(result.path, config, records, result.table).encode())
+    return result
+
+
+def _unheard(_: Any) -> None:
+    """Nobody asked."""
