@@ -42,7 +42,7 @@ def cli(verbose: bool) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="print the plan as JSON")
 def plan(run_yaml: str | None, images_per_s: float | None, as_json: bool, **flags: str | None) -> None:
-    """Show what a run would do and cost; start nothing.
+    """Show what a run, or a sweep, would do and cost; start nothing.
 
     \b
     unseen-ray plan --source digits --keep 0.7 --schedule '[0.5,0.6,0.7]'
@@ -53,6 +53,8 @@ def plan(run_yaml: str | None, images_per_s: float | None, as_json: bool, **flag
 
     if images_per_s is not None and images_per_s <= 0:
         raise ConfigError(f"images_per_s={images_per_s} must be above 0: images a second that one worker trains.")
+    if run_yaml is not None and commands.is_sweep(run_yaml):
+        return commands.plan_sweep(run_yaml, flags, images_per_s, as_json)
     asked = PruneConfig(**merged_fields(run_yaml, flags))
     planned, info, config = api.plan(asked)
     values = summary.plan_values(planned, info, config, images_per_s)

@@ -6,18 +6,21 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
-from unseen_ray.config import PruneConfig
+from unseen_ray.config import PruneConfig, load_yaml
 from unseen_ray.errors import ConfigError
-from unseen_ray.flags import FieldCommand, field_options, given_flags, merged_fields
+from unseen_ray.flags import FieldCommand, field_options, given_flags, merged_fields, with_flags
 from unseen_ray.interruption import interruption
 
-__all__ = ["submit", "sweep", "watch"]
+__all__ = ["is_sweep", "plan_sweep", "submit", "sweep", "watch"]
 
 _INTERRUPTED = 130
 _FIELDS = [name for name in PruneConfig.model_fields if name not in ("address", "executor")]
+_OF_TRIALS = [name for name in _FIELDS if name not in ("out", "seed", "mode", "reuse", "log_to", "test", "fit")]
 
 
 @click.command(cls=FieldCommand)
@@ -106,38 +109,84 @@ def watch(run_dir: str, once: bool) -> None:
 
 @click.command(cls=FieldCommand)
 @click.argument("sweep_yaml")
+@field_options(only=_OF_TRIALS)
 @click.option("--out", default=None, metavar="DIR", help="the sweep's folder; the same one goes on")
 @click.option("--trials", type=int, default=None, metavar="INT", help="how many configurations random and optuna try")
 @click.option("--seeds", type=int, default=None, metavar="INT", help="runs of each configuration  [default: 1]")
+@click.option(
+    "--seed", type=int, default=None, metavar="INT", help="of the first of them, and of the search  [default: 0]"
+)
 @click.option("--max_concurrent_trials", type=int, default=None, metavar="INT", help="trials at work at once")
 @click.option("--address", default=None, metavar="ADDRESS", help="the Ray cluster to join  [default: RAY_ADDRESS]")
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
-def sweep(sweep_yaml: str, as_json: bool, **flags: str | int | None) -> None:
-    """Try many configurations, each measured on a holdout; run the same line again to resume.
+def sweep(
+    sweep_yaml: str,
+    out: str | None,
+    trials: int | None,
+    seeds: int | None,
+    seed: int | None,
+    max_concurrent_trials: int | None,
+    address: str | None,
+    as_json: bool,
+    **flags: str | None,
+) -> None:
+    """Try many configurations, each measured on a holdout; run the same line again to resume. Fields of a run are those that all share.
 
     \b
     unseen-ray plan sweep.yaml
     unseen-ray sweep sweep.yaml --out runs/sweep
     """
-    from rich.console import Console
-
     from unseen_ray.summary import sweep as summary
     from unseen_ray.sweeping.config import SweepConfig
     from unseen_ray.sweeps import sweep as run_sweep
 
-    given = {name: value for name, value in flags.items() if value is not None}
-    config = SweepConfig.from_yaml(sweep_yaml, **given)
+    own = {"out": out, "trials": trials, "seeds": seeds, "seed": seed, "address": address}
+    own["max_concurrent_trials"] = max_concurrent_trials
+    given = {name: value for name, value in own.items() if value is not None}
+    config = SweepConfig(**{**_sweep_fields(sweep_yaml, flags), **given})
     result = run_sweep(config, on_end=interruption.heeded(summary.teller(config)))
     if as_json:
         click.echo(json.dumps(summary.sweep_values(result), indent=1))
         return
     first, *rest = summary.sweep_lines(result)
     click.echo(first)
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(summary.trials_table(result))
-    console.print(summary.trainings_table(result))
+    _console().print(summary.trials_table(result))
+    _console().print(summary.trainings_table(result))
     for line in rest:
         click.echo(line)
+
+
+def is_sweep(path: str) -> bool:
+    """Whether a YAML file describes a sweep."""
+    return "space" in load_yaml(path)
+
+
+def plan_sweep(path: str, flags: Mapping[str, str | None], images_per_s: float | None, as_json: bool) -> None:
+    """Show what a sweep would do and cost."""
+    from unseen_ray.summary import sweep as summary
+    from unseen_ray.sweeping.config import SweepConfig
+    from unseen_ray.sweeping.plan import plan_sweep
+
+    values = summary.plan_values(plan_sweep(SweepConfig(**_sweep_fields(path, flags))), images_per_s)
+    if as_json:
+        click.echo(json.dumps(values, indent=1))
+        return
+    for line in summary.plan_lines(values):
+        click.echo(line)
+    _console().print(summary.plan_table(values))
+
+
+def _sweep_fields(path: str, flags: Mapping[str, str | None]) -> dict[str, Any]:
+    """Fields of a sweep, those of its runs changed by flags."""
+    fields = load_yaml(path)
+    run = fields.get("run")
+    return {**fields, "run": with_flags(run if isinstance(run, dict) else {}, flags)}
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
 def _hints(job: str, address: str) -> str:

@@ -12,7 +12,7 @@ from unseen_ray.config import PruneConfig, load_yaml
 from unseen_ray.errors import ConfigError
 from unseen_ray.recipe import Recipe
 
-__all__ = ["FieldCommand", "field_options", "given_flags", "merged_fields", "normalised"]
+__all__ = ["FieldCommand", "field_options", "given_flags", "merged_fields", "normalised", "with_flags"]
 
 _NESTED = ("source", "test", "schedule", "score", "policy", "guard", "model", "fit", "log_to")
 _TEXT = ("source", "test", "out", "address")
@@ -70,12 +70,17 @@ def normalised(args: Iterable[str]) -> list[str]:
 
 
 def merged_fields(yaml_path: str | None, flags: Mapping[str, str | None]) -> dict[str, Any]:
-    """Fields of a YAML file with flags on top; values of flags are read as YAML.
+    """Fields of a YAML file with flags on top; see `with_flags`.
 
     Raises:
         ConfigError: if the file cannot be read.
     """
-    fields = load_yaml(yaml_path) if yaml_path else {}
+    return with_flags(load_yaml(yaml_path) if yaml_path else {}, flags)
+
+
+def with_flags(fields: Mapping[str, Any], flags: Mapping[str, str | None]) -> dict[str, Any]:
+    """Fields with those of flags on top, whose values are read as YAML."""
+    fields = dict(fields)
     nested = click.get_current_context().meta.get(_NESTED_VALUES, {})
     for name, text in flags.items():
         if text is not None and "__" not in name:

@@ -40,6 +40,7 @@ __all__ = [
     "Kept",
     "StageObserver",
     "apply_policy",
+    "check",
     "make_job",
     "prune",
 ]
@@ -71,6 +72,7 @@ def prune(
     on_event: Observer,
     shelf: Shelf | None = None,
     on_stage: StageObserver | None = None,
+    checked: bool = False,
 ) -> Run:
     """Do a run, or what is left of it; the same configuration gives the same ids.
 
@@ -80,21 +82,16 @@ def prune(
         on_event: is told of progress and of finished tasks.
         shelf: work that is shared with runs at work beside this one.
         on_stage: is told before each later stage what the stages before it were, and which ids they kept.
+        checked: whether somebody has called `check` with this configuration before.
 
     Raises:
         UnseenError: see `unseen_ray.errors`; nothing that was finished is lost.
     """
     source = open_source(source_ref(config.source))
     info = source.info
+    if not checked:
+        check(config, info)
     config_with_model = with_model(config, info.size_px)
-    check_functions(config)
-    if isinstance(config.model, dict) or not isinstance(config.model, (str, type(None))) or is_target(config.model):
-        model_builder(config.model)
-    plan_run(
-        config_with_model, make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
-    )
-    check_test(config, info)
-    check_lenders(config)
     with open_run(config, source_entry(info)) as run:
         if run.manifest.finished:
             logger.info("%s is finished already; nothing to do", run.folder.root)
@@ -102,6 +99,21 @@ def prune(
             return run
         job = make_job(_as_before(config_with_model, run), info)
         return _prune(run, job, source, executor, on_event, shelf, on_stage)
+
+
+def check(config: PruneConfig, info: SourceInfo) -> None:
+    """Refuse a run that cannot be done, as far as that is known before anything starts.
+
+    Raises:
+        ConfigError, DataError: with what is wrong.
+    """
+    check_functions(config)
+    if isinstance(config.model, dict) or not isinstance(config.model, (str, type(None))) or is_target(config.model):
+        model_builder(config.model)
+    population = make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
+    plan_run(with_model(config, info.size_px), population)
+    check_test(config, info)
+    check_lenders(config)
 
 
 def _warn_of_late_wishes(config: PruneConfig, run: Run) -> None:

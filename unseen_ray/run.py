@@ -188,6 +188,8 @@ def load_run(path: str, *, to_choose: bool = False) -> Run:
         raise ConfigError(
             f"{path} holds no {MANIFEST}: it is no run folder. Give the `out` of a finished `unseen-ray prune`."
         )
+    if manifest.kind == "sweep":
+        raise ConfigError(f"{path} holds a sweep; its trials are the folders below {path}/trials, one for each seed.")
     if not manifest.finished:
         raise ConfigError(
             f"the run in {path} has not finished ({len(manifest.stages)} stages are). Run its `unseen-ray prune` line again first."

@@ -57,7 +57,7 @@ class Importance:
 def importances(groups: dict[str, tuple[list[str], IntArray]], results_T: FloatArray) -> list[Importance]:
     """The knobs by how much they explain, the most important first, by an additive model of their values.
 
-    What knobs do only together is in none of the shares. Knobs with one value are left out.
+    What knobs do only together is in none of the shares. Knobs with one value have no share.
 
     Args:
         groups: by knob, the names of its values, and (T,) which of them each trial had; see `groups_of`.

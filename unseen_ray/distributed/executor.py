@@ -27,7 +27,7 @@ from unseen_ray.distributed.workers import Aggregator
 from unseen_ray.executor import Observer, Prepared
 from unseen_ray.job import EvalResult, Job, Receipt
 from unseen_ray.sources import Source
-from unseen_ray.votes import MergeRequest
+from unseen_ray.votes import MergeRequest, merge_stage
 
 __all__ = ["Groundwork", "RayExecutor"]
 
@@ -69,6 +69,7 @@ class RayExecutor:
     def __init__(self, *, address: str | None, tasks: int, groundwork: Groundwork | None = None) -> None:
         self._address, self._tasks = address, tasks
         self._given, self._groundwork = groundwork, groundwork
+        self._shares_pool = False
         self._open = contextlib.ExitStack()
         self._pool: FoldPool | None = None
         self._shared: tuple[Any, ...] = ()
@@ -86,7 +87,7 @@ class RayExecutor:
         self._later_tasks = job.config.repeats if job.config.gpus_per_fit == 1 else 0
         if self._given is not None:
             asked = job.config.recipe.precision
-            pool.probes.append({**self._given.probe, **({} if asked == "auto" else {"precision": asked})})
+            pool.probes[:] = [{**self._given.probe, **({} if asked == "auto" else {"precision": asked})}]
             return self._prepared(job, self._given, pool)
         pixels, skipped = self._load(job, source, pool)
         self._groundwork = Groundwork(
@@ -103,6 +104,12 @@ class RayExecutor:
         """What `prepare` has found out, for other executors while this one is open."""
         assert self._groundwork is not None, "prepare comes first"
         return self._groundwork
+
+    def beside(self) -> RayExecutor:
+        """One for another job of the same source, which works on this one's actors while this one does not."""
+        other = RayExecutor(address=None, tasks=0, groundwork=self.groundwork())
+        other._pool, other._shares_pool = self._pool, True
+        return other
 
     def _prepared(self, job: Job, ground: Groundwork, pool: FoldPool) -> Prepared:
         probe, skipped = pool.probes[0], ground.skipped_ids
@@ -125,8 +132,10 @@ class RayExecutor:
         return self._run("score", tasks, on_event, keep=self._later_tasks)
 
     def merge(self, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
-        """Merge on an aggregator actor."""
+        """Merge on an aggregator actor; a trial of a sweep is an actor itself, and does it."""
         assert self._job is not None, "prepare comes first"
+        if self._given is not None:
+            return merge_stage(self._job, ray.get(self._given.labels), request)
         if self._aggregator is None:
             self._aggregator = Keeper(Aggregator, max_retries=self._job.config.max_retries)
         _, job, labels, _ = self._shared
@@ -155,7 +164,7 @@ class RayExecutor:
         """Let the actors go, and the cluster if it was private."""
         self._meter.close()
         if ray.is_initialized():
-            for actors in (self._pool, self._aggregator):
+            for actors in (None if self._shares_pool else self._pool, self._aggregator):
                 if actors is not None:
                     actors.close()
         self._open.close()
@@ -171,6 +180,9 @@ class RayExecutor:
             "" if config.gpus_per_fold is not None else " by default",
             "1 node" if len(capacity.nodes) == 1 else f"{len(capacity.nodes)} nodes",
         )
+        if self._shares_pool and self._pool is not None and dict(self._pool.request) == dict(request):
+            return self._pool
+        self._shares_pool = False
         self._pool = FoldPool(
             request=request,
             capacity=capacity,

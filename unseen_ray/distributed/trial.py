@@ -96,6 +96,7 @@ def run_trial(config: dict[str, Any], *, common: Common) -> None:
         seconds = round(time.monotonic() - began, 3)
         failed = Record(name=_name_of(common, knobs), knobs=knobs, status=FAILED, error=str(error), seconds=seconds)
         write_record(folder, failed)
+        tune.report({"failed": 1})  # without any report Tune says so on stdout
 
 
 def ended(common: Common, config: Mapping[str, Any], error: str) -> Record:
@@ -149,12 +150,12 @@ class _Trial:
         self._note(FINISHED, outcomes)
 
     def _outcome_of(self, config: PruneConfig) -> _Outcome:
-        executor, aside = self._executor(), config.model_copy(update={"out": f"{config.out}/measured"})
+        executor = RayExecutor(address=None, tasks=0, groundwork=self._common.groundwork)
+        aside = config.model_copy(update={"out": f"{config.out}/measured"})
         before: list[str] = []
 
         def on_stage(stages: list[dict[str, Any]], ids: IdArray) -> None:
-            executor.rest()
-            outcome = self._measure(aside, ids, stages)
+            outcome = self._measure(executor.beside(), aside, ids, stages)
             before.extend(outcome.measured)
             self._note(RUNNING, [outcome])
 
@@ -165,16 +166,19 @@ class _Trial:
                 on_event=_unheard,
                 shelf=self._shelf,
                 on_stage=on_stage if self._common.sweep.scheduler is not None else None,
+                checked=True,
             )
+            ids = np.asarray(run.table(CORESET).column("id"))
+            outcome = self._measure(executor.beside(), config, ids, run.manifest.stages)
         finally:
             executor.close()
-        ids = np.asarray(run.table(CORESET).column("id"))
-        outcome = self._measure(config, ids, run.manifest.stages)
         return replace(outcome, measured=(*dict.fromkeys([*before, *outcome.measured]),), trainings=_trainings_of(run))
 
-    def _measure(self, config: PruneConfig, ids: IdArray, stages: list[dict[str, Any]]) -> _Outcome:
+    def _measure(
+        self, executor: RayExecutor, config: PruneConfig, ids: IdArray, stages: list[dict[str, Any]]
+    ) -> _Outcome:
         """Train the proxy on a coreset and its baselines, and measure on the holdout."""
-        sweep, executor = self._common.sweep, self._executor()
+        sweep = self._common.sweep
         try:
             table = evaluate(
                 _proxied(sweep, config, self._common.groundwork),
@@ -224,9 +228,6 @@ class _Trial:
         said = {"accuracy": record.accuracy, "cost": record.cost, "kept_percent": kept_percent}
         leads = {f"over_{name}": record.accuracy - statistics.fmean(values) for name, values in joined.items()}
         tune.report({**said, **leads})
-
-    def _executor(self) -> RayExecutor:
-        return RayExecutor(address=None, tasks=0, groundwork=self._common.groundwork)
 
 
 def _proxied(sweep: SweepConfig, config: PruneConfig, ground: Groundwork) -> PruneConfig:

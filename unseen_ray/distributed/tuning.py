@@ -20,7 +20,7 @@ from unseen_ray.distributed.executor import RayExecutor
 from unseen_ray.distributed.session import ray_session
 from unseen_ray.distributed.trial import KNOBS, Common, ended, run_trial
 from unseen_ray.errors import ConfigError
-from unseen_ray.pipeline import make_job
+from unseen_ray.pipeline import check, make_job
 from unseen_ray.planning import with_model
 from unseen_ray.sharing import ClaimBook
 from unseen_ray.sources import Source
@@ -70,6 +70,9 @@ def run_trials(
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    for trial in trials:
+        for run in trial.runs:
+            check(run, source.info)
     with ray_session(sweep.address):
         at_once = _check_all_fit(sweep, trials)
         first = trials[0].runs[0]

@@ -66,7 +66,7 @@ def _row(record: Record, knobs: Sequence[str], baselines: Sequence[str]) -> dict
 
 def _plots(done: Sequence[Record], knobs: Sequence[str]) -> dict[str, str]:
     if len(done) < 2:
-        return {}
+        return dict.fromkeys(("parallel", "front", "importance"), "")
     accuracies = np.array([record.accuracy for record in done])
     costs = np.array([record.cost for record in done])
     best = {record.name for record in front_of(done)}
@@ -83,9 +83,9 @@ def _plots(done: Sequence[Record], knobs: Sequence[str]) -> dict[str, str]:
             title="Accuracy over the cost of choosing",
         ),
     }
-    if found := importances_of(done, knobs):
-        said = ", ".join(f"{each.knob} {max(each.share, 0):.2f}" for each in found)
-        plots["importance"] = figures.importance_bars(found, title=f"Importance of the knobs: {said}")
+    found = importances_of(done, knobs)
+    said = ", ".join(f"{each.knob} {max(each.share, 0):.2f}" for each in found)
+    plots["importance"] = figures.importance_bars(found, title=f"Importance of the knobs: {said}") if found else ""
     return plots
 
 

@@ -18,9 +18,9 @@ from unseen_ray.scoring import stored_scores
 from unseen_ray.sources import SourceInfo
 from unseen_ray.summary.text import several, table_of
 
-__all__ = ["plan_lines", "plan_table", "plan_values"]
+__all__ = ["SCORING_SPEEDUP", "plan_lines", "plan_table", "plan_values"]
 
-_SCORING_SPEEDUP = 3.0  # a forward pass beside forward, backward and step
+SCORING_SPEEDUP = 3.0  # a forward pass beside forward, backward and step
 _VOTE_BYTES = 8 + 8 + 4 + 4
 
 
@@ -48,14 +48,14 @@ def plan_values(plan: RunPlan, info: SourceInfo, config: PruneConfig, images_per
                 "batch_size": task.batch_size,
             }
         )
-        work = task.image_passes + task.scored * task.passes / _SCORING_SPEEDUP
+        work = task.image_passes + task.scored * task.passes / SCORING_SPEEDUP
         longest[task.stage] = max(longest.get(task.stage, 0), work)
         trained += task.models * task.image_passes
         scored += task.models * task.scored * task.passes
         voted += task.models * task.scored
     for stage in plan.stages:
         stages[stage.index] |= {"target": stage.target, "added": stage.added}
-    total = trained + scored / _SCORING_SPEEDUP
+    total = trained + scored / SCORING_SPEEDUP
     return {
         "source": info.name,
         "num_samples": plan.num_samples,

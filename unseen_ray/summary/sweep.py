@@ -4,22 +4,69 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
 from unseen_ray.comparison import without_nan
 from unseen_ray.config import jsonable
+from unseen_ray.summary.plan import SCORING_SPEEDUP
 from unseen_ray.summary.text import several, table_of
 from unseen_ray.sweeping.config import SweepConfig
+from unseen_ray.sweeping.plan import SweepPlan
 from unseen_ray.sweeping.records import FAILED, FINISHED, TABLE, Record, importances_of
 from unseen_ray.sweeps import BEST, PAGE, SweepResult
 
-__all__ = ["sweep_lines", "sweep_values", "teller", "trainings_table", "trials_table"]
+__all__ = [
+    "plan_lines",
+    "plan_table",
+    "plan_values",
+    "sweep_lines",
+    "sweep_values",
+    "teller",
+    "trainings_table",
+    "trials_table",
+]
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 10
+
+
+def plan_values(plan: SweepPlan, images_per_s: float | None) -> dict[str, Any]:
+    """What a sweep would do and cost."""
+    trained, scored = (
+        sum(getattr(share, name) for share in plan.shares) for name in ("images_trained", "images_scored")
+    )
+    hours = None if images_per_s is None else (trained + scored / SCORING_SPEEDUP) / images_per_s / 3600
+    return {**asdict(plan), "images_trained": trained, "images_scored": scored, "worker_hours": hours}
+
+
+def plan_lines(values: dict[str, Any]) -> list[str]:
+    """A sweep's plan in sentences."""
+    lines = [
+        f"{several(values['trials'], 'trial')} on {values['num_samples']:,} samples, measured on {values['num_holdout']:,} held out",
+        f"{values['images_trained']:,} images through training, {values['images_scored']:,} through scoring"
+        + ("" if values["exact"] else ", by trials that try each value once; an open search goes where it goes"),
+    ]
+    hours = values["worker_hours"]
+    lines.append(
+        "for hours, say how fast one worker trains: --images_per_s NUMBER"
+        if hours is None
+        else f"{hours:,.1f} hours of one worker's time"
+    )
+    return lines
+
+
+def plan_table(values: dict[str, Any]) -> Table:
+    """Trainings by kind."""
+    table = table_of("trainings", "needed by the trials", "different, at most", "images trained", "images scored")
+    for row in values["shares"]:
+        table.add_row(
+            row["kind"], *(f"{row[name]:,}" for name in ("asked", "needed", "images_trained", "images_scored"))
+        )
+    return table
 
 
 def teller(config: SweepConfig) -> Callable[[Record], None]:

@@ -174,8 +174,9 @@ def importances_of(records: Sequence[Record], knobs: Sequence[str]) -> list[Impo
 
 
 def knob_groups(records: Sequence[Record], knobs: Sequence[str]) -> dict[str, tuple[list[str], IntArray]]:
-    """By knob, its values as text, and which of them each record has."""
-    return {knob: groups_of([plain_value(record.knobs.get(knob)) for record in records]) for knob in knobs}
+    """By knob that varies among them, its values as text, and which of them each record has."""
+    groups = {knob: groups_of([plain_value(record.knobs.get(knob)) for record in records]) for knob in knobs}
+    return {knob: (names, codes_T) for knob, (names, codes_T) in groups.items() if len(names) > 1}
 
 
 def table_of(records: Sequence[Record], knobs: Sequence[str]) -> pa.Table:

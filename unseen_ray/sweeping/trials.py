@@ -115,17 +115,21 @@ def keeping_for(runs: Sequence[PruneConfig]) -> Keeping:
     }
     if len({(scores.named, scores.every) for scores in stored}) < 2:
         return Keeping(**save)
-    wanted: dict[str, Any] = {}
+    wanted: dict[str, Any] = {}  # by column; what a trial asks for comes before what it stores beside
+    asked: dict[str, str] = {}
     for scores in stored:
         for text in scores.named:
-            value = json.loads(text)
-            if score_name(value) not in scores.over_epochs or score_name(value) in scores.asked:
-                wanted[text] = value
-    names = [score_name(value) for value in wanted.values()]
-    if len(set(names)) < len(names):  # two variants of one score share a column: their trials store different ones
-        return Keeping(**save)
+            name = score_name(json.loads(text))
+            if name in scores.asked:
+                if asked.setdefault(name, text) != text:
+                    return Keeping(
+                        **save
+                    )  # two variants of one score share a column: their trials store different ones
+                wanted[name] = json.loads(text)
+            elif name not in scores.over_epochs:
+                wanted.setdefault(name, json.loads(text))
     every = min((scores.every for scores in stored if scores.over_epochs), default=None)
-    return Keeping(also_score=[wanted[text] for text in sorted(wanted)], score_every=every, **save)
+    return Keeping(also_score=[wanted[name] for name in sorted(wanted)], score_every=every, **save)
 
 
 def _runs_of(sweep: SweepConfig, knobs: Knobs, keeping: Keeping) -> list[PruneConfig]:

@@ -1,0 +1,161 @@
+"""What a sweep would do, worked out before it starts: its trials, what they share, what is left to train."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unseen_ray.config import PruneConfig, jsonable
+from unseen_ray.core.population import Population, make_population
+from unseen_ray.core.tasks import ScoreTask
+from unseen_ray.pipeline import make_job
+from unseen_ray.planning import RunPlan, plan_run, tasks_of, with_model
+from unseen_ray.recipe import Recipe, recipe_values
+from unseen_ray.sources import SourceInfo, open_source, source_ref
+from unseen_ray.sources.info import fingerprint_of
+from unseen_ray.sweeping.config import SweepConfig
+from unseen_ray.sweeping.trials import planned_trials
+
+__all__ = ["Share", "SweepPlan", "plan_sweep"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Trainings of a kind: `stage 0`, `stage 1`, ..., `proxy`.
+
+    Attributes:
+        kind: which.
+        asked: what the trials need.
+        needed: how much of that is different work, at most: two coresets that turn out the same are known only then.
+        images_trained, images_scored: by the needed ones.
+    """
+
+    kind: str
+    asked: int
+    needed: int
+    images_trained: int
+    images_scored: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPlan:
+    """The sizes of a sweep.
+
+    Attributes:
+        num_samples, num_holdout: what trials choose from, and what they are measured on.
+        trials: how many; of an open search, how many it may try.
+        exact: whether the trials are known before it starts.
+        shares: trainings by kind; of an open search, those of trials that have each value once.
+    """
+
+    num_samples: int
+    num_holdout: int
+    trials: int
+    exact: bool
+    shares: tuple[Share, ...]
+
+
+class _Tally:
+    """Counts work by kind, each different piece once."""
+
+    def __init__(self) -> None:
+        self._asked: Counter[str] = Counter()
+        self._known: dict[str, dict[str, tuple[int, int]]] = {}
+
+    def add(self, kind: str, key: str, trained: int, scored: int) -> None:
+        self._asked[kind] += 1
+        self._known.setdefault(kind, {})[key] = trained, scored
+
+    def shares(self) -> tuple[Share, ...]:
+        return tuple(
+            Share(
+                kind=kind,
+                asked=self._asked[kind],
+                needed=len(works),
+                images_trained=sum(trained for trained, _ in works.values()),
+                images_scored=sum(scored for _, scored in works.values()),
+            )
+            for kind, works in sorted(self._known.items(), key=lambda item: (item[0] == "proxy", item[0]))
+        )
+
+
+def plan_sweep(sweep: SweepConfig) -> SweepPlan:
+    """Work out what a sweep would do; starts nothing and loads neither torch nor ray.
+
+    Raises:
+        ConfigError, DataError: with what is wrong with the sweep or with one of its trials.
+    """
+    info = open_source(source_ref(sweep.run["source"])).info
+    trials, _ = planned_trials(sweep, info)
+    tally, populations = _Tally(), {}
+    for trial in trials:
+        for asked in trial.runs:
+            run = with_model(asked, info.size_px)
+            place = run.holdout, run.seed
+            if place not in populations:
+                populations[place] = make_population(
+                    info.labels_N, info.num_classes, holdout=run.holdout, seed=run.seed
+                )
+            _add_run(tally, sweep, run, info, populations[place])
+    first = populations[next(iter(populations))]
+    open_search = sweep.search == "optuna"
+    return SweepPlan(
+        num_samples=len(first),
+        num_holdout=len(first.holdout_ids),
+        trials=(sweep.trials or 0) if open_search else len(trials),
+        exact=not open_search,
+        shares=tally.shares(),
+    )
+
+
+def _add_run(tally: _Tally, sweep: SweepConfig, run: PruneConfig, info: SourceInfo, population: Population) -> None:
+    job = replace(make_job(run.model_copy(update={"out": "."}), info), test=None)
+    plan = plan_run(run, population)
+    sizes = {(task.stage, task.trained): task for task in plan.tasks}
+    keys = []
+    for task in tasks_of(plan.stages[0], run, np.empty(0, np.int64)):
+        key = job.task_key(task, population)
+        size = sizes[0, _count(task, population)]
+        keys.append(key)
+        tally.add("stage 0", key, size.image_passes, size.scored * size.passes)
+    chosen = fingerprint_of(*sorted(keys), *(json.dumps(jsonable(getattr(run, name))) for name in _CHOOSE))
+    for stage in plan.stages[1:]:
+        size = next(task for task in plan.tasks if task.stage == stage.index)
+        kept = fingerprint_of(chosen, *(str(each.target) for each in plan.stages[: stage.index]))
+        for repeat in range(run.repeats):
+            tally.add(f"stage {stage.index}", f"{kept} {repeat}", size.image_passes, size.scored * size.passes)
+    _add_proxies(tally, sweep, run, plan, population, chosen)
+
+
+def _add_proxies(
+    tally: _Tally, sweep: SweepConfig, run: PruneConfig, plan: RunPlan, population: Population, chosen: str
+) -> None:
+    """What measures the last coreset and the baselines; with a scheduler, that of every stage."""
+    recipe = Recipe(**recipe_values(sweep.proxy.recipe or sweep.run.get("recipe") or "quick"))
+    total, scored = len(population), len(population.holdout_ids)
+    measured = plan.stages if sweep.scheduler is not None else plan.stages[-1:]
+    epochs = (
+        recipe.model_copy(update={"epochs": recipe.epochs_of(total), "min_steps": 0})
+        if recipe.steps is None
+        else recipe
+    )
+    for stage in measured:
+        targets = [each.target for each in plan.stages[: stage.index + 1]]
+        arms = {"coreset": (fingerprint_of(chosen, *map(str, targets)), stage.target)}
+        for name in sweep.measured_against():
+            own = name == "random_matched"
+            arms[name] = (f"{chosen} {targets}" if own else f"{run.seed}", total if name == "full" else stage.target)
+        for name, (key, samples) in arms.items():
+            for repeat in range(sweep.proxy.trainings):
+                tally.add("proxy", f"{name} {key} {samples} {repeat}", epochs.image_passes(samples), scored)
+
+
+def _count(task: ScoreTask, population: Population) -> int:
+    return len(task.train.resolve(population))
+
+
+_CHOOSE = ("score", "combine", "policy", "guard", "seed", "repeats", "model", "threads")
+"""Fields beside the votes of stage 0 that say what a later stage trains on, and how."""
