@@ -54,6 +54,41 @@ def train_accuracy(report: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def sweep(report: dict[str, Any]) -> Iterator[str]:
+    """Every trial, the most accurate first."""
+    knobs = [name for name, values in report["sweep"]["space"].items() if len(values) > 1]
+    baselines = list(report["trials"][0]["baselines"])
+    yield "| " + " | ".join([*(f"`{knob}`" for knob in knobs), "accuracy", *baselines, "seconds to choose"]) + " |"
+    yield "|---" * (len(knobs) + len(baselines) + 2) + "|"
+    done = [trial for trial in report["trials"] if trial["status"] == "finished"]
+    for trial in sorted(done, key=lambda trial: (-fmean(trial["accuracies"]), trial["choosing_seconds"])):
+        cells = [str(trial["knobs"][knob]) for knob in knobs]
+        cells += [
+            f"{fmean(its):.4f}" for its in (trial["accuracies"], *(trial["baselines"][name] for name in baselines))
+        ]
+        yield f"| {' | '.join(cells)} | {trial['choosing_seconds']:,.0f} |"
+
+
+def knobs(report: dict[str, Any]) -> Iterator[str]:
+    """What each value of each knob is worth."""
+    yield "| knob | share of the variance | value | trials | accuracy |"
+    yield "|---|---|---|---|---|"
+    for each in report["importances"]:
+        share = f"{max(each['share'], 0):.2f} ({max(each['low'], 0):.2f} to {max(each['high'], 0):.2f})"
+        for place, effect in enumerate(each["effects"]):
+            name, its = (f"`{each['knob']}`", share) if place == 0 else ("", "")
+            worth = f"{effect['accuracy']:.4f} ({effect['low']:.4f} to {effect['high']:.4f})"
+            yield f"| {name} | {its} | {effect['value']} | {effect['trials']} | {worth} |"
+
+
+def trainings(report: dict[str, Any]) -> Iterator[str]:
+    """What the trials needed, and how much of it was different work."""
+    yield "| trainings | needed by the trials | different ones | shared |"
+    yield "|---|---|---|---|"
+    for row in report["trainings"]:
+        yield f"| {row['of']} | {row['asked']} | {row['needed']} | {row['asked'] - row['needed']} |"
+
+
 def suite(report: dict[str, Any]) -> Iterator[str]:
     yield ("| method | score | keep | accuracy | less random | less fitting | spread of classes | share by accuracy |")
     yield "|---|---|---|---|---|---|---|---|"
@@ -181,6 +216,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "train_memory": train_memory,
     "train_accuracy": train_accuracy,
     "suite": suite,
+    "sweep": sweep,
+    "knobs": knobs,
+    "trainings": trainings,
     "keeps": keeps,
     "ranks": ranks,
     "stages": stages,

@@ -24,7 +24,8 @@ def blocks(language: str) -> list[str]:
 
 
 def test_its_yaml_is_a_configuration() -> None:
-    (fields,) = [yaml.safe_load(block) for block in blocks("yaml")]
+    fields, swept = (yaml.safe_load(block) for block in blocks("yaml"))
+    assert ur.SweepConfig(**swept).seeds == 2
     config = ur.PruneConfig(**fields)
     assert config.fractions() == pytest.approx([0.4, 0.55, 0.7])
 
@@ -52,13 +53,13 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     result = ur.prune(
         ur.PruneConfig(
-            source="my_lab:Squares",
+            source={"use": "digits", "limit": 40},
             recipe={"epochs": 2, "min_steps": 0},
             score="my_lab:gini",
             policy="my_lab:easiest",
             keep=0.5,
             folds=2,
-            out="runs/squares",
+            out="runs/my_lab",
             executor="local",
         )
     )

@@ -55,6 +55,7 @@ class Common:
         sweep: the sweep.
         keeping: what every run stores for the others.
         root: the sweep's folder.
+        source: the data, by absolute paths: a trial runs in another folder.
         claims: the actor of a `sharing.ClaimBook`.
         groundwork: decoded pixels and what the first worker said of itself.
     """
@@ -62,6 +63,7 @@ class Common:
     sweep: SweepConfig
     keeping: Keeping
     root: str
+    source: Any
     claims: Any
     groundwork: Groundwork
 
@@ -146,7 +148,7 @@ class _Trial:
         outcomes: list[_Outcome] = []
         for asked in self._trial.runs:
             out = self._root.path(f"{trial_folder(self._trial.name)}/seed-{asked.seed}")
-            outcomes.append(self._outcome_of(asked.model_copy(update={"out": out})))
+            outcomes.append(self._outcome_of(asked.model_copy(update={"source": self._common.source, "out": out})))
         self._note(FINISHED, outcomes)
 
     def _outcome_of(self, config: PruneConfig) -> _Outcome:

@@ -23,7 +23,7 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.pipeline import check, make_job
 from unseen_ray.planning import with_model
 from unseen_ray.sharing import ClaimBook
-from unseen_ray.sources import Source
+from unseen_ray.sources import Source, source_ref
 from unseen_ray.sweeping.config import SweepConfig
 from unseen_ray.sweeping.records import Record
 from unseen_ray.sweeping.space import plain_knobs, plain_value, value_range
@@ -38,6 +38,7 @@ _MOST_AT_ONCE = 8
 _TUNE = "tune"
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # functions of the user's own are found from where the sweep was started
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep as it ends a run
     "TUNE_WARN_INSUFFICIENT_RESOURCE_THRESHOLD_S": "1000000",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -84,7 +85,14 @@ def run_trials(
             executor.prepare(make_job(config, source.info), source)
             executor.rest()
             claims = _start_claims()
-            common = Common(sweep=sweep, keeping=keeping, root=root, claims=claims, groundwork=executor.groundwork())
+            common = Common(
+                sweep=sweep,
+                keeping=keeping,
+                root=root,
+                claims=claims,
+                source=source_ref(first.source).absolute().plain(),
+                groundwork=executor.groundwork(),
+            )
             _tune(sweep, trials, common, done, at_once, on_end)
         finally:
             if claims is not None:

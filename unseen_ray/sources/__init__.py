@@ -40,6 +40,10 @@ class SourceRef:
         paths: dict[str, Any] = {name: absolute_path(place) for name, place in places.items()}
         return SourceRef(self.use, {**self.options, **paths})
 
+    def plain(self) -> Any:
+        """The source as a configuration says it."""
+        return {"use": self.use, **self.options} if self.options else self.use
+
 
 def _digits(*, limit: int | None = None) -> Source:
     """1,797 handwritten digits of 8 x 8 pixels, bundled with scikit-learn"""
