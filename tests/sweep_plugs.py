@@ -50,3 +50,16 @@ def noted_cnn(num_classes: int, *, log: str) -> Any:
     gpu, node = os.environ.get("CUDA_VISIBLE_DEVICES"), ray.get_runtime_context().get_node_id()
     model.note = {"id": uuid.uuid4().hex, "pid": os.getpid(), "node": node, "gpu": gpu, "began": time.time()}
     return model
+
+
+class squares:  # noqa: N801
+    """Black squares of 256 px, of ten classes."""
+
+    def __init__(self) -> None:
+        self.labels, self.keys = np.arange(2000) % 10, list(map(str, range(2000)))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        return np.zeros((256, 256, 3), np.uint8)

@@ -18,7 +18,7 @@ from unseen_ray.interruption import interruption
 
 __all__ = ["is_sweep", "plan_sweep", "submit", "sweep", "watch"]
 
-_INTERRUPTED = 130
+_INTERRUPTED, _FAILED = 130, 4
 _FIELDS = [name for name in PruneConfig.model_fields if name not in ("address", "executor")]
 _OF_TRIALS = [name for name in _FIELDS if name not in ("out", "seed", "mode", "reuse", "log_to", "test", "fit")]
 
@@ -147,13 +147,15 @@ def sweep(
     result = run_sweep(config, on_end=interruption.heeded(summary.teller(config)))
     if as_json:
         click.echo(json.dumps(summary.sweep_values(result), indent=1))
-        return
+        sys.exit(_FAILED if result.best is None else 0)
     first, *rest = summary.sweep_lines(result)
     click.echo(first)
     _console().print(summary.trials_table(result))
     _console().print(summary.trainings_table(result))
     for line in rest:
         click.echo(line)
+    if result.best is None:
+        sys.exit(_FAILED)
 
 
 def is_sweep(path: str) -> bool:

@@ -45,6 +45,7 @@ __all__ = ["KNOBS", "Common", "ended", "run_trial"]
 
 KNOBS = "knobs"
 SHELF = "work"
+_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,7 +94,10 @@ def run_trial(config: dict[str, Any], *, common: Common) -> None:
         trial = trial_of(common.sweep, knobs, common.keeping)
         owner = tune.get_context().get_trial_id()
         with Shelf(folder.path(SHELF), owner, _Claims(common.claims)) as shelf:
+            while not shelf.claim([trial.name]):  # an open search may come to the same place twice
+                time.sleep(_PAUSE_S)
             _Trial(common, trial, shelf, began).run()
+            shelf.release([trial.name])
     except UnseenError as error:
         seconds = round(time.monotonic() - began, 3)
         failed = Record(name=_name_of(common, knobs), knobs=knobs, status=FAILED, error=str(error), seconds=seconds)

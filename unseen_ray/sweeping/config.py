@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from unseen_ray.config import PruneConfig, load_yaml
+from unseen_ray.config import PruneConfig, jsonable, load_yaml
 from unseen_ray.errors import ConfigError
 from unseen_ray.recipe import refuse_boolean
 from unseen_ray.resolve import did_you_mean
@@ -128,7 +128,8 @@ class SweepConfig(_Part):
 
     def to_json(self) -> dict[str, Any]:
         """Every field as JSON can hold it."""
-        return self.model_dump(mode="json")
+        values: dict[str, Any] = jsonable(self.model_dump())
+        return values
 
     def _problems(self) -> list[str]:
         problems = []

@@ -144,7 +144,7 @@ def _runs_of(sweep: SweepConfig, knobs: Knobs, keeping: Keeping) -> list[PruneCo
 
 def _named(sweep: SweepConfig, runs: Sequence[PruneConfig]) -> str:
     said = [json.dumps(run.to_json(), sort_keys=True) for run in runs]
-    return fingerprint_of(*said, json.dumps(sweep.proxy.model_dump(mode="json"), sort_keys=True))[:12]
+    return fingerprint_of(*said, json.dumps(jsonable(sweep.proxy.model_dump()), sort_keys=True))[:12]
 
 
 def _check(run: PruneConfig, info: SourceInfo, populations: dict[tuple[float, int], Population]) -> None:

@@ -1,0 +1,104 @@
+"""The page of a sweep: what it says, that names are escaped, that a browser shows it without an error or a request."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import unseen_ray as ur
+from tests.test_report import Page
+from unseen_ray.reporting.sweep_page import render_sweep
+from unseen_ray.sweeping.records import Record, best_of, front_of, importances_of, table_of, trainings_of
+from unseen_ray.sweeping.space import grid
+
+NASTY = "</script><script>alert(1)</script>"
+SPACE = {"folds": [2, 4, 8], "train_on": ["fold", "complement"], "score": ["entropy", NASTY], "schedule.stages": [1, 3]}
+
+
+def config() -> ur.SweepConfig:
+    return ur.SweepConfig(run={"source": "digits", "keep": 0.7, "holdout": 0.1}, space=SPACE, out="runs/sweep")
+
+
+def records() -> list[Record]:
+    rng = np.random.default_rng(0)
+    found = []
+    for number, knobs in enumerate(grid(SPACE)):
+        accuracy = 0.6 + 0.02 * (knobs["schedule.stages"] == 3) + rng.normal(0, 0.002)
+        found.append(
+            Record(
+                name=f"{number:012d}",
+                knobs=knobs,
+                status="finished",
+                kept=6300,
+                accuracies=(accuracy,),
+                baselines={"random": (0.61,), "full": (0.65,)},
+                choosing_seconds=20.0 * knobs["folds"] + number,
+                trainings=tuple((0, f"{knobs['folds']}-{fold}") for fold in range(knobs["folds"])),
+                measured=(f"own {number}", "random", "full"),
+            )
+        )
+    return [*found, Record(name="failed", knobs=found[0].knobs, status="failed", error=f"it said {NASTY}")]
+
+
+def page(its: list[Record]) -> str:
+    return render_sweep("runs/sweep", config(), its, table_of(its, list(SPACE)))
+
+
+def test_the_page_says_what_the_records_say() -> None:
+    its = records()
+    text = page(its)
+    best = best_of(its)
+    assert best is not None and best.knobs["schedule.stages"] == 3
+    found = Page(text)
+    shown = " ".join(" ".join(found.text).split())
+    assert "24 of 25 trials finished" in shown
+    assert f"{100 * best.accuracy:.2f} % accuracy on the holdout" in shown
+    assert {"best", "knobs", "front", "trials", "sweep"} <= found.ids
+    assert found.tags.count("svg") == 3 and "script" not in found.tags
+    assert all(value.startswith("#") for value in found.loads)
+    assert NASTY in shown and NASTY not in text
+    stage_0, proxy = trainings_of(its)
+    assert (stage_0.asked, stage_0.needed) == (112, 14) and (proxy.asked, proxy.needed) == (72, 26)
+    assert f"stage 0 {stage_0.asked} {stage_0.needed} {stage_0.asked - stage_0.needed}" in shown
+    first = importances_of(its, list(SPACE))[0]
+    assert first.knob == "schedule.stages" and first.low > 0.5
+    assert [record.cost for record in front_of(its)] == sorted(record.cost for record in front_of(its))
+
+
+def test_a_sweep_of_which_nothing_or_little_has_finished_has_a_page() -> None:
+    assert "No trial has finished." in page(records()[-1:])
+    shown = " ".join("".join(Page(page(records()[:2])).text).split())
+    assert "Too few trials have finished to tell the knobs apart." in shown
+
+
+@pytest.mark.skipif(
+    not (shutil.which("chromium") and shutil.which("chromedriver")),
+    reason="needs Chromium and its driver: apt-get install chromium chromium-driver",
+)
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_every_section_without_an_error_or_a_request(tmp_path: Path, width: int) -> None:
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+
+    (tmp_path / "sweep.html").write_text(page(records()), encoding="utf-8")
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"):
+        options.add_argument(flag)
+    options.binary_location = shutil.which("chromium") or ""
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        driver.get((tmp_path / "sweep.html").as_uri())
+        for name in ("best", "knobs", "front", "trials", "sweep"):
+            assert driver.find_element(By.CSS_SELECTOR, f"#{name} h2").is_displayed()
+        assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        assert driver.get_log("browser") == []
+        messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+        asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    finally:
+        driver.quit()
