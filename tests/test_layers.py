@@ -27,7 +27,7 @@ TABLE: dict[int, tuple[str, set[int], str]] = {
     0: ("errors core core.*", {0}, "numpy"),
     1: (ONE, {0, 1}, "numpy pyarrow pydantic pydantic_core ~yaml ~sklearn ~PIL"),
     2: (
-        "accounts results judging offline planning preflight shipping watching executor pipeline reselect exporting packing "
+        "accounts choosing results judging offline planning preflight shipping watching executor pipeline reselect exporting packing "
         "comparison evaluation sharing stage_work sweeping sweeping.*",
         {0, 1, 2},
         "numpy pyarrow pydantic ~PIL ~scipy ~yaml",

@@ -30,15 +30,7 @@ from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.sources.info import fingerprint_of
 from unseen_ray.storage import Folder
 
-__all__ = [
-    "ARMS",
-    "BUDGETS",
-    "DEFAULT_AGAINST",
-    "DEFAULT_SEEDS",
-    "Chosen",
-    "check_evaluable",
-    "evaluate",
-]
+__all__ = ["ARMS", "BUDGETS", "DEFAULT_AGAINST", "DEFAULT_SEEDS", "Chosen", "check_evaluable", "evaluate"]
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,23 +12,21 @@ import pyarrow as pa
 
 from unseen_ray.accounts import cost_of, population_entry, source_entry, stage_entry, warn_of_chance
 from unseen_ray.catalog import model_builder
+from unseen_ray.choosing import Kept, apply_policy, features_for
 from unseen_ray.config import PruneConfig
-from unseen_ray.core import select
 from unseen_ray.core.arrays import positions_of
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.schedule import Stage
-from unseen_ray.errors import ConfigError, FitError
 from unseen_ray.executor import Executor, Observer
-from unseen_ray.features import StoredFeatures, load_features, reads_features
-from unseen_ray.guarding import open_positions, with_suspects
-from unseen_ray.job import EvalResult, Job, Progress, Receipt, needs_features
+from unseen_ray.guarding import with_suspects
+from unseen_ray.job import EvalResult, Job, Progress, Receipt
 from unseen_ray.judging import judge
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.preflight import check_functions, check_lenders, check_test
-from unseen_ray.resolve import function_of, is_target, offered
+from unseen_ray.resolve import is_target
 from unseen_ray.run import CORESET, KEYS, Run, clear_checkpoints, coreset_of, open_run
-from unseen_ray.scoring import CONSISTENCY, score_name
+from unseen_ray.scoring import score_name
 from unseen_ray.sharing import Shelf
 from unseen_ray.sources import Source, SourceInfo, default_test, open_source, source_ref
 from unseen_ray.stage_work import StageWork
@@ -37,9 +34,7 @@ from unseen_ray.storage import absolute_path
 from unseen_ray.votes import MergeRequest, features_file, probs_file, scores_file
 
 __all__ = [
-    "Kept",
     "StageObserver",
-    "apply_policy",
     "check",
     "make_job",
     "prune",
@@ -49,20 +44,6 @@ logger = logging.getLogger(__name__)
 
 StageObserver = Callable[[list[dict[str, Any]], np.ndarray], None]
 """Takes the manifest's entries of the finished stages, and the ids that they kept."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Kept:
-    """What earlier stages kept: (K,) ids, (K,) their classes, (C,) how many of each class."""
-
-    ids_K: np.ndarray
-    labels_K: np.ndarray
-    counts_C: np.ndarray
-
-    @classmethod
-    def of(cls, ids_K: np.ndarray, labels_K: np.ndarray, num_classes: int) -> Kept:
-        """Of ids and their classes."""
-        return cls(ids_K, labels_K, np.bincount(labels_K, minlength=num_classes))
 
 
 def prune(
@@ -179,56 +160,6 @@ def make_job(config: PruneConfig, info: SourceInfo) -> Job:
     )
 
 
-def apply_policy(
-    config: PruneConfig,
-    table: pa.Table,
-    *,
-    budget: int,
-    kept: Kept,
-    features: StoredFeatures | None,
-) -> np.ndarray:
-    """Rows that the run's policy picks of a score table without its suspects; checked: exactly `budget`, none twice.
-
-    Args:
-        config: the run's.
-        table: the scores of the candidates.
-        budget: how many to pick.
-        kept: what earlier stages kept.
-        features: of all samples, where the run has them.
-
-    Raises:
-        ConfigError: if the policy reads features, and the run has none.
-        FitError: if a user's policy answers with something else.
-    """
-    policy = function_of(config.policy, select, field="policy")
-    rows = open_positions(config, table, budget)
-    names = (score_name(config.score), "label", "id", "p_label")
-    scores_M, labels_M, ids_M, p_label_M = (table.column(name).to_numpy()[rows] for name in names)
-    more: dict[str, Any] = {"p_label_M": p_label_M}
-    if config.combine == "mean" and CONSISTENCY in table.column_names:  # by another rule it is no probability
-        more[f"{CONSISTENCY}_M"] = table.column(CONSISTENCY).to_numpy()[rows]
-    if features is not None and reads_features(policy):
-        more |= {"features_MD": features.of(ids_M), "kept_features_KD": features.of(kept.ids_K)}
-        more["kept_labels_K"] = kept.labels_K
-    name = score_name(config.policy)
-    if features is None and needs_features(config):
-        raise ConfigError(
-            f"policy {name} reads the features of a model, which the run does not hold. Where it is a choice from another run, select from "
-            "that one; else prune in a new folder with save_features: true."
-        )
-    offers = offered(policy, more)
-    picked = np.asarray(policy(scores_M, labels_M, ids_M, budget, kept_C=kept.counts_C, seed=config.seed, **offers))
-    if picked.shape != (budget,) or picked.dtype.kind not in "iu":
-        raise FitError(
-            f"policy {name} returned {picked.dtype} of shape {picked.shape}; it must return {budget} positions."
-        )
-    outside = budget and not 0 <= picked.min() <= picked.max() < len(ids_M)
-    if outside or (np.bincount(picked, minlength=1) > 1).any():
-        raise FitError(f"policy {name} returned positions that repeat or lie outside 0..{len(ids_M) - 1}.")
-    chosen: np.ndarray = rows[picked]
-    return chosen
-
-
 def _grow(work: StageWork, plan: RunPlan, elapsed_s: Callable[[], float], on_stage: StageObserver | None) -> Run:
     run, job, population, executor = work.run, work.job, work.population, work.executor
     coreset = _restore(run)
@@ -246,22 +177,12 @@ def _grow(work: StageWork, plan: RunPlan, elapsed_s: Callable[[], float], on_sta
         scores = table.column(score_name(job.config.score)).to_numpy()
         kept = Kept.of(coreset.ids, population.labels_of(coreset.ids), population.num_classes)
         guarded = with_suspects(table, run.table(scores_file(0)) if stage.index else table)
-        features = _features(run, job.config, population, receipts)
+        features = features_for(run, job.config, population, receipts)
         picked = apply_policy(job.config, guarded, budget=stage.added, kept=kept, features=features)
         coreset = coreset.extend(stage.index, candidates[picked], scores[picked])
         changes = _finished_stage(run, stage, coreset, population, receipts, table, files, time.monotonic() - began)
         run = run.commit(**changes, cost={"seconds": elapsed_s()})
     return run
-
-
-def _features(run: Run, config: PruneConfig, population: Population, receipts: list[Receipt]) -> StoredFeatures | None:
-    """The features of all samples, where the policy reads some that the run keeps."""
-    if not reads_features(function_of(config.policy, select, field="policy")):
-        return None
-    files = dict(run.manifest.files)
-    for receipt in receipts:
-        files |= receipt.files
-    return load_features(run.folder, files, population.ids_N)
 
 
 def _finished_stage(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from unseen_ray.choosing import Kept, apply_policy
 from unseen_ray.config import PruneConfig, jsonable
 from unseen_ray.core import scores as builtin_scores
 from unseen_ray.core import select
@@ -17,7 +18,6 @@ from unseen_ray.features import load_features, reads_features
 from unseen_ray.guarding import SUSPECT, needs_probs, scores_read, suspects_of
 from unseen_ray.judging import judge
 from unseen_ray.manifest import Manifest
-from unseen_ray.pipeline import Kept, apply_policy
 from unseen_ray.resolve import did_you_mean, function_of, is_target, plug_of
 from unseen_ray.run import CORESET, KEYS, Run, choosing_s, load_run, open_selection
 from unseen_ray.scoring import of_probabilities, score_name

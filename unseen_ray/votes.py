@@ -135,28 +135,24 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
 
 def read_receipt(folder: Folder, name: str) -> Receipt | None:
     """What a file of votes says of the work behind it, from its footer alone; None where it says nothing."""
-    fs, path = filesystem_of(folder.path(name))
     try:
-        with fs.open_input_file(path) as stream:
-            metadata = pq.read_schema(stream).metadata or {}
-        return Receipt.from_json(json.loads(metadata[_RECEIPT]))
+        return Receipt.from_json(json.loads(_footer(folder, name)[_RECEIPT]))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def read_key(folder: Folder, name: str) -> str:
-    """What names the work behind a file of votes, from its footer alone.
-
-    Raises:
-        StorageError: if the file is missing or says nothing.
-    """
-    fs, path = filesystem_of(folder.path(name))
+def read_key(folder: Folder, name: str) -> str | None:
+    """What names the work behind a file of votes, from its footer alone; None where it says nothing."""
     try:
-        with fs.open_input_file(path) as stream:
-            metadata = pq.read_schema(stream).metadata or {}
-        return bytes(metadata[_KEY]).decode()
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise StorageError(f"{folder.path(name)} does not say whose votes it holds: {error}.") from None
+        return _footer(folder, name)[_KEY].decode()
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        return None
+
+
+def _footer(folder: Folder, name: str) -> dict[bytes, bytes]:
+    fs, path = filesystem_of(folder.path(name))
+    with fs.open_input_file(path) as stream:
+        return dict(pq.read_schema(stream).metadata or {})
 
 
 def borrow_votes(

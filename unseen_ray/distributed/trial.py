@@ -248,7 +248,7 @@ def _proxied(sweep: SweepConfig, config: PruneConfig, ground: Groundwork) -> Pru
 def _trainings_of(run: Run) -> tuple[tuple[int, str], ...]:
     """Stage and name of every scoring model behind a run, whoever trained it."""
     return tuple(
-        (stage["index"], read_key(run.folder, vote_file(stage["index"], task["index"]))[:16])
+        (stage["index"], (read_key(run.folder, vote_file(stage["index"], task["index"])) or "unknown")[:16])
         for stage in run.manifest.stages
         for task in stage["tasks"]
     )

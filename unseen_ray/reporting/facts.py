@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from unseen_ray.choosing import Kept, apply_policy
 from unseen_ray.comparison import without_nan
 from unseen_ray.config import PruneConfig
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
@@ -23,7 +24,6 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.features import load_features
 from unseen_ray.guarding import SUSPECT, suspects_kept
 from unseen_ray.job import needs_features
-from unseen_ray.pipeline import Kept, apply_policy
 from unseen_ray.resolve import is_target, plug_of
 from unseen_ray.results import fullest_first, stored_tables
 from unseen_ray.run import CORESET, KEYS, Run, choosing_s, load_run
