@@ -83,7 +83,7 @@ def knobs(report: dict[str, Any]) -> Iterator[str]:
 
 def trainings(report: dict[str, Any]) -> Iterator[str]:
     """What the trials needed, and how much of it was different work."""
-    yield "| trainings | needed by the trials | different ones | shared |"
+    yield "| trainings | asked for | done | reused |"
     yield "|---|---|---|---|"
     for row in report["trainings"]:
         yield f"| {row['of']} | {row['asked']} | {row['needed']} | {row['asked'] - row['needed']} |"

@@ -24,6 +24,7 @@ from unseen_ray.sweeping.records import (
     Trainings,
     best_of,
     front_of,
+    is_done,
     read_record,
     records_below,
     run_yaml,
@@ -156,9 +157,7 @@ def _done(folder: Folder, config: SweepConfig, trials: Sequence[Trial], keeping:
         ]
     else:
         found = [record for trial in trials if (record := read_record(folder, trial.name)) is not None]
-    ended = (FINISHED,) if config.scheduler is None else (FINISHED, STOPPED)
-    wanted = set(config.measured_against())
-    return [record for record in found if record.status in ended and wanted <= record.baselines.keys()]
+    return [record for record in found if is_done(record, config)]
 
 
 def _is_of(config: SweepConfig, record: Record, keeping: Keeping) -> bool:

@@ -33,6 +33,7 @@ from unseen_ray.sweeping.records import (
     RUNNING,
     STOPPED,
     Record,
+    is_done,
     read_record,
     trial_folder,
     write_record,
@@ -148,7 +149,11 @@ class _Trial:
         self._root = Folder(common.root)
 
     def run(self) -> None:
-        """Do every run; the last report stands for all of them."""
+        """Do every run; the last report stands for all of them. What an earlier start has finished is only told."""
+        known = read_record(self._root, self._trial.name)
+        if known is not None and is_done(known, self._common.sweep):
+            tune.report(_said(known))
+            return
         outcomes: list[_Outcome] = []
         for asked in self._trial.runs:
             out = self._root.path(f"{trial_folder(self._trial.name)}/seed-{asked.seed}")
@@ -230,10 +235,13 @@ class _Trial:
             seconds=round(time.monotonic() - self._began, 3),
         )
         write_record(self._root, record)
-        kept_percent = 100 * outcomes[-1].fraction
-        said = {"accuracy": record.accuracy, "cost": record.cost, "kept_percent": kept_percent}
-        leads = {f"over_{name}": record.accuracy - statistics.fmean(values) for name, values in joined.items()}
-        tune.report({**said, **leads})
+        tune.report({**_said(record), "kept_percent": 100 * outcomes[-1].fraction})
+
+
+def _said(record: Record) -> dict[str, float]:
+    """What Tune and its schedulers are told."""
+    leads = {f"over_{name}": record.accuracy - statistics.fmean(its) for name, its in record.baselines.items()}
+    return {"accuracy": record.accuracy, "cost": record.cost, **leads}
 
 
 def _proxied(sweep: SweepConfig, config: PruneConfig, ground: Groundwork) -> PruneConfig:

@@ -139,7 +139,9 @@ def _tune(
     search: dict[str, Any] = {}
     space: dict[str, Any] = {}
     if sweep.search == "optuna":
-        number = (sweep.trials or 0) - len(done)
+        number = sweep.trials or 0
+        if sweep.objective == "accuracy":
+            number -= len(done)
         search = {"search_alg": _optuna(sweep, done), "num_samples": number}
     else:
         number = len(left)
@@ -216,8 +218,9 @@ def _optuna(sweep: SweepConfig, done: Sequence[Record]) -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pareto = sweep.objective == "pareto"
     points = [plain_knobs(record.knobs) for record in done]
-    rewards = [[record.accuracy, record.cost] if pareto else record.accuracy for record in done]
-    earlier = {"points_to_evaluate": points, "evaluated_rewards": rewards} if points else {}
+    earlier: dict[str, Any] = {"points_to_evaluate": points} if points else {}
+    if points and not pareto:  # of two objectives Ray cannot tell Optuna; those trials only read their records
+        earlier["evaluated_rewards"] = [record.accuracy for record in done]
     return OptunaSearch(
         space={knob: _domain(values) for knob, values in sweep.space.items()},
         metric=["accuracy", "cost"] if pareto else "accuracy",

@@ -61,7 +61,7 @@ def plan_lines(values: dict[str, Any]) -> list[str]:
 
 def plan_table(values: dict[str, Any]) -> Table:
     """Trainings by kind."""
-    table = table_of("trainings", "needed by the trials", "different, at most", "images trained", "images scored")
+    table = table_of("trainings", "asked for", "to be done, at most", "images trained", "images scored")
     for row in values["shares"]:
         table.add_row(
             row["kind"], *(f"{row[name]:,}" for name in ("asked", "needed", "images_trained", "images_scored"))
@@ -158,8 +158,8 @@ def trials_table(result: SweepResult) -> Table:
 
 
 def trainings_table(result: SweepResult) -> Table:
-    """Trainings that the trials needed, and how many of these were different ones."""
-    table = table_of("trainings", "needed by the trials", "different", "shared")
+    """Trainings that the trials asked for, how many were made, and how often one of these was used again."""
+    table = table_of("trainings", "asked for", "done", "reused")
     for row in result.trainings:
         table.add_row(row.kind, f"{row.asked:,}", f"{row.needed:,}", f"{row.asked - row.needed:,}")
     return table

@@ -18,6 +18,7 @@ from unseen_ray.core.arrays import IntArray
 from unseen_ray.core.importance import Importance, groups_of, importances
 from unseen_ray.sealed import seal, unseal
 from unseen_ray.storage import Folder
+from unseen_ray.sweeping.config import SweepConfig
 from unseen_ray.sweeping.space import plain_value
 from unseen_ray.sweeping.trials import Trial
 
@@ -28,6 +29,7 @@ __all__ = [
     "best_of",
     "front_of",
     "importances_of",
+    "is_done",
     "knob_groups",
     "read_record",
     "record_name",
@@ -136,6 +138,12 @@ def records_below(folder: Folder) -> list[Record]:
     """Every record of a sweep's folder, by name."""
     names = sorted(name for name in Folder(folder.path("trials")).names())
     return [record for name in names if (record := read_record(folder, name)) is not None]
+
+
+def is_done(record: Record, sweep: SweepConfig) -> bool:
+    """Whether a trial needs not be run again: it has finished, or was stopped by a scheduler, and every baseline was measured."""
+    ended = (FINISHED,) if sweep.scheduler is None else (FINISHED, STOPPED)
+    return record.status in ended and set(sweep.measured_against()) <= record.baselines.keys()
 
 
 def trainings_of(records: Sequence[Record]) -> list[Trainings]:
