@@ -33,8 +33,8 @@ def one_class_first(scores_M, labels_M, ids_M, budget, *, kept_C, seed, first): 
     return np.argsort(labels_M != first, kind="stable")[:budget]
 
 
-def noted_cnn(num_classes: int, *, log: str) -> Any:
-    """A small net that notes where it was trained, and from when to when."""
+def noted_cnn(num_classes: int, *, log: str, seconds: float) -> Any:
+    """A small net that takes its time, and notes where it was trained, and from when to when."""
     import ray
     import torch
 
@@ -49,6 +49,7 @@ def noted_cnn(num_classes: int, *, log: str) -> Any:
     model = Noted(*small_cnn(num_classes, width=8))
     gpu, node = os.environ.get("CUDA_VISIBLE_DEVICES"), ray.get_runtime_context().get_node_id()
     model.note = {"id": uuid.uuid4().hex, "pid": os.getpid(), "node": node, "gpu": gpu, "began": time.time()}
+    time.sleep(seconds)
     return model
 
 

@@ -14,9 +14,10 @@ from tests.distributed.test_sweep import config
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.slow
 def test_trials_side_by_side_hold_each_gpu_once(four_gpus: Path, tmp_path: Path) -> None:
     """K = 2, 4, 8 on four pretended GPUs, each training told of when and where it ran."""
-    space = {"folds": [2, 4, 8], "model": [{"use": "tests.sweep_plugs:noted_cnn", "log": str(four_gpus)}]}
+    space = {"folds": [2, 4, 8], "model": [{"use": "tests.sweep_plugs:noted_cnn", "log": str(four_gpus), "seconds": 3}]}
     result = ur.sweep(config(tmp_path, space=space, max_concurrent_trials=3))
     assert [record.status for record in result.records] == ["finished"] * 3
     notes = [json.loads(path.read_text()) for path in four_gpus.glob("*.json")]

@@ -137,6 +137,7 @@ class _Outcome:
     accuracies: dict[str, tuple[float, ...]]  # of the coreset and of each baseline
     choosing_seconds: float
     gpu_seconds: float
+    image_passes: int
     measured: tuple[str, ...]
     trainings: tuple[tuple[int, str], ...] = ()
 
@@ -212,6 +213,7 @@ class _Trial:
             accuracies={arm.name: arm.accuracies for arm in table.arms},
             choosing_seconds=sum(stage["fit_seconds"] for stage in stages),
             gpu_seconds=sum(stage["gpu_seconds"] for stage in stages),
+            image_passes=sum(stage["image_passes"] + stage["scored"] for stage in stages),
             measured=tuple(known_results(Folder(config.out))),
         )
 
@@ -230,6 +232,7 @@ class _Trial:
             baselines=joined,
             choosing_seconds=round(statistics.fmean(outcome.choosing_seconds for outcome in outcomes), 3),
             gpu_seconds=round(statistics.fmean(outcome.gpu_seconds for outcome in outcomes), 3),
+            image_passes=round(statistics.fmean(outcome.image_passes for outcome in outcomes)),
             trainings=tuple(each for outcome in outcomes for each in outcome.trainings),
             measured=tuple(each for outcome in outcomes for each in outcome.measured),
             seconds=round(time.monotonic() - self._began, 3),

@@ -59,6 +59,7 @@ class Record:
         baselines: the same of each baseline.
         choosing_seconds: of workers, for choosing, as if the trial were alone: work that others did is counted in; the mean over its runs.
         gpu_seconds: of these, on GPUs.
+        image_passes: images that went through training and scoring for that, which does not depend on the machine.
         trainings: (stage, name of the work) of every scoring model that the trial needed.
         measured: names of the trainings that it was measured by.
         seconds: on the clock.
@@ -73,6 +74,7 @@ class Record:
     baselines: dict[str, tuple[float, ...]] = field(default_factory=dict)
     choosing_seconds: float = 0.0
     gpu_seconds: float = 0.0
+    image_passes: int = 0
     trainings: tuple[tuple[int, str], ...] = ()
     measured: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -158,9 +160,9 @@ def trainings_of(records: Sequence[Record]) -> list[Trainings]:
 
 
 def best_of(records: Sequence[Record]) -> Record | None:
-    """The finished trial of the highest mean accuracy, the cheapest of those; None where none has finished."""
+    """The finished trial of the highest mean accuracy, of those the one of the fewest image passes; None where none has finished."""
     done = [record for record in records if record.status == FINISHED]
-    return max(done, key=lambda record: (record.accuracy, -record.cost), default=None)
+    return max(done, key=lambda record: (record.accuracy, -record.image_passes), default=None)
 
 
 def front_of(records: Sequence[Record]) -> list[Record]:
@@ -201,6 +203,7 @@ def table_of(records: Sequence[Record], knobs: Sequence[str]) -> pa.Table:
         **{f"accuracy_{name}": _numbers([_mean(record.baselines.get(name)) for record in records]) for name in names},
         "choosing_seconds": _numbers([record.choosing_seconds for record in records]),
         "gpu_seconds": _numbers([record.gpu_seconds for record in records]),
+        "image_passes": pa.array([record.image_passes for record in records], pa.int64()),
         "trainings": pa.array([len(record.trainings) for record in records], pa.int64()),
         "seconds": _numbers([record.seconds for record in records]),
         "on_front": [record.name in front for record in records],
