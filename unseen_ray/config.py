@@ -108,7 +108,7 @@ class PruneConfig(BaseModel):
         ge=0,
         description="times in a row that a task is started anew after losing its worker, without progress",
     )
-    wait_s: float = Field(600, ge=0, description="seconds to wait for an autoscaler to bring what a fold needs")
+    wait_s: float = Field(600, ge=0, description="seconds to wait for a node that a fold fits on, where there is none")
     executor: Literal["ray", "local"] = Field("ray", description="local: one process, without Ray")
     log_to: Any = Field(
         None, description="where every fit's epochs are logged: tensorboard (default), mlflow, wandb, a list, or none"

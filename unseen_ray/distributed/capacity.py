@@ -20,6 +20,7 @@ __all__ = [
     "default_gpus",
     "fit_request",
     "fold_request",
+    "plain_nodes",
     "slots",
     "survey",
 ]
@@ -35,16 +36,25 @@ class Capacity:
         nodes: resources of each live node.
         groups: resources of each kind of node that the autoscaler may add, where it says so.
         autoscaling: whether an autoscaler runs.
+        node_ids: Ray's ids of the nodes, in their order; none where it was not asked for them.
     """
 
     nodes: tuple[Resources, ...]
     groups: tuple[Resources, ...] = ()
     autoscaling: bool = False
+    node_ids: tuple[str, ...] = ()
 
 
 def slots(capacity: Capacity, request: Resources) -> int:
     """How many workers of this size fit on the nodes that are there."""
     return sum(_slots_of(node, request) for node in capacity.nodes)
+
+
+def plain_nodes(capacity: Capacity, request: Resources) -> dict[str, int]:
+    """The nodes without GPU that workers of this size fit on, by their ids, with how many fit on each."""
+    nodes = zip(capacity.node_ids, capacity.nodes, strict=True)
+    room = {node_id: _slots_of(node, request) for node_id, node in nodes if not node.get("GPU", 0)}
+    return {node_id: slots for node_id, slots in room.items() if slots > 0}
 
 
 def default_gpus(capacity: Capacity) -> float:
@@ -113,9 +123,14 @@ def survey() -> Capacity:
     """Look at the cluster that this process is connected to."""
     import ray
 
-    nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    alive = [node for node in ray.nodes() if node["Alive"]]
     groups = _autoscaler_groups()
-    return Capacity(nodes=nodes, groups=groups, autoscaling=bool(groups) or _autoscaler_reports())
+    return Capacity(
+        nodes=tuple(node["Resources"] for node in alive),
+        groups=groups,
+        autoscaling=bool(groups) or _autoscaler_reports(),
+        node_ids=tuple(node["NodeID"] for node in alive),
+    )
 
 
 def _slots_of(node: Resources, request: Resources) -> int:

@@ -7,7 +7,6 @@ checkpoint is also what a fit goes on from after a worker was lost; Ray Train ke
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 import ray
@@ -18,7 +17,8 @@ from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.plane import LazyPlane, MemoryPlane
 from unseen_ray.distributed.capacity import Resources
 from unseen_ray.distributed.failures import Attempts, Failure
-from unseen_ray.errors import ClusterError, FoldFailedError, UnseenError
+from unseen_ray.distributed.waiting import Wait
+from unseen_ray.errors import FoldFailedError, UnseenError
 from unseen_ray.executor import Observer
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
 from unseen_ray.run import CHECKPOINTS
@@ -30,7 +30,6 @@ __all__ = ["train_together"]
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
-_SAY_EVERY_S = 60.0
 _BROKEN = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -94,53 +93,29 @@ def _attempt(
         ended = foreman.train.remote(
             shared, task, job.workers_of(task), dict(request), Folder(job.out).path(CHECKPOINTS)
         )
-        waiting = _Wait(job, task, request)
+        workers = f"{job.workers_of(task)} workers of {request['CPU']:g} CPU and {request['GPU']:g} GPU"
+        otherwise = (
+            f"{task.name} asked for {workers}, which did not come up together within wait_s={job.config.wait_s:g} s. Raise wait_s, "
+            "lower gpus_per_fit, or free the cluster; then run the same line again."
+        )
+        waiting, heard = Wait(asked=workers, wait_s=job.config.wait_s), False
         while True:
             done, _ = ray.wait([ended], timeout=_POLL_S)
             for event in ray.get(foreman.take.remote()):
-                waiting.over = True
+                heard = True
                 if isinstance(event, UnseenError):
                     raise event
                 on_event(event)
             if done:
                 outcome: Outcome = ray.get(ended)
                 return outcome
-            waiting.check()
+            waiting.check(came=heard, may_come=False, otherwise=otherwise)
     except RayTaskError as error:
         return "error", f"the actor that starts the workers raised an error:\n{error}"
     except RayError as error:
         return "worker lost", f"the actor that starts the workers: {type(error).__name__}"
     finally:
         ray.kill(foreman)  # and with it, should they still run, Ray Train's controller and workers
-
-
-class _Wait:
-    """Says once a minute that no worker has come up, and gives up after `wait_s`."""
-
-    def __init__(self, job: Job, task: ScoreTask | EvalTask, request: Resources) -> None:
-        self._wait_s, self._workers, self._request, self._name = (
-            job.config.wait_s,
-            job.workers_of(task),
-            request,
-            task.name,
-        )
-        self._since = self._said = time.monotonic()
-        self.over = False
-
-    def check(self) -> None:
-        """Called while nothing has been heard of the workers; ClusterError after `wait_s`."""
-        now = time.monotonic()
-        if self.over:
-            return
-        asked = f"{self._workers} workers of {self._request['CPU']:g} CPU and {self._request['GPU']:g} GPU"
-        if now - self._since > self._wait_s:
-            raise ClusterError(
-                f"{self._name} asked for {asked}, which did not come up together within wait_s={self._wait_s:g} s. Raise wait_s, "
-                "lower gpus_per_fit, or free the cluster; then run the same line again."
-            )
-        if now - self._said >= _SAY_EVERY_S:
-            self._said = now
-            logger.warning("waiting for %s, %.0f s so far", asked, now - self._since)
 
 
 class Foreman:

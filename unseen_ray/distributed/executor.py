@@ -20,8 +20,9 @@ from unseen_ray.data.loading import load_plane, settle_bad
 from unseen_ray.data.plane import BadSample, MemoryPlane, chunks_of
 from unseen_ray.distributed.capacity import check_fits, fit_request, survey
 from unseen_ray.distributed.data_parallel import train_together
+from unseen_ray.distributed.keeper import Keeper
 from unseen_ray.distributed.metrics import Meter
-from unseen_ray.distributed.pool import FoldPool, Keeper, Work
+from unseen_ray.distributed.pool import FoldPool, Work
 from unseen_ray.distributed.session import ray_session
 from unseen_ray.distributed.workers import Aggregator
 from unseen_ray.executor import Observer, Prepared

@@ -41,12 +41,15 @@ class FoldWorker:
                 f"node {platform.node()} does not see the run's folder: out={out} must be on storage that every node shares, "
                 "under the same path or URI."
             )
+        import ray
+
         import unseen_ray.training.work  # noqa: F401
         from unseen_ray.training.hardware import describe_hardware, resolve_precision, supported_precisions
 
         device = device_of_actor()
         return {
             "node": platform.node(),
+            "node_id": ray.get_runtime_context().get_node_id(),
             "precision": resolve_precision(precision, device),
             "supported": supported_precisions(device),
             **describe_hardware(device),

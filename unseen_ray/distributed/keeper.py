@@ -1,0 +1,58 @@
+"""One actor that is always there."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from unseen_ray.distributed.failures import decide
+from unseen_ray.distributed.losses import explain, failure_of, first_line, raise_own
+from unseen_ray.errors import FoldFailedError
+
+__all__ = ["Keeper"]
+
+logger = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Keeps one actor of a class that needs no CPU of its own; another one takes its place if it is lost.
+
+    Args:
+        cls: the plain class.
+        max_retries: how often a call is made again.
+    """
+
+    def __init__(self, cls: type, *, max_retries: int) -> None:
+        self._cls, self._max_retries = cls, max_retries
+        self._actor = self._start()
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method and wait for its answer.
+
+        Raises:
+            UnseenError: as the method raised it.
+            FoldFailedError: if it failed for good.
+        """
+        name = f"{self._cls.__name__}.{method}"
+        for attempt in range(1, self._max_retries + 2):
+            try:
+                return ray.get(getattr(self._actor, method).remote(*args))
+            except RayError as error:
+                failure = failure_of(error)
+                raise_own(error)
+                if decide(failure, failed=attempt, max_retries=self._max_retries) == "give up":
+                    raise FoldFailedError(name, attempt, explain(error, failure)) from None
+                logger.warning("%s: %s (%s); calling it again", name, failure, first_line(error))
+                self._actor = self._start()
+        raise AssertionError("the loop returns or raises")
+
+    def close(self) -> None:
+        """Let the actor go."""
+        ray.kill(self._actor)
+
+    def _start(self) -> Any:
+        options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
+        return ray.remote(self._cls).options(**options).remote()
