@@ -273,3 +273,28 @@ def far_from_kept(  # type: ignore[no-untyped-def]
         gaps = (features_MD.astype(np.float64)[:, None] - kept_features_KD[None]) ** 2
         order = np.argsort(-gaps.sum(axis=2).min(axis=1), kind="stable")
     return order[:budget]
+
+
+class noted_rows:  # noqa: N801
+    """A source of striped images in two classes, which notes on which Ray nodes a worker read them."""
+
+    def __init__(self, count: int, log: str, seconds: float = 0.0, broken: int | None = None) -> None:
+        self._rows, self._log, self._seconds, self._broken = rows(count), Path(log), seconds, broken
+        self.labels, self.keys = self._rows.labels, self._rows.keys
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        import ray
+
+        if ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
+            self._note(place, ray.get_runtime_context().get_node_id())
+            if place == self._broken:
+                return np.zeros(3)
+        return self._rows[place]
+
+    def _note(self, place: int, node: str) -> None:
+        time.sleep(self._seconds if place % 1000 == 0 else 0.0)
+        with (self._log / node).open("a") as stream:
+            stream.write(f"{place}\n")

@@ -20,6 +20,7 @@ from unseen_ray.data.loading import load_plane, settle_bad
 from unseen_ray.data.plane import BadSample, MemoryPlane, chunks_of
 from unseen_ray.distributed.capacity import check_fits, fit_request, survey
 from unseen_ray.distributed.data_parallel import train_together
+from unseen_ray.distributed.decoding import decode_spread
 from unseen_ray.distributed.keeper import Keeper
 from unseen_ray.distributed.metrics import Meter
 from unseen_ray.distributed.pool import FoldPool, Work
@@ -196,21 +197,15 @@ class RayExecutor:
         return self._pool
 
     def _load(self, job: Job, source: Source, pool: FoldPool) -> tuple[np.ndarray | None, IdArray]:
-        """Pixels that fit in memory, decoded once: by the driver if they are few, else by the actors."""
+        """Pixels that fit in memory, decoded once: by the driver if they are few, else by the cluster."""
         total, held = len(source.info), fits_in_memory(len(source.info), job.size_px)
         if total <= _DECODED_BY_DRIVER or (not held and job.config.on_bad_sample == "error"):
             plane, skipped = load_plane(source, job.size_px, on_bad_sample=job.config.on_bad_sample)
             return plane.pixels_NHWC if isinstance(plane, MemoryPlane) else None, skipped
         pixels = np.empty((total, job.size_px, job.size_px, 3), np.uint8) if held else None
         ranges = chunks_of(total, _CHUNK)
-        method = "decode" if held else "find_bad"
-        works = [
-            Work(name=f"decoding rows {start} to {stop}", start=_starter(method, job.source, start, stop, job.size_px))
-            for start, stop in ranges
-        ]
-        logger.info("decoding %d images on the fold actors", total)
         bad: list[BadSample] = []
-        for place, (chunk, failed) in pool.stream(works, keep=self._tasks):
+        for place, (chunk, failed) in decode_spread(pool, job.source, ranges, job.size_px, held=held, keep=self._tasks):
             bad += failed
             if pixels is not None:
                 start, stop = ranges[place]
