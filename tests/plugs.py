@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -298,3 +299,14 @@ class noted_rows:  # noqa: N801
         time.sleep(self._seconds if place % 1000 == 0 else 0.0)
         with (self._log / node).open("a") as stream:
             stream.write(f"{place}\n")
+
+
+def noted_torch(task: Any, *, source: Any, log: str, late: bool) -> Answers:
+    """`centroids`, noting whether there is a torch yet, and how a torch that it imports itself is set."""
+    note: dict[str, Any] = {"torch": "torch" in sys.modules, "pid": os.getpid()}
+    if late:
+        import torch
+
+        note["threads"], note["drawn"] = torch.get_num_threads(), torch.rand(3).tolist()
+    (Path(log) / f"{task.stage}-{task.fold}.json").write_text(json.dumps(note))
+    yield from centroids(task, source=source)

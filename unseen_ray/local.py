@@ -11,12 +11,13 @@ import torch
 
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.loading import load_plane
-from unseen_ray.data.plane import Plane
 from unseen_ray.errors import FoldFailedError, UnseenError
 from unseen_ray.executor import Observer, Prepared
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
 from unseen_ray.sources import Source
-from unseen_ray.training.hardware import describe_hardware, resolve_precision
+from unseen_ray.training.desk import Desk
+from unseen_ray.training.hardware import describe_hardware, device_name, resolve_precision
+from unseen_ray.training.own import OwnBench
 from unseen_ray.training.work import Workbench, open_test
 from unseen_ray.votes import MergeRequest, merge_stage
 
@@ -27,7 +28,7 @@ class LocalExecutor:
     """Does one task after the other, on the first GPU where there is one and `gpus_per_fold` is not 0."""
 
     def __init__(self) -> None:
-        self._bench: Workbench | None = None
+        self._bench: OwnBench | Workbench | None = None
 
     def prepare(self, job: Job, source: Source) -> Prepared:
         """Decode the pixels, find bad samples, resolve the precision."""
@@ -44,7 +45,15 @@ class LocalExecutor:
             skipped_ids=skipped,
             environment={"executor": "local", "node": platform.node(), **describe_hardware(device)},
         )
-        self._bench = _bench(job, prepared, source, plane, device)
+        desk = Desk(
+            job=job.resolved(config, skipped),
+            labels_N=source.info.labels_N,
+            plane=plane,
+            source=lambda: source,
+            device=device_name(device),
+        )
+        own = OwnBench(desk=desk, device=device if device.type == "cuda" else None)
+        self._bench = Workbench(desk=desk, device=device) if config.fit is None else own
         return prepared
 
     def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:
@@ -54,13 +63,14 @@ class LocalExecutor:
 
     def merge(self, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
         """Merge in this process."""
-        bench = self._ready()
-        return merge_stage(bench.job, bench.labels_N, request)
+        desk = self._ready().desk
+        return merge_stage(desk.job, desk.labels_N, request)
 
     def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
         """Train and measure in this process."""
         bench = self._ready()
-        test = open_test(bench)
+        assert isinstance(bench, Workbench), "what a user's own fit has trained is not evaluated"
+        test = open_test(bench.desk)
         return [
             last
             for task in tasks
@@ -74,19 +84,9 @@ class LocalExecutor:
         """Let go of the pixels."""
         self._bench = None
 
-    def _ready(self) -> Workbench:
+    def _ready(self) -> OwnBench | Workbench:
         assert self._bench is not None, "prepare comes first"
         return self._bench
-
-
-def _bench(job: Job, prepared: Prepared, source: Source, plane: Plane, device: torch.device) -> Workbench:
-    return Workbench(
-        job=job.resolved(prepared.config, prepared.skipped_ids),
-        labels_N=source.info.labels_N,
-        plane=plane,
-        source=lambda: source,
-        device=device,
-    )
 
 
 def _follow(

@@ -16,8 +16,9 @@ from unseen_ray.recipe import Recipe
 from unseen_ray.sources import open_source, source_ref
 from unseen_ray.storage import Folder
 from unseen_ray.training.checkpoint import Checkpoints
+from unseen_ray.training.epochs import EpochStats
 from unseen_ray.training.feed import Feed, hold_pixels, measure
-from unseen_ray.training.fit import EpochStats, FitPlan, finished_fit, fit
+from unseen_ray.training.fit import FitPlan, finished_fit, fit
 from unseen_ray.training.hardware import numerics
 
 CPU = torch.device("cpu")

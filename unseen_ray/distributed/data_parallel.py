@@ -164,7 +164,9 @@ def _train_share(config: dict[str, Any]) -> None:
     import ray.train
     from ray.train.torch import get_device
 
+    from unseen_ray.training.desk import Desk
     from unseen_ray.training.feed import Share
+    from unseen_ray.training.hardware import device_name
     from unseen_ray.training.work import Workbench
 
     context, foreman = ray.train.get_context(), config["foreman"]
@@ -175,10 +177,15 @@ def _train_share(config: dict[str, Any]) -> None:
         plane = (
             LazyPlane(open_source(job.source), job.size_px) if pixels_ref is None else MemoryPlane(ray.get(pixels_ref))
         )
-        bench = Workbench(
-            job=job, labels_N=labels_N, plane=plane, source=lambda: open_source(job.source), device=get_device()
+        device = get_device()
+        desk = Desk(
+            job=job,
+            labels_N=labels_N,
+            plane=plane,
+            source=lambda: open_source(job.source),
+            device=device_name(device),
         )
-        for progress in bench.train_share(config["task"], share):
+        for progress in Workbench(desk=desk, device=device).train_share(config["task"], share):
             if share.rank == 0:
                 ray.get(foreman.put.remote(progress))
     except UnseenError as error:

@@ -192,6 +192,7 @@ class RayExecutor:
             max_retries=config.max_retries,
             wait_s=config.wait_s,
             out=job.out if self._given is None else self._given.out,
+            own_fit=config.fit is not None,
             on_retry=self._meter.retried,
         )
         return self._pool

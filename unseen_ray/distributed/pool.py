@@ -59,6 +59,7 @@ class FoldPool:
         max_retries: how often in a row a task is started again after its actor was lost, and a new actor asked for.
         wait_s: how long to wait for a node that an actor fits on, where there is none.
         out: the run's folder, which each actor must see.
+        own_fit: whether a user's own function trains.
         on_retry: is told the name of a task that is started again.
     """
 
@@ -68,6 +69,7 @@ class FoldPool:
     max_retries: int
     wait_s: float
     out: str
+    own_fit: bool = False
     on_retry: Callable[[str], None] = lambda name: None
     probes: list[dict[str, Any]] = field(default_factory=list)
     lost_at_start: int = 0
@@ -100,7 +102,7 @@ class FoldPool:
                 .remote()
             )
             self._homes[actor] = home
-            self._coming[actor.probe.remote(self.precision, self.out)] = actor
+            self._coming[actor.probe.remote(self.precision, self.out, self.own_fit)] = actor
 
     def first_probe(self) -> dict[str, Any]:
         """What the first actor that comes up says of itself; waits for it.

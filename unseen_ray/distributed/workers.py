@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from unseen_ray.core.arrays import IntArray
 from unseen_ray.core.tasks import EvalTask, ScoreTask
-from unseen_ray.data.plane import BadSample, LazyPlane, MemoryPlane, decode_range
+from unseen_ray.data.plane import BadSample, LazyPlane, MemoryPlane, Plane, decode_range
 from unseen_ray.errors import ConfigError
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
 from unseen_ray.manifest import MANIFEST, MANIFEST_COPY
@@ -30,8 +30,13 @@ class FoldWorker:
         self._bench: tuple[str, Any] | None = None
         self._test: tuple[str, Any] | None = None
 
-    def probe(self, precision: Precision, out: str) -> dict[str, Any]:
+    def probe(self, precision: Precision, out: str, own_fit: bool = False) -> dict[str, Any]:
         """Where this worker runs, what it has, and what precision it would compute with; loads what training needs.
+
+        Args:
+            precision: the configuration's.
+            out: the run's folder.
+            own_fit: whether a user's own function trains, which needs no torch of ours.
 
         Raises:
             ConfigError: if it does not see the run's folder, in which the driver has put a manifest.
@@ -43,17 +48,8 @@ class FoldWorker:
             )
         import ray
 
-        import unseen_ray.training.work  # noqa: F401
-        from unseen_ray.training.hardware import describe_hardware, resolve_precision, supported_precisions
-
-        device = device_of_actor()
-        return {
-            "node": platform.node(),
-            "node_id": ray.get_runtime_context().get_node_id(),
-            "precision": resolve_precision(precision, device),
-            "supported": supported_precisions(device),
-            **describe_hardware(device),
-        }
+        where = {"node": platform.node(), "node_id": ray.get_runtime_context().get_node_id()}
+        return {**where, **(_without_torch(precision) if own_fit and not _may_have_gpu() else _with_torch(precision))}
 
     def decode(self, ref: SourceRef, start: int, stop: int, size_px: int) -> Iterator[tuple[Any, list[BadSample]]]:
         """Pixels of a range of rows, and the bad ones."""
@@ -77,18 +73,14 @@ class FoldWorker:
 
         bench = self._workbench(run_id, job, labels_N, pixels)
         if self._test is None or self._test[0] != run_id:
-            self._test = run_id, open_test(bench)
+            self._test = run_id, open_test(bench.desk)
         yield from bench.evaluate(task, self._test[1])
 
     def _workbench(self, run_id: str, job: Job, labels_N: IntArray, pixels: Any) -> Any:
-        from unseen_ray.training.work import Workbench
-
         if self._bench is None or self._bench[0] != run_id:
             plane = MemoryPlane(pixels) if pixels is not None else LazyPlane(self._open(job.source), job.size_px)
-            bench = Workbench(
-                job=job, labels_N=labels_N, plane=plane, source=lambda: self._open(job.source), device=device_of_actor()
-            )
-            self._bench = run_id, bench
+            make = _workbench if job.config.fit is None else _own_bench
+            self._bench = run_id, make(job, labels_N, plane, lambda: self._open(job.source))
         return self._bench[1]
 
     def _open(self, ref: SourceRef) -> Source:
@@ -111,3 +103,52 @@ def device_of_actor() -> Any:
     import torch
 
     return torch.device("cuda", 0) if ray.get_gpu_ids() and torch.cuda.is_available() else torch.device("cpu")
+
+
+def _may_have_gpu() -> bool:
+    import ray
+
+    from unseen_ray.training.machine import may_have_gpu
+
+    return bool(ray.get_gpu_ids()) and may_have_gpu()
+
+
+def _with_torch(precision: Precision) -> dict[str, Any]:
+    import unseen_ray.training.work  # noqa: F401
+    from unseen_ray.training.hardware import describe_hardware, resolve_precision, supported_precisions
+
+    device = device_of_actor()
+    return {
+        "precision": resolve_precision(precision, device),
+        "supported": supported_precisions(device),
+        **describe_hardware(device),
+    }
+
+
+def _without_torch(precision: Precision) -> dict[str, Any]:
+    import unseen_ray.training.own  # noqa: F401
+    from unseen_ray.training.machine import cpu_precision, cpu_precisions, describe_machine
+
+    return {"precision": cpu_precision(precision), "supported": cpu_precisions(), **describe_machine("cpu")}
+
+
+def _workbench(job: Job, labels_N: IntArray, plane: Plane, source: Callable[[], Source]) -> Any:
+    from unseen_ray.training.desk import Desk
+    from unseen_ray.training.hardware import device_name
+    from unseen_ray.training.work import Workbench
+
+    device = device_of_actor()
+    desk = Desk(job=job, labels_N=labels_N, plane=plane, source=source, device=device_name(device))
+    return Workbench(desk=desk, device=device)
+
+
+def _own_bench(job: Job, labels_N: IntArray, plane: Plane, source: Callable[[], Source]) -> Any:
+    from unseen_ray.training.desk import Desk
+    from unseen_ray.training.own import OwnBench
+
+    device, name = None, "cpu"
+    if _may_have_gpu() and (found := device_of_actor()).type == "cuda":
+        from unseen_ray.training.hardware import device_name
+
+        device, name = found, device_name(found)
+    return OwnBench(desk=Desk(job=job, labels_N=labels_N, plane=plane, source=source, device=name), device=device)

@@ -16,42 +16,15 @@ from unseen_ray.core.seeds import rng_for, torch_seed_for
 from unseen_ray.errors import FitError, StorageError
 from unseen_ray.recipe import Recipe
 from unseen_ray.training.checkpoint import Checkpoints
+from unseen_ray.training.epochs import EpochStats
 from unseen_ray.training.feed import Feed, Share
 from unseen_ray.training.hardware import seed_generators
 from unseen_ray.training.learner import Learner, learning_rate
 from unseen_ray.training.recorder import Recorder
 
-__all__ = ["EpochStats", "FitPlan", "finished_fit", "fit"]
+__all__ = ["FitPlan", "finished_fit", "fit"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochStats:
-    """One pass over the training ids.
-
-    Attributes:
-        epoch: from 1; 0 before the first.
-        epochs: how many there will be.
-        loss: mean training loss.
-        accuracy: share of the training samples that were right, as they were trained.
-        images_per_s: training speed.
-        seconds: of all epochs so far, whichever start of the fit did them.
-        earlier_s: of these, by earlier starts or other workers.
-    """
-
-    epoch: int
-    epochs: int
-    loss: float = math.nan
-    accuracy: float = math.nan
-    images_per_s: float = math.nan
-    seconds: float = 0.0
-    earlier_s: float = 0.0
-
-    @property
-    def trained_s(self) -> float:
-        """Seconds of this start's epochs."""
-        return self.seconds - self.earlier_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import platform
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from unseen_ray.errors import ConfigError, FitError
 from unseen_ray.recipe import Precision
+from unseen_ray.training.machine import describe_machine, freed_memory_kept
 
 __all__ = [
     "check_precision",
@@ -24,8 +22,6 @@ __all__ = [
     "seed_generators",
     "supported_precisions",
 ]
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
@@ -69,17 +65,7 @@ def check_precision(precision: Precision, device: torch.device) -> None:
 
 def describe_hardware(device: torch.device) -> dict[str, Any]:
     """Names and versions, for the manifest."""
-    return {
-        "device": device_name(device),
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": version("torchvision"),
-        "numpy": version("numpy"),
-        "pyarrow": version("pyarrow"),
-        "unseen_ray": version("unseen_ray"),
-    }
+    return {**describe_machine(device_name(device)), "torch": str(torch.__version__)}
 
 
 @contextlib.contextmanager
@@ -102,7 +88,7 @@ def numerics(threads: int, deterministic: bool, device: torch.device) -> Iterato
     torch.backends.cudnn.benchmark = not deterministic
     try:
         with (
-            _freed_memory_kept(device),
+            freed_memory_kept() if device.type == "cpu" else contextlib.nullcontext(),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             threadpool_limits(threads),
         ):
@@ -111,25 +97,6 @@ def numerics(threads: int, deterministic: bool, device: torch.device) -> Iterato
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1], warn_only=warn_only)
         torch.backends.cudnn.benchmark = before[2]
-
-
-@contextlib.contextmanager
-def _freed_memory_kept(device: torch.device) -> Iterator[None]:
-    """Have glibc keep what a step on a CPU frees for the next step, and give it back in the end.
-
-    Left alone it returns large parts to the system and faults them in again, for 2 to 8 % of a step. Other C libraries are left alone.
-    """
-    libc = ctypes.CDLL(None)
-    if device.type != "cpu" or not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
-        yield
-        return
-    libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes, and what it comes to by itself
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    try:
-        yield
-    finally:
-        libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
-        libc.malloc_trim(0)
 
 
 def device_name(device: torch.device) -> str:
@@ -142,11 +109,3 @@ def _has_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(supported and supported())
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()

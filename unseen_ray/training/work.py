@@ -1,4 +1,4 @@
-"""The work of one task: open, train, predict, score, put the votes on storage. Used by every executor."""
+"""The work of one task where a model of ours trains: train, predict, score, measure. Used by every executor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,26 +17,24 @@ from torch import nn
 from unseen_ray.catalog import model_builder
 from unseen_ray.core.answers import Answers
 from unseen_ray.core.arrays import IdArray, IntArray
-from unseen_ray.core.population import Population
 from unseen_ray.core.seeds import digest_ids, fit_seed, torch_seed_for
-from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen
+from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.loading import load_plane
 from unseen_ray.data.plane import Plane
 from unseen_ray.errors import ConfigError
-from unseen_ray.job import EvalResult, Job, Progress, Receipt
+from unseen_ray.job import EvalResult, Progress, Receipt
 from unseen_ray.resolve import name_of, plug_of
-from unseen_ray.scoring import StoredScores, stored_scores
-from unseen_ray.sources import Source, open_source
+from unseen_ray.sources import open_source
 from unseen_ray.storage import Folder, is_uri
 from unseen_ray.training.checkpoint import Checkpoints
-from unseen_ray.training.custom import custom_log_probs
+from unseen_ray.training.desk import Desk
+from unseen_ray.training.epochs import EpochStats
 from unseen_ray.training.feed import Feed, Pixels, Share, hold_pixels, measure
-from unseen_ray.training.fit import EpochStats, FitPlan, finished_fit, fit
-from unseen_ray.training.hardware import check_precision, device_name, numerics, seed_generators
+from unseen_ray.training.fit import FitPlan, finished_fit, fit
+from unseen_ray.training.hardware import check_precision, numerics, seed_generators
 from unseen_ray.training.predict import predict
 from unseen_ray.training.recorder import Recorder
 from unseen_ray.training.votesheet import FeatureSheet, VoteSheet
-from unseen_ray.votes import find_receipt, write_votes
 
 __all__ = ["TestSet", "Workbench", "build_model", "open_test"]
 
@@ -74,87 +72,44 @@ class _Fit:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Workbench:
-    """One process's hold on a run: does any of its tasks, on one device.
+    """Does any task of a run on one device.
 
     Args:
-        job: what the tasks share.
-        labels_N: labels of all rows of the source.
-        plane: its pixels.
-        source: opens the source, for a user's own training.
+        desk: the run.
         device: where to train.
     """
 
-    job: Job
-    labels_N: IntArray
-    plane: Plane
-    source: Callable[[], Source]
+    desk: Desk
     device: torch.device
-    population: Population = field(init=False)
     _pixels: list[Pixels] = field(init=False, default_factory=list)
-    _scores: StoredScores | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        self.population = self.job.population(self.labels_N)
-
-    @property
-    def scores(self) -> StoredScores:
-        """What scoring stores; functions that the configuration names are imported where something is scored, and only there."""
-        self._scores = self._scores or stored_scores(self.job.config)
-        return self._scores
 
     def score(self, task: ScoreTask) -> Iterator[Progress | Receipt]:
-        """Train the task's model and score what it may; the last value is the receipt, given once the votes are on storage.
-
-        Raises:
-            LeakError: if samples would be scored that the model was trained on.
-            FitError: if the training diverges, or a user's function answers with something unusable.
-        """
-        started = time.perf_counter()
-        train_ids, ids = task.train.resolve(self.population), task.scored.resolve(self.population)
-        check_unseen(task, ids, self.population)
-        key, folder = self.job.task_key(task, self.population), Folder(self.job.out)
-        known = find_receipt(folder, task.stage, task.index, key)
-        if known is not None:
-            yield known
-            return
-        yield self._begun(task.name)
-        votes = VoteSheet(task, ids, self.population.labels_of(ids), self.job, self.scores)
-        last = EpochStats(epoch=0, epochs=0)
-        checkpoints = self._checkpoints(train_ids, task)
-        for event in self._answers(task, train_ids, checkpoints, votes):
-            if isinstance(event, EpochStats):
-                last = event
-                yield self._trained(task, len(train_ids), event)
-            else:
-                votes.add(event, self.population)
-                if votes.due():
-                    yield self._scoring(task.name, votes)
-        part = votes.finish()
-        accuracy = float((part.pred_M == votes.labels_M).mean())
-        receipt = self._receipt(task, len(train_ids), len(ids), accuracy, last, time.perf_counter() - started)
-        receipt = write_votes(folder, task.stage, key, part, receipt)
-        checkpoints.clear()
-        yield receipt
+        """Train the task's model and score what it may; see `Desk.score`."""
+        checkpoints = self._checkpoints(task.train.resolve(self.desk.population), task)
+        yield from self.desk.score(
+            task, lambda train_ids, votes: self._answers(task, train_ids, checkpoints, votes), checkpoints.clear
+        )
 
     def evaluate(self, task: EvalTask, test: TestSet) -> Iterator[Progress | EvalResult]:
         """Train on the task's subset and measure on the test set after the last epoch."""
         started = time.perf_counter()
-        yield self._begun(task.name)
-        ids, recipe = task.train.resolve(self.population), self.job.config.recipe
+        job = self.desk.job
+        yield self.desk.begun(task.name)
+        ids, recipe = task.train.resolve(self.desk.population), job.config.recipe
         right = np.zeros(len(test.ids_M), bool)
         stats = EpochStats(epoch=0, epochs=0)
         with self._numerics():
             training = self._fit(ids, task, Share(), self._checkpoints(ids, task))
             for stats in self._train(training, task):
-                yield self._trained(task, len(ids), stats)
+                yield self.desk.trained(task, len(ids), stats)
             feed = Feed(self._held(test.plane), training.feed.norm)
             done = 0
             for answers in predict(training.model, feed, test.ids_M, recipe):
                 stop = done + len(answers.ids_B)
                 right[done:stop] = answers.log_probs_BC.argmax(axis=1) == test.labels_M[done:stop]
                 done = stop
-        present = np.bincount(test.labels_M, minlength=self.job.num_classes)
-        correct = np.bincount(test.labels_M[right], minlength=self.job.num_classes)
+        present = np.bincount(test.labels_M, minlength=job.num_classes)
+        correct = np.bincount(test.labels_M[right], minlength=job.num_classes)
         seconds = time.perf_counter() - started
         yield EvalResult(
             task=task.name,
@@ -165,34 +120,31 @@ class Workbench:
             accuracy=float(right.mean()),
             class_accuracy=tuple(float(c / n) if n else math.nan for c, n in zip(correct, present, strict=True)),
             seconds=round(seconds + stats.earlier_s, 3),
-            worker_seconds=round(seconds + stats.earlier_s * self.job.workers_of(task), 3),
+            worker_seconds=round(seconds + stats.earlier_s * job.workers_of(task), 3),
             node=platform.node(),
-            device=device_name(self.device),
+            device=self.desk.device,
         )
         training.checkpoints.clear()
 
     def train_share(self, task: ScoreTask | EvalTask, share: Share) -> Iterator[Progress]:
         """This worker's part of a fit that several do together; the model is in its last checkpoint then."""
         with self._numerics():
-            ids = task.train.resolve(self.population)
-            yield self._begun(task.name)
+            ids = task.train.resolve(self.desk.population)
+            yield self.desk.begun(task.name)
             training = self._fit(ids, task, share, self._checkpoints(ids, task))
             for stats in training.train():
-                yield self._trained(task, len(ids), stats)
+                yield self.desk.trained(task, len(ids), stats)
             training.checkpoints.check_written()
 
     def _answers(
         self, task: ScoreTask, train_ids: IdArray, checkpoints: Checkpoints, votes: VoteSheet
     ) -> Iterator[EpochStats | Answers]:
-        config = self.job.config
+        desk = self.desk
         with self._numerics():
-            if config.fit is not None:
-                yield from custom_log_probs(self.job, task, self.population, self.plane, self.source, self.labels_N)
-                return
             training = self._fit(train_ids, task, Share(), checkpoints)
-            recorder = self._recorder(task, training, votes) if self.scores.over_epochs else None
+            recorder = self._recorder(task, training, votes) if desk.scores.over_epochs else None
             yield from self._train(training, task, recorder)
-            sheet = FeatureSheet(self.population.ids_N) if self.job.keeps_features(task) else None
+            sheet = FeatureSheet(desk.population.ids_N) if desk.job.keeps_features(task) else None
             for answers in self._predict(training, votes.ids_M, sheet):
                 if recorder is not None:
                     recorder.add(answers)
@@ -205,14 +157,14 @@ class Workbench:
                 votes.features_ND = sheet.finish()
 
     def _predict(self, training: _Fit, ids: IdArray, sheet: FeatureSheet | None) -> Iterator[Answers]:
-        recipe = self.job.config.recipe
+        recipe = self.desk.job.config.recipe
         for answers in predict(training.model, training.feed, ids, recipe, features=sheet is not None):
             if sheet is not None:
                 sheet.add(answers)
             yield answers
 
     def _recorder(self, task: ScoreTask, training: _Fit, votes: VoteSheet) -> Recorder:
-        config, total = self.job.config, len(self.population)
+        config, total = self.desk.job.config, len(self.desk.population)
         largest = -(-total // config.folds) if config.train_on == "fold" else total - total // config.folds
         trained = len(training.plan.ids_M) if task.fold is None else largest
         return Recorder(
@@ -221,34 +173,34 @@ class Workbench:
             votes.ids_M,
             votes.labels_M,
             config.recipe,
-            scores=self.scores,
+            scores=self.desk.scores,
             epochs=training.plan.epochs,
             least_epochs=config.recipe.epochs_in_all(trained),
-            num_classes=self.job.num_classes,
+            num_classes=self.desk.job.num_classes,
         )
 
     def _train(
         self, training: _Fit, task: ScoreTask | EvalTask, recorder: Recorder | None = None
     ) -> Iterable[EpochStats]:
-        return training.train(recorder) if self.job.workers_of(task) == 1 else [training.fetch()]
+        return training.train(recorder) if self.desk.job.workers_of(task) == 1 else [training.fetch()]
 
     def _fit(self, train_ids: IdArray, task: ScoreTask | EvalTask, share: Share, checkpoints: Checkpoints) -> _Fit:
         """A fresh model and what it takes to train it."""
-        config = self.job.config
+        config = self.desk.job.config
         check_precision(config.recipe.precision, self.device)
         seed = fit_seed(config.seed, digest_ids(train_ids), task.repeat)
         seed_generators(torch_seed_for(seed), self.device)
-        model = build_model(config.model, self.job.num_classes)
+        model = build_model(config.model, self.desk.job.num_classes)
         model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         plan = FitPlan(
             ids_M=train_ids,
-            labels_M=self.population.labels_of(train_ids),
-            num_classes=self.job.num_classes,
+            labels_M=self.desk.population.labels_of(train_ids),
+            num_classes=self.desk.job.num_classes,
             recipe=config.recipe,
             seed=seed,
             share=share,
         )
-        feed = Feed(self._held(self.plane), measure(self.plane, train_ids))
+        feed = Feed(self._held(self.desk.plane), measure(self.desk.plane, train_ids))
         return _Fit(model=model, feed=feed, plan=plan, checkpoints=checkpoints)
 
     def _held(self, plane: Plane) -> Pixels:
@@ -260,66 +212,21 @@ class Workbench:
         return self._pixels[-1]
 
     def _checkpoints(self, train_ids: IdArray, task: ScoreTask | EvalTask) -> Checkpoints:
-        key = self.job.fit_key(train_ids, task)
-        out = self.job.out
+        key = self.desk.job.fit_key(train_ids, task)
+        out = self.desk.job.out
         return Checkpoints(Folder(out), key, beside=self.device.type == "cuda" or is_uri(out), task=task.name)
 
     def _numerics(self) -> contextlib.AbstractContextManager[None]:
-        config = self.job.config
+        config = self.desk.job.config
         return numerics(config.threads, config.recipe.deterministic, self.device)
 
-    def _receipt(
-        self, task: ScoreTask, trained: int, scored: int, accuracy: float, last: EpochStats, seconds: float
-    ) -> Receipt:
-        """What to say of finished work; `seconds` are this start's, to which come those of earlier ones."""
-        workers = self.job.workers_of(task)
-        worker_seconds = round(seconds + last.earlier_s * workers, 3)
-        return Receipt(
-            index=task.index,
-            task=task.name,
-            files={},
-            trained=trained,
-            scored=scored,
-            image_passes=0 if self.job.config.fit else self.job.config.recipe.image_passes(trained, workers=workers),
-            accuracy=accuracy,
-            train_accuracy=last.accuracy,
-            seconds=round(seconds + last.earlier_s, 3),
-            worker_seconds=worker_seconds,
-            gpu_seconds=worker_seconds if self.device.type == "cuda" else 0.0,
-            node=platform.node(),
-            device=device_name(self.device),
-        )
 
-    def _event(self, name: str, **facts: Any) -> Progress:
-        return Progress(task=name, node=platform.node(), device=device_name(self.device), **facts)
-
-    def _begun(self, name: str) -> Progress:
-        return self._event(name, doing="train", done=0, total=0)
-
-    def _trained(self, task: ScoreTask | EvalTask, trained: int, stats: EpochStats) -> Progress:
-        config, workers = self.job.config, self.job.workers_of(task)
-        return self._event(
-            task.name,
-            doing="train",
-            done=stats.epoch,
-            total=stats.epochs,
-            loss=stats.loss,
-            accuracy=stats.accuracy,
-            images_per_s=stats.images_per_s,
-            earlier=stats.trained_s == 0,
-            passes=0 if config.fit else config.recipe.passes_after(stats.epoch, trained, workers=workers),
-        )
-
-    def _scoring(self, name: str, votes: VoteSheet) -> Progress:
-        return self._event(name, doing="score", done=votes.done, total=len(votes.ids_M))
-
-
-def open_test(bench: Workbench) -> TestSet:
+def open_test(desk: Desk) -> TestSet:
     """What a run's evaluation measures on: its test source, else its holdout."""
-    job = bench.job
+    job = desk.job
     if job.test is None:
-        ids = bench.population.holdout_ids
-        return TestSet(bench.plane, ids, bench.labels_N[ids])
+        ids = desk.population.holdout_ids
+        return TestSet(desk.plane, ids, desk.labels_N[ids])
     source = open_source(job.test)
     plane, _ = load_plane(source, job.size_px)
     return TestSet(plane, np.arange(len(source.info), dtype=np.int64), source.info.labels_N)

@@ -1,0 +1,141 @@
+"""What every kind of training has in common: a task's frame, from its ids to its votes on storage. Needs no torch."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from unseen_ray.core.answers import Answers
+from unseen_ray.core.arrays import IdArray, IntArray
+from unseen_ray.core.population import Population
+from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen
+from unseen_ray.data.plane import Plane
+from unseen_ray.job import Job, Progress, Receipt
+from unseen_ray.scoring import StoredScores, stored_scores
+from unseen_ray.sources import Source
+from unseen_ray.storage import Folder
+from unseen_ray.training.epochs import EpochStats
+from unseen_ray.training.votesheet import VoteSheet
+from unseen_ray.votes import find_receipt, write_votes
+
+__all__ = ["Answering", "Desk"]
+
+Answering = Callable[[IdArray, VoteSheet], Iterable[EpochStats | Answers]]
+"""Trains on ids and answers for those of the sheet, telling of its epochs on the way."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Desk:
+    """One process's hold on a run, and how it tells of its tasks.
+
+    Args:
+        job: what the tasks share.
+        labels_N: labels of all rows of the source.
+        plane: its pixels.
+        source: opens the source, for a user's own training.
+        device: where tasks are done: the model of a GPU, or `cpu`.
+    """
+
+    job: Job
+    labels_N: IntArray
+    plane: Plane
+    source: Callable[[], Source]
+    device: str
+    population: Population = field(init=False)
+    _scores: StoredScores | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.population = self.job.population(self.labels_N)
+
+    @property
+    def scores(self) -> StoredScores:
+        """What scoring stores; functions that the configuration names are imported where something is scored, and only there."""
+        self._scores = self._scores or stored_scores(self.job.config)
+        return self._scores
+
+    def score(
+        self, task: ScoreTask, answering: Answering, stored: Callable[[], object]
+    ) -> Iterator[Progress | Receipt]:
+        """Have a task's model trained and its answers scored; the last value is the receipt, given once the votes are on storage.
+
+        Args:
+            task: what to do.
+            answering: trains and answers.
+            stored: is called when the votes are on storage.
+
+        Raises:
+            LeakError: if samples would be scored that the model was trained on.
+            FitError: if the training diverges, or a user's function answers with something unusable.
+        """
+        started = time.perf_counter()
+        train_ids, ids = task.train.resolve(self.population), task.scored.resolve(self.population)
+        check_unseen(task, ids, self.population)
+        key, folder = self.job.task_key(task, self.population), Folder(self.job.out)
+        known = find_receipt(folder, task.stage, task.index, key)
+        if known is not None:
+            yield known
+            return
+        yield self.begun(task.name)
+        votes = VoteSheet(task, ids, self.population.labels_of(ids), self.job, self.scores)
+        last = EpochStats(epoch=0, epochs=0)
+        for event in answering(train_ids, votes):
+            if isinstance(event, EpochStats):
+                last = event
+                yield self.trained(task, len(train_ids), event)
+            else:
+                votes.add(event, self.population)
+                if votes.due():
+                    yield self._event(task.name, doing="score", done=votes.done, total=len(votes.ids_M))
+        part = votes.finish()
+        accuracy = float((part.pred_M == votes.labels_M).mean())
+        receipt = self._receipt(task, len(train_ids), len(ids), accuracy, last, time.perf_counter() - started)
+        receipt = write_votes(folder, task.stage, key, part, receipt)
+        stored()
+        yield receipt
+
+    def begun(self, name: str) -> Progress:
+        """That a task has begun."""
+        return self._event(name, doing="train", done=0, total=0)
+
+    def trained(self, task: ScoreTask | EvalTask, trained: int, stats: EpochStats) -> Progress:
+        """That a model was trained for another epoch, on so many samples."""
+        config, workers = self.job.config, self.job.workers_of(task)
+        return self._event(
+            task.name,
+            doing="train",
+            done=stats.epoch,
+            total=stats.epochs,
+            loss=stats.loss,
+            accuracy=stats.accuracy,
+            images_per_s=stats.images_per_s,
+            earlier=stats.trained_s == 0,
+            passes=0 if config.fit else config.recipe.passes_after(stats.epoch, trained, workers=workers),
+        )
+
+    def _receipt(
+        self, task: ScoreTask, trained: int, scored: int, accuracy: float, last: EpochStats, seconds: float
+    ) -> Receipt:
+        """What to say of finished work; `seconds` are this start's, to which come those of earlier ones."""
+        workers = self.job.workers_of(task)
+        worker_seconds = round(seconds + last.earlier_s * workers, 3)
+        return Receipt(
+            index=task.index,
+            task=task.name,
+            files={},
+            trained=trained,
+            scored=scored,
+            image_passes=0 if self.job.config.fit else self.job.config.recipe.image_passes(trained, workers=workers),
+            accuracy=accuracy,
+            train_accuracy=last.accuracy,
+            seconds=round(seconds + last.earlier_s, 3),
+            worker_seconds=worker_seconds,
+            gpu_seconds=worker_seconds if self.device != "cpu" else 0.0,
+            node=platform.node(),
+            device=self.device,
+        )
+
+    def _event(self, name: str, **facts: Any) -> Progress:
+        return Progress(task=name, node=platform.node(), device=self.device, **facts)

@@ -1,0 +1,36 @@
+"""What is told of one pass over the training ids."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["EpochStats"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochStats:
+    """One pass over the training ids.
+
+    Attributes:
+        epoch: from 1; 0 before the first.
+        epochs: how many there will be.
+        loss: mean training loss.
+        accuracy: share of the training samples that were right, as they were trained.
+        images_per_s: training speed.
+        seconds: of all epochs so far, whichever start of the fit did them.
+        earlier_s: of these, by earlier starts or other workers.
+    """
+
+    epoch: int
+    epochs: int
+    loss: float = math.nan
+    accuracy: float = math.nan
+    images_per_s: float = math.nan
+    seconds: float = 0.0
+    earlier_s: float = 0.0
+
+    @property
+    def trained_s(self) -> float:
+        """Seconds of this start's epochs."""
+        return self.seconds - self.earlier_s
