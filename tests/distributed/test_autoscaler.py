@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.distributed.nodes import BIN, client_environment, free_ports, start, stop, wait_for
+from tests.distributed.growing import growing_cluster
+from tests.distributed.nodes import BIN
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -29,45 +28,8 @@ print(len(result.coreset), result.manifest.environment["nodes"])
 @pytest.fixture(scope="module")
 def growing() -> Iterator[tuple[str, dict[str, str]]]:
     """Address and client environment of a head without GPU whose autoscaler may add one node with a pretended GPU."""
-    scratch = Path(tempfile.mkdtemp(prefix="ur"))
-    env = client_environment(scratch)
-    gcs, dashboard, agent = free_ports(3)
-    (scratch / "cluster.yaml").write_text(yaml.safe_dump(autoscaling_config()))
-    head = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=1"]
-    head += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={scratch}/r"]
-    head += [f"--autoscaling-config={scratch}/cluster.yaml"]
-    fake = {"RAY_FAKE_CLUSTER": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": "f" * 51 + "00000"}
-    node = start({**env, **fake}, scratch / "head.log", *head)
-    wait_for(scratch / "head.log", "Ray runtime started")
-    yield f"127.0.0.1:{gcs}", {**env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    stop(node)
-    shutil.rmtree(scratch, ignore_errors=True)
-
-
-def autoscaling_config() -> dict[str, object]:
-    empty = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
-    nothing: dict[str, object] = {key: [] for key in empty}
-    return nothing | {
-        "cluster_name": "growing",
-        "max_workers": 1,
-        "idle_timeout_minutes": 5,
-        "provider": {"type": "fake_multinode"},
-        "head_node_type": "ray.head.default",
-        "available_node_types": {
-            "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
-            "gpu": {"resources": {"CPU": 2, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 1},
-        },
-        "head_start_ray_commands": [],
-        "worker_start_ray_commands": [],
-        "auth": {},
-        "docker": {},
-        "file_mounts": {},
-        "cluster_synced_files": [],
-        "rsync_exclude": [],
-        "rsync_filter": [],
-        "file_mounts_sync_continuously": False,
-        "upscaling_speed": 1,
-    }
+    with growing_cluster(cpus=2, most=1) as cluster:
+        yield cluster.address, cluster.env
 
 
 def prune(
@@ -106,3 +68,29 @@ def test_submit_takes_a_run_that_the_autoscaler_may_bring_a_node_for(
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "growing\n"
     subprocess.run([str(BIN / "ray"), "job", "stop", "growing"], env=growing[1], capture_output=True, timeout=60)
+
+
+def test_a_run_goes_on_while_nodes_come_are_lost_and_are_removed(tmp_path: Path) -> None:
+    """The benchmark in little: from no node with a GPU to two, one of them killed in the middle, and back to none."""
+    root = Path(__file__).parents[2]
+    line = [sys.executable, root / "benchmarks" / "elastic.py", "--folds", "4", "--nodes", "2", "--seconds", "3"]
+    path = f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = subprocess.run(
+        [*line, "--json", tmp_path / "found.json"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["same_ids"] is True
+    fixed, elastic = found["fixed"], found["elastic"]
+    assert [count for _, count in fixed["nodes_over_time"]] == [2]
+    assert fixed["starts"] == 4
+    counts = [count for _, count in elastic["nodes_over_time"]]
+    assert max(counts) == 2
+    assert counts[-1] == 0, "idle nodes stayed"
+    assert elastic["first_node_s"] > 0
+    assert elastic["loss_seen_after_s"] < 60
+    assert elastic["starts"] >= 4

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from unseen_ray.distributed.capacity import Capacity, check_feasible, default_gpus, slots
+from unseen_ray.distributed.capacity import Capacity, check_feasible, default_gpus, plain_nodes, slots
 from unseen_ray.distributed.failures import Attempts, decide
-from unseen_ray.errors import ConfigError
+from unseen_ray.distributed.waiting import Wait
+from unseen_ray.errors import ClusterError, ConfigError
 from unseen_ray.job import Progress
 
 CPU_NODE = {"CPU": 4.0}
@@ -19,6 +20,22 @@ def test_slots_count_whole_workers_on_each_node() -> None:
     assert slots(capacity, ONE_GPU) == 4
     assert slots(capacity, {"CPU": 3.0, "GPU": 0.0}) == 1 + 2 + 2
     assert slots(capacity, {"CPU": 0.5, "GPU": 0.25}) == 16
+
+
+def test_plain_nodes_are_those_without_gpu_that_have_room() -> None:
+    capacity = Capacity(nodes=(CPU_NODE, GPU_NODE, {"CPU": 0.5}, {}), node_ids=("a", "b", "c", "d"))
+    assert plain_nodes(capacity, {"CPU": 1.0, "GPU": 0.0}) == {"a": 4}
+    assert plain_nodes(capacity, {"CPU": 0.25, "GPU": 0.0}) == {"a": 16, "c": 2}
+    assert plain_nodes(capacity, ONE_GPU) == {}
+
+
+def test_waiting_ends_where_there_is_no_hope_and_not_while_others_hold_what_is_asked_for() -> None:
+    waiting = Wait(asked="a GPU", wait_s=-1)  # any moment is too long
+    for came, may_come in ((True, False), (False, True), (True, True)):
+        waiting.check(came=came, may_come=may_come, otherwise="no GPU came")
+    with pytest.raises(ClusterError, match="no GPU came"):
+        waiting.check(came=False, may_come=False, otherwise="no GPU came")
+    Wait(asked="a GPU", wait_s=60).check(came=False, may_come=False, otherwise="no GPU came")
 
 
 def test_folds_take_a_gpu_where_there_is_one_or_may_be_one() -> None:

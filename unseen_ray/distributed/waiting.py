@@ -46,7 +46,7 @@ class Wait:
             self._hoped = now
         if came:
             self._since = self._said = now
-        elif now - self._hoped > self.wait_s:
+        elif not may_come and now - self._hoped > self.wait_s:
             raise ClusterError(otherwise)
         elif now - self._said >= _SAY_EVERY_S:
             self._said = now
