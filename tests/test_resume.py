@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
 import subprocess
 import sys
@@ -10,10 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import unseen_ray as ur
-from unseen_ray.job import Progress, Receipt
+from unseen_ray.job import EvalResult, Progress, Receipt
 from unseen_ray.manifest import read_manifest, write_manifest
+from unseen_ray.progress import watching
 from unseen_ray.storage import Folder
 
 FIELDS = {
@@ -239,3 +243,25 @@ def test_no_name_leads_out_of_a_folder(tmp_path: Path, name: str) -> None:
     for reach in (folder.read, folder.delete, folder.delete_folder, lambda name: folder.write(name, b"")):
         with pytest.raises(ur.UnseenError, match="it leads elsewhere"):
             reach(name)
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_says_so(tmp_path: Path) -> None:
+    fields = {**FIELDS, "schedule": None, "recipe": {"epochs": 400, "min_steps": 0}}
+
+    def stop(event: object) -> None:
+        if isinstance(event, Progress) and event.done > 1 and list(tmp_path.glob("checkpoints/*/checkpoint.json")):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ur.prune(ur.PruneConfig(**fields, out=tmp_path), on_event=stop)
+    said = io.StringIO()
+    with watching(Console(file=said, width=200)) as observe:
+
+        def until_resumed(event: Progress | Receipt | EvalResult) -> None:
+            observe(event)
+            if isinstance(event, Progress) and event.done:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            ur.prune(ur.PruneConfig(**fields, out=tmp_path), on_event=until_resumed)
+    assert re.search(r"stage 0 fold 0 \(\S+, .+\): going on after epoch \d+/400\n", said.getvalue())

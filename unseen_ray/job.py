@@ -160,7 +160,7 @@ class Receipt:
         gpu_seconds: of these, on GPUs.
         node: host it ran on.
         device: `cpu` or the GPU.
-        reused: whether an earlier start of the run had finished it.
+        reused: whether an earlier start of the run had finished it, or a worker that was given up.
     """
 
     index: int

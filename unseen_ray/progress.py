@@ -75,7 +75,7 @@ class TableProgress:
 
 @dataclass(slots=True)
 class LineProgress:
-    """A line when a task begins, every ten seconds, and when it is done."""
+    """A line when a task begins, where it goes on from a checkpoint, every ten seconds, and when it is done."""
 
     console: Console
     rows: dict[str, _Row] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class LineProgress:
             fresh = event.task not in self.rows
             row = self.rows.setdefault(event.task, _Row(event))
             row.take(event)
-            if fresh or time.monotonic() - row.said >= _LINE_EVERY_S:
+            if fresh or _goes_on(event) or time.monotonic() - row.said >= _LINE_EVERY_S:
                 row.said = time.monotonic()
                 self._say(f"{event.task} ({event.node}, {event.device}): {_sentence(row)}")
         else:
@@ -156,9 +156,16 @@ def _sentence(row: _Row) -> str:
         return f"scoring {last.done:,} of {last.total:,}"
     if not last.done:
         return "started"
+    if _goes_on(last):
+        return f"going on after epoch {last.done}/{last.total}"
     eta = row.eta_s()
     left = "" if math.isnan(eta) or last.done < 2 else f", {eta:.0f} s left"
     return f"epoch {last.done}/{last.total}, loss {last.loss:.4f}, accuracy {last.accuracy:.3f}, {last.images_per_s:,.0f} images/s{left}"
+
+
+def _goes_on(event: Progress) -> bool:
+    """Whether a training goes on from where an earlier start, or a worker that was lost, had brought it."""
+    return event.doing == "train" and event.earlier and 0 < event.done < event.total
 
 
 def _closing(event: Receipt | EvalResult) -> str:

@@ -4,10 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+import unseen_ray as ur
+from unseen_ray.config import load_yaml
 from unseen_ray.distributed.session import ray_session
+
+ON_IMAGES: dict[str, Any] = {
+    "keep": 0.5,
+    "folds": 4,
+    "schedule": [0.3, 0.5],
+    "model": {"use": "small_cnn"},
+    "recipe": {"epochs": 20, "min_steps": 0},
+}
+
+
+@pytest.fixture(scope="session")
+def images(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with the YAML of a run on the first images of CIFAR-10."""
+    folder = tmp_path_factory.mktemp("images")
+    source = {"use": "parquet", "path": str((real_data / "cifar10-train.parquet").resolve()), "limit": 5000}
+    (folder / "run.yaml").write_text(yaml.safe_dump({"source": source, **ON_IMAGES}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def on_images(images: Path, tmp_path_factory: pytest.TempPathFactory) -> ur.PruneResult:
+    """What that run picks in one process."""
+    fields = load_yaml(images / "run.yaml")
+    return ur.prune(ur.PruneConfig(**fields, executor="local", out=tmp_path_factory.mktemp("on-images")))
 
 
 @pytest.fixture(scope="module")

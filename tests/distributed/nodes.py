@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
@@ -37,8 +39,10 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def start(env: dict[str, str], log: Path, *args: str) -> subprocess.Popen[bytes]:
-    command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", "--object-store-memory=200000000", *args]
+def start(env: dict[str, str], log: Path, *args: str, on: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    """Start a node; `on` is the line that begins a command on another host."""
+    ray = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", "--object-store-memory=200000000"]
+    command = [*on, *ray, *args]
     with log.open("wb") as stream:
         return subprocess.Popen(command, env=env, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
 
@@ -55,3 +59,9 @@ def stop(node: subprocess.Popen[bytes]) -> None:
         node.wait(15)
     except subprocess.TimeoutExpired:
         os.killpg(node.pid, signal.SIGKILL)
+
+
+def command_lines() -> Iterator[str]:
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield entry.read_bytes().decode(errors="replace")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import unseen_ray as ur
-from tests.distributed.nodes import BIN, client_environment, free_ports, start, stop, wait_for
+from tests.distributed.jobs import done, epochs, followed, ours, places_of, rays, until, until_checkpoint, votes
+from tests.distributed.nodes import BIN, client_environment, command_lines, free_ports, start, stop, wait_for
 from unseen_ray.config import load_yaml
 
 pytestmark = pytest.mark.ray
@@ -64,17 +65,11 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 def submit(env: dict[str, str], folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [str(BIN / "ray"), "job", "submit", "--working-dir", str(folder), "--", "unseen-ray", "prune", *args]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
-
-
-def ours(folder: Path, *args: str) -> list[str]:
-    """The line of an `unseen-ray submit` from a folder."""
-    return [str(BIN / "unseen-ray"), "submit", "--working-dir", str(folder), *args]
+    return done(rays(folder, *args), env)
 
 
 def submit_ours(env: dict[str, str], folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(ours(folder, *args), env=env, capture_output=True, text=True, timeout=240)
+    return done(ours(folder, *args), env)
 
 
 @pytest.fixture(scope="module")
@@ -90,19 +85,6 @@ def local(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ur.PruneRes
     """What the run of that YAML picks in one process."""
     fields = load_yaml(folder / "run.yaml")
     return ur.prune(ur.PruneConfig(**fields, executor="local", out=tmp_path_factory.mktemp("local")))
-
-
-def places_of(text: str, *roots: Path) -> list[Path]:
-    """Files below some folders that hold a text."""
-    files = [path for root in roots for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
-    assert len(files) > 10
-    return [path for path in files if text.encode() in path.read_bytes()]
-
-
-def command_lines() -> Iterator[str]:
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            yield entry.read_bytes().decode(errors="replace")
 
 
 def test_a_submitted_job_picks_the_ids_of_the_local_run(
@@ -206,6 +188,35 @@ def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
 
 
 @pytest.mark.slow
+@pytest.mark.realdata
+def test_a_stopped_job_on_real_images_is_submitted_again_and_trains_no_fold_twice(
+    cluster: dict[str, str], images: Path, on_images: ur.PruneResult, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    line = ["run.yaml", "--out", str(out)]
+    with followed(rays(images, *line, job="images"), cluster, tmp_path / "first.log") as first:
+        last = "stage 0 fold 3"  # three nodes train the others at the same time
+        until(lambda: votes(out) and epochs(out).get(last, 0) >= 2, "fold 3 is not in training", 240)
+        before = epochs(out)[last]
+        subprocess.run([str(BIN / "ray"), "job", "stop", "images"], env=cluster, check=True, capture_output=True)
+        first.ended(60)
+        assert first.found(r"stage 0 fold 0 \(\S+, cpu\): started")
+    finished = votes(out)
+    assert last not in finished
+    again = submit(cluster, images, *line)
+    assert again.returncode == 0, again.stdout[-3000:]
+    assert set(re.findall(r"(stage 0 fold \d) was finished before", again.stdout)) == finished.keys()
+    assert not set(re.findall(r"(stage 0 fold \d) \(\S+, cpu\): started", again.stdout)) & finished.keys()
+    (going_on,) = re.findall(rf"{last} \(\S+, cpu\): going on after epoch (\d+)/20", again.stdout)
+    assert int(going_on) >= before
+    submitted = ur.load(out)
+    assert {task["task"] for task in submitted.manifest.stages[0]["tasks"] if task["reused"]} == finished.keys()
+    assert finished.items() <= votes(out).items()
+    assert submitted.coreset.ids.tolist() == on_images.coreset.ids.tolist()
+    assert submitted.scores == on_images.scores
+
+
+@pytest.mark.slow
 def test_ctrl_c_ends_the_following_and_not_the_job(cluster: dict[str, str], folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     line = ours(folder, str(folder / "run.yaml"), "--out", str(out), "--recipe.epochs", "20000")
@@ -225,13 +236,6 @@ def test_ctrl_c_ends_the_following_and_not_the_job(cluster: dict[str, str], fold
     assert second.returncode == 4
     assert "is held by" in second.stdout and "job left" in second.stdout
     assert subprocess.run([*ray, "stop", "left"], env=cluster, capture_output=True).returncode == 0
-
-
-def until_checkpoint(out: Path, limit_s: float = 120) -> None:
-    began = time.monotonic()
-    while not list(out.glob("checkpoints/*/checkpoint.json")):
-        assert time.monotonic() - began < limit_s, "no training has begun"
-        time.sleep(0.1)
 
 
 OPEN = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN_PATH": ""}

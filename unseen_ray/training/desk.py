@@ -92,7 +92,9 @@ class Desk:
         part = votes.finish()
         accuracy = float((part.pred_M == votes.labels_M).mean())
         receipt = self._receipt(task, len(train_ids), len(ids), accuracy, last, time.perf_counter() - started)
-        receipt = write_votes(folder, task.stage, key, part, receipt)
+        # a worker that was given up for dead may have been faster: its votes may be in use already, and stand
+        stands = find_receipt(folder, task.stage, task.index, key)
+        receipt = stands or write_votes(folder, task.stage, key, part, receipt)
         stored()
         yield receipt
 

@@ -1,0 +1,91 @@
+"""A worker that is given up for dead and still works, as behind a broken network: what it does late harms nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import unseen_ray as ur
+from unseen_ray.core.tasks import ScoreTask
+from unseen_ray.executor import Observer
+from unseen_ray.job import Progress, Receipt
+from unseen_ray.local import LocalExecutor
+from unseen_ray.pipeline import prune
+from unseen_ray.storage import sha256_of
+
+FIELDS: dict[str, Any] = {
+    "source": {"use": "digits", "limit": 200},
+    "keep": 0.5,
+    "folds": 2,
+    "model": {"use": "small_cnn", "width": 8},
+    "recipe": {"epochs": 4, "min_steps": 0},
+    "save_probs": True,
+    "executor": "local",
+    "log_to": "none",
+}
+
+
+class Shadowed(LocalExecutor):
+    """Has another worker take up each task first, and hold still until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shadows: list[Iterator[Progress | Receipt]] = []
+
+    def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:
+        """Work off the tasks beside the shadows."""
+        for task in tasks:
+            shadow = self._ready().score(task)
+            assert isinstance(next(shadow), Progress)
+            self.shadows.append(shadow)
+        return super().score(tasks, on_event)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> ur.PruneResult:
+    return ur.prune(ur.PruneConfig(**FIELDS, out=tmp_path_factory.mktemp("undisturbed")))
+
+
+def assert_whole(out: Path, undisturbed: ur.PruneResult, caplog: pytest.LogCaptureFixture) -> None:
+    """The run is the undisturbed one, every file is what the manifest says, and a rerun finds nothing to do."""
+    files = ur.load(out).manifest.files
+    assert files == {name: sha256_of((out / name).read_bytes()) for name in files}
+    again = ur.prune(ur.PruneConfig(**FIELDS, out=out))
+    assert "is finished already" in caplog.text and "damaged" not in caplog.text
+    assert again.coreset.ids.tolist() == undisturbed.coreset.ids.tolist()
+    assert again.scores == undisturbed.scores
+
+
+def test_votes_that_come_after_the_run_is_done_change_nothing(
+    tmp_path: Path, undisturbed: ur.PruneResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    executor, out = Shadowed(), tmp_path / "run"
+    prune(ur.PruneConfig(**FIELDS, out=out), executor=executor, on_event=lambda event: None)
+    for shadow in executor.shadows:
+        *_, last = shadow
+        assert isinstance(last, Receipt)
+    assert len(executor.shadows) == 2
+    assert_whole(out, undisturbed, caplog)
+
+
+def test_votes_that_come_before_those_of_whoever_took_over_stand(
+    tmp_path: Path, undisturbed: ur.PruneResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    executor, out, early = Shadowed(), tmp_path / "run", {}
+
+    def observe(event: object) -> None:
+        if isinstance(event, Progress) and event.doing == "train" and event.done == 3 and executor.shadows:
+            *_, receipt = executor.shadows.pop(0)
+            assert isinstance(receipt, Receipt)
+            early.update(receipt.files)
+
+    prune(ur.PruneConfig(**FIELDS, out=out), executor=executor, on_event=observe)
+    assert len(early) == 4
+    assert early.items() <= ur.load(out).manifest.files.items()
+    assert not (out / "checkpoints").exists()
+    assert_whole(out, undisturbed, caplog)
