@@ -1,0 +1,19 @@
+"""ImageNet-1K in numbers alone: as many samples and classes, no pictures; to plan for it where it is not at hand."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class ImageNetCounts:
+    """1,281,167 black squares of 1,000 classes, as evenly as they go (ImageNet's have 732 to 1,300 each)."""
+
+    def __init__(self) -> None:
+        self.labels = np.arange(1_281_167) % 1000
+        self.keys = [f"n{number}" for number in range(len(self.labels))]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        return np.zeros((64, 64, 3), np.uint8)
