@@ -35,7 +35,7 @@ __all__ = ["run_trials"]
 
 logger = logging.getLogger(__name__)
 
-_SLIVER = 0.001  # of a CPU: trials are admitted by their number, not by what they reserve
+_SLIVER = {"CPU": 0, "memory": 2**20}  # the least of a CPU would keep a fold off a node whose folds take all of them
 _MOST_AT_ONCE = 8
 _TUNE = "tune"
 _ENVIRONMENT = {
@@ -149,7 +149,7 @@ def _tune(
     if number < 1:
         return
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, common=common), {"CPU": _SLIVER}),
+        tune.with_resources(tune.with_parameters(run_trial, common=common), _SLIVER),
         param_space=space,
         tune_config=tune.TuneConfig(
             max_concurrent_trials=at_once,
