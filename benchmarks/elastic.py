@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=8)
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=20.0, help="of one fold")
-    parser.add_argument("--idle", type=float, default=6.0, help="seconds after which an idle node is removed")
+    parser.add_argument("--idle", type=float, default=10.0, help="seconds after which an idle node is removed")
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     fields = {**FIELDS, "folds": args.folds}

@@ -59,9 +59,11 @@ def autoscaling_config(gcs: int, *, cpus: int, most: int, idle_s: float) -> dict
         "idle_timeout_minutes": idle_s / 60,
         "provider": {
             "type": "fake_multinode",
-            "launch_multiple": True,
-            "disable_node_updaters": True,
             "gcs_address": f"127.0.0.1:{gcs}",
+            "launch_multiple": True,
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
         },
         "head_node_type": "ray.head.default",
         "available_node_types": {

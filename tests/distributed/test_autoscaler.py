@@ -73,7 +73,18 @@ def test_submit_takes_a_run_that_the_autoscaler_may_bring_a_node_for(
 def test_a_run_goes_on_while_nodes_come_are_lost_and_are_removed(tmp_path: Path) -> None:
     """The benchmark in little: from no node with a GPU to two, one of them killed in the middle, and back to none."""
     root = Path(__file__).parents[2]
-    line = [sys.executable, root / "benchmarks" / "elastic.py", "--folds", "4", "--nodes", "2", "--seconds", "3"]
+    line = [
+        sys.executable,
+        root / "benchmarks" / "elastic.py",
+        "--folds",
+        "4",
+        "--nodes",
+        "2",
+        "--seconds",
+        "3",
+        "--idle",
+        "6",
+    ]
     path = f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     done = subprocess.run(
         [*line, "--json", tmp_path / "found.json"],
