@@ -203,7 +203,7 @@ def test_a_stopped_job_on_real_images_is_submitted_again_and_trains_no_fold_twic
         assert first.found(r"stage 0 fold 0 \(\S+, cpu\): started")
     finished = votes(out)
     assert last not in finished
-    again = submit(cluster, images, *line)
+    again = done(rays(images, *line), cluster, 400)
     assert again.returncode == 0, again.stdout[-3000:]
     assert set(re.findall(r"(stage 0 fold \d) was finished before", again.stdout)) == finished.keys()
     assert not set(re.findall(r"(stage 0 fold \d) \(\S+, cpu\): started", again.stdout)) & finished.keys()

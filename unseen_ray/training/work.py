@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import platform
 import time
@@ -36,7 +37,7 @@ from unseen_ray.training.hardware import check_precision, device_name, numerics,
 from unseen_ray.training.predict import predict
 from unseen_ray.training.recorder import Recorder
 from unseen_ray.training.votesheet import FeatureSheet, VoteSheet
-from unseen_ray.votes import find_receipt, write_votes
+from unseen_ray.votes import Lookout, find_receipt, write_votes
 
 __all__ = ["TestSet", "Workbench", "build_model", "open_test"]
 
@@ -113,18 +114,22 @@ class Workbench:
         train_ids, ids = task.train.resolve(self.population), task.scored.resolve(self.population)
         check_unseen(task, ids, self.population)
         key, folder = self.job.task_key(task, self.population), Folder(self.job.out)
-        known = find_receipt(folder, task.stage, task.index, key)
-        if known is not None:
+        find = functools.partial(find_receipt, folder, task.stage, task.index, key)
+        if (known := find()) is not None:
             yield known
             return
         yield self._begun(task.name)
         votes = VoteSheet(task, ids, self.population.labels_of(ids), self.job, self.scores)
         last = EpochStats(epoch=0, epochs=0)
-        checkpoints = self._checkpoints(train_ids, task)
+        checkpoints, lookout = self._checkpoints(train_ids, task), Lookout(find)
         for event in self._answers(task, train_ids, checkpoints, votes):
             if isinstance(event, EpochStats):
                 last = event
                 yield self._trained(task, len(train_ids), event)
+                if (known := lookout.look()) is not None:
+                    checkpoints.clear()
+                    yield known
+                    return
             else:
                 votes.add(event, self.population)
                 if votes.due():
@@ -133,8 +138,7 @@ class Workbench:
         accuracy = float((part.pred_M == votes.labels_M).mean())
         receipt = self._receipt(task, len(train_ids), len(ids), accuracy, last, time.perf_counter() - started)
         # a worker that was given up for dead may have been faster: its votes may be in use already, and stand
-        stands = find_receipt(folder, task.stage, task.index, key)
-        receipt = stands or write_votes(folder, task.stage, key, part, receipt)
+        receipt = find() or write_votes(folder, task.stage, key, part, receipt)
         checkpoints.clear()
         yield receipt
 
