@@ -72,11 +72,32 @@ def test_votes_that_come_after_the_run_is_done_change_nothing(
     assert_whole(out, undisturbed, caplog)
 
 
+def test_whoever_took_over_does_not_train_on_when_the_votes_come(
+    tmp_path: Path, undisturbed: ur.PruneResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    executor, out = Shadowed(), tmp_path / "run"
+    trained: list[tuple[str, int]] = []
+
+    def observe(event: object) -> None:
+        if isinstance(event, Progress) and event.done:
+            trained.append((event.task, event.done))
+            if executor.shadows:
+                *_, receipt = executor.shadows.pop(0)
+                assert isinstance(receipt, Receipt)
+
+    prune(ur.PruneConfig(**FIELDS, out=out), executor=executor, on_event=observe)
+    assert trained == [("stage 0 fold 0", 1), ("stage 0 fold 1", 1)]
+    assert not (out / "checkpoints").exists()
+    assert_whole(out, undisturbed, caplog)
+
+
 def test_votes_that_come_before_those_of_whoever_took_over_stand(
     tmp_path: Path, undisturbed: ur.PruneResult, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    executor, out, early = Shadowed(), tmp_path / "run", {}
+    executor, out = Shadowed(), tmp_path / "run"
+    early: dict[str, str] = {}
 
     def observe(event: object) -> None:
         if isinstance(event, Progress) and event.doing == "train" and event.done == 3 and executor.shadows:

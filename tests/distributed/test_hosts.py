@@ -19,7 +19,7 @@ from tests.distributed.jobs import Followed, done, epochs, followed, ours, rays,
 from tests.distributed.nodes import client_environment, start, wait_for
 from unseen_ray.storage import sha256_of
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.realdata]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.realdata, pytest.mark.timeout(1200)]
 
 HEALTH = {  # a silent node is given up after some twelve seconds, and goes on by itself for as long as it is cut off
     "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
@@ -91,7 +91,7 @@ def test_a_run_over_three_hosts_picks_the_ids_of_the_local_run(
     cluster: Cluster, images: Path, on_images: ur.PruneResult, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    run = done([*cluster.head.on, *ours(images, str(images / "run.yaml"), "--out", str(out))], cluster.env)
+    run = done([*cluster.head.on, *ours(images, str(images / "run.yaml"), "--out", str(out))], cluster.env, 400)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     assert "asks nobody for a token" not in run.stderr
     manifest = ur.load(out).manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from unseen_ray.sources import Source
 from unseen_ray.storage import Folder
 from unseen_ray.training.epochs import EpochStats
 from unseen_ray.training.votesheet import VoteSheet
-from unseen_ray.votes import find_receipt, write_votes
+from unseen_ray.votes import Lookout, find_receipt, write_votes
 
 __all__ = ["Answering", "Desk"]
 
@@ -74,17 +75,21 @@ class Desk:
         train_ids, ids = task.train.resolve(self.population), task.scored.resolve(self.population)
         check_unseen(task, ids, self.population)
         key, folder = self.job.task_key(task, self.population), Folder(self.job.out)
-        known = find_receipt(folder, task.stage, task.index, key)
-        if known is not None:
+        find = functools.partial(find_receipt, folder, task.stage, task.index, key)
+        if (known := find()) is not None:
             yield known
             return
         yield self.begun(task.name)
         votes = VoteSheet(task, ids, self.population.labels_of(ids), self.job, self.scores)
-        last = EpochStats(epoch=0, epochs=0)
+        last, lookout = EpochStats(epoch=0, epochs=0), Lookout(find)
         for event in answering(train_ids, votes):
             if isinstance(event, EpochStats):
                 last = event
                 yield self.trained(task, len(train_ids), event)
+                if (known := lookout.look()) is not None:
+                    stored()
+                    yield known
+                    return
             else:
                 votes.add(event, self.population)
                 if votes.due():
@@ -93,8 +98,7 @@ class Desk:
         accuracy = float((part.pred_M == votes.labels_M).mean())
         receipt = self._receipt(task, len(train_ids), len(ids), accuracy, last, time.perf_counter() - started)
         # a worker that was given up for dead may have been faster: its votes may be in use already, and stand
-        stands = find_receipt(folder, task.stage, task.index, key)
-        receipt = stands or write_votes(folder, task.stage, key, part, receipt)
+        receipt = find() or write_votes(folder, task.stage, key, part, receipt)
         stored()
         yield receipt
 
