@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -22,7 +21,6 @@ from unseen_ray.scoring import of_probabilities, stored_scores
 from unseen_ray.storage import Folder, filesystem_of, sha256_of
 
 __all__ = [
-    "Lookout",
     "MergeRequest",
     "borrow_votes",
     "features_file",
@@ -41,7 +39,6 @@ __all__ = [
 _KEY = b"unseen_ray.task"
 _RECEIPT = b"unseen_ray.receipt"
 _SHA256 = b"unseen_ray.sha256"
-_LOOK_EVERY_S = 10.0
 _FIXED = ("id", "pred", "p_top", "p_label")
 
 
@@ -60,26 +57,6 @@ class MergeRequest:
     ids_M: IdArray
     num_parts: int
     votes_each: int
-
-
-@dataclass(slots=True)
-class Lookout:
-    """Looks at once, then every ten seconds, for a task's votes: whoever was given up for dead may still bring them.
-
-    Attributes:
-        find: the receipt of the task, if its votes are on storage.
-    """
-
-    find: Callable[[], Receipt | None]
-    _next: float = 0.0
-
-    def look(self) -> Receipt | None:
-        """The receipt, if it is time to look and the votes stand."""
-        now = time.monotonic()
-        if now < self._next:
-            return None
-        self._next = now + _LOOK_EVERY_S
-        return self.find()
 
 
 def vote_file(stage: int, index: int) -> str:

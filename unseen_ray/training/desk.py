@@ -20,12 +20,34 @@ from unseen_ray.sources import Source
 from unseen_ray.storage import Folder
 from unseen_ray.training.epochs import EpochStats
 from unseen_ray.training.votesheet import VoteSheet
-from unseen_ray.votes import Lookout, find_receipt, write_votes
+from unseen_ray.votes import find_receipt, write_votes
 
 __all__ = ["Answering", "Desk"]
 
+_LOOK_EVERY_S = 10.0
+
 Answering = Callable[[IdArray, VoteSheet], Iterable[EpochStats | Answers]]
 """Trains on ids and answers for those of the sheet, telling of its epochs on the way."""
+
+
+@dataclass(slots=True)
+class _Lookout:
+    """Looks at once, then every ten seconds, for a task's votes: whoever was given up for dead may still bring them.
+
+    Attributes:
+        find: the receipt of the task, if its votes are on storage.
+    """
+
+    find: Callable[[], Receipt | None]
+    _next: float = 0.0
+
+    def look(self) -> Receipt | None:
+        """The receipt, if it is time to look and the votes stand."""
+        now = time.monotonic()
+        if now < self._next:
+            return None
+        self._next = now + _LOOK_EVERY_S
+        return self.find()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -81,7 +103,7 @@ class Desk:
             return
         yield self.begun(task.name)
         votes = VoteSheet(task, ids, self.population.labels_of(ids), self.job, self.scores)
-        last, lookout = EpochStats(epoch=0, epochs=0), Lookout(find)
+        last, lookout = EpochStats(epoch=0, epochs=0), _Lookout(find)
         for event in answering(train_ids, votes):
             if isinstance(event, EpochStats):
                 last = event
