@@ -106,9 +106,9 @@ class Folder:
         """
         try:
             patiently(self.path(name), lambda: _put(self.path(name), data, durable=durable, new=new))
-        except FileExistsError:
-            raise
         except OSError as error:
+            if new and isinstance(error, FileExistsError):
+                raise
             raise StorageError(
                 f"{self.path(name)} cannot be written: {error}. Free space or mend the storage, then run again."
             ) from None
