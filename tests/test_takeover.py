@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import unseen_ray as ur
-from unseen_ray.core.tasks import ScoreTask
+from unseen_ray.core.tasks import ScoreTask, VotePart
 from unseen_ray.executor import Observer
 from unseen_ray.job import Progress, Receipt
 from unseen_ray.local import LocalExecutor
 from unseen_ray.pipeline import prune
-from unseen_ray.storage import sha256_of
+from unseen_ray.storage import Folder, sha256_of
+from unseen_ray.votes import vote_file, write_votes
 
 FIELDS: dict[str, Any] = {
     "source": {"use": "digits", "limit": 200},
@@ -26,6 +31,23 @@ FIELDS: dict[str, Any] = {
     "executor": "local",
     "log_to": "none",
 }
+
+
+RECEIPT = Receipt(
+    index=0,
+    task="stage 0 fold 0",
+    files={},
+    trained=1,
+    scored=1,
+    image_passes=1,
+    accuracy=1.0,
+    train_accuracy=1.0,
+    seconds=1.0,
+    worker_seconds=1.0,
+    gpu_seconds=0.0,
+    node="",
+    device="cpu",
+)
 
 
 class Shadowed(LocalExecutor):
@@ -110,3 +132,29 @@ def test_votes_that_come_before_those_of_whoever_took_over_stand(
     assert early.items() <= ur.load(out).manifest.files.items()
     assert not (out / "checkpoints").exists()
     assert_whole(out, undisturbed, caplog)
+
+
+def test_of_votes_that_come_at_the_same_moment_one_file_stands(tmp_path: Path) -> None:
+    folder, together = Folder(str(tmp_path)), threading.Barrier(8)
+    ids = np.arange(50_000)
+    part = VotePart(
+        index=0,
+        ids_M=ids,
+        pred_M=ids % 3,
+        p_top_M=np.ones(len(ids), np.float32),
+        p_label_M=np.ones(len(ids), np.float32),
+        scores={"entropy": np.zeros(len(ids), np.float32)},
+    )
+
+    def write(worker: int) -> Receipt:
+        together.wait()
+        return write_votes(folder, 0, "key", part, replace(RECEIPT, node=f"node-{worker}"))
+
+    for _ in range(10):
+        with ThreadPoolExecutor(8) as pool:
+            said = list(pool.map(write, range(8)))
+        digest = sha256_of((tmp_path / vote_file(0, 0)).read_bytes())
+        assert {receipt.files[vote_file(0, 0)] for receipt in said} == {digest}
+        assert len({receipt.node for receipt in said}) == 1
+        assert [receipt.reused for receipt in said].count(False) == 1
+        folder.delete(vote_file(0, 0))

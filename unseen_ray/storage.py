@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Folder", "absolute_path", "filesystem_of", "is_uri", "read_file", "sha256_of"]
 
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -87,8 +89,8 @@ class Folder:
             )
         return f"{self.root.rstrip('/')}/{name}"
 
-    def write(self, name: str, data: bytes, *, durable: bool = False) -> str:
-        """Put a file in place whole, making the folders above it.
+    def write(self, name: str, data: bytes, *, durable: bool = False, new: bool = False) -> str:
+        """Put a file in place whole, making the folders above it; returns the SHA-256 of its bytes.
 
         Local files are written aside and renamed; an object store shows an object only when it is complete.
 
@@ -96,32 +98,31 @@ class Folder:
             name: the file.
             data: its bytes.
             durable: whether it must survive a power failure, too; what a checksum finds damaged need not.
-
-        Returns:
-            The SHA-256 of its bytes.
+            new: whether a file that stands there is kept, where the file system can tell: a local one with links.
 
         Raises:
+            FileExistsError: if it is to be new, and is not.
             StorageError: if it cannot be written; what stood there before stays.
         """
         try:
-            patiently(self.path(name), lambda: _put(self.path(name), data, durable=durable))
+            patiently(self.path(name), lambda: _put(self.path(name), data, durable=durable, new=new))
         except OSError as error:
+            if new and isinstance(error, FileExistsError):
+                raise
             raise StorageError(
                 f"{self.path(name)} cannot be written: {error}. Free space or mend the storage, then run again."
             ) from None
         return sha256_of(data)
 
-    def write_table(self, name: str, table: pa.Table) -> str:
-        """Write a table as Parquet; returns the SHA-256 of the file."""
+    def write_table(self, name: str, table: pa.Table, *, new: bool = False) -> str:
+        """Write a table as Parquet; returns the SHA-256 of the file; see `write`."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         sink = pa.BufferOutputStream()
-        repeating = [
-            column.name for column in table.schema if not pa.types.is_floating(column.type)
-        ]  # scores seldom do
+        repeating = [column.name for column in table.schema if not pa.types.is_floating(column.type)]  # scores do not
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True, use_dictionary=repeating)
-        return self.write(name, sink.getvalue().to_pybytes())
+        return self.write(name, sink.getvalue().to_pybytes(), new=new)
 
     def write_array(self, name: str, array: Any) -> str:
         """Write a numpy array as .npy; returns the SHA-256 of the file."""
@@ -249,7 +250,7 @@ class Folder:
         return sorted(entry.path[len(path.rstrip("/")) + 1 :] for entry in found if entry.type == FileType.File)
 
 
-def _put(target: str, data: bytes, *, durable: bool) -> None:
+def _put(target: str, data: bytes, *, durable: bool, new: bool) -> None:
     fs, path = filesystem_of(target)
     if fs.type_name != "local":
         with fs.open_output_stream(path) as stream:
@@ -262,13 +263,26 @@ def _put(target: str, data: bytes, *, durable: bool) -> None:
             stream.write(data)
         if durable:
             _sync(aside)
-        fs.move(aside, path)
+        if not (new and _linked(aside, path)):
+            fs.move(aside, path)
         if durable:
             _sync(os.path.dirname(path))
     except OSError:
         if os.path.exists(aside):
             os.unlink(aside)
         raise
+
+
+def _linked(aside: str, path: str) -> bool:
+    """Give a file its name at once, FileExistsError where that is taken; False on a file system without links."""
+    try:
+        os.link(aside, path)
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            return False
+        raise
+    os.unlink(aside)
+    return True
 
 
 def _sync(path: str) -> None:

@@ -80,7 +80,9 @@ def features_file() -> str:
 
 
 def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: Receipt) -> Receipt:
-    """Put one model's votes on storage; returns the receipt with the files' checksums.
+    """Put one model's votes on storage, unless they stand there; returns the receipt with the files' checksums.
+
+    A worker that was given up for dead may be faster than whoever took over, or come after it: its votes may be in use already.
 
     Args:
         folder: the run.
@@ -90,6 +92,8 @@ def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: R
         receipt: what to say of the work.
     """
     name = vote_file(stage, part.index)
+    if (stands := find_receipt(folder, stage, part.index, key)) is not None:
+        return stands
     files = {}
     if part.probs_MC is not None:
         probs = _vote_probs_file(name)
@@ -106,8 +110,22 @@ def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: R
     receipt = replace(receipt, files=files)
     metadata = {_KEY: key.encode(), _RECEIPT: json.dumps(receipt.to_json()).encode()}
     table = pa.table(columns).replace_schema_metadata(metadata)
-    digest = folder.write_table(name, table.replace_schema_metadata({**metadata, _SHA256: _content_of(table)}))
-    return replace(receipt, files={**files, name: digest})
+    table = table.replace_schema_metadata({**metadata, _SHA256: _content_of(table)})
+    try:
+        digest = folder.write_table(name, table, new=True)
+    except FileExistsError:
+        if (stands := find_receipt(folder, stage, part.index, key)) is not None:
+            return stands
+        digest = folder.write_table(name, table)  # in place of what is damaged, or of other work
+    return _as_it_stands(folder, stage, key, replace(receipt, files={**files, name: digest}))
+
+
+def _as_it_stands(folder: Folder, stage: int, key: str, receipt: Receipt) -> Receipt:
+    """The receipt of the votes that an object store holds now: there, another worker's may have come in between."""
+    if filesystem_of(folder.root)[0].type_name == "local":
+        return receipt
+    stands = find_receipt(folder, stage, receipt.index, key)
+    return receipt if stands is None or stands.files == receipt.files else stands
 
 
 def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | None:

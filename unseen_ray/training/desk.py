@@ -119,8 +119,7 @@ class Desk:
         part = votes.finish()
         accuracy = float((part.pred_M == votes.labels_M).mean())
         receipt = self._receipt(task, len(train_ids), len(ids), accuracy, last, time.perf_counter() - started)
-        # a worker that was given up for dead may have been faster: its votes may be in use already, and stand
-        receipt = find() or write_votes(folder, task.stage, key, part, receipt)
+        receipt = write_votes(folder, task.stage, key, part, receipt)
         stored()
         yield receipt
 
