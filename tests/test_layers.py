@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 IN_FUNCTIONS = "~"  # before a library: only inside the function that needs it
 
 ONE = (
-    "resolve catalog recipe checks config storage sealed manifest lease run job votes guarding scoring features patience "
+    "resolve catalog recipe checks config storage sealed manifest lease run job votes merging guarding scoring features patience "
     "sources sources.*"
 )
 SIX = (

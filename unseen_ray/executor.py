@@ -12,8 +12,8 @@ from unseen_ray.config import PruneConfig
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
+from unseen_ray.merging import MergeRequest
 from unseen_ray.sources import Source
-from unseen_ray.votes import MergeRequest
 
 __all__ = ["Executor", "Observer", "Prepared"]
 

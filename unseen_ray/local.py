@@ -14,12 +14,12 @@ from unseen_ray.data.loading import load_plane
 from unseen_ray.errors import FoldFailedError, UnseenError
 from unseen_ray.executor import Observer, Prepared
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
+from unseen_ray.merging import MergeRequest, merge_stage
 from unseen_ray.sources import Source
 from unseen_ray.training.desk import Desk
 from unseen_ray.training.hardware import describe_hardware, device_name, resolve_precision
 from unseen_ray.training.own import OwnBench
 from unseen_ray.training.work import Workbench, open_test
-from unseen_ray.votes import MergeRequest, merge_stage
 
 __all__ = ["LocalExecutor"]
 

@@ -22,6 +22,7 @@ from unseen_ray.core.scorebook import log_of_probs
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.job import Job, Receipt
+from unseen_ray.merging import MergeRequest, merge_stage
 from unseen_ray.preflight import check_functions
 from unseen_ray.run import KEYS, Run, open_scores
 from unseen_ray.scoring import stored_scores
@@ -29,7 +30,7 @@ from unseen_ray.sources import open_source, source_ref
 from unseen_ray.sources.info import fingerprint_of
 from unseen_ray.sources.labels import read_npy
 from unseen_ray.storage import Folder
-from unseen_ray.votes import MergeRequest, merge_stage, vote_file, write_votes
+from unseen_ray.votes import vote_file, write_votes
 
 __all__ = ["score_probs"]
 

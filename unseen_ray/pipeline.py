@@ -22,6 +22,7 @@ from unseen_ray.executor import Executor, Observer
 from unseen_ray.guarding import with_suspects
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
 from unseen_ray.judging import judge
+from unseen_ray.merging import MergeRequest
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.preflight import check_functions, check_lenders, check_test
 from unseen_ray.resolve import is_target
@@ -31,7 +32,7 @@ from unseen_ray.sharing import Shelf
 from unseen_ray.sources import Source, SourceInfo, default_test, open_source, source_ref
 from unseen_ray.stage_work import StageWork
 from unseen_ray.storage import absolute_path
-from unseen_ray.votes import MergeRequest, features_file, probs_file, scores_file
+from unseen_ray.votes import features_file, probs_file, scores_file
 
 __all__ = [
     "StageObserver",

@@ -18,10 +18,11 @@ from unseen_ray.features import load_features, reads_features
 from unseen_ray.guarding import SUSPECT, needs_probs, scores_read, suspects_of
 from unseen_ray.judging import judge
 from unseen_ray.manifest import Manifest
+from unseen_ray.merging import score_columns
 from unseen_ray.resolve import did_you_mean, function_of, is_target, plug_of
 from unseen_ray.run import CORESET, KEYS, Run, choosing_s, load_run, open_selection
 from unseen_ray.scoring import of_probabilities, score_name
-from unseen_ray.votes import probs_file, read_votes, score_columns, scores_file
+from unseen_ray.votes import probs_file, read_votes, scores_file
 
 __all__ = ["reselect"]
 

@@ -28,8 +28,8 @@ from unseen_ray.distributed.session import ray_session
 from unseen_ray.distributed.workers import Aggregator
 from unseen_ray.executor import Observer, Prepared
 from unseen_ray.job import EvalResult, Job, Receipt
+from unseen_ray.merging import MergeRequest, merge_stage
 from unseen_ray.sources import Source
-from unseen_ray.votes import MergeRequest, merge_stage
 
 __all__ = ["Groundwork", "RayExecutor"]
 

@@ -14,10 +14,10 @@ from unseen_ray.data.plane import BadSample, LazyPlane, MemoryPlane, Plane, deco
 from unseen_ray.errors import ConfigError
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
 from unseen_ray.manifest import MANIFEST, MANIFEST_COPY
+from unseen_ray.merging import MergeRequest, merge_stage
 from unseen_ray.recipe import Precision
 from unseen_ray.sources import Source, SourceRef, open_source
 from unseen_ray.storage import Folder
-from unseen_ray.votes import MergeRequest, merge_stage
 
 __all__ = ["Aggregator", "FoldWorker", "device_of_actor"]
 
