@@ -54,6 +54,11 @@ def submit(
     from unseen_ray.shipping import shippable, shipped_yaml
 
     yaml = [] if run_yaml is None else [shipped_yaml(run_yaml, working_dir)]
+    if run_yaml is not None and is_sweep(run_yaml):
+        raise ConfigError(
+            f"{run_yaml} is a sweep. Submit it by: ray job submit --working-dir {shlex.quote(working_dir)} -- unseen-ray sweep "
+            f"{shlex.join(yaml)} --out /shared/runs/sweep"
+        )
     config = shippable(merged_fields(run_yaml, flags), working_dir)
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
     if address is None:
@@ -85,7 +90,7 @@ def submit(
 @click.argument("run_dir")
 @click.option("--once", is_flag=True, help="print how it stands, and leave")
 def watch(run_dir: str, once: bool) -> None:
-    """Show how a run stands, from its folder alone, until it has finished; on any machine that sees the folder.
+    """Show how a run stands, from its folder alone, until it has finished; on any machine that sees the folder. It may begin later.
 
     \b
     unseen-ray watch /shared/runs/mine
@@ -101,7 +106,11 @@ def watch(run_dir: str, once: bool) -> None:
     watcher = Watcher(Folder(run_dir))
     if once:
         console.print(summary.view_of(watcher.look()))
-    elif console.is_terminal:
+        return
+    if not watcher.has_begun():
+        click.echo(f"no run has begun in {run_dir} yet: waiting for one, until Ctrl-C", err=True)
+        summary.wait_for(watcher)
+    if console.is_terminal:
         summary.show_live(watcher, console)
     else:
         summary.say_changes(watcher, click.echo)

@@ -101,17 +101,25 @@ class Watcher:
     folder: Folder
     _receipts: dict[str, Receipt] = field(default_factory=dict)
 
+    def has_begun(self) -> bool:
+        """Whether there is a run to look at."""
+        return read_manifest(self.folder) is not None
+
     def look(self) -> Standing:
         """How the run stands now.
 
         Raises:
-            ConfigError: if there is no run.
+            ConfigError: if there is no run, or a sweep.
             StorageError: if the folder cannot be read.
         """
         manifest = read_manifest(self.folder)
         if manifest is None:
             raise ConfigError(
                 f"{self.folder.root} holds no {MANIFEST}: no run has begun there. Give the `out` of an `unseen-ray prune`."
+            )
+        if manifest.kind == "sweep":
+            raise ConfigError(
+                f"{self.folder.root} holds a sweep; give one of its runs, such as {self.folder.path('trials/NAME/seed-0')}."
             )
         stages, at = _num_stages(manifest), min(len(manifest.stages), _num_stages(manifest) - 1)
         done = [Receipt.from_json(task) for stage in manifest.stages for task in stage.get("tasks", [])]

@@ -98,3 +98,10 @@ def test_other_versions_of_ray_and_python_are_refused() -> None:
     assert version_problems({**same, "pythonVersion": platform.python_version().rpartition(".")[0] + ".99"}) == []
     problems = version_problems({"rayVersion": "2.59.0", "pythonVersion": "3.9.1"})
     assert "the cluster runs Ray 2.59.0" in problems[0] and "the cluster runs Python 3.9" in problems[1]
+
+
+def test_a_sweep_is_submitted_by_ray(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "sweep.yaml").write_text("run: {source: digits, keep: 0.5, holdout: 0.1}\nspace: {folds: [2, 4]}\n")
+    said = refused(capsys, folder, str(folder / "sweep.yaml"), "--out", "/shared/a")
+    assert "sweep.yaml is a sweep. Submit it by: ray job submit --working-dir" in said
+    assert "-- unseen-ray sweep sweep.yaml --out /shared/runs/sweep" in said

@@ -16,6 +16,8 @@ from pyarrow.fs import copy_files
 
 from tests.s3 import BUCKET, s3_server
 from unseen_ray.cli import main
+from unseen_ray.manifest import Manifest, write_manifest
+from unseen_ray.storage import Folder
 
 LINE = [sys.executable, "-m", "unseen_ray"]
 SOURCE = ["--source", "digits", "--source.limit", "300", "--keep", "0.6", "--schedule", "[0.4,0.6]", "--folds", "3"]
@@ -116,3 +118,29 @@ def test_where_no_run_is_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
         main(["watch", str(tmp_path / "none"), "--once"])
     assert ended.value.code == 2
     assert "holds no manifest.json: no run has begun there. Give the `out`" in capsys.readouterr().err
+
+
+def test_it_waits_for_a_run_that_has_not_begun(finished: Path, tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    with subprocess.Popen(
+        [*LINE, "watch", str(late)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stderr is not None and run.stdout is not None
+        assert run.stderr.readline() == f"no run has begun in {late} yet: waiting for one, until Ctrl-C\n"
+        assert run.poll() is None
+        finished.rename(late)
+        try:
+            said = run.stdout.read()
+        finally:
+            late.rename(finished)
+    assert run.returncode == 0
+    assert f"{late}: digits, 200 samples; finished, kept 100" in said
+
+
+def test_a_sweep_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = {"fingerprint": "", "num_samples": 1, "num_classes": 1, "class_names": []}
+    write_manifest(Folder(str(tmp_path)), Manifest(created="", kind="sweep", config={}, asked={}, source=source))
+    with pytest.raises(SystemExit) as ended:
+        main(["watch", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "holds a sweep; give one of its runs, such as" in capsys.readouterr().err

@@ -73,7 +73,7 @@ def connect(address: str) -> JobSubmissionClient:
         raise ConfigError(f"the Ray cluster at {address} refuses this process ({_refusal(error)}). {_TOKEN}.") from None
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"no Ray dashboard answers at {address}: {_first_line(error)} Check --address, and that the tunnel to it is up."
+            f"no Ray dashboard answers at {address}: {_first_line(error).rstrip('.')}. Check --address, and that the tunnel to it is up."
         ) from None
     _warn_of_open_door(url.geturl())
     return client

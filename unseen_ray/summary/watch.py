@@ -14,7 +14,7 @@ from rich.text import Text
 
 from unseen_ray.watching import Standing, TaskStanding, Watcher
 
-__all__ = ["headline", "say_changes", "show_live", "view_of"]
+__all__ = ["headline", "say_changes", "show_live", "view_of", "wait_for"]
 
 _PAUSE_S = 2.0
 _LINE_EVERY_S = 10.0
@@ -33,6 +33,12 @@ def view_of(standing: Standing) -> Group:
         table.add_row(task.name, task.node, *_cells(task), style="dim" if task.done else "")
     lines = [headline(standing), driver(standing), cost(standing)]
     return Group(*(Text(line) for line in lines if line), *([table] if standing.tasks else []))
+
+
+def wait_for(watcher: Watcher) -> None:
+    """Wait until a run has begun."""
+    while not watcher.has_begun():
+        time.sleep(_PAUSE_S)
 
 
 def show_live(watcher: Watcher, console: Console) -> None:
