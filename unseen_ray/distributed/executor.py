@@ -91,6 +91,7 @@ class RayExecutor:
             asked = job.config.recipe.precision
             pool.probes[:] = [{**self._given.probe, **({} if asked == "auto" else {"precision": asked})}]
             return self._prepared(job, self._given, pool)
+        self._aggregator = Keeper(Aggregator, max_retries=job.config.max_retries)  # comes up while folds train
         pixels, skipped = self._load(job, source, pool)
         self._groundwork = Groundwork(
             out=job.out,
@@ -138,8 +139,7 @@ class RayExecutor:
         assert self._job is not None, "prepare comes first"
         if self._given is not None:
             return merge_stage(self._job, ray.get(self._given.labels), request)
-        if self._aggregator is None:
-            self._aggregator = Keeper(Aggregator, max_retries=self._job.config.max_retries)
+        assert self._aggregator is not None, "prepare started it"
         _, job, labels, _ = self._shared
         merged: tuple[pa.Table, dict[str, str]] = self._aggregator.call("merge", job, labels, request)
         return merged
