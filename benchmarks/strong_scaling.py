@@ -99,7 +99,7 @@ def start_of(kind: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--folds", type=int, default=8)
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 4, 2, 1], help="in the order of the measurement")
     parser.add_argument("--seconds", type=float, default=30.0, help="of one fold")
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
@@ -107,8 +107,10 @@ def main() -> None:
     rows = []
     for gpus in args.gpus:
         rows.append(apart(gpus, waits))
-        rows[-1]["efficiency"] = round(rows[0]["stage_s"] / gpus * rows[0]["gpus"] / rows[-1]["stage_s"], 4)
-        print(json.dumps(rows[-1]))
+        print(json.dumps(rows[-1]), flush=True)
+    rows.sort(key=lambda row: row["gpus"])
+    for row in rows:
+        row["efficiency"] = round(rows[0]["stage_s"] * rows[0]["gpus"] / (row["gpus"] * row["stage_s"]), 4)
     starts = {kind: round(apart_start(kind), 3) for kind in ("own fit", "torch")}
     first_s, second_s = apart(1, {**REAL, "folds": 2})["seconds_of_folds"]
     report = {
