@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import unseen_ray as ur
+from tests.browser import check_in_browser, needs_browser
 from tests.conftest import class_pixels, png_bytes
 from unseen_ray.storage import Folder
 
@@ -203,33 +203,7 @@ def test_a_page_on_a_million_samples_stays_small(tmp_path: Path) -> None:
     assert "1,281,167 samples" in page.read_text()
 
 
-@pytest.mark.skipif(
-    not (shutil.which("chromium") and shutil.which("chromedriver")),
-    reason="needs Chromium and its driver: apt-get install chromium chromium-driver",
-)
+@needs_browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_every_section_without_an_error_or_a_request(reported: ur.PruneResult, width: int) -> None:
-    from selenium import webdriver
-    from selenium.webdriver.common.by import By
-
-    options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"):
-        options.add_argument(flag)
-    options.binary_location = shutil.which("chromium") or ""
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
-        driver.get(Path(reported.path, "report.html").resolve().as_uri())
-        for name in SECTIONS:
-            heading = driver.find_element(By.CSS_SELECTOR, f"#{name} h2")
-            assert heading.is_displayed()
-        assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-        assert all(
-            driver.execute_script("return [...document.images].map(image => image.complete && image.naturalWidth > 0)")
-        )
-        assert driver.get_log("browser") == []
-        messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-        asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-    finally:
-        driver.quit()
+    check_in_browser(Path(reported.path, "report.html"), SECTIONS, width)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import unseen_ray as ur
+from tests.browser import check_in_browser, needs_browser
 from tests.test_report import Page
 from unseen_ray.reporting.sweep_page import render_sweep
 from unseen_ray.sweeping.records import Record, best_of, front_of, importances_of, table_of, trainings_of
 from unseen_ray.sweeping.space import grid
 
+SECTIONS = ["best", "knobs", "front", "trials", "sweep"]
 NASTY = "</script><script>alert(1)</script>"
 SPACE = {"folds": [2, 4, 8], "train_on": ["fold", "complement"], "score": ["entropy", NASTY], "schedule.stages": [1, 3]}
 
@@ -57,7 +57,7 @@ def test_the_page_says_what_the_records_say() -> None:
     shown = " ".join(" ".join(found.text).split())
     assert "24 of 25 trials finished" in shown
     assert f"{100 * best.accuracy:.2f} % accuracy on the holdout" in shown
-    assert {"best", "knobs", "front", "trials", "sweep"} <= found.ids
+    assert set(SECTIONS) <= found.ids
     assert found.tags.count("svg") == 3 and "script" not in found.tags
     assert all(value.startswith("#") for value in found.loads)
     assert NASTY in shown and NASTY not in text
@@ -75,30 +75,8 @@ def test_a_sweep_of_which_nothing_or_little_has_finished_has_a_page() -> None:
     assert "Too few trials have finished to tell the knobs apart." in shown
 
 
-@pytest.mark.skipif(
-    not (shutil.which("chromium") and shutil.which("chromedriver")),
-    reason="needs Chromium and its driver: apt-get install chromium chromium-driver",
-)
+@needs_browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_every_section_without_an_error_or_a_request(tmp_path: Path, width: int) -> None:
-    from selenium import webdriver
-    from selenium.webdriver.common.by import By
-
     (tmp_path / "sweep.html").write_text(page(records()), encoding="utf-8")
-    options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"):
-        options.add_argument(flag)
-    options.binary_location = shutil.which("chromium") or ""
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
-        driver.get((tmp_path / "sweep.html").as_uri())
-        for name in ("best", "knobs", "front", "trials", "sweep"):
-            assert driver.find_element(By.CSS_SELECTOR, f"#{name} h2").is_displayed()
-        assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-        assert driver.get_log("browser") == []
-        messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-        asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-    finally:
-        driver.quit()
+    check_in_browser(tmp_path / "sweep.html", SECTIONS, width)

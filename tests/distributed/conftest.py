@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,36 +49,32 @@ def session() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Three Ray nodes on this machine: a head without GPU, and two workers with a pretended GPU each; a folder to write to."""
-    import logging
-
-    import ray
-    from ray.cluster_utils import Cluster
-
-    head = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 200 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=200 * 2**20)
-    ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
-    cluster.wait_for_nodes()
-    yield tmp_path_factory.mktemp("simulated")
-    ray.shutdown()
-    cluster.shutdown()
+    with cluster_of_workers(gpus=1):
+        yield tmp_path_factory.mktemp("simulated")
 
 
 @pytest.fixture(scope="module")
 def four_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A head without GPU and two workers of two pretended GPUs each; a folder to write to."""
+    """The same with two pretended GPUs each."""
+    with cluster_of_workers(gpus=2):
+        yield tmp_path_factory.mktemp("four_gpus")
+
+
+@contextlib.contextmanager
+def cluster_of_workers(*, gpus: int) -> Iterator[None]:
+    """A head of one CPU, and two workers of so many CPUs and pretended GPUs; this process is connected to it."""
     import logging
 
     import ray
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 200 * 2**20}
+    memory = 200 * 2**20
+    head = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False, "object_store_memory": memory}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
-        cluster.add_node(num_cpus=2, num_gpus=2, object_store_memory=200 * 2**20)
+        cluster.add_node(num_cpus=gpus, num_gpus=gpus, object_store_memory=memory)
     ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
     cluster.wait_for_nodes()
-    yield tmp_path_factory.mktemp("four_gpus")
+    yield
     ray.shutdown()
     cluster.shutdown()
