@@ -69,6 +69,7 @@ def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: R
     name = vote_file(stage, part.index)
     if (stands := find_receipt(folder, stage, part.index, key)) is not None:
         return stands
+    fresh = folder.read(name) is None  # else what is there is damaged, or of other work, and gives way
     files = {}
     if part.probs_MC is not None:
         probs = _vote_probs_file(name)
@@ -87,7 +88,7 @@ def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: R
     table = pa.table(columns).replace_schema_metadata(metadata)
     table = table.replace_schema_metadata({**metadata, _SHA256: _content_of(table)})
     try:
-        digest = folder.write_table(name, table, new=True)
+        digest = folder.write_table(name, table, new=fresh)
     except FileExistsError:
         if (stands := find_receipt(folder, stage, part.index, key)) is not None:
             return stands
