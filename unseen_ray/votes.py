@@ -67,9 +67,9 @@ def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: R
         receipt: what to say of the work.
     """
     name = vote_file(stage, part.index)
+    fresh = folder.read(name) is None  # else what was there before we looked is whole, or damaged and gives way
     if (stands := find_receipt(folder, stage, part.index, key)) is not None:
         return stands
-    fresh = folder.read(name) is None  # else what is there is damaged, or of other work, and gives way
     files = {}
     if part.probs_MC is not None:
         probs = _vote_probs_file(name)
