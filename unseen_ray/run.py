@@ -32,6 +32,7 @@ __all__ = [
     "coreset_of",
     "flat_fields",
     "load_run",
+    "now",
     "open_run",
     "open_scores",
     "open_selection",
@@ -101,7 +102,7 @@ def open_run(config: PruneConfig, source: dict[str, Any]) -> Iterator[Run]:
                 lease = stack.enter_context(held(folder))
                 run = _found(folder, asked, source)  # another driver may have been at work until now
                 if run is None:
-                    run = Run(folder, Manifest(created=_now(), config=asked, asked=asked, source=source))
+                    run = Run(folder, Manifest(created=now(), config=asked, asked=asked, source=source))
                 write_manifest(folder, run.manifest)  # of an earlier start, only the copy may be whole
                 run = _mended(replace(run, lease=lease))
         except StorageError as error:
@@ -143,7 +144,7 @@ def open_selection(run: Run, config: PruneConfig) -> Run:
     asked = config.to_json()
     manifest = replace(
         run.manifest,
-        created=_now(),
+        created=now(),
         kind="select",
         config={
             **run.manifest.config,
@@ -166,7 +167,7 @@ def open_scores(config: PruneConfig, source: dict[str, Any]) -> Run:
         source: the manifest's entry for the source.
     """
     asked = {**config.to_json(), "keep": None}
-    return _begin(config, Manifest(created=_now(), kind="score", config=asked, asked=asked, source=source))
+    return _begin(config, Manifest(created=now(), kind="score", config=asked, asked=asked, source=source))
 
 
 def load_run(path: str, *, to_choose: bool = False) -> Run:
@@ -295,7 +296,8 @@ def _mended(run: Run) -> Run:
     return run.commit(stages=[], files={}, finished=False)
 
 
-def _now() -> str:
+def now() -> str:
+    """This moment, as manifests say it: ISO 8601, UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unseen_ray.accounts import source_entry
 from unseen_ray.config import PruneConfig
 from unseen_ray.errors import ConfigError
 from unseen_ray.lease import LEASE, held
 from unseen_ray.manifest import Manifest, read_manifest, write_manifest
+from unseen_ray.run import now
+from unseen_ray.running import ignore
 from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.storage import Folder, absolute_path
 from unseen_ray.sweeping.config import SweepConfig
 from unseen_ray.sweeping.records import (
+    FAILED,
     FINISHED,
-    STOPPED,
     TABLE,
     Record,
     Trainings,
@@ -112,21 +113,24 @@ def sweep(config: SweepConfig, *, on_end: Callable[[Record], None] | None = None
     source = open_source(source_ref(config.run["source"]))
     trials, keeping = planned_trials(config, source.info)
     folder = Folder(absolute_path(config.out))
-    _begin(folder, config, source.info)
+    created = _check_folder(folder, config, source.info)
     with held(folder):
-        done = _done(folder, config, trials, keeping)
+        values = config.to_json()
+        begun = Manifest(created=created, kind="sweep", config=values, asked=values, source=source_entry(source.info))
+        write_manifest(folder, begun)  # every node looks for it
+        done = [record for record in _records(folder, config, trials, keeping) if is_done(record, config)]
         if done:
             logger.info("%d trials were finished before; their results are used", len(done))
         wanted = len(trials) if config.search != "optuna" else config.trials or 0
         if len(done) < wanted:
             from unseen_ray.distributed.tuning import run_trials
 
-            run_trials(config, trials, keeping, source, root=folder.root, done=done, on_end=on_end or _unheard)
+            run_trials(config, trials, keeping, source, root=folder.root, done=done, on_end=on_end or ignore)
         return _conclude(folder, config, trials, keeping, reused=len(done))
 
 
-def _begin(folder: Folder, config: SweepConfig, info: SourceInfo) -> None:
-    """A manifest, which says whose folder it is; every node looks for it."""
+def _check_folder(folder: Folder, config: SweepConfig, info: SourceInfo) -> str:
+    """Refuse a folder that holds something else; returns when its sweep began, which may be now."""
     others = [name for name in folder.names() if name != LEASE and not name.endswith(".tmp")]
     before = read_manifest(folder) if others else None
     if others and (before is None or before.kind != "sweep"):
@@ -138,26 +142,15 @@ def _begin(folder: Folder, config: SweepConfig, info: SourceInfo) -> None:
             f"out={config.out} holds a sweep over other data ({before.source.get('num_samples')} samples there, {len(info)} here). "
             "Name a new folder."
         )
-    created = (
-        before.created if before is not None else datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    )
-    values = config.to_json()
-    write_manifest(
-        folder, Manifest(created=created, kind="sweep", config=values, asked=values, source=source_entry(info))
-    )
+    return now() if before is None else before.created
 
 
-def _done(folder: Folder, config: SweepConfig, trials: Sequence[Trial], keeping: Keeping) -> list[Record]:
-    """Records of trials that need not be run again."""
-    if config.search == "optuna":  # where the search went is known by the records alone
-        found = [
-            record
-            for record in records_below(folder)
-            if record.knobs.keys() == config.space.keys() and _is_of(config, record, keeping)
-        ]
-    else:
-        found = [record for trial in trials if (record := read_record(folder, trial.name)) is not None]
-    return [record for record in found if is_done(record, config)]
+def _records(folder: Folder, config: SweepConfig, trials: Sequence[Trial], keeping: Keeping) -> list[Record]:
+    """What the folder holds of this sweep's trials; where an open search went is known by the records alone."""
+    if config.search != "optuna":
+        return [record for trial in trials if (record := read_record(folder, trial.name)) is not None]
+    here = [record for record in records_below(folder) if record.knobs.keys() == config.space.keys()]
+    return [record for record in here if record.status == FAILED or _is_of(config, record, keeping)]
 
 
 def _is_of(config: SweepConfig, record: Record, keeping: Keeping) -> bool:
@@ -174,13 +167,7 @@ def _conclude(
     """Put the table, the best configuration and the page in place."""
     from unseen_ray.reporting.sweep_page import render_sweep
 
-    if config.search == "optuna":
-        records = [record for record in records_below(folder) if record.knobs.keys() == config.space.keys()]
-        records = [
-            record for record in records if record.status not in (FINISHED, STOPPED) or _is_of(config, record, keeping)
-        ]
-    else:
-        records = [record for trial in trials if (record := read_record(folder, trial.name)) is not None]
+    records = _records(folder, config, trials, keeping)
     result = SweepResult(folder.root, config, tuple(records), best_of(records), reused)
     folder.write_table(TABLE, result.table)
     if result.best is not None:
@@ -188,7 +175,3 @@ def _conclude(
         folder.write(BEST, run_yaml(best, fields_of(config.run, result.best.knobs), result.best).encode())
     folder.write(PAGE, render_sweep(result.path, config, records, result.table).encode())
     return result
-
-
-def _unheard(_: Any) -> None:
-    """Nobody asked."""

@@ -15,13 +15,13 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import ray
 
 from unseen_ray.errors import ConfigError
 
-__all__ = ["api_server", "ensure_session", "knock", "ray_session"]
+__all__ = ["api_server", "ensure_session", "knock", "ray_session", "set_defaults"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    set_defaults(_QUIET)
     named = address or os.environ.get("RAY_ADDRESS")
     opened = _joined(named) if named and named != "local" else _private()
     ours = signal.getsignal(signal.SIGTERM)
@@ -55,6 +54,12 @@ def ray_session(address: str | None) -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ours)  # ray.init puts a handler of its own there
         yield
+
+
+def set_defaults(values: Mapping[str, str]) -> None:
+    """Set variables of Ray's for this process and what it starts, where the user has not."""
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
 
 
 def ensure_session() -> None:

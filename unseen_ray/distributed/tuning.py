@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from unseen_ray.config import jsonable
 from unseen_ray.distributed.capacity import check_fits, slots, survey
 from unseen_ray.distributed.executor import RayExecutor
-from unseen_ray.distributed.session import ray_session
+from unseen_ray.distributed.session import ray_session, set_defaults
 from unseen_ray.distributed.trial import KNOBS, Common, ended, run_trial
 from unseen_ray.errors import ConfigError
 from unseen_ray.pipeline import check, make_job
@@ -71,8 +70,7 @@ def run_trials(
     Raises:
         ConfigError: if a trial asks for more than the cluster can ever bring; nothing is started then.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_defaults(_ENVIRONMENT)
     for run in {json.dumps(jsonable(trial.runs[0].model)): trial.runs[0] for trial in trials}.values():
         check(run, source.info)  # models are left out of the plan, which loads no torch
     with ray_session(sweep.address):
