@@ -85,7 +85,8 @@ class RayExecutor:
         self._open.enter_context(ray_session(self._address))
         self._meter = Meter(job.out)
         pool = self._make_pool(job)
-        pool.ask_for(self._tasks)
+        if self._tasks:  # else actors are asked for when there is work, and those of a shared pool stay
+            pool.ask_for(self._tasks)
         self._later_tasks = job.config.repeats if job.config.gpus_per_fit == 1 else 0
         if self._given is not None:
             asked = job.config.recipe.precision
