@@ -217,10 +217,17 @@ def test_a_stopped_job_on_real_images_is_submitted_again_and_trains_no_fold_twic
 @pytest.mark.slow
 def test_ctrl_c_ends_the_following_and_not_the_job(cluster: dict[str, str], folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    line = ours(folder, str(folder / "run.yaml"), "--out", str(out), "--recipe.epochs", "200000")
+    line = ours(folder, str(folder / "run.yaml"), "--out", str(out), "--recipe.epochs", "20000")
     ray = str(BIN / "ray"), "job"
     with subprocess.Popen(
-        [*line, "--submission-id", "left"], env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*line, "--submission-id", "left"],
+        env=cluster,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # ignored where tests run in the background
     ) as run:
         assert run.stdout is not None
         until_checkpoint(out)
