@@ -179,7 +179,9 @@ class _Endings(tune.Callback):  # type: ignore[misc]
         self._end(trial, f"its process was lost, or failed in a way that none should; see {trial.path}/error.txt")
 
     def _end(self, trial: Any, error: str) -> None:
-        ray.get(self._common.claims.drop.remote(trial.trial_id))  # Ray says on stdout what is under way when its actor ends
+        ray.get(
+            self._common.claims.drop.remote(trial.trial_id)
+        )  # Ray says on stdout what is under way when its actor ends
         self._on_end(ended(self._common, trial.config, error))
 
 
