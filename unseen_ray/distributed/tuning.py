@@ -179,9 +179,8 @@ class _Endings(tune.Callback):  # type: ignore[misc]
         self._end(trial, f"its process was lost, or failed in a way that none should; see {trial.path}/error.txt")
 
     def _end(self, trial: Any, error: str) -> None:
-        ray.get(
-            self._common.claims.drop.remote(trial.trial_id)
-        )  # Ray says on stdout what is under way when its actor ends
+        # waited for: what is under way when its actor ends, Ray tells on stdout
+        ray.get(self._common.claims.drop.remote(trial.trial_id))
         self._on_end(ended(self._common, trial.config, error))
 
 
