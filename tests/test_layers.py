@@ -16,7 +16,7 @@ IN_FUNCTIONS = "~"  # before a library: only inside the function that needs it
 
 ONE = (
     "resolve catalog recipe checks config storage sealed manifest lease run job votes merging guarding scoring features patience "
-    "sources sources.*"
+    "sources sources.* weights"
 )
 SIX = (
     "api cli commands flags interruption listing measuring progress reporting reporting.* running summary summary.* sweeps tracking "

@@ -20,6 +20,7 @@ from unseen_ray.run import Run, load_run
 from unseen_ray.running import PruneResult, load, prune
 from unseen_ray.scoring import score_name
 from unseen_ray.sources import Source, SourceInfo, open_source, source_ref
+from unseen_ray.weights import with_init
 
 if TYPE_CHECKING:
     from torch.utils.data import Subset
@@ -53,7 +54,7 @@ def plan(config: PruneConfig) -> tuple[RunPlan, SourceInfo, PruneConfig]:
     """
     info = open_source(source_ref(config.source)).info
     check_functions(config)
-    config = with_model(config, info.size_px)
+    config = with_init(with_model(config, info.size_px))
     population = make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
     return plan_run(config, population), info, config
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 __all__ = ["RECIPES", "Augment", "Precision", "Recipe", "recipe_name", "recipe_values", "refuse_boolean"]
@@ -16,6 +26,7 @@ Precision = Literal["auto", "bf16", "fp16", "float32"]
 Augment = Literal["auto", "none", "flip", "crop", "crop_flip", "crop_flip_cutout", "resized_crop_flip"]
 Decay = Literal["cosine", "linear"]
 _AUGMENT_FROM_PX, _SMALL_PX = 16, 64
+_LATER = ("init", "init_saw", "init_sha256")
 
 
 def refuse_boolean(model: type[BaseModel], name: str | None, value: Any) -> Any:
@@ -59,6 +70,37 @@ class Recipe(BaseModel):
     )
     compile: bool = Field(False, description="torch.compile the model, with CUDA graphs on a GPU; gives other bits")
     deterministic: bool = Field(False, description="the same bits on one model of GPU; a CPU always gives them")
+    init: str | None = Field(
+        None, description="weights that every training starts from, safetensors or torch.save's; default fresh ones"
+    )
+    init_saw: Literal["none"] | None = Field(
+        None,
+        description="none: your word that the weights of init never saw a sample of the source; mode unseen needs it",
+    )
+    init_sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="what the file of init must be; default as the run finds it"
+    )
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @model_validator(mode="after")
+    def _init_is_there(self) -> Self:
+        for name in ("init_saw", "init_sha256"):
+            if self.init is None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"recipe.{name}={getattr(self, name)} has no effect without recipe.init, the weights that it is said of. "
+                    "Remove it, or name them."
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_idle_fields(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that came later are left out where they are not set: what was named by a digest of all fields keeps its name."""
+        values: dict[str, Any] = dump(self)
+        return {name: value for name, value in values.items() if name not in _LATER or value is not None}
 
     @model_validator(mode="after")
     def _train_px_has_effect(self) -> Self:
@@ -242,7 +284,7 @@ def recipe_name(values: Mapping[str, Any]) -> str:
     changed = [
         f"{name} {value}"
         for name, value in values.items()
-        if name not in ("use", "precision", "min_steps") and named.get(name) != value
+        if name not in ("use", "precision", "min_steps", "init_saw", "init_sha256") and named.get(name) != value
     ]
     return str(values["use"]) + (f" ({', '.join(changed)})" if changed else "")
 

@@ -107,6 +107,13 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
         if values["recipe"]
         else f"{several(values['models'], 'training')}, {values['images_scored']:,} samples scored",
     ]
+    if values["recipe"] and config.recipe.init is not None:
+        word = (
+            "by your word they never saw a sample"
+            if config.recipe.init_saw == "none"
+            else "nothing is known of what they saw"
+        )
+        lines.append(f"every training starts from {config.recipe.init} (SHA-256 {config.recipe.init_sha256}); {word}")
     raised = [
         (task["train_on"], task["steps"] // max(task["train_on"] // max(task["batch_size"], 1), 1))
         for stage in values["stages"]
