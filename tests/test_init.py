@@ -24,7 +24,7 @@ from unseen_ray.pipeline import make_job
 from unseen_ray.recipe import Recipe
 from unseen_ray.sources import open_source, source_ref
 from unseen_ray.storage import sha256_of
-from unseen_ray.summary.plan import plan_lines, plan_values
+from unseen_ray.summary.plan import plan_lines
 from unseen_ray.training.models import small_cnn
 from unseen_ray.training.start import start_from
 
@@ -253,9 +253,9 @@ def test_weights_of_another_model_are_refused(
 
 
 def test_plan_names_it(tmp_path: Path, init: Path) -> None:
-    planned, info, resolved = ur.plan(config(tmp_path / "run", init))
-    values = plan_values(planned, info, resolved, None)
-    (line,) = [line for line in plan_lines(values, resolved, chosen=True) if "every training starts from" in line]
+    asked = config(tmp_path / "run", init)
+    values = ur.plan_values(asked)
+    (line,) = [line for line in plan_lines(values, asked, chosen=True) if "every training starts from" in line]
     assert str(init) in line and sha256_of(init.read_bytes()) in line and "by your word" in line
     assert values["recipe"]["init_sha256"] == sha256_of(init.read_bytes())
 

@@ -20,6 +20,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from unseen_ray.crops import CropSizes, crops_of
+
 __all__ = ["RECIPES", "Augment", "Precision", "Recipe", "recipe_name", "recipe_values", "refuse_boolean"]
 
 Precision = Literal["auto", "bf16", "fp16", "float32"]
@@ -65,8 +67,9 @@ class Recipe(BaseModel):
     drop_last: bool = Field(
         True, description="leave out the last short batch of an epoch, as is always done where workers share a fit"
     )
-    train_px: int | None = Field(
-        None, ge=8, description="side of the training crops of resized_crop_flip; default as stored"
+    train_px: int | CropSizes | None = Field(
+        None,
+        description="side of the training crops of resized_crop_flip; or {first, last, ramp, step}: it grows; default as stored",
     )
     compile: bool = Field(False, description="torch.compile the model, with CUDA graphs on a GPU; gives other bits")
     deterministic: bool = Field(False, description="the same bits on one model of GPU; a CPU always gives them")
@@ -102,6 +105,11 @@ class Recipe(BaseModel):
         values: dict[str, Any] = dump(self)
         return {name: value for name, value in values.items() if name not in _LATER or value is not None}
 
+    @field_validator("train_px", mode="before")
+    @classmethod
+    def _a_size_or_sizes(cls, value: Any) -> Any:
+        return crops_of(value)
+
     @model_validator(mode="after")
     def _train_px_has_effect(self) -> Self:
         if self.train_px is not None and self.augment not in ("auto", "resized_crop_flip"):
@@ -131,6 +139,16 @@ class Recipe(BaseModel):
         if size_px < _AUGMENT_FROM_PX:
             return "none"
         return "crop_flip" if size_px <= _SMALL_PX else "resized_crop_flip"
+
+    def crop_px(self, epoch: int, epochs: int, size_px: int) -> int:
+        """Side of the resized training crops in an epoch, from 0, of so many, from images of `size_px`."""
+        if isinstance(self.train_px, CropSizes):
+            return self.train_px.at(epoch, epochs)
+        return self.train_px or size_px
+
+    def largest_crop(self) -> int | None:
+        """The largest side that `train_px` names."""
+        return self.train_px.last if isinstance(self.train_px, CropSizes) else self.train_px
 
     def plan(self, num_samples: int, *, workers: int = 1) -> tuple[int, int]:
         """(batch size, total steps) for a set of `num_samples`.
@@ -267,9 +285,9 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
             decay="linear",
             label_smoothing=0.1,
             augment="resized_crop_flip",
-            train_px=176,
+            train_px=CropSizes(first=160, last=192, ramp=[0.6875, 0.8125]),
         ),
-        "16 epochs of one cycle, crops of the stored square; Leclerc et al., FFCV (CVPR 2023), 176 px for its 160 to 192",
+        "16 epochs of one cycle, crops of 160 px, 192 in the last four; Leclerc et al., FFCV (CVPR 2023), from the stored square",
     ),
 }
 

@@ -126,7 +126,13 @@ def _epoch(learner: Learner, feed: Feed, plan: FitPlan, before: EpochStats) -> E
     seed_generators(torch_seed_for(plan.seed, epoch, *([share.rank] if share.rank else [])), feed.pixels.device)
     sums = torch.zeros(2, device=feed.pixels.device)
     batches = feed.epoch(
-        plan.ids_M, plan.labels_M, plan.recipe, shape=(steps, batch), rng=rng_for(plan.seed, epoch), share=share
+        plan.ids_M,
+        plan.labels_M,
+        plan.recipe,
+        shape=(steps, batch),
+        rng=rng_for(plan.seed, epoch),
+        share=share,
+        progress=(epoch, plan.epochs),
     )
     for step, (inputs, labels) in enumerate(batches, start=epoch * per_epoch):
         loss, right = learner.step(inputs, labels, learning_rate(step, total, per_epoch, plan.recipe))
