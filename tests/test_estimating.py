@@ -139,7 +139,13 @@ def test_what_is_decoded_as_it_is_needed_takes_cores_and_reads(tmp_path: Path) -
     found = needs(values(workers=8, source=source, model="small_cnn", recipe=recipe))
     assert found["decode_cores_training"] == pytest.approx(100 / 25)
     assert found["decode_cores_scoring"] == pytest.approx(400 / 25)
-    assert found["decode_cores_in_all"] == pytest.approx(16 * 4)  # four folds at work
+    assert found["decode_cores_in_all"] == pytest.approx(16 * 4)  # four folds score
+    shared = {**recipe, "batch_size": 16}
+    alone = values(
+        workers=8, source=source, model="small_cnn", recipe=shared, schedule=[0.5, 0.75], gpus_per_fit=8, folds=2
+    )
+    assert needs(alone)["decode_cores_in_all"] == pytest.approx(max(4 * 8, 16 * 2))
+    assert (stage(alone, 1)["busy"], stage(alone, 1)["scoring"]) == (8, 1)
     each = found["encoded_bytes"]
     file = pq.ParquetFile(source["path"]).metadata
     columns = [file.row_group(group).column(place) for group in range(5) for place in (0, 1)]  # image.bytes, image.path

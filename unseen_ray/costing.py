@@ -41,7 +41,8 @@ class StageCost:
         workers_each: among how many workers one training is divided.
         waves: how often workers begin a training until all have been trained.
         at_once: models of the fullest wave.
-        busy: workers that it keeps busy.
+        busy: workers that it keeps busy in training.
+        scoring: workers that score at once.
         idle: workers that have nothing to do in the last wave.
         worker_hours: of workers at work; None without rates, as are those below.
         wall_hours: waves times the longest training and scoring of each.
@@ -54,6 +55,7 @@ class StageCost:
     waves: int
     at_once: int
     busy: int
+    scoring: int
     idle: int
     worker_hours: float | None
     wall_hours: float | None
@@ -145,6 +147,7 @@ def _stage_cost(stage: int, tasks: Sequence[TaskPlan], config: PruneConfig, rate
         waves=rounds if each == 1 else models,
         at_once=1 if each > 1 else min(models, slots),
         busy=each if each > 1 else math.ceil(min(models, slots) / sharing),
+        scoring=math.ceil(min(models, slots) / sharing),
         idle=workers - (each if each > 1 else math.ceil(last / sharing)),
         worker_hours=total,
         wall_hours=wall,

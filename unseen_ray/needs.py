@@ -80,11 +80,8 @@ class Needs:
             )
             for name, rate in (("training", training), ("scoring", scoring))
         ]
-        most = max((row.value for row in rows if row.value is not None), default=None)
         if self.cluster is not None:
-            busy = self._busy()
-            how = f"= the larger of the two x {busy} workers at work at once"
-            rows.append(_need("decode_cores_in_all", None if most is None else most * busy, "cores", how, "both rates"))
+            rows.append(self._in_all("decode_cores_in_all", rows[0].value, rows[1].value, "cores", "both rates"))
         return rows
 
     def _reading(self) -> list[Need]:
@@ -107,9 +104,7 @@ class Needs:
             _need("read_scoring", scoring, "B/s", how, "images_per_s"),
         ]
         if self.cluster is not None:
-            most = None if training is None or scoring is None else max(training, scoring) * self._busy()
-            how = f"= the larger of the two x {self._busy()} workers at work at once"
-            rows.append(_need("read_in_all", most, "B/s", how, "images_per_s"))
+            rows.append(self._in_all("read_in_all", training, scoring, "B/s", "images_per_s"))
         total = sum(
             task.models * (task.image_passes * random + task.scored * task.passes * each) for task in self.plan.tasks
         )
@@ -178,8 +173,13 @@ class Needs:
             ),
         ]
 
-    def _busy(self) -> int:
-        return max(stage.busy for stage in self.cluster.stages) if self.cluster is not None else 1
+    def _in_all(self, name: str, training: float | None, scoring: float | None, unit: str, missing: str) -> Need:
+        """The most that a stage takes, in training or in scoring, from what one worker takes."""
+        assert self.cluster is not None
+        busy, scorers = (max(getattr(stage, kind) for stage in self.cluster.stages) for kind in ("busy", "scoring"))
+        known = None if training is None or scoring is None else max(training * busy, scoring * scorers)
+        how = f"= the larger of {busy} workers in training and {scorers} in scoring, the most at once, x what one takes"
+        return _need(name, known, unit, how, missing)
 
     def _pixels(self) -> int:
         return int(self.plan.num_samples * self.info.size_px**2 * 3)

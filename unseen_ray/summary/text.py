@@ -28,9 +28,9 @@ def hours_text(hours: float) -> str:
 
 
 def bytes_text(count: float) -> str:
-    """'12 kB', '3 MB', '1.2 TB'."""
+    """'12 kB', '3.1 MB', '1.2 TB'."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
-            return f"{count:,.0f} {unit}"
+            return f"{count:,.1f} {unit}" if count < 10 and unit in ("MB", "GB") else f"{count:,.0f} {unit}"
         count /= 1000
     return f"{count:,.1f} TB"
