@@ -78,7 +78,7 @@ def plan_values(plan: RunPlan, info: SourceInfo, config: PruneConfig, images_per
         else sum(longest.values()) / images_per_s / 3600,
         "images_per_s": images_per_s,
         "pixel_bytes": plan.num_samples * info.size_px**2 * 3,
-        "pixels_in_memory": fits_in_memory(len(info), info.size_px),
+        "pixels_in_memory": fits_in_memory(len(info), info.size_px, config.pixel_memory_gb),
         "disk_bytes": _disk_bytes(plan, config, voted),
         "recorded_bytes": _recorded_bytes(plan, config),
         "warnings": list(plan.warnings),
