@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _DECODED_BY_DRIVER = 4096
 _CHUNK = 2048
+_SAY_EVERY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -211,8 +213,10 @@ class RayExecutor:
         ranges = chunks_of(total, _CHUNK) if files is None else files.ranges()
         wanted = Wanted(size_px=job.size_px, held=held, files=files)
         bad: list[BadSample] = []
+        counted = _Counted(total)
         for place, (chunk, failed) in decode_spread(pool, job.source, ranges, wanted, keep=self._tasks):
             bad += failed
+            counted.add(ranges[place][1] - ranges[place][0])
             if pixels is not None:
                 start, stop = ranges[place]
                 pixels[start:stop] = chunk
@@ -225,6 +229,25 @@ class RayExecutor:
         self._train_together(tasks, on_event)
         works = [Work(name=task.name, start=_starter(method, *self._shared, task)) for task in tasks]
         return self._pool.run(works, on_event, keep=keep)
+
+
+@dataclass(slots=True)
+class _Counted:
+    """Says now and then how many images are decoded."""
+
+    total: int
+    done: int = 0
+    _began: float = field(default_factory=time.monotonic)
+    _said: float = field(default_factory=time.monotonic)
+
+    def add(self, images: int) -> None:
+        """So many more."""
+        self.done += images
+        now = time.monotonic()
+        if now - self._said >= _SAY_EVERY_S and self.done < self.total:
+            self._said, rate = now, self.done / (now - self._began)
+            left_min = (self.total - self.done) / rate / 60
+            logger.info("decoded %d of %d images, %.0f a second: %.0f min left", self.done, self.total, rate, left_min)
 
 
 def _starter(method: str, *args: Any) -> Any:
