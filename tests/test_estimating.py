@@ -105,7 +105,8 @@ def test_what_is_held_in_memory_is_read_decoded_and_moved_once() -> None:
     pixels = 1200 * 8 * 8 * 3
     assert found["decode_core_hours"] * 3600 == pytest.approx(1200 / 25)
     assert found["encoded_bytes"] == 192
-    assert found["read_bytes"] == found["network_pixels"] == found["decoded_pixels"] == pixels
+    assert found["read_encoded"] == found["network_pixels"] == found["decoded_pixels"] == pixels
+    assert "read_bytes" not in found
     votes = 4 * 900 * (24 + 4 * 7)
     scores = 1200 * (32 + 8 * 7)
     assert (found["disk_votes"], found["disk_scores"]) == (votes, scores)
@@ -133,17 +134,43 @@ def large(tmp_path: Path, *, groups: int | None = None) -> dict[str, Any]:
     return {"use": "parquet", "path": str(path), "size": 1300}
 
 
-def test_what_is_decoded_as_it_is_needed_takes_cores_and_reads(tmp_path: Path) -> None:
+def test_what_is_decoded_into_files_is_read_from_them(tmp_path: Path) -> None:
+    recipe = {**RECIPE, "batch_size": 10, "augment": "resized_crop_flip"}
+    found = needs(values(workers=8, source=large(tmp_path), model="small_cnn", recipe=recipe))
+    image, pixels = 1300**2 * 3, 1000 * 1300**2 * 3
+    assert found["decode_core_hours"] * 3600 == pytest.approx(1000 / 25)
+    assert found["read_encoded"] == pytest.approx(1000 * found["encoded_bytes"])
+    assert (found["read_training"], found["read_scoring"]) == (100 * image, 400 * image)
+    assert found["read_in_all"] == 4 * 400 * image
+    assert found["read_bytes"] == 4 * (2 * 250 + 750) * image
+    assert found["network_pixels"] == found["decoded_pixels"] == pixels
+
+
+@pytest.mark.parametrize(
+    ("fields", "held"),
+    [
+        ({}, "files"),
+        ({"pixel_folder": "none"}, "none"),
+        ({"pixel_folder": "/scratch", "out": "s3://bucket/run"}, "files"),
+        ({"out": "s3://bucket/run"}, "none"),
+        ({"pixel_memory_gb": 5}, "memory"),
+    ],
+)
+def test_where_pixels_are_held_is_said(tmp_path: Path, fields: dict[str, Any], held: str) -> None:
+    given = {**BASE, "source": large(tmp_path), "model": "small_cnn", "recipe": {**RECIPE, "augment": "none"}}
+    assert ur.plan_values(ur.PruneConfig(**{**given, **fields}))["pixels_held"] == held
+
+
+def test_what_is_decoded_at_every_read_takes_cores_and_reads(tmp_path: Path) -> None:
     recipe = {**RECIPE, "batch_size": 10, "augment": "resized_crop_flip"}
     source = large(tmp_path, groups=5)
-    found = needs(values(workers=8, source=source, model="small_cnn", recipe=recipe))
+    lazy: dict[str, Any] = {"source": source, "model": "small_cnn", "recipe": recipe, "pixel_folder": "none"}
+    found = needs(values(workers=8, **lazy))
     assert found["decode_cores_training"] == pytest.approx(100 / 25)
     assert found["decode_cores_scoring"] == pytest.approx(400 / 25)
     assert found["decode_cores_in_all"] == pytest.approx(16 * 4)  # four folds score
-    shared = {**recipe, "batch_size": 16}
-    alone = values(
-        workers=8, source=source, model="small_cnn", recipe=shared, schedule=[0.5, 0.75], gpus_per_fit=8, folds=2
-    )
+    shared = {**lazy, "recipe": {**recipe, "batch_size": 16}}
+    alone = values(workers=8, schedule=[0.5, 0.75], gpus_per_fit=8, folds=2, **shared)
     assert needs(alone)["decode_cores_in_all"] == pytest.approx(max(4 * 8, 16 * 2))
     assert (stage(alone, 1)["busy"], stage(alone, 1)["scoring"]) == (8, 1)
     each = found["encoded_bytes"]

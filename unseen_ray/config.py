@@ -21,7 +21,16 @@ NAMED_FIELDS = ("source", "score", "also_score", "policy", "guard", "fit")
 EXECUTOR_FIELDS = ("executor", "address", "cpus_per_fold", "gpus_per_fold", "max_retries", "wait_s")
 """Fields that say where and how to run, and nothing of what is computed."""
 
-FREE_FIELDS = ("out", "reuse", "save_probs", "save_features", "log_to", *EXECUTOR_FIELDS)
+FREE_FIELDS = (
+    "out",
+    "reuse",
+    "save_probs",
+    "save_features",
+    "log_to",
+    "pixel_memory_gb",
+    "pixel_folder",
+    *EXECUTOR_FIELDS,
+)
 """Fields that cannot change which ids are picked: a run may be resumed with other values of them."""
 
 
@@ -87,6 +96,14 @@ class PruneConfig(BaseModel):
     save_probs: bool = Field(False, description="store the mean out-of-fold probabilities, N x C")
     save_features: bool = Field(
         False, description="store what the first model of stage 0 makes of every sample before its last layer, N x D"
+    )
+    pixel_memory_gb: float = Field(
+        4.0, ge=0, description="GiB of decoded pixels held in memory at most; those of a larger set are kept in files"
+    )
+    pixel_folder: str | None = Field(
+        None,
+        description="where these files are kept, for other runs too; default in the run's folder till it is finished; "
+        "none: decode at every read",
     )
     model: Any = Field(None, description="the scoring model; default by the image size, see `unseen-ray list models`")
     recipe: Recipe = Field(
@@ -154,7 +171,7 @@ class PruneConfig(BaseModel):
         folders = [value] if isinstance(value, (str, os.PathLike)) else value
         return [os.fspath(item) if isinstance(item, os.PathLike) else item for item in folders] if folders else None
 
-    @field_validator("out", mode="before")
+    @field_validator("out", "pixel_folder", mode="before")
     @classmethod
     def _path_as_text(cls, value: Any) -> Any:
         return os.fspath(value) if isinstance(value, os.PathLike) else value

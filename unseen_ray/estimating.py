@@ -9,12 +9,13 @@ from unseen_ray.config import PruneConfig
 from unseen_ray.costing import SCORING_SPEEDUP, ClusterCost, Rates, cluster_cost
 from unseen_ray.data.budget import fits_in_memory
 from unseen_ray.errors import ConfigError
-from unseen_ray.needs import Need, Needs
+from unseen_ray.needs import Need, Needs, Pixels
 from unseen_ray.planning import RunPlan
-from unseen_ray.sources import Source, encoded_of
+from unseen_ray.sources import Source, SourceInfo, encoded_of
+from unseen_ray.storage import is_uri
 from unseen_ray.storage_speed import storage_speed
 
-__all__ = ["Estimate", "check_asked", "estimate"]
+__all__ = ["Estimate", "check_asked", "estimate", "where_pixels_are"]
 
 FLAGS = {"training": "images_per_s", "scoring": "scoring_images_per_s", "decode": "decode_images_per_s"}
 
@@ -76,12 +77,21 @@ def estimate(
             info=source.info,
             encoded=encoded_of(source),
             rates=rates,
-            held=fits_in_memory(len(source.info), source.info.size_px),
+            pixels=where_pixels_are(config, source.info),
             cluster=cluster,
             checkpoint_bytes=checkpoint,
         )
         needs = (*work.rows(), *more)
     return Estimate(rates=rates, cluster=cluster, needs=needs)
+
+
+def where_pixels_are(config: PruneConfig, info: SourceInfo) -> Pixels:
+    """Where a run will hold its decoded pixels, if the disk has room for their files."""
+    if fits_in_memory(len(info), info.size_px, config.pixel_memory_gb):
+        return "memory"
+    asked = config.pixel_folder
+    unasked = asked is None and (config.fit is not None or (config.out is not None and is_uri(config.out)))
+    return "none" if asked == "none" or unasked else "files"
 
 
 def _rates(

@@ -24,7 +24,7 @@ from unseen_ray.pipeline import make_job
 from unseen_ray.preflight import check_test_set
 from unseen_ray.resolve import did_you_mean
 from unseen_ray.results import known_results, store_results, stored_tables, with_table
-from unseen_ray.run import CHECKPOINTS, clear_checkpoints
+from unseen_ray.run import CHECKPOINTS, clear_checkpoints, clear_pixels
 from unseen_ray.sharing import Shelf, once
 from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.sources.info import fingerprint_of
@@ -121,6 +121,7 @@ def evaluate(
         store_results(folder, stored, with_table(stored_tables(folder), table.to_json()))
         if not Folder(folder.path(CHECKPOINTS)).files():  # those of another evaluation, which may go on, stay
             clear_checkpoints(folder)
+        clear_pixels(folder)
     return table
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from unseen_ray.core.tasks import EvalTask, ScoreTask
-from unseen_ray.data.loading import load_plane
+from unseen_ray.data.loading import load_plane, plan_files
 from unseen_ray.errors import FoldFailedError, UnseenError
 from unseen_ray.executor import Observer, Prepared
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
@@ -34,7 +34,13 @@ class LocalExecutor:
         """Decode the pixels, find bad samples, resolve the precision."""
         wants_gpu = job.config.gpus_per_fold is None or job.config.gpus_per_fold > 0
         device = torch.device("cuda", 0) if wants_gpu and torch.cuda.is_available() else torch.device("cpu")
-        plane, skipped = load_plane(source, job.size_px, on_bad_sample=job.config.on_bad_sample)
+        plane, skipped = load_plane(
+            source,
+            job.size_px,
+            on_bad_sample=job.config.on_bad_sample,
+            memory_gb=job.config.pixel_memory_gb,
+            files=plan_files(job, len(source.info)),
+        )
         config = job.config.with_hardware(
             precision=resolve_precision(job.config.recipe.precision, device),
             cpus_per_fold=float(job.config.threads),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from unseen_ray.catalog import MODELS, ModelEntry
 from unseen_ray.config import PruneConfig
@@ -13,7 +14,9 @@ from unseen_ray.resolve import plug_of
 from unseen_ray.scoring import stored_scores
 from unseen_ray.sources import Encoded, SourceInfo
 
-__all__ = ["Need", "Needs", "disk_bytes_of", "weights_of"]
+__all__ = ["Need", "Needs", "Pixels", "disk_bytes_of", "weights_of"]
+
+Pixels = Literal["memory", "files", "none"]
 
 _VOTE_BYTES = 8 + 8 + 4 + 4
 _HOUR_S = 3600
@@ -46,7 +49,7 @@ class Needs:
         info: the source.
         encoded: what its images take where they are stored.
         rates: images a second.
-        held: whether decoded pixels are held in memory.
+        pixels: where decoded pixels are: in `memory`, in `files`, or nowhere (`none`): decoded at every read.
         cluster: what it takes of a cluster, if one was stated.
         checkpoint_bytes: of one model, if it is known otherwise than by its name.
     """
@@ -56,7 +59,7 @@ class Needs:
     info: SourceInfo
     encoded: Encoded
     rates: Rates
-    held: bool
+    pixels: Pixels
     cluster: ClusterCost | None = None
     checkpoint_bytes: float | None = None
 
@@ -66,9 +69,9 @@ class Needs:
 
     def _decoding(self) -> list[Need]:
         training, scoring, decode = self.rates.training, self.rates.scoring, self.rates.decode
-        if self.held:
+        if self.pixels != "none":
             hours = None if decode is None else len(self.info) / decode / _HOUR_S
-            how = "= images / decode rate / 3600, once: pixels stay in memory, and no worker decodes"
+            how = f"= images / decode rate / 3600, once: pixels stay in {self.pixels}, and no training decodes"
             return [_need("decode_core_hours", hours, "h", how, "decode_images_per_s")]
         rows = [
             _need(
@@ -85,44 +88,50 @@ class Needs:
         return rows
 
     def _reading(self) -> list[Need]:
-        each, batch = self.encoded.bytes_each, self.config.recipe.batch_size
+        each, whole = self.encoded.bytes_each, len(self.info) * self.encoded.bytes_each
+        once = Need(
+            name="read_encoded", value=whole, unit="B", how="= images x bytes of an image, once, to decode them"
+        )
         rows = [Need(name="encoded_bytes", value=each, unit="B", how=self.encoded.how)]
-        if self.held:
-            whole = len(self.info) * each
-            return [*rows, Need(name="read_bytes", value=whole, unit="B", how="= images x bytes of an image, once")]
-        random = self.encoded.read_bytes(batch, len(self.info))
-        how = "= rate x bytes of an image"
-        touched = (
-            f"= rate x {random:,.0f} bytes an image: a random batch of {batch} reads whole row groups, {self.encoded.groups:,} in all"
-            if self.encoded.groups
-            else how
-        )
-        training = None if self.rates.training is None else self.rates.training * random
-        scoring = None if self.rates.scoring is None else self.rates.scoring * each
-        rows += [
-            _need("read_training", training, "B/s", touched, "images_per_s"),
-            _need("read_scoring", scoring, "B/s", how, "images_per_s"),
-        ]
+        if self.pixels == "memory":
+            return [*rows, once]
+        training, scoring = (self._read_by(kind) for kind in ("training", "scoring"))
+        rows = [*rows, *([once] if self.pixels == "files" else []), training, scoring]
         if self.cluster is not None:
-            rows.append(self._in_all("read_in_all", training, scoring, "B/s", "images_per_s"))
-        total = sum(
-            task.models * (task.image_passes * random + task.scored * task.passes * each) for task in self.plan.tasks
-        )
-        return [
-            *rows,
-            Need(name="read_bytes", value=total, unit="B", how="= images trained and scored x bytes read for each"),
-        ]
+            rows.append(self._in_all("read_in_all", training.value, scoring.value, "B/s", "images_per_s"))
+        random, in_order = self._bytes_of("training"), self._bytes_of("scoring")
+        total = sum(t.models * (t.image_passes * random + t.scored * t.passes * in_order) for t in self.plan.tasks)
+        how = "= images trained and scored x bytes read for each"
+        return [*rows, Need(name="read_bytes", value=total, unit="B", how=how)]
+
+    def _bytes_of(self, kind: str) -> float:
+        """Bytes that are read for each image that is trained on, or scored."""
+        if self.pixels == "files":
+            return float(self.info.size_px**2 * 3)
+        if kind == "scoring":
+            return self.encoded.bytes_each
+        return self.encoded.read_bytes(self.config.recipe.batch_size, len(self.info))
+
+    def _read_by(self, kind: str) -> Need:
+        """What one worker reads in a second."""
+        rate, count, batch = getattr(self.rates, kind), self._bytes_of(kind), self.config.recipe.batch_size
+        how = f"= {kind} rate x {count:,.0f} bytes of an image" + (" as pixels" if self.pixels == "files" else "")
+        if self.pixels == "none" and kind == "training" and self.encoded.groups:
+            how += f": a random batch of {batch} reads whole row groups, of {self.encoded.groups:,} in all"
+        return _need(f"read_{kind}", None if rate is None else rate * count, "B/s", how, "images_per_s")
 
     def _network(self) -> list[Need]:
         votes, scores, checkpoint = *disk_bytes_of(self.plan, self.config), self._checkpoint()
         rows = [
             Need(
                 name="network_pixels",
-                value=float(self._pixels()) if self.held else 0.0,
+                value=0.0 if self.pixels == "none" else float(self._pixels()),
                 unit="B",
-                how="= images x px^2 x 3, to each node once"
-                if self.held
-                else "none: workers read encoded images from the source",
+                how={
+                    "memory": "= images x px^2 x 3, to each node once",
+                    "files": "= images x px^2 x 3, written once; they are read as above",
+                    "none": "none: workers read encoded images from the source",
+                }[self.pixels],
             ),
             Need(
                 name="network_votes",
@@ -151,9 +160,12 @@ class Needs:
         else:
             by_stage = [[task.models for task in self.plan.tasks if task.stage == s.index] for s in self.plan.stages]
             at_once = max(map(sum, by_stage))
-        pixels = f"= images x {self.info.size_px}^2 x 3" + (
-            ", in memory, on no disk" if self.held else ", were they stored; they are not"
-        )
+        where = {
+            "memory": "in memory, on no disk",
+            "files": "in pixel_folder, or in out until the run ends",
+            "none": "were they stored; they are not",
+        }
+        pixels = f"= images x {self.info.size_px}^2 x 3, {where[self.pixels]}"
         held = None if checkpoint is None else 2 * checkpoint * at_once
         return [
             Need(name="decoded_pixels", value=float(self._pixels()), unit="B", how=pixels),
@@ -182,7 +194,7 @@ class Needs:
         return _need(name, known, unit, how, missing)
 
     def _pixels(self) -> int:
-        return int(self.plan.num_samples * self.info.size_px**2 * 3)
+        return int(len(self.info) * self.info.size_px**2 * 3)
 
     def _workers(self, task: TaskPlan) -> int:
         alone = task.stage > 0 or self.config.mode == "fitting"

@@ -26,7 +26,7 @@ from unseen_ray.merging import MergeRequest
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.preflight import check_functions, check_lenders, check_test
 from unseen_ray.resolve import is_target
-from unseen_ray.run import CORESET, KEYS, Run, clear_checkpoints, coreset_of, open_run
+from unseen_ray.run import CORESET, KEYS, Run, clear_checkpoints, clear_pixels, coreset_of, open_run
 from unseen_ray.scoring import score_name
 from unseen_ray.sharing import Shelf
 from unseen_ray.sources import Source, SourceInfo, default_test, open_source, source_ref
@@ -240,6 +240,7 @@ def _finish(run: Run, source: Source, population: Population, elapsed_s: Callabl
     for stage in stages:
         run.folder.delete(_coreset_name(stage["index"]))
     clear_checkpoints(run.folder)
+    clear_pixels(run.folder)
     return run
 
 

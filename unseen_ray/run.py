@@ -24,10 +24,12 @@ __all__ = [
     "CHECKPOINTS",
     "CORESET",
     "KEYS",
+    "PIXELS",
     "TENSORBOARD",
     "Run",
     "choosing_s",
     "clear_checkpoints",
+    "clear_pixels",
     "clear_run",
     "coreset_of",
     "flat_fields",
@@ -46,10 +48,11 @@ _OURS = re.compile(
     r"((fitting|selections/\d+)/)*(manifest(\.copy)?\.json|lease\.json|evaluation\.json|report\.html|coreset\.parquet|keys\.parquet|"
     r"stage-\d+/(coreset|scores)\.parquet|stage-\d+/(probs|features)\.npy|stage-\d+/votes/\d+\.(parquet|probs\.npy)|"
     r"checkpoints/[0-9a-f]{32}/(checkpoint\.json|epoch-\d+-[0-9a-f]{8}-\d+\.safetensors)|checkpoints/(own-[0-9a-f]{32}|ray-train)/.*|"
-    r"tensorboard/([^/]+/)+events\.out\.tfevents\.[^/]*|wandb/.*)(\.[0-9a-f]{8}\.tmp)?"
+    r"pixels/[0-9a-f]{16}-\d+px/\d+\.(pixels|json)|tensorboard/([^/]+/)+events\.out\.tfevents\.[^/]*|wandb/.*)(\.[0-9a-f]{8}\.tmp)?"
 )
 _SOURCES = ("source", "test")  # data is known by its fingerprint, wherever it lies
 KEYS = "keys.parquet"
+PIXELS = "pixels"
 TENSORBOARD = "tensorboard"
 
 
@@ -225,6 +228,14 @@ def clear_checkpoints(folder: Folder) -> None:
         logger.warning("checkpoints that are needed no more stay: %s", error)
 
 
+def clear_pixels(folder: Folder) -> None:
+    """Remove the decoded pixels that a run kept for itself, once it is finished; a warning where storage will not."""
+    try:
+        folder.delete_folder(PIXELS)
+    except StorageError as error:
+        logger.warning("decoded pixels that are needed no more stay: %s", error)
+
+
 def flat_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Fields of a configuration with those of its recipe dotted."""
     flat = {name: value for name, value in config.items() if name != "recipe"}
@@ -254,7 +265,7 @@ def _is_untouched(folder: Folder, manifest: Manifest) -> bool:
     if (
         manifest.kind != "prune"
         or manifest.stages
-        or set(folder.names()) - {MANIFEST, MANIFEST_COPY, LEASE, CHECKPOINTS, TENSORBOARD, "wandb", "stage-00"}
+        or set(folder.names()) - {MANIFEST, MANIFEST_COPY, LEASE, CHECKPOINTS, PIXELS, TENSORBOARD, "wandb", "stage-00"}
     ):
         return False
     return not Folder(folder.path("stage-00/votes")).names() and not Folder(folder.path(CHECKPOINTS)).files()

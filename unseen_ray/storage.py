@@ -62,7 +62,7 @@ def read_file(fs: FileSystem, path: str) -> bytes:
     return steadily(path, read)
 
 
-def sha256_of(data: bytes) -> str:
+def sha256_of(data: bytes | memoryview) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
@@ -89,7 +89,7 @@ class Folder:
             )
         return f"{self.root.rstrip('/')}/{name}"
 
-    def write(self, name: str, data: bytes, *, durable: bool = False, new: bool = False) -> str:
+    def write(self, name: str, data: bytes | memoryview, *, durable: bool = False, new: bool = False) -> str:
         """Put a file in place whole, making the folders above it; returns the SHA-256 of its bytes.
 
         Local files are written aside and renamed; an object store shows an object only when it is complete.
@@ -250,7 +250,7 @@ class Folder:
         return sorted(entry.path[len(path.rstrip("/")) + 1 :] for entry in found if entry.type == FileType.File)
 
 
-def _put(target: str, data: bytes, *, durable: bool, new: bool) -> None:
+def _put(target: str, data: bytes | memoryview, *, durable: bool, new: bool) -> None:
     fs, path = filesystem_of(target)
     if fs.type_name != "local":
         with fs.open_output_stream(path) as stream:

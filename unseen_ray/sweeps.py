@@ -12,7 +12,7 @@ from unseen_ray.config import PruneConfig
 from unseen_ray.errors import ConfigError
 from unseen_ray.lease import LEASE, held
 from unseen_ray.manifest import Manifest, read_manifest, write_manifest
-from unseen_ray.run import now
+from unseen_ray.run import clear_pixels, now
 from unseen_ray.running import ignore
 from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.storage import Folder, absolute_path
@@ -126,6 +126,7 @@ def sweep(config: SweepConfig, *, on_end: Callable[[Record], None] | None = None
             from unseen_ray.distributed.tuning import run_trials
 
             run_trials(config, trials, keeping, source, root=folder.root, done=done, on_end=on_end or ignore)
+            clear_pixels(folder)
         return _conclude(folder, config, trials, keeping, reused=len(done))
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unseen_ray.core import scorebook
 from unseen_ray.core.ids import FoldSpec
 from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.scorebook import ScoreBook, ScoreTable, log_of_probs, mean_ranks
@@ -210,7 +211,9 @@ def test_std_p_label_and_pred_do_not_depend_on_the_combination(case: Case, combi
 
 
 @each_case
-def test_p_label_and_pred_equal_a_slow_loop(case: Case) -> None:
+@pytest.mark.parametrize("most_votes", [1, 7, 1 << 18])
+def test_p_label_and_pred_equal_a_slow_loop(case: Case, most_votes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorebook, "_MOST_VOTES", most_votes)
     _, parts, table = merged(case, "mean")
     p_label = votes_for(parts, lambda part: part.p_label_M.astype(float))
     assert_equals_loop(table.p_label_M, table.ids_M, {id: sum(values) / len(values) for id, values in p_label.items()})

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from tests.conftest import class_pixels, png_bytes, write_parquet
-from unseen_ray.data import budget
 from unseen_ray.data.decode import UndecodableError, open_image, to_pixels
 from unseen_ray.data.loading import load_plane, settle_bad
 from unseen_ray.data.plane import BadSample, LazyPlane, MemoryPlane, chunks_of, decode_range
@@ -271,12 +270,12 @@ def test_bad_samples_stop_the_loading_unless_they_are_skipped(tmp_path: Path) ->
     assert np.array_equal(plane.images(good), class_pixels(np.arange(COUNT) % 3, 10)[good])
 
 
-def test_sets_that_do_not_fit_in_memory_are_decoded_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "MEMORY_BYTES", COUNT * 10 * 10 * 3 - 1)
+def test_sets_that_do_not_fit_in_memory_are_decoded_on_demand(tmp_path: Path) -> None:
+    too_little = (COUNT * 10 * 10 * 3 - 1) / 2**30
     source = source_of(tmp_path, bad=BAD)
-    plane, skipped = load_plane(source, 10)
+    plane, skipped = load_plane(source, 10, memory_gb=too_little)
     assert isinstance(plane, LazyPlane) and skipped.size == 0
-    plane, skipped = load_plane(source, 10, on_bad_sample="skip")
+    plane, skipped = load_plane(source, 10, on_bad_sample="skip", memory_gb=too_little)
     assert isinstance(plane, LazyPlane) and skipped.tolist() == sorted(BAD)
 
 

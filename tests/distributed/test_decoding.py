@@ -19,7 +19,7 @@ from unseen_ray.data.loading import load_plane
 from unseen_ray.data.plane import MemoryPlane, chunks_of
 from unseen_ray.distributed import decoding
 from unseen_ray.distributed.capacity import plain_nodes, survey
-from unseen_ray.distributed.decoding import decode_spread
+from unseen_ray.distributed.decoding import Wanted, decode_spread
 from unseen_ray.distributed.pool import FoldPool
 from unseen_ray.errors import BadSampleError, DataError
 from unseen_ray.manifest import Manifest, write_manifest
@@ -133,12 +133,24 @@ def test_every_pixel_and_every_bad_sample_are_those_of_one_process(
     assert isinstance(plane, MemoryPlane)
     ranges = chunks_of(600, 100)
     for held in (True, False):
-        found = dict(decode_spread(pool(), ref, ranges, 8, held=held, keep=0))
+        found = dict(decode_spread(pool(), ref, ranges, Wanted(size_px=8, held=held), keep=0))
         assert sorted(found) == list(range(len(ranges)))
         assert sorted(bad.id for _, failed in found.values() for bad in failed) == skipped.tolist() == [7, 433]
         for place, (pixels, _) in found.items():
             assert (pixels is None) is not held
             assert pixels is None or np.array_equal(pixels, plane.pixels_NHWC[slice(*ranges[place])])
+
+
+def test_what_memory_does_not_hold_is_decoded_into_files_once(mixed: object, tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    fields = {"pixel_memory_gb": 0, "pixel_folder": str(tmp_path / "pixels")}
+    result = run(tmp_path / "run", noted(log), **fields)
+    read = [row for path in log.iterdir() for row in path.read_text().split()]
+    assert sorted(map(int, read)) == list(range(COUNT))  # by two folds, which train and score on all of them
+    assert len(list((tmp_path / "pixels").rglob("*.pixels"))) == 8
+    local = run(tmp_path / "local", noted(log_in(tmp_path / "run")), executor="local", **fields)
+    assert result.coreset.ids.tolist() == local.coreset.ids.tolist()
+    assert result.scores == local.scores == run(tmp_path / "memory", noted(log), executor="local").scores
 
 
 def test_errors_are_those_of_one_process(mixed: object, tmp_path: Path) -> None:
@@ -174,7 +186,7 @@ def test_fold_actors_decode_what_others_leave_no_cpu_for(
     log = log_in(tmp_path)
     try:
         ref, ranges = source_ref(noted(log)), chunks_of(COUNT, 1000)
-        found = dict(decode_spread(pool(), ref, ranges, 8, held=True, keep=0))
+        found = dict(decode_spread(pool(), ref, ranges, Wanted(size_px=8, held=True), keep=0))
     finally:
         for holder in holders:
             ray.kill(holder)
@@ -188,7 +200,11 @@ def test_fold_actors_decode_where_no_node_is_without_gpu_or_folds_use_none(
     log = log_in(tmp_path)
     found = dict(
         decode_spread(
-            pool({"CPU": 2.0, "GPU": 0.0}), source_ref(noted(log)), chunks_of(COUNT, 1000), 8, held=True, keep=0
+            pool({"CPU": 2.0, "GPU": 0.0}),
+            source_ref(noted(log)),
+            chunks_of(COUNT, 1000),
+            Wanted(size_px=8, held=True),
+            keep=0,
         )
     )
     assert sorted(found) == list(range(5))
@@ -202,7 +218,7 @@ def test_a_lost_node_costs_what_it_was_decoding(
     cluster, plain, _ = mixed
     log, found = log_in(tmp_path), {}
     ref, ranges = source_ref(noted(log, seconds=1.0)), chunks_of(COUNT, 500)
-    for place, decoded in decode_spread(pool(max_retries=1), ref, ranges, 8, held=True, keep=0):
+    for place, decoded in decode_spread(pool(max_retries=1), ref, ranges, Wanted(size_px=8, held=True), keep=0):
         if not found:
             (victim,) = (node for node in cluster.list_all_nodes() if node.node_id == plain[0])
             cluster.remove_node(victim, allow_graceful=False)

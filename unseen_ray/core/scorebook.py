@@ -17,6 +17,7 @@ __all__ = ["Combine", "ScoreBook", "ScoreFunction", "ScoreTable", "log_of_probs"
 
 Combine = Literal["mean", "rank_mean", "mean_prob"]
 ScoreFunction = Callable[..., FloatArray]
+_MOST_VOTES = 1 << 18  # that are laid out at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -114,7 +115,7 @@ class ScoreBook:
             ids_M=self.ids_M,
             labels_M=self.labels_M,
             votes_M=votes.astype(np.int32),
-            pred_M=_majority(parts, at, len(self.ids_M)),
+            pred_M=_majority(parts, at, len(self.ids_M), self.votes_each),
             p_label_M=_mean([part.p_label_M for part in parts], at, votes).astype(np.float32),
             scores=scores,
             stds=stds,
@@ -210,21 +211,46 @@ def _deviation(
     return np.sqrt(total / votes_M).astype(np.float32)
 
 
-def _majority(parts: list[VotePart], at: list[NDArray[np.intp]], num_rows: int) -> NDArray[np.int64]:
-    """The class that most votes name; then the higher summed top-1 probability; then the lower number."""
+def _majority(parts: list[VotePart], at: list[NDArray[np.intp]], num_rows: int, votes_each: int) -> NDArray[np.int64]:
+    """The class that most votes name; then the higher summed top-1 probability; then the lower number.
+
+    Some rows at a time, the votes of each sorted by class, so that the time grows with the number of votes and no faster.
+    """
     best = np.full(num_rows, -1, np.int64)
-    best_count = np.zeros(num_rows, np.int64)
-    best_sum = np.zeros(num_rows)
+    rows_each = max(_MOST_VOTES // votes_each, 1)
+    for start in range(0, num_rows, rows_each):
+        stop = min(start + rows_each, num_rows)
+        pred_VR, p_top_VR = _votes_of_rows(parts, at, start, stop, votes_each)
+        order = np.argsort(pred_VR, axis=0, kind="stable")
+        best[start:stop] = _longest_run(np.take_along_axis(pred_VR, order, 0), np.take_along_axis(p_top_VR, order, 0))
+    return best
+
+
+def _votes_of_rows(
+    parts: list[VotePart], at: list[NDArray[np.intp]], start: int, stop: int, votes_each: int
+) -> tuple[NDArray[np.int64], FloatArray]:
+    """(V, R) classes and top-1 probabilities of the votes of R rows, in the order of the tasks."""
+    pred_VR = np.empty((votes_each, stop - start), np.int64)
+    p_top_VR = np.empty((votes_each, stop - start))
+    given_R = np.zeros(stop - start, np.intp)
     for part, where in zip(parts, at, strict=True):
-        count, total = np.zeros(num_rows, np.int64), np.zeros(num_rows)
-        named = np.full(num_rows, -2, np.int64)
-        named[where] = part.pred_M
-        for other, there in zip(parts, at, strict=True):
-            agrees = there[named[there] == other.pred_M]
-            count[agrees] += 1
-            total[agrees] += other.p_top_M[named[there] == other.pred_M]
+        first, last = np.searchsorted(where, (start, stop))
+        rows = where[first:last] - start
+        pred_VR[given_R[rows], rows] = part.pred_M[first:last]
+        p_top_VR[given_R[rows], rows] = part.p_top_M[first:last]
+        given_R[rows] += 1
+    return pred_VR, p_top_VR
+
+
+def _longest_run(pred_VR: NDArray[np.int64], p_top_VR: FloatArray) -> NDArray[np.int64]:
+    """Of (V, R) classes that rise down each column, the one that stands there most often; see `_majority`."""
+    best: NDArray[np.int64] = pred_VR[0].copy()
+    best_count, best_sum = np.ones(len(best), np.int64), p_top_VR[0].copy()
+    count, total = best_count.copy(), best_sum.copy()
+    for vote in range(1, len(pred_VR)):
+        same = pred_VR[vote] == pred_VR[vote - 1]
+        count = np.where(same, count + 1, 1)
+        total = np.where(same, total, 0.0) + p_top_VR[vote]
         better = (count > best_count) | ((count == best_count) & (total > best_sum))
-        better |= (count == best_count) & (total == best_sum) & (named < best)
-        better &= named >= 0
-        best[better], best_count[better], best_sum[better] = named[better], count[better], total[better]
+        best[better], best_count[better], best_sum[better] = pred_VR[vote][better], count[better], total[better]
     return best

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["MEMORY_BYTES", "fits_in_memory"]
+__all__ = ["PIXEL_MEMORY_GB", "fits_in_memory"]
 
-MEMORY_BYTES = 4 * 2**30
-"""Sets whose pixels take more than this are not held in memory."""
+PIXEL_MEMORY_GB = 4.0
 
 
-def fits_in_memory(num_samples: int, size_px: int) -> bool:
-    """Whether the pixels of a set are held in memory."""
-    return num_samples * size_px * size_px * 3 <= MEMORY_BYTES
+def fits_in_memory(num_samples: int, size_px: int, memory_gb: float = PIXEL_MEMORY_GB) -> bool:
+    """Whether the pixels of a set are held in memory, of which they may take so many GiB."""
+    return num_samples * size_px * size_px * 3 <= memory_gb * 2**30

@@ -1,30 +1,84 @@
-"""Getting hold of a source's pixels."""
+"""Getting hold of a source's pixels: in memory where they fit, else in files, else decoded whenever they are read."""
 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.data.budget import fits_in_memory
+from unseen_ray.data.budget import PIXEL_MEMORY_GB, fits_in_memory
+from unseen_ray.data.pixel_files import FilePlane, PixelFiles, write_file
 from unseen_ray.data.plane import BadSample, LazyPlane, MemoryPlane, Plane, bad_sample_error, chunks_of, decode_range
+from unseen_ray.job import Job
+from unseen_ray.run import PIXELS
 from unseen_ray.sources import Source
+from unseen_ray.storage import Folder, absolute_path, is_uri
 
-__all__ = ["load_plane", "settle_bad"]
+__all__ = ["Held", "load_plane", "plan_files", "plane_of", "settle_bad"]
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 20
+_SPARE = 1 << 30  # bytes of a disk that are left free
+
+Held = NDArray[np.uint8] | PixelFiles | None
+"""All pixels, the files that they are in, or neither: images are decoded when they are read."""
 
 
-def load_plane(source: Source, size_px: int, *, on_bad_sample: str = "error") -> tuple[Plane, IdArray]:
-    """The pixels of a source, decoded once where they fit in memory.
+def plan_files(job: Job, num_samples: int) -> PixelFiles | None:
+    """The files for the decoded pixels of a run; None where memory holds them, or they are not to be kept or cannot be."""
+    config, size_px = job.config, job.size_px
+    asked = config.pixel_folder
+    if fits_in_memory(num_samples, size_px, config.pixel_memory_gb) or asked == "none":
+        return None
+    if asked is None and config.fit is not None:  # what it reads of the images, if anything, is not known
+        return None
+    if asked is None and is_uri(job.out):
+        logger.warning(
+            "the pixels take %.1f GiB, more than pixel_memory_gb=%g, and images are decoded whenever they are read: name a pixel_folder "
+            "on a disk that every node shares, and each is decoded once.",
+            num_samples * size_px * size_px * 3 / 2**30,
+            config.pixel_memory_gb,
+        )
+        return None
+    root = Folder(job.out).path(PIXELS) if asked is None else absolute_path(asked)
+    files = PixelFiles(
+        folder=f"{root.rstrip('/')}/{job.fingerprint[:16]}-{size_px}px", num_samples=num_samples, size_px=size_px
+    )
+    missing = _missing_space(files)
+    if missing > 0:
+        logger.warning(
+            "the decoded pixels take %.1f GiB and %s lacks %.1f of it, so images are decoded whenever they are read. Free space, or name "
+            "another disk by pixel_folder.",
+            files.total_bytes / 2**30,
+            root,
+            missing / 2**30,
+        )
+        return None
+    return files
+
+
+def load_plane(
+    source: Source,
+    size_px: int,
+    *,
+    on_bad_sample: str = "error",
+    memory_gb: float = PIXEL_MEMORY_GB,
+    files: PixelFiles | None = None,
+) -> tuple[Plane, IdArray]:
+    """The pixels of a source, decoded once where they fit in memory or files hold them.
 
     Args:
         source: where from.
         size_px: height and width to bring them to.
         on_bad_sample: `error` or `skip`.
+        memory_gb: GiB of pixels that memory may hold.
+        files: where to keep more than that; None to decode them whenever they are read.
 
     Returns:
         The plane, and the ids of samples that cannot be decoded.
@@ -33,11 +87,15 @@ def load_plane(source: Source, size_px: int, *, on_bad_sample: str = "error") ->
         BadSampleError: if there is such a sample and it is not to be skipped.
     """
     total = len(source.info)
-    held = fits_in_memory(total, size_px)
+    bad: list[BadSample] = []
+    if files is not None:
+        for start, _ in files.ranges():
+            bad += write_file(files, source, start)
+        return FilePlane(files), settle_bad(bad, on_bad_sample)
+    held = fits_in_memory(total, size_px, memory_gb)
     if not held and on_bad_sample == "error":
         return LazyPlane(source, size_px), np.empty(0, np.int64)
     pixels = np.empty((total, size_px, size_px, 3), np.uint8) if held else None
-    bad: list[BadSample] = []
     for start, stop in chunks_of(total):
         chunk, failed = decode_range(source, np.arange(start, stop), size_px)
         bad += failed
@@ -45,6 +103,13 @@ def load_plane(source: Source, size_px: int, *, on_bad_sample: str = "error") ->
             pixels[start:stop] = chunk
     plane = LazyPlane(source, size_px) if pixels is None else MemoryPlane(pixels)
     return plane, settle_bad(bad, on_bad_sample)
+
+
+def plane_of(held: Held, source: Callable[[], Source], size_px: int) -> Plane:
+    """The plane over what is held of a source's pixels; the source is opened where nothing is."""
+    if held is None:
+        return LazyPlane(source(), size_px)
+    return FilePlane(held) if isinstance(held, PixelFiles) else MemoryPlane(held)
 
 
 def settle_bad(bad: list[BadSample], on_bad_sample: str) -> IdArray:
@@ -56,3 +121,14 @@ def settle_bad(bad: list[BadSample], on_bad_sample: str) -> IdArray:
     if len(bad) > _SHOWN:
         logger.warning("skipped %d samples in all; the manifest names them", len(bad))
     return np.array(sorted(sample.id for sample in bad), np.int64)
+
+
+def _missing_space(files: PixelFiles) -> int:
+    """Bytes that the files need and a local disk lacks, those that stand there already counted as used."""
+    if is_uri(files.folder):
+        return 0
+    place = files.folder
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    stands = sum(entry.stat().st_size for entry in os.scandir(place)) if place == files.folder else 0
+    return files.total_bytes - stands + _SPARE - shutil.disk_usage(place).free

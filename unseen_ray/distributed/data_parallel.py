@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unseen_ray.core.tasks import EvalTask, ScoreTask
-from unseen_ray.data.plane import LazyPlane, MemoryPlane
+from unseen_ray.data.loading import plane_of
 from unseen_ray.distributed.capacity import Resources
 from unseen_ray.distributed.failures import Attempts, Failure
 from unseen_ray.distributed.waiting import Wait
@@ -174,9 +174,8 @@ def _train_share(config: dict[str, Any]) -> None:
     _, job_ref, labels_ref, pixels_ref = config["shared"]
     job, labels_N = ray.get([job_ref, labels_ref])
     try:
-        plane = (
-            LazyPlane(open_source(job.source), job.size_px) if pixels_ref is None else MemoryPlane(ray.get(pixels_ref))
-        )
+        held = None if pixels_ref is None else ray.get(pixels_ref)
+        plane = plane_of(held, lambda: open_source(job.source), job.size_px)
         device = get_device()
         desk = Desk(
             job=job,

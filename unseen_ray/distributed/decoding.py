@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from unseen_ray.data.pixel_files import PixelFiles, write_file
 from unseen_ray.data.plane import BadSample, decode_range
 from unseen_ray.distributed.capacity import Capacity, plain_nodes, survey
 from unseen_ray.distributed.failures import Attempts
@@ -19,7 +21,7 @@ from unseen_ray.distributed.losses import settle
 from unseen_ray.distributed.pool import FoldPool, Work
 from unseen_ray.sources import Source, SourceRef, open_source
 
-__all__ = ["Decoded", "decode_rows", "decode_spread"]
+__all__ = ["Decoded", "Wanted", "decode_rows", "decode_spread"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +32,35 @@ _PATIENCE_S = 30.0  # without a task at work: others hold the CPUs
 _REQUEST = {"CPU": 1.0, "GPU": 0.0}
 
 Decoded = tuple[Any, list[BadSample]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is made of decoded rows.
+
+    Attributes:
+        size_px: height and width to bring images to.
+        held: whether the pixels are handed over, or only the bad samples.
+        files: where they are put instead; each range is the rows of one file then.
+    """
+
+    size_px: int
+    held: bool = False
+    files: PixelFiles | None = None
+
+    def starter(self, ref: SourceRef, start: int, stop: int) -> Callable[[Any], Any]:
+        """Begins a range on a fold actor."""
+        method, args = ("decode" if self.held else "find_bad"), (ref, start, stop, self.size_px)
+        if self.files is not None:
+            method, args = "keep", (ref, start, self.files)  # type: ignore[assignment]
+        return lambda actor: getattr(actor, method).options(num_returns="streaming").remote(*args)
+
+
 _opened: list[tuple[SourceRef, Source]] = []  # by this process, which does one range after the other
 
 
 def decode_spread(
-    pool: FoldPool, ref: SourceRef, ranges: Sequence[tuple[int, int]], size_px: int, *, held: bool, keep: int
+    pool: FoldPool, ref: SourceRef, ranges: Sequence[tuple[int, int]], wanted: Wanted, *, keep: int
 ) -> Iterator[tuple[int, Decoded]]:
     """Decode every range once, wherever that is; the pixels are the same.
 
@@ -45,12 +71,11 @@ def decode_spread(
         pool: the fold actors.
         ref: the source.
         ranges: rows [start, stop) of each range.
-        size_px: height and width to bring images to.
-        held: whether pixels are wanted, or only the bad samples.
+        wanted: what is made of the pixels.
         keep: how many fold actors to keep for what comes after.
 
     Yields:
-        The place of a range with its pixels, None where they are not wanted, and its bad samples.
+        The place of a range with its pixels, None where they are not handed over, and its bad samples.
 
     Raises:
         UnseenError: of a source, as it was raised there.
@@ -58,37 +83,36 @@ def decode_spread(
     """
     left = dict(enumerate(ranges))
     if pool.request["GPU"] > 0:
-        for place, decoded in _Apart(ref, ranges, size_px, held=held, max_retries=pool.max_retries).decoded():
+        for place, decoded in _Apart(ref, ranges, wanted, max_retries=pool.max_retries).decoded():
             del left[place]
             yield place, decoded
     if not left:
         return
     logger.info("decoding %d images on the fold actors", sum(stop - start for start, stop in left.values()))
-    works = [
-        Work(name=_name(*rows), start=_starter("decode" if held else "find_bad", ref, *rows, size_px))
-        for rows in left.values()
-    ]
+    works = [Work(name=_name(*rows), start=wanted.starter(ref, *rows)) for rows in left.values()]
     places = list(left)
     for number, decoded in pool.stream(works, keep=keep):
         yield places[number], decoded
 
 
-def decode_rows(ref: SourceRef, start: int, stop: int, size_px: int, held: bool) -> Iterator[Decoded | None]:
+def decode_rows(ref: SourceRef, start: int, stop: int, wanted: Wanted) -> Iterator[Decoded | None]:
     """What a task of Ray does: say that it has begun, then hand over what it made of the rows."""
     yield None
     if not _opened or _opened[0][0] != ref:
         _opened[:] = [(ref, open_source(ref))]
-    pixels, bad = decode_range(_opened[0][1], range(start, stop), size_px)
-    yield (pixels if held else None), bad
+    source = _opened[0][1]
+    if wanted.files is not None:
+        yield None, write_file(wanted.files, source, start)
+        return
+    pixels, bad = decode_range(source, range(start, stop), wanted.size_px)
+    yield (pixels if wanted.held else None), bad
 
 
 class _Apart:
     """Ranges on nodes without GPU, one for each CPU at a time, so that no more pixels lie around than are being made."""
 
-    def __init__(
-        self, ref: SourceRef, ranges: Sequence[tuple[int, int]], size_px: int, *, held: bool, max_retries: int
-    ) -> None:
-        self._ref, self._ranges, self._size_px, self._held = ref, ranges, size_px, held
+    def __init__(self, ref: SourceRef, ranges: Sequence[tuple[int, int]], wanted: Wanted, *, max_retries: int) -> None:
+        self._ref, self._ranges, self._wanted = ref, ranges, wanted
         self._queue = deque(range(len(ranges)))
         self._attempts = [Attempts(max_retries) for _ in ranges]
         self._running: dict[Any, tuple[str, int]] = {}
@@ -133,7 +157,7 @@ class _Apart:
                     "num_returns": "streaming",
                     "scheduling_strategy": there,
                 }
-                generator = task.options(**options).remote(self._ref, *self._ranges[place], self._size_px, self._held)
+                generator = task.options(**options).remote(self._ref, *self._ranges[place], self._wanted)
                 self._running[generator] = node, place
 
     def _look(self, capacity: Capacity) -> None:
@@ -170,7 +194,3 @@ class _Apart:
 
 def _name(start: int, stop: int) -> str:
     return f"decoding rows {start} to {stop}"
-
-
-def _starter(method: str, *args: Any) -> Any:
-    return lambda actor: getattr(actor, method).options(num_returns="streaming").remote(*args)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ import ray
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.budget import fits_in_memory
-from unseen_ray.data.loading import load_plane, settle_bad
+from unseen_ray.data.loading import Held, load_plane, plan_files, settle_bad
 from unseen_ray.data.plane import BadSample, MemoryPlane, chunks_of
 from unseen_ray.distributed.capacity import check_fits, fit_request, survey
 from unseen_ray.distributed.data_parallel import train_together
-from unseen_ray.distributed.decoding import decode_spread
+from unseen_ray.distributed.decoding import Wanted, decode_spread
 from unseen_ray.distributed.keeper import Keeper
 from unseen_ray.distributed.metrics import Meter
 from unseen_ray.distributed.pool import FoldPool, Work
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _DECODED_BY_DRIVER = 4096
 _CHUNK = 2048
+_SAY_EVERY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,7 +50,7 @@ class Groundwork:
         probe: what its first actor said of itself; all others must compute alike.
         skipped_ids: rows that cannot be read.
         size_px: of the source's images.
-        labels, pixels: references to the labels, and to the pixels where they fit in memory.
+        labels, pixels: references to the labels, and to the pixels where they fit in memory, or to what says in which files they are.
     """
 
     out: str
@@ -93,14 +95,14 @@ class RayExecutor:
             pool.probes[:] = [{**self._given.probe, **({} if asked == "auto" else {"precision": asked})}]
             return self._prepared(job, self._given, pool)
         self._aggregator = Keeper(Aggregator, max_retries=job.config.max_retries)  # comes up while folds train
-        pixels, skipped = self._load(job, source, pool)
+        held, skipped = self._load(job, source, pool)
         self._groundwork = Groundwork(
             out=job.out,
             probe=pool.first_probe(),
             skipped_ids=skipped,
             size_px=job.size_px,
             labels=ray.put(source.info.labels_N),
-            pixels=None if pixels is None else ray.put(pixels),
+            pixels=None if held is None else ray.put(held),
         )
         return self._prepared(job, self._groundwork, pool)
 
@@ -198,21 +200,27 @@ class RayExecutor:
         )
         return self._pool
 
-    def _load(self, job: Job, source: Source, pool: FoldPool) -> tuple[np.ndarray | None, IdArray]:
-        """Pixels that fit in memory, decoded once: by the driver if they are few, else by the cluster."""
-        total, held = len(source.info), fits_in_memory(len(source.info), job.size_px)
-        if total <= _DECODED_BY_DRIVER or (not held and job.config.on_bad_sample == "error"):
-            plane, skipped = load_plane(source, job.size_px, on_bad_sample=job.config.on_bad_sample)
+    def _load(self, job: Job, source: Source, pool: FoldPool) -> tuple[Held, IdArray]:
+        """Pixels that fit in memory or are put into files, decoded once: by the driver if they are few, else by the cluster."""
+        config, total = job.config, len(source.info)
+        files, held = plan_files(job, total), fits_in_memory(total, job.size_px, config.pixel_memory_gb)
+        if files is None and (total <= _DECODED_BY_DRIVER or (not held and config.on_bad_sample == "error")):
+            plane, skipped = load_plane(
+                source, job.size_px, on_bad_sample=config.on_bad_sample, memory_gb=config.pixel_memory_gb
+            )
             return plane.pixels_NHWC if isinstance(plane, MemoryPlane) else None, skipped
         pixels = np.empty((total, job.size_px, job.size_px, 3), np.uint8) if held else None
-        ranges = chunks_of(total, _CHUNK)
+        ranges = chunks_of(total, _CHUNK) if files is None else files.ranges()
+        wanted = Wanted(size_px=job.size_px, held=held, files=files)
         bad: list[BadSample] = []
-        for place, (chunk, failed) in decode_spread(pool, job.source, ranges, job.size_px, held=held, keep=self._tasks):
+        counted = _Counted(total)
+        for place, (chunk, failed) in decode_spread(pool, job.source, ranges, wanted, keep=self._tasks):
             bad += failed
+            counted.add(ranges[place][1] - ranges[place][0])
             if pixels is not None:
                 start, stop = ranges[place]
                 pixels[start:stop] = chunk
-        return pixels, settle_bad(sorted(bad, key=lambda sample: sample.id), job.config.on_bad_sample)
+        return files or pixels, settle_bad(sorted(bad, key=lambda sample: sample.id), job.config.on_bad_sample)
 
     def _run(self, method: str, tasks: list[Any], on_event: Observer, *, keep: int) -> list[Any]:
         assert self._pool is not None, "prepare comes first"
@@ -221,6 +229,25 @@ class RayExecutor:
         self._train_together(tasks, on_event)
         works = [Work(name=task.name, start=_starter(method, *self._shared, task)) for task in tasks]
         return self._pool.run(works, on_event, keep=keep)
+
+
+@dataclass(slots=True)
+class _Counted:
+    """Says now and then how many images are decoded."""
+
+    total: int
+    done: int = 0
+    _began: float = field(default_factory=time.monotonic)
+    _said: float = field(default_factory=time.monotonic)
+
+    def add(self, images: int) -> None:
+        """So many more."""
+        self.done += images
+        now = time.monotonic()
+        if now - self._said >= _SAY_EVERY_S and self.done < self.total:
+            self._said, rate = now, self.done / (now - self._began)
+            left_min = (self.total - self.done) / rate / 60
+            logger.info("decoded %d of %d images, %.0f a second: %.0f min left", self.done, self.total, rate, left_min)
 
 
 def _starter(method: str, *args: Any) -> Any:

@@ -10,7 +10,9 @@ import pyarrow as pa
 
 from unseen_ray.core.arrays import IntArray
 from unseen_ray.core.tasks import EvalTask, ScoreTask
-from unseen_ray.data.plane import BadSample, LazyPlane, MemoryPlane, Plane, decode_range
+from unseen_ray.data.loading import Held, plane_of
+from unseen_ray.data.pixel_files import PixelFiles, write_file
+from unseen_ray.data.plane import BadSample, Plane, decode_range
 from unseen_ray.errors import ConfigError
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
 from unseen_ray.manifest import MANIFEST, MANIFEST_COPY
@@ -59,14 +61,18 @@ class FoldWorker:
         """The bad samples of a range of rows, without keeping its pixels."""
         yield None, decode_range(self._open(ref), range(start, stop), size_px)[1]
 
+    def keep(self, ref: SourceRef, start: int, files: PixelFiles) -> Iterator[tuple[None, list[BadSample]]]:
+        """The bad samples of the file that begins with a row, its pixels put in place."""
+        yield None, write_file(files, self._open(ref), start)
+
     def score(
-        self, run_id: str, job: Job, labels_N: IntArray, pixels: Any, task: ScoreTask
+        self, run_id: str, job: Job, labels_N: IntArray, pixels: Held, task: ScoreTask
     ) -> Iterator[Progress | Receipt]:
         """Train the task's model, score, put the votes on storage, then hand over the receipt."""
         yield from self._workbench(run_id, job, labels_N, pixels).score(task)
 
     def evaluate(
-        self, run_id: str, job: Job, labels_N: IntArray, pixels: Any, task: EvalTask
+        self, run_id: str, job: Job, labels_N: IntArray, pixels: Held, task: EvalTask
     ) -> Iterator[Progress | EvalResult]:
         """Train on the task's subset and measure."""
         from unseen_ray.training.work import open_test
@@ -76,9 +82,9 @@ class FoldWorker:
             self._test = run_id, open_test(bench.desk)
         yield from bench.evaluate(task, self._test[1])
 
-    def _workbench(self, run_id: str, job: Job, labels_N: IntArray, pixels: Any) -> Any:
+    def _workbench(self, run_id: str, job: Job, labels_N: IntArray, pixels: Held) -> Any:
         if self._bench is None or self._bench[0] != run_id:
-            plane = MemoryPlane(pixels) if pixels is not None else LazyPlane(self._open(job.source), job.size_px)
+            plane = plane_of(pixels, lambda: self._open(job.source), job.size_px)
             make = _workbench if job.config.fit is None else _own_bench
             self._bench = run_id, make(job, labels_N, plane, lambda: self._open(job.source))
         return self._bench[1]

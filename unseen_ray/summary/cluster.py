@@ -16,6 +16,7 @@ _NAMES = {
     "decode_cores_scoring": "cores that decode for a worker in scoring",
     "decode_cores_in_all": "cores that decode, in all",
     "encoded_bytes": "an image as stored",
+    "read_encoded": "read to decode",
     "read_training": "read by a worker in training",
     "read_scoring": "read by a worker in scoring",
     "read_in_all": "read in all, at most",

@@ -15,6 +15,7 @@ from unseen_ray.core.trajectory import scored_epochs
 from unseen_ray.costing import SCORING_SPEEDUP, ClusterCost, Rates, cluster_cost
 from unseen_ray.data.budget import fits_in_memory
 from unseen_ray.errors import ConfigError
+from unseen_ray.estimating import where_pixels_are
 from unseen_ray.needs import Need, disk_bytes_of
 from unseen_ray.planning import RunPlan
 from unseen_ray.resolve import name_of, plug_of
@@ -87,7 +88,8 @@ def plan_values(
         "critical_path_hours": unbound.wall_hours,
         "images_per_s": rates.training,
         "pixel_bytes": plan.num_samples * info.size_px**2 * 3,
-        "pixels_in_memory": fits_in_memory(len(info), info.size_px),
+        "pixels_held": where_pixels_are(config, info),
+        "pixels_in_memory": fits_in_memory(len(info), info.size_px, config.pixel_memory_gb),
         "disk_bytes": votes + tables,
         "recorded_bytes": _recorded_bytes(plan, config),
         "rates": asdict(rates),
@@ -151,7 +153,8 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
         lines.append(
             "a training of the same recipe on what is kept takes as many steps as on everything: no time is saved"
         )
-    where = "in memory on every node" if values["pixels_in_memory"] else "decoded as they are needed"
+    held = {"memory": "in memory on every node", "files": "decoded once, into files", "none": "decoded at every read"}
+    where = held[values["pixels_held"]]
     lines.append(
         f"pixels take {bytes_text(values['pixel_bytes'])} ({where}), the run's files about {bytes_text(values['disk_bytes'])}"
     )

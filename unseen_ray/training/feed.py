@@ -6,7 +6,7 @@ Shapes: N rows of a plane, M samples of an epoch, B samples of a batch, H height
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.data.plane import MemoryPlane, Plane, chunks_of
+from unseen_ray.data.prefetch import fetched_ahead
 from unseen_ray.recipe import Recipe
 from unseen_ray.training.augment import Draws, cut_out, draw, outside, pixel_index, resize_crops
 
@@ -58,12 +59,16 @@ class Pixels:
         """The ids on the device, brought there at once; None where pixels have to be asked for by id."""
         return None if self.all_NHWC is None else torch.from_numpy(ids_M).to(self.device)
 
-    def stack(self, ids_B: IdArray, places_B: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A (S, H, W, 3) stack of images that has the ids among them, and the place of each in it."""
-        if self.all_NHWC is not None and places_B is not None:
-            return self.all_NHWC, places_B
-        images = torch.from_numpy(self.plane.images(ids_B)).to(self.device, non_blocking=True)
-        return images, torch.arange(len(ids_B), device=self.device)
+    def stacks(self, ids_M: IdArray, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each part of the ids, one after the other: a (S, H, W, 3) stack of images, and the place of each of the part's in it."""
+        places_M = self.places(ids_M)
+        if self.all_NHWC is not None and places_M is not None:
+            for part in parts:
+                yield self.all_NHWC, places_M[part]
+            return
+        for images in fetched_ahead(self.plane, [ids_M[part] for part in parts]):
+            stack = torch.from_numpy(images).to(self.device, non_blocking=True)
+            yield stack, torch.arange(len(images), device=self.device)
 
 
 def hold_pixels(plane: Plane, device: torch.device) -> Pixels:
@@ -123,6 +128,7 @@ class Feed:
         rng: np.random.Generator,
         share: Share,
         progress: tuple[int, int] = (0, 1),
+        first: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Augmented batches of one epoch in an order drawn from `rng`, which every worker of a fit draws alike.
 
@@ -134,6 +140,7 @@ class Feed:
             rng: for this epoch alone.
             share: which part of each batch to give.
             progress: which epoch it is, from 0, of how many: crops may grow.
+            first: the step to begin with, where those before it were done.
 
         Yields:
             (B, 3, H, W) float32 inputs, channels_last in memory, and (B,) int64 labels.
@@ -144,20 +151,17 @@ class Feed:
         order = rng.permutation(len(ids_M))[: steps * size]
         draws = draw(kind, size_px, len(order), rng).to(device)
         labels = torch.from_numpy(labels_M[order]).to(device)
-        ids = ids_M[order]
-        places = self.pixels.places(ids)
-        for start in range(share.rank, len(order), size):
-            part = slice(start, start - share.rank + size, share.workers)
-            stack = self.pixels.stack(ids[part], None if places is None else places[part])
+        starts = range(first * size + share.rank, len(order), size)
+        parts = [slice(start, start - share.rank + size, share.workers) for start in starts]
+        for part, stack in zip(parts, self.pixels.stacks(ids_M[order], parts), strict=True):
             images = self._augmented(*stack, draws.batch(part.start, part.stop, part.step), recipe, crop_px)
             yield self._normalised(images), labels[part]
 
     def scoring(self, ids_M: IdArray, batch_size: int) -> Iterator[tuple[IdArray, Tensor]]:
         """The samples in order, as they are: ids and (B, 3, H, W) float32 inputs."""
-        places_M = self.pixels.places(ids_M)
-        for start, stop in chunks_of(len(ids_M), batch_size):
-            stack, places = self.pixels.stack(ids_M[start:stop], None if places_M is None else places_M[start:stop])
-            yield ids_M[start:stop], self._normalised(stack.index_select(0, places))
+        parts = [slice(start, stop) for start, stop in chunks_of(len(ids_M), batch_size)]
+        for part, (stack, places) in zip(parts, self.pixels.stacks(ids_M, parts), strict=True):
+            yield ids_M[part], self._normalised(stack.index_select(0, places))
 
     def _augmented(self, stack: Tensor, places: Tensor, draws: Draws, recipe: Recipe, crop_px: int) -> Tensor:
         """(B, S, S, 3), uint8 or float32."""

@@ -1,4 +1,4 @@
-"""Train one model over ids of a plane, an epoch at a time, from its last checkpoint on."""
+"""Train one model over ids of a plane, an epoch at a time, from its last checkpoint on, which may be within an epoch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from unseen_ray.training.feed import Feed, Share
 from unseen_ray.training.hardware import seed_generators
 from unseen_ray.training.learner import Learner, learning_rate
 from unseen_ray.training.recorder import Recorder
+from unseen_ray.training.standing import Keeper, Stand, resumed
 
 __all__ = ["FitPlan", "finished_fit", "fit"]
 
@@ -86,19 +87,21 @@ def fit(
     """
     device = feed.pixels.device
     learner = Learner(model, plan.recipe, num_classes=plan.num_classes, device=device, replicas=plan.share.workers)
-    stats = EpochStats(epoch=0, epochs=plan.epochs)
+    stand = Stand(EpochStats(epoch=0, epochs=plan.epochs))
     if checkpoints is not None:
-        stats = _resume(learner, checkpoints, stats, recorder)
-        _check_together(stats.epoch, plan.share, device)
-        if stats.epoch:
-            yield stats
-    while stats.epoch < stats.epochs:
+        stand = resumed(learner, checkpoints, stand, recorder)
+        _check_together(stand.stats.epoch, plan.share, device)
+        if stand.stats.epoch:
+            yield stand.stats
+    while stand.stats.epoch < stand.stats.epochs:
         model.train()
-        stats = _epoch(learner, feed, plan, stats)
+        keeper = Keeper(learner, checkpoints, recorder) if checkpoints is not None and plan.share.rank == 0 else None
+        stats = _epoch(learner, feed, plan, stand, keeper if plan.share.workers == 1 else None)
         if recorder is not None:
             stats = _recorded(recorder, stats)
-        if checkpoints is not None and plan.share.rank == 0 and _is_due(checkpoints, stats, recorder):
-            _write(learner, checkpoints, stats, recorder)
+        stand = Stand(stats)
+        if keeper is not None:
+            keeper.keep(stand)
         yield stats
 
 
@@ -109,7 +112,7 @@ def finished_fit(model: nn.Module, feed: Feed, plan: FitPlan, checkpoints: Check
         StorageError: if there is none, or it is not of the last epoch.
     """
     learner = Learner(model, plan.recipe, num_classes=plan.num_classes, device=feed.pixels.device, replicas=1)
-    stats = _resume(learner, checkpoints, EpochStats(epoch=0, epochs=1))
+    stats = resumed(learner, checkpoints, Stand(EpochStats(epoch=0, epochs=1))).stats
     if stats.epoch < stats.epochs:
         raise StorageError(
             f"the model that several workers trained is not in {checkpoints.path()}. Is `out` on storage that every "
@@ -118,13 +121,16 @@ def finished_fit(model: nn.Module, feed: Feed, plan: FitPlan, checkpoints: Check
     return stats
 
 
-def _epoch(learner: Learner, feed: Feed, plan: FitPlan, before: EpochStats) -> EpochStats:
-    started, epoch, share = time.perf_counter(), before.epoch, plan.share
+def _epoch(learner: Learner, feed: Feed, plan: FitPlan, stand: Stand, keeper: Keeper | None) -> EpochStats:
+    """An epoch, or what is left of it."""
+    started, before, epoch, share = time.perf_counter(), stand.stats, stand.stats.epoch, plan.share
+    device = feed.pixels.device
     batch, per_epoch, total = plan.sizes()
     steps = min(per_epoch, total - epoch * per_epoch)
     samples = min(steps * batch, len(plan.ids_M))
-    seed_generators(torch_seed_for(plan.seed, epoch, *([share.rank] if share.rank else [])), feed.pixels.device)
-    sums = torch.zeros(2, device=feed.pixels.device)
+    seed_generators(torch_seed_for(plan.seed, epoch, *([share.rank] if share.rank else [])), device)
+    stand.restore_generators(device)
+    sums = torch.zeros(2, device=device) if stand.sums is None else stand.sums.to(device)
     batches = feed.epoch(
         plan.ids_M,
         plan.labels_M,
@@ -133,11 +139,16 @@ def _epoch(learner: Learner, feed: Feed, plan: FitPlan, before: EpochStats) -> E
         rng=rng_for(plan.seed, epoch),
         share=share,
         progress=(epoch, plan.epochs),
+        first=stand.steps,
     )
-    for step, (inputs, labels) in enumerate(batches, start=epoch * per_epoch):
-        loss, right = learner.step(inputs, labels, learning_rate(step, total, per_epoch, plan.recipe))
+    for step, (inputs, labels) in enumerate(batches, start=stand.steps):
+        rate = learning_rate(epoch * per_epoch + step, total, per_epoch, plan.recipe)
+        loss, right = learner.step(inputs, labels, rate)
         sums[0] += loss / share.workers
         sums[1] += right
+        if keeper is not None and keeper.due_within() and step + 1 < steps:
+            spent = before.seconds + time.perf_counter() - started
+            keeper.keep(Stand.within(replace(before, seconds=spent), step + 1, sums, device))
     _add_up(sums, share)
     mean_loss = float(sums[0]) / steps
     if not math.isfinite(mean_loss):
@@ -146,12 +157,13 @@ def _epoch(learner: Learner, feed: Feed, plan: FitPlan, before: EpochStats) -> E
             f"Lower recipe.lr (it is {plan.recipe.lr})."
         )
     seconds = time.perf_counter() - started
+    trained = samples - min(stand.steps * batch, samples)
     return EpochStats(
         epoch=epoch + 1,
         epochs=before.epochs,
         loss=mean_loss,
         accuracy=float(sums[1]) / samples,
-        images_per_s=samples / seconds,
+        images_per_s=trained / seconds,
         seconds=before.seconds + seconds,
         earlier_s=before.earlier_s,
     )
@@ -162,42 +174,6 @@ def _recorded(recorder: Recorder, stats: EpochStats) -> EpochStats:
     began = time.perf_counter()
     recorder.record(stats.epoch)
     return replace(stats, seconds=stats.seconds + time.perf_counter() - began)
-
-
-def _is_due(checkpoints: Checkpoints, stats: EpochStats, recorder: Recorder | None) -> bool:
-    if recorder is not None and not recorder.may_stop(stats.epoch):
-        return False
-    return stats.epoch == stats.epochs or checkpoints.due(stats.trained_s)
-
-
-def _write(learner: Learner, checkpoints: Checkpoints, stats: EpochStats, recorder: Recorder | None) -> None:
-    position = {**asdict(stats), "scale": learner.scale()}
-    if recorder is None:
-        return checkpoints.write(learner.tensors(), position)
-    return checkpoints.write({**learner.tensors(), **recorder.tensors()}, {**position, "recorded": recorder.key()})
-
-
-def _resume(
-    learner: Learner, checkpoints: Checkpoints, fresh: EpochStats, recorder: Recorder | None = None
-) -> EpochStats:
-    """Where the last checkpoint stands, the learner brought there; `fresh` where there is none that fits."""
-    saved = checkpoints.read()
-    if saved is None:
-        return fresh
-    try:
-        position = dict(saved.position)
-        scale, recorded = position.pop("scale"), position.pop("recorded", None)
-        stats = EpochStats(**{**position, "earlier_s": position["seconds"]})
-        if recorder is not None and not (recorded == recorder.key() and recorder.fits(saved.tensors, stats.epoch)):
-            raise ValueError("it holds other scores over epochs")
-        learner.restore(saved.tensors, scale)
-        if recorder is not None:
-            recorder.restore(saved.tensors, stats.epoch)
-    except (KeyError, TypeError, ValueError) as error:
-        logger.warning("the checkpoint %s fits no more (%s); training from the start", checkpoints.key[:8], error)
-        return fresh
-    logger.info("going on after epoch %d of %d", stats.epoch, stats.epochs)
-    return stats
 
 
 def _check_together(epoch: int, share: Share, device: torch.device) -> None:

@@ -90,6 +90,10 @@ class Recorder:
         """Whether a checkpoint after this epoch has all that is needed to go on."""
         return self._before is None or self._carried or epoch in self.epochs[:-1]
 
+    def may_stop_within(self) -> bool:
+        """Whether a checkpoint within an epoch, whose model is no longer that of the epoch before, has all that is needed."""
+        return self._before is None or self._carried
+
     def key(self) -> str:
         """A digest of what is recorded."""
         said = [*self._scores.named, str(self.epochs)]

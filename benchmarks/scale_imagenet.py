@@ -1,0 +1,148 @@
+"""The whole pipeline at ImageNet-1K's true count: 1,281,167 rows that name real JPEG files, repeated, and a tiny model.
+
+    python benchmarks/scale.py --imagenet --scratch /big/disk --json benchmarks/results/scale_imagenet_cpu.json
+
+What is real: Ray, the reading and scaled decoding of every row's JPEG, folds, training, votes, merge, selection, storage. What is not:
+there are 128 different images, and the model learns next to nothing in its one epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import nn
+
+from unseen_ray.core.ranking import best_first
+
+IMAGENET = 1_281_167
+KEEP, FIRST = 0.7, 0.35
+_POLL_S = 1.0
+
+
+def tiny(num_classes: int) -> nn.Module:
+    """Two convolutions of stride 4 and a linear layer: what costs next to nothing beside the feed."""
+    body = [nn.Conv2d(3, 16, 4, stride=4), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=4), nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes))
+
+
+def build(folder: Path, sample: Path, count: int) -> Path:
+    """A Parquet file of `count` rows that name the sample's JPEGs, which are written beside it."""
+    images = pq.read_table(sample).column("image").to_pylist()
+    labels = pq.read_table(sample).column("label").to_numpy()
+    classes = np.unique(labels, return_inverse=True)[1]
+    (folder / "jpeg").mkdir(parents=True)
+    names = [f"jpeg/{number:03d}.JPEG" for number in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        (folder / name).write_bytes(image["bytes"])
+    which = np.random.default_rng(0).permutation(np.arange(count) % len(images))
+    paths = pa.array(names).take(pa.array(which))
+    image_column = pa.StructArray.from_arrays([pa.nulls(count, pa.binary()), paths], ["bytes", "path"])
+    path = folder / "train.parquet"
+    pq.write_table(pa.table({"image": image_column, "label": classes[which]}), path, row_group_size=16_384)
+    return path
+
+
+def run(scratch: Path, sample: Path, count: int, size_px: int) -> dict[str, Any]:
+    """Build the set, prune it, check the ids, and say what each phase took."""
+    shutil.rmtree(scratch / "set", ignore_errors=True)
+    began = time.monotonic()
+    data = build(scratch / "set", sample, count)
+    built_s = time.monotonic() - began
+    out, pixels = scratch / "run", scratch / "pixels"
+    line = [sys.executable, "-m", "unseen_ray", "prune", "--source.use", "parquet", "--source.path", str(data)]
+    line += ["--source.size", str(size_px), "--keep", str(KEEP), "--schedule", f"[{FIRST},{KEEP}]", "--folds", "4"]
+    line += ["--model", "benchmarks.scale_imagenet:tiny", "--recipe.epochs", "1", "--recipe.min_steps", "0"]
+    line += ["--recipe.batch_size", "256", "--recipe.augment", "flip", "--also_score", "none"]
+    line += ["--pixel_memory_gb", "0", "--pixel_folder", str(pixels), "--out", str(out)]
+    started = time.time()
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
+    peaks = _watch(process)
+    total_s = time.time() - started
+    if process.returncode:
+        raise SystemExit(f"prune ended with {process.returncode}")
+    heads = [path.stat().st_mtime for path in pixels.rglob("*.json")]
+    manifest = json.loads((out / "manifest.json").read_text())
+    stages = [stage["seconds"] for stage in manifest["stages"]]
+    decoded_s = max(heads) - started
+    return {
+        "samples": count,
+        "size_px": size_px,
+        "kept": _checked(out, count),
+        "seconds": {
+            "make the set": built_s,
+            "open and decode": decoded_s,
+            **{f"stage {number}": seconds for number, seconds in enumerate(stages)},
+            "the rest": total_s - decoded_s - sum(stages),
+            "prune in all": total_s,
+        },
+        "decoded_per_s": count / decoded_s,
+        "pixel_gb": sum(path.stat().st_size for path in pixels.rglob("*.pixels")) / 1e9,
+        "peak_gb": {name: peak / 1e9 for name, peak in sorted(peaks.items(), key=lambda item: -item[1])[:6]},
+    }
+
+
+def _watch(process: subprocess.Popen[bytes]) -> dict[str, int]:
+    """Peak resident memory of the driver and of all that it started, the highest by name, until it ends."""
+    peaks: dict[str, int] = {}
+    while process.poll() is None:
+        found = [psutil.Process(process.pid)]
+        try:
+            found += found[0].children(recursive=True)
+        except psutil.NoSuchProcess:
+            break
+        for each in found:
+            try:
+                status = Path(f"/proc/{each.pid}/status").read_text()
+                name = "driver" if each.pid == process.pid else each.name()
+            except (OSError, psutil.NoSuchProcess):
+                continue
+            peak = next((int(row.split()[1]) * 1024 for row in status.splitlines() if row.startswith("VmHWM")), 0)
+            peaks[name] = max(peaks.get(name, 0), peak)
+        time.sleep(_POLL_S)
+    process.wait()
+    return peaks
+
+
+def _checked(out: Path, count: int) -> int:
+    """How many are kept, once they are found to be those that the stored scores name, by plain numpy."""
+    coreset = pq.read_table(out / "coreset.parquet")
+    ids, stages = coreset.column("id").to_numpy(), coreset.column("stage").to_numpy()
+    first, target = round(FIRST * count), round(KEEP * count)
+    if len(ids) != target or not (np.diff(ids) > 0).all():
+        raise SystemExit(f"{len(ids)} ids instead of {target}, or not in order")
+    for stage, budget in ((0, first), (1, target - first)):
+        table = pq.read_table(out / f"stage-{stage:02d}" / "scores.parquet")
+        candidates, votes = table.column("id").to_numpy(), table.column("votes").to_numpy()
+        if not (votes == (3 if stage == 0 else 1)).all() or len(candidates) != count - (first if stage else 0):
+            raise SystemExit(f"stage {stage} has other votes or candidates than it must have")
+        best = best_first(table.column("entropy").to_numpy(), candidates, 0)[:budget]
+        if not np.array_equal(np.sort(candidates[best]), ids[stages == stage]):
+            raise SystemExit(f"stage {stage} kept others than its highest scores")
+    return len(ids)
+
+
+def clean(scratch: Path) -> None:
+    """Remove what was made."""
+    for name in ("set", "run", "pixels"):
+        shutil.rmtree(scratch / name, ignore_errors=True)
+
+
+def free_gb(folder: Path) -> float:
+    """Free space of a disk."""
+    return shutil.disk_usage(folder).free / 1e9
+
+
+def sample_path() -> Path:
+    """The 128 real JPEGs."""
+    return Path(os.environ.get("UNSEEN_DATA", "data")) / "imagenet-sample128.parquet"

@@ -1,0 +1,224 @@
+"""Decoded pixels in files: the same images as in memory, each decoded once, damage found, little memory taken."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import unseen_ray as ur
+from tests.conftest import class_pixels, png_bytes, write_parquet
+from tests.s3 import s3_server
+from unseen_ray.data import pixel_files
+from unseen_ray.data.loading import load_plane
+from unseen_ray.data.pixel_files import FilePlane, PixelFiles, write_file
+from unseen_ray.data.prefetch import fetched_ahead
+from unseen_ray.errors import BadSampleError, StorageError
+from unseen_ray.sources import Source, open_source, source_ref
+
+COUNT, SIZE = 100, 10
+BAD = {3: b"", 71: b"no image at all"}
+FIELDS: dict[str, Any] = {
+    "keep": 0.6,
+    "schedule": [0.4, 0.6],
+    "recipe": {"epochs": 2, "min_steps": 0},
+    "executor": "local",
+}
+
+
+def source_of(folder: Path, bad: dict[int, bytes] | None = None) -> Source:
+    labels = np.arange(COUNT) % 7
+    images = [png_bytes(pixels) for pixels in class_pixels(labels, 12)]
+    for row, data in (bad or {}).items():
+        images[row] = data
+    return open_source(source_ref(str(write_parquet(folder / "a.parquet", labels, images))))
+
+
+class Counting:
+    """A source that counts how often each row is read."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self.reads = source, np.zeros(COUNT, int)
+        self.info, self.keys = source.info, source.keys
+
+    def read(self, ids: Sequence[int]) -> Iterator[Any]:
+        np.add.at(self.reads, np.asarray(ids), 1)
+        return self._source.read(ids)
+
+
+def files_in(folder: Path) -> PixelFiles:
+    return PixelFiles(folder=str(folder / "pixels"), num_samples=COUNT, size_px=SIZE)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> tuple[Counting, PixelFiles]:
+    source, files = Counting(source_of(tmp_path)), files_in(tmp_path)
+    load_plane(source, SIZE, files=files)
+    return source, files
+
+
+def test_images_are_those_of_memory_for_any_order_of_ids(kept: tuple[Counting, PixelFiles]) -> None:
+    source, files = kept
+    memory, _ = load_plane(source, SIZE)
+    plane, rng = FilePlane(files), np.random.default_rng(0)
+    assert plane.size_px == SIZE
+    orders = [
+        np.arange(COUNT),
+        rng.permutation(COUNT),
+        rng.integers(0, COUNT, 250),
+        np.array([99]),
+        np.array([5, 5, 4]),
+    ]
+    for ids in (*orders, np.array([], np.int64)):
+        assert np.array_equal(plane.images(ids), memory.images(ids))
+        assert plane.images(ids).shape == (len(ids), SIZE, SIZE, 3)
+
+
+def test_rows_are_spread_over_files_that_hold_them_once() -> None:
+    small = PixelFiles(folder="x", num_samples=COUNT, size_px=SIZE)
+    assert small.ranges()[0] == (0, 13) and small.ranges()[-1] == (91, 100) and len(small.ranges()) == 8
+    large = PixelFiles(folder="x", num_samples=1_281_167, size_px=224)
+    assert large.rows_each * large.image_bytes <= 64 << 20 < (large.rows_each + 1) * large.image_bytes
+    assert PixelFiles(folder="x", num_samples=3, size_px=9000).rows_each == 1
+
+
+def test_each_image_is_decoded_once_however_often_it_is_read(kept: tuple[Counting, PixelFiles]) -> None:
+    source, files = kept
+    assert (source.reads == 1).all()
+    for _ in range(3):
+        plane, _ = load_plane(source, SIZE, files=files)
+        plane.images(np.arange(COUNT))
+    assert (source.reads == 1).all()
+
+
+@pytest.mark.parametrize("damage", ["flip a byte", "cut short", "remove", "no JSON", "remove the JSON"])
+def test_a_damaged_file_is_decoded_anew_and_no_other(kept: tuple[Counting, PixelFiles], damage: str) -> None:
+    source, files = kept
+    path = Path(files.folder) / files.name(2)
+    data = bytearray(path.read_bytes())
+    if damage == "flip a byte":
+        data[100] ^= 1
+        path.write_bytes(data)
+    elif damage == "cut short":
+        path.write_bytes(data[:-1])
+    elif damage == "remove":
+        path.unlink()
+    elif damage == "no JSON":
+        path.with_suffix(".json").write_text("[")
+    else:
+        path.with_suffix(".json").unlink()
+    plane, _ = load_plane(source, SIZE, files=files)
+    start, stop = files.ranges()[2]
+    assert np.flatnonzero(source.reads == 2).tolist() == list(range(start, stop))
+    assert np.array_equal(plane.images(np.arange(COUNT)), load_plane(source, SIZE)[0].images(np.arange(COUNT)))
+
+
+def test_bad_samples_are_told_and_known_again(tmp_path: Path) -> None:
+    source, files = Counting(source_of(tmp_path, BAD)), files_in(tmp_path)
+    with pytest.raises(
+        BadSampleError, match=r"sample a\.parquet:3 cannot be decoded: it is empty\. So are a\.parquet:71"
+    ):
+        load_plane(source, SIZE, files=files)
+    for _ in range(2):
+        _, skipped = load_plane(source, SIZE, on_bad_sample="skip", files=files)
+        assert skipped.tolist() == sorted(BAD)
+    assert (source.reads == 1).all()
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_files_that_go_away_are_told_of(kept: tuple[Counting, PixelFiles], short: bool) -> None:
+    _, files = kept
+    path = Path(files.folder) / files.name(0)
+    path.write_bytes(path.read_bytes()[:50]) if short else path.unlink()
+    reason = "it is too short" if short else "No such file"
+    with pytest.raises(StorageError, match=rf"00000\.pixels cannot be read: .*{reason}.* Run the same\s+line again"):
+        FilePlane(files).images(np.array([4]))
+
+
+def test_few_files_are_open_at_a_time_though_threads_read_all(
+    kept: tuple[Counting, PixelFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, files = kept
+    monkeypatch.setattr(pixel_files, "_OPEN_FILES", 2)
+    plane, expected = FilePlane(files), load_plane(source, SIZE)[0].images(np.arange(COUNT))
+    orders = [np.random.default_rng(seed).permutation(COUNT) for seed in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        for ids, images in zip(orders, pool.map(plane.images, orders), strict=True):
+            assert np.array_equal(images, expected[ids])
+    open_now = [link for link in Path("/proc/self/fd").iterdir() if str(link.resolve()).endswith(".pixels")]
+    assert len(open_now) <= 2
+
+
+def test_files_on_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = source_of(tmp_path)
+    files = PixelFiles(folder="s3://runs/pixels", num_samples=COUNT, size_px=SIZE)
+    ids = np.random.default_rng(0).permutation(COUNT)
+    with s3_server(monkeypatch):
+        plane, _ = load_plane(source, SIZE, files=files)
+        assert np.array_equal(plane.images(ids), load_plane(source, SIZE)[0].images(ids))
+        counting = Counting(source)
+        assert write_file(files, counting, 0) == []
+        assert not counting.reads.any()
+
+
+def test_batches_are_fetched_ahead_within_bounds() -> None:
+    fetched: list[int] = []
+    hold = threading.Event()
+
+    class Watched:
+        size_px = 2
+
+        def images(self, ids_B: np.ndarray) -> np.ndarray:
+            fetched.append(int(ids_B[0]))
+            return np.full((len(ids_B), 2, 2, 3), ids_B[0], np.uint8)
+
+    batches = [np.array([number] * 4) for number in range(100)]
+    stream = fetched_ahead(Watched(), batches)
+    assert next(stream)[0, 0, 0, 0] == 0
+    hold.wait(0.2)
+    assert len(fetched) == 9  # the one in use and eight that wait
+    assert [int(images[0, 0, 0, 0]) for images in stream] == list(range(1, 100))
+    assert sorted(fetched) == list(range(100))
+    assert list(fetched_ahead(Watched(), [])) == []
+
+
+def test_an_error_while_fetching_reaches_whoever_reads(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be read"):
+        list(fetched_ahead(FilePlane(files_in(tmp_path)), [np.array([1])]))
+
+
+def test_a_run_beyond_memory_keeps_what_one_in_memory_keeps(tmp_path: Path) -> None:
+    source = str(tmp_path / "a.parquet")
+    source_of(tmp_path)
+    inside = ur.prune(ur.PruneConfig(source=source, out=tmp_path / "inside", **FIELDS))
+    beyond = ur.prune(ur.PruneConfig(source=source, out=tmp_path / "beyond", pixel_memory_gb=0, **FIELDS))
+    assert beyond.coreset.ids.tolist() == inside.coreset.ids.tolist()
+    assert beyond.scores == inside.scores
+    assert not (tmp_path / "beyond" / "pixels").exists()  # its own, and finished
+    named = tmp_path / "kept"
+    for name in ("one", "two"):
+        ur.prune(ur.PruneConfig(source=source, out=tmp_path / name, pixel_memory_gb=0, pixel_folder=named, **FIELDS))
+        heads = list(named.rglob("*.json"))
+        assert len(heads) == 8 and json.loads(heads[0].read_text())["bad"] == []
+    lazy = ur.prune(
+        ur.PruneConfig(source=source, out=tmp_path / "lazy", pixel_memory_gb=0, pixel_folder="none", **FIELDS)
+    )
+    assert lazy.coreset.ids.tolist() == inside.coreset.ids.tolist()
+
+
+def test_too_small_a_disk_is_told_of_and_images_are_decoded_at_every_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from unseen_ray.data import loading
+
+    source_of(tmp_path)
+    monkeypatch.setattr(loading, "_SPARE", 1 << 62)
+    fields = {**FIELDS, "pixel_memory_gb": 0, "out": tmp_path / "run"}
+    ur.prune(ur.PruneConfig(source=str(tmp_path / "a.parquet"), **fields))
+    assert "images are decoded whenever they are read. Free space, or name another disk by pixel_folder" in caplog.text

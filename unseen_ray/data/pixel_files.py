@@ -1,0 +1,223 @@
+"""Decoded pixels in files, for sets that memory does not hold: each image is decoded once, whoever reads it how often.
+
+FOLDER/FINGERPRINT-64px/00000.pixels    (rows, 64, 64, 3) uint8, image after image, without a header
+FOLDER/FINGERPRINT-64px/00000.json      written after it: its rows, its SHA-256, and what could not be decoded
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.core.arrays import IdArray
+from unseen_ray.data.plane import BadSample, chunks_of, decode_range
+from unseen_ray.errors import StorageError
+from unseen_ray.sources import Source
+from unseen_ray.storage import Folder, filesystem_of
+
+__all__ = ["FilePlane", "PixelFiles", "write_file"]
+
+_FILE_BYTES = 64 << 20
+_LEAST_FILES = 8  # so that a smaller set is decoded by several workers, too
+_OPEN_FILES = 256
+_BLOCK = 8 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PixelFiles:
+    """Where the decoded pixels of a source stand, and which rows are in which file.
+
+    Attributes:
+        folder: local path or URI, on storage that every worker shares.
+        num_samples: rows of the source.
+        size_px: height and width of the images.
+    """
+
+    folder: str
+    num_samples: int
+    size_px: int
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of an image."""
+        return self.size_px * self.size_px * 3
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all images."""
+        return self.num_samples * self.image_bytes
+
+    @property
+    def rows_each(self) -> int:
+        """Images of a file; the last one may have fewer."""
+        most = max(_FILE_BYTES // self.image_bytes, 1)
+        return min(most, -(-self.num_samples // _LEAST_FILES))
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """Rows [start, stop) of each file."""
+        return chunks_of(self.num_samples, self.rows_each)
+
+    def name(self, place: int) -> str:
+        """The file of a range, within the folder."""
+        return f"{place:05d}.pixels"
+
+    def finished(self, place: int) -> list[BadSample] | None:
+        """The bad samples of a file that stands there whole; None where there is none, or it is damaged."""
+        folder = Folder(self.folder)
+        head = folder.read(_head(place))
+        try:
+            said = json.loads(head or b"{}")
+            bad = [BadSample(**sample) for sample in said["bad"]]
+            digest = said["sha256"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        return bad if digest == _digest(folder.path(self.name(place))) else None
+
+
+def write_file(files: PixelFiles, source: Source, start: int) -> list[BadSample]:
+    """Decode the rows of one file and put it in place, unless it stands there whole.
+
+    Args:
+        files: the plan of the files.
+        source: where the samples come from.
+        start: the file's first row.
+
+    Returns:
+        The samples that cannot be decoded; their pixels are black.
+
+    Raises:
+        StorageError: if the file cannot be written.
+    """
+    place, folder = start // files.rows_each, Folder(files.folder)
+    known = files.finished(place)
+    if known is not None:
+        return known
+    stop = min(start + files.rows_each, files.num_samples)
+    pixels = np.empty((stop - start, files.size_px, files.size_px, 3), np.uint8)
+    bad: list[BadSample] = []
+    for first, last in chunks_of(stop - start):
+        pixels[first:last], failed = decode_range(source, np.arange(start + first, start + last), files.size_px)
+        bad += failed
+    digest = folder.write(files.name(place), pixels.data.cast("B"))
+    head = {"rows": [start, stop], "sha256": digest, "bad": [asdict(sample) for sample in bad]}
+    folder.write(_head(place), json.dumps(head).encode())
+    return bad
+
+
+@dataclass(slots=True, eq=False)
+class FilePlane:
+    """Pixels read from files as they are asked for; a read takes no more memory than what it returns."""
+
+    files: PixelFiles
+    _opened: OrderedDict[int, _Opened] = field(init=False, default_factory=OrderedDict)
+    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
+
+    @property
+    def size_px(self) -> int:
+        """Height and width."""
+        return self.files.size_px
+
+    def images(self, ids_B: IdArray) -> NDArray[np.uint8]:
+        """(B, H, W, 3) uint8 in the order of the ids; StorageError if a file is missing or too short."""
+        order = np.argsort(ids_B, kind="stable")
+        ids = ids_B[order]
+        pixels = np.empty((len(ids), self.size_px, self.size_px, 3), np.uint8)
+        for first, last in _runs(ids, self.files.rows_each):
+            self._read(int(ids[first]), pixels[first:last])
+        if np.array_equal(ids, ids_B):
+            return pixels
+        given = np.empty_like(pixels)
+        given[order] = pixels
+        return given
+
+    def _read(self, first: int, into: NDArray[np.uint8]) -> None:
+        place, row = divmod(first, self.files.rows_each)
+        with self._lock:
+            opened = self._opened.get(place)
+            if opened is None:
+                opened = self._opened[place] = _Opened(Folder(self.files.folder).path(self.files.name(place)))
+            self._opened.move_to_end(place)
+            if len(self._opened) > _OPEN_FILES:
+                self._opened.popitem(last=False)  # closed when no reader holds it any more
+        opened.read(row * self.files.image_bytes, into.data.cast("B"))
+
+
+class _Opened:
+    """A file at hand, local or remote, that several threads may read at once."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        fs, inner = filesystem_of(path)
+        try:
+            if fs.type_name == "local":
+                self._descriptor = os.open(inner, os.O_RDONLY | os.O_CLOEXEC)
+            else:
+                self._stream = fs.open_input_file(inner)
+        except OSError as error:
+            raise self._failed(str(error)) from None
+
+    def read(self, offset: int, into: memoryview) -> None:
+        """Fill a buffer from `offset` on."""
+        done = 0
+        while done < len(into):
+            try:
+                done += self._some(offset + done, into[done:])
+            except OSError as error:
+                raise self._failed(str(error)) from None
+
+    def _some(self, offset: int, into: memoryview) -> int:
+        if self._descriptor is not None:
+            count = os.preadv(self._descriptor, [into], offset)
+        else:
+            data = self._stream.read_at(len(into), offset)
+            count = len(data)
+            into[:count] = data
+        if not count:
+            raise self._failed("it is too short")
+        return count
+
+    def _failed(self, reason: str) -> StorageError:
+        return StorageError(
+            f"the decoded pixels in {self._path} cannot be read: {reason}. Is it on storage that every node shares? Run the same "
+            "line again: what is missing is decoded anew."
+        )
+
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def _runs(ids: IdArray, rows_each: int) -> Iterator[tuple[int, int]]:
+    """Parts of sorted ids that lie one after the other in one file."""
+    breaks = np.flatnonzero((np.diff(ids) != 1) | (ids[1:] // rows_each != ids[:-1] // rows_each)) + 1
+    ends = [0, *breaks.tolist(), len(ids)]
+    yield from ((first, last) for first, last in itertools.pairwise(ends) if last > first)
+
+
+def _head(place: int) -> str:
+    return f"{place:05d}.json"
+
+
+def _digest(path: str) -> str | None:
+    """SHA-256 of a file, a block at a time; None where there is none."""
+    fs, inner = filesystem_of(path)
+    content = hashlib.sha256()
+    try:
+        with fs.open_input_stream(inner, compression=None) as stream:
+            while block := stream.read(_BLOCK):
+                content.update(block)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}.") from None
+    return content.hexdigest()

@@ -1,0 +1,47 @@
+"""Images of the next batches, fetched while one is in use; no more of them wait than a bound allows."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.core.arrays import IdArray
+from unseen_ray.data.plane import Plane
+
+__all__ = ["fetched_ahead"]
+
+_WAITING_BYTES = 256 << 20
+_MOST_AHEAD = 8
+_THREADS = 2
+
+
+def fetched_ahead(plane: Plane, batches: Sequence[IdArray]) -> Iterator[NDArray[np.uint8]]:
+    """Images of one batch of ids after the other.
+
+    Args:
+        plane: where they come from; it is read by several threads at once.
+        batches: (B,) ids each; the first is the largest.
+
+    Yields:
+        (B, H, W, 3) uint8.
+    """
+    if not batches:
+        return
+    batch_bytes = len(batches[0]) * plane.size_px**2 * 3
+    depth = max(1, min(_MOST_AHEAD, _WAITING_BYTES // max(batch_bytes, 1)))
+    left = iter(batches)
+    with ThreadPoolExecutor(min(_THREADS, depth), thread_name_prefix="fetch") as pool:
+        coming: deque[Future[NDArray[np.uint8]]] = deque(pool.submit(plane.images, ids) for ids in islice(left, depth))
+        try:
+            while coming:
+                images = coming.popleft().result()
+                coming.extend(pool.submit(plane.images, ids) for ids in islice(left, 1))
+                yield images
+        finally:
+            for future in coming:
+                future.cancel()
