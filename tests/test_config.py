@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from unseen_ray.config import PruneConfig, load_yaml
 from unseen_ray.core import scores, select
 from unseen_ray.errors import ConfigError, UnseenError
-from unseen_ray.recipe import RECIPES, Recipe
+from unseen_ray.recipe import Recipe
+from unseen_ray.recipes import RECIPES
 
 
 def config(**fields: Any) -> PruneConfig:

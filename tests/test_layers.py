@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 IN_FUNCTIONS = "~"  # before a library: only inside the function that needs it
 
 ONE = (
-    "resolve catalog crops recipe checks config storage storage_speed sealed manifest lease run job votes merging guarding scoring "
+    "resolve catalog crops recipe recipes checks config storage storage_speed sealed manifest lease run job votes merging guarding scoring "
     "features patience sources sources.* weights"
 )
 SIX = (

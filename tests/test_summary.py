@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from unseen_ray.recipe import RECIPES, recipe_name
+from unseen_ray.recipes import RECIPES, recipe_name
 from unseen_ray.summary.run import class_table, prune_lines
 
 

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from unseen_ray.checks import CHECKS, keep_message
 from unseen_ray.errors import ConfigError
-from unseen_ray.recipe import Recipe, recipe_values, refuse_boolean
+from unseen_ray.recipe import Recipe, refuse_boolean
+from unseen_ray.recipes import recipe_values
 from unseen_ray.resolve import did_you_mean, name_of
 
 __all__ = ["EXECUTOR_FIELDS", "FREE_FIELDS", "NAMED_FIELDS", "PruneConfig", "load_yaml"]

@@ -6,7 +6,7 @@ import inspect
 from types import ModuleType
 
 from unseen_ray.catalog import MODELS
-from unseen_ray.recipe import RECIPES
+from unseen_ray.recipes import RECIPES
 from unseen_ray.sources import SOURCES
 
 __all__ = ["entries"]

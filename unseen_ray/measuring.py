@@ -17,7 +17,7 @@ from unseen_ray.evaluation import DEFAULT_AGAINST, DEFAULT_SEEDS, Chosen, check_
 from unseen_ray.evaluation import evaluate as run_evaluation
 from unseen_ray.executor import Observer
 from unseen_ray.planning import with_model
-from unseen_ray.recipe import recipe_values
+from unseen_ray.recipes import recipe_values
 from unseen_ray.resolve import is_target
 from unseen_ray.run import choosing_s
 from unseen_ray.running import PruneResult, executor_for, ignore, load, prune

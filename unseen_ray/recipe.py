@@ -1,11 +1,10 @@
-"""How a model is trained, as data: the fields of a recipe, and the recipes that have a name."""
+"""How a model is trained, as data: the fields of a recipe."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import (
@@ -22,7 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from unseen_ray.crops import CropSizes, crops_of
 
-__all__ = ["RECIPES", "Augment", "Precision", "Recipe", "recipe_name", "recipe_values", "refuse_boolean"]
+__all__ = ["Augment", "Precision", "Recipe", "refuse_boolean"]
 
 Precision = Literal["auto", "bf16", "fp16", "float32"]
 Augment = Literal["auto", "none", "flip", "crop", "crop_flip", "crop_flip_cutout", "resized_crop_flip"]
@@ -196,144 +195,3 @@ class Recipe(BaseModel):
         """Those of them that the first `epoch` epochs took."""
         batch, per_epoch = self.epoch_plan(num_samples, workers=workers)
         return min(epoch * min(per_epoch * batch, num_samples), self.image_passes(num_samples, workers=workers))
-
-
-RECIPES: dict[str, tuple[Recipe, str]] = {
-    "quick": (Recipe(), "15 epochs at lr 0.1 with warm-up and cosine, at least 300 steps; ours, for small models"),
-    "ccs-40k": (
-        Recipe(
-            use="ccs-40k",
-            epochs=None,
-            steps=40_000,
-            min_steps=0,
-            batch_size=256,
-            min_lr=1e-4,
-            warmup=0.0,
-            augment="crop_flip",
-            decay_norms=True,
-            drop_last=False,
-        ),
-        "40,000 steps of 256 whatever the set's size; Zheng et al., Coverage-centric Coreset Selection (ICLR 2023)",
-    ),
-    "tdds-200": (
-        Recipe(
-            use="tdds-200",
-            epochs=200,
-            min_steps=0,
-            batch_size=128,
-            warmup=0.0,
-            augment="crop_flip",
-            pad="zeros",
-            decay_norms=True,
-            drop_last=False,
-        ),
-        "200 epochs over whatever is kept, batch 128; Zhang et al., TDDS (CVPR 2024)",
-    ),
-    "ccs-300k": (
-        Recipe(
-            use="ccs-300k",
-            epochs=None,
-            steps=300_000,
-            min_steps=0,
-            batch_size=256,
-            weight_decay=1e-4,
-            warmup=0.0,
-            augment="resized_crop_flip",
-            decay_norms=True,
-            drop_last=False,
-        ),
-        "300,000 steps of 256 for ResNet-34 on ImageNet; Zheng et al., Coverage-centric Coreset Selection (ICLR 2023)",
-    ),
-    "airbench-like": (
-        Recipe(
-            use="airbench-like",
-            epochs=10,
-            min_steps=0,
-            batch_size=1024,
-            lr=1.5,
-            min_lr=0.1,
-            momentum=0.85,
-            weight_decay=1.33e-3,
-            warmup=2.0,
-            decay="linear",
-            label_smoothing=0.2,
-            augment="crop_flip",
-        ),
-        "10 epochs of one cycle, batch 1024; the optimiser of Jordan, 94% on CIFAR-10 in 3.29 Seconds (2024), not its network",
-    ),
-    "imagenet-90": (
-        Recipe(
-            use="imagenet-90",
-            epochs=90,
-            min_steps=0,
-            batch_size=256,
-            weight_decay=1e-4,
-            warmup=5.0,
-            augment="resized_crop_flip",
-        ),
-        "90 epochs, batch 256, crops of the stored square; Goyal et al., Large Minibatch SGD (2017), cosine for its steps",
-    ),
-    "imagenet-16": (
-        Recipe(
-            use="imagenet-16",
-            epochs=16,
-            min_steps=0,
-            batch_size=1024,
-            lr=0.5,
-            weight_decay=5e-5,
-            warmup=2.0,
-            decay="linear",
-            label_smoothing=0.1,
-            augment="resized_crop_flip",
-            train_px=CropSizes(first=160, last=192, ramp=[0.6875, 0.8125]),
-        ),
-        "16 epochs of one cycle, crops of 160 px, 192 in the last four; Leclerc et al., FFCV (CVPR 2023), from the stored square",
-    ),
-}
-
-
-def recipe_name(values: Mapping[str, Any]) -> str:
-    """How tables call a recipe: its name, and what is other than in the named one; the precision and the least of steps are left out.
-
-    >>> recipe_name({**Recipe().model_dump(), "epochs": 30})
-    'quick (epochs 30)'
-    """
-    named = RECIPES[values["use"]][0].model_dump() if values["use"] in RECIPES else {}
-    changed = [
-        f"{name} {value}"
-        for name, value in values.items()
-        if name not in ("use", "precision", "min_steps", "init_saw", "init_sha256") and named.get(name) != value
-    ]
-    return str(values["use"]) + (f" ({', '.join(changed)})" if changed else "")
-
-
-def recipe_values(value: str | Mapping[str, Any] | Recipe, *, base: Recipe | None = None) -> dict[str, Any]:
-    """All fields of a recipe from what a configuration says: a name, or a mapping that changes a named one.
-
-    Args:
-        value: what is said.
-        base: the recipe that a mapping without `use` changes; None for `quick`.
-
-    Raises:
-        ValueError: if it names no recipe, or sets both epochs and steps.
-    """
-    if isinstance(value, Recipe):
-        return value.model_dump()
-    changes: dict[str, Any] = {"use": value} if isinstance(value, str) else dict(value)
-    name = changes.pop("use", "quick" if base is None else base.use)
-    if not isinstance(name, str) or name not in RECIPES:
-        from unseen_ray.resolve import did_you_mean
-
-        raise ValueError(f"recipe {name!r} is none of {', '.join(RECIPES)}.{did_you_mean(str(name), RECIPES)}")
-    if changes.get("epochs") is not None and changes.get("steps") is not None:
-        raise ValueError(f"recipe sets epochs={changes['epochs']} and steps={changes['steps']}; set one of the two.")
-    if "epochs" in changes and changes["epochs"] is None and changes.get("steps") is None:
-        raise ValueError("recipe.epochs is blank; give a whole number, or steps in its place.")
-    if "steps" in changes and changes["steps"] is None and "epochs" not in changes:
-        raise ValueError("recipe.steps is blank; give a whole number, or epochs in its place.")
-    if changes.get("steps") is not None:
-        changes["epochs"] = None
-    elif changes.get("epochs") is not None:
-        changes["steps"] = None
-    changed = RECIPES[name][0] if base is None else base
-    return {**changed.model_dump(), **changes, "use": name}

@@ -17,7 +17,8 @@ from tests.training.fitting import CPU
 from unseen_ray.crops import CropSizes
 from unseen_ray.data.plane import MemoryPlane
 from unseen_ray.errors import ConfigError
-from unseen_ray.recipe import RECIPES, Recipe, recipe_name
+from unseen_ray.recipe import Recipe
+from unseen_ray.recipes import RECIPES, recipe_name
 from unseen_ray.storage import Folder
 from unseen_ray.training.checkpoint import Checkpoints
 from unseen_ray.training.feed import Feed, hold_pixels, measure

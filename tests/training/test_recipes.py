@@ -12,7 +12,8 @@ import pytest
 import unseen_ray as ur
 from tests.training.fitting import recipe, train
 from unseen_ray.errors import ConfigError
-from unseen_ray.recipe import RECIPES, Recipe
+from unseen_ray.recipe import Recipe
+from unseen_ray.recipes import RECIPES
 from unseen_ray.training.learner import learning_rate
 
 

@@ -20,7 +20,8 @@ from unseen_ray.evaluation import Chosen, evaluate
 from unseen_ray.job import EvalResult, Progress, Receipt
 from unseen_ray.pipeline import prune
 from unseen_ray.planning import with_model
-from unseen_ray.recipe import Recipe, recipe_values
+from unseen_ray.recipe import Recipe
+from unseen_ray.recipes import recipe_values
 from unseen_ray.results import known_results
 from unseen_ray.run import CORESET, Run
 from unseen_ray.sharing import Shelf

@@ -202,9 +202,8 @@ class ParquetSource:
             raise DataError(f"{name} of source {self._path} cannot be read: {_first_line(error)}.") from None
 
     def _image_column(self, given: str | None) -> str:
-        columns = self._files[0].schema_arrow.names
         wanted = [given] if given else list(_IMAGE_NAMES)
-        image = next((name for name in wanted if name in columns), None)
+        image = next((name for name in wanted if name in self._files[0].schema_arrow.names), None)
         for file, name in zip(self._files, self._names, strict=True):
             there = file.schema_arrow.names
             for field, column, hint in (("image", image, " or ".join(wanted)), ("label", self._label, self._label)):

@@ -7,7 +7,7 @@ import math
 from rich.table import Table
 
 from unseen_ray.comparison import Difference, Evaluation
-from unseen_ray.recipe import recipe_name
+from unseen_ray.recipes import recipe_name
 from unseen_ray.summary.text import several, table_of
 
 __all__ = ["evaluation_lines", "evaluation_table"]

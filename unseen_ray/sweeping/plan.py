@@ -13,7 +13,8 @@ from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.pipeline import make_job
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, with_model
-from unseen_ray.recipe import Recipe, recipe_values
+from unseen_ray.recipe import Recipe
+from unseen_ray.recipes import recipe_values
 from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.sources.info import fingerprint_of
 from unseen_ray.sweeping.config import SweepConfig
