@@ -283,3 +283,18 @@ def test_a_sweep_wants_a_place_that_its_trials_find(
         recipe = {**QUICK, "init": place, "init_saw": "none"}
         with pytest.raises(ConfigError, match=message):
             plan_sweep(ur.SweepConfig(run={**run, "recipe": recipe}, space={"folds": [2, 3]}, out="x"))
+
+
+def test_a_job_must_find_it(tmp_path: Path, init: Path) -> None:
+    from unseen_ray.shipping import shippable
+
+    fields = {"source": "digits", "keep": 0.5, "out": "/shared/runs/x"}
+    for place, found in (("nowhere.safetensors", False), (init.name, True), ("/shared/w.safetensors", True)):
+        given = {**fields, "recipe": {**QUICK, "init": place, "init_saw": "none"}}
+        if found:
+            assert shippable(given, str(tmp_path)).recipe.init == place
+        else:
+            with pytest.raises(
+                ConfigError, match=r"recipe\.init='nowhere\.safetensors' is relative, and the working dir"
+            ):
+                shippable(given, str(tmp_path))

@@ -112,11 +112,16 @@ def recipe_name(values: Mapping[str, Any]) -> str:
     """
     named = RECIPES[values["use"]][0].model_dump() if values["use"] in RECIPES else {}
     changed = [
-        f"{name} {value}"
+        f"{name} {_said(value)}"
         for name, value in values.items()
         if name not in ("use", "precision", "min_steps", "init_saw", "init_sha256") and named.get(name) != value
     ]
     return str(values["use"]) + (f" ({', '.join(changed)})" if changed else "")
+
+
+def _said(value: Any) -> str:
+    """A field's value; of growing crops both sides."""
+    return f"{value['first']} to {value['last']}" if isinstance(value, Mapping) else str(value)
 
 
 def recipe_values(value: str | Mapping[str, Any] | Recipe, *, base: Recipe | None = None) -> dict[str, Any]:

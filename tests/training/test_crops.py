@@ -148,3 +148,4 @@ def test_a_configuration_comes_back_from_json() -> None:
     assert values["recipe"]["train_px"] == {"first": 160, "last": 192, "ramp": [0.6875, 0.8125], "step": 32}
     assert ur.PruneConfig.from_json(values) == given
     assert recipe_name(values["recipe"]) == "imagenet-16 (epochs 18)"
+    assert recipe_name(recipe().model_dump()).endswith("train_px 8 to 24)")
