@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,6 +47,31 @@ def test_a_suite_names_methods_that_it_has_and_fields_that_there_are(path: Path)
                         fields["schedule"]["first"] = keep * fields["schedule"].pop("first_share")
                     shared = {key: suite[key] for key in ("model", "recipe") if key in suite}
                     ur.PruneConfig(source="digits", keep=keep, score=score, **shared, **fields)
+
+
+def test_what_imagenet_takes_is_what_plan_says_of_it(tmp_path: Path) -> None:
+    readme = (BENCHMARKS / "README.md").read_text()
+    section = readme.split("## ImageNet-1K at 30 % pruning")[1].split("\n## ")[0]
+    eight, more = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+    line = shlex.split(eight.splitlines()[0].split("unseen-ray")[1])
+    for workers, block in (("8", "\n".join(eight.splitlines()[1:])), ("64", more)):
+        done = subprocess.run(
+            [sys.executable, "-m", "unseen_ray", *line[:-1], workers],
+            cwd=BENCHMARKS,
+            env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        said = [row.rstrip() for row in done.stdout.splitlines()]
+        assert [row for row in block.splitlines() if row not in said] == []
+    assert "no image of it was read" in eight
+    fields = yaml.safe_load((BENCHMARKS / "imagenet_30.yaml").read_text())
+    config = ur.PruneConfig(**fields)
+    assert (config.recipe.use, config.model) == ("imagenet-16", "resnet18")
+    counts = {"use": "benchmarks.imagenet_counts:ImageNetCounts", "size": 224}
+    planned, _, _ = ur.plan(ur.PruneConfig(**{**fields, "source": counts, "model": "resnet50"}))
+    assert [stage.target for stage in planned.stages] == [448_408, 672_613, 896_817]
 
 
 def test_a_suite_measures_every_choice_and_starts_anew_when_it_changes(

@@ -15,20 +15,20 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 IN_FUNCTIONS = "~"  # before a library: only inside the function that needs it
 
 ONE = (
-    "resolve catalog recipe checks config storage sealed manifest lease run job votes merging guarding scoring features patience "
-    "sources sources.*"
+    "resolve catalog crops recipe checks config storage storage_speed sealed manifest lease run job votes merging guarding scoring "
+    "features patience sources sources.* weights"
 )
 SIX = (
-    "api cli commands flags interruption listing measuring progress reporting reporting.* running summary summary.* sweeps tracking "
-    "__init__ __main__"
+    "api cli commands estimating flags interruption listing measuring progress reporting reporting.* running summary summary.* sweeps "
+    "tracking __init__ __main__"
 )
 # layer: modules, layers that they may import, libraries beside the standard one
 TABLE: dict[int, tuple[str, set[int], str]] = {
     0: ("errors core core.*", {0}, "numpy"),
     1: (ONE, {0, 1}, "numpy pyarrow pydantic pydantic_core ~yaml ~sklearn ~PIL"),
     2: (
-        "accounts choosing results judging offline planning preflight shipping watching executor pipeline reselect exporting packing "
-        "comparison evaluation sharing stage_work sweeping sweeping.*",
+        "accounts choosing costing needs results judging offline planning preflight shipping watching executor pipeline reselect "
+        "exporting packing comparison evaluation sharing stage_work sweeping sweeping.*",
         {0, 1, 2},
         "numpy pyarrow pydantic ~PIL ~scipy ~yaml",
     ),

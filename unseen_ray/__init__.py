@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from unseen_ray import core as core
     from unseen_ray.api import export as export
     from unseen_ray.api import plan as plan
+    from unseen_ray.api import plan_values as plan_values
     from unseen_ray.api import report as report
     from unseen_ray.api import report_values as report_values
     from unseen_ray.api import score as score
@@ -53,6 +54,7 @@ _HOME = {
     "load": "running",
     "plan": "api",
     "plan_folds": "core.folds",
+    "plan_values": "api",
     "prune": "running",
     "report": "api",
     "report_values": "api",

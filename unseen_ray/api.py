@@ -20,6 +20,7 @@ from unseen_ray.run import Run, load_run
 from unseen_ray.running import PruneResult, load, prune
 from unseen_ray.scoring import score_name
 from unseen_ray.sources import Source, SourceInfo, open_source, source_ref
+from unseen_ray.weights import with_init
 
 if TYPE_CHECKING:
     from torch.utils.data import Subset
@@ -32,6 +33,7 @@ __all__ = [
     "export",
     "load",
     "plan",
+    "plan_values",
     "prune",
     "report",
     "report_values",
@@ -51,11 +53,51 @@ def plan(config: PruneConfig) -> tuple[RunPlan, SourceInfo, PruneConfig]:
         ConfigError: if the run cannot be done on this data.
         DataError: if the data cannot be read.
     """
-    info = open_source(source_ref(config.source)).info
+    planned, source, config = _planned(config)
+    return planned, source.info, config
+
+
+def plan_values(
+    config: PruneConfig,
+    *,
+    workers: int | None = None,
+    images_per_s: float | None = None,
+    scoring_images_per_s: float | None = None,
+    decode_images_per_s: float | None = None,
+    measure: bool = False,
+) -> dict[str, Any]:
+    """What `unseen-ray plan --json` prints: sizes, and what the run takes of a cluster, in all and of each stage.
+
+    Args:
+        config: the run.
+        workers: GPUs, or CPU workers, that the cluster has; None to leave it open.
+        images_per_s: that one worker trains.
+        scoring_images_per_s: that one worker scores; None for three times as many.
+        decode_images_per_s: that one core decodes.
+        measure: whether to measure here what of these is not given, and `out`, which is left as it was; loads torch.
+
+    Raises:
+        ConfigError, DataError: as `plan`; also if a rate is not above 0.
+    """
+    from unseen_ray import estimating
+    from unseen_ray.summary import plan as summary
+
+    asked = {"training": images_per_s, "scoring": scoring_images_per_s, "decode": decode_images_per_s}
+    estimating.check_asked(workers, asked)
+    planned, source, config = _planned(config)
+    estimate = estimating.estimate(planned, source, config, workers=workers, given=asked, measure=measure)
+    return summary.plan_values(
+        planned, source.info, config, estimate.rates, cluster=estimate.cluster, needs=estimate.needs
+    )
+
+
+def _planned(config: PruneConfig) -> tuple[RunPlan, Source, PruneConfig]:
+    source = open_source(source_ref(config.source))
+    info = source.info
     check_functions(config)
-    config = with_model(config, info.size_px)
+    config = with_init(with_model(config, info.size_px))
     population = make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
-    return plan_run(config, population), info, config
+    return plan_run(config, population), source, config
 
 
 def select(

@@ -18,25 +18,61 @@ class ModelEntry:
     Attributes:
         target: `package.module:function`, called with `num_classes`.
         summary: one line for `unseen-ray list models`.
+        body: weights before the last layer.
+        features: what the last layer reads of an image.
+        statistics: bytes that a checkpoint holds beside weights and their momentum.
     """
 
     target: str
     summary: str
+    body: int
+    features: int
+    statistics: int
+
+    def weights(self, num_classes: int) -> int:
+        """How many weights the model has."""
+        return self.body + (self.features + 1) * num_classes
+
+    def checkpoint_bytes(self, num_classes: int) -> int:
+        """What a checkpoint takes: weights and momentum in four bytes each, and statistics."""
+        return 8 * self.weights(num_classes) + self.statistics
 
 
 MODELS = {
     "small_cnn": ModelEntry(
-        "unseen_ray.training.models:small_cnn", "3 convolutions, for images up to 64 px on a CPU; the default there"
+        "unseen_ray.training.models:small_cnn",
+        "3 convolutions, for images up to 64 px on a CPU; the default there",
+        body=93_472,
+        features=128,
+        statistics=1_816,
     ),
     "resnet9": ModelEntry(
-        "unseen_ray.training.models:resnet9", "8 convolutions with two skips, for images up to 64 px"
+        "unseen_ray.training.models:resnet9",
+        "8 convolutions with two skips, for images up to 64 px",
+        body=6_568_000,
+        features=512,
+        statistics=17_984,
     ),
     "resnet18_cifar": ModelEntry(
-        "unseen_ray.training.models:resnet18_cifar", "ResNet-18 with the 3x3 stem, the field's model at 32 px"
+        "unseen_ray.training.models:resnet18_cifar",
+        "ResNet-18 with the 3x3 stem, the field's model at 32 px",
+        body=11_168_832,
+        features=512,
+        statistics=38_560,
     ),
-    "resnet18": ModelEntry("torchvision.models:resnet18", "torchvision's ResNet-18; the default above 64 px"),
-    "resnet34": ModelEntry("torchvision.models:resnet34", "torchvision's ResNet-34"),
-    "resnet50": ModelEntry("torchvision.models:resnet50", "torchvision's ResNet-50"),
+    "resnet18": ModelEntry(
+        "torchvision.models:resnet18",
+        "torchvision's ResNet-18; the default above 64 px",
+        body=11_176_512,
+        features=512,
+        statistics=38_560,
+    ),
+    "resnet34": ModelEntry(
+        "torchvision.models:resnet34", "torchvision's ResNet-34", body=21_284_672, features=512, statistics=68_384
+    ),
+    "resnet50": ModelEntry(
+        "torchvision.models:resnet50", "torchvision's ResNet-50", body=23_508_032, features=2048, statistics=212_904
+    ),
 }
 
 LOGGERS = {

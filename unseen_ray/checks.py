@@ -172,6 +172,20 @@ def _check_share(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[st
     ]
 
 
+def _check_init(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Weights that saw the samples would leak into scores that mode unseen calls unseen; that they did not, only the user knows."""
+    init, saw = (getattr(values["recipe"], name, None) for name in ("init", "init_saw"))
+    if _has_password(init):
+        return _check_no_password({"recipe.init": init}, given)
+    if init is None or saw == "none" or values["mode"] == "fitting":
+        return []
+    return [
+        f"recipe.init={init} may have been trained on the very samples that are to be scored unseen, and nothing here can tell. If no "
+        "sample of the source was among what made these weights, say so: recipe.init_saw: none (it stands in the manifest and the "
+        "report). Otherwise leave recipe.init out, or take mode: fitting."
+    ]
+
+
 def _check_log_to(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     asked = values["log_to"]
     if asked is None or asked == "none":
@@ -235,6 +249,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("source", "test"), _check_sources),
     (("mode", "fit", "executor", "guard"), _check_effect),
     (("gpus_per_fit", "recipe"), _check_share),
+    (("mode", "recipe"), _check_init),
     (("log_to",), _check_log_to),
     (("source", "test", "out", "reuse"), _check_no_password),
 )

@@ -33,35 +33,34 @@ def cli(verbose: bool) -> None:
 @cli.command(cls=FieldCommand)
 @click.argument("run_yaml", required=False)
 @field_options()
-@click.option(
-    "--images_per_s",
-    type=float,
-    default=None,
-    metavar="NUMBER",
-    help="images a second that one worker trains, to estimate hours",
-)
+@commands.cluster_options
 @click.option("--json", "as_json", is_flag=True, help="print the plan as JSON")
-def plan(run_yaml: str | None, images_per_s: float | None, as_json: bool, **flags: str | None) -> None:
+def plan(run_yaml: str | None, as_json: bool, **flags: Any) -> None:
     """Show what a run, or a sweep, would do and cost; start nothing.
 
     \b
     unseen-ray plan --source digits --keep 0.7 --schedule '[0.5,0.6,0.7]'
-    unseen-ray plan run.yaml --folds 8 --images_per_s 2000
+    unseen-ray plan run.yaml --folds 8 --workers 8 --images_per_s 2000
+    unseen-ray plan run.yaml --workers 8 --measure
     """
     from unseen_ray import api
+    from unseen_ray.summary import cluster as of_cluster
     from unseen_ray.summary import plan as summary
 
-    if images_per_s is not None and images_per_s <= 0:
-        raise ConfigError(f"images_per_s={images_per_s} must be above 0: images a second that one worker trains.")
+    asked_of = commands.taken(flags)
     if run_yaml is not None and commands.is_sweep(run_yaml):
-        return commands.plan_sweep(run_yaml, flags, images_per_s, as_json)
+        return commands.plan_sweep(run_yaml, flags, asked_of, as_json)
     asked = PruneConfig(**merged_fields(run_yaml, flags))
-    planned, info, config = api.plan(asked)
-    values = summary.plan_values(planned, info, config, images_per_s)
+    values = api.plan_values(asked, **asked_of)
     if as_json:
         return _print_json(values)
-    _print_lines(summary.plan_lines(values, config, chosen=asked.model is None and asked.fit is None))
+    _print_lines(summary.plan_lines(values, asked, chosen=asked.model is None and asked.fit is None))
     _print_table(summary.plan_table(values))
+    _print_lines(of_cluster.cluster_lines(values))
+    if values["cluster"] is not None:
+        _print_table(of_cluster.cluster_table(values))
+    if values["needs"]:
+        _print_table(of_cluster.needs_table(values))
     for warning in values["warnings"]:
         logging.getLogger(__name__).warning("%s", warning)
     return None

@@ -13,12 +13,13 @@ import click
 
 from unseen_ray.config import PruneConfig, load_yaml
 from unseen_ray.errors import ConfigError
-from unseen_ray.flags import FieldCommand, field_options, given_flags, merged_fields, with_flags
+from unseen_ray.flags import Command, FieldCommand, field_options, given_flags, merged_fields, with_flags
 from unseen_ray.interruption import interruption
 
-__all__ = ["is_sweep", "plan_sweep", "submit", "sweep", "watch"]
+__all__ = ["cluster_options", "is_sweep", "plan_sweep", "submit", "sweep", "taken", "watch"]
 
 _INTERRUPTED, _FAILED = 130, 4
+_OF_CLUSTER = ("workers", "images_per_s", "scoring_images_per_s", "decode_images_per_s", "measure")
 _FIELDS = [name for name in PruneConfig.model_fields if name not in ("address", "executor")]
 _OF_TRIALS = [name for name in _FIELDS if name not in ("out", "seed", "mode", "reuse", "log_to", "test", "fit")]
 
@@ -172,13 +173,41 @@ def is_sweep(path: str) -> bool:
     return "space" in load_yaml(path)
 
 
-def plan_sweep(path: str, flags: Mapping[str, str | None], images_per_s: float | None, as_json: bool) -> None:
+def cluster_options(command: Command) -> Command:
+    """A decorator that adds what `plan` is told of a cluster."""
+    rows: list[tuple[str, Any, str | None, str]] = [
+        ("--workers", int, "INT", "GPUs, or CPU workers, that the cluster has: for waves, idle workers, hours"),
+        ("--images_per_s", float, "NUMBER", "images a second that one worker trains, to estimate hours"),
+        ("--scoring_images_per_s", float, "NUMBER", "that one worker scores  [default: 3 x images_per_s]"),
+        ("--decode_images_per_s", float, "NUMBER", "that one core decodes"),
+    ]
+    command = click.option(
+        "--measure", is_flag=True, help="measure here what of these is not given; takes half a minute"
+    )(command)
+    for name, kind, metavar, text in reversed(rows):
+        command = click.option(name, type=kind, default=None, metavar=metavar, help=text)(command)
+    return command
+
+
+def taken(flags: dict[str, Any]) -> dict[str, Any]:
+    """What `cluster_options` brought, taken out of the flags."""
+    return {name: flags.pop(name) for name in _OF_CLUSTER}
+
+
+def plan_sweep(path: str, flags: Mapping[str, str | None], asked: Mapping[str, Any], as_json: bool) -> None:
     """Show what a sweep would do and cost."""
+    from unseen_ray.estimating import check_asked
     from unseen_ray.summary import sweep as summary
     from unseen_ray.sweeping.config import SweepConfig
     from unseen_ray.sweeping.plan import plan_sweep
 
-    values = summary.plan_values(plan_sweep(SweepConfig(**_sweep_fields(path, flags))), images_per_s)
+    if idle := [name for name in _OF_CLUSTER if name != "images_per_s" and asked[name]]:
+        raise ConfigError(
+            f"--{idle[0]} is for the plan of a run; of a sweep, --images_per_s gives the hours. Leave it out."
+        )
+    rate = asked["images_per_s"]
+    check_asked(None, {"training": rate})
+    values = summary.plan_values(plan_sweep(SweepConfig(**_sweep_fields(path, flags))), rate)
     if as_json:
         click.echo(json.dumps(values, indent=1))
         return

@@ -29,6 +29,7 @@ from unseen_ray.sharing import Shelf, once
 from unseen_ray.sources import SourceInfo, open_source, source_ref
 from unseen_ray.sources.info import fingerprint_of
 from unseen_ray.storage import Folder
+from unseen_ray.weights import with_init
 
 __all__ = ["ARMS", "BUDGETS", "DEFAULT_AGAINST", "DEFAULT_SEEDS", "Chosen", "check_evaluable", "evaluate"]
 
@@ -88,7 +89,7 @@ def evaluate(
         ConfigError: if there is nothing to measure on.
     """
     source = open_source(source_ref(config.source))
-    info = source.info
+    info, config = source.info, with_init(config)
     job = make_job(config, info).resolved(config, skipped_ids)
     if on_holdout:
         job = replace(job, test=None)

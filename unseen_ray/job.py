@@ -16,6 +16,7 @@ from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.seeds import digest_ids
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.guarding import needs_probs
+from unseen_ray.recipe import Recipe
 from unseen_ray.resolve import function_of
 from unseen_ray.scoring import stored_scores
 from unseen_ray.sources import SourceRef
@@ -79,7 +80,7 @@ class Job:
             "seed": config.seed,
             "threads": config.threads,
             "workers": self.workers_of(task),
-            "recipe": None if config.fit else config.recipe.model_dump(),
+            "recipe": None if config.fit else _determining(config.recipe),
             "model": None if config.fit else jsonable(config.model),
             "fit": jsonable(config.fit),
         }
@@ -215,6 +216,15 @@ class EvalResult:
     worker_seconds: float
     node: str
     device: str
+
+
+def _determining(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe that decide what is computed: of start weights what they are, not where they lie."""
+    values = recipe.model_dump()
+    if recipe.init is None:
+        return values
+    values.pop("init_saw", None)
+    return {**values, "init": values.pop("init_sha256", None) or recipe.init}
 
 
 _KEPT = (("save_features",), ("save_probs",), ("save_features", "save_probs"))

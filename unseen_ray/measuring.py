@@ -24,6 +24,7 @@ from unseen_ray.running import PruneResult, executor_for, ignore, load, prune
 from unseen_ray.sources import open_source, source_ref
 from unseen_ray.storage import sha256_of
 from unseen_ray.tracking import tracked
+from unseen_ray.weights import with_init
 
 __all__ = ["evaluate"]
 
@@ -121,7 +122,15 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
             f"source {info.name} is not the data that {done.path} was pruned from: it has {len(info)} samples, there were "
             f"{done.manifest.source['rows']}, or their labels or files changed. Bring the data back, or prune again."
         )
-    return with_model(config, info.size_px)
+    return with_init(with_model(_started_alike(config, done), info.size_px))
+
+
+def _started_alike(config: PruneConfig, done: PruneResult) -> PruneConfig:
+    """Start weights that are the run's own are to be the file that the run began with."""
+    if config.recipe.init is None or config.recipe.init != done.config.recipe.init:
+        return config
+    before = {name: done.manifest.config["recipe"].get(name) for name in ("init", "init_sha256")}
+    return config.model_copy(update={"recipe": config.recipe.model_copy(update=before)})
 
 
 def _check_named(config: PruneConfig, given: dict[str, Any], *, prunes: bool) -> None:

@@ -33,6 +33,7 @@ from unseen_ray.sources import Source, SourceInfo, default_test, open_source, so
 from unseen_ray.stage_work import StageWork
 from unseen_ray.storage import absolute_path
 from unseen_ray.votes import features_file, probs_file, scores_file
+from unseen_ray.weights import with_init
 
 __all__ = [
     "StageObserver",
@@ -79,7 +80,7 @@ def prune(
             logger.info("%s is finished already; nothing to do", run.folder.root)
             _warn_of_late_wishes(config, run)
             return run
-        job = make_job(_as_before(config_with_model, run), info)
+        job = make_job(with_init(_as_before(config_with_model, run), before=_weights_before(run)), info)
         return _prune(run, job, source, executor, on_event, shelf, on_stage)
 
 
@@ -94,6 +95,7 @@ def check(config: PruneConfig, info: SourceInfo) -> None:
         model_builder(config.model)
     population = make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
     plan_run(with_model(config, info.size_px), population)
+    with_init(config)
     check_test(config, info)
     check_lenders(config)
 
@@ -258,3 +260,10 @@ def _as_before(config: PruneConfig, run: Run) -> PruneConfig:
         return config
     recipe = config.recipe.model_copy(update={"precision": run.manifest.config["recipe"]["precision"]})
     return config.model_copy(update={"recipe": recipe})
+
+
+def _weights_before(run: Run) -> str | None:
+    """SHA-256 of the weights that an earlier start of the run began with."""
+    recipe = run.manifest.config["recipe"] if run.manifest.environment else {}
+    digest: str | None = recipe.get("init_sha256")
+    return digest

@@ -115,12 +115,13 @@ def with_model(config: PruneConfig, size_px: int) -> PruneConfig:
     augment = config.recipe.augment_at(size_px)
     if config.recipe.train_px is not None and augment != "resized_crop_flip":
         raise ConfigError(
-            f"recipe.train_px={config.recipe.train_px} has no effect: images of {size_px} px are augmented by {augment}. "
+            f"recipe.train_px={config.recipe.largest_crop()} has no effect: images of {size_px} px are augmented by {augment}. "
             "Remove it, or set recipe.augment: resized_crop_flip."
         )
-    if config.recipe.train_px is not None and config.recipe.train_px > size_px:
+    largest = config.recipe.largest_crop()
+    if largest is not None and largest > size_px:
         raise ConfigError(
-            f"recipe.train_px={config.recipe.train_px} is larger than the images, of {size_px} px. Store them larger with "
+            f"recipe.train_px={largest} is larger than the images, of {size_px} px. Store them larger with "
             f"source.size, or set recipe.train_px to at most {size_px}."
         )
     if config.fit is not None or config.model is not None:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
+
+from unseen_ray.crops import CropSizes, crops_of
 
 __all__ = ["RECIPES", "Augment", "Precision", "Recipe", "recipe_name", "recipe_values", "refuse_boolean"]
 
@@ -16,6 +28,7 @@ Precision = Literal["auto", "bf16", "fp16", "float32"]
 Augment = Literal["auto", "none", "flip", "crop", "crop_flip", "crop_flip_cutout", "resized_crop_flip"]
 Decay = Literal["cosine", "linear"]
 _AUGMENT_FROM_PX, _SMALL_PX = 16, 64
+_LATER = ("init", "init_saw", "init_sha256")
 
 
 def refuse_boolean(model: type[BaseModel], name: str | None, value: Any) -> Any:
@@ -54,11 +67,48 @@ class Recipe(BaseModel):
     drop_last: bool = Field(
         True, description="leave out the last short batch of an epoch, as is always done where workers share a fit"
     )
-    train_px: int | None = Field(
-        None, ge=8, description="side of the training crops of resized_crop_flip; default as stored"
+    train_px: int | CropSizes | None = Field(
+        None,
+        description="side of the training crops of resized_crop_flip; or {first, last, ramp, step}: it grows; default as stored",
     )
     compile: bool = Field(False, description="torch.compile the model, with CUDA graphs on a GPU; gives other bits")
     deterministic: bool = Field(False, description="the same bits on one model of GPU; a CPU always gives them")
+    init: str | None = Field(
+        None, description="weights that every training starts from, safetensors or torch.save's; default fresh ones"
+    )
+    init_saw: Literal["none"] | None = Field(
+        None,
+        description="none: your word that the weights of init never saw a sample of the source; mode unseen needs it",
+    )
+    init_sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="what the file of init must be; default as the run finds it"
+    )
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @model_validator(mode="after")
+    def _init_is_there(self) -> Self:
+        for name in ("init_saw", "init_sha256"):
+            if self.init is None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"recipe.{name}={getattr(self, name)} has no effect without recipe.init, the weights that it is said of. "
+                    "Remove it, or name them."
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_idle_fields(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that came later are left out where they are not set: what was named by a digest of all fields keeps its name."""
+        values: dict[str, Any] = dump(self)
+        return {name: value for name, value in values.items() if name not in _LATER or value is not None}
+
+    @field_validator("train_px", mode="before")
+    @classmethod
+    def _a_size_or_sizes(cls, value: Any) -> Any:
+        return crops_of(value)
 
     @model_validator(mode="after")
     def _train_px_has_effect(self) -> Self:
@@ -89,6 +139,16 @@ class Recipe(BaseModel):
         if size_px < _AUGMENT_FROM_PX:
             return "none"
         return "crop_flip" if size_px <= _SMALL_PX else "resized_crop_flip"
+
+    def crop_px(self, epoch: int, epochs: int, size_px: int) -> int:
+        """Side of the resized training crops in an epoch, from 0, of so many, from images of `size_px`."""
+        if isinstance(self.train_px, CropSizes):
+            return self.train_px.at(epoch, epochs)
+        return self.train_px or size_px
+
+    def largest_crop(self) -> int | None:
+        """The largest side that `train_px` names."""
+        return self.train_px.last if isinstance(self.train_px, CropSizes) else self.train_px
 
     def plan(self, num_samples: int, *, workers: int = 1) -> tuple[int, int]:
         """(batch size, total steps) for a set of `num_samples`.
@@ -225,9 +285,9 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
             decay="linear",
             label_smoothing=0.1,
             augment="resized_crop_flip",
-            train_px=176,
+            train_px=CropSizes(first=160, last=192, ramp=[0.6875, 0.8125]),
         ),
-        "16 epochs of one cycle, crops of the stored square; Leclerc et al., FFCV (CVPR 2023), 176 px for its 160 to 192",
+        "16 epochs of one cycle, crops of 160 px, 192 in the last four; Leclerc et al., FFCV (CVPR 2023), from the stored square",
     ),
 }
 
@@ -242,7 +302,7 @@ def recipe_name(values: Mapping[str, Any]) -> str:
     changed = [
         f"{name} {value}"
         for name, value in values.items()
-        if name not in ("use", "precision", "min_steps") and named.get(name) != value
+        if name not in ("use", "precision", "min_steps", "init_saw", "init_sha256") and named.get(name) != value
     ]
     return str(values["use"]) + (f" ({', '.join(changed)})" if changed else "")
 

@@ -81,6 +81,7 @@ def gather(run: Run) -> ReportFacts:
         "policy": score_name(run.manifest.config["policy"]),
         "suspects": _suspects(run, table, stage_M >= 0, names),
         "model": run.manifest.config["fit"] or run.manifest.config["model"],
+        "init": _init(run.manifest.config["recipe"]),
         "stages": [{k: v for k, v in stage.items() if k != "tasks"} for stage in run.manifest.stages],
         "choosing_s": choosing_s(run.manifest),
         "cost": run.manifest.cost,
@@ -103,6 +104,13 @@ def gather(run: Run) -> ReportFacts:
 def score_columns_of(table: pa.Table) -> list[str]:
     """Names of the stored scores."""
     return [name for name in table.column_names if name not in _FIXED and f"std_{name}" in table.column_names]
+
+
+def _init(recipe: dict[str, Any]) -> dict[str, Any] | None:
+    """What every training started from, and the user's word on it; None where models were fresh."""
+    if recipe.get("init") is None:
+        return None
+    return {"file": recipe["init"], "sha256": recipe.get("init_sha256"), "saw": recipe.get("init_saw")}
 
 
 def _selections(run: Run) -> list[str]:

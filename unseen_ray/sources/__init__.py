@@ -9,10 +9,21 @@ from typing import Any
 
 from unseen_ray.errors import ConfigError
 from unseen_ray.resolve import bind_options, did_you_mean, import_target, is_target, name_of
-from unseen_ray.sources.info import RawImage, Source, SourceInfo
+from unseen_ray.sources.info import Encoded, RawImage, Source, SourceInfo, encoded_of
 from unseen_ray.storage import absolute_path
 
-__all__ = ["SOURCES", "RawImage", "Source", "SourceInfo", "SourceRef", "default_test", "open_source", "source_ref"]
+__all__ = [
+    "SOURCES",
+    "Encoded",
+    "RawImage",
+    "Source",
+    "SourceInfo",
+    "SourceRef",
+    "default_test",
+    "encoded_of",
+    "open_source",
+    "source_ref",
+]
 
 IMAGENET_SIZE_PX = 224
 

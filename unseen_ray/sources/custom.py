@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unseen_ray.errors import ConfigError, DataError
-from unseen_ray.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of, probe_size
+from unseen_ray.sources.info import Encoded, RawImage, SourceInfo, check_labels, fingerprint_of, probe_size
 
 __all__ = ["CustomSource"]
 
@@ -24,7 +24,8 @@ class CustomSource:
 
     Args:
         samples: `len()`, `labels` (N,) integers, `keys` (N,) distinct strings, `[id]` -> (H, W, 3) uint8; optionally
-            `class_names` and `fingerprint`.
+            `class_names`, `fingerprint`, `encoded_bytes` (what an image takes where it is stored) and `note` (what should be known of a
+            source that stands for another one).
         name: how messages call it.
         size: bring images to this many pixels a side; None for their own size, at most 64.
     """
@@ -65,10 +66,16 @@ class CustomSource:
             size_px=size_px,
             original_px=original_px,
             class_names=names,
+            note=str(getattr(self._samples, "note", "")),
             fingerprint=fingerprint_of(
                 "custom", self._name, labels.tobytes(), self._keys, str(getattr(self._samples, "fingerprint", ""))
             ),
         )
+
+    def encoded(self) -> Encoded | None:
+        """As the object says; None where it does not."""
+        said = getattr(self._samples, "encoded_bytes", None)
+        return None if said is None else Encoded(bytes_each=float(said), how="as the source says")
 
     def keys(self, ids: Sequence[int]) -> list[str]:
         """The object's own keys."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from unseen_ray.errors import DataError
 from unseen_ray.patience import steadily
-from unseen_ray.sources.info import RawImage, SourceInfo, fingerprint_of, probe_size
+from unseen_ray.sources.info import Encoded, RawImage, SourceInfo, fingerprint_of, probe_size
 from unseen_ray.storage import filesystem_of, read_file
 
 __all__ = ["IMAGE_ENDINGS", "FolderSource"]
@@ -57,6 +57,10 @@ class FolderSource:
             class_names=tuple(self._classes),
             fingerprint=fingerprint_of("folder", self._files, self._sizes, self._classes),
         )
+
+    def encoded(self) -> Encoded:
+        """The mean size of the files."""
+        return Encoded(bytes_each=float(np.mean(self._sizes)), how="the mean of all files' sizes")
 
     def keys(self, ids: Sequence[int]) -> list[str]:
         """Paths relative to the root."""

@@ -14,7 +14,19 @@ from numpy.typing import NDArray
 from unseen_ray.core.arrays import IntArray
 from unseen_ray.errors import DataError
 
-__all__ = ["MAX_DEFAULT_SIZE_PX", "RawImage", "Source", "SourceInfo", "check_labels", "fingerprint_of", "probe_size"]
+__all__ = [
+    "MAX_DEFAULT_SIZE_PX",
+    "Encoded",
+    "RawImage",
+    "Source",
+    "SourceInfo",
+    "check_labels",
+    "encoded_of",
+    "fingerprint_of",
+    "probe_size",
+]
+
+_SAMPLED = 64
 
 RawImage = bytes | NDArray[np.uint8]
 
@@ -34,6 +46,7 @@ class SourceInfo:
         original_px: (height, width) of the images that were looked at, where they agree.
         class_names: C names, or empty where the source has none.
         fingerprint: changes when the data does.
+        note: what should be known of a source that stands for another one.
     """
 
     name: str
@@ -43,9 +56,37 @@ class SourceInfo:
     original_px: tuple[int, int] | None
     class_names: tuple[str, ...]
     fingerprint: str
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """What the images of a source take where they are stored.
+
+    Attributes:
+        bytes_each: of an image, the mean.
+        how: where that was found.
+        groups: parts of which each is read whole, such as row groups; 0 where single images are read.
+    """
+
+    bytes_each: float
+    how: str
+    groups: int = 0
+
+    def read_bytes(self, batch_size: int, num_samples: int) -> float:
+        """Bytes that are read for each image of a random batch, which touches groups that it needs little of.
+
+        Args:
+            batch_size: images of a batch; each group is read once for it.
+            num_samples: N, over all groups.
+        """
+        if not self.groups:
+            return self.bytes_each
+        touched = self.groups * (1 - (1 - 1 / self.groups) ** batch_size)
+        return touched * num_samples / self.groups * self.bytes_each / batch_size
 
 
 class Source(Protocol):
@@ -63,6 +104,16 @@ class Source(Protocol):
     def read(self, ids: Sequence[int]) -> Iterator[tuple[int, RawImage]]:
         """Encoded images, or (H, W, 3) uint8 pixels, in the order of the ids."""
         ...
+
+
+def encoded_of(source: Source) -> Encoded:
+    """What images take where they are stored: as the source itself says (`encoded()`), else the mean of some of them."""
+    said: Encoded | None = source.encoded() if hasattr(source, "encoded") else None
+    if said is not None:
+        return said
+    some = np.unique(np.linspace(0, len(source.info) - 1, _SAMPLED).astype(int))
+    sizes = [len(raw) if isinstance(raw, bytes) else raw.nbytes for _, raw in source.read(some.tolist())]
+    return Encoded(bytes_each=float(np.mean(sizes)), how=f"the mean of {len(sizes)} images")
 
 
 def check_labels(values: Any, *, where: str, num_classes: int | None = None) -> tuple[IntArray, int]:

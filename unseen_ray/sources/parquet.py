@@ -19,7 +19,7 @@ from unseen_ray.errors import DataError
 from unseen_ray.patience import steadily
 from unseen_ray.resolve import did_you_mean
 from unseen_ray.sources.features import class_names
-from unseen_ray.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of, probe_size
+from unseen_ray.sources.info import Encoded, RawImage, SourceInfo, check_labels, fingerprint_of, probe_size
 from unseen_ray.storage import filesystem_of, read_file
 
 __all__ = ["ParquetSource"]
@@ -29,6 +29,7 @@ _SPLITS = ("dev", "test", "train", "val", "validation")
 _PROBED = 32
 _CACHED_ROW_GROUPS = 4
 _TAKEN = 2048
+_MUCH_LESS = 100  # times smaller than an image: the column names files that lie elsewhere
 
 
 class ParquetSource:
@@ -87,6 +88,20 @@ class ParquetSource:
             class_names=names,
             fingerprint=fingerprint_of("parquet", footers, sizes, labels.tobytes(), str(len(labels))),
         )
+
+    def encoded(self) -> Encoded | None:
+        """The size of the image column by the footers; None where the images lie beside the files."""
+        name, rows, size, groups = self._image.split(".")[0], 0, 0, 0
+        for file in self._files:
+            for number in range(file.metadata.num_row_groups):
+                group = file.metadata.row_group(number)
+                columns = (group.column(place) for place in range(group.num_columns))
+                size += sum(c.total_compressed_size for c in columns if c.path_in_schema.split(".")[0] == name)
+                rows, groups = rows + group.num_rows, groups + 1
+        _, first = next(self.read([0]))
+        if not rows or size < rows * len(first) / _MUCH_LESS:
+            return None
+        return Encoded(bytes_each=size / rows, how="the image column's size in the footers / rows", groups=groups)
 
     def keys(self, ids: Sequence[int]) -> list[str]:
         """File name and row."""

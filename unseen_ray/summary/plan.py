@@ -4,38 +4,49 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
 from unseen_ray.config import PruneConfig, jsonable
 from unseen_ray.core.trajectory import scored_epochs
+from unseen_ray.costing import SCORING_SPEEDUP, ClusterCost, Rates, cluster_cost
 from unseen_ray.data.budget import fits_in_memory
 from unseen_ray.errors import ConfigError
-from unseen_ray.job import carries_probs
-from unseen_ray.planning import RunPlan, model_name
+from unseen_ray.estimating import where_pixels_are
+from unseen_ray.needs import Need, disk_bytes_of
+from unseen_ray.planning import RunPlan
+from unseen_ray.resolve import name_of, plug_of
 from unseen_ray.scoring import stored_scores
 from unseen_ray.sources import SourceInfo
-from unseen_ray.summary.text import several, table_of
+from unseen_ray.summary.text import bytes_text, hours_text, several, table_of
 
-__all__ = ["SCORING_SPEEDUP", "plan_lines", "plan_table", "plan_values"]
-
-SCORING_SPEEDUP = 3.0  # a forward pass beside forward, backward and step
-_VOTE_BYTES = 8 + 8 + 4 + 4
+__all__ = ["plan_lines", "plan_table", "plan_values"]
 
 
-def plan_values(plan: RunPlan, info: SourceInfo, config: PruneConfig, images_per_s: float | None) -> dict[str, Any]:
+def plan_values(
+    plan: RunPlan,
+    info: SourceInfo,
+    config: PruneConfig,
+    rates: Rates,
+    *,
+    cluster: ClusterCost | None = None,
+    needs: Sequence[Need] = (),
+) -> dict[str, Any]:
     """What a run would do and cost.
 
     Args:
         plan: its sizes.
         info: the source.
         config: with the model named.
-        images_per_s: training images a second of one worker, if the user gave it.
+        rates: images a second, as far as they are known.
+        cluster: what it takes of a stated cluster.
+        needs: cores, reads, network and disk.
     """
     stages: dict[int, dict[str, Any]] = {}
-    longest: dict[int, float] = {}
-    trained = scored = voted = 0
+    trained = scored = 0
     for task in plan.tasks:
         entry = stages.setdefault(task.stage, {"stage": task.stage, "tasks": []})
         entry["tasks"].append(
@@ -48,16 +59,17 @@ def plan_values(plan: RunPlan, info: SourceInfo, config: PruneConfig, images_per
                 "batch_size": task.batch_size,
             }
         )
-        work = task.image_passes + task.scored * task.passes / SCORING_SPEEDUP
-        longest[task.stage] = max(longest.get(task.stage, 0), work)
         trained += task.models * task.image_passes
         scored += task.models * task.scored * task.passes
-        voted += task.models * task.scored
     for stage in plan.stages:
         stages[stage.index] |= {"target": stage.target, "added": stage.added}
-    total = trained + scored / SCORING_SPEEDUP
+    faster = SCORING_SPEEDUP if not (rates.training and rates.scoring) else rates.scoring / rates.training
+    most = max(config.gpus_per_fit, sum(task.models for task in plan.tasks))
+    unbound = cluster_cost(plan, config.model_copy(update={"gpus_per_fold": None}), rates, most)
+    votes, tables = disk_bytes_of(plan, config)
     return {
         "source": info.name,
+        "note": info.note,
         "num_samples": plan.num_samples,
         "holdout": plan.num_holdout,
         "num_classes": plan.num_classes,
@@ -71,16 +83,18 @@ def plan_values(plan: RunPlan, info: SourceInfo, config: PruneConfig, images_per
         "images_trained": trained,
         "images_scored": scored,
         "full_trainings": trained / _passes(plan.num_samples, config),
-        "pays_after_trainings": _pays_after(total, plan, config),
-        "worker_hours": None if images_per_s is None or config.fit else total / images_per_s / 3600,
-        "critical_path_hours": None
-        if images_per_s is None or config.fit
-        else sum(longest.values()) / images_per_s / 3600,
-        "images_per_s": images_per_s,
+        "pays_after_trainings": _pays_after(trained + scored / faster, plan, config),
+        "worker_hours": unbound.worker_hours,
+        "critical_path_hours": unbound.wall_hours,
+        "images_per_s": rates.training,
         "pixel_bytes": plan.num_samples * info.size_px**2 * 3,
+        "pixels_held": where_pixels_are(config, info),
         "pixels_in_memory": fits_in_memory(len(info), info.size_px, config.pixel_memory_gb),
-        "disk_bytes": _disk_bytes(plan, config, voted),
+        "disk_bytes": votes + tables,
         "recorded_bytes": _recorded_bytes(plan, config),
+        "rates": asdict(rates),
+        "cluster": None if cluster is None else asdict(cluster),
+        "needs": [asdict(need) for need in needs],
         "warnings": list(plan.warnings),
     }
 
@@ -98,8 +112,9 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
     lines = [
         f"{values['source']}: {values['num_samples']:,} samples of {values['num_classes']} classes, images of {size}"
         + (f"; {values['holdout']:,} more are held out" if values["holdout"] else ""),
+        *([f"note: {values['note']}"] if values["note"] else []),
         f"keep {config.keep:g}: {values['budget']:,} samples in {several(len(values['stages']), 'stage')}",
-        f"model {model_name(config)}"
+        f"model {name_of(plug_of(values['model'])[0])}"
         + (" (chosen by the image size)" if chosen else "")
         + (f", recipe {config.recipe.use}" if values["recipe"] else ", your own training"),
         f"{several(values['models'], 'training')}, {values['images_trained']:,} images through training "
@@ -107,6 +122,10 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
         if values["recipe"]
         else f"{several(values['models'], 'training')}, {values['images_scored']:,} samples scored",
     ]
+    start = values["recipe"] or {}
+    if start.get("init") is not None:
+        word = "by your word they never saw a sample" if start.get("init_saw") else "nothing is known of what they saw"
+        lines.append(f"every training starts from {start['init']} (SHA-256 {start['init_sha256']}); {word}")
     raised = [
         (task["train_on"], task["steps"] // max(task["train_on"] // max(task["batch_size"], 1), 1))
         for stage in values["stages"]
@@ -120,11 +139,11 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
         )
     if values["worker_hours"] is not None:
         lines.append(
-            f"at {values['images_per_s']:,.0f} images/s a worker: {_hours(values['worker_hours'])} of one worker's time, "
-            f"{_hours(values['critical_path_hours'])} if no fold waits for another"
+            f"at {values['images_per_s']:,.0f} images/s a worker: {hours_text(values['worker_hours'])} of one worker's time, "
+            f"{hours_text(values['critical_path_hours'])} if no fold waits for another"
         )
     elif values["recipe"]:
-        lines.append("for hours, say how fast one worker trains: --images_per_s NUMBER")
+        lines.append("for hours, say how fast one worker trains: --images_per_s NUMBER, or --measure it here")
     if values["pays_after_trainings"] is not None:
         lines.append(
             f"paid for after about {several(math.ceil(values['pays_after_trainings']), 'training')} of the same recipe on "
@@ -134,12 +153,13 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
         lines.append(
             "a training of the same recipe on what is kept takes as many steps as on everything: no time is saved"
         )
-    where = "in memory on every node" if values["pixels_in_memory"] else "decoded as they are needed"
+    held = {"memory": "in memory on every node", "files": "decoded once, into files", "none": "decoded at every read"}
+    where = held[values["pixels_held"]]
     lines.append(
-        f"pixels take {_bytes(values['pixel_bytes'])} ({where}), the run's files about {_bytes(values['disk_bytes'])}"
+        f"pixels take {bytes_text(values['pixel_bytes'])} ({where}), the run's files about {bytes_text(values['disk_bytes'])}"
     )
     if values["recorded_bytes"]:
-        lines.append(f"scores over epochs take {_bytes(values['recorded_bytes'])} of a worker's memory")
+        lines.append(f"scores over epochs take {bytes_text(values['recorded_bytes'])} of a worker's memory")
     return lines
 
 
@@ -171,15 +191,6 @@ def _pays_after(total: float, plan: RunPlan, config: PruneConfig) -> float | Non
     return None if config.fit is not None or saved <= 0 else total / saved
 
 
-def _disk_bytes(plan: RunPlan, config: PruneConfig, scored: int) -> int:
-    columns = len(stored_scores(config).named)
-    votes = scored * (_VOTE_BYTES + 4 * columns)
-    if carries_probs(config):
-        votes += scored * plan.num_classes * 4
-    tables = plan.num_samples * (32 + 8 * columns) * len(plan.stages)
-    return votes + tables
-
-
 def _recorded_bytes(plan: RunPlan, config: PruneConfig) -> int:
     """Memory that scores over epochs take of a worker while a model trains."""
     scores = stored_scores(config)
@@ -193,17 +204,3 @@ def _recorded_bytes(plan: RunPlan, config: PruneConfig) -> int:
         compares = any(trajectory.compares for trajectory in scores.over_epochs.values())
         most = max(most, task.scored * (each + (2 * plan.num_classes if compares else 0)))
     return most
-
-
-def _hours(hours: float) -> str:
-    return (
-        f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min" if hours * 60 >= 1 else f"{hours * 3600:,.0f} s"
-    )
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from unseen_ray.comparison import without_nan
 from unseen_ray.config import jsonable
-from unseen_ray.summary.plan import SCORING_SPEEDUP
+from unseen_ray.costing import SCORING_SPEEDUP
 from unseen_ray.summary.text import several, table_of
 from unseen_ray.sweeping.config import SweepConfig
 from unseen_ray.sweeping.plan import SweepPlan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-__all__ = ["several", "table_of"]
+__all__ = ["bytes_text", "hours_text", "several", "table_of"]
 
 
 def table_of(*titles: str) -> Table:
@@ -18,3 +18,19 @@ def table_of(*titles: str) -> Table:
 def several(count: int, what: str) -> str:
     """'1 stage', '3 stages'."""
     return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def hours_text(hours: float) -> str:
+    """'2.5 h', '12.0 min', '8 s'."""
+    return (
+        f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min" if hours * 60 >= 1 else f"{hours * 3600:,.0f} s"
+    )
+
+
+def bytes_text(count: float) -> str:
+    """'12 kB', '3.1 MB', '1.2 TB'."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.1f} {unit}" if count < 10 and unit in ("MB", "GB") else f"{count:,.0f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"

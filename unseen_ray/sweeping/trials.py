@@ -16,8 +16,10 @@ from unseen_ray.preflight import check_functions
 from unseen_ray.scoring import score_name, stored_scores
 from unseen_ray.sources import SourceInfo
 from unseen_ray.sources.info import fingerprint_of
+from unseen_ray.storage import absolute_path
 from unseen_ray.sweeping.config import SweepConfig
 from unseen_ray.sweeping.space import Knobs, corners, draws, fields_of, grid
+from unseen_ray.weights import with_init
 
 __all__ = ["Keeping", "Trial", "keeping_for", "planned_trials", "trial_of"]
 
@@ -149,6 +151,12 @@ def _named(sweep: SweepConfig, runs: Sequence[PruneConfig]) -> str:
 
 def _check(run: PruneConfig, info: SourceInfo, populations: dict[tuple[float, int], Population]) -> None:
     check_functions(run)
+    init = run.recipe.init
+    if init is not None and init != absolute_path(init):
+        raise ConfigError(
+            f"recipe.init={init} is relative, and trials run in folders of their own. Give {absolute_path(init)}."
+        )
+    with_init(run)
     place = run.holdout, run.seed
     if place not in populations:
         populations[place] = make_population(info.labels_N, info.num_classes, holdout=run.holdout, seed=run.seed)

@@ -127,6 +127,7 @@ class Feed:
         shape: tuple[int, int],
         rng: np.random.Generator,
         share: Share,
+        progress: tuple[int, int] = (0, 1),
         first: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Augmented batches of one epoch in an order drawn from `rng`, which every worker of a fit draws alike.
@@ -138,6 +139,7 @@ class Feed:
             shape: (steps, batch size).
             rng: for this epoch alone.
             share: which part of each batch to give.
+            progress: which epoch it is, from 0, of how many: crops may grow.
             first: the step to begin with, where those before it were done.
 
         Yields:
@@ -145,14 +147,14 @@ class Feed:
         """
         device, size_px = self.pixels.device, self.pixels.plane.size_px
         steps, size = shape
-        kind = recipe.augment_at(size_px)
+        kind, crop_px = recipe.augment_at(size_px), recipe.crop_px(*progress, size_px)
         order = rng.permutation(len(ids_M))[: steps * size]
         draws = draw(kind, size_px, len(order), rng).to(device)
         labels = torch.from_numpy(labels_M[order]).to(device)
         starts = range(first * size + share.rank, len(order), size)
         parts = [slice(start, start - share.rank + size, share.workers) for start in starts]
         for part, stack in zip(parts, self.pixels.stacks(ids_M[order], parts), strict=True):
-            images = self._augmented(*stack, draws.batch(part.start, part.stop, part.step), recipe)
+            images = self._augmented(*stack, draws.batch(part.start, part.stop, part.step), recipe, crop_px)
             yield self._normalised(images), labels[part]
 
     def scoring(self, ids_M: IdArray, batch_size: int) -> Iterator[tuple[IdArray, Tensor]]:
@@ -161,11 +163,11 @@ class Feed:
         for part, (stack, places) in zip(parts, self.pixels.stacks(ids_M, parts), strict=True):
             yield ids_M[part], self._normalised(stack.index_select(0, places))
 
-    def _augmented(self, stack: Tensor, places: Tensor, draws: Draws, recipe: Recipe) -> Tensor:
+    def _augmented(self, stack: Tensor, places: Tensor, draws: Draws, recipe: Recipe, crop_px: int) -> Tensor:
         """(B, S, S, 3), uint8 or float32."""
         size_px = stack.shape[1]
         if draws.box_M4 is not None:
-            return resize_crops(stack.index_select(0, places), draws, recipe.train_px or size_px)
+            return resize_crops(stack.index_select(0, places), draws, crop_px)
         index = pixel_index(draws, size_px, places * size_px)
         images = stack.view(-1, 3).index_select(0, index).view(-1, size_px, size_px, 3)
         if draws.shift_M2 is not None and recipe.pad == "zeros":

@@ -138,6 +138,7 @@ def _epoch(learner: Learner, feed: Feed, plan: FitPlan, stand: Stand, keeper: Ke
         shape=(steps, batch),
         rng=rng_for(plan.seed, epoch),
         share=share,
+        progress=(epoch, plan.epochs),
         first=stand.steps,
     )
     for step, (inputs, labels) in enumerate(batches, start=stand.steps):

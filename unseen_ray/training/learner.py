@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unseen_ray.crops import CropSizes
 from unseen_ray.errors import FitError
 from unseen_ray.recipe import Recipe
 
@@ -130,7 +131,9 @@ def _forward(model: nn.Module, recipe: Recipe, device: torch.device, replicas: i
     if replicas > 1:
         called = nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
     if recipe.compile:
-        called = torch.compile(called, mode="reduce-overhead" if device.type == "cuda" else None)
+        sized = isinstance(recipe.train_px, CropSizes)  # then a program for each size is faster than one for any
+        mode = "reduce-overhead" if device.type == "cuda" else None
+        called = torch.compile(called, mode=mode, dynamic=False if sized else None)
     return called
 
 

@@ -14,6 +14,7 @@ from unseen_ray.core.arrays import FloatArray, IdArray
 from unseen_ray.errors import FitError
 from unseen_ray.recipe import Recipe
 from unseen_ray.training.feed import Feed
+from unseen_ray.training.head import head_of
 from unseen_ray.training.learner import autocast
 
 __all__ = ["predict"]
@@ -87,18 +88,10 @@ class _Heard:
 
 @contextlib.contextmanager
 def _listening(model: nn.Module) -> Iterator[_Heard]:
-    heard = _Heard(_head_of(model))
+    heard = _Heard(head_of(model)[1])
     hook = None if heard.head is None else heard.head.register_forward_pre_hook(heard.hear)
     try:
         yield heard
     finally:
         if hook is not None:
             hook.remove()
-
-
-def _head_of(model: nn.Module) -> nn.Linear | None:
-    """The linear layer that stands last among the modules, as in the models of torchvision and ours."""
-    found = None
-    for module in model.modules():
-        found = module if isinstance(module, nn.Linear) else found
-    return found

@@ -34,6 +34,7 @@ from unseen_ray.training.fit import FitPlan, finished_fit, fit
 from unseen_ray.training.hardware import check_precision, numerics, seed_generators
 from unseen_ray.training.predict import predict
 from unseen_ray.training.recorder import Recorder
+from unseen_ray.training.start import start_from
 from unseen_ray.training.votesheet import FeatureSheet, VoteSheet
 
 __all__ = ["TestSet", "Workbench", "build_model", "open_test"]
@@ -191,6 +192,7 @@ class Workbench:
         seed = fit_seed(config.seed, digest_ids(train_ids), task.repeat)
         seed_generators(torch_seed_for(seed), self.device)
         model = build_model(config.model, self.desk.job.num_classes)
+        start_from(model, config.recipe)
         model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         plan = FitPlan(
             ids_M=train_ids,

@@ -1,0 +1,166 @@
+"""What a run takes of a stated cluster: waves, hours, cores, bytes; each number with how it was computed. Neither torch nor ray."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from unseen_ray.config import PruneConfig
+from unseen_ray.errors import ConfigError
+from unseen_ray.planning import RunPlan, TaskPlan
+
+__all__ = ["SCORING_SPEEDUP", "ClusterCost", "Rates", "StageCost", "cluster_cost", "hours_of"]
+
+SCORING_SPEEDUP = 3.0  # a forward pass beside forward, backward and step
+_HOUR_S = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Images a second: of one worker in training and in scoring, and of one core that decodes.
+
+    Attributes:
+        training, scoring, decode: the rates; None where nobody knows.
+        how: where each comes from, by its name.
+    """
+
+    training: float | None = None
+    scoring: float | None = None
+    decode: float | None = None
+    how: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCost:
+    """What a stage takes of a cluster.
+
+    Attributes:
+        stage: which.
+        models: how many are trained.
+        workers_each: among how many workers one training is divided.
+        waves: how often workers begin a training until all have been trained.
+        at_once: models of the fullest wave.
+        busy: workers that it keeps busy in training.
+        scoring: workers that score at once.
+        idle: workers that have nothing to do in the last wave.
+        worker_hours: of workers at work; None without rates, as are those below.
+        wall_hours: waves times the longest training and scoring of each.
+        utilisation: worker hours over those of all workers in that time.
+    """
+
+    stage: int
+    models: int
+    workers_each: int
+    waves: int
+    at_once: int
+    busy: int
+    scoring: int
+    idle: int
+    worker_hours: float | None
+    wall_hours: float | None
+    utilisation: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterCost:
+    """What a run takes of a cluster.
+
+    Attributes:
+        workers: GPUs, or CPU workers, that it has.
+        stages: each stage.
+        wall_hours: of all stages, one after the other; None without rates, as are those below.
+        worker_hours: of workers at work.
+        occupied_hours: of all workers, at work or not.
+        utilisation: the former over the latter.
+        bottleneck: the stage that takes longest.
+    """
+
+    workers: int
+    stages: tuple[StageCost, ...]
+    wall_hours: float | None
+    worker_hours: float | None
+    occupied_hours: float | None
+    utilisation: float | None
+    bottleneck: int | None
+
+
+def cluster_cost(plan: RunPlan, config: PruneConfig, rates: Rates, workers: int) -> ClusterCost:
+    """Spread a run over a cluster, each worker kept fed; a training on several workers is as many times as fast.
+
+    Raises:
+        ConfigError: if there are fewer workers than share a training.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers={workers} must be 1 or more: the GPUs, or CPU workers, that the cluster has.")
+    alone = config.mode == "fitting" or len(plan.stages) > 1
+    if alone and config.gpus_per_fit > workers:
+        raise ConfigError(
+            f"workers={workers} are fewer than gpus_per_fit={config.gpus_per_fit}, which share a training. Lower gpus_per_fit, or plan "
+            "for more workers."
+        )
+    stages = tuple(
+        _stage_cost(stage.index, [task for task in plan.tasks if task.stage == stage.index], config, rates, workers)
+        for stage in plan.stages
+    )
+    wall, busy = (_summed([getattr(stage, name) for stage in stages]) for name in ("wall_hours", "worker_hours"))
+    longest = None if wall is None else max(stages, key=lambda stage: stage.wall_hours or 0.0).stage
+    return ClusterCost(
+        workers=workers,
+        stages=stages,
+        wall_hours=wall,
+        worker_hours=busy,
+        occupied_hours=None if wall is None else wall * workers,
+        utilisation=None if wall is None or busy is None else busy / (wall * workers),
+        bottleneck=longest,
+    )
+
+
+def hours_of(task: TaskPlan, rates: Rates) -> tuple[float, float] | None:
+    """Hours of one worker for a model's training and for its scoring; None where a rate is not known."""
+    if rates.training is None or rates.scoring is None or not task.steps:
+        return None
+    return task.image_passes / rates.training / _HOUR_S, task.scored * task.passes / rates.scoring / _HOUR_S
+
+
+def _stage_cost(stage: int, tasks: Sequence[TaskPlan], config: PruneConfig, rates: Rates, workers: int) -> StageCost:
+    models = sum(task.models for task in tasks)
+    is_fold = stage == 0 and config.mode == "unseen"
+    each = 1 if is_fold or config.fit is not None else config.gpus_per_fit
+    sharing = _sharing(config) if each == 1 else 1
+    slots = workers * sharing
+    rounds = math.ceil(models / slots)
+    last = models - (rounds - 1) * slots
+    spent = [hours_of(task, rates) for task in tasks for _ in range(task.models)]
+    known = sorted((hours for hours in spent if hours is not None), key=sum, reverse=True)
+    total: float | None = None
+    wall: float | None = None
+    if len(known) == models:
+        total = sum(map(sum, known)) / sharing
+        wall = sum(sum(hours) for hours in known[::slots])
+        if each > 1:  # they are trained one after the other, and score side by side
+            wall = sum(train for train, _ in known) / each + sum(score for _, score in known[::slots])
+    return StageCost(
+        stage=stage,
+        models=models,
+        workers_each=each,
+        waves=rounds if each == 1 else models,
+        at_once=1 if each > 1 else min(models, slots),
+        busy=each if each > 1 else math.ceil(min(models, slots) / sharing),
+        scoring=math.ceil(min(models, slots) / sharing),
+        idle=workers - (each if each > 1 else math.ceil(last / sharing)),
+        worker_hours=total,
+        wall_hours=wall,
+        utilisation=None if total is None or not wall else total / (workers * wall),
+    )
+
+
+def _sharing(config: PruneConfig) -> int:
+    """Folds that share a GPU."""
+    asked = config.gpus_per_fold
+    return int(1 / asked + 1e-9) if asked is not None and 0 < asked < 1 else 1
+
+
+def _summed(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None

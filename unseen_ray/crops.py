@@ -1,0 +1,67 @@
+"""Sides of training crops: one for all of a training, or such as grow with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+__all__ = ["CropSizes", "crops_of"]
+
+_CROPS = "Give pixels, 8 or more, or {first: 160, last: 192, ramp: [0.6875, 0.8125], step: 32}."
+
+
+class CropSizes(BaseModel):
+    """Sides of training crops that grow while a model trains."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    first: int = Field(ge=8, description="pixels, at the start")
+    last: int = Field(description="pixels, at the end")
+    ramp: list[float] = Field([0.0, 1.0], description="shares of all epochs between which they grow")
+    step: int = Field(32, ge=1, description="sides are multiples of it")
+
+    @model_validator(mode="after")
+    def _grow(self) -> Self:
+        if self.first >= self.last:
+            raise ValueError(f"first={self.first} is not below last={self.last}; crops grow")
+        if self.first % self.step or self.last % self.step:
+            raise ValueError(f"first={self.first} and last={self.last} must be multiples of step={self.step}")
+        if len(self.ramp) != 2 or not 0 <= self.ramp[0] <= self.ramp[1] <= 1:
+            raise ValueError(f"ramp={self.ramp} must be two shares of the epochs, such as [0.5, 0.8]")
+        return self
+
+    def at(self, epoch: int, epochs: int) -> int:
+        """The side in an epoch, from 0, of so many: on a line between the ends of the ramp, to the nearest multiple of `step`."""
+        start, end = self.ramp
+        share = epoch / epochs
+        if share <= start:
+            return self.first
+        if share >= end:
+            return self.last
+        side = self.first + (self.last - self.first) * (share - start) / (end - start)
+        return round(side / self.step) * self.step
+
+
+def crops_of(value: Any) -> int | CropSizes | None:
+    """What a recipe says of its crops: pixels, or a mapping of `CropSizes`.
+
+    Raises:
+        ValueError: if it is neither, or its sides do not grow by whole steps.
+    """
+    if isinstance(value, Mapping):
+        try:
+            return CropSizes(**value)
+        except ValidationError as error:
+            said = "; ".join(_said(detail) for detail in error.errors())
+            raise ValueError(f"recipe.train_px={dict(value)} is not allowed: {said}. {_CROPS}") from None
+    if value is None or isinstance(value, CropSizes) or (type(value) is int and value >= 8):
+        return value
+    raise ValueError(f"recipe.train_px={value!r} is not allowed. {_CROPS}")
+
+
+def _said(detail: Any) -> str:
+    where = ".".join(map(str, detail["loc"]))
+    message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "it must be")
+    return f"{where}: {message}" if where else message

@@ -1,0 +1,133 @@
+"""From what a user says of a cluster, or has measured here, to what a run takes of it. Loads torch only to measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from unseen_ray.config import PruneConfig
+from unseen_ray.costing import SCORING_SPEEDUP, ClusterCost, Rates, cluster_cost
+from unseen_ray.data.budget import fits_in_memory
+from unseen_ray.errors import ConfigError
+from unseen_ray.needs import Need, Needs, Pixels
+from unseen_ray.planning import RunPlan
+from unseen_ray.sources import Source, SourceInfo, encoded_of
+from unseen_ray.storage import is_uri
+from unseen_ray.storage_speed import storage_speed
+
+__all__ = ["Estimate", "check_asked", "estimate", "where_pixels_are"]
+
+FLAGS = {"training": "images_per_s", "scoring": "scoring_images_per_s", "decode": "decode_images_per_s"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a run takes.
+
+    Attributes:
+        rates: given, measured or assumed.
+        cluster: None where none was stated.
+        needs: cores, reads, network and disk; empty where neither a cluster nor rates beyond training's were asked for.
+    """
+
+    rates: Rates
+    cluster: ClusterCost | None
+    needs: tuple[Need, ...]
+
+
+def check_asked(workers: int | None, given: Mapping[str, float | None]) -> None:
+    """Refuse what is no number of workers, or no rate; ConfigError names each."""
+    problems = [
+        f"{FLAGS[name]}={rate} must be above 0: images a second."
+        for name, rate in given.items()
+        if rate is not None and not 0 < rate < float("inf")
+    ]
+    if workers is not None and workers < 1:
+        problems.append(f"workers={workers} must be 1 or more: the GPUs, or CPU workers, that the cluster has.")
+    if problems:
+        raise ConfigError(problems)
+
+
+def estimate(
+    plan: RunPlan,
+    source: Source,
+    config: PruneConfig,
+    *,
+    workers: int | None,
+    given: Mapping[str, float | None],
+    measure: bool,
+) -> Estimate:
+    """Work out what a run takes; measures rates that are not given if it is to.
+
+    Args:
+        plan: its sizes.
+        source: is sampled for the size of its images, and tried where rates are measured.
+        config: with the model named; `out` is written to and left as it was where it is measured.
+        workers: that the cluster has.
+        given: rates by name: training, scoring, decode.
+        measure: whether to measure.
+    """
+    rates, checkpoint, more = _rates(source, config, given, measure=measure)
+    cluster = None if workers is None else cluster_cost(plan, config, rates, workers)
+    needs: tuple[Need, ...] = ()
+    if cluster is not None or measure or given["decode"] is not None:
+        work = Needs(
+            plan=plan,
+            config=config,
+            info=source.info,
+            encoded=encoded_of(source),
+            rates=rates,
+            pixels=where_pixels_are(config, source.info),
+            cluster=cluster,
+            checkpoint_bytes=checkpoint,
+        )
+        needs = (*work.rows(), *more)
+    return Estimate(rates=rates, cluster=cluster, needs=needs)
+
+
+def where_pixels_are(config: PruneConfig, info: SourceInfo) -> Pixels:
+    """Where a run will hold its decoded pixels, if the disk has room for their files."""
+    if fits_in_memory(len(info), info.size_px, config.pixel_memory_gb):
+        return "memory"
+    asked = config.pixel_folder
+    unasked = asked is None and (config.fit is not None or (config.out is not None and is_uri(config.out)))
+    return "none" if asked == "none" or unasked else "files"
+
+
+def _rates(
+    source: Source, config: PruneConfig, given: Mapping[str, float | None], *, measure: bool
+) -> tuple[Rates, float | None, list[Need]]:
+    """Rates, a model's checkpoint if one was built, and what was measured beside."""
+    values = dict(given)
+    how = {name: "given" for name, rate in given.items() if rate is not None}
+    checkpoint: float | None = None
+    more: list[Need] = []
+    if measure:
+        from unseen_ray.training.rates import measure_rates
+
+        found = measure_rates(config, source)
+        checkpoint = found.checkpoint_bytes
+        cores = "" if found.device != "cpu" else f" with {config.threads} thread{'s' if config.threads > 1 else ''}"
+        said = f"measured here on {found.device}{cores}, {found.precision}, batches of {found.batch_size}"
+        for name, rate in (("training", found.training), ("scoring", found.scoring), ("decode", found.decode)):
+            if values[name] is None and rate is not None:
+                values[name] = rate
+                how[name] = said if name != "decode" else "measured here"
+        more = _of_storage(config)
+    if values["scoring"] is None and values["training"] is not None:
+        values["scoring"] = SCORING_SPEEDUP * values["training"]
+        how["scoring"] = f"{SCORING_SPEEDUP:g} x training, as it is usual"
+    if config.fit is not None:
+        values |= {"training": None, "scoring": None}
+    return Rates(**values, how=how), checkpoint, more
+
+
+def _of_storage(config: PruneConfig) -> list[Need]:
+    if not config.out:
+        return []
+    speed = storage_speed(config.out)
+    how = "= measured here: 32 MiB {}, the median of three; the files are gone"
+    return [
+        Need(name="out_write", value=speed.write, unit="B/s", how=how.format("written and synced")),
+        Need(name="out_read", value=speed.read, unit="B/s", how=how.format("read back")),
+    ]

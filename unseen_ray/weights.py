@@ -1,0 +1,78 @@
+"""Weights that trainings start from (`recipe.init`), as the driver sees them: a file, its form and its SHA-256. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+
+from unseen_ray.config import PruneConfig
+from unseen_ray.errors import ConfigError
+from unseen_ray.recipe import Recipe
+from unseen_ray.storage import absolute_path, filesystem_of, read_file, sha256_of
+
+__all__ = ["SAFETENSORS", "TORCH", "form_of", "read_weights", "with_init"]
+
+SAFETENSORS, TORCH = "safetensors", "torch"
+_ZIP = b"PK\x03\x04"
+_BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, as its files began before 1.6
+_HEADER_MOST = 100_000_000
+
+
+def with_init(config: PruneConfig, *, before: str | None = None) -> PruneConfig:
+    """The configuration with the file of `recipe.init` found: by its absolute path, and its SHA-256.
+
+    Args:
+        config: the run's.
+        before: the SHA-256 that the file had when the run began; None for a new run.
+
+    Raises:
+        ConfigError: if there is no such file, it holds no weights, or it is not the one that it was.
+    """
+    recipe = config.recipe
+    if recipe.init is None or config.fit is not None:
+        return config
+    found = recipe.model_copy(update={"init": absolute_path(recipe.init), "init_sha256": recipe.init_sha256 or before})
+    digest = sha256_of(read_weights(found))
+    return config.model_copy(update={"recipe": found.model_copy(update={"init_sha256": digest})})
+
+
+def read_weights(recipe: Recipe) -> bytes:
+    """The bytes of a recipe's start weights.
+
+    Raises:
+        ConfigError: if they cannot be read, have no form that is read, or another SHA-256 than the recipe says.
+    """
+    assert recipe.init is not None
+    fs, path = filesystem_of(recipe.init)
+    try:
+        data = read_file(fs, path)
+    except OSError as error:
+        raise ConfigError(
+            f"recipe.init={recipe.init} cannot be read: {error}. Give a file of weights, safetensors or what torch.save "
+            "made of a state_dict, where every node sees it."
+        ) from None
+    digest = sha256_of(data)
+    if recipe.init_sha256 not in (None, digest):
+        raise ConfigError(
+            f"recipe.init={recipe.init} has SHA-256 {digest}, and {recipe.init_sha256} was expected: it is not the file that the run "
+            "began with, or that recipe.init_sha256 names. Bring that file back, or begin in a new folder."
+        )
+    if form_of(data) is None:
+        raise ConfigError(
+            f"recipe.init={recipe.init} is neither a safetensors file nor one of torch.save; a pickle is never read. "
+            "Write the weights by safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
+        )
+    return data
+
+
+def form_of(data: bytes) -> str | None:
+    """What kind of file the bytes are by their beginning; None if they are neither."""
+    if data.startswith((_ZIP, _BEFORE_ZIP)):
+        return TORCH
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or not 2 <= length <= min(len(data) - 8, _HEADER_MOST):
+        return None
+    try:
+        header = json.loads(data[8 : 8 + length])
+    except ValueError:
+        return None
+    return SAFETENSORS if isinstance(header, dict) else None
