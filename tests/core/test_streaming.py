@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unseen_ray.core import select
-from unseen_ray.core.cuts import Chunk, Memory, spread
+from unseen_ray.core.chosen import IdBits
 from unseen_ray.core.exact import ExactSums
-from unseen_ray.core.idbits import IdBits
 from unseen_ray.core.ordered import best_first_keys, value_of_key
+from unseen_ray.core.shards import Chunk, Memory, spread
 from unseen_ray.core.streaming import STREAMED, choose, why_not_streamed
 from unseen_ray.errors import ConfigError, DataError
 

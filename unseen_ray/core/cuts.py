@@ -7,13 +7,10 @@ Shapes: M rows of a chunk, G groups that are cut each by itself, L places at whi
 
 from __future__ import annotations
 
-import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,34 +18,12 @@ from numpy.typing import NDArray
 from unseen_ray.core.arrays import IntArray
 from unseen_ray.core.ordered import Keys
 from unseen_ray.core.seeds import tie_keys
+from unseen_ray.core.shards import Chunk, Memory, Shards, spread
 
-__all__ = ["Chunk", "Cut", "Memory", "Order", "Shards", "find_cuts", "spread"]
-
-Chunk = Mapping[str, NDArray[Any]]
-"""Some rows: columns `id` int64, `label` int64, `score` float32 and what else is asked for, by name; (M,) each."""
-
-Shards = Callable[[Sequence[str]], Iterable[Chunk]]
-"""Reads the named columns anew each time, by chunks, of whatever sizes."""
+__all__ = ["Cut", "Order", "Ranks", "find_cuts"]
 
 Ranks = Callable[[IntArray], IntArray]
 """Takes (G,) how many rows each group has, returns (L, G) how many of each come before each place of it."""
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """What a search may hold at once.
-
-    Attributes:
-        buffer: rows that are sorted exactly.
-        bins: logarithm of how many bins count the keys of all groups together.
-        threads: how many work on chunks side by side.
-    """
-
-    buffer: int = 2**22
-    bins: int = 18
-    threads: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,24 +123,6 @@ def find_cuts(shards: Shards, order: Order, ranks: Ranks, memory: Memory) -> lis
     if any(search.held for search in searches):
         _collect(shards, order, searches, memory)
     return [search.cut(sizes_G) for search in searches]
-
-
-def spread(chunks: Iterable[Chunk], work: Callable[[Chunk], T], threads: int) -> Iterator[T]:
-    """What is made of each chunk, in their order, by several threads while the next ones are read."""
-    if threads == 1:
-        yield from map(work, chunks)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        begun: deque[Future[T]] = deque()
-        try:
-            for chunk in chunks:
-                if len(begun) == 2 * threads:
-                    yield begun.popleft().result()
-                begun.append(pool.submit(work, chunk))
-            while begun:
-                yield begun.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 class _Search:
