@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 IN_FUNCTIONS = "~"  # before a library: only inside the function that needs it
 
 ONE = (
-    "resolve catalog recipe checks config storage sealed manifest lease run job votes merging guarding scoring features patience "
+    "resolve catalog recipe checks config storage sealed manifest lease run job parts votes merging guarding scoring features patience "
     "sources sources.*"
 )
 SIX = (
@@ -27,8 +27,8 @@ TABLE: dict[int, tuple[str, set[int], str]] = {
     0: ("errors core core.*", {0}, "numpy"),
     1: (ONE, {0, 1}, "numpy pyarrow pydantic pydantic_core ~yaml ~sklearn ~PIL"),
     2: (
-        "accounts choosing results judging offline planning preflight shipping watching executor pipeline reselect exporting packing "
-        "comparison evaluation sharing stage_work sweeping sweeping.*",
+        "accounts choosing results judging offline planning preflight shipping watching executor pipeline reselect reselect_long streamed "
+        "exporting packing comparison evaluation sharing stage_work sweeping sweeping.*",
         {0, 1, 2},
         "numpy pyarrow pydantic ~PIL ~scipy ~yaml",
     ),

@@ -11,6 +11,7 @@ from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.scorebook import ScoreBook, ScoreTable
 from unseen_ray.guarding import SUSPECT, suspects_of
 from unseen_ray.job import Job
+from unseen_ray.parts import write_table
 from unseen_ray.scoring import of_probabilities, stored_scores
 from unseen_ray.storage import Folder
 from unseen_ray.votes import probs_file, read_votes, scores_file
@@ -86,7 +87,7 @@ def _write_score_table(
     suspects = suspects_of(config, columns, table.probs_MC) if stage == 0 else None
     if suspects is not None:
         columns = columns.append_column(SUSPECT, pa.array(suspects))
-    files = {scores_file(stage): folder.write_table(scores_file(stage), columns)}
+    files = write_table(folder, scores_file(stage), columns)
     if config.save_probs and table.probs_MC is not None:
         files[probs_file(stage)] = folder.write_array(probs_file(stage), table.probs_MC)
     return columns, files

@@ -89,6 +89,13 @@ class IdBits:
             self._bits = grown
         np.bitwise_or.at(self._bits, ids_M >> 3, np.left_shift(1, ids_M & 7).astype(np.uint8))
 
+    def has(self, ids_M: IdArray) -> NDArray[np.bool_]:
+        """(M,) whether each id is one of them."""
+        inside = ids_M < 8 * len(self._bits)
+        found = np.zeros(len(ids_M), bool)
+        found[inside] = self._bits[ids_M[inside] >> 3] >> (ids_M[inside] & 7).astype(np.uint8) & 1
+        return found
+
     def ids(self) -> Iterator[IdArray]:
         """All of them, rising, by arrays."""
         for start in range(0, len(self._bits), _BLOCK):
