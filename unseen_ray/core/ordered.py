@@ -26,9 +26,10 @@ def best_first_keys(values_M: FloatArray) -> Keys:
     unsigned: Any = np.uint32 if values_M.dtype == np.float32 else np.uint64
     bits: Keys = (values_M + values_M.dtype.type(0)).view(unsigned)  # -0 becomes 0
     last = 8 * bits.itemsize - 1
-    negative = (bits >> unsigned(last)).astype(bool)
-    keys: Keys = np.where(negative, bits, ~(bits | unsigned(1 << last)))
-    return keys
+    flipped: Keys = (bits >> unsigned(last)) - unsigned(1)  # all bits of what is not negative, none of the others
+    flipped &= unsigned((1 << last) - 1)
+    flipped ^= bits
+    return flipped
 
 
 def value_of_key(key: int, dtype: Any) -> float:
