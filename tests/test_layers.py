@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 IN_FUNCTIONS = "~"  # before a library: only inside the function that needs it
 
 ONE = (
-    "resolve catalog recipe checks config storage sealed manifest lease run job parts votes merging guarding scoring features patience "
-    "sources sources.*"
+    "resolve catalog recipe checks config storage sealed manifest lease run job parts votes vote_ranges merging guarding scoring features "
+    "patience sources sources.*"
 )
 SIX = (
     "api cli commands flags interruption listing measuring progress reporting reporting.* running summary summary.* sweeps tracking "

@@ -28,6 +28,9 @@ __all__ = [
     "parts_of",
     "read_table",
     "remove_table",
+    "sha256_of_file",
+    "with_file",
+    "with_parquet",
 ]
 
 MOST_ROWS = 16_000_000
@@ -103,6 +106,7 @@ class TableWriter:
         self._files: dict[str, str] = {}
         if rows > MOST_ROWS:
             folder.delete_folder(name)  # what an interrupted start left would be read with the rest
+            folder.delete(name)
 
     def add(self, table: pa.Table) -> None:
         """Take the next rows."""
@@ -150,7 +154,7 @@ class LongTable:
         """
         for part in self._parts():
             digest = self.files.get(part)
-            if digest is not None and self._patiently(part, _sha256_of_file) != digest:
+            if digest is not None and sha256_of_file(self.folder, part) != digest:
                 raise StorageError(
                     f"{self.folder.path(part)} is damaged: it is not what was written. "
                     "The run's `unseen-ray prune` line does its work anew."
@@ -183,35 +187,50 @@ class LongTable:
         return parts_of(self.name, self.files)
 
     def _opened(self, part: str, do: Callable[[pq.ParquetFile], T]) -> T:
-        """Do something with a file of it."""
+        return with_parquet(self.folder, part, do)
 
-        def open_and_do(stream: pa.NativeFile) -> T:
-            with pq.ParquetFile(stream, page_checksum_verification=True) as file:
-                return do(file)
 
-        return self._patiently(part, open_and_do)
+def with_parquet(folder: Folder, name: str, do: Callable[[pq.ParquetFile], T]) -> T:
+    """Do something with an open Parquet file, which may be done again where storage fails in passing; see `with_file`."""
 
-    def _patiently(self, part: str, do: Callable[[pa.NativeFile], T]) -> T:
-        path = self.folder.path(part)
-        fs, inner = filesystem_of(path)
+    def open_and_do(stream: pa.NativeFile) -> T:
+        with pq.ParquetFile(stream, page_checksum_verification=True) as file:
+            return do(file)
 
-        def attempt() -> T:
-            with fs.open_input_file(inner) as stream:
-                return do(stream)
+    return with_file(folder, name, open_and_do)
 
-        try:
-            return patiently(path, attempt)
-        except FileNotFoundError:
-            raise StorageError(f"{path} is missing. Is `out` on storage that every node shares?") from None
-        except (pa.ArrowException, OSError) as error:
-            raise StorageError(f"{path} is damaged: {error}. Delete it and run the same line again.") from None
+
+def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], T]) -> T:
+    """Do something with an open file.
+
+    Raises:
+        StorageError: if it is missing or damaged.
+    """
+    path = folder.path(name)
+    fs, inner = filesystem_of(path)
+
+    def attempt() -> T:
+        with fs.open_input_file(inner) as stream:
+            return do(stream)
+
+    try:
+        return patiently(path, attempt)
+    except FileNotFoundError:
+        raise StorageError(f"{path} is missing. Is `out` on storage that every node shares?") from None
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(f"{path} is damaged: {error}. Delete it and run the same line again.") from None
+
+
+def sha256_of_file(folder: Folder, name: str) -> str:
+    """SHA-256 of a file that is too long to be read at once, in hexadecimal."""
+    return with_file(folder, name, _sha256_of_stream)
 
 
 def _row_group(file: pq.ParquetFile, *, group: int, columns: list[str] | None) -> pa.Table:
     return file.read_row_group(group, columns=columns)
 
 
-def _sha256_of_file(stream: pa.NativeFile) -> str:
+def _sha256_of_stream(stream: pa.NativeFile) -> str:
     content = hashlib.sha256()
     while piece := stream.read(_HASHED):
         content.update(piece)
