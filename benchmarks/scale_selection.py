@@ -47,12 +47,16 @@ WRITERS = 2
 
 
 def add_to(subparsers: Any) -> None:
-    parser = subparsers.add_parser("selection", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = subparsers.add_parser(
+        "selection", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e7, 1e8, 1e9])
     parser.add_argument("--compared", type=float, default=1e7, help="samples, of which every policy is compared")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--scratch", type=Path, default=None, help="where shards lie for a while; up to 8 GB for 1e9 samples")
+    parser.add_argument(
+        "--scratch", type=Path, default=None, help="where shards lie for a while; up to 8 GB for 1e9 samples"
+    )
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--only", help=argparse.SUPPRESS)  # one measurement, in this process: JSON of what to do
     parser.set_defaults(run=run)
@@ -76,8 +80,20 @@ def run(args: argparse.Namespace) -> None:
             disk_gb = sum(path.stat().st_size for path in Path(scratch).rglob("*.parquet")) / 1e9
             print(f"{size:,} samples: {disk_gb:.2f} GB written in {time.perf_counter() - began:.0f} s", flush=True)
             for policy in ("", *CHOICES):
-                asked = {"folder": scratch, "policy": policy, "samples": size, "classes": args.classes, "threads": args.threads}
-                line = [sys.executable, str(Path(__file__).with_name("scale.py")), "selection", "--only", json.dumps(asked)]
+                asked = {
+                    "folder": scratch,
+                    "policy": policy,
+                    "samples": size,
+                    "classes": args.classes,
+                    "threads": args.threads,
+                }
+                line = [
+                    sys.executable,
+                    str(Path(__file__).with_name("scale.py")),
+                    "selection",
+                    "--only",
+                    json.dumps(asked),
+                ]
                 done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
                 rows.append({"samples": size, "disk_gb": round(disk_gb, 2), **json.loads(done.stdout.splitlines()[-1])})
                 print(rows[-1], flush=True)
@@ -88,7 +104,9 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]], equal: dict[str
     import torch
     from timing import conditions, write
 
-    called = argparse.Namespace(**{name: value for name, value in vars(args).items() if name not in ("run", "only", "scratch")})
+    called = argparse.Namespace(
+        **{name: value for name, value in vars(args).items() if name not in ("run", "only", "scratch")}
+    )
     slopes = {}
     for policy in CHOICES:
         its = [row for row in rows if row["policy"] == policy]

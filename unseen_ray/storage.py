@@ -182,11 +182,7 @@ class Folder:
             ) from None
 
     def read_array(self, name: str, digest: str | None = None) -> Any:
-        """A .npy file as a numpy array; see `read_whole`.
-
-        Raises:
-            StorageError: if it is missing or damaged. Pickled content is refused.
-        """
+        """A .npy file as a numpy array; see `read_whole`. Pickled content is refused, as what is damaged is."""
         import io
 
         import numpy as np
