@@ -196,6 +196,17 @@ def select_speed(report: dict[str, Any]) -> Iterator[str]:
         yield f"| {row['choice']} | {row['keep']:g} | {cells} |"
 
 
+def scale_selection(report: dict[str, Any]) -> Iterator[str]:
+    yield "| samples | on disk, GB | choice | seconds | million samples a second | peak, MB |"
+    yield "|---|---|---|---|---|---|"
+    for row in report["rows"]:
+        speed = row["samples"] / row["seconds"] / 1e6
+        yield (
+            f"| {row['samples']:,} | {row['disk_gb']:.2f} | {row['policy']} | {row['seconds']:.1f} | {speed:.1f} "
+            f"| {row['peak_mb']:,} |"
+        )
+
+
 def whole(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
@@ -226,6 +237,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "dynamics": dynamics,
     "scores_cost": scores_cost,
     "select_speed": select_speed,
+    "scale_selection": scale_selection,
     "chaos": chaos,
 }
 

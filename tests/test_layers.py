@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 IN_FUNCTIONS = "~"  # before a library: only inside the function that needs it
 
 ONE = (
-    "resolve catalog crops recipe checks config storage storage_speed sealed manifest lease run job votes merging guarding scoring "
-    "features patience sources sources.* weights"
+    "resolve catalog crops recipe checks config storage storage_speed sealed manifest lease run job parts votes vote_ranges merging guarding "
+    "scoring features patience sources sources.* weights"
 )
 SIX = (
     "api cli commands estimating flags interruption listing measuring progress reporting reporting.* running summary summary.* sweeps "
@@ -27,7 +27,8 @@ TABLE: dict[int, tuple[str, set[int], str]] = {
     0: ("errors core core.*", {0}, "numpy"),
     1: (ONE, {0, 1}, "numpy pyarrow pydantic pydantic_core ~yaml ~sklearn ~PIL"),
     2: (
-        "accounts choosing costing needs results judging offline planning preflight shipping watching executor pipeline reselect "
+        "accounts choosing costing needs results judging offline planning preflight shipping watching executor pipeline reselect reselect_long "
+        "streamed "
         "exporting packing comparison evaluation sharing stage_work sweeping sweeping.*",
         {0, 1, 2},
         "numpy pyarrow pydantic ~PIL ~scipy ~yaml",

@@ -116,7 +116,8 @@ def check_file(to: str, run: Run) -> None:
     """
     if is_uri(to) == is_uri(run.folder.root):
         inner = os.path.relpath(_real(to), _real(run.folder.root))
-        if inner in (MANIFEST, MANIFEST_COPY, *run.manifest.files):
+        own = (MANIFEST, MANIFEST_COPY, *run.manifest.files)
+        if inner in own or any(name.startswith(f"{inner}/") for name in own):
             raise ConfigError(f"--to {to} is a file of the run itself. Name another one.")
     for place in _places_of(run):
         read = fnmatch.fnmatch(_real(to), _real(place)) or (to.endswith(".parquet") and _covers(place, to))
