@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import io
+import re
+import struct
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from unseen_ray.sources import RawImage
 
-__all__ = ["UndecodableError", "open_image", "to_pixels"]
+__all__ = ["UndecodableError", "open_image", "pixels_of_ppm", "quietly", "to_pixels"]
+
+_PPM_HEAD = re.compile(rb"P6\n([1-9]\d{0,5}) ([1-9]\d{0,5})\n255\n")
+_BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    ZeroDivisionError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises where bytes are not what their header says."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_HOLD_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
 
 class UndecodableError(ValueError):
@@ -31,8 +62,9 @@ def to_pixels(raw: RawImage, size_px: int) -> NDArray[np.uint8]:
     Raises:
         UndecodableError: if the bytes are no whole image.
     """
-    if not isinstance(raw, bytes) and raw.shape[:2] == (size_px, size_px):
-        return raw
+    plain = pixels_of_ppm(raw) if isinstance(raw, bytes) else raw
+    if plain is not None and plain.shape[:2] == (size_px, size_px):
+        return plain
     image = open_image(raw, draft_px=size_px)
     if image.size != (size_px, size_px):
         image = ImageOps.fit(image, (size_px, size_px), Image.Resampling.BILINEAR)
@@ -54,24 +86,71 @@ def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
     if not raw:
         raise UndecodableError("it is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             image: Image.Image = Image.open(io.BytesIO(raw))
             if draft_px is not None:
                 image.draft("RGB", (draft_px, draft_px))
-            upright = ImageOps.exif_transpose(image) or image
-            return _eight_bit(upright).convert("RGB")
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        TypeError,
-        KeyError,
-        IndexError,
-        EOFError,
-        Image.DecompressionBombError,
-    ) as error:
+            image.load()
+            image = _eight_bit(_upright(image))
+            return image if image.mode == "RGB" else image.convert("RGB")
+    except _BROKEN as error:
         raise UndecodableError(_reason(error)) from None
+
+
+def pixels_of_ppm(raw: bytes) -> NDArray[np.uint8] | None:
+    """The (H, W, 3) uint8 pixels of an uncompressed image, a view of its bytes; None for any other bytes.
+
+    Known is the header that Pillow and `unseen-ray prepare` write, with as many bytes behind it as it says.
+    """
+    head = _PPM_HEAD.match(raw)
+    if head is None:
+        return None
+    width, height = int(head[1]), int(head[2])
+    if len(raw) - head.end() != height * width * 3:
+        return None
+    return np.frombuffer(raw, np.uint8, offset=head.end()).reshape(height, width, 3)
+
+
+_quiet_lock = threading.Lock()
+_quiet: list[warnings.catch_warnings[None]] = []
+_asked = 0
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No warnings, whichever thread they come from; Python's own filters are the whole process's.
+
+    `warnings.catch_warnings` alone, entered by several threads, leaves the process without warnings for good.
+    """
+    global _asked
+    with _quiet_lock:
+        if _asked == 0:
+            filters = warnings.catch_warnings()
+            filters.__enter__()
+            warnings.simplefilter("ignore")
+            _quiet.append(filters)
+        _asked += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _asked -= 1
+            if _asked == 0:
+                _quiet.pop().__exit__(None, None, None)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF or XMP says that it was seen; as it stands where these are damaged."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _BROKEN:
+        return image
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for name in _HOLD_ORIENTATION:  # nobody shall turn it again
+        turned.info.pop(name, None)
+    return turned
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -62,6 +64,7 @@ class ParquetSource:
         self._image = self._image_column(image)
         self._starts = np.cumsum([0, *(file.metadata.num_rows for file in self._files)])
         self._row_group = lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._read_row_group)
+        self._group_starts = lru_cache(maxsize=None)(self._find_group_starts)
 
     @cached_property
     def info(self) -> SourceInfo:
@@ -95,12 +98,15 @@ class ParquetSource:
 
     def read(self, ids: Sequence[int]) -> Iterator[tuple[int, RawImage]]:
         """Encoded images; rising ids read each row group once."""
-        for number in map(int, ids):
-            file = int(np.searchsorted(self._starts, number, side="right") - 1)
+        numbers = np.asarray(ids, np.int64)
+        files = np.searchsorted(self._starts, numbers, side="right") - 1
+        for number, file in zip(numbers.tolist(), files.tolist(), strict=True):
             row = number - int(self._starts[file])
-            group, start = self._group_of(file, row)
-            value = self._row_group(file, group)[row - start].as_py()
-            yield number, self._bytes(value, file, number)
+            group = bisect_right(self._group_starts(file), row) - 1
+            rows, encoded = self._row_group(file, group)
+            place = row - self._group_starts(file)[group]
+            value = encoded[place].as_py()
+            yield number, value if value is not None else self._bytes(rows[place].as_py(), file, number)
 
     def tables(self, ids: Sequence[int]) -> Iterator[tuple[str, pa.Table]]:
         """The rows of rising ids with all their columns and metadata, some thousand at a time; the file's name with each.
@@ -240,18 +246,16 @@ class ParquetSource:
         groups = (f.metadata.row_group(group) for f in self._files for group in range(f.metadata.num_row_groups))
         return next((int(group.num_rows) for group in groups if group.num_rows), 1)
 
-    def _group_of(self, file: int, row: int) -> tuple[int, int]:
-        start = 0
-        metadata = self._files[file].metadata
-        for group in range(metadata.num_row_groups):
-            rows = metadata.row_group(group).num_rows
-            if row < start + rows:
-                return group, start
-            start += rows
-        raise IndexError(row)
+    def _read_row_group(self, file: int, group: int) -> tuple[Any, Any]:
+        """The image column of a row group, and the encoded images in it."""
+        rows = self._read(self._files[file], self._names[file], [self._image], group).column(0).combine_chunks()
+        return rows, rows.field("bytes") if isinstance(rows, pa.StructArray) else rows
 
-    def _read_row_group(self, file: int, group: int) -> Any:
-        return self._read(self._files[file], self._names[file], [self._image], group).column(0).combine_chunks()
+    def _find_group_starts(self, file: int) -> list[int]:
+        """The first row of each row group of a file."""
+        metadata = self._files[file].metadata
+        counts = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        return list(itertools.accumulate(counts, initial=0))[:-1]
 
     def _bytes(self, value: Any, file: int, number: int) -> bytes:
         if isinstance(value, bytes):
