@@ -19,8 +19,8 @@ ONE = (
     "sources sources.*"
 )
 SIX = (
-    "api cli commands flags interruption listing measuring progress reporting reporting.* running summary summary.* sweeps tracking "
-    "__init__ __main__"
+    "api cli commands flags interruption listing measuring preparing progress reporting reporting.* running summary summary.* sweeps "
+    "tracking __init__ __main__"
 )
 # layer: modules, layers that they may import, libraries beside the standard one
 TABLE: dict[int, tuple[str, set[int], str]] = {

@@ -16,10 +16,10 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from unseen_ray.sources import RawImage
 
-__all__ = ["UndecodableError", "open_image", "pixels_of_ppm", "quietly", "to_pixels"]
+__all__ = ["BROKEN", "UndecodableError", "open_image", "orientation_of", "pixels_of_ppm", "quietly", "to_pixels"]
 
 _PPM_HEAD = re.compile(rb"P6\n([1-9]\d{0,5}) ([1-9]\d{0,5})\n255\n")
-_BROKEN = (
+BROKEN = (
     OSError,
     ValueError,
     SyntaxError,
@@ -93,7 +93,7 @@ def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
             image.load()
             image = _eight_bit(_upright(image))
             return image if image.mode == "RGB" else image.convert("RGB")
-    except _BROKEN as error:
+    except BROKEN as error:
         raise UndecodableError(_reason(error)) from None
 
 
@@ -139,12 +139,17 @@ def quietly() -> Iterator[None]:
                 _quiet.pop().__exit__(None, None, None)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF or XMP says that it was seen; as it stands where these are damaged."""
+def orientation_of(image: Image.Image) -> int:
+    """How its EXIF or XMP says that an image was seen, 1 to 8; 1, as it stands, where these are missing or damaged."""
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except _BROKEN:
-        return image
+        told = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except BROKEN:
+        return 1
+    return told if told in _TURNS else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(orientation_of(image))
     if turn is None:
         return image
     turned = image.transpose(turn)

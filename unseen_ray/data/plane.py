@@ -26,12 +26,12 @@ __all__ = [
     "bad_sample_error",
     "chunks_of",
     "decode_range",
-    "usable_threads",
+    "usable_cores",
 ]
 
 _CHUNK = 1024
 _SLICE = 16  # images that one thread takes at a time
-_MOST_THREADS = 4
+_MOST_THREADS = 4  # others decode beside this process
 
 
 class Plane(Protocol):
@@ -100,10 +100,9 @@ def chunks_of(num_samples: int, chunk: int = _CHUNK) -> list[tuple[int, int]]:
     return [(start, min(start + chunk, num_samples)) for start in range(0, num_samples, chunk)]
 
 
-def usable_threads() -> int:
-    """How many threads decode at once: as many as the process has cores, but at most four, since others decode beside it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(_MOST_THREADS, cores or 1)
+def usable_cores() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def decode_range(
@@ -120,7 +119,7 @@ def decode_range(
         (M, size_px, size_px, 3) uint8, black where a sample is bad, and the bad ones.
     """
     pixels = np.zeros((len(ids_M), size_px, size_px, 3), np.uint8)
-    threads = usable_threads()
+    threads = min(_MOST_THREADS, usable_cores())
     at_once = max(1, min(_SLICE, len(ids_M) // (2 * threads)))
 
     def decode(first: int, raws: list[RawImage]) -> list[tuple[int, str]]:

@@ -22,6 +22,7 @@ from unseen_ray.patience import steadily
 from unseen_ray.resolve import did_you_mean
 from unseen_ray.sources.features import class_names
 from unseen_ray.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of, probe_size
+from unseen_ray.sources.prepared import check_prepared
 from unseen_ray.storage import filesystem_of, read_file
 
 __all__ = ["ParquetSource"]
@@ -154,6 +155,7 @@ class ParquetSource:
                 return [entry.base_name], [entry.path]
             selected = [e for e in self._entries(base) if e.path.endswith(".parquet")]
             self._check_splits([e.base_name for e in selected])
+            check_prepared(self._fs, base.rstrip("/"), self._path, [e.base_name for e in selected])
         if not selected:
             raise DataError(
                 f"source {self._path} matches no Parquet file. Check the pattern, or the folder's *.parquet."
