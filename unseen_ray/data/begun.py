@@ -109,7 +109,7 @@ def _receipts(folder: Folder, found: dict[str, Any]) -> dict[str, Receipt]:
         name = file.removesuffix(".json")
         if _OURS.fullmatch(name) and file != name:
             try:
-                receipts[name] = Receipt.from_json(unseal(folder.read(receipt_file(name)) or b""))
+                receipts[name] = Receipt.from_json(unseal(folder.read(receipt_file(name)) or b"")["shard"])
             except (ValueError, KeyError, TypeError):
                 logger.warning("%s is damaged: %s is made anew", receipt_file(name), name)
     return receipts

@@ -5,18 +5,15 @@ from __future__ import annotations
 import io
 import re
 import struct
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from unseen_ray.sources import RawImage
+from unseen_ray.sources.quiet import quietly
 
-__all__ = ["BROKEN", "UndecodableError", "open_image", "orientation_of", "pixels_of_ppm", "quietly", "to_pixels"]
+__all__ = ["BROKEN", "UndecodableError", "open_image", "orientation_of", "pixels_of_ppm", "to_pixels"]
 
 _PPM_HEAD = re.compile(rb"P6\n([1-9]\d{0,5}) ([1-9]\d{0,5})\n255\n")
 BROKEN = (
@@ -109,34 +106,6 @@ def pixels_of_ppm(raw: bytes) -> NDArray[np.uint8] | None:
     if len(raw) - head.end() != height * width * 3:
         return None
     return np.frombuffer(raw, np.uint8, offset=head.end()).reshape(height, width, 3)
-
-
-_quiet_lock = threading.Lock()
-_quiet: list[warnings.catch_warnings[None]] = []
-_asked = 0
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """No warnings, whichever thread they come from; Python's own filters are the whole process's.
-
-    `warnings.catch_warnings` alone, entered by several threads, leaves the process without warnings for good.
-    """
-    global _asked
-    with _quiet_lock:
-        if _asked == 0:
-            filters = warnings.catch_warnings()
-            filters.__enter__()
-            warnings.simplefilter("ignore")
-            _quiet.append(filters)
-        _asked += 1
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _asked -= 1
-            if _asked == 0:
-                _quiet.pop().__exit__(None, None, None)
 
 
 def orientation_of(image: Image.Image) -> int:

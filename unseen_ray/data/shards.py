@@ -132,7 +132,7 @@ def settled(work: Work, shard: Shard, before: Receipt | None) -> Receipt:
         return receipt
     digest = folder.write(shard.name, data)
     receipt = Receipt.from_json({**receipt.to_json(), "sha256": digest})
-    folder.write(receipt_file(shard.name), seal(receipt.to_json()))
+    folder.write(receipt_file(shard.name), seal({"shard": receipt.to_json()}))
     return receipt
 
 

@@ -22,7 +22,7 @@ from unseen_ray.patience import steadily
 from unseen_ray.resolve import did_you_mean
 from unseen_ray.sources.features import class_names
 from unseen_ray.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of, probe_size
-from unseen_ray.sources.prepared import check_prepared
+from unseen_ray.sources.prepared import is_prepared
 from unseen_ray.storage import filesystem_of, read_file
 
 __all__ = ["ParquetSource"]
@@ -38,7 +38,7 @@ class ParquetSource:
     """One or more Parquet files of encoded images.
 
     The image column is `struct<bytes, path>` or plain binary; rows are numbered through the files in the order of
-    their names. A key is the file's name and the row in it: `train-00.parquet:17`.
+    their names. A key is the file's name and the row in it, `train-00.parquet:17`, but for a folder that was prepared.
 
     Args:
         path: a file, a glob or a folder; local or a URI.
@@ -59,6 +59,7 @@ class ParquetSource:
     ) -> None:
         self._path, self._label, self._size, self._limit = path, label, size, limit
         self._fs, self._root = filesystem_of(path)
+        self._prepared = False
         self._names, paths = self._find()
         self._files = [self._open(name, path) for name, path in zip(self._names, paths, strict=True)]
         self._folders = [os.path.dirname(path) for path in paths]
@@ -93,7 +94,9 @@ class ParquetSource:
         )
 
     def keys(self, ids: Sequence[int]) -> list[str]:
-        """File name and row."""
+        """File name and row; those of the source that it was made of, where `unseen-ray prepare` made the folder."""
+        if self._prepared and len(ids):
+            return list(self._prepared_keys.take(pa.array(np.asarray(ids, np.int64))).to_pylist())
         files = np.searchsorted(self._starts, ids, side="right") - 1
         return [f"{self._names[file]}:{number - self._starts[file]}" for file, number in zip(files, ids, strict=True)]
 
@@ -108,6 +111,11 @@ class ParquetSource:
             place = row - self._group_starts(file)[group]
             value = encoded[place].as_py()
             yield number, value if value is not None else self._bytes(rows[place].as_py(), file, number)
+
+    @cached_property
+    def _prepared_keys(self) -> Any:
+        files = zip(self._files, self._names, strict=True)
+        return pa.concat_tables(self._read(file, name, ["key"]) for file, name in files).column(0)
 
     def tables(self, ids: Sequence[int]) -> Iterator[tuple[str, pa.Table]]:
         """The rows of rising ids with all their columns and metadata, some thousand at a time; the file's name with each.
@@ -155,7 +163,7 @@ class ParquetSource:
                 return [entry.base_name], [entry.path]
             selected = [e for e in self._entries(base) if e.path.endswith(".parquet")]
             self._check_splits([e.base_name for e in selected])
-            check_prepared(self._fs, base.rstrip("/"), self._path, [e.base_name for e in selected])
+            self._prepared = is_prepared(self._fs, base.rstrip("/"), self._path, [e.base_name for e in selected])
         if not selected:
             raise DataError(
                 f"source {self._path} matches no Parquet file. Check the pattern, or the folder's *.parquet."

@@ -12,7 +12,7 @@ from unseen_ray.storage import read_file
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-__all__ = ["PLAN", "PREPARED", "PREPARING", "check_prepared"]
+__all__ = ["PLAN", "PREPARED", "PREPARING", "is_prepared"]
 
 PREPARED = "prepared.json"
 """What a folder holds, written last."""
@@ -21,8 +21,8 @@ PREPARING = "_preparing"
 PLAN = f"{PREPARING}/plan.json"
 
 
-def check_prepared(fs: FileSystem, base: str, path: str, names: Iterable[str]) -> None:
-    """Refuse a folder that is prepared in part; one that was not prepared at all is none of our business.
+def is_prepared(fs: FileSystem, base: str, path: str, names: Iterable[str]) -> bool:
+    """Whether `unseen-ray prepare` made a folder; one that it made in part is refused.
 
     Args:
         fs: its file system.
@@ -40,7 +40,7 @@ def check_prepared(fs: FileSystem, base: str, path: str, names: Iterable[str]) -
     if whole.type == FileType.NotFound:
         if begun.type != FileType.NotFound:
             raise DataError(f"source {path} is not prepared to its end, so that samples are missing. {again}")
-        return
+        return False
     try:
         shards: list[dict[str, Any]] = unseal(read_file(fs, whole.path))["shards"]
         missing = sorted({shard["name"] for shard in shards} - set(names))
@@ -48,3 +48,4 @@ def check_prepared(fs: FileSystem, base: str, path: str, names: Iterable[str]) -
         raise DataError(f"{PREPARED} of source {path} cannot be read: {error}. Prepare the folder anew.") from None
     if missing:
         raise DataError(f"source {path} lacks {len(missing)} of its {len(shards)} files, such as {missing[0]}. {again}")
+    return True
