@@ -196,6 +196,18 @@ def select_speed(report: dict[str, Any]) -> Iterator[str]:
         yield f"| {row['choice']} | {row['keep']:g} | {cells} |"
 
 
+def decode_speed(report: dict[str, Any]) -> Iterator[str]:
+    loops = [name for name in report["rows"][0]["images_per_s"] if name != "ours"]
+    yield f"| images/s of one core | to px | kB an image | ours | {' | '.join(loops)} | ours to Pillow | to the best | to ours as they come |"
+    yield "|---" * (len(loops) + 7) + "|"
+    for row in report["rows"]:
+        speeds = [row["images_per_s"].get(loop) for loop in ("ours", *loops)]
+        ratios = [row["ratios"].get("to Pillow"), row["ratios"].get(f"to {row['best_bare']}"), row["gain"]]
+        cells = ["" if speed is None else whole(speed["median"]) for speed in speeds]
+        cells += ["" if found is None else f"{found['median']:.2f}" for found in ratios]
+        yield f"| {row['form']} | {row['size']} | {row['kB']} | {' | '.join(cells)} |"
+
+
 def whole(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
@@ -227,6 +239,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "scores_cost": scores_cost,
     "select_speed": select_speed,
     "chaos": chaos,
+    "decode_speed": decode_speed,
 }
 
 

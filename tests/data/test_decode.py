@@ -90,6 +90,15 @@ def test_the_short_side_is_scaled_and_the_centre_kept() -> None:
     assert (to_pixels(encoded(pixels.transpose(1, 0, 2)), 10) == 200).all()
 
 
+@pytest.mark.parametrize(
+    "shape", [(16, 17), (16, 18), (19, 16), (20, 16), (16, 61), (16, 16), (17, 18), (15, 16), (8, 16)]
+)
+def test_a_square_is_cut_out_as_pillow_would_fit_it(shape: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    fitted = ImageOps.fit(image, (16, 16), Image.Resampling.BILINEAR)
+    assert np.array_equal(to_pixels(encoded(image), 16), np.asarray(fitted))
+
+
 def test_arrays_and_their_pngs_are_scaled_alike() -> None:
     for size_px in (8, 16, 24):
         assert np.array_equal(to_pixels(noise(), size_px), to_pixels(encoded(noise()), size_px))
@@ -107,7 +116,12 @@ def test_a_palette_is_looked_up() -> None:
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 8, 7]], np.uint8)
     image = Image.fromarray(indices)
     image.putpalette(colours.tobytes())
-    for data in (encoded(image), encoded(image, transparency=0), encoded(image, "GIF")):
+    for data in (
+        encoded(image),
+        encoded(image, transparency=0),
+        encoded(image, transparency=b"\0\x80"),
+        encoded(image, "GIF"),
+    ):
         assert np.array_equal(to_pixels(data, 16), colours[indices])
 
 
@@ -346,20 +360,24 @@ def corners_of(pixels: np.ndarray) -> list[str]:
 UPRIGHT = ["red", "green", "yellow", "blue"]
 
 
-def test_cmyk_has_the_colours_that_torchvision_sees(tmp_path: Path) -> None:
-    """ILSVRC has 22 of them, written by Adobe with all inks inverted, as Pillow writes them."""
+@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+def test_cmyk_has_the_colours_that_torchvision_sees() -> None:
+    """ILSVRC has 22 of them, written by Adobe with all inks inverted, as Pillow writes them; some as YCCK."""
     data = encoded(photo(64, 64).convert("CMYK"), "JPEG", quality=95)
     with Image.open(io.BytesIO(data)) as image:
-        assert (image.mode, "adobe" in image.info) == ("CMYK", True)
-        by_pillow = np.asarray(image.convert("RGB"))
-    ours = to_pixels(data, 64)
-    assert corners_of(ours) == UPRIGHT
-    assert np.array_equal(ours, by_pillow)
-    stream = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    by_torchvision = decode_jpeg(stream, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
-    assert np.abs(ours.astype(int) - by_torchvision).max() <= 2
-    assert np.abs(ours.astype(int) - np.asarray(photo(64, 64))).mean() < 6
+        assert (image.mode, image.info["adobe_transform"]) == ("CMYK", 0)
+    assert corners_of(to_pixels(data, 64)) == UPRIGHT
+    assert np.abs(to_pixels(data, 64).astype(int) - np.asarray(photo(64, 64))).mean() < 6
     assert corners_of(np.asarray(Image.open(io.BytesIO(to_jpeg(data, 32, 95))))) == UPRIGHT
+    ycck = bytearray(data)
+    ycck[data.index(b"Adobe") + 11] = 2
+    for each in (data, bytes(ycck)):
+        ours = to_pixels(each, 64)
+        assert np.array_equal(ours, np.asarray(Image.open(io.BytesIO(each)).convert("RGB")))
+        stream = torch.frombuffer(bytearray(each), dtype=torch.uint8)
+        by_torchvision = decode_jpeg(stream, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+        assert np.abs(ours.astype(int) - by_torchvision).max() <= 2
+    assert not np.array_equal(to_pixels(bytes(ycck), 64), to_pixels(data, 64))
 
 
 def test_what_a_file_is_decides_and_not_its_name(tmp_path: Path) -> None:

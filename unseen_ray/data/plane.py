@@ -17,6 +17,7 @@ from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.decode import UndecodableError, to_pixels
 from unseen_ray.errors import BadSampleError
 from unseen_ray.sources import RawImage, Source
+from unseen_ray.sources.quiet import quietly
 
 __all__ = [
     "BadSample",
@@ -124,11 +125,12 @@ def decode_range(
 
     def decode(first: int, raws: list[RawImage]) -> list[tuple[int, str]]:
         failed = []
-        for place, raw in enumerate(raws, first):
-            try:
-                pixels[place] = to_pixels(raw, size_px)
-            except UndecodableError as error:
-                failed.append((place, str(error)))
+        with quietly():
+            for place, raw in enumerate(raws, first):
+                try:
+                    pixels[place] = to_pixels(raw, size_px)
+                except UndecodableError as error:
+                    failed.append((place, str(error)))
         return failed
 
     read = (raw for _, raw in source.read(ids_M))  # type: ignore[arg-type]
