@@ -2,8 +2,8 @@
 
     python benchmarks/decode_speed.py --source data/imagenet-sample128.parquet --json benchmarks/results/decode_speed_cpu.json
 
-Every loop fills an array of (N, size, size, 3) uint8, on one core, in interleaved rounds; seconds are those of the CPU. Ours reads the Parquet file, too; the bare
-loops get the encoded images in memory. simplejpeg is measured where it is installed.
+Every loop fills an array of (N, size, size, 3) uint8, on one core, in interleaved rounds; seconds are those of the CPU. Ours reads the
+Parquet file, too; the bare loops get the encoded images in memory. simplejpeg is measured where it is installed.
 """
 
 from __future__ import annotations
