@@ -196,6 +196,39 @@ def select_speed(report: dict[str, Any]) -> Iterator[str]:
         yield f"| {row['choice']} | {row['keep']:g} | {cells} |"
 
 
+def scale_selection(report: dict[str, Any]) -> Iterator[str]:
+    yield "| samples | on disk, GB | choice | seconds | million samples a second | peak, MB |"
+    yield "|---|---|---|---|---|---|"
+    for row in report["rows"]:
+        speed = row["samples"] / row["seconds"] / 1e6
+        yield (
+            f"| {row['samples']:,} | {row['disk_gb']:.2f} | {row['policy']} | {row['seconds']:.1f} | {speed:.1f} "
+            f"| {row['peak_mb']:,} |"
+        )
+
+
+def decode_speed(report: dict[str, Any]) -> Iterator[str]:
+    loops = [name for name in report["rows"][0]["images_per_s"] if name != "ours"]
+    titles = [
+        "images/s of one core",
+        "px",
+        "kB an image",
+        "ours",
+        *loops,
+        "ours to Pillow",
+        "to the best",
+        "to as they come",
+    ]
+    yield f"| {' | '.join(titles)} |"
+    yield "|---" * len(titles) + "|"
+    for row in report["rows"]:
+        speeds = [row["images_per_s"].get(loop) for loop in ("ours", *loops)]
+        ratios = [row["ratios"].get("to Pillow"), row["ratios"].get(f"to {row['best_bare']}"), row["gain"]]
+        cells = ["" if speed is None else whole(speed["median"]) for speed in speeds]
+        cells += ["" if found is None else f"{found['median']:.2f}" for found in ratios]
+        yield f"| {row['form']} | {row['size']} | {row['kB']} | {' | '.join(cells)} |"
+
+
 def whole(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
@@ -226,7 +259,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "dynamics": dynamics,
     "scores_cost": scores_cost,
     "select_speed": select_speed,
+    "scale_selection": scale_selection,
     "chaos": chaos,
+    "decode_speed": decode_speed,
 }
 
 

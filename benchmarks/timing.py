@@ -23,7 +23,13 @@ Round = Callable[[], object]
 
 
 def interleaved(
-    variants: Mapping[str, Round], *, rounds: int, most: int, settle: Round | None = None, wide: float = 0.05
+    variants: Mapping[str, Round],
+    *,
+    rounds: int,
+    most: int,
+    settle: Round | None = None,
+    wide: float = 0.05,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each variant in each round; every variant has its turn in each, in another order each time.
 
@@ -33,6 +39,7 @@ def interleaved(
         most: how many at most, while the quartiles of a variant lie further apart than `wide` of its median.
         settle: called after each variant, off the clock, so that nothing of it runs on in the next one's time.
         wide: see `most`.
+        clock: seconds on the wall, or the process's on its CPUs, which neighbours disturb less.
     """
     for warm_up in variants.values():
         warm_up()
@@ -43,9 +50,9 @@ def interleaved(
         if done >= rounds and all(spread(values) <= wide for values in seconds.values()):
             break
         for name in order.sample(names, len(names)):
-            began = time.perf_counter()
+            began = clock()
             variants[name]()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock() - began)
             if settle is not None:
                 settle()
     return seconds

@@ -15,11 +15,12 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 IN_FUNCTIONS = "~"  # before a library: only inside the function that needs it
 
 ONE = (
-    "resolve catalog crops recipe recipes checks config storage storage_speed sealed manifest lease run job votes merging guarding scoring "
-    "features patience sources sources.* weights"
+    "resolve catalog crops recipe recipes checks config storage storage_speed sealed manifest lease run job parts votes vote_ranges "
+    "merging guarding scoring features patience sources sources.* weights"
 )
 SIX = (
-    "api cli commands estimating flags interruption listing measuring progress reporting reporting.* running summary summary.* sweeps "
+    "api cli commands estimating flags interruption listing measuring preparing progress reporting reporting.* running summary summary.* "
+    "sweeps "
     "tracking __init__ __main__"
 )
 # layer: modules, layers that they may import, libraries beside the standard one
@@ -28,6 +29,7 @@ TABLE: dict[int, tuple[str, set[int], str]] = {
     1: (ONE, {0, 1}, "numpy pyarrow pydantic pydantic_core ~yaml ~sklearn ~PIL"),
     2: (
         "accounts choosing costing needs results judging offline planning preflight shipping watching executor pipeline reselect "
+        "reselect_long streamed "
         "exporting packing comparison evaluation sharing stage_work sweeping sweeping.*",
         {0, 1, 2},
         "numpy pyarrow pydantic ~PIL ~scipy ~yaml",

@@ -76,6 +76,7 @@ def test_the_core_needs_numpy_and_nothing_else(tmp_path: Path) -> None:
         ["--help"],
         ["plan", "--help"],
         ["prune", "--help"],
+        ["prepare", "--help"],
         ["submit", "--help"],
         ["watch", "--help"],
         ["list", "scores"],

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from unseen_ray.errors import DataError as DataError
     from unseen_ray.errors import UnseenError as UnseenError
     from unseen_ray.measuring import evaluate as evaluate
+    from unseen_ray.preparing import Prepared as Prepared
+    from unseen_ray.preparing import prepare as prepare
     from unseen_ray.recipe import Recipe as Recipe
     from unseen_ray.running import PruneResult as PruneResult
     from unseen_ray.running import load as load
@@ -43,6 +45,7 @@ _HOME = {
     "DataError": "errors",
     "Evaluation": "comparison",
     "FoldPlan": "core.folds",
+    "Prepared": "preparing",
     "PruneConfig": "config",
     "PruneResult": "running",
     "Recipe": "recipe",
@@ -55,6 +58,7 @@ _HOME = {
     "plan": "api",
     "plan_folds": "core.folds",
     "plan_values": "api",
+    "prepare": "preparing",
     "prune": "running",
     "report": "api",
     "report_values": "api",

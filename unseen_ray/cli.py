@@ -275,6 +275,7 @@ def list_names(what: str) -> None:
     _print_lines([f"{name:<{width}}  {line}" for name, line in rows])
 
 
+cli.add_command(commands.prepare)
 cli.add_command(commands.submit)
 cli.add_command(commands.sweep)
 cli.add_command(commands.watch)

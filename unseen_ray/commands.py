@@ -1,4 +1,6 @@
-"""Commands for clusters: `submit` hands a run in, `watch` looks at one from wherever its storage is seen, `sweep` tries many."""
+"""Commands beside those of a run: `submit` hands one in, `watch` looks at one from wherever its storage is seen, `sweep` tries many,
+`prepare` packs a source that many will read.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,12 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.flags import Command, FieldCommand, field_options, given_flags, merged_fields, with_flags
 from unseen_ray.interruption import interruption
 
-__all__ = ["cluster_options", "is_sweep", "plan_sweep", "submit", "sweep", "taken", "watch"]
+__all__ = ["cluster_options", "is_sweep", "plan_sweep", "prepare", "submit", "sweep", "taken", "watch"]
 
 _INTERRUPTED, _FAILED = 130, 4
 _OF_CLUSTER = ("workers", "images_per_s", "scoring_images_per_s", "decode_images_per_s", "measure")
 _FIELDS = [name for name in PruneConfig.model_fields if name not in ("address", "executor")]
+_NEEDED = {"source": "name what to pack, such as a folder of class folders", "out": "name a new folder for it"}
 _OF_TRIALS = [name for name in _FIELDS if name not in ("out", "seed", "mode", "reuse", "log_to", "test", "fit")]
 
 
@@ -166,6 +169,56 @@ def sweep(
         click.echo(line)
     if result.best is None:
         sys.exit(_FAILED)
+
+
+@click.command(cls=FieldCommand)
+@click.argument("place", metavar="SOURCE", required=False)
+@field_options(only=("source",))
+@click.option("--out", default=None, metavar="DIR", help="a new folder or URI; one that was begun goes on")
+@click.option(
+    "--size",
+    type=int,
+    default=None,
+    metavar="INT",
+    help="pixels of a JPEG's short side, never enlarged; height and width of a raw square  [default: 256]",
+)
+@click.option(
+    "--as",
+    "kind",
+    default=None,
+    metavar="jpeg|raw",
+    help="jpeg: upright, RGB, scaled; raw: the pixels that a run of this size makes  [default: jpeg]",
+)
+@click.option("--quality", type=int, default=None, metavar="INT", help="of jpeg, 1 to 100  [default: 90]")
+@click.option("--shard_mb", type=float, default=None, metavar="NUMBER", help="MB of a file, about  [default: 128]")
+@click.option("--workers", type=int, default=None, metavar="INT", help="processes  [default: one a core]")
+@field_options(only=("on_bad_sample",))
+@click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
+def prepare(place: str | None, as_json: bool, **flags: Any) -> None:
+    """Pack a source once into Parquet that decodes fast, ids as they were; run the same line again to go on.
+
+    \b
+    unseen-ray prepare imagenet --source.root /data/imagenet --out /data/imagenet-256
+    unseen-ray prepare photos/ --out photos-64 --size 64 --as raw
+    """
+    from rich.console import Console
+
+    from unseen_ray.preparing import prepare as run_prepare
+    from unseen_ray.summary import prepare as summary
+
+    if place is not None and flags["source"] is not None:
+        raise ConfigError(f"SOURCE {place} and --source {flags['source']} name two sources. Give one.")
+    options = {name: flags.pop(name) for name in ("out", "size", "kind", "quality", "shard_mb", "workers")}
+    fields = merged_fields(None, {**flags, "source": place or flags["source"]})
+    missing = [f"{name} is missing: {what}." for name, what in _NEEDED.items() if not {**options, **fields}.get(name)]
+    if missing:
+        raise ConfigError(missing)
+    given = {name: value for name, value in {**options, **fields}.items() if value is not None}
+    with summary.watching(Console(stderr=True)) as teller:
+        prepared = run_prepare(**given, on_event=interruption.heeded(teller))
+    values = summary.prepare_values(prepared)
+    for line in [json.dumps(values, indent=1)] if as_json else summary.prepare_lines(values):
+        click.echo(line)
 
 
 def is_sweep(path: str) -> bool:

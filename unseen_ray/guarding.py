@@ -26,6 +26,7 @@ __all__ = [
     "scores_read",
     "suspects_kept",
     "suspects_of",
+    "warn_of_needed",
     "with_suspects",
 ]
 
@@ -110,12 +111,17 @@ def open_positions(config: PruneConfig, table: pa.Table, budget: int) -> np.ndar
     left = allowed(suspects, p_label, ids, budget, seed=config.seed)
     needed = int(suspects[left].sum())
     if needed:
-        logger.warning(
-            "the guard suspects %d of %d candidates, and %d are to be kept: the %d likeliest suspects are kept with them. "
-            "Suspect fewer, or keep less.",
-            suspects.sum(),
-            table.num_rows,
-            budget,
-            needed,
-        )
+        warn_of_needed(int(suspects.sum()), table.num_rows, budget, needed)
     return left
+
+
+def warn_of_needed(suspected: int, candidates: int, budget: int, needed: int) -> None:
+    """Say that a budget cannot do without suspects."""
+    logger.warning(
+        "the guard suspects %d of %d candidates, and %d are to be kept: the %d likeliest suspects are kept with them. "
+        "Suspect fewer, or keep less.",
+        suspected,
+        candidates,
+        budget,
+        needed,
+    )

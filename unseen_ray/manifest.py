@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 MANIFEST, MANIFEST_COPY = "manifest.json", "manifest.copy.json"
 SCHEMA_VERSION = 1
 _INSIDE = re.compile(
-    r"(coreset|keys)\.parquet|stage-\d+/(coreset|scores)\.parquet|stage-\d+/(probs|features)\.npy|stage-\d+/votes/\d+\.(parquet|probs\.npy)"
+    r"((coreset|keys)\.parquet|stage-\d+/(coreset|scores)\.parquet)(/part-\d{5}\.parquet)?|stage-\d+/(probs|features)\.npy|stage-\d+/votes/\d+\.(parquet|probs\.npy)"
 )
 
 

@@ -6,16 +6,21 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from unseen_ray import parts
 from unseen_ray.config import PruneConfig
 from unseen_ray.core.arrays import IdArray, IntArray
-from unseen_ray.core.scorebook import ScoreBook, ScoreTable
+from unseen_ray.core.scorebook import ScoreBook, ScoreFunction, ScoreTable
 from unseen_ray.guarding import SUSPECT, suspects_of
 from unseen_ray.job import Job
 from unseen_ray.scoring import of_probabilities, stored_scores
 from unseen_ray.storage import Folder
+from unseen_ray.vote_ranges import open_votes
 from unseen_ray.votes import probs_file, read_votes, scores_file
 
-__all__ = ["MergeRequest", "merge_stage", "score_columns"]
+__all__ = ["MergeRequest", "merge_stage", "merges_by_range", "score_columns"]
+
+RANGE_ROWS = 2**20
+"""Candidates whose votes are merged at once, where a stage is long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,6 +54,8 @@ def merge_stage(job: Job, labels_N: IntArray, request: MergeRequest) -> tuple[pa
     Raises:
         IncompleteScoreError: if votes are missing, doubled or damaged.
     """
+    if merges_by_range(job, request):
+        return _merge_ranges(job, labels_N, request)
     folder = Folder(job.out)
     book = ScoreBook(
         ids_M=request.ids_M,
@@ -58,10 +65,41 @@ def merge_stage(job: Job, labels_N: IntArray, request: MergeRequest) -> tuple[pa
     )
     for index in range(request.num_parts):
         book.add(read_votes(folder, request.stage, index))
-    single = stored_scores(job.config).single
-    told = {name: function for name, function in single.items() if of_probabilities(function)}
-    table = book.merge(job.config.combine, told)
+    table = book.merge(job.config.combine, _told(job.config))
     return _write_score_table(folder, request.stage, table, job.config)
+
+
+def merges_by_range(job: Job, request: MergeRequest) -> bool:
+    """Whether a stage is merged range by range of its ids: it is long, and nothing is asked for that needs all of them at once.
+
+    Ranks are of all that a model scored, a guard judges all candidates, and the file of mean probabilities is one.
+    """
+    config = job.config
+    whole = config.combine == "rank_mean" or config.save_probs or (request.stage == 0 and config.guard != "none")
+    return len(request.ids_M) > parts.MOST_ROWS and not whole
+
+
+def _merge_ranges(job: Job, labels_N: IntArray, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
+    """The same merge with the votes of one range in memory at a time; each file of votes is checked once, as a whole."""
+    folder, ids_M, told = Folder(job.out), request.ids_M, _told(job.config)
+    votes = [open_votes(folder, request.stage, index) for index in range(request.num_parts)]
+    writer = parts.TableWriter(folder, scores_file(request.stage), len(ids_M))
+    starts = range(0, len(ids_M), RANGE_ROWS)
+    ends = [None, *(int(ids_M[start]) for start in starts[1:]), None]  # so that no vote is left out
+    for start, low, high in zip(starts, ends[:-1], ends[1:], strict=True):
+        ids = ids_M[start : start + RANGE_ROWS]
+        book = ScoreBook(ids_M=ids, labels_M=labels_N[ids], num_parts=request.num_parts, votes_each=request.votes_each)
+        for file in votes:
+            book.add(file.part(low, high))
+        writer.add(score_columns(book.merge(job.config.combine, told)))
+    files = writer.close()
+    return parts.read_table(folder, scores_file(request.stage), files), files
+
+
+def _told(config: PruneConfig) -> dict[str, ScoreFunction]:
+    """The scores that probabilities tell."""
+    single = stored_scores(config).single
+    return {name: function for name, function in single.items() if of_probabilities(function)}
 
 
 def score_columns(table: ScoreTable) -> pa.Table:
@@ -86,7 +124,7 @@ def _write_score_table(
     suspects = suspects_of(config, columns, table.probs_MC) if stage == 0 else None
     if suspects is not None:
         columns = columns.append_column(SUSPECT, pa.array(suspects))
-    files = {scores_file(stage): folder.write_table(scores_file(stage), columns)}
+    files = parts.write_table(folder, scores_file(stage), columns)
     if config.save_probs and table.probs_MC is not None:
         files[probs_file(stage)] = folder.write_array(probs_file(stage), table.probs_MC)
     return columns, files

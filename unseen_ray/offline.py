@@ -23,6 +23,7 @@ from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.job import Job, Receipt
 from unseen_ray.merging import MergeRequest, merge_stage
+from unseen_ray.parts import write_table
 from unseen_ray.preflight import check_functions
 from unseen_ray.run import KEYS, Run, open_scores
 from unseen_ray.scoring import stored_scores
@@ -88,7 +89,7 @@ def score_probs(
     for receipt in receipts:
         files |= receipt.files
     keys = pa.table({"id": ids_N, "key": pa.array(opened.keys(ids_N.tolist()), pa.string())})
-    files[KEYS] = run.folder.write_table(KEYS, keys)
+    files |= write_table(run.folder, KEYS, keys)
     stage = Stage(index=0, target=len(ids_N), added=0)
     entry = stage_entry(stage, table, receipts, time.monotonic() - began)
     return run.commit(stages=[entry], files=files, finished=True)

@@ -34,7 +34,7 @@ from unseen_ray.sources.folder import FolderSource
 from unseen_ray.sources.parquet import ParquetSource
 from unseen_ray.storage import Folder, absolute_path, filesystem_of, is_uri
 
-__all__ = ["check_file", "pack", "source_of"]
+__all__ = ["check_file", "covers", "pack", "source_of"]
 
 _AT_ONCE = 16  # files that are copied side by side
 _PART = 2048  # images in one part of what has no form of its own
@@ -104,7 +104,7 @@ def _check_place(to: str, run: Run) -> None:
             "Export ids (.npy) or keys (.txt) and take the samples from there; in Python, `ur.torch_subset`."
         )
     for place in _places_of(run):
-        if _covers(place, to):
+        if covers(place, to):
             raise ConfigError(f"--to {to} lies in the source {place}, which it would change. Name a folder elsewhere.")
 
 
@@ -116,10 +116,11 @@ def check_file(to: str, run: Run) -> None:
     """
     if is_uri(to) == is_uri(run.folder.root):
         inner = os.path.relpath(_real(to), _real(run.folder.root))
-        if inner in (MANIFEST, MANIFEST_COPY, *run.manifest.files):
+        own = (MANIFEST, MANIFEST_COPY, *run.manifest.files)
+        if inner in own or any(name.startswith(f"{inner}/") for name in own):
             raise ConfigError(f"--to {to} is a file of the run itself. Name another one.")
     for place in _places_of(run):
-        read = fnmatch.fnmatch(_real(to), _real(place)) or (to.endswith(".parquet") and _covers(place, to))
+        read = fnmatch.fnmatch(_real(to), _real(place)) or (to.endswith(".parquet") and covers(place, to))
         if read:
             raise ConfigError(f"--to {to} is part of the source {place}, which it would change. Name another file.")
 
@@ -133,7 +134,7 @@ def _places_of(run: Run) -> list[str]:
     return [str(options[name]) for name in ("path", "root") if name in options]
 
 
-def _covers(place: str, to: str) -> bool:
+def covers(place: str, to: str) -> bool:
     """Whether a source may find what is written to `to`; a glob within one folder finds nothing below it."""
     head, *tail = re.split(r"[*?[]", place, maxsplit=1)
     if tail and "/" not in tail[0]:

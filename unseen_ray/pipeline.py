@@ -23,6 +23,7 @@ from unseen_ray.guarding import with_suspects
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
 from unseen_ray.judging import judge
 from unseen_ray.merging import MergeRequest
+from unseen_ray.parts import parts_of, remove_table, write_table
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.preflight import check_functions, check_lenders, check_test
 from unseen_ray.resolve import is_target
@@ -202,7 +203,7 @@ def _finished_stage(
     labels = population.labels_of(coreset.ids)
     columns = {"id": coreset.ids, "label": labels, "stage": coreset.stages, "score": coreset.scores}
     name = _coreset_name(stage.index)
-    files = {**files, name: run.folder.write_table(name, pa.table(columns))}
+    files = {**files, **write_table(run.folder, name, pa.table(columns))}
     for receipt in receipts:
         files |= receipt.files
     entry = stage_entry(stage, table, receipts, seconds)
@@ -220,7 +221,7 @@ def _finished_stage(
 
 def _finish(run: Run, source: Source, population: Population, elapsed_s: Callable[[], float]) -> Run:
     keys = pa.table({"id": population.ids_N, "key": pa.array(source.keys(population.ids_N.tolist()), pa.string())})
-    files = {KEYS: run.folder.write_table(KEYS, keys)}
+    files = write_table(run.folder, KEYS, keys)
     coreset = _restore(run)
     places = positions_of(coreset.ids, population.ids_N)
     table = pa.table(
@@ -232,13 +233,14 @@ def _finish(run: Run, source: Source, population: Population, elapsed_s: Callabl
             "score": coreset.scores,
         }
     )
-    files[CORESET] = run.folder.write_table(CORESET, table)
+    files |= write_table(run.folder, CORESET, table)
     judge(PruneConfig.from_json(run.manifest.asked), run.table(scores_file(0)), coreset.ids, source.info.class_names)
-    kept = {name: digest for name, digest in run.manifest.files.items() if not name.endswith("/coreset.parquet")}
-    stages = run.manifest.stages
+    stages, before = run.manifest.stages, run.manifest.files
+    grown = {part for stage in stages for part in parts_of(_coreset_name(stage["index"]), before)}
+    kept = {name: digest for name, digest in before.items() if name not in grown}
     run = run.commit(files={**kept, **files}, cost=cost_of(stages, elapsed_s()), finished=True)
     for stage in stages:
-        run.folder.delete(_coreset_name(stage["index"]))
+        remove_table(run.folder, _coreset_name(stage["index"]), before)
     clear_checkpoints(run.folder)
     clear_pixels(run.folder)
     return run

@@ -16,7 +16,7 @@ from rich.table import Table
 from unseen_ray.executor import Observer
 from unseen_ray.job import EvalResult, Progress, Receipt
 
-__all__ = ["LineProgress", "TableProgress", "watching"]
+__all__ = ["LineProgress", "TableProgress", "logging_above", "watching"]
 
 _LINE_EVERY_S = 10.0
 _SHOWN = 24
@@ -102,12 +102,12 @@ def watching(console: Console) -> Iterator[Observer]:
     if not console.is_terminal:
         yield LineProgress(console)
         return
-    with Live(console=console, refresh_per_second=4, transient=False) as live, _logging_above(live):
+    with Live(console=console, refresh_per_second=4, transient=False) as live, logging_above(live):
         yield TableProgress(live)
 
 
 @contextmanager
-def _logging_above(live: Live) -> Iterator[None]:
+def logging_above(live: Live) -> Iterator[None]:
     """Have log lines scroll by above the table, where printing past it would leave copies of it behind."""
     handler = _LiveHandler(live)
     root = logging.getLogger("unseen_ray")

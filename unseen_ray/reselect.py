@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,12 @@ from unseen_ray.guarding import SUSPECT, needs_probs, scores_read, suspects_of
 from unseen_ray.judging import judge
 from unseen_ray.manifest import Manifest
 from unseen_ray.merging import score_columns
+from unseen_ray.parts import LongTable, copy_table, write_table
+from unseen_ray.reselect_long import budget_of, select_long
 from unseen_ray.resolve import did_you_mean, function_of, is_target, plug_of
 from unseen_ray.run import CORESET, KEYS, Run, choosing_s, load_run, open_selection
 from unseen_ray.scoring import of_probabilities, score_name
+from unseen_ray.streamed import is_streamed
 from unseen_ray.votes import probs_file, read_votes, scores_file
 
 __all__ = ["reselect"]
@@ -54,14 +58,16 @@ def reselect(
     """
     run = load_run(path, to_choose=True)
     config = _config(run.manifest, keep=keep, score=score, policy=policy, guard=guard, combine=combine, out=out)
+    if _as_stored(run, config) and is_streamed(config, run.manifest.source["num_samples"]):
+        long = LongTable(run.folder, scores_file(0), run.manifest.files).verified()
+        _check_score(run, config, _score_names(long.schema.names))
+        return select_long(run, config, long, chosen_from_s=_stage_zero_s(run.manifest))
     keys = run.table(KEYS)
     ids = keys.column("id").to_numpy()
     stored = run.table(scores_file(0))
     table = _guarded(run, config, _scores(run, config, stored), stored)
     name = score_name(config.score)
-    budget = round(keep * len(ids))
-    if not 1 <= budget < len(ids):
-        raise ConfigError(f"keep={keep} of {len(ids)} samples is {budget}; it must leave 1 to {len(ids) - 1}.")
+    budget = budget_of(keep, len(ids))
     scores = table.column(name).to_numpy()
     nothing = np.empty(0, np.int64)
     kept = Kept.of(nothing, nothing, run.manifest.source["num_classes"])
@@ -81,11 +87,13 @@ def reselect(
     new = open_selection(run, config)
     known = run.manifest.files
     files = {
-        CORESET: new.folder.write_table(CORESET, pa.table(columns)),
-        KEYS: new.folder.copy(KEYS, run.folder, known.get(KEYS)),
-        scores_file(0): new.folder.copy(scores_file(0), run.folder, known.get(scores_file(0)))
-        if table is stored
-        else new.folder.write_table(scores_file(0), table),
+        **write_table(new.folder, CORESET, pa.table(columns)),
+        **copy_table(new.folder, KEYS, run.folder, known),
+        **(
+            copy_table(new.folder, scores_file(0), run.folder, known)
+            if table is stored
+            else write_table(new.folder, scores_file(0), table)
+        ),
     }
     return new.commit(files=files, cost={"seconds": 0.0, "chosen_from_s": _stage_zero_s(run.manifest)}, finished=True)
 
@@ -134,7 +142,12 @@ def _scores(run: Run, config: PruneConfig, stored: pa.Table) -> pa.Table:
         for index in range(len(stage["tasks"])):
             book.add(read_votes(run.folder, 0, index, run.manifest.files))
         table = score_columns(book.merge(config.combine))
-    names = _score_names(table)
+    _check_score(run, config, _score_names(table.column_names))
+    return table
+
+
+def _check_score(run: Run, config: PruneConfig, names: list[str]) -> None:
+    """Refuse a score that is not stored, or is stored as another variant."""
     name = score_name(config.score)
     as_stored = _stored_as(run.manifest, name)
     if name in names and jsonable(config.score) != as_stored:
@@ -146,7 +159,6 @@ def _scores(run: Run, config: PruneConfig, stored: pa.Table) -> pa.Table:
         raise ConfigError(
             f"score={name!r} is not stored in {run.folder.root}; stored are {', '.join(names)}.{did_you_mean(name, names)}"
         )
-    return table
 
 
 def _stored_as(manifest: Manifest, name: str) -> Any:
@@ -158,8 +170,7 @@ def _stored_as(manifest: Manifest, name: str) -> Any:
 
 def _guarded(run: Run, config: PruneConfig, table: pa.Table, stored: pa.Table) -> pa.Table:
     """The scores with the suspects of the guard that is asked for."""
-    as_merged = config.combine == run.manifest.asked["combine"] or needs_probs(config)  # the margin depends on the rule
-    if config.guard == run.manifest.asked.get("guard", "none") and as_merged:
+    if _guarded_as_stored(run, config):
         if table is stored:
             return table
         known = stored.column(SUSPECT) if SUSPECT in stored.column_names else None
@@ -174,6 +185,17 @@ def _guarded(run: Run, config: PruneConfig, table: pa.Table, stored: pa.Table) -
         known = None if found is None else pa.array(found)
     bare = table.drop_columns([SUSPECT]) if SUSPECT in table.column_names else table
     return bare if known is None else bare.append_column(SUSPECT, known)
+
+
+def _guarded_as_stored(run: Run, config: PruneConfig) -> bool:
+    as_merged = config.combine == run.manifest.asked["combine"] or needs_probs(config)  # the margin depends on the rule
+    return bool(config.guard == run.manifest.asked.get("guard", "none") and as_merged)
+
+
+def _as_stored(run: Run, config: PruneConfig) -> bool:
+    """Whether the scores and the suspects of stage 0 are those that are asked for."""
+    rule = run.manifest.asked if run.manifest.kind == "select" else run.manifest.config
+    return _guarded_as_stored(run, config) and config.combine == rule["combine"]
 
 
 def _probs(run: Run, rows: int, reader: str) -> np.ndarray:
@@ -192,7 +214,7 @@ def _probs(run: Run, rows: int, reader: str) -> np.ndarray:
 def _of_mean_probs(run: Run, stored: pa.Table) -> pa.Table:
     probs = _probs(run, stored.num_rows, "combine=mean_prob")
     labels = stored.column("label").to_numpy()
-    for name in _score_names(stored):
+    for name in _score_names(stored.column_names):
         plain = name in builtin_scores.__all__ and _stored_as(run.manifest, name) == name
         if plain and of_probabilities(getattr(builtin_scores, name)):
             values = getattr(builtin_scores, name)(log_of_probs(probs), labels)
@@ -202,5 +224,5 @@ def _of_mean_probs(run: Run, stored: pa.Table) -> pa.Table:
     return stored
 
 
-def _score_names(table: pa.Table) -> list[str]:
-    return [column for column in table.column_names if f"std_{column}" in table.column_names]
+def _score_names(names: Sequence[str]) -> list[str]:
+    return [column for column in names if f"std_{column}" in names]

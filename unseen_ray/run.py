@@ -18,6 +18,7 @@ from unseen_ray.core.coreset import Coreset
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.lease import LEASE, Lease, held
 from unseen_ray.manifest import MANIFEST, MANIFEST_COPY, Manifest, has_copy, read_manifest, write_manifest
+from unseen_ray.parts import read_table
 from unseen_ray.storage import Folder, sha256_of
 
 __all__ = [
@@ -45,8 +46,8 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 CORESET = "coreset.parquet"
 _OURS = re.compile(
-    r"((fitting|selections/\d+)/)*(manifest(\.copy)?\.json|lease\.json|evaluation\.json|report\.html|coreset\.parquet|keys\.parquet|"
-    r"stage-\d+/(coreset|scores)\.parquet|stage-\d+/(probs|features)\.npy|stage-\d+/votes/\d+\.(parquet|probs\.npy)|"
+    r"((fitting|selections/\d+)/)*(manifest(\.copy)?\.json|lease\.json|evaluation\.json|report\.html|(coreset|keys)\.parquet(/part-\d{5}\.parquet)?|"
+    r"stage-\d+/(coreset|scores)\.parquet(/part-\d{5}\.parquet)?|stage-\d+/(probs|features)\.npy|stage-\d+/votes/\d+\.(parquet|probs\.npy)|"
     r"checkpoints/[0-9a-f]{32}/(checkpoint\.json|epoch-\d+-[0-9a-f]{8}-\d+\.safetensors)|checkpoints/(own-[0-9a-f]{32}|ray-train)/.*|"
     r"pixels/[0-9a-f]{16}-\d+px/\d+\.(pixels|json)|tensorboard/([^/]+/)+events\.out\.tfevents\.[^/]*|wandb/.*)(\.[0-9a-f]{8}\.tmp)?"
 )
@@ -78,8 +79,8 @@ class Run:
         return replace(self, manifest=manifest)
 
     def table(self, name: str) -> pa.Table:
-        """A Parquet file of the run; StorageError if it is not what the manifest says was written."""
-        return self.folder.read_table(name, self.manifest.files.get(name))
+        """A table of the run, from its file or its parts; StorageError if it is not what the manifest says was written."""
+        return read_table(self.folder, name, self.manifest.files)
 
 
 @contextlib.contextmanager

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.fs import FileSystem
 
-__all__ = ["Folder", "absolute_path", "filesystem_of", "is_uri", "read_file", "sha256_of"]
+__all__ = ["ROW_GROUP", "Folder", "absolute_path", "filesystem_of", "is_uri", "read_file", "sha256_of"]
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+ROW_GROUP = 2**20  # rows of a table that are read at once: a range of ids is found among them by their statistics
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -121,7 +122,8 @@ class Folder:
 
         sink = pa.BufferOutputStream()
         repeating = [column.name for column in table.schema if not pa.types.is_floating(column.type)]  # scores do not
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True, use_dictionary=repeating)
+        how = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": repeating}
+        pq.write_table(table, sink, row_group_size=ROW_GROUP, **how)
         return self.write(name, sink.getvalue().to_pybytes(), new=new)
 
     def write_array(self, name: str, array: Any) -> str:
@@ -180,11 +182,7 @@ class Folder:
             ) from None
 
     def read_array(self, name: str, digest: str | None = None) -> Any:
-        """A .npy file as a numpy array; see `read_whole`.
-
-        Raises:
-            StorageError: if it is missing or damaged. Pickled content is refused.
-        """
+        """A .npy file as a numpy array; see `read_whole`. Pickled content is refused, as what is damaged is."""
         import io
 
         import numpy as np

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unseen_ray.core.arrays import FloatArray
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import StorageError
 from unseen_ray.job import Receipt
@@ -17,8 +18,12 @@ from unseen_ray.storage import Folder, filesystem_of, sha256_of
 
 __all__ = [
     "borrow_votes",
+    "check_content",
+    "content_of",
     "features_file",
     "find_receipt",
+    "part_of",
+    "probs_beside",
     "probs_file",
     "read_key",
     "read_receipt",
@@ -199,14 +204,31 @@ def read_votes(folder: Folder, stage: int, index: int, digests: Mapping[str, str
     """
     name, digests = vote_file(stage, index), digests or {}
     table = folder.read_table(name, digests.get(name))
-    missing = [column for column in _FIXED if column not in table.column_names]
+    check_content(folder, name, table.schema, lambda: _content_of(table))
+    beside = probs_beside(name, table.schema)
+    return part_of(index, table, None if beside is None else folder.read_array(*beside))
+
+
+def check_content(folder: Folder, name: str, schema: pa.Schema, content: Callable[[], bytes]) -> None:
+    """Refuse a file that is none of votes, or says something else than was written; StorageError says which."""
+    missing = [column for column in _FIXED if column not in schema.names]
     if missing:
         raise StorageError(f"{folder.path(name)} has no column {', '.join(missing)}: it is no file of votes.")
-    said = (table.schema.metadata or {}).get(_SHA256)
-    if said is not None and said != _content_of(table):
+    said = (schema.metadata or {}).get(_SHA256)
+    if said is not None and said != content():
         raise StorageError(f"{folder.path(name)} is damaged: its checksum is another. Run the same line again.")
+
+
+def probs_beside(name: str, schema: pa.Schema) -> tuple[str, str] | None:
+    """The file of probabilities beside a file of votes, and its SHA-256; None where it has none."""
+    receipt = json.loads((schema.metadata or {}).get(_RECEIPT, b"{}"))
+    digest = receipt.get("files", {}).get(_vote_probs_file(name))
+    return None if digest is None else (_vote_probs_file(name), digest)
+
+
+def part_of(index: int, table: pa.Table, probs_MC: FloatArray | None) -> VotePart:
+    """The votes in the columns of a file of them."""
     columns = {column: table.column(column).to_numpy() for column in table.column_names}
-    receipt = json.loads((table.schema.metadata or {}).get(_RECEIPT, b"{}"))
     return VotePart(
         index=index,
         ids_M=columns["id"],
@@ -214,20 +236,24 @@ def read_votes(folder: Folder, stage: int, index: int, digests: Mapping[str, str
         p_top_M=columns["p_top"],
         p_label_M=columns["p_label"],
         scores={column: values for column, values in columns.items() if column not in _FIXED},
-        probs_MC=folder.read_array(_vote_probs_file(name), receipt["files"][_vote_probs_file(name)])
-        if _vote_probs_file(name) in receipt.get("files", {})
-        else None,
+        probs_MC=probs_MC,
     )
 
 
 def _content_of(table: pa.Table) -> bytes:
     """SHA-256 of what a file of votes says, in hexadecimal: no manifest vouches for it before its stage is finished."""
+    return content_of(table.schema, lambda name: [table.column(name)])
+
+
+def content_of(schema: pa.Schema, column: Callable[[str], Iterable[pa.ChunkedArray]]) -> bytes:
+    """The same of a file whose columns are read piece by piece."""
     content = hashlib.sha256()
     for said in (_KEY, _RECEIPT):
-        content.update((table.schema.metadata or {}).get(said, b""))
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        content.update(f"{name} {column.type}".encode())
-        content.update(column.to_numpy().tobytes())
+        content.update((schema.metadata or {}).get(said, b""))
+    for field in schema:
+        content.update(f"{field.name} {field.type}".encode())
+        for piece in column(field.name):
+            content.update(piece.to_numpy().tobytes())
     return content.hexdigest().encode()
 
 

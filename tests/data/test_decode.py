@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from tests.conftest import class_pixels, png_bytes, write_parquet
-from unseen_ray.data.decode import UndecodableError, open_image, to_pixels
+from unseen_ray.data.decode import UndecodableError, open_image, pixels_of_ppm, to_pixels
+from unseen_ray.data.encode import to_jpeg
 from unseen_ray.data.loading import load_plane, settle_bad
 from unseen_ray.data.plane import BadSample, LazyPlane, MemoryPlane, chunks_of, decode_range
 from unseen_ray.errors import BadSampleError
+from unseen_ray.sources.folder import FolderSource
+from unseen_ray.sources.info import probe_size
 from unseen_ray.sources.parquet import ParquetSource
 
 BAD = {3: b"", 11: b"no image at all", 17: b"\x89PNG\r\n\x1a\n"}
@@ -82,6 +89,15 @@ def test_the_short_side_is_scaled_and_the_centre_kept() -> None:
     assert (to_pixels(encoded(pixels.transpose(1, 0, 2)), 10) == 200).all()
 
 
+@pytest.mark.parametrize(
+    "shape", [(16, 17), (16, 18), (19, 16), (20, 16), (16, 61), (16, 16), (17, 18), (15, 16), (8, 16)]
+)
+def test_a_square_is_cut_out_as_pillow_would_fit_it(shape: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    fitted = ImageOps.fit(image, (16, 16), Image.Resampling.BILINEAR)
+    assert np.array_equal(to_pixels(encoded(image), 16), np.asarray(fitted))
+
+
 def test_arrays_and_their_pngs_are_scaled_alike() -> None:
     for size_px in (8, 16, 24):
         assert np.array_equal(to_pixels(noise(), size_px), to_pixels(encoded(noise()), size_px))
@@ -99,7 +115,12 @@ def test_a_palette_is_looked_up() -> None:
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 8, 7]], np.uint8)
     image = Image.fromarray(indices)
     image.putpalette(colours.tobytes())
-    for data in (encoded(image), encoded(image, transparency=0), encoded(image, "GIF")):
+    for data in (
+        encoded(image),
+        encoded(image, transparency=0),
+        encoded(image, transparency=b"\0\x80"),
+        encoded(image, "GIF"),
+    ):
         assert np.array_equal(to_pixels(data, 16), colours[indices])
 
 
@@ -292,3 +313,166 @@ def test_chunks_cover_every_sample_once(count: int) -> None:
     covered = [number for start, stop in chunks_of(count, 10) for number in range(start, stop)]
     assert covered == list(range(count))
     assert all(stop - start <= 10 for start, stop in chunks_of(count, 10))
+
+
+def test_a_plain_ppm_is_read_as_pillow_reads_it() -> None:
+    for shape in ((16, 16), (9, 30), (1, 1), (40, 3)):
+        pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        for data in (encoded(pixels, "PPM"), b"P6\n%d %d\n255\n" % shape[::-1] + pixels.tobytes()):
+            plain = pixels_of_ppm(data)
+            assert plain is not None and np.array_equal(plain, pixels)
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels)
+            for size_px in (shape[0], 16, 7):
+                assert np.array_equal(to_pixels(data, size_px), to_pixels(encoded(pixels), size_px))
+
+
+def test_any_other_ppm_is_left_to_pillow() -> None:
+    body = noise(4).tobytes()
+    others = {
+        "comment": b"P6\n# hello\n4 4\n255\n" + body,
+        "spaces": b"P6 4 4 255 " + body,
+        "grey": b"P5\n4 4\n255\n" + body[:16],
+        "more behind it": b"P6\n4 4\n255\n" + body + b"x",
+    }
+    for name, data in others.items():
+        assert pixels_of_ppm(data) is None, name
+        assert np.array_equal(to_pixels(data, 4), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))), name
+    for data in (b"P6\n4 4\n255\n" + body[:-1], b"P6\n4 4\n255\n", b"P6\n0 0\n255\n", b"P6\n999999 999999\n255\n"):
+        assert pixels_of_ppm(data) is None
+        with pytest.raises(UndecodableError):
+            to_pixels(data, 4)
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """A photograph's kind of content: smooth, all colours, no two corners alike."""
+    corners = np.array([[[250, 30, 30], [30, 250, 30]], [[30, 30, 250], [240, 240, 20]]], np.uint8)
+    return Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def corners_of(pixels: np.ndarray) -> list[str]:
+    """Which colour is where, clockwise from the top left."""
+    names = {(1, 0, 0): "red", (0, 1, 0): "green", (0, 0, 1): "blue", (1, 1, 0): "yellow"}
+    found = (pixels[place] for place in ((1, 1), (1, -2), (-2, -2), (-2, 1)))
+    return [names.get(tuple((corner > 128).astype(int).tolist()), str(corner)) for corner in found]
+
+
+UPRIGHT = ["red", "green", "yellow", "blue"]
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+def test_cmyk_has_the_colours_that_torchvision_sees() -> None:
+    """ILSVRC has 22 of them, written by Adobe with all inks inverted, as Pillow writes them; some as YCCK."""
+    data = encoded(photo(64, 64).convert("CMYK"), "JPEG", quality=95)
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.mode, image.info["adobe_transform"]) == ("CMYK", 0)
+    assert corners_of(to_pixels(data, 64)) == UPRIGHT
+    assert np.abs(to_pixels(data, 64).astype(int) - np.asarray(photo(64, 64))).mean() < 6
+    assert corners_of(np.asarray(Image.open(io.BytesIO(to_jpeg(data, 32, 95))))) == UPRIGHT
+    ycck = bytearray(data)
+    ycck[data.index(b"Adobe") + 11] = 2
+    for each in (data, bytes(ycck)):
+        ours = to_pixels(each, 64)
+        assert np.array_equal(ours, np.asarray(Image.open(io.BytesIO(each)).convert("RGB")))
+        stream = torch.frombuffer(bytearray(each), dtype=torch.uint8)
+        by_torchvision = decode_jpeg(stream, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+        assert np.abs(ours.astype(int) - by_torchvision).max() <= 2
+    assert not np.array_equal(to_pixels(bytes(ycck), 64), to_pixels(data, 64))
+
+
+def test_what_a_file_is_decides_and_not_its_name(tmp_path: Path) -> None:
+    """n02105855_2933.JPEG of ILSVRC is a PNG."""
+    (tmp_path / "n02105855").mkdir()
+    (tmp_path / "n02105855" / "n02105855_2933.JPEG").write_bytes(encoded(photo(20, 20)))
+    (tmp_path / "n02105855" / "n02105855_2934.JPEG").write_bytes(encoded(photo(20, 20), "JPEG", quality=95))
+    source = FolderSource(path=str(tmp_path))
+    (png, jpeg), bad = decode_range(source, [0, 1], 20)
+    assert not bad and np.array_equal(png, np.asarray(photo(20, 20)))
+    assert np.abs(png.astype(int) - jpeg).mean() < 4
+
+
+@pytest.mark.parametrize("size_px", [12, 40, 100])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_and_a_decoder_that_scales_go_together(orientation: int, size_px: int) -> None:
+    """A JPEG that is decoded at 1/8 of its size is turned after that; the longer side may become the shorter one."""
+    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what Pillow calls the turn that undoes it
+    turned = photo(320, 208)
+    if orientation > 1:
+        turned = turned.transpose(Image.Transpose(turns[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(turned, "JPEG", quality=95, exif=exif)
+    upright = encoded(photo(320, 208), "JPEG", quality=95)
+    assert corners_of(to_pixels(data, size_px)) == corners_of(to_pixels(upright, size_px)) == UPRIGHT
+    assert np.abs(to_pixels(data, size_px).astype(int) - to_pixels(upright, size_px)).mean() < 3
+    whole = open_image(data)
+    assert whole.size == (320, 208)
+    again = ImageOps.exif_transpose(whole)
+    assert again is not None and again.size == (320, 208)
+    small = Image.open(io.BytesIO(to_jpeg(data, size_px, 95)))
+    assert small.size == (round(320 * size_px / 208), size_px) and small.getexif().get(0x0112, 1) == 1
+    assert corners_of(np.asarray(small)) == UPRIGHT
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0garbage",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x03\0\x01\0\0\0" + b"\xff" * 40,
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x0f\0\x02\0\0\xff\xff\0\0\xff\xff"
+        + b"\x01\x12\0\x03\0\0\0\x01\0\x63\0\0\0\0\0\0",
+    ],
+)
+def test_damaged_exif_is_passed_over_without_a_word(exif: bytes) -> None:
+    data = encoded(photo(64, 48), "JPEG", quality=95, exif=exif)
+    assert np.array_equal(to_pixels(data, 24), to_pixels(encoded(photo(64, 48), "JPEG", quality=95), 24))
+    assert to_jpeg(data, 64, 90) == data
+    assert probe_size([data], None) == (48, (48, 64))
+
+
+def test_warnings_are_what_they_were_after_many_threads_have_decoded() -> None:
+    data = encoded(photo(64, 48), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: to_pixels(data, 8), range(400)))
+    assert warnings.filters == before
+
+
+def test_a_truncated_jpeg_is_told_by_its_key(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    whole = encoded(photo(300, 200), "JPEG")
+    (tmp_path / "cat" / "a.JPEG").write_bytes(whole)
+    (tmp_path / "cat" / "b.JPEG").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadSampleError, match=r"sample cat/b\.JPEG cannot be decoded: .*truncated"):
+        LazyPlane(FolderSource(path=str(tmp_path)), 16).images(np.arange(2))
+
+
+def test_progressive_and_greyscale_jpegs_are_what_their_plain_twins_are() -> None:
+    plain = encoded(photo(300, 200), "JPEG", quality=95)
+    assert np.array_equal(
+        to_pixels(encoded(photo(300, 200), "JPEG", quality=95, progressive=True), 40), to_pixels(plain, 40)
+    )
+    grey = to_pixels(encoded(photo(300, 200).convert("L"), "JPEG", quality=95), 40)
+    assert (grey == grey[:, :, :1]).all()
+    expected = ImageOps.fit(photo(300, 200).convert("L"), (40, 40), Image.Resampling.BILINEAR)
+    assert np.abs(grey[:, :, 0].astype(int) - np.asarray(expected)).max() <= 3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (4000, 1), (3, 2500), (64, 20_000)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_extreme_shapes_keep_their_middle(kind: str, shape: tuple[int, int]) -> None:
+    width, height = shape
+    image = Image.new("RGB", shape, (10, 200, 90))
+    data = encoded(image, kind)
+    for size_px in (1, 16):
+        assert np.abs(to_pixels(data, size_px).astype(int) - (10, 200, 90)).max() <= 3
+    small = Image.open(io.BytesIO(to_jpeg(data, 16, 90)))
+    short = min(width, height, 16)
+    assert min(small.size) == short
+    assert max(small.size) == round(max(shape) * short / min(shape))
+
+
+def test_an_image_too_long_for_a_jpeg_is_told() -> None:
+    with pytest.raises(UndecodableError, match="it is 65501 x 1 pixels, and a JPEG has at most 65500 a side"):
+        to_jpeg(encoded(Image.new("RGB", (65_501, 1))), 16, 90)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+import yaml
 
+import unseen_ray as ur
 from tests.training.fitting import prepare, recipe, train
 from unseen_ray.storage import Folder
 from unseen_ray.training import standing
@@ -24,7 +35,7 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def kept_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standing, "_WITHIN_S", -1.0)
     monkeypatch.setattr(Checkpoints, "due", lambda self, trained_s: True)
@@ -49,6 +60,7 @@ def stop_in(folder: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch) -> None
             train(folder, recipe(EPOCHS))
 
 
+@pytest.mark.usefixtures("kept_at_every_step")
 @pytest.mark.parametrize("stop_at", [1, 5, STEPS, STEPS + 4, 2 * STEPS + 8])
 def test_it_ends_in_the_same_weights_and_statistics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
@@ -65,6 +77,7 @@ def test_it_ends_in_the_same_weights_and_statistics(
     assert stats[-1].seconds >= saved.position["seconds"] > 0
 
 
+@pytest.mark.usefixtures("kept_at_every_step")
 def test_batches_that_were_done_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_in(tmp_path, STEPS + 4, monkeypatch)
     asked: list[int] = []
@@ -86,3 +99,45 @@ class Noting:
     def images(self, ids_B: Any) -> Any:
         self._asked += ids_B.tolist()
         return self._plane.images(ids_B)
+
+
+def heads(out: Path) -> list[dict[str, Any]]:
+    """What the checkpoints of a run say of where its fits stand."""
+    found = []
+    for path in out.glob("checkpoints/*/checkpoint.json"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(json.loads(path.read_text())["position"])
+    return found
+
+
+def fold_workers(driver: int) -> list[psutil.Process]:
+    return [each for each in psutil.Process(driver).children(recursive=True) if "FoldWorker.score" in each.name()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("killed", ["driver", "fold actor"])
+def test_killed_within_an_epoch_a_run_beyond_memory_keeps_the_same_ids(tmp_path: Path, killed: str) -> None:
+    executor = "local" if killed == "driver" else "ray"
+    fields = {"source": {"use": "digits", "limit": 500}, "keep": 0.5, "folds": 2, "pixel_memory_gb": 0}
+    fields |= {"recipe": {"epochs": 1, "min_steps": 0, "batch_size": 32}, "executor": executor}
+    plain = ur.prune(ur.PruneConfig(**fields, model={"use": "tests.plugs:dozing", "seconds": 0}, out=tmp_path / "a"))
+    config, out = tmp_path / "run.yaml", tmp_path / "b"
+    config.write_text(yaml.safe_dump({**fields, "model": {"use": "tests.plugs:dozing", "seconds": 2}}))
+    line = [sys.executable, "-m", "unseen_ray", "prune", str(config), "--out", str(out)]
+    log = (tmp_path / "log").open("w+")
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=log)
+    deadline = time.monotonic() + 120
+    while not any(head["steps"] for head in heads(out)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert process.poll() is None
+    victim = process.pid if killed == "driver" else fold_workers(process.pid)[0].pid
+    os.kill(victim, signal.SIGKILL)
+    if killed == "driver":
+        process.wait()
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=log)
+    assert process.wait(timeout=300) == 0
+    if killed == "driver":
+        assert re.search(r"going on after epoch 0 of 1, \d+ steps into the next one", (tmp_path / "log").read_text())
+    assert ur.load(out).coreset.ids.tolist() == plain.coreset.ids.tolist()
+    assert ur.load(out).scores == plain.scores

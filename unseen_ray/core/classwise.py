@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
+
 import numpy as np
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, first_of_each_class
+from unseen_ray.core.exact import ExactSums
 from unseen_ray.core.ranking import Positions, best_first, check_share
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import ConfigError
 
-__all__ = ["apportion", "class_balanced", "class_floor", "class_quota", "even_quota", "split_by_weight"]
+__all__ = [
+    "apportion",
+    "class_balanced",
+    "class_floor",
+    "class_quota",
+    "even_quota",
+    "even_share",
+    "least_quota",
+    "quota_by_mean",
+    "split_by_weight",
+]
 
 
 def class_balanced(
@@ -69,9 +83,7 @@ def class_floor(
     check_share("floor", floor, closed=True)
     order = best_first(scores_M, ids_M, seed)
     candidates_C = np.bincount(labels_M, minlength=len(kept_C))
-    even_C = apportion(budget + int(kept_C.sum()), candidates_C + kept_C, kept_C, seed)
-    least_C = np.maximum(np.floor(floor * even_C).astype(np.int64), np.minimum(even_C, 1))
-    granted = first_of_each_class(order, labels_M, np.maximum(least_C - kept_C, 0))
+    granted = first_of_each_class(order, labels_M, least_quota(candidates_C, budget, kept_C, seed, floor=floor))
     free = np.ones(len(order), bool)
     free[granted] = False
     return np.concatenate([granted, order[free[order]][: budget - len(granted)]])
@@ -112,23 +124,57 @@ def class_quota(
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < np.inf:
         raise ConfigError(f"policy option strength={strength!r} must be a number, 0 or more.")
     candidates_C = np.bincount(labels_M, minlength=len(kept_C))
-    scores = scores_M.astype(np.float64)
-    scores -= min(scores.min(initial=0.0), 0.0)
-    order = best_first(scores_M, ids_M, seed)
-    sums_C = np.bincount(labels_M[order], weights=scores[order], minlength=len(kept_C))
-    means_C = sums_C / np.maximum(candidates_C, 1)
-    if not means_C.any():
-        means_C += 1.0
-    sizes_C = candidates_C + kept_C
-    weights_C = sizes_C * (means_C / means_C.max()) ** strength
-    quota_C = split_by_weight(budget + int(kept_C.sum()), weights_C, kept_C, sizes_C, seed)
-    return first_of_each_class(order, labels_M, quota_C - kept_C)
+    sums = ExactSums(len(kept_C), scores_M.dtype)
+    sums.add(labels_M, scores_M)
+    lowest = float(scores_M.min(initial=0.0))
+    quota_C = quota_by_mean(sums.totals(), lowest, candidates_C, budget, kept_C, seed, strength=strength)
+    return first_of_each_class(best_first(scores_M, ids_M, seed), labels_M, quota_C)
 
 
 def even_quota(labels_M: IntArray, budget: int, kept_C: IntArray, seed: int) -> IntArray:
     """(C,) how many candidates of each class `class_balanced` keeps; they sum to `budget`."""
-    candidates_C = np.bincount(labels_M, minlength=len(kept_C))
+    return even_share(np.bincount(labels_M, minlength=len(kept_C)), budget, kept_C, seed)
+
+
+def even_share(candidates_C: IntArray, budget: int, kept_C: IntArray, seed: int) -> IntArray:
+    """(C,) `even_quota` of classes with so many candidates."""
     return apportion(budget + int(kept_C.sum()), candidates_C + kept_C, kept_C, seed) - kept_C
+
+
+def least_quota(candidates_C: IntArray, budget: int, kept_C: IntArray, seed: int, *, floor: float) -> IntArray:
+    """(C,) how many candidates of each class `class_floor` grants it, whatever their scores."""
+    even_C = even_share(candidates_C, budget, kept_C, seed) + kept_C
+    least_C = np.maximum(np.floor(floor * even_C).astype(np.int64), np.minimum(even_C, 1))
+    granted_C: IntArray = np.maximum(least_C - kept_C, 0)
+    return granted_C
+
+
+def quota_by_mean(
+    sums: Sequence[Fraction],
+    lowest: float,
+    candidates_C: IntArray,
+    budget: int,
+    kept_C: IntArray,
+    seed: int,
+    *,
+    strength: float,
+) -> IntArray:
+    """(C,) how many candidates of each class `class_quota` keeps; they sum to `budget`.
+
+    Args:
+        sums: C exact sums of the candidates' scores, so that their order does not matter.
+        lowest: the lowest score; means count from it where it is below 0.
+        candidates_C: (C,) how many there are of each class.
+        budget, kept_C, seed, strength: the policy's.
+    """
+    base = Fraction(min(lowest, 0.0))
+    counts = candidates_C.tolist()
+    means_C = np.array([float(total / max(n, 1) - base * (n > 0)) for total, n in zip(sums, counts, strict=True)])
+    if not means_C.any():
+        means_C += 1.0
+    sizes_C = candidates_C + kept_C
+    weights_C = sizes_C * (means_C / means_C.max()) ** strength
+    return split_by_weight(budget + int(kept_C.sum()), weights_C, kept_C, sizes_C, seed) - kept_C
 
 
 def apportion(target: int, sizes_C: IntArray, kept_C: IntArray, seed: int) -> IntArray:

@@ -75,11 +75,20 @@ def tie_keys(ids: IdArray, seed: int) -> NDArray[np.uint64]:
     """
     key = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
     with np.errstate(over="ignore"):
-        mixed = _mix(np.asarray(ids).astype(np.uint64) + _GOLDEN)
-        return _mix((mixed ^ key) + _GOLDEN)
+        z = np.asarray(ids).astype(np.uint64)  # a copy, which is worked on in place: memory is what costs here
+        room = np.empty_like(z)
+        _mix(z, room)
+        z ^= key
+        _mix(z, room)
+    return z
 
 
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+def _mix(z: NDArray[np.uint64], room: NDArray[np.uint64]) -> None:
+    """One step of splitmix64 and its finaliser, in place."""
+    z += _GOLDEN
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        np.right_shift(z, np.uint64(shift), out=room)
+        z ^= room
+        z *= np.uint64(factor)
+    np.right_shift(z, np.uint64(31), out=room)
+    z ^= room

@@ -13,6 +13,7 @@ from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.classwise import class_balanced, class_floor, class_quota
 from unseen_ray.core.distances import given_features
 from unseen_ray.core.diversity import d2, k_center
+from unseen_ray.core.formulas import beta_draws, beta_shape, filled, strata_of
 from unseen_ray.core.placing import best_first_place
 from unseen_ray.core.ranking import Positions, best_first, check_share
 from unseen_ray.core.seeds import derive, tie_keys
@@ -115,16 +116,11 @@ def ccs(
     left = order[min(round(cut * len(order)), len(order) - budget) :]
     if not len(left):
         return left
-    scores = scores_M[left].astype(np.float64)
-    low, high = scores.min(), scores.max()
-    width = (high - low) / strata
-    stratum = np.zeros(len(left), np.int64)
-    if width > 0:
-        stratum = np.minimum(((scores - low) / width).astype(np.int64), strata - 1)
+    stratum = strata_of(scores_M[left], float(scores_M[left].min()), float(scores_M[left].max()), strata)
     by_key = np.lexsort((tie_keys(ids_M[left], derive(seed, "strata")), stratum))
     sizes = np.bincount(stratum, minlength=strata)
     starts = np.cumsum(sizes) - sizes
-    takes = _filled(sizes, budget)
+    takes = filled(sizes, budget)
     chosen: Positions = np.concatenate([by_key[a : a + take] for a, take in zip(starts, takes, strict=True)])
     return left[chosen]
 
@@ -250,30 +246,8 @@ def beta(
     if not len(ids_M):
         return np.empty(0, np.intp)
     order = best_first(scores_M, ids_M, seed)
-    pruned = 1 - (budget + int(kept_C.sum())) / (len(ids_M) + int(kept_C.sum()))
     probs_M = p_label_M if over == "last" or consistency_M is None else 1 - consistency_M
-    p = np.clip(probs_M.astype(np.float64), _EDGE, 1 - _EDGE)
-    b = 15 * (1 - p[order[:10]].mean()) * (1 - pruned**c)
-    scores = scores_M.astype(np.float64)
-    scores -= min(scores.min(), 0.0)
-    if not scores.any():
-        scores += 1.0
-    with np.errstate(divide="ignore"):
-        log_weights = (15 - b) * np.log(p) + (b - 1) * np.log1p(-p) + np.log(scores)
-    keys = tie_keys(ids_M, derive(seed, "beta"))
-    uniform = (keys.astype(np.float64) + 0.5) / 2.0**64
-    gumbel = log_weights - np.log(-np.log(np.clip(uniform, 2.0**-60, 1 - 2.0**-53)))
-    return np.lexsort((keys, -gumbel))[:budget]
-
-
-_EDGE = 1e-7  # how near to 0 and 1 a probability may come, where a density may be infinite
-
-
-def _filled(sizes: IntArray, budget: int) -> IntArray:
-    """What each stratum gives: from the smallest on, an equal share of what is left, or all that it has."""
-    takes = np.zeros(len(sizes), np.int64)
-    order = np.argsort(sizes, kind="stable")
-    for place, stratum in enumerate(order):
-        takes[stratum] = min(int(sizes[stratum]), budget // (len(order) - place))
-        budget -= int(takes[stratum])
-    return takes
+    b = beta_shape(probs_M[order[:10]], candidates=len(ids_M), budget=budget, kept=int(kept_C.sum()), c=c)
+    ends = {"low": float(scores_M.min()), "high": float(scores_M.max())}
+    draws, keys = beta_draws(scores_M, probs_M, ids_M, b=b, **ends, seed=seed)
+    return np.lexsort((keys, -draws))[:budget]

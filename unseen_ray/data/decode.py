@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import io
-import warnings
+import re
+import struct
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from unseen_ray.sources import RawImage
+from unseen_ray.sources.quiet import quietly
 
-__all__ = ["UndecodableError", "open_image", "to_pixels"]
+__all__ = ["BROKEN", "UndecodableError", "open_image", "orientation_of", "pixels_of_ppm", "to_pixels"]
+
+_PPM_HEAD = re.compile(rb"P6\n([1-9]\d{0,5}) ([1-9]\d{0,5})\n255\n")
+BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    ZeroDivisionError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises where bytes are not what their header says."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_HOLD_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
 
 class UndecodableError(ValueError):
@@ -31,12 +59,20 @@ def to_pixels(raw: RawImage, size_px: int) -> NDArray[np.uint8]:
     Raises:
         UndecodableError: if the bytes are no whole image.
     """
-    if not isinstance(raw, bytes) and raw.shape[:2] == (size_px, size_px):
-        return raw
+    plain = pixels_of_ppm(raw) if isinstance(raw, bytes) else raw
+    if plain is not None and plain.shape[:2] == (size_px, size_px):
+        return plain
     image = open_image(raw, draft_px=size_px)
     if image.size != (size_px, size_px):
-        image = ImageOps.fit(image, (size_px, size_px), Image.Resampling.BILINEAR)
+        image = _square(image, size_px)
     return np.asarray(image, np.uint8)
+
+
+def _square(image: Image.Image, size_px: int) -> Image.Image:
+    left, top = image.width - size_px, image.height - size_px  # twice
+    if min(left, top) == 0 and left % 2 == top % 2 == 0:  # the same pixels, without a filter over them
+        return image.crop((left // 2, top // 2, left // 2 + size_px, top // 2 + size_px))
+    return ImageOps.fit(image, (size_px, size_px), Image.Resampling.BILINEAR)
 
 
 def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
@@ -54,24 +90,48 @@ def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
     if not raw:
         raise UndecodableError("it is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             image: Image.Image = Image.open(io.BytesIO(raw))
             if draft_px is not None:
                 image.draft("RGB", (draft_px, draft_px))
-            upright = ImageOps.exif_transpose(image) or image
-            return _eight_bit(upright).convert("RGB")
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        TypeError,
-        KeyError,
-        IndexError,
-        EOFError,
-        Image.DecompressionBombError,
-    ) as error:
+            image.load()
+            image = _eight_bit(_upright(image))
+            return image if image.mode == "RGB" else image.convert("RGB")
+    except BROKEN as error:
         raise UndecodableError(_reason(error)) from None
+
+
+def pixels_of_ppm(raw: bytes) -> NDArray[np.uint8] | None:
+    """The (H, W, 3) uint8 pixels of an uncompressed image, a view of its bytes; None for any other bytes.
+
+    Known is the header that Pillow and `unseen-ray prepare` write, with as many bytes behind it as it says.
+    """
+    head = _PPM_HEAD.match(raw)
+    if head is None:
+        return None
+    width, height = int(head[1]), int(head[2])
+    if len(raw) - head.end() != height * width * 3:
+        return None
+    return np.frombuffer(raw, np.uint8, offset=head.end()).reshape(height, width, 3)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """How its EXIF or XMP says that an image was seen, 1 to 8; 1, as it stands, where these are missing or damaged."""
+    try:
+        told = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except BROKEN:
+        return 1
+    return told if told in _TURNS else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(orientation_of(image))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for name in _HOLD_ORIENTATION:  # nobody shall turn it again
+        turned.info.pop(name, None)
+    return turned
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,11 +16,23 @@ from numpy.typing import NDArray
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.decode import UndecodableError, to_pixels
 from unseen_ray.errors import BadSampleError
-from unseen_ray.sources import Source
+from unseen_ray.sources import RawImage, Source
+from unseen_ray.sources.quiet import quietly
 
-__all__ = ["BadSample", "LazyPlane", "MemoryPlane", "Plane", "bad_sample_error", "chunks_of", "decode_range"]
+__all__ = [
+    "BadSample",
+    "LazyPlane",
+    "MemoryPlane",
+    "Plane",
+    "bad_sample_error",
+    "chunks_of",
+    "decode_range",
+    "usable_cores",
+]
 
 _CHUNK = 1024
+_SLICE = 16  # images that one thread takes at a time
+_MOST_THREADS = 4  # others decode beside this process
 
 
 class Plane(Protocol):
@@ -87,10 +101,15 @@ def chunks_of(num_samples: int, chunk: int = _CHUNK) -> list[tuple[int, int]]:
     return [(start, min(start + chunk, num_samples)) for start in range(0, num_samples, chunk)]
 
 
+def usable_cores() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def decode_range(
     source: Source, ids_M: Sequence[int] | IdArray, size_px: int
 ) -> tuple[NDArray[np.uint8], list[BadSample]]:
-    """Read and decode samples on a few threads.
+    """Read samples on this thread and decode them on a few others.
 
     Args:
         source: where they come from.
@@ -101,17 +120,29 @@ def decode_range(
         (M, size_px, size_px, 3) uint8, black where a sample is bad, and the bad ones.
     """
     pixels = np.zeros((len(ids_M), size_px, size_px, 3), np.uint8)
+    threads = min(_MOST_THREADS, usable_cores())
+    at_once = max(1, min(_SLICE, len(ids_M) // (2 * threads)))
 
-    def decode(place: int, raw: object) -> tuple[int, str] | None:
-        try:
-            pixels[place] = to_pixels(raw, size_px)  # type: ignore[arg-type]
-        except UndecodableError as error:
-            return place, str(error)
-        return None
+    def decode(first: int, raws: list[RawImage]) -> list[tuple[int, str]]:
+        failed = []
+        with quietly():
+            for place, raw in enumerate(raws, first):
+                try:
+                    pixels[place] = to_pixels(raw, size_px)
+                except UndecodableError as error:
+                    failed.append((place, str(error)))
+        return failed
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        futures = [pool.submit(decode, place, raw) for place, (_, raw) in enumerate(source.read(ids_M))]  # type: ignore[arg-type]
-        failures = [failure for future in futures if (failure := future.result()) is not None]
+    read = (raw for _, raw in source.read(ids_M))  # type: ignore[arg-type]
+    futures: deque[Future[list[tuple[int, str]]]] = deque()
+    failures: list[tuple[int, str]] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for first in range(0, len(ids_M), at_once):
+            if len(futures) > 4 * threads:
+                failures += futures.popleft().result()
+            futures.append(pool.submit(decode, first, list(itertools.islice(read, at_once))))
+        for future in futures:
+            failures += future.result()
     keys = source.keys([int(ids_M[place]) for place, _ in failures])
     bad = [BadSample(int(ids_M[place]), key, reason) for (place, reason), key in zip(failures, keys, strict=True)]
     return pixels, bad

@@ -204,11 +204,12 @@ class RayExecutor:
         """Pixels that fit in memory or are put into files, decoded once: by the driver if they are few, else by the cluster."""
         config, total = job.config, len(source.info)
         files, held = plan_files(job, total), fits_in_memory(total, job.size_px, config.pixel_memory_gb)
-        if files is None and (total <= _DECODED_BY_DRIVER or (not held and config.on_bad_sample == "error")):
+        as_read = files is None and not held and config.on_bad_sample == "error"
+        if total <= _DECODED_BY_DRIVER or as_read:
             plane, skipped = load_plane(
-                source, job.size_px, on_bad_sample=config.on_bad_sample, memory_gb=config.pixel_memory_gb
+                source, job.size_px, on_bad_sample=config.on_bad_sample, memory_gb=config.pixel_memory_gb, files=files
             )
-            return plane.pixels_NHWC if isinstance(plane, MemoryPlane) else None, skipped
+            return plane.pixels_NHWC if isinstance(plane, MemoryPlane) else files, skipped
         pixels = np.empty((total, job.size_px, job.size_px, 3), np.uint8) if held else None
         ranges = chunks_of(total, _CHUNK) if files is None else files.ranges()
         wanted = Wanted(size_px=job.size_px, held=held, files=files)
@@ -237,15 +238,16 @@ class _Counted:
 
     total: int
     done: int = 0
-    _began: float = field(default_factory=time.monotonic)
+    _began: tuple[float, int] | None = None  # when the first ones were done, and how many: workers come up before
     _said: float = field(default_factory=time.monotonic)
 
     def add(self, images: int) -> None:
         """So many more."""
         self.done += images
         now = time.monotonic()
-        if now - self._said >= _SAY_EVERY_S and self.done < self.total:
-            self._said, rate = now, self.done / (now - self._began)
+        began, first = self._began = self._began or (now, self.done)
+        if now - self._said >= _SAY_EVERY_S and first < self.done < self.total:
+            self._said, rate = now, (self.done - first) / (now - began)
             left_min = (self.total - self.done) / rate / 60
             logger.info("decoded %d of %d images, %.0f a second: %.0f min left", self.done, self.total, rate, left_min)
 

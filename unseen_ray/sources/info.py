@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IntArray
 from unseen_ray.errors import DataError
+from unseen_ray.sources.quiet import quietly
 
 __all__ = [
     "MAX_DEFAULT_SIZE_PX",
@@ -194,7 +196,7 @@ def _shape_of(image: RawImage) -> tuple[int, int] | None:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(image)) as opened:
+        with quietly(), Image.open(io.BytesIO(image)) as opened:
             return opened.height, opened.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
         return None

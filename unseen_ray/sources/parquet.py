@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -20,6 +22,7 @@ from unseen_ray.patience import steadily
 from unseen_ray.resolve import did_you_mean
 from unseen_ray.sources.features import class_names
 from unseen_ray.sources.info import Encoded, RawImage, SourceInfo, check_labels, fingerprint_of, probe_size
+from unseen_ray.sources.prepared import is_prepared
 from unseen_ray.storage import filesystem_of, read_file
 
 __all__ = ["ParquetSource"]
@@ -36,7 +39,7 @@ class ParquetSource:
     """One or more Parquet files of encoded images.
 
     The image column is `struct<bytes, path>` or plain binary; rows are numbered through the files in the order of
-    their names. A key is the file's name and the row in it: `train-00.parquet:17`.
+    their names. A key is the file's name and the row in it, `train-00.parquet:17`, but for a folder that was prepared.
 
     Args:
         path: a file, a glob or a folder; local or a URI.
@@ -57,12 +60,14 @@ class ParquetSource:
     ) -> None:
         self._path, self._label, self._size, self._limit = path, label, size, limit
         self._fs, self._root = filesystem_of(path)
+        self._prepared = False
         self._names, paths = self._find()
         self._files = [self._open(name, path) for name, path in zip(self._names, paths, strict=True)]
         self._folders = [os.path.dirname(path) for path in paths]
         self._image = self._image_column(image)
         self._starts = np.cumsum([0, *(file.metadata.num_rows for file in self._files)])
         self._row_group = lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._read_row_group)
+        self._group_starts = lru_cache(maxsize=None)(self._find_group_starts)
 
     @cached_property
     def info(self) -> SourceInfo:
@@ -104,18 +109,28 @@ class ParquetSource:
         return Encoded(bytes_each=size / rows, how="the image column's size in the footers / rows", groups=groups)
 
     def keys(self, ids: Sequence[int]) -> list[str]:
-        """File name and row."""
+        """File name and row; those of the source that it was made of, where `unseen-ray prepare` made the folder."""
+        if self._prepared and len(ids):
+            return list(self._prepared_keys.take(pa.array(np.asarray(ids, np.int64))).to_pylist())
         files = np.searchsorted(self._starts, ids, side="right") - 1
         return [f"{self._names[file]}:{number - self._starts[file]}" for file, number in zip(files, ids, strict=True)]
 
     def read(self, ids: Sequence[int]) -> Iterator[tuple[int, RawImage]]:
         """Encoded images; rising ids read each row group once."""
-        for number in map(int, ids):
-            file = int(np.searchsorted(self._starts, number, side="right") - 1)
+        numbers = np.asarray(ids, np.int64)
+        files = np.searchsorted(self._starts, numbers, side="right") - 1
+        for number, file in zip(numbers.tolist(), files.tolist(), strict=True):
             row = number - int(self._starts[file])
-            group, start = self._group_of(file, row)
-            value = self._row_group(file, group)[row - start].as_py()
-            yield number, self._bytes(value, file, number)
+            group = bisect_right(self._group_starts(file), row) - 1
+            rows, encoded = self._row_group(file, group)
+            place = row - self._group_starts(file)[group]
+            value = encoded[place].as_py()
+            yield number, value if value is not None else self._bytes(rows[place].as_py(), file, number)
+
+    @cached_property
+    def _prepared_keys(self) -> Any:
+        files = zip(self._files, self._names, strict=True)
+        return pa.concat_tables(self._read(file, name, ["key"]) for file, name in files).column(0)
 
     def tables(self, ids: Sequence[int]) -> Iterator[tuple[str, pa.Table]]:
         """The rows of rising ids with all their columns and metadata, some thousand at a time; the file's name with each.
@@ -163,6 +178,7 @@ class ParquetSource:
                 return [entry.base_name], [entry.path]
             selected = [e for e in self._entries(base) if e.path.endswith(".parquet")]
             self._check_splits([e.base_name for e in selected])
+            self._prepared = is_prepared(self._fs, base.rstrip("/"), self._path, [e.base_name for e in selected])
         if not selected:
             raise DataError(
                 f"source {self._path} matches no Parquet file. Check the pattern, or the folder's *.parquet."
@@ -254,18 +270,16 @@ class ParquetSource:
         groups = (f.metadata.row_group(group) for f in self._files for group in range(f.metadata.num_row_groups))
         return next((int(group.num_rows) for group in groups if group.num_rows), 1)
 
-    def _group_of(self, file: int, row: int) -> tuple[int, int]:
-        start = 0
-        metadata = self._files[file].metadata
-        for group in range(metadata.num_row_groups):
-            rows = metadata.row_group(group).num_rows
-            if row < start + rows:
-                return group, start
-            start += rows
-        raise IndexError(row)
+    def _read_row_group(self, file: int, group: int) -> tuple[Any, Any]:
+        """The image column of a row group, and the encoded images in it."""
+        rows = self._read(self._files[file], self._names[file], [self._image], group).column(0).combine_chunks()
+        return rows, rows.field("bytes") if isinstance(rows, pa.StructArray) else rows
 
-    def _read_row_group(self, file: int, group: int) -> Any:
-        return self._read(self._files[file], self._names[file], [self._image], group).column(0).combine_chunks()
+    def _find_group_starts(self, file: int) -> list[int]:
+        """The first row of each row group of a file."""
+        metadata = self._files[file].metadata
+        counts = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        return list(itertools.accumulate(counts, initial=0))[:-1]
 
     def _bytes(self, value: Any, file: int, number: int) -> bytes:
         if isinstance(value, bytes):

@@ -1,0 +1,114 @@
+"""What was chosen from score shards: a rule by which a row is chosen or not, and its ids in rising order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.core.arrays import IdArray
+from unseen_ray.core.shards import Chunk, Shards, spread
+from unseen_ray.errors import DataError
+
+__all__ = ["Chosen", "IdBits"]
+
+_BLOCK = 2**17  # bytes of a mask that are told at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Chosen:
+    """What a policy chose of shards.
+
+    Attributes:
+        count: how many.
+        columns: what `takes` reads.
+        takes: which rows of a chunk are chosen, (M,) bool.
+    """
+
+    count: int
+    columns: tuple[str, ...]
+    takes: Callable[[Chunk], NDArray[np.bool_]]
+
+    def ids(self, shards: Shards, *, rising: bool = True, threads: int = 1) -> Iterator[IdArray]:
+        """The chosen ids in rising order, by arrays, after one more pass.
+
+        Args:
+            shards: what was chosen from.
+            rising: whether ids rise from row to row; else a mask of bits puts them in order.
+            threads: how many work side by side.
+
+        Raises:
+            DataError: if the ids do not rise, or the shards do not hold what was chosen, once each.
+        """
+        found = self._found(shards, rising, threads)
+        count = 0
+        for ids in found if rising else _in_order(found):
+            count += len(ids)
+            if len(ids):
+                yield ids
+        if count != self.count:
+            raise DataError(
+                f"the score shards hold {count} of the {self.count} samples that were chosen: they have changed since, or an id stands in "
+                "them twice. Let nothing write to them, and choose again."
+            )
+
+    def _found(self, shards: Shards, rising: bool, threads: int) -> Iterator[IdArray]:
+        def chosen(chunk: Chunk) -> tuple[IdArray, tuple[int, int] | None]:
+            ids = chunk["id"]
+            if not len(ids):
+                return ids, None
+            if rising and (falls := np.flatnonzero(ids[1:] <= ids[:-1])).size:
+                raise DataError(_fall(ids[falls[0]], ids[falls[0] + 1]))
+            return ids[self.takes(chunk)], (int(ids[0]), int(ids[-1]))
+
+        last = -1
+        for ids, ends in spread(shards(tuple(dict.fromkeys((*self.columns, "id")))), chosen, threads):
+            if rising and ends is not None:
+                if ends[0] <= last:
+                    raise DataError(_fall(last, ends[0]))
+                last = ends[1]
+            yield ids
+
+
+class IdBits:
+    """Ids, each once, told in rising order; grows up to the highest."""
+
+    def __init__(self) -> None:
+        self._bits = np.zeros(0, np.uint8)
+
+    def add(self, ids_M: IdArray) -> None:
+        """Take (M,) ids in any order, not negative; those that are there already change nothing."""
+        if not len(ids_M):
+            return
+        size = int(ids_M.max()) // 8 + 1
+        if size > len(self._bits):
+            grown = np.zeros(max(size, len(self._bits) + len(self._bits) // 4), np.uint8)
+            grown[: len(self._bits)] = self._bits
+            self._bits = grown
+        np.bitwise_or.at(self._bits, ids_M >> 3, np.left_shift(1, ids_M & 7).astype(np.uint8))
+
+    def has(self, ids_M: IdArray) -> NDArray[np.bool_]:
+        """(M,) whether each id is one of them."""
+        inside = ids_M < 8 * len(self._bits)
+        found = np.zeros(len(ids_M), bool)
+        found[inside] = self._bits[ids_M[inside] >> 3] >> (ids_M[inside] & 7).astype(np.uint8) & 1
+        return found
+
+    def ids(self) -> Iterator[IdArray]:
+        """All of them, rising, by arrays."""
+        for start in range(0, len(self._bits), _BLOCK):
+            block = np.unpackbits(self._bits[start : start + _BLOCK], bitorder="little")
+            yield np.flatnonzero(block).astype(np.int64) + 8 * start
+
+
+def _fall(before: int, after: int) -> str:
+    return f"the ids of the score shards do not rise: {after} comes after {before}. Sort the shards by id, or say rising=False."
+
+
+def _in_order(found: Iterator[IdArray]) -> Iterator[IdArray]:
+    bits = IdBits()
+    for ids in found:
+        bits.add(ids)
+    yield from bits.ids()

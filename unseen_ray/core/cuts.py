@@ -1,0 +1,258 @@
+"""The first so many of an order that is too long to be sorted: found by counting, in a few passes over chunks of it.
+
+Each pass counts the keys within the interval where the end of the choice must lie, in equal bins, and narrows the interval to one of
+them, until so few are left in it that they can be sorted. Where a single key is left, its ties are narrowed by their seeded hash.
+Shapes: M rows of a chunk, G groups that are cut each by itself, L places at which each is cut.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.core.arrays import IntArray
+from unseen_ray.core.ordered import Keys
+from unseen_ray.core.seeds import tie_keys
+from unseen_ray.core.shards import Chunk, Memory, Shards, spread
+
+__all__ = ["Cut", "Order", "Ranks", "find_cuts"]
+
+Ranks = Callable[[IntArray], IntArray]
+"""Takes (G,) how many rows each group has, returns (L, G) how many of each come before each place of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """An order of rows within groups: by key, the lowest first, then by the seeded hash of the id.
+
+    Attributes:
+        columns: what is read for it.
+        keys: (M,) uint32 or uint64 of a chunk.
+        bits: 32 or 64, of these.
+        seed: of the hash.
+        groups: G.
+        group: (M,) group of each row of a chunk; None where there is one.
+        among: the rows of a chunk that take part; None for all.
+    """
+
+    columns: tuple[str, ...]
+    keys: Callable[[Chunk], Keys]
+    bits: int
+    seed: int
+    groups: int = 1
+    group: Callable[[Chunk], IntArray] | None = None
+    among: Callable[[Chunk], NDArray[np.bool_]] | None = None
+
+    def part(self, chunk: Chunk) -> Chunk:
+        """The rows that take part."""
+        if self.among is None:
+            return chunk
+        rows = self.among(chunk)
+        return {name: column[rows] for name, column in chunk.items()}
+
+    def groups_of(self, chunk: Chunk) -> IntArray | None:
+        """(M,) groups; None where there is one."""
+        return None if self.group is None else self.group(chunk)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cut:
+    """A place in each group: the first row that is not before it.
+
+    Attributes:
+        order: what it cuts.
+        keys_G, ties_G: (G,) uint64 of that row.
+        all_G: (G,) whether all of the group is before it, and there is no such row.
+        count: how many rows are before it, in all groups.
+    """
+
+    order: Order
+    keys_G: NDArray[np.uint64]
+    ties_G: NDArray[np.uint64]
+    all_G: NDArray[np.bool_]
+    count: int
+
+    def before(self, chunk: Chunk) -> NDArray[np.bool_]:
+        """(M,) whether each row of a chunk is before it; False for those that take no part."""
+        if self.order.among is not None:
+            rows = self.order.among(chunk)
+            found = np.zeros(len(rows), bool)
+            found[rows] = self._before({name: column[rows] for name, column in chunk.items()})
+            return found
+        return self._before(chunk)
+
+    def _before(self, chunk: Chunk) -> NDArray[np.bool_]:
+        keys, groups = self.order.keys(chunk), self.order.groups_of(chunk)
+        at = 0 if groups is None else groups
+        places: Any = self.keys_G.astype(keys.dtype)[at]
+        found: NDArray[np.bool_] = keys < places
+        if (tied := np.flatnonzero(keys == places)).size:
+            ties = tie_keys(chunk["id"][tied], self.order.seed)
+            found[tied] = ties < (self.ties_G[0] if groups is None else self.ties_G[groups[tied]])
+        return found | self.all_G[at] if self.all_G.any() else found
+
+
+def find_cuts(shards: Shards, order: Order, ranks: Ranks, memory: Memory) -> list[Cut]:
+    """Where each group is cut, so that so many of its rows come before.
+
+    Args:
+        shards: the rows.
+        order: what is cut.
+        ranks: how many of each group, once their sizes are known.
+        memory: what may be held.
+
+    Returns:
+        L cuts.
+    """
+    first = _Search(order, np.zeros(order.groups, np.int64), memory)
+    counts_GB = _counted(shards, order, [first], memory)[0]
+    sizes_G = counts_GB.sum(axis=1)
+    ranks_LG = ranks(sizes_G)
+    searches = [_Search(order, ranks_G, memory) for ranks_G in ranks_LG]
+    for search in searches:
+        search.active_G = (search.rank_G > 0) & (search.rank_G < sizes_G)
+        search.narrow(counts_GB)
+    while open_ := [search for search in searches if search.too_many(memory.buffer // len(searches))]:
+        for search, counts in zip(open_, _counted(shards, order, open_, memory), strict=True):
+            search.narrow(counts)
+    if any(search.held for search in searches):
+        _collect(shards, order, searches, memory)
+    return [search.cut(sizes_G) for search in searches]
+
+
+class _Search:
+    """Where one place of every group must lie: among keys from `low_G` on, `2**width` of them, or among their ties."""
+
+    def __init__(self, order: Order, rank_G: IntArray, memory: Memory) -> None:
+        self.order, self.rank_G = order, rank_G.astype(np.int64)
+        self.low_G = np.zeros(order.groups, np.uint64)
+        self.tie_low_G = np.zeros(order.groups, np.uint64)
+        self.before_G = np.zeros(order.groups, np.int64)
+        self.active_G = np.ones(order.groups, bool)
+        self.width, self.tie_width = order.bits, 64
+        self.by_tie, self.held = False, 0
+        bits = (order.groups - 1).bit_length()
+        self._most = max(1, memory.bins - bits, min(12, memory.bins + 4 - bits))
+        self.found_G: tuple[NDArray[np.uint64], NDArray[np.uint64]] = (self.low_G, self.tie_low_G)
+
+    @property
+    def step(self) -> int:
+        """By how many bits the next pass narrows it."""
+        return min(self._most, self.tie_width if self.by_tie else self.width)
+
+    def too_many(self, buffer: int) -> bool:
+        """Whether more is left than can be sorted, and it can be narrowed."""
+        return self.held > buffer and not (self.by_tie and self.tie_width == 0)
+
+    def inside(self, keys: Keys, groups: IntArray | None, chunk: Chunk) -> tuple[Any, Keys]:
+        """Rows within the intervals, and how far each of them lies behind their beginning."""
+        unsigned, at = keys.dtype.type, 0 if groups is None else groups
+        whole = self.width == self.order.bits
+        behind = keys if whole else keys - self.low_G.astype(keys.dtype)[at]
+        rows: Any = np.flatnonzero(behind <= unsigned((1 << self.width) - 1)) if not whole else slice(None)
+        if groups is not None and not self.active_G.all():
+            rows = np.arange(len(keys))[rows]
+            rows = rows[self.active_G[groups[rows]]]
+        if not self.by_tie:
+            return rows, behind[rows]
+        low = self.tie_low_G[at] if groups is None else self.tie_low_G[groups[rows]]
+        behind_tie = tie_keys(chunk["id"][rows], self.order.seed) - low
+        within = behind_tie <= np.uint64((1 << self.tie_width) - 1)
+        return np.arange(len(keys))[rows][within], behind_tie[within]
+
+    def narrow(self, counts_GB: IntArray) -> None:
+        """Take the bin of each group in which its place lies."""
+        bits = self.step
+        ends_GB = np.cumsum(counts_GB, axis=1)
+        left_G = self.rank_G - self.before_G
+        bins_G = np.minimum((ends_GB <= left_G[:, None]).sum(axis=1), counts_GB.shape[1] - 1)
+        each = np.arange(len(bins_G))
+        held_G = counts_GB[each, bins_G]
+        self.before_G = self.before_G + np.where(self.active_G, ends_GB[each, bins_G] - held_G, 0)
+        shift = np.uint64((self.tie_width if self.by_tie else self.width) - bits)
+        offset_G = np.where(self.active_G, bins_G, 0).astype(np.uint64) << shift
+        if self.by_tie:
+            self.tie_low_G, self.tie_width = self.tie_low_G + offset_G, self.tie_width - bits
+        else:
+            self.low_G, self.width = self.low_G + offset_G, self.width - bits
+            self.by_tie = self.width == 0
+        self.held = int(held_G[self.active_G].sum())
+
+    def settle(self, keys: NDArray[np.uint64], ties: NDArray[np.uint64], groups: IntArray) -> None:
+        """Sort what is left in the intervals."""
+        order = np.lexsort((ties, keys, groups))
+        sizes_G = np.bincount(groups, minlength=self.order.groups)
+        starts_G = np.cumsum(sizes_G) - sizes_G
+        live = np.flatnonzero(self.active_G)
+        rows = order[starts_G[live] + (self.rank_G - self.before_G)[live]]
+        low_G, tie_low_G = np.zeros_like(self.low_G), np.zeros_like(self.low_G)
+        low_G[live], tie_low_G[live] = keys[rows], ties[rows]
+        self.found_G = low_G, tie_low_G
+
+    def cut(self, sizes_G: IntArray) -> Cut:
+        """The place that was found."""
+        keys_G, ties_G = self.found_G
+        return Cut(
+            order=self.order,
+            keys_G=keys_G,
+            ties_G=ties_G,
+            all_G=(self.rank_G == sizes_G) & (sizes_G > 0),
+            count=int(self.rank_G.sum()),
+        )
+
+
+def _counted(shards: Shards, order: Order, searches: list[_Search], memory: Memory) -> list[IntArray]:
+    """One pass: (G, bins) for each search, how many rows of each group lie in each bin of its interval."""
+    totals = [np.zeros((order.groups, 1 << search.step), np.int64) for search in searches]
+    lock = threading.Lock()
+
+    def count(chunk: Chunk) -> None:
+        chunk = order.part(chunk)
+        keys, groups = order.keys(chunk), order.groups_of(chunk)
+        for search, total in zip(searches, totals, strict=True):
+            rows, behind = search.inside(keys, groups, chunk)
+            left = (search.tie_width if search.by_tie else search.width) - search.step
+            cells = (behind >> behind.dtype.type(left)).astype(np.intp)
+            if groups is not None:
+                cells += groups[rows] << search.step
+            with lock:
+                if total.size > 4 * cells.size:
+                    np.add.at(total.reshape(-1), cells, 1)
+                else:
+                    total += np.bincount(cells, minlength=total.size).reshape(total.shape)
+
+    for _ in spread(
+        shards(_with_ids(order) if any(search.by_tie for search in searches) else order.columns), count, memory.threads
+    ):
+        pass
+    return totals
+
+
+def _collect(shards: Shards, order: Order, searches: list[_Search], memory: Memory) -> None:
+    """One pass: what lies in the intervals is sorted."""
+
+    def collect(chunk: Chunk) -> list[tuple[Any, ...]]:
+        chunk = order.part(chunk)
+        keys, groups = order.keys(chunk), order.groups_of(chunk)
+        found = []
+        for search in searches:
+            rows, _ = search.inside(keys, groups, chunk)
+            some = keys[rows].astype(np.uint64)
+            its = np.zeros(len(some), np.int64) if groups is None else groups[rows]
+            found.append((some, tie_keys(chunk["id"][rows], order.seed), its))
+        return found
+
+    parts = list(spread(shards(_with_ids(order)), collect, memory.threads))
+    for place, search in enumerate(searches):
+        if search.held:
+            keys, ties, groups = (np.concatenate([part[place][i] for part in parts]) for i in range(3))
+            search.settle(keys, ties, groups)
+
+
+def _with_ids(order: Order) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*order.columns, "id")))

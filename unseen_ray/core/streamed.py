@@ -1,0 +1,288 @@
+"""The policies that choose from shards, each in passes: what it must know of all candidates first, then where their order is cut.
+
+Shapes: M rows of a chunk, C classes, G groups.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.core import select
+from unseen_ray.core.arrays import FloatArray, IntArray
+from unseen_ray.core.chosen import Chosen
+from unseen_ray.core.classwise import even_share, least_quota, quota_by_mean
+from unseen_ray.core.cuts import Cut, Order, Ranks, find_cuts
+from unseen_ray.core.exact import ExactSums
+from unseen_ray.core.formulas import beta_draws, beta_shape, filled, strata_of
+from unseen_ray.core.ordered import Keys, best_first_keys, value_of_key
+from unseen_ray.core.seeds import derive, tie_keys
+from unseen_ray.core.shards import Chunk, Memory, Shards, spread
+from unseen_ray.errors import DataError
+
+__all__ = ["POLICIES", "Asked"]
+
+_HARDEST = 10  # scores whose p_y `beta` asks for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Asked:
+    """What a choice is made by."""
+
+    shards: Shards
+    budget: int
+    kept_C: IntArray
+    seed: int
+    memory: Memory
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def order(self, **changes: Any) -> Order:
+        """From the highest score to the lowest."""
+        plain = Order(columns=("score",), keys=_score_keys, bits=32, seed=self.seed)
+        return replace(plain, **changes)
+
+    def classes(self, **changes: Any) -> Order:
+        """The same within each class."""
+        return self.order(columns=("score", "label"), groups=len(self.kept_C), group=self.labels, **changes)
+
+    def labels(self, chunk: Chunk) -> IntArray:
+        """(M,) classes of a chunk."""
+        labels = chunk["label"]
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.kept_C):
+            raise DataError(
+                f"the score shards hold labels from {labels.min()} to {labels.max()}; kept_C counts {len(self.kept_C)} classes."
+            )
+        return labels
+
+    def cuts(self, order: Order, ranks: Ranks) -> list[Cut]:
+        """Where an order is cut."""
+        return find_cuts(self.shards, order, ranks, self.memory)
+
+
+def _score_keys(chunk: Chunk) -> Keys:
+    scores = chunk["score"]
+    if scores.dtype != np.float32:
+        raise DataError(f"the score shards hold scores of type {scores.dtype}; they must be float32.")
+    if not np.isfinite(scores).all():
+        bad = scores[~np.isfinite(scores)][0]
+        raise DataError(
+            f"the score shards hold a score that is {bad}; all must be finite numbers. Score these samples again."
+        )
+    return best_first_keys(scores)
+
+
+def _checked(budget: int, sizes_G: IntArray) -> int:
+    """How many candidates there are."""
+    if not 0 <= budget <= sizes_G.sum():
+        raise DataError(f"the score shards hold {sizes_G.sum()} candidates, and {budget} are to be chosen.")
+    return int(sizes_G.sum())
+
+
+def _of_cut(cut: Cut) -> Chosen:
+    return Chosen(count=cut.count, columns=cut.order.columns, takes=cut.before)
+
+
+def _between(asked: Asked, first: Callable[[int], int]) -> Chosen:
+    """A window of the order, from a place that depends on how many there are."""
+
+    def ranks(sizes_G: IntArray) -> IntArray:
+        begin = first(_checked(asked.budget, sizes_G))
+        return np.array([[begin], [begin + asked.budget]])
+
+    out, within = asked.cuts(asked.order(), ranks)
+    return Chosen(
+        count=within.count - out.count,
+        columns=("score",),
+        takes=lambda chunk: within.before(chunk) & ~out.before(chunk),
+    )
+
+
+def _first(asked: Asked, order: Order) -> Chosen:
+    """The first of an order."""
+
+    def ranks(sizes_G: IntArray) -> IntArray:
+        _checked(asked.budget, sizes_G)
+        return np.array([[asked.budget]])
+
+    return _of_cut(asked.cuts(order, ranks)[0])
+
+
+def _top(asked: Asked) -> Chosen:
+    return _first(asked, asked.order())
+
+
+def _random(asked: Asked) -> Chosen:
+    return _first(asked, _by_hash(asked, "random"))
+
+
+def _by_hash(asked: Asked, purpose: str, **changes: Any) -> Order:
+    """A random order, by the seeded hash of the id."""
+    seed = derive(asked.seed, purpose)
+    plain = Order(columns=("id",), keys=lambda chunk: tie_keys(chunk["id"], seed), bits=64, seed=seed)
+    return replace(plain, **changes)
+
+
+def _window(asked: Asked) -> Chosen:
+    start = _option(asked, "start")
+    return _between(asked, lambda size: min(round(start * size), size - asked.budget))
+
+
+def _moderate(asked: Asked) -> Chosen:
+    return _between(asked, lambda size: (size - asked.budget) // 2)
+
+
+def _option(asked: Asked, name: str) -> Any:
+    """An option, or its default in the policy that it is of."""
+    (policy,) = (policy for policy in POLICIES if name in inspect.signature(getattr(select, policy)).parameters)
+    return asked.options.get(name, inspect.signature(getattr(select, policy)).parameters[name].default)
+
+
+def _class_balanced(asked: Asked) -> Chosen:
+    def ranks(sizes_C: IntArray) -> IntArray:
+        _checked(asked.budget, sizes_C)
+        return even_share(sizes_C, asked.budget, asked.kept_C, asked.seed)[None]
+
+    return _of_cut(asked.cuts(asked.classes(), ranks)[0])
+
+
+def _class_floor(asked: Asked) -> Chosen:
+    def ranks(sizes_C: IntArray) -> IntArray:
+        _checked(asked.budget, sizes_C)
+        return least_quota(sizes_C, asked.budget, asked.kept_C, asked.seed, floor=_option(asked, "floor"))[None]
+
+    (granted,) = asked.cuts(asked.classes(), ranks)
+    left = asked.budget - granted.count
+    others = asked.order(columns=("score", "label", "id"), among=lambda chunk: ~granted.before(chunk))
+    (rest,) = asked.cuts(others, lambda sizes_G: np.array([[left]]))
+    return Chosen(
+        count=asked.budget,
+        columns=others.columns,
+        takes=lambda chunk: granted.before(chunk) | rest.before(chunk),
+    )
+
+
+def _class_quota(asked: Asked) -> Chosen:
+    sums, lowest = ExactSums(len(asked.kept_C)), 0.0
+
+    def add(chunk: Chunk) -> tuple[ExactSums, float]:
+        _score_keys(chunk)
+        part = ExactSums(len(asked.kept_C))
+        part.add(asked.labels(chunk), chunk["score"])
+        return part, float(chunk["score"].min(initial=0.0))
+
+    for part, low in spread(asked.shards(("score", "label")), add, asked.memory.threads):
+        sums.merge(part)
+        lowest = min(lowest, low)
+
+    def ranks(sizes_C: IntArray) -> IntArray:
+        _checked(asked.budget, sizes_C)
+        strength = _option(asked, "strength")
+        given = (sizes_C, asked.budget, asked.kept_C, asked.seed)
+        return quota_by_mean(sums.totals(), lowest, *given, strength=strength)[None]
+
+    return _of_cut(asked.cuts(asked.classes(), ranks)[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Survey:
+    """Of all scores: how many, the lowest, the highest, and (10,) probabilities of the true class of the hardest."""
+
+    count: int
+    low: float
+    high: float
+    hardest: FloatArray
+
+
+def _survey(asked: Asked, *, probs: bool) -> _Survey:
+    def look(chunk: Chunk) -> dict[str, NDArray[Any]]:
+        keys = _score_keys(chunk)
+        found = {"count": np.array([len(keys)]), "ends": keys[:0]}
+        if len(keys):
+            found["ends"] = np.array([keys.min(), keys.max()])
+        if probs:
+            found |= _best(keys, chunk, asked.seed)
+        return found
+
+    columns = ("score", "p_label", "id") if probs else ("score",)
+    parts = list(spread(asked.shards(columns), look, asked.memory.threads))
+    ends = np.concatenate([part["ends"] for part in parts]) if parts else np.empty(0, np.uint32)
+    hardest = np.empty(0, np.float32)
+    if probs and parts:
+        every = {name: np.concatenate([part[name] for part in parts]) for name in ("keys", "id", "p_label")}
+        hardest = _best(every["keys"], every, asked.seed)["p_label"]
+    return _Survey(
+        count=int(sum(part["count"][0] for part in parts)),
+        low=value_of_key(int(ends.max()), np.float32) if len(ends) else 0.0,
+        high=value_of_key(int(ends.min()), np.float32) if len(ends) else 0.0,
+        hardest=hardest,
+    )
+
+
+def _best(keys: Keys, chunk: Chunk, seed: int) -> dict[str, NDArray[Any]]:
+    """The hardest rows of a chunk, in order."""
+    rows = np.arange(len(keys))
+    if len(keys) > _HARDEST:
+        rows = np.flatnonzero(keys <= np.partition(keys, _HARDEST - 1)[_HARDEST - 1])
+    order = rows[np.lexsort((tie_keys(chunk["id"][rows], seed), keys[rows]))][:_HARDEST]
+    return {"keys": keys[order], "id": chunk["id"][order], "p_label": chunk["p_label"][order]}
+
+
+def _ccs(asked: Asked) -> Chosen:
+    survey = _survey(asked, probs=False)
+    _checked(asked.budget, np.array([survey.count]))
+    strata, out = _option(asked, "strata"), None
+    first = min(round(_option(asked, "cut") * survey.count), survey.count - asked.budget)
+    high = survey.high
+    if 0 < first < survey.count:
+        (out,) = asked.cuts(asked.order(), lambda sizes_G: np.array([[first]]))
+        high = value_of_key(int(out.keys_G[0]), np.float32)
+    elif first == survey.count:
+        return Chosen(count=0, columns=("score",), takes=lambda chunk: np.zeros(len(chunk["score"]), bool))
+
+    def left(chunk: Chunk) -> NDArray[np.bool_]:
+        _score_keys(chunk)
+        return np.ones(len(chunk["score"]), bool) if out is None else ~out.before(chunk)
+
+    order = _by_hash(
+        asked,
+        "strata",
+        columns=("score", "id"),
+        groups=strata,
+        group=lambda chunk: strata_of(chunk["score"], survey.low, high, strata),
+        among=left if out is not None else None,
+    )
+    return _of_cut(asked.cuts(order, lambda sizes_G: filled(sizes_G, asked.budget)[None])[0])
+
+
+def _beta(asked: Asked) -> Chosen:
+    survey = _survey(asked, probs=True)
+    _checked(asked.budget, np.array([survey.count]))
+    if not survey.count:
+        return Chosen(count=0, columns=("score",), takes=lambda chunk: np.zeros(len(chunk["score"]), bool))
+    kept, c = int(asked.kept_C.sum()), _option(asked, "c")
+    b = beta_shape(survey.hardest, candidates=survey.count, budget=asked.budget, kept=kept, c=c)
+
+    def keys(chunk: Chunk) -> Keys:
+        ends = {"low": survey.low, "high": survey.high}
+        draws, _ = beta_draws(chunk["score"], chunk["p_label"], chunk["id"], b=b, **ends, seed=asked.seed)
+        return best_first_keys(draws)
+
+    return _first(asked, Order(columns=("score", "p_label", "id"), keys=keys, bits=64, seed=derive(asked.seed, "beta")))
+
+
+POLICIES: dict[str, Callable[[Asked], Chosen]] = {
+    "beta": _beta,
+    "ccs": _ccs,
+    "class_balanced": _class_balanced,
+    "class_floor": _class_floor,
+    "class_quota": _class_quota,
+    "moderate": _moderate,
+    "random": _random,
+    "top": _top,
+    "window": _window,
+}

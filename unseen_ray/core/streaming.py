@@ -1,0 +1,82 @@
+"""Policies on score tables that are too long for memory: the same ids as those of `core.select`, from shards read a few times over.
+
+Held at once are some chunks for each thread, the bins and the buffer of `core.shards.Memory`, and where ids do not rise a bit for each
+number up to the highest of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from unseen_ray.core import select
+from unseen_ray.core.arrays import IntArray
+from unseen_ray.core.chosen import Chosen
+from unseen_ray.core.shards import Memory, Shards
+from unseen_ray.core.streamed import POLICIES, Asked
+from unseen_ray.errors import ConfigError
+
+__all__ = ["STREAMED", "choose", "why_not_streamed"]
+
+STREAMED = tuple(POLICIES)
+"""Policies that choose from shards."""
+
+
+def why_not_streamed(policy: Any, options: Mapping[str, Any]) -> str | None:
+    """Why a policy cannot choose from shards, and which can; None if it can.
+
+    Args:
+        policy: a name of `core.select`, or a function.
+        options: its keyword options.
+    """
+    allowed = f"Allowed are {', '.join(STREAMED)} (window with a number as start, beta with over: last)."
+    if policy not in STREAMED:
+        name = policy if isinstance(policy, str) else getattr(policy, "__name__", repr(policy))
+        return f"policy {name} needs all candidates at once and cannot choose from score shards. {allowed}"
+    for name, value in (("start", "auto"), ("over", "epochs")):
+        if options.get(name) == value:
+            return f"policy {policy} with {name}: {value} reads more than score shards hold. {allowed}"
+    return None
+
+
+def choose(
+    policy: str,
+    shards: Shards,
+    budget: int,
+    *,
+    kept_C: IntArray,
+    seed: int,
+    options: Mapping[str, Any] | None = None,
+    memory: Memory | None = None,
+) -> Chosen:
+    """Choose from score shards what the policy of that name chooses from the whole table, bit for bit.
+
+    Args:
+        policy: one of `STREAMED`.
+        shards: reads the columns `id`, `label`, `score` (float32) and for `beta` `p_label`, as often as it is called.
+        budget: how many to keep, 0 to all.
+        kept_C: (C,) what earlier stages kept of each class.
+        seed: the policy's.
+        options: the policy's own.
+        memory: what may be held.
+
+    Raises:
+        ConfigError: if the policy cannot choose from shards, or an option is outside its range.
+        DataError: if a score is not finite, a label is no class, or there are fewer candidates than `budget`.
+    """
+    options = dict(options or {})
+    if (why := why_not_streamed(policy, options)) is not None:
+        raise ConfigError(why)
+    _check_options(policy, options, kept_C, seed)
+    asked = Asked(shards=shards, budget=budget, kept_C=kept_C, seed=seed, memory=memory or Memory(), options=options)
+    return POLICIES[policy](asked)
+
+
+def _check_options(policy: str, options: dict[str, Any], kept_C: IntArray, seed: int) -> None:
+    """Have the policy say itself what its options may be."""
+    function = getattr(select, policy)
+    none: dict[str, Any] = {"p_label_M": np.empty(0, np.float32)} if policy == "beta" else {}
+    nothing = np.empty(0, np.int64)
+    function(np.empty(0, np.float32), nothing, nothing, 0, kept_C=kept_C, seed=seed, **none, **options)

@@ -1,0 +1,157 @@
+"""A folder while it is prepared: what it was begun as, which of its files are said to be there, and its end."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from unseen_ray.data.decode import UndecodableError
+from unseen_ray.data.shards import Form, Receipt, Shard, receipt_file
+from unseen_ray.errors import ConfigError, DataError, StorageError
+from unseen_ray.sealed import seal, unseal
+from unseen_ray.sources import Source, SourceInfo
+from unseen_ray.sources.prepared import PLAN, PREPARED, PREPARING
+from unseen_ray.storage import Folder
+
+__all__ = ["Begun", "begin", "finish"]
+
+logger = logging.getLogger(__name__)
+
+_SCHEMA_VERSION = 1
+_PROBED = 32
+_ROW_BYTES = 64  # label, key and what Parquet adds
+_OURS = re.compile(r"part-\d{5,}\.parquet")
+_ASIDE = re.compile(r"(part-\d{5,}\.parquet|prepared\.json)\.[0-9a-f]{8}\.tmp")
+_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A folder that was begun.
+
+    Attributes:
+        plan: what it is to hold.
+        receipts: of files that are said to be there, by name.
+    """
+
+    plan: dict[str, Any]
+    receipts: dict[str, Receipt]
+
+    @property
+    def shards(self) -> list[Shard]:
+        """Its files, in the order of their rows."""
+        rows, each = self.plan["source"]["num_samples"], self.plan["rows_a_shard"]
+        width = max(5, len(str(math.ceil(rows / each) - 1)))
+        return [
+            Shard(name=f"part-{place:0{width}d}.parquet", start=start, stop=min(start + each, rows))
+            for place, start in enumerate(range(0, rows, each))
+        ]
+
+
+def begin(folder: Folder, source: Source, form: Form, shard_mb: float) -> Begun:
+    """What the folder was begun with, which must be this; else a beginning."""
+    info, names = source.info, folder.names()
+    found = _read(folder, PREPARED) or _read(folder, PLAN)
+    others = [name for name in names if name not in (PREPARED, PREPARING) and not _ASIDE.fullmatch(name)]
+    others = [name for name in others if found is None or not _OURS.fullmatch(name)]
+    if others:
+        raise ConfigError(
+            f"out={folder.root} holds {', '.join(others[:3])}, which `prepare` did not make. Name a new or an empty folder."
+        )
+    if found is not None:
+        _check_same(folder, found, info, form)
+        return Begun(found, _receipts(folder, found))
+    plan = {
+        "schema_version": _SCHEMA_VERSION,
+        "source": {
+            "name": info.name,
+            "fingerprint": info.fingerprint,
+            "num_samples": len(info),
+            "num_classes": info.num_classes,
+        },
+        "kind": form.kind,
+        "size": form.size_px,
+        "quality": form.quality,
+        "rows_a_shard": max(1, int(shard_mb * 1e6 / _row_bytes(source, form))),
+        "unseen_ray": version("unseen_ray"),
+        "pillow": version("pillow"),
+    }
+    folder.write(PLAN, seal(plan))
+    return Begun(plan, {})
+
+
+def _check_same(folder: Folder, found: dict[str, Any], info: SourceInfo, form: Form) -> None:
+    """Refuse to go on with anything but what was begun."""
+    before, other = found["source"], "Name another folder, or remove this one."
+    if before["fingerprint"] != info.fingerprint and before["name"] == info.name:
+        raise DataError(
+            f"source {info.name} has changed since {folder.root} was begun: it had {before['num_samples']:,} samples and "
+            f"has {len(info):,}, or other ones. {other}"
+        )
+    if before["fingerprint"] != info.fingerprint:
+        raise ConfigError(f"out={folder.root} holds another source, {before['name']}, not {info.name}. {other}")
+    there = Form(kind=found["kind"], size_px=found["size"], quality=found["quality"])
+    if there != form:
+        raise ConfigError(f"out={folder.root} holds this source as {there}, not as {form}. {other}")
+
+
+def _receipts(folder: Folder, found: dict[str, Any]) -> dict[str, Receipt]:
+    """What is said of the shards; who makes them looks whether it is still so."""
+    receipts = {values["name"]: Receipt.from_json(values) for values in found.get("shards", ())}
+    for file in Folder(folder.path(PREPARING)).names():
+        name = file.removesuffix(".json")
+        if _OURS.fullmatch(name) and file != name:
+            try:
+                receipts[name] = Receipt.from_json(unseal(folder.read(receipt_file(name)) or b"")["shard"])
+            except (ValueError, KeyError, TypeError):
+                logger.warning("%s is damaged: %s is made anew", receipt_file(name), name)
+    return receipts
+
+
+def _read(folder: Folder, name: str) -> dict[str, Any] | None:
+    data = folder.read(name)
+    if data is None:
+        return None
+    try:
+        values = unseal(data)
+        if values.get("schema_version") != _SCHEMA_VERSION:
+            raise ValueError(f"its schema_version is {values.get('schema_version')}, not {_SCHEMA_VERSION}")
+        return values
+    except ValueError as error:
+        raise StorageError(
+            f"{folder.path(name)} is damaged: {error}. Remove {folder.root} and prepare it anew."
+        ) from None
+
+
+def _row_bytes(source: Source, form: Form) -> float:
+    """About how many bytes a row takes, from a few of them."""
+    sizes = []
+    for _, raw in source.read(np.unique(np.linspace(0, len(source.info) - 1, _PROBED).astype(int)).tolist()):
+        try:
+            sizes.append(len(form.encode(raw)))
+        except UndecodableError:
+            continue
+    return _ROW_BYTES + (sum(sizes) / len(sizes) if sizes else 0)
+
+
+def finish(folder: Folder, begun: Begun, receipts: Sequence[Receipt]) -> None:
+    """Say what the folder holds, then tidy up."""
+    bad = [sample for receipt in receipts for sample in receipt.bad]
+    for sample in bad[:_SHOWN]:
+        logger.warning("no bytes for %s: %s", sample.key, sample.reason)
+    if len(bad) > _SHOWN:
+        logger.warning("no bytes for %d samples in all; %s names them", len(bad), PREPARED)
+    shards = [receipt.to_json() for receipt in receipts]
+    if begun.plan.get("shards") != shards:
+        folder.write(PREPARED, seal({**begun.plan, "shards": shards}), durable=True)
+    folder.delete_folder(PREPARING)
+    for name in folder.names():
+        if _ASIDE.fullmatch(name):  # of a start that was killed
+            folder.delete(name)

@@ -1,0 +1,210 @@
+"""One Parquet file of prepared images: made by any process, named by its rows, told apart by its checksum."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unseen_ray.data.decode import UndecodableError
+from unseen_ray.data.encode import to_jpeg, to_ppm
+from unseen_ray.data.plane import BadSample
+from unseen_ray.errors import DataError
+from unseen_ray.sealed import seal
+from unseen_ray.sources import RawImage, Source, SourceInfo, SourceRef, open_source
+from unseen_ray.sources.prepared import PREPARING
+from unseen_ray.storage import Folder, sha256_of
+
+__all__ = ["Form", "Receipt", "Shard", "Work", "receipt_file", "settled"]
+
+_GROUP_ROWS, _GROUP_BYTES = 128, 4 * 2**20  # of a row group, which a reader reads whole
+_COMPRESSION = {"image.bytes": "none", "image.path": "none", "label": "zstd", "key": "zstd"}
+
+Kind = Literal["jpeg", "raw"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """What images become.
+
+    Attributes:
+        kind: `jpeg`, or `raw`: plain pixels of a square.
+        size_px: the short side of a JPEG, which is never enlarged; height and width of a square.
+        quality: of JPEG; None for plain pixels.
+    """
+
+    kind: Kind
+    size_px: int
+    quality: int | None
+
+    def encode(self, raw: RawImage) -> bytes:
+        """An image in this form; UndecodableError if it cannot be read."""
+        return to_ppm(raw, self.size_px) if self.quality is None else to_jpeg(raw, self.size_px, self.quality)
+
+    def __str__(self) -> str:
+        size = f"{self.kind} of {self.size_px} px"
+        return size if self.quality is None else f"{size}, quality {self.quality}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """A file and the rows [start, stop) of the source that are in it."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What is known of a shard that was made.
+
+    Attributes:
+        name, start, rows: which one.
+        size: bytes of the file.
+        sha256: of its bytes; empty where it was not written, for bad samples that are not to be skipped.
+        bad: samples that cannot be decoded, whose rows have no bytes.
+        reused: whether it stood there already.
+    """
+
+    name: str
+    start: int
+    rows: int
+    size: int
+    sha256: str
+    bad: tuple[BadSample, ...] = ()
+    reused: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {name: value for name, value in asdict(self).items() if name != "reused"}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Receipt:
+        """What `to_json` described; ValueError, KeyError or TypeError where it is none."""
+        return cls(**{**values, "bad": tuple(BadSample(**sample) for sample in values["bad"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What all shards of a folder share; travels to the processes that make them.
+
+    Attributes:
+        ref: how to open the source.
+        fingerprint: what it must have there.
+        form: what its images become.
+        out: the folder.
+        skip: whether samples that cannot be decoded become rows without bytes.
+    """
+
+    ref: SourceRef
+    fingerprint: str
+    form: Form
+    out: str
+    skip: bool
+
+
+_opened: list[tuple[SourceRef, Source]] = []  # by this process
+
+
+def settled(work: Work, shard: Shard, before: Receipt | None) -> Receipt:
+    """Have a shard in place: as it stands, if it is the one that `before` tells of, else made and put there.
+
+    Raises:
+        DataError: if the source cannot be read, or is not what it was.
+        StorageError: if the folder cannot be written.
+    """
+    folder = Folder(work.out)
+    if before is not None and (before.start, before.rows) == (shard.start, shard.stop - shard.start):
+        data = folder.read(shard.name)
+        if data is not None and sha256_of(data) == before.sha256:
+            return Receipt.from_json({**before.to_json(), "reused": True})
+    source = _open(work)
+    data, bad = _file_of(source, work.form, shard)
+    receipt = Receipt(
+        name=shard.name, start=shard.start, rows=shard.stop - shard.start, size=len(data), sha256="", bad=bad
+    )
+    if bad and not work.skip:
+        return receipt
+    digest = folder.write(shard.name, data)
+    receipt = Receipt.from_json({**receipt.to_json(), "sha256": digest})
+    folder.write(receipt_file(shard.name), seal({"shard": receipt.to_json()}))
+    return receipt
+
+
+def receipt_file(name: str) -> str:
+    """Where the receipt of a shard lies until all are made."""
+    return f"{PREPARING}/{name}.json"
+
+
+def _open(work: Work) -> Source:
+    if not _opened or _opened[0][0] != work.ref:
+        _opened[:] = [(work.ref, open_source(work.ref))]
+    source = _opened[0][1]
+    if source.info.fingerprint != work.fingerprint:
+        raise DataError(f"source {source.info.name} has changed while it was prepared. Run the same line again.")
+    return source
+
+
+def _file_of(source: Source, form: Form, shard: Shard) -> tuple[bytes, tuple[BadSample, ...]]:
+    """A whole Parquet file, and the samples in it that cannot be decoded."""
+    bad: list[BadSample] = []
+    schema, sink = _schema_of(source.info), pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink,
+        schema,
+        compression=_COMPRESSION,
+        use_dictionary=["label"],
+        write_statistics=["label"],
+        write_page_checksum=True,
+    ) as writer:
+        for ids, images in _groups(_encoded(source, form, shard, bad)):
+            columns = {
+                "image": [{"bytes": image, "path": None} for image in images],
+                "label": source.info.labels_N[ids],
+                "key": source.keys(ids),
+            }
+            writer.write_table(pa.table(columns, schema))
+    return bytes(sink.getvalue().to_pybytes()), tuple(bad)
+
+
+def _encoded(source: Source, form: Form, shard: Shard, bad: list[BadSample]) -> Iterator[tuple[int, bytes]]:
+    for number, raw in source.read(range(shard.start, shard.stop)):
+        try:
+            image = form.encode(raw)
+        except UndecodableError as error:
+            bad.append(BadSample(number, source.keys([number])[0], str(error)))
+            image = b""
+        yield number, image
+
+
+def _groups(rows: Iterator[tuple[int, bytes]]) -> Iterator[tuple[list[int], list[bytes]]]:
+    ids: list[int] = []
+    images: list[bytes] = []
+    held = 0
+    for number, image in rows:
+        ids.append(number)
+        images.append(image)
+        held += len(image)
+        if len(ids) == _GROUP_ROWS or held >= _GROUP_BYTES:
+            yield ids, images
+            ids, images, held = [], [], 0
+    if ids:
+        yield ids, images
+
+
+def _schema_of(info: SourceInfo) -> pa.Schema:
+    """Hugging Face's image schema, with the class names where the source has them."""
+    label = {"_type": "ClassLabel", "names": list(info.class_names)} if info.class_names else _value("int64")
+    features = {"image": {"_type": "Image"}, "label": label, "key": _value("string")}
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", image), ("label", pa.int64()), ("key", pa.string())])
+    return schema.with_metadata({b"huggingface": json.dumps({"info": {"features": features}}).encode()})
+
+
+def _value(dtype: str) -> dict[str, str]:
+    return {"_type": "Value", "dtype": dtype}

@@ -1,0 +1,237 @@
+"""Tables of a run that may be too long for one file: one Parquet file, or a folder of that name with parts in the order of the ids.
+
+Above `MOST_ROWS` rows `scores.parquet` is `scores.parquet/part-00000.parquet` and so on, which pyarrow, pandas and Ray Data read alike.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unseen_ray.errors import StorageError
+from unseen_ray.patience import patiently
+from unseen_ray.storage import Folder, filesystem_of
+
+__all__ = [
+    "MOST_ROWS",
+    "PART_ROWS",
+    "LongTable",
+    "TableWriter",
+    "copy_table",
+    "part_file",
+    "parts_of",
+    "read_table",
+    "remove_table",
+    "sha256_of_file",
+    "with_file",
+    "with_parquet",
+]
+
+MOST_ROWS = 16_000_000
+"""Of a table in one file, and of one that is chosen from in memory."""
+
+PART_ROWS = 2**22
+"""Of each part of a longer one."""
+
+_BATCH = 2**18
+_HASHED = 2**23
+
+T = TypeVar("T")
+
+
+def part_file(name: str, number: int) -> str:
+    """Where a part of a table stands."""
+    return f"{name}/part-{number:05d}.parquet"
+
+
+def parts_of(name: str, files: Mapping[str, str]) -> list[str]:
+    """The files of a table in order: itself, or its parts, as a manifest names them."""
+    parts = sorted(file for file in files if file.startswith(f"{name}/part-"))
+    return parts if parts and name not in files else [name]
+
+
+def write_table(folder: Folder, name: str, table: pa.Table) -> dict[str, str]:
+    """Write a table as one file or as parts; returns the SHA-256 of each; see `Folder.write`."""
+    writer = TableWriter(folder, name, table.num_rows)
+    writer.add(table)
+    return writer.close()
+
+
+def read_table(folder: Folder, name: str, files: Mapping[str, str]) -> pa.Table:
+    """A table from its file or its parts.
+
+    Args:
+        folder: where it stands.
+        name: its own, such as `coreset.parquet`.
+        files: SHA-256 by file name, as far as they are known.
+
+    Raises:
+        StorageError: if a file is missing or damaged.
+    """
+    return pa.concat_tables([folder.read_table(part, files.get(part)) for part in parts_of(name, files)])
+
+
+def copy_table(folder: Folder, name: str, lender: Folder, files: Mapping[str, str]) -> dict[str, str]:
+    """Take over a table of another folder, file by file, as it is; returns the SHA-256 of each."""
+    return {part: folder.copy(part, lender, files.get(part)) for part in parts_of(name, files)}
+
+
+def remove_table(folder: Folder, name: str, files: Mapping[str, str]) -> None:
+    """Remove a table's file or its parts; nothing happens where there is none."""
+    for part in parts_of(name, files):
+        folder.delete(part)
+    if parts_of(name, files) != [name]:
+        folder.delete_folder(name)
+
+
+class TableWriter:
+    """Writes a table of a known length piece by piece, and holds one part of it at most.
+
+    Args:
+        folder: where it goes.
+        name: its own; a folder of that name if it is longer than `MOST_ROWS`.
+        rows: how many it will have.
+    """
+
+    def __init__(self, folder: Folder, name: str, rows: int) -> None:
+        self._folder, self._name, self._rows = folder, name, rows
+        self._most = PART_ROWS if rows > MOST_ROWS else rows
+        self._held: list[pa.Table] = []
+        self._files: dict[str, str] = {}
+        if rows > MOST_ROWS:
+            folder.delete_folder(name)  # what an interrupted start left would be read with the rest
+            folder.delete(name)
+
+    def add(self, table: pa.Table) -> None:
+        """Take the next rows."""
+        while self._most < self._rows and (held := self._count()) + table.num_rows >= self._most:
+            self._held.append(table.slice(0, self._most - held))
+            table = table.slice(self._most - held)
+            self._flush()
+        if table.num_rows or not self._held:
+            self._held.append(table)
+
+    def close(self) -> dict[str, str]:
+        """Write what is held; returns the SHA-256 of each file."""
+        if self._count() or not self._files:
+            self._flush()
+        return self._files
+
+    def _count(self) -> int:
+        return sum(table.num_rows for table in self._held)
+
+    def _flush(self) -> None:
+        name = self._name if self._rows <= MOST_ROWS else part_file(self._name, len(self._files))
+        self._files[name] = self._folder.write_table(name, pa.concat_tables(self._held))
+        self._held = []
+
+
+@dataclass(frozen=True, slots=True)
+class LongTable:
+    """A table that is read by pieces, as often as is asked.
+
+    Attributes:
+        folder: where it stands.
+        name: its own.
+        files: SHA-256 by file name.
+    """
+
+    folder: Folder
+    name: str
+    files: Mapping[str, str]
+
+    def verified(self) -> LongTable:
+        """Itself, once every file of it is found to be what was written.
+
+        Raises:
+            StorageError: if one is missing or damaged.
+        """
+        for part in self._parts():
+            digest = self.files.get(part)
+            if digest is not None and sha256_of_file(self.folder, part) != digest:
+                raise StorageError(
+                    f"{self.folder.path(part)} is damaged: it is not what was written. "
+                    "The run's `unseen-ray prune` line does its work anew."
+                )
+        return self
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows it has, by its footers."""
+        return sum(self._opened(part, lambda file: int(file.metadata.num_rows)) for part in self._parts())
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Its columns."""
+        return self._opened(self._parts()[0], lambda file: file.schema_arrow)
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Its rows in order, some columns of them, by pieces.
+
+        Raises:
+            StorageError: if a file is missing or damaged.
+        """
+        wanted = None if columns is None else list(columns)
+        for part in self._parts():
+            for group in range(self._opened(part, lambda file: int(file.num_row_groups))):
+                read = functools.partial(_row_group, group=group, columns=wanted)
+                yield from self._opened(part, read).to_batches(max_chunksize=_BATCH)
+
+    def _parts(self) -> list[str]:
+        return parts_of(self.name, self.files)
+
+    def _opened(self, part: str, do: Callable[[pq.ParquetFile], T]) -> T:
+        return with_parquet(self.folder, part, do)
+
+
+def with_parquet(folder: Folder, name: str, do: Callable[[pq.ParquetFile], T]) -> T:
+    """Do something with an open Parquet file, which may be done again where storage fails in passing; see `with_file`."""
+
+    def open_and_do(stream: pa.NativeFile) -> T:
+        with pq.ParquetFile(stream, page_checksum_verification=True) as file:
+            return do(file)
+
+    return with_file(folder, name, open_and_do)
+
+
+def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], T]) -> T:
+    """Do something with an open file.
+
+    Raises:
+        StorageError: if it is missing or damaged.
+    """
+    path = folder.path(name)
+    fs, inner = filesystem_of(path)
+
+    def attempt() -> T:
+        with fs.open_input_file(inner) as stream:
+            return do(stream)
+
+    try:
+        return patiently(path, attempt)
+    except FileNotFoundError:
+        raise StorageError(f"{path} is missing. Is `out` on storage that every node shares?") from None
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(f"{path} is damaged: {error}. Delete it and run the same line again.") from None
+
+
+def sha256_of_file(folder: Folder, name: str) -> str:
+    """SHA-256 of a file that is too long to be read at once, in hexadecimal."""
+    return with_file(folder, name, _sha256_of_stream)
+
+
+def _row_group(file: pq.ParquetFile, *, group: int, columns: list[str] | None) -> pa.Table:
+    return file.read_row_group(group, columns=columns)
+
+
+def _sha256_of_stream(stream: pa.NativeFile) -> str:
+    content = hashlib.sha256()
+    while piece := stream.read(_HASHED):
+        content.update(piece)
+    return content.hexdigest()

@@ -1,0 +1,187 @@
+"""Packing a source once into Parquet that decodes fast: in parallel, checked, and resumable."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from unseen_ray.data.begun import begin, finish
+from unseen_ray.data.plane import BadSample, bad_sample_error, usable_cores
+from unseen_ray.data.shards import Form, Receipt, Shard, Work
+from unseen_ray.data.workshop import made_by
+from unseen_ray.errors import ConfigError
+from unseen_ray.packing import covers
+from unseen_ray.resolve import did_you_mean
+from unseen_ray.sources import SourceRef, open_source, source_ref
+from unseen_ray.storage import Folder, absolute_path
+
+__all__ = ["KINDS", "PrepareProgress", "Prepared", "prepare"]
+
+KINDS = {
+    "jpeg": "short side scaled, aspect kept, encoded anew",
+    "raw": "plain pixels of a square, which need no decoding",
+}
+_QUALITY = 90
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareProgress:
+    """How far it is.
+
+    Attributes:
+        shards_done, shards: files.
+        rows_done, rows: samples in them.
+        rows_made: of those done, the ones that this start made.
+        seconds: since it began to make them.
+    """
+
+    shards_done: int
+    shards: int
+    rows_done: int
+    rows: int
+    rows_made: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A folder that is prepared.
+
+    Attributes:
+        path: the folder, a source for `prune`.
+        source: the name of what it was made of.
+        num_samples, num_classes: N and C.
+        form: what its images are.
+        receipts: of its files, in the order of their rows.
+        workers: processes that made them.
+        seconds: it took this time.
+    """
+
+    path: str
+    source: str
+    num_samples: int
+    num_classes: int
+    form: Form
+    receipts: tuple[Receipt, ...]
+    workers: int
+    seconds: float
+
+    @property
+    def bad(self) -> list[BadSample]:
+        """Samples that cannot be decoded, whose rows have no bytes."""
+        return [sample for receipt in self.receipts for sample in receipt.bad]
+
+
+def prepare(
+    source: Any,
+    out: str | os.PathLike[str],
+    *,
+    size: int = 256,
+    kind: str = "jpeg",
+    quality: int | None = None,
+    shard_mb: float = 128,
+    workers: int | None = None,
+    on_bad_sample: str = "error",
+    on_event: Callable[[PrepareProgress], None] = lambda event: None,
+) -> Prepared:
+    """Pack a source into Parquet files whose images decode fast; call it again to go on where it was stopped.
+
+    Rows keep their order, so that ids are the same. A script that calls this with several workers does so below
+    `if __name__ == "__main__":`, since the processes import it.
+
+    Args:
+        source: what a run takes as its source.
+        out: a new folder or URI, or one that was begun with the same arguments.
+        size: pixels of a JPEG's short side, which is never enlarged; height and width of a `raw` square.
+        kind: `jpeg`: turned upright, RGB, scaled with its aspect; a baseline RGB JPEG that is small enough and upright keeps
+            its bytes. `raw`: the very pixels that a run of this size makes of the source, as a binary PPM.
+        quality: of JPEG, 1 to 100; None for 90.
+        shard_mb: about how large a file is, in MB.
+        workers: processes; None for as many as there are cores.
+        on_bad_sample: `error`, or `skip`: the row stays, without bytes, for the run to skip.
+        on_event: told of progress.
+
+    Raises:
+        ConfigError: if the arguments are none that can be, or the folder holds anything else.
+        DataError: if the source cannot be read, or has changed since the folder was begun.
+        BadSampleError: if a sample cannot be decoded and is not to be skipped.
+        StorageError: if the folder cannot be written.
+    """
+    began = time.monotonic()
+    form = _checked(size, kind, quality, shard_mb, workers, on_bad_sample)
+    ref, folder = source_ref(source).absolute(), Folder(absolute_path(os.fspath(out)))
+    _check_place(folder, ref)
+    opened = open_source(ref)
+    begun = begin(folder, opened, form, shard_mb)
+    work = Work(ref=ref, fingerprint=opened.info.fingerprint, form=form, out=folder.root, skip=on_bad_sample == "skip")
+    tasks = [(shard, begun.receipts.get(shard.name)) for shard in begun.shards]
+    count = min(workers or usable_cores(), len(tasks))
+    receipts: dict[str, Receipt] = {}
+    for receipt in made_by(count, work, tasks):
+        if receipt.bad and not work.skip:
+            raise bad_sample_error(receipt.bad)
+        receipts[receipt.name] = receipt
+        on_event(_progress(receipts, begun.shards, began))
+    prepared = Prepared(
+        path=folder.root,
+        source=opened.info.name,
+        num_samples=len(opened.info),
+        num_classes=opened.info.num_classes,
+        form=form,
+        receipts=tuple(receipts[shard.name] for shard in begun.shards),
+        workers=count,
+        seconds=time.monotonic() - began,
+    )
+    finish(folder, begun, prepared.receipts)
+    return prepared
+
+
+def _checked(size: Any, kind: Any, quality: Any, shard_mb: Any, workers: Any, on_bad_sample: Any) -> Form:
+    problems = []
+    if not _is_whole(size, 1, 65_500):
+        problems.append(f"size={size!r} must be a whole number of pixels, 1 to 65500.")
+    if kind not in KINDS:
+        known = ", ".join(f"{name} ({what})" for name, what in KINDS.items())
+        problems.append(f"as={kind!r} is none of {known}.{did_you_mean(str(kind), KINDS)}")
+    if quality is not None and not _is_whole(quality, 1, 100):
+        problems.append(f"quality={quality!r} must be a whole number, 1 to 100.")
+    if quality is not None and kind == "raw":
+        problems.append(f"quality={quality!r} has no effect on raw pixels. Leave it out, or ask for jpeg.")
+    if isinstance(shard_mb, bool) or not isinstance(shard_mb, (int, float)) or not 0 < shard_mb <= 1024:
+        problems.append(f"shard_mb={shard_mb!r} must be a number above 0, at most 1024: MB of one file.")
+    if workers is not None and not _is_whole(workers, 1, 4096):
+        problems.append(f"workers={workers!r} must be a whole number, 1 or more: processes.")
+    if on_bad_sample not in ("error", "skip"):
+        problems.append(f"on_bad_sample={on_bad_sample!r} must be error or skip.")
+    if problems:
+        raise ConfigError(problems)
+    return Form(kind=kind, size_px=size, quality=None if kind == "raw" else quality or _QUALITY)
+
+
+def _is_whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _check_place(folder: Folder, ref: SourceRef) -> None:
+    if os.path.isfile(folder.root):
+        raise ConfigError(f"out={folder.root} is a file. Name a folder.")
+    for place in (str(ref.options[name]) for name in ("path", "root") if name in ref.options):
+        if covers(place, folder.root):
+            raise ConfigError(
+                f"out={folder.root} lies in the source {place}, which it would change. Name a folder elsewhere."
+            )
+
+
+def _progress(receipts: dict[str, Receipt], shards: list[Shard], began: float) -> PrepareProgress:
+    done = list(receipts.values())
+    return PrepareProgress(
+        shards_done=len(done),
+        shards=len(shards),
+        rows_done=sum(receipt.rows for receipt in done),
+        rows=shards[-1].stop,
+        rows_made=sum(receipt.rows for receipt in done if not receipt.reused),
+        seconds=time.monotonic() - began,
+    )

@@ -1,0 +1,51 @@
+"""Folders that `unseen-ray prepare` makes, as a reader meets them: whole, or not yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from unseen_ray.errors import DataError
+from unseen_ray.sealed import unseal
+from unseen_ray.storage import read_file
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+__all__ = ["PLAN", "PREPARED", "PREPARING", "is_prepared"]
+
+PREPARED = "prepared.json"
+"""What a folder holds, written last."""
+PREPARING = "_preparing"
+"""The folder within, for as long as the work goes on."""
+PLAN = f"{PREPARING}/plan.json"
+
+
+def is_prepared(fs: FileSystem, base: str, path: str, names: Iterable[str]) -> bool:
+    """Whether `unseen-ray prepare` made a folder; one that it made in part is refused.
+
+    Args:
+        fs: its file system.
+        base: the folder there.
+        path: how messages call it.
+        names: the Parquet files that were found in it.
+
+    Raises:
+        DataError: if `unseen-ray prepare` has not finished it, or files that it made are missing.
+    """
+    from pyarrow.fs import FileType
+
+    whole, begun = fs.get_file_info([f"{base}/{PREPARED}", f"{base}/{PLAN}"])
+    again = "Run the same `unseen-ray prepare` line again: it goes on where it was."
+    if whole.type == FileType.NotFound:
+        if begun.type != FileType.NotFound:
+            raise DataError(f"source {path} is not prepared to its end, so that samples are missing. {again}")
+        return False
+    try:
+        shards: list[dict[str, Any]] = unseal(read_file(fs, whole.path))["shards"]
+        missing = sorted({shard["name"] for shard in shards} - set(names))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{PREPARED} of source {path} cannot be read: {error}. Prepare the folder anew.") from None
+    if missing:
+        raise DataError(f"source {path} lacks {len(missing)} of its {len(shards)} files, such as {missing[0]}. {again}")
+    return True

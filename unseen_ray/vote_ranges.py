@@ -1,0 +1,121 @@
+"""Votes of a range of ids, out of files that are too long to be read whole."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unseen_ray.core.arrays import FloatArray
+from unseen_ray.core.tasks import VotePart
+from unseen_ray.errors import StorageError
+from unseen_ray.parts import sha256_of_file, with_file, with_parquet
+from unseen_ray.storage import Folder
+from unseen_ray.votes import check_content, content_of, part_of, probs_beside, vote_file
+
+__all__ = ["VoteFile", "open_votes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VoteFile:
+    """A file of votes, found whole when it was opened.
+
+    Attributes:
+        folder: the run.
+        index: the task's place in its stage.
+        name: the file.
+        schema: its columns and what it says of itself.
+        starts: (G + 1,) at which row each row group begins, and the number of rows.
+        lows, highs: (G,) the lowest and the highest id of each.
+    """
+
+    folder: Folder
+    index: int
+    name: str
+    schema: pa.Schema
+    starts: np.ndarray
+    lows: np.ndarray
+    highs: np.ndarray
+
+    def part(self, low: int | None, high: int | None) -> VotePart:
+        """The votes of the ids from `low` up to, but without, `high`; None is no bound.
+
+        Raises:
+            StorageError: if the file is missing or damaged.
+        """
+        inside = np.ones(len(self.lows), bool)
+        inside &= True if low is None else self.highs >= low
+        inside &= True if high is None else self.lows < high
+        groups = np.flatnonzero(inside).tolist()
+        table = with_parquet(self.folder, self.name, lambda file: file.read_row_groups(groups))
+        ids = table.column("id").to_numpy()
+        begin = 0 if low is None else int(np.searchsorted(ids, low))
+        end = len(ids) if high is None else int(np.searchsorted(ids, high))
+        first = int(self.starts[groups[0]]) if groups else 0
+        beside = probs_beside(self.name, self.schema)
+        probs = None if beside is None else _rows(self.folder, beside[0], first + begin, first + end)
+        return part_of(self.index, table.slice(begin, end - begin), probs)
+
+
+def open_votes(folder: Folder, stage: int, index: int) -> VoteFile:
+    """Open the votes of a task, once all of the file is found to say what was written, piece by piece.
+
+    Raises:
+        StorageError: if it is missing or damaged.
+    """
+    name = vote_file(stage, index)
+    schema, groups = with_parquet(folder, name, _footer)
+    check_content(
+        folder, name, schema, lambda: content_of(schema, functools.partial(_pieces, folder, name, len(groups)))
+    )
+    if (beside := probs_beside(name, schema)) is not None and sha256_of_file(folder, beside[0]) != beside[1]:
+        raise StorageError(f"{folder.path(beside[0])} is damaged: it is not what was written. Run the same line again.")
+    rows, lows, highs = (
+        (np.array(values, np.int64) for values in zip(*groups, strict=True)) if groups else [np.empty(0, np.int64)] * 3
+    )
+    starts = np.concatenate([[0], np.cumsum(rows)])
+    return VoteFile(folder=folder, index=index, name=name, schema=schema, starts=starts, lows=lows, highs=highs)
+
+
+def _footer(file: pq.ParquetFile) -> tuple[pa.Schema, list[tuple[int, int, int]]]:
+    """The schema, and of each row group its rows, its lowest and its highest id; ids of any kind where there are no statistics."""
+    schema, groups = file.schema_arrow, []
+    place = schema.get_field_index("id")
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        known = group.column(place).statistics if place >= 0 else None
+        ends = (known.min, known.max) if known is not None and known.has_min_max else (0, 2**63 - 1)
+        groups.append((group.num_rows, *ends))
+    return schema, groups
+
+
+def _pieces(folder: Folder, name: str, groups: int, column: str) -> Iterator[pa.ChunkedArray]:
+    for group in range(groups):
+        read = functools.partial(_column_of_group, group=group, column=column)
+        yield with_parquet(folder, name, read)
+
+
+def _column_of_group(file: pq.ParquetFile, *, group: int, column: str) -> pa.ChunkedArray:
+    return file.read_row_group(group, columns=[column]).column(0)
+
+
+def _rows(folder: Folder, name: str, start: int, stop: int) -> FloatArray:
+    """Some rows of a .npy file of probabilities."""
+
+    def read(stream: pa.NativeFile) -> FloatArray:
+        np.lib.format.read_magic(stream)
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
+        if by_column:
+            raise StorageError(
+                f"{folder.path(name)} is stored by columns, so that it has no ranges of rows: it is none of ours."
+            )
+        width = int(np.prod(shape[1:])) * dtype.itemsize
+        stream.seek(stream.tell() + start * width)
+        data = stream.read((stop - start) * width)
+        return np.frombuffer(data, dtype).reshape(stop - start, *shape[1:])
+
+    return with_file(folder, name, read)
