@@ -241,7 +241,7 @@ def test_what_a_source_may_find(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    assert packing._covers(source, to) is covered
+    assert packing.covers(source, to) is covered
 
 
 def test_rows_come_some_thousand_at_a_time(tmp_path: Path) -> None:

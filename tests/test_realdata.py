@@ -39,6 +39,17 @@ def test_every_imagenet_jpeg_decodes_at_full_size(real_data: Path) -> None:
     assert pixels.std(axis=(1, 2, 3)).min() > 5
 
 
+@pytest.mark.parametrize("size_px", [64, 224])
+def test_imagenet_prepared_as_plain_pixels_is_what_it_was(real_data: Path, tmp_path: Path, size_px: int) -> None:
+    source = str(real_data / "imagenet-sample128.parquet")
+    ur.prepare(source, tmp_path / "raw", kind="raw", size=size_px, shard_mb=2, workers=1)
+    before, after = (open_source(source_ref(place)) for place in (source, str(tmp_path / "raw")))
+    assert after.info.class_names == before.info.class_names
+    assert after.keys([0, 127]) == before.keys([0, 127])
+    one, other = (decode_range(each, range(128), size_px)[0] for each in (before, after))
+    assert np.array_equal(one, other)
+
+
 def test_real_images_are_pruned_alike_twice(real_data: Path, tmp_path: Path) -> None:
     source = {"path": str(real_data / "tinyimagenet50-train.parquet"), "limit": 400}
     fields = {"source": source, "keep": 0.7, "folds": 2, "recipe": {"epochs": 2, "min_steps": 0}, "executor": "local"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +209,35 @@ def test_help_shows_fields_with_their_defaults(capsys: pytest.CaptureFixture[str
     if command == "prune":
         assert "--folds INT K, the number of folds, from 2 to N [default: 4]" in text
         assert "--recipe.batch_size INT" in text
+
+
+def test_prepare_packs_a_source_that_prune_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["prepare", "digits", "--source.limit", "300", "--size", "8", "--as", "raw", "--out", str(tmp_path / "raw")]
+    text = answer(capsys, *line)
+    assert "Prepared 300 samples of 10 classes of digits as raw of 8 px: 1 file, 0.1 MB" in text
+    assert f"unseen-ray prune --source {tmp_path / 'raw'} --source.size 8 --keep 0.7" in text
+    values = json.loads(answer(capsys, *line, "--workers", "1", "--json"))
+    assert (values["shards_made"], values["samples_made"], values["bad"]) == (0, 0, [])
+    assert values["bytes"] == (tmp_path / "raw" / "part-00000.parquet").stat().st_size
+    plan = json.loads(answer(capsys, "plan", "--source", str(tmp_path / "raw"), "--keep", "0.7", "--json"))
+    assert plan["num_samples"] == 300
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "source is missing: name what to pack.*out is missing: name a new folder"),
+        (["digits", "--source", "digits", "--out", "x"], "SOURCE digits and --source digits name two sources"),
+        (["digits", "--out", "x", "--as", "ppm"], "as='ppm' is none of jpeg .*, raw "),
+        (["digits", "--out", "x", "--size", "0", "--quality", "0"], "size=0 must be .*quality=0 must be"),
+    ],
+)
+def test_prepare_says_what_it_cannot_do(
+    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["prepare", *args])
+    assert ended.value.code == 2
+    assert re.search(message, capsys.readouterr().err, re.DOTALL)
+    assert list(tmp_path.iterdir()) == []
