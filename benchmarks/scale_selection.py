@@ -4,12 +4,14 @@
 
 Shards are written as a run's scores are: Parquet parts of 4,194,304 rows, zstd, with page checksums. Scores are those of an entropy-like
 spread, rounded for a tenth of the samples, so that many tie. Each choice is made in a process of its own, whose peak is told with its
-imports; it ends with the last chosen id. The slope is that of a line through the logarithms of sizes and seconds.
+imports; it ends with the last chosen id. CPU seconds are those of all its threads: what it would take on a machine without neighbours
+is between half of them and all of them, on two cores. The slope is that of a line through the logarithms of sizes and seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -24,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.core import select
-from unseen_ray.core.shards import Chunk
+from unseen_ray.core.shards import Chunk, Memory
 from unseen_ray.core.streaming import choose
 from unseen_ray.parts import PART_ROWS, LongTable, part_file
 from unseen_ray.storage import Folder
@@ -68,36 +70,36 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(alone(**json.loads(args.only))))
         return
     rows: list[dict[str, Any]] = []
+    equal: dict[str, bool] = {}
+    for place, size in enumerate(map(int, args.sizes)):
+        if place == len(args.sizes) - 1:  # the longest comes last, and what is known by then is in the report
+            equal = compared(args)
+            report(args, rows, equal)
+        for row in measured(args, size):
+            rows.append(row)
+            print(row, flush=True)
+            report(args, rows, equal)
+
+
+def measured(args: argparse.Namespace, size: int) -> Iterator[dict[str, Any]]:
+    """Each choice from shards of one size, in a process of its own."""
     with tempfile.TemporaryDirectory(dir=args.scratch, prefix="scale-selection-") as scratch:
-        samples = int(args.compared)
-        written(Path(scratch, "compared"), samples, args.classes, probs=True)
-        equal = compared(Path(scratch, "compared"), samples, args.classes, args.threads)
-        print(f"{samples:,} samples, as from the whole table: {equal}", flush=True)
-    for size in map(int, args.sizes):
-        with tempfile.TemporaryDirectory(dir=args.scratch, prefix="scale-selection-") as scratch:
-            began = time.perf_counter()
-            written(Path(scratch), size, args.classes, probs=False)
-            disk_gb = sum(path.stat().st_size for path in Path(scratch).rglob("*.parquet")) / 1e9
-            print(f"{size:,} samples: {disk_gb:.2f} GB written in {time.perf_counter() - began:.0f} s", flush=True)
-            for policy in ("", *CHOICES):
-                asked = {
-                    "folder": scratch,
-                    "policy": policy,
-                    "samples": size,
-                    "classes": args.classes,
-                    "threads": args.threads,
-                }
-                line = [
-                    sys.executable,
-                    str(Path(__file__).with_name("scale.py")),
-                    "selection",
-                    "--only",
-                    json.dumps(asked),
-                ]
-                done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
-                rows.append({"samples": size, "disk_gb": round(disk_gb, 2), **json.loads(done.stdout.splitlines()[-1])})
-                print(rows[-1], flush=True)
-    report(args, rows, equal)
+        began = time.perf_counter()
+        written(Path(scratch), size, args.classes, probs=False)
+        disk_gb = sum(path.stat().st_size for path in Path(scratch).rglob("*.parquet")) / 1e9
+        print(f"{size:,} samples: {disk_gb:.2f} GB written in {time.perf_counter() - began:.0f} s", flush=True)
+        for policy in ("", *CHOICES):
+            asked = {
+                "folder": scratch,
+                "policy": policy,
+                "samples": size,
+                "classes": args.classes,
+                "threads": args.threads,
+            }
+            script = str(Path(__file__).with_name("scale.py"))
+            line = [sys.executable, script, "selection", "--only", json.dumps(asked)]
+            done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
+            yield {"samples": size, "disk_gb": round(disk_gb, 2), **json.loads(done.stdout.splitlines()[-1])}
 
 
 def report(args: argparse.Namespace, rows: list[dict[str, Any]], equal: dict[str, bool]) -> None:
@@ -157,13 +159,11 @@ def chunks(table: LongTable, columns: Sequence[str]) -> Iterator[Chunk]:
 
 def alone(folder: str, policy: str, samples: int, classes: int, threads: int) -> dict[str, Any]:
     """One choice in this process; without a policy the shards are read once, which leaves them in the page cache as far as they fit."""
-    from unseen_ray.core.shards import Memory
-
     table = table_of(Path(folder), samples)
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     if policy:
         given = {"kept_C": np.zeros(classes, np.int64), "seed": SEED, "options": CHOICES[policy]}
-        shards = lambda columns: chunks(table, columns)  # noqa: E731
+        shards = functools.partial(chunks, table)
         chosen = choose(policy, shards, round(KEEP * samples), **given, memory=Memory(threads=threads))
         found = sum(len(ids) for ids in chosen.ids(shards, threads=threads))
         assert found == round(KEEP * samples)
@@ -173,6 +173,7 @@ def alone(folder: str, policy: str, samples: int, classes: int, threads: int) ->
     return {
         "policy": policy or "one pass",
         "seconds": round(time.perf_counter() - began, 2),
+        "cpu_seconds": round(time.process_time() - worked, 2),
         "peak_mb": peak_mb(),
     }
 
@@ -183,18 +184,24 @@ def peak_mb() -> int:
     return round(int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6)
 
 
-def compared(folder: Path, samples: int, classes: int, threads: int) -> dict[str, bool]:
+def compared(args: argparse.Namespace) -> dict[str, bool]:
     """By policy, whether the ids are those that it chooses of the whole table."""
-    table, budget = table_of(folder, samples), round(KEEP * samples)
-    whole = pa.Table.from_batches(list(table.batches()))
-    ids, labels, scores, probs = (whole.column(name).to_numpy() for name in ("id", "label", "entropy", "p_label"))
-    kept_C = np.arange(classes)
+    samples, budget = int(args.compared), round(KEEP * args.compared)
     equal = {}
-    for policy, options in COMPARED.items():
-        more = {"p_label_M": probs} if policy == "beta" else {}
-        picked = getattr(select, policy)(scores, labels, ids, budget, kept_C=kept_C, seed=SEED, **more, **options)
-        shards = lambda columns: chunks(table, columns)  # noqa: E731
-        chosen = choose(policy, shards, budget, kept_C=kept_C, seed=SEED, options=options)
-        found = np.concatenate(list(chosen.ids(shards, threads=threads)))
-        equal[policy] = bool(np.array_equal(found, np.sort(ids[picked])))
+    with tempfile.TemporaryDirectory(dir=args.scratch, prefix="scale-selection-") as scratch:
+        written(Path(scratch), samples, args.classes, probs=True)
+        table = table_of(Path(scratch), samples)
+        whole = pa.Table.from_batches(list(table.batches()))
+        ids, labels, scores, probs = (whole.column(name).to_numpy() for name in ("id", "label", "entropy", "p_label"))
+        shards = functools.partial(chunks, table)
+        for policy, options in COMPARED.items():
+            given: dict[str, Any] = {"kept_C": np.arange(args.classes), "seed": SEED}
+            more = {"p_label_M": probs} if policy == "beta" else {}
+            picked = getattr(select, policy)(scores, labels, ids, budget, **given, **more, **options)
+            chosen = choose(policy, shards, budget, **given, options=options)
+            found = np.concatenate(list(chosen.ids(shards, threads=args.threads)))
+            equal[policy] = bool(np.array_equal(found, np.sort(ids[picked])))
+            print(
+                f"{samples:,} samples, {policy}: {'as' if equal[policy] else 'NOT AS'} from the whole table", flush=True
+            )
     return equal

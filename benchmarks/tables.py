@@ -197,12 +197,12 @@ def select_speed(report: dict[str, Any]) -> Iterator[str]:
 
 
 def scale_selection(report: dict[str, Any]) -> Iterator[str]:
-    yield "| samples | on disk, GB | choice | seconds | million samples a second | peak, MB |"
-    yield "|---|---|---|---|---|---|"
+    yield "| samples | on disk, GB | choice | seconds | CPU seconds | million samples a second | peak, MB |"
+    yield "|---|---|---|---|---|---|---|"
     for row in report["rows"]:
-        speed = row["samples"] / row["seconds"] / 1e6
+        speed, took = row["samples"] / row["seconds"] / 1e6, f"{row['seconds']:.1f} | {row['cpu_seconds']:.1f}"
         yield (
-            f"| {row['samples']:,} | {row['disk_gb']:.2f} | {row['policy']} | {row['seconds']:.1f} | {speed:.1f} "
+            f"| {row['samples']:,} | {row['disk_gb']:.2f} | {row['policy']} | {took} | {speed:.1f} "
             f"| {row['peak_mb']:,} |"
         )
 

@@ -181,7 +181,7 @@ def test_a_long_table_is_never_sorted_as_a_whole(
 
 
 def test_a_policy_that_cannot_stream_still_chooses_in_memory(
-    runs: tuple[Path, Path], tmp_path: Path, short_files: None
+    runs: tuple[Path, Path], tmp_path: Path, short_files: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = ur.load(runs[1]).config
     assert streamed.is_streamed(config, 91) and not streamed.is_streamed(config, 90)
@@ -190,6 +190,8 @@ def test_a_policy_that_cannot_stream_still_chooses_in_memory(
         for run in runs
     ]
     assert found[0].tolist() == found[1].tolist()
+    assert "policy tests.test_long_tables:middling needs all candidates at once" in caplog.text
+    assert "All 240 candidates are held in memory for it." in caplog.text
 
 
 def middling(

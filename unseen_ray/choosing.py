@@ -18,7 +18,7 @@ from unseen_ray.job import Receipt, needs_features
 from unseen_ray.resolve import function_of, offered
 from unseen_ray.run import Run
 from unseen_ray.scoring import CONSISTENCY, score_name
-from unseen_ray.streamed import is_streamed, rows_streamed
+from unseen_ray.streamed import is_streamed, rows_streamed, warn_of_memory
 
 __all__ = ["Kept", "apply_policy", "features_for"]
 
@@ -61,6 +61,7 @@ def apply_policy(
     policy = function_of(config.policy, select, field="policy")
     if is_streamed(config, table.num_rows):
         return rows_streamed(config, table, budget=budget, kept_C=kept.counts_C)
+    warn_of_memory(config, table.num_rows)
     rows = open_positions(config, table, budget)
     names = (score_name(config.score), "label", "id", "p_label")
     scores_M, labels_M, ids_M, p_label_M = (table.column(name).to_numpy()[rows] for name in names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,9 @@ from unseen_ray.guarding import SUSPECT, warn_of_needed
 from unseen_ray.resolve import plug_of
 from unseen_ray.scoring import score_name
 
-__all__ = ["Batches", "batches_of", "choose_streamed", "is_streamed", "rows_streamed"]
+__all__ = ["Batches", "batches_of", "choose_streamed", "is_streamed", "rows_streamed", "warn_of_memory"]
+
+logger = logging.getLogger(__name__)
 
 Batches = Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
 """Reads the named columns of a score table anew, by pieces, in the order of the ids."""
@@ -29,8 +32,14 @@ _BATCH = 2**18
 
 def is_streamed(config: PruneConfig, rows: int) -> bool:
     """Whether a run's policy chooses from a table of so many rows by passes over it: it is long, and the policy can."""
-    policy, options = plug_of(config.policy)
-    return rows > parts.MOST_ROWS and why_not_streamed(policy, options) is None
+    return rows > parts.MOST_ROWS and why_not_streamed(*plug_of(config.policy)) is None
+
+
+def warn_of_memory(config: PruneConfig, rows: int) -> None:
+    """Say it where a policy that cannot choose by passes has a long table to choose from."""
+    why = why_not_streamed(*plug_of(config.policy)) if rows > parts.MOST_ROWS else None
+    if why is not None:
+        logger.warning("%s All %d candidates are held in memory for it.", why, rows)
 
 
 def batches_of(table: pa.Table) -> Batches:
