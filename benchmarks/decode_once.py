@@ -50,12 +50,12 @@ def run(folder: Path, pixel_folder: str | None, count: int) -> dict[str, Any]:
     log = folder / "log"
     log.mkdir(parents=True)
     sample = str(Path(os.environ.get("UNSEEN_DATA", "data")).resolve() / "imagenet-sample128.parquet")
-    source = {"use": "benchmarks.decode_once:NotedJpegs", "sample": sample, "count": count, "log": str(log)}
+    source = {"use": "decode_once:NotedJpegs", "sample": sample, "count": count, "log": str(log)}
     config = ur.PruneConfig(
         source=source,
         keep=0.5,
         folds=FOLDS,
-        model="benchmarks.scale_imagenet:tiny",
+        model="scale_imagenet:tiny",
         recipe={"epochs": 1, "min_steps": 0, "batch_size": 256, "augment": "flip"},
         pixel_memory_gb=0,
         pixel_folder=pixel_folder,

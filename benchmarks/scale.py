@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+import scale_cluster
+import scale_imagenet
 import scale_selection
 
-SUBCOMMANDS = [scale_selection]
+SUBCOMMANDS = [scale_imagenet, scale_selection, scale_cluster]
 
 
 def main() -> None:

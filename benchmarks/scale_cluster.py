@@ -1,6 +1,6 @@
 """What the driver and the aggregator do for up to 1,000 folds on 1,000 nodes, with everything but the trainings.
 
-    python benchmarks/scale.py --cluster --json benchmarks/results/scale_cluster_cpu.json
+    python benchmarks/scale.py cluster --json benchmarks/results/scale_cluster_cpu.json
 
 Real: Ray's streams of events and the waiting on them, fold plans, tasks as they are sent, votes in memory, the merge. Pretended: the
 nodes (their resources are a list) and the folds, whose events a few actors send in their stead.
@@ -8,15 +8,20 @@ nodes (their resources are a list) and the folds, whose events a few actors send
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import pickle
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+import torch
 from ray import cloudpickle
+from timing import conditions, write
 
 from unseen_ray.core.ids import FoldIds, FoldSpec
 from unseen_ray.core.population import make_population
@@ -137,6 +142,22 @@ def run() -> dict[str, Any]:
         ),
         "exponent_of_merge_in_folds": exponent([row["votes"] for row in many], [row["seconds"] for row in many]),
     }
+
+
+def add_to(subparsers: Any) -> None:
+    """The subcommand `cluster` of scale.py."""
+    parser = subparsers.add_parser(
+        "cluster", help="the driver and the aggregator with up to 1,000 folds, without trainings"
+    )
+    parser.add_argument("--json", type=Path)
+    parser.set_defaults(run=main)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run it, and print what everything took."""
+    report = run()
+    print(json.dumps(report, indent=1))
+    write(args.json, {"conditions": conditions(torch.device("cpu"), argparse.Namespace()), **report})
 
 
 def exponent(sizes: list[int], seconds: list[float]) -> float:

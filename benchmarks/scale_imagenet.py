@@ -1,6 +1,6 @@
 """The whole pipeline at ImageNet-1K's true count: 1,281,167 rows that name real JPEG files, repeated, and a tiny model.
 
-    python benchmarks/scale.py --imagenet --scratch /big/disk --json benchmarks/results/scale_imagenet_cpu.json
+    python benchmarks/scale.py imagenet --scratch /big/disk --json benchmarks/results/scale_imagenet_cpu.json
 
 What is real: Ray, the reading and scaled decoding of every row's JPEG, folds, training, votes, merge, selection, storage. What is not:
 there are 128 different images, and the model learns next to nothing in its one epoch.
@@ -8,6 +8,7 @@ there are 128 different images, and the model learns next to nothing in its one 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -21,7 +22,8 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import nn
+import torch
+from timing import conditions, write
 
 from unseen_ray.core.ranking import best_first
 
@@ -30,8 +32,9 @@ KEEP, FIRST = 0.7, 0.35
 _POLL_S = 1.0
 
 
-def tiny(num_classes: int) -> nn.Module:
+def tiny(num_classes: int) -> torch.nn.Module:
     """Two convolutions of stride 4 and a linear layer: what costs next to nothing beside the feed."""
+    nn = torch.nn
     body = [nn.Conv2d(3, 16, 4, stride=4), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=4), nn.ReLU()]
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes))
 
@@ -55,18 +58,17 @@ def build(folder: Path, sample: Path, count: int) -> Path:
 
 def run(scratch: Path, sample: Path, count: int, size_px: int) -> dict[str, Any]:
     """Build the set, prune it, check the ids, and say what each phase took."""
-    shutil.rmtree(scratch / "set", ignore_errors=True)
     began = time.monotonic()
     data = build(scratch / "set", sample, count)
     built_s = time.monotonic() - began
     out, pixels = scratch / "run", scratch / "pixels"
     line = [sys.executable, "-m", "unseen_ray", "prune", "--source.use", "parquet", "--source.path", str(data)]
     line += ["--source.size", str(size_px), "--keep", str(KEEP), "--schedule", f"[{FIRST},{KEEP}]", "--folds", "4"]
-    line += ["--model", "benchmarks.scale_imagenet:tiny", "--recipe.epochs", "1", "--recipe.min_steps", "0"]
+    line += ["--model", "scale_imagenet:tiny", "--recipe.epochs", "1", "--recipe.min_steps", "0"]
     line += ["--recipe.batch_size", "256", "--recipe.augment", "flip", "--also_score", "none"]
     line += ["--pixel_memory_gb", "0", "--pixel_folder", str(pixels), "--out", str(out)]
     started = time.time()
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, cwd=Path(__file__).parent)
     peaks = _watch(process)
     total_s = time.time() - started
     if process.returncode:
@@ -132,17 +134,26 @@ def _checked(out: Path, count: int) -> int:
     return len(ids)
 
 
-def clean(scratch: Path) -> None:
-    """Remove what was made."""
-    for name in ("set", "run", "pixels"):
-        shutil.rmtree(scratch / name, ignore_errors=True)
+def add_to(subparsers: Any) -> None:
+    """The subcommand `imagenet` of scale.py."""
+    parser = subparsers.add_parser(
+        "imagenet", help="the whole pipeline over 1,281,167 real JPEGs, 128 of them different"
+    )
+    parser.add_argument("--samples", type=int, default=IMAGENET)
+    parser.add_argument("--size", type=int, default=64, help="px (default: 64)")
+    parser.add_argument("--source", type=Path, default=Path(os.environ.get("UNSEEN_DATA", "data")), help="of the JPEGs")
+    parser.add_argument("--scratch", type=Path, required=True, help="a folder for some 16 GB, removed in the end")
+    parser.add_argument("--json", type=Path)
+    parser.set_defaults(run=main)
 
 
-def free_gb(folder: Path) -> float:
-    """Free space of a disk."""
-    return shutil.disk_usage(folder).free / 1e9
-
-
-def sample_path() -> Path:
-    """The 128 real JPEGs."""
-    return Path(os.environ.get("UNSEEN_DATA", "data")) / "imagenet-sample128.parquet"
+def main(args: argparse.Namespace) -> None:
+    """Run it, print what it took, and clean up."""
+    scratch, sample = args.scratch.resolve() / "scale-imagenet", args.source.resolve() / "imagenet-sample128.parquet"
+    try:
+        report = run(scratch, sample, args.samples, args.size)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    called = argparse.Namespace(samples=args.samples, size=args.size)
+    print(json.dumps(report, indent=1))
+    write(args.json, {"conditions": conditions(torch.device("cpu"), called), **report})
