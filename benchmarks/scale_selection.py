@@ -60,15 +60,11 @@ def add_to(subparsers: Any) -> None:
         "--scratch", type=Path, default=None, help="where shards lie for a while; up to 8 GB for 1e9 samples"
     )
     parser.add_argument("--json", type=Path, default=None)
-    parser.add_argument("--only", help=argparse.SUPPRESS)  # one measurement, in this process: JSON of what to do
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Everything, or what one process does of it."""
-    if args.only:
-        print(json.dumps(alone(**json.loads(args.only))))
-        return
+    """Every size and choice, and the comparison before the last size."""
     rows: list[dict[str, Any]] = []
     equal: dict[str, bool] = {}
     for place, size in enumerate(map(int, args.sizes)):
@@ -96,8 +92,7 @@ def measured(args: argparse.Namespace, size: int) -> Iterator[dict[str, Any]]:
                 "classes": args.classes,
                 "threads": args.threads,
             }
-            script = str(Path(__file__).with_name("scale.py"))
-            line = [sys.executable, script, "selection", "--only", json.dumps(asked)]
+            line = [sys.executable, __file__, json.dumps(asked)]  # without what the other subcommands import
             done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
             yield {"samples": size, "disk_gb": round(disk_gb, 2), **json.loads(done.stdout.splitlines()[-1])}
 
@@ -106,15 +101,7 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]], equal: dict[str
     import torch
     from timing import conditions, write
 
-    called = argparse.Namespace(
-        **{name: value for name, value in vars(args).items() if name not in ("run", "only", "scratch")}
-    )
-    slopes = {}
-    for policy in CHOICES:
-        its = [row for row in rows if row["policy"] == policy]
-        if len(its) > 1:
-            sizes, seconds = (np.log([row[name] for row in its]) for name in ("samples", "seconds"))
-            slopes[policy] = round(float(np.polyfit(sizes, seconds, 1)[0]), 3)
+    called = argparse.Namespace(**{name: value for name, value in vars(args).items() if name not in ("run", "scratch")})
     write(
         args.json,
         {
@@ -122,10 +109,21 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]], equal: dict[str
             "keep": KEEP,
             "classes": args.classes,
             "compared": {"samples": int(args.compared), "equal": equal},
-            "exponents": slopes,
+            "exponents": {clock: exponents(rows, clock) for clock in ("seconds", "cpu_seconds")},
             "rows": rows,
         },
     )
+
+
+def exponents(rows: list[dict[str, Any]], clock: str) -> dict[str, float]:
+    """By choice, the slope of a line through the logarithms of sizes and of times."""
+    slopes = {}
+    for policy in CHOICES:
+        its = [row for row in rows if row["policy"] == policy]
+        if len(its) > 1:
+            sizes, times = (np.log([row[name] for row in its]) for name in ("samples", clock))
+            slopes[policy] = round(float(np.polyfit(sizes, times, 1)[0]), 3)
+    return slopes
 
 
 def written(folder: Path, samples: int, classes: int, *, probs: bool) -> None:
@@ -205,3 +203,7 @@ def compared(args: argparse.Namespace) -> dict[str, bool]:
                 f"{samples:,} samples, {policy}: {'as' if equal[policy] else 'NOT AS'} from the whole table", flush=True
             )
     return equal
+
+
+if __name__ == "__main__":
+    print(json.dumps(alone(**json.loads(sys.argv[1]))))
