@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 from unseen_ray.config import PruneConfig
 from unseen_ray.errors import ConfigError
@@ -10,6 +11,8 @@ from unseen_ray.recipe import Recipe
 from unseen_ray.storage import absolute_path, filesystem_of, read_file, sha256_of
 
 __all__ = ["SAFETENSORS", "TORCH", "form_of", "read_weights", "with_init"]
+
+logger = logging.getLogger(__name__)
 
 SAFETENSORS, TORCH = "safetensors", "torch"
 _ZIP = b"PK\x03\x04"
@@ -32,6 +35,8 @@ def with_init(config: PruneConfig, *, before: str | None = None) -> PruneConfig:
         return config
     found = recipe.model_copy(update={"init": absolute_path(recipe.init), "init_sha256": recipe.init_sha256 or before})
     digest = sha256_of(read_weights(found))
+    word = "by your word they never saw a sample" if recipe.init_saw == "none" else "what they saw is not known"
+    logger.info("every training starts from %s (SHA-256 %s): %s", found.init, digest[:12], word)
     return config.model_copy(update={"recipe": found.model_copy(update={"init_sha256": digest})})
 
 
