@@ -74,6 +74,7 @@ def test_what_imagenet_takes_is_what_plan_says_of_it(tmp_path: Path) -> None:
     assert [stage.target for stage in planned.stages] == [448_408, 672_613, 896_817]
 
 
+@pytest.mark.slow
 def test_a_suite_measures_every_choice_and_starts_anew_when_it_changes(
     tmp_path: Path, parquet_file: Callable[..., Path]
 ) -> None:
