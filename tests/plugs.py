@@ -317,3 +317,18 @@ def stand_in() -> Noise:
     samples: Any = Noise(count=40, classes=2)
     samples.note, samples.encoded_bytes = "counts alone, no image was read", 1000
     return samples  # type: ignore[no-any-return]
+
+
+def dozing(num_classes: int, seconds: float) -> Any:
+    """A small net that sleeps before each answer while it is trained."""
+    import torch
+    from torch import nn
+
+    class Dozing(nn.Sequential):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                time.sleep(seconds)
+            return super().forward(images)
+
+    body = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2)]
+    return Dozing(*body, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, num_classes))
