@@ -21,7 +21,7 @@ from unseen_ray.training.feed import Feed, Share
 from unseen_ray.training.hardware import seed_generators
 from unseen_ray.training.learner import Learner, learning_rate
 from unseen_ray.training.recorder import Recorder
-from unseen_ray.training.standing import Keeper, Stand, resumed
+from unseen_ray.training.standing import CheckpointWriter, Stand, resumed
 
 __all__ = ["FitPlan", "finished_fit", "fit"]
 
@@ -95,13 +95,17 @@ def fit(
             yield stand.stats
     while stand.stats.epoch < stand.stats.epochs:
         model.train()
-        keeper = Keeper(learner, checkpoints, recorder) if checkpoints is not None and plan.share.rank == 0 else None
-        stats = _epoch(learner, feed, plan, stand, keeper if plan.share.workers == 1 else None)
+        writer = (
+            CheckpointWriter(learner, checkpoints, recorder)
+            if checkpoints is not None and plan.share.rank == 0
+            else None
+        )
+        stats = _epoch(learner, feed, plan, stand, writer if plan.share.workers == 1 else None)
         if recorder is not None:
             stats = _recorded(recorder, stats)
         stand = Stand(stats)
-        if keeper is not None:
-            keeper.keep(stand)
+        if writer is not None:
+            writer.write(stand)
         yield stats
 
 
@@ -121,7 +125,7 @@ def finished_fit(model: nn.Module, feed: Feed, plan: FitPlan, checkpoints: Check
     return stats
 
 
-def _epoch(learner: Learner, feed: Feed, plan: FitPlan, stand: Stand, keeper: Keeper | None) -> EpochStats:
+def _epoch(learner: Learner, feed: Feed, plan: FitPlan, stand: Stand, writer: CheckpointWriter | None) -> EpochStats:
     """An epoch, or what is left of it."""
     started, before, epoch, share = time.perf_counter(), stand.stats, stand.stats.epoch, plan.share
     device = feed.pixels.device
@@ -146,9 +150,9 @@ def _epoch(learner: Learner, feed: Feed, plan: FitPlan, stand: Stand, keeper: Ke
         loss, right = learner.step(inputs, labels, rate)
         sums[0] += loss / share.workers
         sums[1] += right
-        if keeper is not None and keeper.due_within() and step + 1 < steps:
+        if writer is not None and writer.due_within() and step + 1 < steps:
             spent = before.seconds + time.perf_counter() - started
-            keeper.keep(Stand.within(replace(before, seconds=spent), step + 1, sums, device))
+            writer.write(Stand.within(replace(before, seconds=spent), step + 1, sums, device))
     _add_up(sums, share)
     mean_loss = float(sums[0]) / steps
     if not math.isfinite(mean_loss):

@@ -14,7 +14,7 @@ from unseen_ray.training.epochs import EpochStats
 from unseen_ray.training.learner import Learner
 from unseen_ray.training.recorder import Recorder
 
-__all__ = ["Keeper", "Stand", "resumed"]
+__all__ = ["CheckpointWriter", "Stand", "resumed"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Stand:
 
 
 @dataclass(slots=True, eq=False)
-class Keeper:
+class CheckpointWriter:
     """Writes the checkpoints of a fit, where they are due.
 
     Args:
@@ -79,7 +79,7 @@ class Keeper:
             return False
         return self.recorder is None or self.recorder.may_stop_within()
 
-    def keep(self, stand: Stand) -> None:
+    def write(self, stand: Stand) -> None:
         """Write a checkpoint, unless writing would slow the fit down or it could not go on from there."""
         stats = stand.stats
         self._kept = time.monotonic()
