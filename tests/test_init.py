@@ -94,7 +94,8 @@ def test_keys_of_fits_without_start_weights_are_what_they_were(init: Path, tmp_p
 
     def key(**recipe: Any) -> str:
         fields = {"source": "digits", "keep": 0.5, "out": "runs/x", "model": "small_cnn", "recipe": {**QUICK, **recipe}}
-        return make_job(ur.PruneConfig(**fields), info).fit_key(ids, task)
+        job = make_job(ur.PruneConfig(**fields), info)
+        return job.fit_key(task, job.population(info.labels_N))
 
     begun = {"init": str(init), "init_saw": "none", "init_sha256": "a" * 64}
     assert key() == "97fde7b1c3998f44f08232649aa170d30d47605e9c20866725185b9c13a2e70d"

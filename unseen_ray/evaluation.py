@@ -299,4 +299,4 @@ def _as_of(task: EvalTask, result: EvalResult) -> EvalResult:
 
 
 def _key(job: Job, task: EvalTask, population: Population, test_fingerprint: str) -> str:
-    return fingerprint_of(job.fit_key(task.train.resolve(population), task), test_fingerprint)
+    return fingerprint_of(job.fit_key(task, population), test_fingerprint)

@@ -12,6 +12,7 @@ import numpy as np
 from unseen_ray.config import PruneConfig, jsonable
 from unseen_ray.core import select
 from unseen_ray.core.arrays import IdArray, IntArray
+from unseen_ray.core.ids import IdSet, digest_of_rule
 from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.seeds import digest_ids
 from unseen_ray.core.tasks import EvalTask, ScoreTask
@@ -38,6 +39,7 @@ class Job:
         size_px: height and width of the images.
         skipped_ids: rows that cannot be read, left out by `on_bad_sample: skip`.
         out: the run's folder.
+        by_rule: whether sets of samples are named by their rules, because there are too many to be named one by one.
     """
 
     config: PruneConfig
@@ -48,6 +50,7 @@ class Job:
     size_px: int
     skipped_ids: IdArray = field(default_factory=lambda: np.empty(0, np.int64))
     out: str
+    by_rule: bool = False
 
     def population(self, labels_N: IntArray) -> Population:
         """The samples that take part; the same on every machine."""
@@ -72,7 +75,7 @@ class Job:
         is_fold = isinstance(task, ScoreTask) and task.fold is not None
         return 1 if is_fold or self.config.fit is not None else self.config.gpus_per_fit
 
-    def fit_key(self, train_ids: IdArray, task: ScoreTask | EvalTask) -> str:
+    def fit_key(self, task: ScoreTask | EvalTask, population: Population) -> str:
         """The name of a task's trained model: a digest of everything that determines it."""
         config = self.config
         determines = {
@@ -85,7 +88,10 @@ class Job:
             "fit": jsonable(config.fit),
         }
         return fingerprint_of(
-            self.fingerprint, str(self.size_px), digest_ids(train_ids), json.dumps(determines, sort_keys=True)
+            self.fingerprint,
+            str(self.size_px),
+            self._name_of(task.train, population),
+            json.dumps(determines, sort_keys=True),
         )
 
     def task_keys(self, task: ScoreTask, population: Population) -> list[str]:
@@ -108,10 +114,13 @@ class Job:
             **({"features": True} if self.keeps_features(task) else {}),
         }
         return fingerprint_of(
-            self.fit_key(task.train.resolve(population), task),
-            digest_ids(task.scored.resolve(population)),
+            self.fit_key(task, population),
+            self._name_of(task.scored, population),
             json.dumps(determines, sort_keys=True),
         )
+
+    def _name_of(self, ids: IdSet, population: Population) -> str:
+        return digest_of_rule(ids, population) if self.by_rule else digest_ids(ids.resolve(population))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from unseen_ray.choosing import Kept, apply_policy, features_for
 from unseen_ray.config import PruneConfig
 from unseen_ray.core.arrays import positions_of
 from unseen_ray.core.coreset import Coreset
+from unseen_ray.core.ids import ArrayIds
 from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.executor import Executor, Observer
@@ -172,7 +173,7 @@ def _grow(work: StageWork, plan: RunPlan, elapsed_s: Callable[[], float], on_sta
             on_stage(run.manifest.stages, coreset.ids)
         began = time.monotonic()
         candidates = np.setdiff1d(population.ids_N, coreset.ids, assume_unique=True)
-        tasks = tasks_of(stage, job.config, coreset.ids)
+        tasks = tasks_of(stage, job.config, ArrayIds(coreset.ids))
         receipts = work.receipts(tasks)
         request = MergeRequest(
             stage=stage.index, ids_M=candidates, num_parts=len(tasks), votes_each=votes_each(stage.index, job.config)

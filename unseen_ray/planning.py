@@ -9,7 +9,7 @@ import numpy as np
 
 from unseen_ray.catalog import default_model
 from unseen_ray.config import PruneConfig
-from unseen_ray.core.ids import FoldSpec
+from unseen_ray.core.ids import FoldSpec, IdSet
 from unseen_ray.core.population import Population
 from unseen_ray.core.schedule import Stage, stages_of
 from unseen_ray.core.tasks import ScoreTask, later_tasks, stage_zero_tasks
@@ -129,12 +129,12 @@ def with_model(config: PruneConfig, size_px: int) -> PruneConfig:
     return config.changed(model=default_model(size_px))
 
 
-def tasks_of(stage: Stage, config: PruneConfig, coreset_ids: np.ndarray) -> list[ScoreTask]:
+def tasks_of(stage: Stage, config: PruneConfig, coreset: IdSet) -> list[ScoreTask]:
     """The tasks of a stage: the folds (or the fitting model) in stage 0, models of the coreset afterwards."""
     if stage.index == 0:
         spec = FoldSpec(num_folds=config.folds, seed=config.seed, stratify=config.stratify)
         return stage_zero_tasks(mode=config.mode, spec=spec, train_on=config.train_on, repeats=config.repeats)
-    return later_tasks(stage=stage.index, coreset_ids=coreset_ids, repeats=config.repeats)
+    return later_tasks(stage=stage.index, coreset=coreset, repeats=config.repeats)
 
 
 def votes_each(stage: int, config: PruneConfig) -> int:

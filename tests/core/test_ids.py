@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
+from unseen_ray.core import folds as folds_module
+from unseen_ray.core import ids as ids_module
 from unseen_ray.core.folds import plan_folds
-from unseen_ray.core.ids import AllIds, ArrayIds, FoldIds, FoldSpec, Outside
+from unseen_ray.core.ids import AllIds, ArrayIds, FoldIds, FoldSpec, IdSet, Outside, are_in, digest_of_rule
 from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.tasks import stage_zero_tasks
 
@@ -81,3 +84,61 @@ def test_a_set_survives_the_wire() -> None:
     for ids in (AllIds(), fold, Outside(fold), ArrayIds(population.ids_N[:7])):
         copy = pickle.loads(pickle.dumps(ids))
         np.testing.assert_array_equal(copy.resolve(population), ids.resolve(population))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def forget() -> None:
+        ids_module._folds.cache_clear()
+        ids_module._dealing.cache_clear()
+
+    monkeypatch.setattr(folds_module, "DEALT_ROWS", 16)
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("population", POPULATIONS, ids=["all", "holdout", "holdout and skipped"])
+@pytest.mark.parametrize("stratify", [False, True])
+@pytest.mark.parametrize("folds", [2, 5])
+def test_blocks_are_dealt_out_as_evenly_as_one(population: Population, folds: int, stratify: bool) -> None:
+    plan = plan_folds(len(population), folds, 11, labels=population.labels_N if stratify else None)
+    assert np.ptp(np.bincount(plan.fold_of_N, minlength=folds)) <= 1
+    if stratify:
+        counts = np.zeros((folds, 3), int)
+        np.add.at(counts, (plan.fold_of_N, population.labels_N), 1)
+        assert np.ptp(counts, axis=0).max() <= 1
+    spec = FoldSpec(num_folds=folds, seed=11, stratify=stratify)
+    for fold in range(folds):
+        np.testing.assert_array_equal(FoldIds(spec, fold).resolve(population), population.ids_N[plan.train_ids(fold)])
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("population", POPULATIONS, ids=["all", "holdout", "holdout and skipped"])
+def test_a_range_of_a_set_is_that_of_the_whole(population: Population) -> None:
+    fold = FoldIds(FoldSpec(num_folds=3, seed=2), 1)
+    for ids in (
+        AllIds(),
+        fold,
+        Outside(fold),
+        ArrayIds(population.ids_N[::3]),
+        Outside(ArrayIds(population.ids_N[::3])),
+    ):
+        whole = ids.resolve(population)
+        for low, high in ((0, 200), (-5, 3), (15, 17), (16, 32), (40, 40), (30, 20), (36, 300), (500, 600)):
+            part = ids.within(population, low, high)
+            assert part.tolist() == whole[(whole >= low) & (whole < high)].tolist()
+        numbers = np.array([7, 10**15, -1, 0, 36, 50, 7, 2**62])
+        assert are_in(numbers, ids, population).tolist() == np.isin(numbers, whole).tolist()
+    assert not are_in(np.empty(0, np.int64), fold, population).size
+
+
+def test_a_rule_names_what_determines_a_set() -> None:
+    spec, whole = FoldSpec(num_folds=3, seed=2), POPULATIONS[0]
+    sets: list[IdSet] = [AllIds(), ArrayIds(np.arange(3)), ArrayIds(np.arange(4))]
+    sets += [FoldIds(spec, 0), FoldIds(spec, 1), FoldIds(FoldSpec(num_folds=3, seed=3), 0)]
+    sets += [Outside(each) for each in sets]
+    names = [digest_of_rule(each, population) for each in sets for population in POPULATIONS]
+    assert len(set(names)) == len(names)
+    assert digest_of_rule(FoldIds(spec, 1), whole) == digest_of_rule(FoldIds(FoldSpec(num_folds=3, seed=2), 1), whole)

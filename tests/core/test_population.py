@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unseen_ray.core import population as population_module
 from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.seeds import derive, tie_keys
 
@@ -130,3 +131,25 @@ def test_labels_of_a_held_out_id() -> None:
     population = make_population(uneven_labels(), 6, holdout=0.5)
     with pytest.raises(ValueError, match=f"the first is {population.holdout_ids[0]}"):
         population.labels_of(population.holdout_ids)
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.23])
+@pytest.mark.parametrize("skipped", [(), (3, 500, 999)])
+def test_one_that_is_read_by_ranges_is_the_same(
+    holdout: float, skipped: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.random.default_rng(1).integers(0, 7, 1000)
+    fields = {"holdout": holdout, "seed": 3, "skipped": np.array(skipped, np.int64)}
+    whole = make_population(labels, 7, **fields)
+    monkeypatch.setattr(population_module, "CHUNK_ROWS", 64)
+    narrow = make_population(labels.astype(np.uint8), 7, **fields)
+    for name in ("ids_N", "labels_N", "holdout_ids", "excluded_ids"):
+        np.testing.assert_array_equal(getattr(narrow, name), getattr(whole, name))
+        assert getattr(narrow, name).dtype == np.int64
+    np.testing.assert_array_equal(narrow.class_counts(), np.bincount(whole.labels_N, minlength=7))
+    places = [narrow.id_at(place) for place in range(len(narrow) + 1)]
+    assert places == [*whole.ids_N.tolist(), 1000]
+    assert [narrow.place_of(number) for number in range(1001)] == np.searchsorted(whole.ids_N, range(1001)).tolist()
+    for low, high in ((-4, 5), (0, 1000), (499, 501), (990, 2000), (7, 7), (9, 3)):
+        wanted = whole.ids_N[(whole.ids_N >= low) & (whole.ids_N < high)]
+        assert narrow.ids_within(low, high).tolist() == wanted.tolist()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unseen_ray.core.folds import plan_folds
-from unseen_ray.core.ids import FoldSpec
+from unseen_ray.core.ids import ArrayIds, FoldSpec
 from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen, later_tasks, stage_zero_tasks
 from unseen_ray.errors import LeakError
@@ -80,7 +80,7 @@ def test_fitting_is_one_model_of_all_data_that_scores_all_data(repeats: int, tra
 def test_a_later_stage_trains_on_the_coreset_and_scores_the_rest(repeats: int) -> None:
     population = population_of()
     coreset = population.ids_N[::4]
-    tasks = later_tasks(stage=2, coreset_ids=coreset, repeats=repeats)
+    tasks = later_tasks(stage=2, coreset=ArrayIds(coreset), repeats=repeats)
     assert [(task.stage, task.index, task.repeat, task.fold) for task in tasks] == [
         (2, repeat, repeat, None) for repeat in range(repeats)
     ]
@@ -92,7 +92,7 @@ def test_a_later_stage_trains_on_the_coreset_and_scores_the_rest(repeats: int) -
 
 
 def all_unseen_tasks(population: Population) -> list[ScoreTask]:
-    later = later_tasks(stage=1, coreset_ids=population.ids_N[::4], repeats=2)
+    later = later_tasks(stage=1, coreset=ArrayIds(population.ids_N[::4]), repeats=2)
     return stage_zero(3, "fold", 2) + stage_zero(3, "complement") + later
 
 
@@ -138,7 +138,7 @@ def test_names_say_which_task_it_is() -> None:
         "stage 0 fold 1",
         "stage 0 fold 1 repeat 1",
     ]
-    (later,) = later_tasks(stage=3, coreset_ids=np.arange(4), repeats=1)
+    (later,) = later_tasks(stage=3, coreset=ArrayIds(np.arange(4)), repeats=1)
     assert later.name == "stage 3"
     assert EvalTask(index=0, arm="random", selection=0, repeat=2, train=later.train).name == "random seed 2"
     again = EvalTask(index=0, arm="random", selection=1, repeat=2, train=later.train)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,12 @@ from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import ConfigError
 
-__all__ = ["FoldPlan", "TrainOn", "plan_folds"]
+__all__ = ["DEALT_ROWS", "Dealing", "FoldPlan", "TrainOn", "begin_dealing", "plan_folds"]
 
 TrainOn = Literal["fold", "complement"]
+
+DEALT_ROWS = 2**24
+"""Samples that are put in order together; of more, one such block is dealt out after the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,7 +56,8 @@ def plan_folds(
     """Split N samples into K disjoint folds whose sizes differ by at most one.
 
     The samples are put in the order of a seeded hash, within each class where `labels` are given, and dealt out one
-    fold after the other. With labels, the count of a class differs by at most one between folds as well.
+    fold after the other; above `DEALT_ROWS` samples one block of ids after the other. With labels, the count of a
+    class differs by at most one between folds as well.
 
     Args:
         num_samples: N.
@@ -84,13 +89,65 @@ def plan_folds(
         )
     if train_on not in ("fold", "complement"):
         raise ConfigError(f"train_on={train_on!r} is neither 'fold' nor 'complement'.")
-    keys_N = tie_keys(np.arange(num_samples, dtype=np.int64), derive(seed, "folds"))
-    if labels is None:
-        order_N = np.argsort(keys_N)
-    else:
-        if np.shape(labels) != (num_samples,):
-            raise ConfigError(f"labels has {len(labels)} entries for {num_samples} samples; give one integer a sample.")
-        order_N = np.lexsort((keys_N, labels))
+    if labels is not None and np.shape(labels) != (num_samples,):
+        raise ConfigError(f"labels has {len(labels)} entries for {num_samples} samples; give one integer a sample.")
+    dealing = begin_dealing(num_folds, seed, (_classes(labels, *block) for block in blocks_of(num_samples)))
     fold_of_N = np.empty(num_samples, np.int32)
-    fold_of_N[order_N] = np.arange(num_samples) % num_folds
+    for number, (start, stop) in enumerate(blocks_of(num_samples)):
+        fold_of_N[start:stop] = dealing.folds_of(number, _classes(labels, start, stop))
     return FoldPlan(fold_of_N=fold_of_N, num_folds=num_folds, train_on=train_on)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Dealing:
+    """How the samples of each block are dealt out to the folds, whatever else is held of the others.
+
+    The samples of a class take turns, those of the first block before those of the next, and where the turns of a class end those of
+    the next class begin: so the folds differ by one sample at most, in all and in each class.
+
+    Attributes:
+        num_folds: K.
+        seed: of the hash.
+        first_BC: (B, C) int64, the turn of the first sample of each class in each block.
+    """
+
+    num_folds: int
+    seed: int
+    first_BC: IntArray
+
+    def folds_of(self, block: int, labels_M: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
+        """(M,) the fold of each sample of a block, whose classes are `labels_M`."""
+        start = block * DEALT_ROWS
+        keys_M = tie_keys(np.arange(start, start + len(labels_M), dtype=np.int64), self.seed)
+        order_M = np.lexsort((keys_M, labels_M))
+        sizes_C = np.bincount(labels_M, minlength=self.first_BC.shape[1])
+        shift_C = self.first_BC[block] - (np.cumsum(sizes_C) - sizes_C)  # from the place in the block to the turn
+        folds_M = np.empty(len(labels_M), np.int32)
+        folds_M[order_M] = (np.arange(len(labels_M)) + np.repeat(shift_C, sizes_C)) % self.num_folds
+        return folds_M
+
+
+def begin_dealing(num_folds: int, seed: int, blocks: Iterator[NDArray[np.integer[Any]]]) -> Dealing:
+    """Look at the classes of all samples, block by block, and say how they are dealt out.
+
+    Args:
+        num_folds: K.
+        seed: of the plan.
+        blocks: (M,) classes of each block of `DEALT_ROWS` samples, the last one shorter; all 0 to deal without regard to classes.
+    """
+    sizes = [np.bincount(labels_M) for labels_M in blocks]
+    sizes_BC = np.zeros((len(sizes), max(map(len, sizes))), np.int64)
+    for number, counts_C in enumerate(sizes):
+        sizes_BC[number, : len(counts_C)] = counts_C
+    sizes_C = sizes_BC.sum(axis=0)
+    first_BC = np.cumsum(sizes_C) - sizes_C + np.cumsum(sizes_BC, axis=0) - sizes_BC
+    return Dealing(num_folds=num_folds, seed=derive(seed, "folds"), first_BC=first_BC)
+
+
+def blocks_of(num_samples: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of each block."""
+    return ((start, min(start + DEALT_ROWS, num_samples)) for start in range(0, num_samples, DEALT_ROWS))
+
+
+def _classes(labels: IntArray | None, start: int, stop: int) -> NDArray[np.integer[Any]]:
+    return np.zeros(stop - start, np.uint8) if labels is None else labels[start:stop]

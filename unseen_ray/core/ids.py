@@ -1,30 +1,58 @@
 """A set of samples as a value: an array, or a rule that each process works out for itself.
 
 A task names what it trains on and what it may score by such values, so that a task's size need not grow with N: fold k
-of a plan is four numbers, whatever the size of the data set.
+of a plan is four numbers, whatever the size of the data set. A range of a set is found without the rest of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from unseen_ray.core import folds
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.core.folds import FoldPlan, plan_folds
-from unseen_ray.core.population import Population
+from unseen_ray.core.folds import Dealing, begin_dealing, blocks_of
+from unseen_ray.core.population import CHUNK_ROWS, Population
+from unseen_ray.core.seeds import digest_ids
 
-__all__ = ["AllIds", "ArrayIds", "FoldIds", "FoldSpec", "IdSet", "Outside"]
+__all__ = ["AllIds", "ArrayIds", "FoldIds", "FoldSpec", "IdSet", "Outside", "are_in", "digest_of_rule"]
 
 
 class IdSet(Protocol):
     """A set of ids of a population."""
 
-    def resolve(self, population: Population) -> IdArray:
-        """(M,) int64, strictly rising."""
+    def within(self, population: Population, low: int, high: int) -> IdArray:
+        """(M,) int64, strictly rising: its ids from `low` up to, but without, `high`."""
         ...
+
+    def resolve(self, population: Population) -> IdArray:
+        """(M,) int64, strictly rising: all of them."""
+        ...
+
+    def rule(self) -> str:
+        """What determines it, beside the population."""
+        ...
+
+
+def are_in(ids_M: IdArray, of: IdSet, population: Population) -> NDArray[np.bool_]:
+    """(M,) whether each number, a row of the source or not, is an id of a set."""
+    found = (ids_M >= 0) & (ids_M < len(population.labels_R))
+    rows = ids_M if found.all() else ids_M[found]
+    if len(rows):
+        low, high = int(rows.min()), int(rows.max())
+        inside = np.zeros(high - low + 1, bool)
+        inside[of.within(population, low, high + 1) - low] = True
+        found[found] = inside[rows - low]
+    return found
+
+
+def digest_of_rule(ids: IdSet, population: Population) -> str:
+    """The name of a set of samples by its rule, where there are too many to be named by a digest of the ids themselves."""
+    return f"{ids.rule()} of {len(population)} without {digest_ids(population.excluded_ids)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +68,17 @@ class FoldSpec:
 class AllIds:
     """Everything in the population."""
 
+    def within(self, population: Population, low: int, high: int) -> IdArray:
+        """Ids of a range."""
+        return population.ids_within(low, high)
+
     def resolve(self, population: Population) -> IdArray:
         """All ids."""
         return population.ids_N
+
+    def rule(self) -> str:
+        """That it is everything."""
+        return "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +88,26 @@ class FoldIds:
     spec: FoldSpec
     fold: int
 
+    def within(self, population: Population, low: int, high: int) -> IdArray:
+        """Those of the fold in a range; the blocks that it touches are dealt out."""
+        ids = population.ids_within(low, high)
+        if not len(ids):
+            return ids
+        first, found = population.place_of(int(ids[0])), []
+        for number in range(first // folds.DEALT_ROWS, (first + len(ids) - 1) // folds.DEALT_ROWS + 1):
+            start = number * folds.DEALT_ROWS
+            folds_M = _folds(population, self.spec, number)[max(first - start, 0) : first + len(ids) - start]
+            begin = max(start - first, 0)
+            found.append(ids[begin : begin + len(folds_M)][folds_M == self.fold])
+        return np.concatenate(found)
+
     def resolve(self, population: Population) -> IdArray:
         """The fold's ids."""
-        inside: IdArray = population.ids_N[_plan(population, self.spec).fold_of_N == self.fold]
-        return inside
+        return self.within(population, 0, len(population.labels_R))
+
+    def rule(self) -> str:
+        """The plan and the fold's number."""
+        return f"fold {self.fold} of {self.spec}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,9 +116,18 @@ class ArrayIds:
 
     ids_M: IdArray
 
+    def within(self, population: Population, low: int, high: int) -> IdArray:
+        """Its part in a range."""
+        first, last = np.searchsorted(self.ids_M, (low, high))
+        return self.ids_M[first:last]
+
     def resolve(self, population: Population) -> IdArray:
         """The array itself."""
         return self.ids_M
+
+    def rule(self) -> str:
+        """The digest of the array."""
+        return digest_ids(self.ids_M)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +136,35 @@ class Outside:
 
     other: IdSet
 
+    def within(self, population: Population, low: int, high: int) -> IdArray:
+        """What the other set leaves of a range."""
+        ids = population.ids_within(low, high)
+        return ids[~are_in(ids, self.other, population)]
+
     def resolve(self, population: Population) -> IdArray:
         """The complement."""
-        return np.setdiff1d(population.ids_N, self.other.resolve(population), assume_unique=True)
+        starts = range(0, len(population.labels_R), CHUNK_ROWS)
+        return np.concatenate([self.within(population, start, start + CHUNK_ROWS) for start in starts])
+
+    def rule(self) -> str:
+        """That it is outside the other."""
+        return f"outside {self.other.rule()}"
 
 
 @lru_cache(maxsize=4)
-def _plan(population: Population, spec: FoldSpec) -> FoldPlan:
-    labels = population.labels_N if spec.stratify else None
-    return plan_folds(len(population), spec.num_folds, spec.seed, labels=labels)
+def _folds(population: Population, spec: FoldSpec, block: int) -> NDArray[np.int32]:
+    """The fold of each sample of a block."""
+    return _dealing(population, spec).folds_of(block, _classes(population, spec, block))
+
+
+@lru_cache(maxsize=4)
+def _dealing(population: Population, spec: FoldSpec) -> Dealing:
+    blocks = range(len(list(blocks_of(len(population)))))
+    return begin_dealing(spec.num_folds, spec.seed, (_classes(population, spec, block) for block in blocks))
+
+
+def _classes(population: Population, spec: FoldSpec, block: int) -> NDArray[np.integer[Any]]:
+    start = block * folds.DEALT_ROWS
+    low, high = population.id_at(start), population.id_at(min(start + folds.DEALT_ROWS, len(population)))
+    ids = population.ids_within(low, high)
+    return population.labels_R[ids] if spec.stratify else np.zeros(len(ids), np.uint8)

@@ -2,47 +2,120 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import IdArray, IntArray, first_of_each_class, positions_of
+from unseen_ray.core.arrays import IdArray, IntArray, first_of_each_class
+from unseen_ray.core.cuts import Order, find_cuts
 from unseen_ray.core.seeds import derive, tie_keys
+from unseen_ray.core.shards import Chunk, Memory
 
-__all__ = ["Population", "make_population"]
+__all__ = ["CHUNK_ROWS", "Population", "make_population"]
+
+CHUNK_ROWS = 2**24
+"""Rows that are looked at together: what a set of samples takes beside itself does not grow beyond that."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Population:
-    """The ids of a run with their labels.
+    """The ids of a run with their labels, as a rule: all rows but some.
 
     Attributes:
-        ids_N: (N,) int64 row numbers of the source, strictly rising.
-        labels_N: (N,) int64 their classes.
-        holdout_ids: (H,) int64 rows set aside: never trained on, scored or kept.
+        labels_R: (R,) integer classes of all rows of the source, as narrow as they are stored; read by ranges where they are many.
+        holdout_ids: (H,) int64 rows set aside, rising: never trained on, scored or kept.
+        skipped_ids: (S,) int64 rows that cannot be read, rising.
         num_classes: C.
     """
 
-    ids_N: IdArray
-    labels_N: IntArray
+    labels_R: NDArray[np.integer[Any]]
     holdout_ids: IdArray
+    skipped_ids: IdArray
     num_classes: int
 
     def __len__(self) -> int:
-        return len(self.ids_N)
+        return len(self.labels_R) - len(self.excluded_ids)
+
+    @cached_property
+    def excluded_ids(self) -> IdArray:
+        """(H + S,) int64 rows that take no part, rising."""
+        return np.union1d(self.holdout_ids, self.skipped_ids)
+
+    @cached_property
+    def ids_N(self) -> IdArray:
+        """(N,) int64 row numbers of the source, strictly rising."""
+        return self.ids_within(0, len(self.labels_R))
+
+    @cached_property
+    def labels_N(self) -> IntArray:
+        """(N,) int64 their classes."""
+        return self._labels_at(self.ids_N)
+
+    def ids_within(self, low: int, high: int) -> IdArray:
+        """(M,) the ids from `low` up to, but without, `high`."""
+        low, high = max(low, 0), min(high, len(self.labels_R))
+        if low >= high:
+            return np.empty(0, np.int64)
+        first, last = np.searchsorted(self.excluded_ids, (low, high))
+        inside = np.ones(high - low, bool)
+        inside[self.excluded_ids[first:last] - low] = False
+        return np.flatnonzero(inside).astype(np.int64) + low
+
+    def id_at(self, place: int) -> int:
+        """The id at a place of the rising order of all; the number of rows behind the last."""
+        if place >= len(self):
+            return len(self.labels_R)
+        before = self.excluded_ids - np.arange(len(self.excluded_ids))  # how many take part before each that does not
+        return place + int(np.searchsorted(before, place, side="right"))
+
+    def place_of(self, number: int) -> int:
+        """How many ids are below a number."""
+        return number - int(np.searchsorted(self.excluded_ids, number))
 
     def labels_of(self, ids_M: IdArray) -> IntArray:
-        """(M,) labels of ids that take part; ValueError if one does not."""
-        return self.labels_N[positions_of(ids_M, self.ids_N)]
+        """(M,) int64 labels of ids that take part; ValueError if one does not."""
+        ids = np.asarray(ids_M)
+        strange = (ids < 0) | (ids >= len(self.labels_R))
+        if len(self.excluded_ids):
+            places = np.minimum(np.searchsorted(self.excluded_ids, ids), len(self.excluded_ids) - 1)
+            strange |= self.excluded_ids[places] == ids
+        if strange.any():
+            missing = ids[strange]
+            raise ValueError(
+                f"{len(missing)} ids are not among the {len(self)} allowed ones; the first is {missing[0]}."
+            )
+        return self._labels_at(ids)
 
     def class_counts(self, ids_M: IdArray | None = None) -> IntArray:
         """(C,) samples of each class, of all or of the given ids."""
-        labels = self.labels_N if ids_M is None else self.labels_of(ids_M)
-        return np.bincount(labels, minlength=self.num_classes)
+        if ids_M is not None:
+            return np.bincount(self.labels_of(ids_M), minlength=self.num_classes)
+        counts_C = np.zeros(self.num_classes, np.int64)
+        for _, labels in labels_by_chunk(self.labels_R):
+            counts_C += np.bincount(labels, minlength=self.num_classes)
+        return counts_C - np.bincount(self._labels_at(self.excluded_ids), minlength=self.num_classes)
+
+    def _labels_at(self, ids_M: IdArray) -> IntArray:
+        return self.labels_R[ids_M].astype(np.int64, copy=False)
+
+
+def labels_by_chunk(labels_R: NDArray[np.integer[Any]]) -> Iterator[tuple[int, NDArray[np.integer[Any]]]]:
+    """The labels of all rows by pieces, each with the number of its first row."""
+    for start in range(0, len(labels_R), CHUNK_ROWS):
+        yield start, labels_R[start : start + CHUNK_ROWS]
 
 
 def make_population(
-    labels_N: IntArray, num_classes: int, *, holdout: float = 0.0, seed: int = 0, skipped: IdArray | None = None
+    labels_N: NDArray[np.integer[Any]],
+    num_classes: int,
+    *,
+    holdout: float = 0.0,
+    seed: int = 0,
+    skipped: IdArray | None = None,
 ) -> Population:
     """Set the holdout aside and leave out the skipped rows.
 
@@ -50,20 +123,51 @@ def make_population(
     the seeded hash of the id.
 
     Args:
-        labels_N: (rows of the source,) int64 classes.
+        labels_N: (rows of the source,) integer classes.
         num_classes: C.
         holdout: fraction in [0, 1).
         seed: the run's seed.
         skipped: ids of rows that cannot be read.
     """
-    ids = np.arange(len(labels_N), dtype=np.int64)
-    if skipped is not None and len(skipped):
-        ids = np.setdiff1d(ids, skipped)
-    labels = labels_N[ids]
-    held = np.zeros(len(ids), bool)
-    if holdout > 0:
-        order = np.argsort(tie_keys(ids, derive(seed, "holdout")))
-        counts_C = np.bincount(labels, minlength=num_classes)
-        quota_C = np.minimum(np.round(holdout * counts_C).astype(np.int64), np.maximum(counts_C - 1, 0))
-        held[first_of_each_class(order, labels, quota_C)] = True
-    return Population(ids_N=ids[~held], labels_N=labels[~held], holdout_ids=ids[held], num_classes=num_classes)
+    everything = Population(
+        labels_R=labels_N,
+        holdout_ids=np.empty(0, np.int64),
+        skipped_ids=np.empty(0, np.int64) if skipped is None else np.unique(skipped).astype(np.int64),
+        num_classes=num_classes,
+    )
+    if holdout <= 0:
+        return everything
+    set_aside = _drawn_by_passes if len(labels_N) > CHUNK_ROWS else _drawn
+    held = set_aside(everything, holdout, derive(seed, "holdout"))
+    return Population(labels_R=labels_N, holdout_ids=held, skipped_ids=everything.skipped_ids, num_classes=num_classes)
+
+
+def _quota(counts_C: IntArray, holdout: float) -> IntArray:
+    return np.minimum(np.round(holdout * counts_C).astype(np.int64), np.maximum(counts_C - 1, 0))
+
+
+def _drawn(population: Population, holdout: float, seed: int) -> IdArray:
+    ids, labels = population.ids_N, population.labels_N
+    order = np.argsort(tie_keys(ids, seed))
+    quota_C = _quota(np.bincount(labels, minlength=population.num_classes), holdout)
+    return np.sort(ids[first_of_each_class(order, labels, quota_C)])
+
+
+def _drawn_by_passes(population: Population, holdout: float, seed: int) -> IdArray:
+    """The same, with no array of all rows: each class is cut at its quota in the order of the hash."""
+
+    def shards(columns: Sequence[str]) -> Iterator[Chunk]:
+        for start, labels in labels_by_chunk(population.labels_R):
+            ids = population.ids_within(start, start + len(labels))
+            yield {"id": ids, "label": labels[ids - start].astype(np.int64)}
+
+    order = Order(
+        columns=("id", "label"),
+        keys=lambda chunk: tie_keys(chunk["id"], seed),
+        bits=64,
+        seed=seed,
+        groups=population.num_classes,
+        group=lambda chunk: chunk["label"],
+    )
+    (cut,) = find_cuts(shards, order, lambda sizes_C: _quota(sizes_C, holdout)[None], Memory())
+    return np.concatenate([chunk["id"][cut.before(chunk)] for chunk in shards(order.columns)])

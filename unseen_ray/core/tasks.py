@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray
 from unseen_ray.core.folds import TrainOn
-from unseen_ray.core.ids import AllIds, ArrayIds, FoldIds, FoldSpec, IdSet, Outside
-from unseen_ray.core.population import Population
+from unseen_ray.core.ids import AllIds, FoldIds, FoldSpec, IdSet, Outside, are_in
+from unseen_ray.core.population import CHUNK_ROWS, Population
 from unseen_ray.errors import LeakError
 
 __all__ = ["EvalTask", "Mode", "ScoreTask", "VotePart", "check_unseen", "later_tasks", "stage_zero_tasks"]
@@ -116,9 +116,8 @@ def stage_zero_tasks(*, mode: Mode, spec: FoldSpec, train_on: TrainOn, repeats: 
     return _numbered(0, ((fold, train, scored, mode) for fold, train, scored in sides), repeats)
 
 
-def later_tasks(*, stage: int, coreset_ids: IdArray, repeats: int) -> list[ScoreTask]:
+def later_tasks(*, stage: int, coreset: IdSet, repeats: int) -> list[ScoreTask]:
     """The tasks of a later stage: `repeats` fresh models of the coreset, scoring everything outside it."""
-    coreset = ArrayIds(coreset_ids)
     return _numbered(stage, [(None, coreset, Outside(coreset), "unseen")], repeats)
 
 
@@ -128,19 +127,21 @@ def check_unseen(task: ScoreTask, ids_M: IdArray, population: Population) -> Non
     Raises:
         LeakError: naming how many there are, and the first.
     """
-    if task.mode == "unseen":
-        leaked = np.intersect1d(ids_M, task.train.resolve(population))
-        if leaked.size:
+    for start in range(0, len(ids_M), CHUNK_ROWS):
+        some = ids_M[start : start + CHUNK_ROWS]
+        if task.mode == "unseen":
+            leaked = np.unique(some[are_in(some, task.train, population)])
+            if leaked.size:
+                raise LeakError(
+                    f"{task.name} scored {leaked.size} samples that its own model was trained on; the first is id {leaked[0]}. "
+                    "Only unseen samples may be scored: answer for task.unseen_ids, or use `mode: fitting`."
+                )
+        strangers = np.unique(some[~are_in(some, task.scored, population)])
+        if strangers.size:
             raise LeakError(
-                f"{task.name} scored {leaked.size} samples that its own model was trained on; the first is id {leaked[0]}. "
-                "Only unseen samples may be scored: answer for task.unseen_ids, or use `mode: fitting`."
+                f"{task.name} scored {strangers.size} samples that it was not asked for; the first is id {strangers[0]}. "
+                "Answer for task.unseen_ids and nothing else."
             )
-    strangers = np.setdiff1d(ids_M, task.scored.resolve(population))
-    if strangers.size:
-        raise LeakError(
-            f"{task.name} scored {strangers.size} samples that it was not asked for; the first is id {strangers[0]}. "
-            "Answer for task.unseen_ids and nothing else."
-        )
 
 
 def _numbered(stage: int, sides: Iterable[tuple[int | None, IdSet, IdSet, Mode]], repeats: int) -> list[ScoreTask]:

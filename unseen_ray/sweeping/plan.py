@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unseen_ray.config import PruneConfig, jsonable
+from unseen_ray.core.ids import ArrayIds
 from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.pipeline import make_job
@@ -117,7 +118,7 @@ def _add_run(tally: _Tally, sweep: SweepConfig, run: PruneConfig, info: SourceIn
     plan = plan_run(run, population)
     sizes = {(task.stage, task.trained): task for task in plan.tasks}
     keys = []
-    for task in tasks_of(plan.stages[0], run, np.empty(0, np.int64)):
+    for task in tasks_of(plan.stages[0], run, ArrayIds(np.empty(0, np.int64))):
         key = job.task_key(task, population)
         size = sizes[0, _count(task, population)]
         keys.append(key)

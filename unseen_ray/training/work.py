@@ -86,7 +86,7 @@ class Workbench:
 
     def score(self, task: ScoreTask) -> Iterator[Progress | Receipt]:
         """Train the task's model and score what it may; see `Desk.score`."""
-        checkpoints = self._checkpoints(task.train.resolve(self.desk.population), task)
+        checkpoints = self._checkpoints(task)
         yield from self.desk.score(
             task, lambda train_ids, votes: self._answers(task, train_ids, checkpoints, votes), checkpoints.clear
         )
@@ -100,7 +100,7 @@ class Workbench:
         right = np.zeros(len(test.ids_M), bool)
         stats = EpochStats(epoch=0, epochs=0)
         with self._numerics():
-            training = self._fit(ids, task, Share(), self._checkpoints(ids, task))
+            training = self._fit(ids, task, Share(), self._checkpoints(task))
             for stats in self._train(training, task):
                 yield self.desk.trained(task, len(ids), stats)
             feed = Feed(self._held(test.plane), training.feed.norm)
@@ -132,7 +132,7 @@ class Workbench:
         with self._numerics():
             ids = task.train.resolve(self.desk.population)
             yield self.desk.begun(task.name)
-            training = self._fit(ids, task, share, self._checkpoints(ids, task))
+            training = self._fit(ids, task, share, self._checkpoints(task))
             for stats in training.train():
                 yield self.desk.trained(task, len(ids), stats)
             training.checkpoints.check_written()
@@ -213,8 +213,8 @@ class Workbench:
         self._pixels.append(hold_pixels(plane, self.device))
         return self._pixels[-1]
 
-    def _checkpoints(self, train_ids: IdArray, task: ScoreTask | EvalTask) -> Checkpoints:
-        key = self.desk.job.fit_key(train_ids, task)
+    def _checkpoints(self, task: ScoreTask | EvalTask) -> Checkpoints:
+        key = self.desk.job.fit_key(task, self.desk.population)
         out = self.desk.job.out
         return Checkpoints(Folder(out), key, beside=self.device.type == "cuda" or is_uri(out), task=task.name)
 
