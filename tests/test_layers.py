@@ -16,7 +16,7 @@ IN_FUNCTIONS = "~"  # before a library: only inside the function that needs it
 
 ONE = (
     "resolve catalog crops recipe recipes checks config storage storage_speed sealed manifest lease run job parts votes vote_ranges "
-    "merging guarding scoring features patience sources sources.* weights"
+    "stored_ids merging guarding scoring features patience sources sources.* weights"
 )
 SIX = (
     "api cli commands estimating flags interruption listing measuring preparing progress reporting reporting.* running summary summary.* "
@@ -28,8 +28,8 @@ TABLE: dict[int, tuple[str, set[int], str]] = {
     0: ("errors core core.*", {0}, "numpy"),
     1: (ONE, {0, 1}, "numpy pyarrow pydantic pydantic_core ~yaml ~sklearn ~PIL"),
     2: (
-        "accounts choosing costing needs results judging offline planning preflight shipping watching executor pipeline reselect "
-        "reselect_long streamed "
+        "accounts choosing costing growing growing_long needs results judging offline planning preflight shipping watching executor "
+        "pipeline reselect reselect_long streamed "
         "exporting packing comparison evaluation sharing stage_work sweeping sweeping.*",
         {0, 1, 2},
         "numpy pyarrow pydantic ~PIL ~scipy ~yaml",

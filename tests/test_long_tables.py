@@ -78,9 +78,13 @@ def test_a_long_run_keeps_the_same_in_parts_that_the_manifest_names(runs: tuple[
     for name, rows in (("coreset.parquet", 144), ("stage-00/scores.parquet", 240), ("stage-01/scores.parquet", 144)):
         path = runs[1] / name
         named = [file for file in files_of(runs[1]) if file.startswith(name)]
-        assert named == [f"{name}/part-{number:05d}.parquet" for number in range(-(-rows // 32))]
         assert sorted(str(p.relative_to(runs[1])) for p in path.iterdir()) == named
-        assert [pq.read_metadata(runs[1] / file).num_rows for file in named][:-1] == [32] * (len(named) - 1)
+        sizes = [pq.read_metadata(runs[1] / file).num_rows for file in named]
+        if name == "stage-01/scores.parquet":  # what earlier stages kept leaves gaps in the ranges of ids
+            assert len(sizes) == 8 and max(sizes) <= 32
+        else:
+            assert sizes[:-1] == [32] * (len(sizes) - 1)
+        assert named == [f"{name}/part-{number:05d}.parquet" for number in range(len(sizes))]
         assert pq.read_table(path).equals(pq.read_table(runs[0] / name))
         assert ds.dataset(path).count_rows() == rows
     assert not list(runs[1].glob("stage-*/coreset.parquet"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,19 @@ import numpy as np
 import pytest
 
 import unseen_ray as ur
-from unseen_ray import merging, parts, storage
+from unseen_ray import merging, parts, votes
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.folds import plan_folds
+from unseen_ray.core.ids import ArrayIds
 from unseen_ray.core.scorebook import log_of_probs
 from unseen_ray.core.scores import entropy
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import IncompleteScoreError, StorageError
 from unseen_ray.job import Job, Receipt
-from unseen_ray.merging import MergeRequest, merge_stage, merges_by_range
+from unseen_ray.merging import Merged, Merger, MergeRequest, ask_merge, join_ranges
 from unseen_ray.sources import source_ref
 from unseen_ray.storage import Folder
-from unseen_ray.vote_ranges import open_votes
+from unseen_ray.vote_ranges import check_votes, open_votes
 from unseen_ray.votes import read_votes, vote_file, write_votes
 
 CLASSES, ROWS = 3, 500
@@ -32,9 +32,9 @@ LABELS = RNG.integers(0, CLASSES, 3 * ROWS)
 
 @pytest.fixture
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name, rows in ((parts, "MOST_ROWS", 100), (parts, "PART_ROWS", 64), (merging, "RANGE_ROWS", 70)):
+    for module, name, rows in ((parts, "MOST_ROWS", 100), (parts, "PART_ROWS", 64), (merging, "RANGE_ROWS", 30)):
         monkeypatch.setattr(module, name, rows)
-    monkeypatch.setattr(storage, "ROW_GROUP", 40)
+    monkeypatch.setattr(votes, "ROW_GROUP", 40)
 
 
 def job_of(out: Path, **fields: Any) -> Job:
@@ -46,6 +46,7 @@ def job_of(out: Path, **fields: Any) -> Job:
         fingerprint="f",
         num_classes=CLASSES,
         size_px=8,
+        skipped_ids=np.setdiff1d(np.arange(3 * ROWS), CANDIDATES),
         out=str(out),
     )
 
@@ -69,39 +70,65 @@ def write(out: Path, index: int, ids: IdArray, *, probs: bool) -> None:
     write_votes(Folder(str(out)), 0, "key", part, receipt)
 
 
-def stage(out: Path, folds: int, *, probs: bool = False) -> MergeRequest:
+def stage(out: Path, folds: int, *, probs: bool = False) -> None:
     plan = plan_folds(ROWS, folds, 0)
     for index in range(folds):
         write(out, index, CANDIDATES[plan.fold_of_N != index], probs=probs)
-    return MergeRequest(stage=0, ids_M=CANDIDATES, num_parts=folds, votes_each=folds - 1)
+
+
+def asked(job: Job, folds: int = 3, *, stage: int = 0, kept: int = 0) -> MergeRequest:
+    population, ids = job.population(LABELS), ArrayIds(CANDIDATES[:kept])
+    return ask_merge(
+        job.config, population, stage=stage, kept=ids, num_kept=kept, num_parts=folds, votes_each=folds - 1
+    )
+
+
+def merged(job: Job, folds: int = 3) -> Merged:
+    return Merger(job, LABELS).merge(asked(job, folds))
 
 
 @pytest.mark.usefixtures("small_ranges")
 @pytest.mark.parametrize("folds", [2, 3, 5])
 @pytest.mark.parametrize("combine", ["mean", "mean_prob"])
 def test_ranges_give_the_same_table(folds: int, combine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = stage(tmp_path, folds, probs=combine == "mean_prob")
+    stage(tmp_path, folds, probs=combine == "mean_prob")
     job = job_of(tmp_path, combine=combine)
-    assert merges_by_range(job, request)
-    by_range, files = merge_stage(job, LABELS, request)
-    assert list(files) == [f"stage-00/scores.parquet/part-{number:05d}.parquet" for number in range(8)]
+    by_range = merged(job, folds)
+    assert by_range.table is None
+    assert list(by_range.files) == [f"stage-00/scores.parquet/part-{number:05d}.parquet" for number in range(8)]
+    table = parts.read_table(Folder(job.out), "stage-00/scores.parquet", by_range.files)
     monkeypatch.setattr(parts, "MOST_ROWS", ROWS)
-    assert not merges_by_range(job, request)
     Folder(job.out).delete_folder("stage-00/scores.parquet")
-    at_once, files = merge_stage(job, LABELS, request)
-    assert list(files) == ["stage-00/scores.parquet"]
-    assert at_once.num_rows == ROWS
-    assert by_range.equals(at_once)
+    at_once = merged(job, folds)
+    assert list(at_once.files) == ["stage-00/scores.parquet"]
+    assert at_once.table is not None and at_once.table.num_rows == ROWS
+    assert table.equals(at_once.table)
+    for told in ("rows", "right", "suspects"):
+        assert getattr(by_range.tally, told) == getattr(at_once.tally, told)
+    assert by_range.tally.labels_C.tolist() == at_once.tally.labels_C.tolist()
+
+
+@pytest.mark.usefixtures("small_ranges")
+def test_ranges_are_merged_in_any_order_and_by_anybody(tmp_path: Path) -> None:
+    stage(tmp_path, 3)
+    job = job_of(tmp_path)
+    request, table = asked(job), merged(job).files
+    left = Folder(job.out).path("stage-00/scores.parquet/part-00099.parquet")
+    Path(left).write_bytes(b"left by a merge of other ranges")
+    again = [Merger(job, LABELS).merge_range(request, number) for number in (5, 0, 7, 3, 1, 2, 6, 4)]
+    assert join_ranges(Folder(job.out), request, again).files == table
+    assert not Path(left).exists()
 
 
 @pytest.mark.usefixtures("small_ranges")
 def test_no_more_than_a_range_of_votes_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    request, read = stage(tmp_path, 3), []
+    stage(tmp_path, 3)
+    read: list[int] = []
     add = merging.ScoreBook.add
     monkeypatch.setattr(merging.ScoreBook, "add", lambda book, part: (read.append(len(part.ids_M)), add(book, part))[1])
-    merge_stage(job_of(tmp_path), LABELS, request)
-    assert len(read) == 3 * 8
-    assert max(read) <= 70 and sum(read) == 2 * ROWS
+    merged(job_of(tmp_path))
+    assert len(read) == 3 * (7 * 3 + 2)
+    assert max(read) <= 30 and sum(read) == 2 * ROWS
 
 
 @pytest.mark.usefixtures("small_ranges")
@@ -109,16 +136,18 @@ def test_no_more_than_a_range_of_votes_is_read_at_once(tmp_path: Path, monkeypat
     "fields", [{"combine": "rank_mean"}, {"save_probs": True}, {"guard": "label_margin"}], ids=lambda f: next(iter(f))
 )
 def test_what_needs_all_candidates_is_merged_at_once(fields: dict[str, Any], tmp_path: Path) -> None:
-    request = MergeRequest(stage=0, ids_M=CANDIDATES, num_parts=3, votes_each=2)
-    assert not merges_by_range(job_of(tmp_path, **fields), request)
-    assert merges_by_range(job_of(tmp_path), request)
-    assert not merges_by_range(job_of(tmp_path), replace(request, ids_M=CANDIDATES[:100]))
+    assert asked(job_of(tmp_path, **fields)).range_rows is None
+    request = asked(job_of(tmp_path))
+    assert (request.range_rows, request.num_ranges, request.num_candidates) == (64, 8, ROWS)
+    assert asked(job_of(tmp_path), stage=1, kept=ROWS - 100).range_rows is None
+    assert asked(job_of(tmp_path, guard="label_margin"), stage=1, kept=ROWS - 101).num_ranges == 8
 
 
 def test_a_range_is_that_of_the_whole(tmp_path: Path, small_ranges: None) -> None:
     stage(tmp_path, 3, probs=True)
     folder = Folder(str(tmp_path))
     whole, file = read_votes(folder, 0, 1), open_votes(folder, 0, 1)
+    check_votes(folder, 0, 1)
     assert len(file.lows) == -(-len(whole.ids_M) // 40)
     for low, high in ((None, None), (None, 0), (100, 101), (300, 1100), (299, None), (2000, None), (700, 700)):
         rows = (whole.ids_M >= (0 if low is None else low)) & (whole.ids_M < (10**9 if high is None else high))
@@ -132,30 +161,30 @@ def test_a_range_is_that_of_the_whole(tmp_path: Path, small_ranges: None) -> Non
 @pytest.mark.usefixtures("small_ranges")
 def test_gaps_strangers_and_damage_are_found(tmp_path: Path) -> None:
     job = job_of(tmp_path)
-    request = stage(tmp_path, 3)
+    stage(tmp_path, 3)
     Folder(job.out).delete(vote_file(0, 2))
     with pytest.raises(StorageError, match=r"02.parquet is missing\. Is `out` on storage"):
-        merge_stage(job, LABELS, request)
+        merged(job)
     write(tmp_path, 2, CANDIDATES[plan_folds(ROWS, 3, 0).fold_of_N != 2][:-1], probs=False)
     with pytest.raises(
-        IncompleteScoreError, match=r"1 of 10 candidates do not have 2 votes; the first is id \d+ with 1"
+        IncompleteScoreError, match=r"1 of 22 candidates do not have 2 votes; the first is id \d+ with 1"
     ):
-        merge_stage(job, LABELS, request)
+        merged(job)
     for stranger in np.setdiff1d(np.arange(3 * ROWS), CANDIDATES)[[0, 50, -1]]:
         Folder(job.out).delete(vote_file(0, 2))
         write(tmp_path, 2, np.sort(np.append(CANDIDATES[plan_folds(ROWS, 3, 0).fold_of_N != 2], stranger)), probs=False)
         with pytest.raises(IncompleteScoreError, match=r"votes of task 2: 1 ids are not among the \d+ allowed ones"):
-            merge_stage(job, LABELS, request)
+            merged(job)
 
 
 @pytest.mark.usefixtures("small_ranges")
 @pytest.mark.parametrize("name", ["stage-00/votes/01.parquet", "stage-00/votes/01.probs.npy"])
 def test_a_flipped_bit_in_any_range_is_found(name: str, tmp_path: Path) -> None:
-    request = stage(tmp_path, 3, probs=True)
+    stage(tmp_path, 3, probs=True)
     before = (tmp_path / name).read_bytes()
     for place in (200, len(before) // 2, len(before) - 700):
         (tmp_path / name).write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
         with pytest.raises(StorageError, match="damaged"):
-            merge_stage(job_of(tmp_path), LABELS, request)
+            merged(job_of(tmp_path))
     (tmp_path / name).write_bytes(before)
-    merge_stage(job_of(tmp_path), LABELS, request)
+    merged(job_of(tmp_path))

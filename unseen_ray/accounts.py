@@ -6,13 +6,12 @@ import logging
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.population import Population
 from unseen_ray.core.schedule import Stage
-from unseen_ray.guarding import SUSPECT
 from unseen_ray.job import Receipt
+from unseen_ray.merging import Tally
 from unseen_ray.sources import Source, SourceInfo
 
 __all__ = ["cost_of", "population_entry", "source_entry", "stage_entry", "warn_of_chance"]
@@ -46,37 +45,36 @@ def population_entry(population: Population, source: Source, skipped: IdArray) -
     }
 
 
-def stage_entry(stage: Stage, table: pa.Table, receipts: list[Receipt], seconds: float) -> dict[str, Any]:
+def stage_entry(stage: Stage, tally: Tally, receipts: list[Receipt], seconds: float) -> dict[str, Any]:
     """What the manifest says of a finished stage.
 
     Args:
         stage: its sizes.
-        table: its merged scores.
+        tally: of its merged scores.
         receipts: of its tasks.
         seconds: what it took on the clock.
     """
-    right = table.column("pred").to_numpy() == table.column("label").to_numpy()
     return {
         "index": stage.index,
         "target": stage.target,
         "added": stage.added,
-        "candidates": table.num_rows,
+        "candidates": tally.rows,
         "accuracy": float(np.average([r.accuracy for r in receipts], weights=[r.scored for r in receipts])),
-        "vote_accuracy": float(right.mean()),
+        "vote_accuracy": tally.right / tally.rows,
         "seconds": round(seconds, 3),
         "fit_seconds": round(sum(r.worker_seconds for r in receipts), 3),
         "gpu_seconds": round(sum(r.gpu_seconds for r in receipts), 3),
         "trained": sum(r.trained for r in receipts),
         "image_passes": sum(r.image_passes for r in receipts),
         "scored": sum(r.scored for r in receipts),
-        **({"suspects": int(table.column(SUSPECT).to_numpy().sum())} if SUSPECT in table.column_names else {}),
+        **({} if tally.suspects is None else {"suspects": tally.suspects}),
         "tasks": [r.to_json() for r in receipts],
     }
 
 
-def warn_of_chance(entry: dict[str, Any], table: pa.Table) -> None:
+def warn_of_chance(entry: dict[str, Any], tally: Tally) -> None:
     """Say it if a stage's models are hardly better than naming the largest class."""
-    largest = float(np.bincount(table.column("label").to_numpy()).max() / table.num_rows)
+    largest = float(tally.labels_C.max() / tally.rows)
     if entry["vote_accuracy"] < min(2 * largest, 0.9 * largest + 0.1):
         logger.warning(
             "the models of stage %d are right on %.1f %% of what they scored, and always naming the largest class on %.1f %%: "

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import pyarrow as pa
-
 from unseen_ray.config import PruneConfig
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
-from unseen_ray.merging import MergeRequest
+from unseen_ray.merging import Merged, MergeRequest
 from unseen_ray.sources import Source
 
 __all__ = ["Executor", "Observer", "Prepared"]
@@ -46,8 +44,8 @@ class Executor(Protocol):
         """Do the tasks; each one's votes are on storage when its receipt is given."""
         ...
 
-    def merge(self, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
-        """Merge a stage's votes into its scores file; returns the table's columns for the policy, and the files."""
+    def merge(self, request: MergeRequest) -> Merged:
+        """Merge a stage's votes into its scores on storage."""
         ...
 
     def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:

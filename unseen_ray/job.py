@@ -11,7 +11,7 @@ import numpy as np
 
 from unseen_ray.config import PruneConfig, jsonable
 from unseen_ray.core import select
-from unseen_ray.core.arrays import IdArray, IntArray
+from unseen_ray.core.arrays import IdArray, LabelArray
 from unseen_ray.core.ids import IdSet, digest_of_rule
 from unseen_ray.core.population import Population, make_population
 from unseen_ray.core.seeds import digest_ids
@@ -52,7 +52,7 @@ class Job:
     out: str
     by_rule: bool = False
 
-    def population(self, labels_N: IntArray) -> Population:
+    def population(self, labels_N: LabelArray) -> Population:
         """The samples that take part; the same on every machine."""
         return make_population(
             labels_N, self.num_classes, holdout=self.config.holdout, seed=self.config.seed, skipped=self.skipped_ids

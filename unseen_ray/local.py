@@ -6,7 +6,6 @@ import platform
 import traceback
 from collections.abc import Iterable
 
-import pyarrow as pa
 import torch
 
 from unseen_ray.core.tasks import EvalTask, ScoreTask
@@ -14,7 +13,7 @@ from unseen_ray.data.loading import load_plane, plan_files
 from unseen_ray.errors import FoldFailedError, UnseenError
 from unseen_ray.executor import Observer, Prepared
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
-from unseen_ray.merging import MergeRequest, merge_stage
+from unseen_ray.merging import Merged, Merger, MergeRequest
 from unseen_ray.sources import Source
 from unseen_ray.training.desk import Desk
 from unseen_ray.training.hardware import describe_hardware, device_name, resolve_precision
@@ -67,10 +66,10 @@ class LocalExecutor:
         bench = self._ready()
         return [last for task in tasks if isinstance(last := _follow(task.name, bench.score(task), on_event), Receipt)]
 
-    def merge(self, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
+    def merge(self, request: MergeRequest) -> Merged:
         """Merge in this process."""
         desk = self._ready().desk
-        return merge_stage(desk.job, desk.labels_N, request)
+        return Merger(desk.job, desk.labels_N).merge(request)
 
     def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
         """Train and measure in this process."""

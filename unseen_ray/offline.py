@@ -15,14 +15,15 @@ import pyarrow as pa
 
 from unseen_ray.accounts import population_entry, source_entry, stage_entry
 from unseen_ray.config import PruneConfig
-from unseen_ray.core.arrays import FloatArray, IntArray
+from unseen_ray.core.arrays import FloatArray, IntArray, LabelArray
+from unseen_ray.core.ids import AllIds
 from unseen_ray.core.population import make_population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.core.scorebook import log_of_probs
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.job import Job, Receipt
-from unseen_ray.merging import MergeRequest, merge_stage
+from unseen_ray.merging import Merger, MergeRequest
 from unseen_ray.parts import write_table
 from unseen_ray.preflight import check_functions
 from unseen_ray.run import KEYS, Run, open_scores
@@ -84,14 +85,17 @@ def score_probs(
     receipts = [_write(job, number, rows, values, info.labels_N) for number, (rows, values) in enumerate(parts)]
     ids_N = population.ids_N
     votes_each = sum(len(rows) for rows, _ in parts) // len(ids_N)
-    request = MergeRequest(stage=0, ids_M=ids_N, num_parts=len(parts), votes_each=votes_each)
-    table, files = merge_stage(job, info.labels_N, request)
+    request = MergeRequest(
+        stage=0, candidates=AllIds(), num_candidates=len(ids_N), num_parts=len(parts), votes_each=votes_each
+    )
+    merged = Merger(job, info.labels_N).merge(request)
+    files = dict(merged.files)
     for receipt in receipts:
         files |= receipt.files
     keys = pa.table({"id": ids_N, "key": pa.array(opened.keys(ids_N.tolist()), pa.string())})
     files |= write_table(run.folder, KEYS, keys)
     stage = Stage(index=0, target=len(ids_N), added=0)
-    entry = stage_entry(stage, table, receipts, time.monotonic() - began)
+    entry = stage_entry(stage, merged.tally, receipts, time.monotonic() - began)
     return run.commit(stages=[entry], files=files, finished=True)
 
 
@@ -116,7 +120,9 @@ def _checked(values: Any, path: str) -> FloatArray:
     return found
 
 
-def _check_fit(votes: list[FloatArray], paths: Sequence[str], of_source_N: IntArray, labels_N: Any, path: str) -> None:
+def _check_fit(
+    votes: list[FloatArray], paths: Sequence[str], of_source_N: LabelArray, labels_N: Any, path: str
+) -> None:
     for values, other in zip(votes, paths, strict=True):
         if values.shape != votes[0].shape or len(values) != len(of_source_N):
             raise DataError(
@@ -158,7 +164,7 @@ def _parts_of(votes: list[FloatArray], folds_N: Any, path: str | None) -> list[t
     return parts
 
 
-def _write(job: Job, index: int, ids_M: IntArray, probs_NC: FloatArray, labels_N: IntArray) -> Receipt:
+def _write(job: Job, index: int, ids_M: IntArray, probs_NC: FloatArray, labels_N: LabelArray) -> Receipt:
     """Put one model's votes on storage."""
     functions = stored_scores(job.config, of_models=False).single
     probs, labels = probs_NC[ids_M].astype(np.float32), labels_N[ids_M]
@@ -168,7 +174,10 @@ def _write(job: Job, index: int, ids_M: IntArray, probs_NC: FloatArray, labels_N
         pred_M=probs.argmax(axis=1),
         p_top_M=probs.max(axis=1),
         p_label_M=probs[np.arange(len(ids_M)), labels],
-        scores={name: np.concatenate(list(_scored(function, probs, labels))) for name, function in functions.items()},
+        scores={
+            name: np.concatenate(list(_scored(function, probs, labels.astype(np.int64))))
+            for name, function in functions.items()
+        },
         probs_MC=probs,
     )
     receipt = Receipt(

@@ -24,11 +24,13 @@ __all__ = [
     "LongTable",
     "TableWriter",
     "copy_table",
+    "group_ends",
     "part_file",
     "parts_of",
     "read_table",
     "remove_table",
     "sha256_of_file",
+    "sha256_of_stream",
     "with_file",
     "with_parquet",
 ]
@@ -200,6 +202,17 @@ def with_parquet(folder: Folder, name: str, do: Callable[[pq.ParquetFile], T]) -
     return with_file(folder, name, open_and_do)
 
 
+def group_ends(file: pq.ParquetFile) -> list[tuple[int, int, int]]:
+    """Of each row group its rows, its lowest and its highest id, by the footer; all ids where that does not say."""
+    groups, place = [], file.schema_arrow.get_field_index("id")
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        known = group.column(place).statistics if place >= 0 else None
+        ends = (known.min, known.max) if known is not None and known.has_min_max else (0, 2**63 - 1)
+        groups.append((group.num_rows, *ends))
+    return groups
+
+
 def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], T]) -> T:
     """Do something with an open file.
 
@@ -223,14 +236,15 @@ def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], T]) -> T:
 
 def sha256_of_file(folder: Folder, name: str) -> str:
     """SHA-256 of a file that is too long to be read at once, in hexadecimal."""
-    return with_file(folder, name, _sha256_of_stream)
+    return with_file(folder, name, sha256_of_stream)
 
 
 def _row_group(file: pq.ParquetFile, *, group: int, columns: list[str] | None) -> pa.Table:
     return file.read_row_group(group, columns=columns)
 
 
-def _sha256_of_stream(stream: pa.NativeFile) -> str:
+def sha256_of_stream(stream: pa.NativeFile) -> str:
+    """SHA-256 of what is left of an open file, in hexadecimal."""
     content = hashlib.sha256()
     while piece := stream.read(_HASHED):
         content.update(piece)

@@ -8,33 +8,28 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from unseen_ray import parts
 from unseen_ray.accounts import cost_of, population_entry, source_entry, stage_entry, warn_of_chance
 from unseen_ray.catalog import model_builder
-from unseen_ray.choosing import Kept, apply_policy, features_for
 from unseen_ray.config import PruneConfig
-from unseen_ray.core.arrays import positions_of
-from unseen_ray.core.coreset import Coreset
-from unseen_ray.core.ids import ArrayIds
-from unseen_ray.core.population import Population, make_population
+from unseen_ray.core.population import make_population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.executor import Executor, Observer
-from unseen_ray.guarding import with_suspects
+from unseen_ray.growing import Growth, begin_growth
+from unseen_ray.growing_long import stage_coreset
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
-from unseen_ray.judging import judge
-from unseen_ray.merging import MergeRequest
-from unseen_ray.parts import parts_of, remove_table, write_table
+from unseen_ray.merging import Tally, ask_merge, scores_of
+from unseen_ray.parts import parts_of, remove_table
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.preflight import check_functions, check_lenders, check_test
 from unseen_ray.resolve import is_target
-from unseen_ray.run import CORESET, KEYS, Run, clear_checkpoints, clear_pixels, coreset_of, open_run
-from unseen_ray.scoring import score_name
+from unseen_ray.run import Run, clear_checkpoints, clear_pixels, open_run
 from unseen_ray.sharing import Shelf
 from unseen_ray.sources import Source, SourceInfo, default_test, open_source, source_ref
 from unseen_ray.stage_work import StageWork
 from unseen_ray.storage import absolute_path
-from unseen_ray.votes import features_file, probs_file, scores_file
+from unseen_ray.votes import features_file, probs_file
 from unseen_ray.weights import with_init
 
 __all__ = [
@@ -145,8 +140,8 @@ def _prune(
         on_event(event)
 
     work = StageWork(run=run, job=job, population=population, executor=executor, on_event=observe, shelf=shelf)
-    run = _grow(work, plan, elapsed_s, on_stage)
-    return _finish(run, source, population, elapsed_s)
+    run, growth = _grow(work, plan, elapsed_s, on_stage)
+    return _finish(run, source, growth, elapsed_s)
 
 
 def make_job(config: PruneConfig, info: SourceInfo) -> Job:
@@ -162,53 +157,44 @@ def make_job(config: PruneConfig, info: SourceInfo) -> Job:
         num_classes=info.num_classes,
         size_px=info.size_px,
         out=absolute_path(config.out),
+        by_rule=len(info) > parts.MOST_ROWS,
     )
 
 
-def _grow(work: StageWork, plan: RunPlan, elapsed_s: Callable[[], float], on_stage: StageObserver | None) -> Run:
+def _grow(
+    work: StageWork, plan: RunPlan, elapsed_s: Callable[[], float], on_stage: StageObserver | None
+) -> tuple[Run, Growth]:
     run, job, population, executor = work.run, work.job, work.population, work.executor
-    coreset = _restore(run)
+    growth = begin_growth(run, job.config, population)
     for stage in plan.stages[len(run.manifest.stages) :]:
         if on_stage is not None and stage.index:
-            on_stage(run.manifest.stages, coreset.ids)
+            on_stage(run.manifest.stages, growth.ids.resolve(population))
         began = time.monotonic()
-        candidates = np.setdiff1d(population.ids_N, coreset.ids, assume_unique=True)
-        tasks = tasks_of(stage, job.config, ArrayIds(coreset.ids))
+        tasks = tasks_of(stage, job.config, growth.ids)
         receipts = work.receipts(tasks)
-        request = MergeRequest(
-            stage=stage.index, ids_M=candidates, num_parts=len(tasks), votes_each=votes_each(stage.index, job.config)
+        request = ask_merge(
+            job.config,
+            population,
+            stage=stage.index,
+            kept=growth.ids,
+            num_kept=growth.count,
+            num_parts=len(tasks),
+            votes_each=votes_each(stage.index, job.config),
         )
-        table, files = executor.merge(request)
-        scores = table.column(score_name(job.config.score)).to_numpy()
-        kept = Kept.of(coreset.ids, population.labels_of(coreset.ids), population.num_classes)
-        guarded = with_suspects(table, run.table(scores_file(0)) if stage.index else table)
-        features = features_for(run, job.config, population, receipts)
-        picked = apply_policy(job.config, guarded, budget=stage.added, kept=kept, features=features)
-        coreset = coreset.extend(stage.index, candidates[picked], scores[picked])
-        changes = _finished_stage(run, stage, coreset, population, receipts, table, files, time.monotonic() - began)
-        run = run.commit(**changes, cost={"seconds": elapsed_s()})
-    return run
+        merged = executor.merge(request)
+        grown = growth.extend(run, stage, scores_of(merged, run.folder, stage.index), receipts)
+        files = {**run.manifest.files, **merged.files, **grown}
+        for receipt in receipts:
+            files |= receipt.files
+        entry = _finished_stage(stage, merged.tally, receipts, time.monotonic() - began)
+        run = run.commit(stages=[*run.manifest.stages, entry], files=files, cost={"seconds": elapsed_s()})
+    return run, growth
 
 
-def _finished_stage(
-    run: Run,
-    stage: Stage,
-    coreset: Coreset,
-    population: Population,
-    receipts: list[Receipt],
-    table: pa.Table,
-    files: dict[str, str],
-    seconds: float,
-) -> dict[str, Any]:
-    """What a finished stage adds to the manifest; its coreset is on storage by then."""
-    labels = population.labels_of(coreset.ids)
-    columns = {"id": coreset.ids, "label": labels, "stage": coreset.stages, "score": coreset.scores}
-    name = _coreset_name(stage.index)
-    files = {**files, **write_table(run.folder, name, pa.table(columns))}
-    for receipt in receipts:
-        files |= receipt.files
-    entry = stage_entry(stage, table, receipts, seconds)
-    warn_of_chance(entry, table)
+def _finished_stage(stage: Stage, tally: Tally, receipts: list[Receipt], seconds: float) -> dict[str, Any]:
+    """What the manifest says of a stage whose coreset is on storage."""
+    entry = stage_entry(stage, tally, receipts, seconds)
+    warn_of_chance(entry, tally)
     logger.info(
         "stage=%d kept=%d added=%d accuracy=%.4f seconds=%.1f",
         stage.index,
@@ -217,44 +203,20 @@ def _finished_stage(
         entry["accuracy"],
         seconds,
     )
-    return {"stages": [*run.manifest.stages, entry], "files": {**run.manifest.files, **files}}
+    return entry
 
 
-def _finish(run: Run, source: Source, population: Population, elapsed_s: Callable[[], float]) -> Run:
-    keys = pa.table({"id": population.ids_N, "key": pa.array(source.keys(population.ids_N.tolist()), pa.string())})
-    files = write_table(run.folder, KEYS, keys)
-    coreset = _restore(run)
-    places = positions_of(coreset.ids, population.ids_N)
-    table = pa.table(
-        {
-            "id": coreset.ids,
-            "key": keys.column("key").take(pa.array(places)),
-            "label": population.labels_N[places],
-            "stage": coreset.stages,
-            "score": coreset.scores,
-        }
-    )
-    files |= write_table(run.folder, CORESET, table)
-    judge(PruneConfig.from_json(run.manifest.asked), run.table(scores_file(0)), coreset.ids, source.info.class_names)
+def _finish(run: Run, source: Source, growth: Growth, elapsed_s: Callable[[], float]) -> Run:
+    files = growth.finish(run, source)
     stages, before = run.manifest.stages, run.manifest.files
-    grown = {part for stage in stages for part in parts_of(_coreset_name(stage["index"]), before)}
+    grown = {part for stage in stages for part in parts_of(stage_coreset(stage["index"]), before)}
     kept = {name: digest for name, digest in before.items() if name not in grown}
     run = run.commit(files={**kept, **files}, cost=cost_of(stages, elapsed_s()), finished=True)
     for stage in stages:
-        remove_table(run.folder, _coreset_name(stage["index"]), before)
+        remove_table(run.folder, stage_coreset(stage["index"]), before)
     clear_checkpoints(run.folder)
     clear_pixels(run.folder)
     return run
-
-
-def _coreset_name(stage: int) -> str:
-    return f"stage-{stage:02d}/coreset.parquet"
-
-
-def _restore(run: Run) -> Coreset:
-    if not run.manifest.stages:
-        return Coreset.empty()
-    return coreset_of(run.table(_coreset_name(run.manifest.stages[-1]["index"])))
 
 
 def _as_before(config: PruneConfig, run: Run) -> PruneConfig:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from unseen_ray.config import PruneConfig
 from unseen_ray.core.chosen import IdBits
 from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.growing_long import some_rows
 from unseen_ray.judging import judge
 from unseen_ray.parts import LongTable, TableWriter, copy_table
 from unseen_ray.run import CORESET, KEYS, Run, open_selection
@@ -49,7 +50,7 @@ def select_long(run: Run, config: PruneConfig, scores: LongTable, *, chosen_from
     bits = IdBits()
     for ids in chosen.ids(shards):
         bits.add(ids)
-    looked_at = _every(scores, max(1, total // _JUDGED))
+    looked_at = some_rows(scores, max(1, total // _JUDGED))
     ids = looked_at.column("id").to_numpy()
     judge(config, looked_at, ids[bits.has(ids)], run.manifest.source["class_names"])
     new = open_selection(run, config)
@@ -98,12 +99,3 @@ def _kept(table: LongTable, columns: list[str], bits: IdBits) -> Iterator[pa.Tab
     for batch in table.batches(columns):
         kept = bits.has(batch.column("id").to_numpy())
         yield pa.Table.from_batches([batch]).filter(pa.array(kept))
-
-
-def _every(table: LongTable, step: int) -> pa.Table:
-    """Every so-manieth row."""
-    found, begin = [], 0
-    for batch in table.batches():
-        found.append(pa.Table.from_batches([batch]).take(pa.array(np.arange(begin, batch.num_rows, step))))
-        begin = (begin - batch.num_rows) % step
-    return pa.concat_tables(found)

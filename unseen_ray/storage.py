@@ -115,15 +115,22 @@ class Folder:
             ) from None
         return sha256_of(data)
 
-    def write_table(self, name: str, table: pa.Table, *, new: bool = False) -> str:
-        """Write a table as Parquet; returns the SHA-256 of the file; see `write`."""
+    def write_table(self, name: str, table: pa.Table, *, new: bool = False, row_group: int | None = None) -> str:
+        """Write a table as Parquet; returns the SHA-256 of the file; see `write`.
+
+        Args:
+            name: the file.
+            table: its rows.
+            new: see `write`.
+            row_group: rows that are read at once; None for `ROW_GROUP`.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         sink = pa.BufferOutputStream()
         repeating = [column.name for column in table.schema if not pa.types.is_floating(column.type)]  # scores do not
         how = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": repeating}
-        pq.write_table(table, sink, row_group_size=ROW_GROUP, **how)
+        pq.write_table(table, sink, row_group_size=row_group or ROW_GROUP, **how)
         return self.write(name, sink.getvalue().to_pybytes(), new=new)
 
     def write_array(self, name: str, array: Any) -> str:

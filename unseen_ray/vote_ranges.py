@@ -13,16 +13,16 @@ import pyarrow.parquet as pq
 from unseen_ray.core.arrays import FloatArray
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import StorageError
-from unseen_ray.parts import sha256_of_file, with_file, with_parquet
+from unseen_ray.parts import group_ends, sha256_of_file, with_file, with_parquet
 from unseen_ray.storage import Folder
 from unseen_ray.votes import check_content, content_of, part_of, probs_beside, vote_file
 
-__all__ = ["VoteFile", "open_votes"]
+__all__ = ["VoteFile", "check_votes", "open_votes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VoteFile:
-    """A file of votes, found whole when it was opened.
+    """A file of votes.
 
     Attributes:
         folder: the run.
@@ -61,11 +61,11 @@ class VoteFile:
         return part_of(self.index, table.slice(begin, end - begin), probs)
 
 
-def open_votes(folder: Folder, stage: int, index: int) -> VoteFile:
-    """Open the votes of a task, once all of the file is found to say what was written, piece by piece.
+def check_votes(folder: Folder, stage: int, index: int) -> None:
+    """Find all of a task's votes to say what was written, piece by piece.
 
     Raises:
-        StorageError: if it is missing or damaged.
+        StorageError: if they are missing or damaged.
     """
     name = vote_file(stage, index)
     schema, groups = with_parquet(folder, name, _footer)
@@ -74,6 +74,16 @@ def open_votes(folder: Folder, stage: int, index: int) -> VoteFile:
     )
     if (beside := probs_beside(name, schema)) is not None and sha256_of_file(folder, beside[0]) != beside[1]:
         raise StorageError(f"{folder.path(beside[0])} is damaged: it is not what was written. Run the same line again.")
+
+
+def open_votes(folder: Folder, stage: int, index: int) -> VoteFile:
+    """Open the votes of a task, which somebody has checked, to read ranges of them.
+
+    Raises:
+        StorageError: if they are missing or damaged.
+    """
+    name = vote_file(stage, index)
+    schema, groups = with_parquet(folder, name, _footer)
     rows, lows, highs = (
         (np.array(values, np.int64) for values in zip(*groups, strict=True)) if groups else [np.empty(0, np.int64)] * 3
     )
@@ -82,15 +92,7 @@ def open_votes(folder: Folder, stage: int, index: int) -> VoteFile:
 
 
 def _footer(file: pq.ParquetFile) -> tuple[pa.Schema, list[tuple[int, int, int]]]:
-    """The schema, and of each row group its rows, its lowest and its highest id; ids of any kind where there are no statistics."""
-    schema, groups = file.schema_arrow, []
-    place = schema.get_field_index("id")
-    for number in range(file.num_row_groups):
-        group = file.metadata.row_group(number)
-        known = group.column(place).statistics if place >= 0 else None
-        ends = (known.min, known.max) if known is not None and known.has_min_max else (0, 2**63 - 1)
-        groups.append((group.num_rows, *ends))
-    return schema, groups
+    return file.schema_arrow, group_ends(file)
 
 
 def _pieces(folder: Folder, name: str, groups: int, column: str) -> Iterator[pa.ChunkedArray]:

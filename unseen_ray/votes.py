@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import pyarrow as pa
@@ -14,9 +14,12 @@ from unseen_ray.core.arrays import FloatArray
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import StorageError
 from unseen_ray.job import Receipt
-from unseen_ray.storage import Folder, filesystem_of, sha256_of
+from unseen_ray.parts import sha256_of_file, sha256_of_stream
+from unseen_ray.patience import may_pass, steadily
+from unseen_ray.storage import Folder, filesystem_of
 
 __all__ = [
+    "ROW_GROUP",
     "borrow_votes",
     "check_content",
     "content_of",
@@ -32,6 +35,9 @@ __all__ = [
     "vote_file",
     "write_votes",
 ]
+
+ROW_GROUP = 2**17
+"""Votes that are read at once: of a thousand models, all of a range of ids must fit in memory."""
 
 _KEY = b"unseen_ray.task"
 _RECEIPT = b"unseen_ray.receipt"
@@ -93,11 +99,11 @@ def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: R
     table = pa.table(columns).replace_schema_metadata(metadata)
     table = table.replace_schema_metadata({**metadata, _SHA256: _content_of(table)})
     try:
-        digest = folder.write_table(name, table, new=fresh)
+        digest = folder.write_table(name, table, new=fresh, row_group=ROW_GROUP)
     except FileExistsError:
         if (stands := find_receipt(folder, stage, part.index, key)) is not None:
             return stands
-        digest = folder.write_table(name, table)  # in place of what is damaged, or of other work
+        digest = folder.write_table(name, table, row_group=ROW_GROUP)  # in place of what is damaged, or of other work
     return _as_it_stands(folder, stage, key, replace(receipt, files={**files, name: digest}))
 
 
@@ -112,24 +118,47 @@ def _as_it_stands(folder: Folder, stage: int, key: str, receipt: Receipt) -> Rec
 def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | None:
     """The receipt of a task whose votes are on storage already, whole and of this very work; else None."""
     name = vote_file(stage, index)
-    data = folder.read(name)
-    if data is None:
-        return None
+    path = folder.path(name)
     try:
-        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-        metadata = table.schema.metadata or {}
-        if metadata.get(_KEY) != key.encode() or metadata.get(_SHA256) != _content_of(table):
-            return None
-        receipt = Receipt.from_json(json.loads(metadata[_RECEIPT]))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+        found = steadily(path, lambda: _whole_of(path, key))
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}.") from None
+    if found is None:
+        return None
+    receipt, digest = found
     if not receipt.files.keys() <= {_vote_probs_file(name), features_file()}:
         return None  # no task of ours writes another
-    for beside, digest in receipt.files.items():
-        stored = folder.read(beside)
-        if stored is None or sha256_of(stored) != digest:
+    try:
+        if any(sha256_of_file(folder, beside) != said for beside, said in receipt.files.items()):
             return None
-    return replace(receipt, files={**receipt.files, name: sha256_of(data)}, reused=True)
+    except StorageError:  # it is missing
+        return None
+    return replace(receipt, files={**receipt.files, name: digest}, reused=True)
+
+
+def _whole_of(path: str, key: str) -> tuple[Receipt, str] | None:
+    """The receipt in a file of votes and the SHA-256 of the file; None where it is damaged or of other work."""
+    fs, inner = filesystem_of(path)
+    with fs.open_input_file(inner) as stream:
+        try:
+            with pq.ParquetFile(stream, page_checksum_verification=True) as file:
+                schema, metadata = file.schema_arrow, file.schema_arrow.metadata or {}
+                if metadata.get(_KEY) != key.encode() or metadata.get(_SHA256) != content_of(schema, _columns_of(file)):
+                    return None
+                receipt = Receipt.from_json(json.loads(metadata[_RECEIPT]))
+                stream.seek(0)
+                return receipt, sha256_of_stream(stream)
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, OSError) and may_pass(error):
+                raise
+            return None
+
+
+def _columns_of(file: pq.ParquetFile) -> Callable[[str], Iterator[pa.ChunkedArray]]:
+    """Reads a column piece by piece."""
+    return lambda name: (file.read_row_group(g, columns=[name]).column(0) for g in range(file.num_row_groups))
 
 
 def read_receipt(folder: Folder, name: str) -> Receipt | None:

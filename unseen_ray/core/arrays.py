@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FloatArray", "IdArray", "IntArray", "as_ids", "first_of_each_class", "positions_of"]
+__all__ = ["FloatArray", "IdArray", "IntArray", "LabelArray", "as_ids", "first_of_each_class", "positions_of"]
 
 IdArray = NDArray[np.int64]
 IntArray = NDArray[np.int64]
+LabelArray = NDArray[np.integer[Any]]
+"""Classes as they are stored: as narrow as may be, where there are many."""
 FloatArray = NDArray[np.floating[Any]]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,22 @@ class Chosen:
             count += len(ids)
             if len(ids):
                 yield ids
+        self._check(count)
+
+    def rows(self, shards: Shards, columns: Sequence[str]) -> Iterator[Chunk]:
+        """The chosen rows in the order of the shards, some columns of them, after one more pass.
+
+        Raises:
+            DataError: if the shards do not hold what was chosen.
+        """
+        count = 0
+        for chunk in shards(tuple(dict.fromkeys((*self.columns, *columns)))):
+            takes = self.takes(chunk)
+            count += int(takes.sum())
+            yield {name: chunk[name][takes] for name in columns}
+        self._check(count)
+
+    def _check(self, count: int) -> None:
         if count != self.count:
             raise DataError(
                 f"the score shards hold {count} of the {self.count} samples that were chosen: they have changed since, or an id stands in "

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import IdArray, IntArray
+from unseen_ray.core.arrays import IdArray, IntArray, LabelArray
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import ConfigError
 
@@ -115,7 +115,7 @@ class Dealing:
     seed: int
     first_BC: IntArray
 
-    def folds_of(self, block: int, labels_M: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
+    def folds_of(self, block: int, labels_M: LabelArray) -> NDArray[np.int32]:
         """(M,) the fold of each sample of a block, whose classes are `labels_M`."""
         start = block * DEALT_ROWS
         keys_M = tie_keys(np.arange(start, start + len(labels_M), dtype=np.int64), self.seed)
@@ -127,7 +127,7 @@ class Dealing:
         return folds_M
 
 
-def begin_dealing(num_folds: int, seed: int, blocks: Iterator[NDArray[np.integer[Any]]]) -> Dealing:
+def begin_dealing(num_folds: int, seed: int, blocks: Iterator[LabelArray]) -> Dealing:
     """Look at the classes of all samples, block by block, and say how they are dealt out.
 
     Args:
@@ -149,5 +149,5 @@ def blocks_of(num_samples: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + DEALT_ROWS, num_samples)) for start in range(0, num_samples, DEALT_ROWS))
 
 
-def _classes(labels: IntArray | None, start: int, stop: int) -> NDArray[np.integer[Any]]:
+def _classes(labels: IntArray | None, start: int, stop: int) -> LabelArray:
     return np.zeros(stop - start, np.uint8) if labels is None else labels[start:stop]

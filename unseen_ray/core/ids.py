@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core import folds
-from unseen_ray.core.arrays import IdArray
+from unseen_ray.core.arrays import IdArray, LabelArray
 from unseen_ray.core.folds import Dealing, begin_dealing, blocks_of
 from unseen_ray.core.population import CHUNK_ROWS, Population
 from unseen_ray.core.seeds import digest_ids
@@ -163,7 +163,7 @@ def _dealing(population: Population, spec: FoldSpec) -> Dealing:
     return begin_dealing(spec.num_folds, spec.seed, (_classes(population, spec, block) for block in blocks))
 
 
-def _classes(population: Population, spec: FoldSpec, block: int) -> NDArray[np.integer[Any]]:
+def _classes(population: Population, spec: FoldSpec, block: int) -> LabelArray:
     start = block * folds.DEALT_ROWS
     low, high = population.id_at(start), population.id_at(min(start + folds.DEALT_ROWS, len(population)))
     ids = population.ids_within(low, high)

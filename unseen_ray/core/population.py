@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import IdArray, IntArray, first_of_each_class
+from unseen_ray.core.arrays import IdArray, IntArray, LabelArray, first_of_each_class
 from unseen_ray.core.cuts import Order, find_cuts
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.core.shards import Chunk, Memory
@@ -32,7 +30,7 @@ class Population:
         num_classes: C.
     """
 
-    labels_R: NDArray[np.integer[Any]]
+    labels_R: LabelArray
     holdout_ids: IdArray
     skipped_ids: IdArray
     num_classes: int
@@ -103,14 +101,14 @@ class Population:
         return self.labels_R[ids_M].astype(np.int64, copy=False)
 
 
-def labels_by_chunk(labels_R: NDArray[np.integer[Any]]) -> Iterator[tuple[int, NDArray[np.integer[Any]]]]:
+def labels_by_chunk(labels_R: LabelArray) -> Iterator[tuple[int, LabelArray]]:
     """The labels of all rows by pieces, each with the number of its first row."""
     for start in range(0, len(labels_R), CHUNK_ROWS):
         yield start, labels_R[start : start + CHUNK_ROWS]
 
 
 def make_population(
-    labels_N: NDArray[np.integer[Any]],
+    labels_N: LabelArray,
     num_classes: int,
     *,
     holdout: float = 0.0,

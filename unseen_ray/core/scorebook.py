@@ -168,7 +168,7 @@ def _check_columns(part: VotePart) -> None:
             raise IncompleteScoreError(
                 f"votes of task {part.index}: {name} has {len(column)} rows for {len(part.ids_M)} ids."
             )
-        bad = np.flatnonzero(~np.isfinite(column).reshape(len(column), -1).all(axis=1))
+        bad = np.flatnonzero(~np.isfinite(column).all(axis=tuple(range(1, column.ndim))))
         if bad.size:
             raise IncompleteScoreError(
                 f"votes of task {part.index}: {name} is {column[bad[0]]} for id {part.ids_M[bad[0]]} "

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 
 from unseen_ray.core.arrays import IdArray
@@ -19,17 +18,16 @@ from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.budget import fits_in_memory
 from unseen_ray.data.loading import Held, load_plane, plan_files, settle_bad
 from unseen_ray.data.plane import BadSample, MemoryPlane, chunks_of
+from unseen_ray.distributed.aggregation import Aggregators
 from unseen_ray.distributed.capacity import check_fits, fit_request, survey
 from unseen_ray.distributed.data_parallel import train_together
 from unseen_ray.distributed.decoding import Wanted, decode_spread
-from unseen_ray.distributed.keeper import Keeper
 from unseen_ray.distributed.metrics import Meter
 from unseen_ray.distributed.pool import FoldPool, Work
 from unseen_ray.distributed.session import ray_session
-from unseen_ray.distributed.workers import Aggregator
 from unseen_ray.executor import Observer, Prepared
 from unseen_ray.job import EvalResult, Job, Receipt
-from unseen_ray.merging import MergeRequest, merge_stage
+from unseen_ray.merging import Merged, Merger, MergeRequest
 from unseen_ray.sources import Source
 
 __all__ = ["Groundwork", "RayExecutor"]
@@ -78,7 +76,7 @@ class RayExecutor:
         self._pool: FoldPool | None = None
         self._shared: tuple[Any, ...] = ()
         self._job: Job | None = None
-        self._aggregator: Keeper | None = None
+        self._aggregators: Aggregators | None = None
         self._meter = Meter("")
         self._later_tasks = 1
 
@@ -94,7 +92,7 @@ class RayExecutor:
             asked = job.config.recipe.precision
             pool.probes[:] = [{**self._given.probe, **({} if asked == "auto" else {"precision": asked})}]
             return self._prepared(job, self._given, pool)
-        self._aggregator = Keeper(Aggregator, max_retries=job.config.max_retries)  # comes up while folds train
+        self._aggregators = Aggregators(max_retries=job.config.max_retries)  # one comes up while folds train
         held, skipped = self._load(job, source, pool)
         self._groundwork = Groundwork(
             out=job.out,
@@ -137,15 +135,13 @@ class RayExecutor:
         """Train and score on the fold actors; a model that several GPUs train together is trained before it scores."""
         return self._run("score", tasks, on_event, keep=self._later_tasks)
 
-    def merge(self, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
-        """Merge on an aggregator actor; a trial of a sweep is an actor itself, and does it."""
+    def merge(self, request: MergeRequest) -> Merged:
+        """Merge on aggregator actors; a trial of a sweep is an actor itself, and does it."""
         assert self._job is not None, "prepare comes first"
         if self._given is not None:
-            return merge_stage(self._job, ray.get(self._given.labels), request)
-        assert self._aggregator is not None, "prepare started it"
-        _, job, labels, _ = self._shared
-        merged: tuple[pa.Table, dict[str, str]] = self._aggregator.call("merge", job, labels, request)
-        return merged
+            return Merger(self._job, ray.get(self._given.labels)).merge(request)
+        assert self._aggregators is not None, "prepare started them"
+        return self._aggregators.merge(self._shared[:3], self._job.out, request)
 
     def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
         """Train and measure on the fold actors; a model that several GPUs train together is trained before."""
@@ -169,7 +165,7 @@ class RayExecutor:
         """Let the actors go, and the cluster if it was private."""
         self._meter.close()
         if ray.is_initialized():
-            for actors in (None if self._shares_pool else self._pool, self._aggregator):
+            for actors in (None if self._shares_pool else self._pool, self._aggregators):
                 if actors is not None:
                     actors.close()
         self._open.close()

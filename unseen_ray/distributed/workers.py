@@ -6,9 +6,7 @@ import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pyarrow as pa
-
-from unseen_ray.core.arrays import IntArray
+from unseen_ray.core.arrays import LabelArray
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.loading import Held, plane_of
 from unseen_ray.data.pixel_files import PixelFiles, write_file
@@ -16,7 +14,7 @@ from unseen_ray.data.plane import BadSample, Plane, decode_range
 from unseen_ray.errors import ConfigError
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
 from unseen_ray.manifest import MANIFEST, MANIFEST_COPY
-from unseen_ray.merging import MergeRequest, merge_stage
+from unseen_ray.merging import Merged, Merger, MergeRequest
 from unseen_ray.recipe import Precision
 from unseen_ray.sources import Source, SourceRef, open_source
 from unseen_ray.storage import Folder
@@ -66,13 +64,13 @@ class FoldWorker:
         yield None, write_file(files, self._open(ref), start)
 
     def score(
-        self, run_id: str, job: Job, labels_N: IntArray, pixels: Held, task: ScoreTask
+        self, run_id: str, job: Job, labels_N: LabelArray, pixels: Held, task: ScoreTask
     ) -> Iterator[Progress | Receipt]:
         """Train the task's model, score, put the votes on storage, then hand over the receipt."""
         yield from self._workbench(run_id, job, labels_N, pixels).score(task)
 
     def evaluate(
-        self, run_id: str, job: Job, labels_N: IntArray, pixels: Held, task: EvalTask
+        self, run_id: str, job: Job, labels_N: LabelArray, pixels: Held, task: EvalTask
     ) -> Iterator[Progress | EvalResult]:
         """Train on the task's subset and measure."""
         from unseen_ray.training.work import open_test
@@ -82,7 +80,7 @@ class FoldWorker:
             self._test = run_id, open_test(bench.desk)
         yield from bench.evaluate(task, self._test[1])
 
-    def _workbench(self, run_id: str, job: Job, labels_N: IntArray, pixels: Held) -> Any:
+    def _workbench(self, run_id: str, job: Job, labels_N: LabelArray, pixels: Held) -> Any:
         if self._bench is None or self._bench[0] != run_id:
             plane = plane_of(pixels, lambda: self._open(job.source), job.size_px)
             make = _workbench if job.config.fit is None else _own_bench
@@ -96,11 +94,27 @@ class FoldWorker:
 
 
 class Aggregator:
-    """Merges a stage's votes, in the order of the tasks, and puts the scores on storage."""
+    """Merges a stage's votes, in the order of the tasks, and puts the scores on storage: all of them, or a range of the ids."""
 
-    def merge(self, job: Job, labels_N: IntArray, request: MergeRequest) -> tuple[pa.Table, dict[str, str]]:
-        """See `votes.merge_stage`."""
-        return merge_stage(job, labels_N, request)
+    def __init__(self) -> None:
+        self._merger: tuple[str, Merger] | None = None
+
+    def merge(self, run_id: str, job: Job, labels_N: LabelArray, request: MergeRequest) -> Merged:
+        """See `merging.Merger.merge`."""
+        return self._of(run_id, job, labels_N).merge(request)
+
+    def check(self, run_id: str, job: Job, labels_N: LabelArray, request: MergeRequest, index: int) -> None:
+        """See `merging.Merger.check`."""
+        self._of(run_id, job, labels_N).check(request, index)
+
+    def merge_range(self, run_id: str, job: Job, labels_N: LabelArray, request: MergeRequest, number: int) -> Merged:
+        """See `merging.Merger.merge_range`."""
+        return self._of(run_id, job, labels_N).merge_range(request, number)
+
+    def _of(self, run_id: str, job: Job, labels_N: LabelArray) -> Merger:
+        if self._merger is None or self._merger[0] != run_id:
+            self._merger = run_id, Merger(job, labels_N)
+        return self._merger[1]
 
 
 def device_of_actor() -> Any:
@@ -138,7 +152,7 @@ def _without_torch(precision: Precision) -> dict[str, Any]:
     return {"precision": cpu_precision(precision), "supported": cpu_precisions(), **describe_machine("cpu")}
 
 
-def _workbench(job: Job, labels_N: IntArray, plane: Plane, source: Callable[[], Source]) -> Any:
+def _workbench(job: Job, labels_N: LabelArray, plane: Plane, source: Callable[[], Source]) -> Any:
     from unseen_ray.training.desk import Desk
     from unseen_ray.training.hardware import device_name
     from unseen_ray.training.work import Workbench
@@ -148,7 +162,7 @@ def _workbench(job: Job, labels_N: IntArray, plane: Plane, source: Callable[[], 
     return Workbench(desk=desk, device=device)
 
 
-def _own_bench(job: Job, labels_N: IntArray, plane: Plane, source: Callable[[], Source]) -> Any:
+def _own_bench(job: Job, labels_N: LabelArray, plane: Plane, source: Callable[[], Source]) -> Any:
     from unseen_ray.training.desk import Desk
     from unseen_ray.training.own import OwnBench
 

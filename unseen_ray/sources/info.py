@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import IntArray
+from unseen_ray.core.arrays import IntArray, LabelArray
 from unseen_ray.errors import DataError
 from unseen_ray.sources.quiet import quietly
 
@@ -42,7 +42,7 @@ class SourceInfo:
 
     Attributes:
         name: how messages call it.
-        labels_N: (N,) int64 classes, of all rows.
+        labels_N: (N,) classes of all rows: int64, or of millions as narrow as they can be, mapped from a file.
         num_classes: C.
         size_px: height and width that images are brought to.
         original_px: (height, width) of the images that were looked at, where they agree.
@@ -52,7 +52,7 @@ class SourceInfo:
     """
 
     name: str
-    labels_N: IntArray
+    labels_N: LabelArray
     num_classes: int
     size_px: int
     original_px: tuple[int, int] | None
@@ -118,13 +118,16 @@ def encoded_of(source: Source) -> Encoded:
     return Encoded(bytes_each=float(np.mean(sizes)), how=f"the mean of {len(sizes)} images")
 
 
-def check_labels(values: Any, *, where: str, num_classes: int | None = None) -> tuple[IntArray, int]:
+def check_labels(
+    values: Any, *, where: str, num_classes: int | None = None, first_row: int = 0
+) -> tuple[IntArray, int]:
     """Check labels and count the classes.
 
     Args:
         values: (N,) what the source holds.
         where: how the message calls the place.
         num_classes: C where the source's metadata states it.
+        first_row: of which row the first one is.
 
     Returns:
         (N,) int64 labels and C, which is the metadata's count, else the largest label + 1.
@@ -144,13 +147,13 @@ def check_labels(values: Any, *, where: str, num_classes: int | None = None) -> 
     if labels.min() < 0:
         row = int(np.argmin(labels))
         raise DataError(
-            f"row {row} of {where} has label {labels[row]}; labels are 0 to C - 1. Drop unlabelled rows first."
+            f"row {first_row + row} of {where} has label {labels[row]}; labels are 0 to C - 1. Drop unlabelled rows first."
         )
     largest = int(labels.max())
     if num_classes is not None and largest >= num_classes:
         row = int(np.argmax(labels))
         raise DataError(
-            f"row {row} of {where} has label {largest}, but its metadata names {num_classes} classes (0 to {num_classes - 1})."
+            f"row {first_row + row} of {where} has label {largest}, but its metadata names {num_classes} classes (0 to {num_classes - 1})."
         )
     if num_classes is None and largest >= 2**24:
         raise DataError(

@@ -21,7 +21,8 @@ from unseen_ray.errors import DataError
 from unseen_ray.patience import steadily
 from unseen_ray.resolve import did_you_mean
 from unseen_ray.sources.features import class_names
-from unseen_ray.sources.info import Encoded, RawImage, SourceInfo, check_labels, fingerprint_of, probe_size
+from unseen_ray.sources.info import Encoded, RawImage, SourceInfo, fingerprint_of, probe_size
+from unseen_ray.sources.long_labels import digest_of_labels, gather_labels
 from unseen_ray.sources.prepared import is_prepared
 from unseen_ray.storage import filesystem_of, read_file
 
@@ -68,12 +69,15 @@ class ParquetSource:
         self._starts = np.cumsum([0, *(file.metadata.num_rows for file in self._files)])
         self._row_group = lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._read_row_group)
         self._group_starts = lru_cache(maxsize=None)(self._find_group_starts)
+        self._keys_of = lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._read_keys)
 
     @cached_property
     def info(self) -> SourceInfo:
         """Labels and counts; reads the label column and the headers of a few images."""
         names = class_names(self._files[0].schema_arrow, self._label)
-        labels, num_classes = check_labels(self._labels(), where=self._path, num_classes=len(names) or None)
+        total = int(self._starts[-1])
+        rows = total if self._limit is None else min(self._limit, total)
+        labels, num_classes = gather_labels(self._labels(), rows, where=self._path, num_classes=len(names) or None)
         probed = np.unique(np.linspace(0, min(len(labels), self._first_group_rows()) - 1, _PROBED).astype(int))
         size_px, original_px = probe_size((raw for _, raw in self.read(list(probed))), self._size)
         footers = [
@@ -91,7 +95,7 @@ class ParquetSource:
             size_px=size_px,
             original_px=original_px,
             class_names=names,
-            fingerprint=fingerprint_of("parquet", footers, sizes, labels.tobytes(), str(len(labels))),
+            fingerprint=fingerprint_of("parquet", footers, sizes, digest_of_labels(labels), str(len(labels))),
         )
 
     def encoded(self) -> Encoded | None:
@@ -110,10 +114,12 @@ class ParquetSource:
 
     def keys(self, ids: Sequence[int]) -> list[str]:
         """File name and row; those of the source that it was made of, where `unseen-ray prepare` made the folder."""
-        if self._prepared and len(ids):
-            return list(self._prepared_keys.take(pa.array(np.asarray(ids, np.int64))).to_pylist())
-        files = np.searchsorted(self._starts, ids, side="right") - 1
-        return [f"{self._names[file]}:{number - self._starts[file]}" for file, number in zip(files, ids, strict=True)]
+        numbers = np.asarray(ids, np.int64)
+        files = np.searchsorted(self._starts, numbers, side="right") - 1
+        rows = numbers - self._starts[files]
+        if not self._prepared:
+            return [f"{self._names[file]}:{row}" for file, row in zip(files.tolist(), rows.tolist(), strict=True)]
+        return [self._keys_of(file)[row].as_py() for file, row in zip(files.tolist(), rows.tolist(), strict=True)]
 
     def read(self, ids: Sequence[int]) -> Iterator[tuple[int, RawImage]]:
         """Encoded images; rising ids read each row group once."""
@@ -126,11 +132,6 @@ class ParquetSource:
             place = row - self._group_starts(file)[group]
             value = encoded[place].as_py()
             yield number, value if value is not None else self._bytes(rows[place].as_py(), file, number)
-
-    @cached_property
-    def _prepared_keys(self) -> Any:
-        files = zip(self._files, self._names, strict=True)
-        return pa.concat_tables(self._read(file, name, ["key"]) for file, name in files).column(0)
 
     def tables(self, ids: Sequence[int]) -> Iterator[tuple[str, pa.Table]]:
         """The rows of rising ids with all their columns and metadata, some thousand at a time; the file's name with each.
@@ -237,25 +238,25 @@ class ParquetSource:
         assert image is not None
         return image
 
-    def _labels(self) -> IntArray:
-        rows = []
+    def _labels(self) -> Iterator[IntArray]:
+        """Labels of the first `limit` rows, row group by row group."""
         left = self._limit if self._limit is not None else int(self._starts[-1])
         for file, name in zip(self._files, self._names, strict=True):
-            if left <= 0:
-                break
-            column = self._read(file, name, [self._label]).column(0)
-            if not pa.types.is_integer(column.type):
-                raise DataError(
-                    f"column {self._label!r} of {name} is {column.type}; labels must be integers, 0 to C - 1. "
-                    "Map class names to numbers first."
-                )
-            column = column.slice(0, left)
-            if column.null_count:
-                row = column.is_null().to_pylist().index(True)
-                raise DataError(f"row {row} of {name} has no label. Drop unlabelled rows first.")
-            rows.append(column.cast(pa.int64()).to_numpy())
-            left -= len(column)
-        return np.concatenate(rows) if rows else np.empty(0, np.int64)
+            for group in range(file.metadata.num_row_groups):
+                if left <= 0:
+                    return
+                column = self._read(file, name, [self._label], group).column(0)
+                if not pa.types.is_integer(column.type):
+                    raise DataError(
+                        f"column {self._label!r} of {name} is {column.type}; labels must be integers, 0 to C - 1. "
+                        "Map class names to numbers first."
+                    )
+                column = column.slice(0, left)
+                if column.null_count:
+                    row = self._group_starts(self._names.index(name))[group] + column.is_null().index(True).as_py()
+                    raise DataError(f"row {row} of {name} has no label. Drop unlabelled rows first.")
+                yield column.cast(pa.int64()).to_numpy()
+                left -= len(column)
 
     def _read(self, file: pq.ParquetFile, name: str, columns: list[str], group: int | None = None) -> pa.Table:
         def read() -> pa.Table:
@@ -274,6 +275,10 @@ class ParquetSource:
         """The image column of a row group, and the encoded images in it."""
         rows = self._read(self._files[file], self._names[file], [self._image], group).column(0).combine_chunks()
         return rows, rows.field("bytes") if isinstance(rows, pa.StructArray) else rows
+
+    def _read_keys(self, file: int) -> Any:
+        """The keys of a file that was prepared."""
+        return self._read(self._files[file], self._names[file], ["key"]).column(0).combine_chunks()
 
     def _find_group_starts(self, file: int) -> list[int]:
         """The first row of each row group of a file."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.answers import Answers
-from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+from unseen_ray.core.arrays import FloatArray, IdArray, LabelArray
 from unseen_ray.core.population import Population
 from unseen_ray.core.seeds import digest_ids, fit_seed, torch_seed_for
 from unseen_ray.core.tasks import ScoreTask, check_unseen
@@ -63,7 +63,7 @@ class FitSamples:
         labels: (N,) int64 classes of all rows.
     """
 
-    def __init__(self, plane: Plane, labels_N: IntArray, source: Callable[[], Source]) -> None:
+    def __init__(self, plane: Plane, labels_N: LabelArray, source: Callable[[], Source]) -> None:
         self.labels = labels_N
         self._plane, self._source = plane, source
 
@@ -86,7 +86,7 @@ class FitSamples:
 
 
 def custom_log_probs(
-    job: Job, task: ScoreTask, population: Population, plane: Plane, source: Callable[[], Source], labels_N: IntArray
+    job: Job, task: ScoreTask, population: Population, plane: Plane, source: Callable[[], Source], labels_N: LabelArray
 ) -> Iterator[Answers]:
     """Run a user's `fit` and check each answer.
 

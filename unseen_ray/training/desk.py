@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unseen_ray.core.answers import Answers
-from unseen_ray.core.arrays import IdArray, IntArray
+from unseen_ray.core.arrays import IdArray, LabelArray
 from unseen_ray.core.population import Population
 from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen
 from unseen_ray.data.plane import Plane
@@ -63,7 +63,7 @@ class Desk:
     """
 
     job: Job
-    labels_N: IntArray
+    labels_N: LabelArray
     plane: Plane
     source: Callable[[], Source]
     device: str

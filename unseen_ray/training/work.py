@@ -228,10 +228,10 @@ def open_test(desk: Desk) -> TestSet:
     job = desk.job
     if job.test is None:
         ids = desk.population.holdout_ids
-        return TestSet(desk.plane, ids, desk.labels_N[ids])
+        return TestSet(desk.plane, ids, desk.labels_N[ids].astype(np.int64))
     source = open_source(job.test)
     plane, _ = load_plane(source, job.size_px)
-    return TestSet(plane, np.arange(len(source.info), dtype=np.int64), source.info.labels_N)
+    return TestSet(plane, np.arange(len(source.info), dtype=np.int64), source.info.labels_N.astype(np.int64))
 
 
 def build_model(value: Any, num_classes: int) -> nn.Module:

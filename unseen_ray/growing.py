@@ -1,0 +1,108 @@
+"""What a run keeps, stage by stage: chosen, put on storage as `stage-NN/coreset.parquet`, in the end with the keys as `coreset.parquet`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import pyarrow as pa
+
+from unseen_ray import parts
+from unseen_ray.choosing import Kept, apply_policy, features_for
+from unseen_ray.config import PruneConfig
+from unseen_ray.core.arrays import positions_of
+from unseen_ray.core.coreset import Coreset
+from unseen_ray.core.ids import ArrayIds, IdSet
+from unseen_ray.core.population import Population
+from unseen_ray.core.schedule import Stage
+from unseen_ray.growing_long import LongGrowth, stage_coreset
+from unseen_ray.guarding import with_suspects
+from unseen_ray.job import Receipt
+from unseen_ray.judging import judge
+from unseen_ray.parts import LongTable, write_table
+from unseen_ray.run import CORESET, KEYS, Run, coreset_of
+from unseen_ray.scoring import score_name
+from unseen_ray.sources import Source
+from unseen_ray.streamed import is_streamed
+from unseen_ray.votes import scores_file
+
+__all__ = ["Growth", "begin_growth"]
+
+
+class Growth(Protocol):
+    """What is kept so far."""
+
+    @property
+    def ids(self) -> IdSet:
+        """The kept samples."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        ...
+
+    def extend(self, run: Run, stage: Stage, scores: pa.Table | LongTable, receipts: list[Receipt]) -> dict[str, str]:
+        """Choose what a stage adds, and put all that is kept on storage; returns the SHA-256 of each file."""
+        ...
+
+    def finish(self, run: Run, source: Source) -> dict[str, str]:
+        """Write the keys of all samples and the coreset with its keys, and say what it may suffer from."""
+        ...
+
+
+def begin_growth(run: Run, config: PruneConfig, population: Population) -> Growth:
+    """What a run has kept, as its last finished stage has stored it; it stays there where it is long and the policy can choose so."""
+    if config.guard == "none" and is_streamed(config, len(population)):
+        return LongGrowth(run, config, population)
+    return _GrowthInMemory(run, config, population)
+
+
+class _GrowthInMemory:
+    def __init__(self, run: Run, config: PruneConfig, population: Population) -> None:
+        self._config, self._population, self._coreset = config, population, Coreset.empty()
+        if run.manifest.stages:
+            self._coreset = coreset_of(run.table(stage_coreset(run.manifest.stages[-1]["index"])))
+
+    @property
+    def ids(self) -> IdSet:
+        return ArrayIds(self._coreset.ids)
+
+    @property
+    def count(self) -> int:
+        return len(self._coreset)
+
+    def extend(self, run: Run, stage: Stage, scores: pa.Table | LongTable, receipts: list[Receipt]) -> dict[str, str]:
+        population, before = self._population, self._coreset.ids
+        table = parts.read_table(scores.folder, scores.name, scores.files) if isinstance(scores, LongTable) else scores
+        guarded = with_suspects(table, run.table(scores_file(0)) if stage.index else table)
+        picked = apply_policy(
+            self._config,
+            guarded,
+            budget=stage.added,
+            kept=Kept.of(before, population.labels_of(before), population.num_classes),
+            features=features_for(run, self._config, population, receipts),
+        )
+        ids, values = (table.column(name).to_numpy()[picked] for name in ("id", score_name(self._config.score)))
+        self._coreset = kept = self._coreset.extend(stage.index, ids, values)
+        labels = population.labels_of(kept.ids)
+        columns = {"id": kept.ids, "label": labels, "stage": kept.stages, "score": kept.scores}
+        return write_table(run.folder, stage_coreset(stage.index), pa.table(columns))
+
+    def finish(self, run: Run, source: Source) -> dict[str, str]:
+        population, kept = self._population, self._coreset
+        ids = population.ids_N
+        keys = pa.table({"id": ids, "key": pa.array(source.keys(ids.tolist()), pa.string())})
+        places = positions_of(kept.ids, ids)
+        table = pa.table(
+            {
+                "id": kept.ids,
+                "key": keys.column("key").take(pa.array(places)),
+                "label": population.labels_N[places],
+                "stage": kept.stages,
+                "score": kept.scores,
+            }
+        )
+        files = {**write_table(run.folder, KEYS, keys), **write_table(run.folder, CORESET, table)}
+        asked = PruneConfig.from_json(run.manifest.asked)
+        judge(asked, run.table(scores_file(0)), kept.ids, source.info.class_names)
+        return files

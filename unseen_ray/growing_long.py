@@ -1,0 +1,132 @@
+"""The growth of a run that is too long for memory: chosen by passes over the scores, merged on storage, handed to tasks by its file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from unseen_ray.config import PruneConfig
+from unseen_ray.core.arrays import IdArray, IntArray
+from unseen_ray.core.ids import ArrayIds, IdSet
+from unseen_ray.core.population import Population
+from unseen_ray.core.schedule import Stage
+from unseen_ray.job import Receipt
+from unseen_ray.judging import judge
+from unseen_ray.parts import LongTable, TableWriter
+from unseen_ray.run import CORESET, KEYS, Run
+from unseen_ray.sources import Source
+from unseen_ray.stored_ids import StoredIds, open_stored
+from unseen_ray.streamed import Batches, batches_of, choose_streamed
+from unseen_ray.votes import scores_file
+
+__all__ = ["LongGrowth", "in_id_order", "some_rows", "stage_coreset"]
+
+_CHUNK = 2**18
+_JUDGED = 200_000
+
+
+def stage_coreset(stage: int) -> str:
+    """Where a run at work keeps what it has kept up to a stage."""
+    return f"stage-{stage:02d}/coreset.parquet"
+
+
+class LongGrowth:
+    """What a run keeps, without an array of it; see `growing.Growth`."""
+
+    def __init__(self, run: Run, config: PruneConfig, population: Population) -> None:
+        self._config, self._population = config, population
+        self._kept: tuple[LongTable, StoredIds, IntArray] | None = None
+        if run.manifest.stages:
+            self._open(run, run.manifest.stages[-1]["index"], dict(run.manifest.files))
+
+    @property
+    def ids(self) -> IdSet:
+        """The kept samples, by the file that names them."""
+        return ArrayIds(np.empty(0, np.int64)) if self._kept is None else self._kept[1]
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return 0 if self._kept is None else self._kept[1].count
+
+    def extend(self, run: Run, stage: Stage, scores: pa.Table | LongTable, receipts: list[Receipt]) -> dict[str, str]:
+        """Choose by passes, and merge what is chosen with what was kept, both in the order of the ids."""
+        batches: Batches = scores.batches if isinstance(scores, LongTable) else batches_of(scores)
+        names = scores.schema.names
+        kept_C = np.zeros(self._population.num_classes, np.int64) if self._kept is None else self._kept[2]
+        chosen, shards = choose_streamed(self._config, batches, names, budget=stage.added, kept_C=kept_C)
+        picked = (
+            pa.table(
+                {
+                    "id": chunk["id"],
+                    "label": chunk["label"],
+                    "stage": np.full(len(chunk["id"]), stage.index, np.int32),
+                    "score": chunk["score"],
+                }
+            )
+            for chunk in chosen.rows(shards, ("id", "label", "score"))
+        )
+        writer = TableWriter(run.folder, stage_coreset(stage.index), stage.target)
+        for table in in_id_order(self._stored_rows(), picked):
+            writer.add(table)
+        files = writer.close()
+        self._open(run, stage.index, files)
+        return files
+
+    def finish(self, run: Run, source: Source) -> dict[str, str]:
+        """Keys and coreset by pieces; the choice is judged by every so-manieth sample."""
+        population, known = self._population, run.manifest.files
+        keys = TableWriter(run.folder, KEYS, len(population))
+        for start in range(0, len(population.labels_R), _CHUNK):
+            ids = population.ids_within(start, start + _CHUNK)
+            keys.add(pa.table({"id": ids, "key": _keys(source, ids)}))
+        coreset = TableWriter(run.folder, CORESET, self.count)
+        for rows in self._stored_rows():
+            coreset.add(rows.add_column(1, "key", _keys(source, rows.column("id").to_numpy())))
+        looked_at = some_rows(LongTable(run.folder, scores_file(0), known), max(1, len(population) // _JUDGED))
+        ids = looked_at.column("id").to_numpy()
+        kept = [np.intersect1d(ids, rows.column("id").to_numpy(), assume_unique=True) for rows in self._stored_rows()]
+        asked = PruneConfig.from_json(run.manifest.asked)
+        judge(asked, looked_at, np.concatenate([ids[:0], *kept]), source.info.class_names)
+        return {**keys.close(), **coreset.close()}
+
+    def _open(self, run: Run, stage: int, files: dict[str, str]) -> None:
+        table = LongTable(run.folder, stage_coreset(stage), files)
+        self._kept = table, *open_stored(table, self._population.num_classes)
+
+    def _stored_rows(self) -> Iterator[pa.Table]:
+        if self._kept is not None:
+            yield from (pa.Table.from_batches([batch]) for batch in self._kept[0].batches())
+
+
+def in_id_order(first: Iterable[pa.Table], second: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Two tables whose ids rise, each told by pieces, as one."""
+    streams = [(table for table in tables if table.num_rows) for tables in (first, second)]
+    held = [next(stream, None) for stream in streams]
+    while held[0] is not None and held[1] is not None:
+        ids = [table.column("id").to_numpy() for table in held if table is not None]
+        ends = [int(np.searchsorted(each, min(ids[0][-1], ids[1][-1]), side="right")) for each in ids]
+        taken = [table.slice(0, end) for table, end in zip(held, ends, strict=True) if table is not None]
+        yield pa.concat_tables(taken).sort_by("id")
+        for place, (table, end) in enumerate(zip(held, ends, strict=True)):
+            if table is not None:
+                held[place] = table.slice(end) if end < table.num_rows else next(streams[place], None)
+    for table, stream in zip(held, streams, strict=True):
+        if table is not None:
+            yield table
+            yield from stream
+
+
+def some_rows(table: LongTable, step: int) -> pa.Table:
+    """Every so-manieth row."""
+    found, begin = [], 0
+    for batch in table.batches():
+        found.append(pa.Table.from_batches([batch]).take(pa.array(np.arange(begin, batch.num_rows, step))))
+        begin = (begin - batch.num_rows) % step
+    return pa.concat_tables(found)
+
+
+def _keys(source: Source, ids_M: IdArray) -> pa.Array:
+    return pa.array(source.keys(ids_M.tolist()), pa.string())

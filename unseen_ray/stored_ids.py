@@ -1,0 +1,81 @@
+"""A set of samples that stands on storage: named in a task by its file, and read there by whoever needs it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unseen_ray.core.arrays import IdArray, IntArray
+from unseen_ray.core.population import Population
+from unseen_ray.parts import LongTable, group_ends, parts_of, with_parquet
+from unseen_ray.storage import Folder, absolute_path
+
+__all__ = ["StoredIds", "open_stored"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredIds:
+    """The column `id` of a table of a run, strictly rising.
+
+    Attributes:
+        root: the run's folder, as every node knows it.
+        files: name and SHA-256 of each file of the table, in the order of the ids.
+        firsts: the lowest id of each.
+        count: how many there are.
+        digest: `core.seeds.digest_ids` of them all.
+    """
+
+    root: str
+    files: tuple[tuple[str, str], ...]
+    firsts: tuple[int, ...]
+    count: int
+    digest: str
+
+    def within(self, population: Population, low: int, high: int) -> IdArray:
+        """Ids of a range; only row groups that hold some are read."""
+        begin, end = max(bisect_right(self.firsts, low) - 1, 0), bisect_left(self.firsts, high)
+        read = functools.partial(_ids_within, low=low, high=high)
+        found = [with_parquet(Folder(self.root), name, read) for name, _ in self.files[begin:end]]
+        return np.concatenate([np.empty(0, np.int64), *found])
+
+    def resolve(self, population: Population) -> IdArray:
+        """All of them; StorageError if a file is not what was written."""
+        tables = (Folder(self.root).read_table(name, digest) for name, digest in self.files)
+        return np.concatenate([np.empty(0, np.int64), *(table.column("id").to_numpy() for table in tables)])
+
+    def rule(self) -> str:
+        """The digest of the ids, wherever they stand."""
+        return self.digest
+
+
+def open_stored(table: LongTable, num_classes: int) -> tuple[StoredIds, IntArray]:
+    """A table's ids as a set, and (C,) how many of each class there are; the columns `id` and `label` are read once, by pieces."""
+    content, count, counts_C = hashlib.sha256(), 0, np.zeros(num_classes, np.int64)
+    for batch in table.batches(["id", "label"]):
+        content.update(batch.column("id").to_numpy().astype("<i8", copy=False).tobytes())
+        counts_C += np.bincount(batch.column("label").to_numpy(), minlength=num_classes)
+        count += batch.num_rows
+    names = parts_of(table.name, table.files)
+    firsts = [with_parquet(table.folder, name, lambda file: group_ends(file)[0][1]) for name in names]
+    stored = StoredIds(
+        root=absolute_path(table.folder.root),
+        files=tuple((name, table.files[name]) for name in names),
+        firsts=tuple(firsts),
+        count=count,
+        digest=content.hexdigest(),
+    )
+    return stored, counts_C
+
+
+def _ids_within(file: pq.ParquetFile, *, low: int, high: int) -> IdArray:
+    groups = [number for number, (_, first, last) in enumerate(group_ends(file)) if first < high and last >= low]
+    column: pa.ChunkedArray = file.read_row_groups(groups, columns=["id"]).column(0)
+    ids: IdArray = column.to_numpy()
+    first, last = np.searchsorted(ids, (low, high))
+    return ids[first:last]
