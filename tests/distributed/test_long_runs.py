@@ -1,0 +1,85 @@
+"""Long runs on a real cluster: ranges on several aggregators, one of them lost, and a driver that holds no array of all samples."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+import unseen_ray as ur
+from tests.test_long_growth import config_of
+from unseen_ray import parts
+from unseen_ray.core import population
+from unseen_ray.core.ids import AllIds, ArrayIds, FoldIds, Outside
+from unseen_ray.core.population import Population
+from unseen_ray.distributed.aggregation import Aggregators
+from unseen_ray.merging import Merger, ask_merge
+from unseen_ray.pipeline import make_job
+from unseen_ray.sources import open_source, source_ref
+from unseen_ray.stored_ids import StoredIds
+
+pytestmark = pytest.mark.usefixtures("session")
+
+
+@pytest.fixture
+def short_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "MOST_ROWS", 90)
+    monkeypatch.setattr(parts, "PART_ROWS", 32)
+
+
+def test_the_driver_of_a_long_run_holds_no_array_of_all_samples(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = ur.prune(config_of(tmp_path / "whole"))
+
+    def refuse(*_: Any) -> Any:
+        pytest.fail("the driver asked for the ids of all samples")
+
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level("INFO"):
+        patch.setattr(parts, "MOST_ROWS", 90)
+        patch.setattr(parts, "PART_ROWS", 32)
+        patch.setattr(population, "CHUNK_ROWS", 64)
+        for name in ("ids_N", "labels_N"):
+            patch.setattr(Population, name, property(refuse))
+        for rule in (AllIds, FoldIds, Outside, StoredIds):
+            patch.setattr(rule, "resolve", refuse)
+        patch.setattr(Population, "labels_of", refuse)
+        patch.setattr(ArrayIds, "within", refuse)
+        long = ur.prune(config_of(tmp_path / "long", executor="ray"))
+    assert long.coreset.ids.tolist() == whole.coreset.ids.tolist()
+    for stage in range(3):
+        name = f"stage-{stage:02d}/scores.parquet"
+        assert pq.read_table(tmp_path / "long" / name).equals(pq.read_table(tmp_path / "whole" / name))
+    merges = [record.getMessage() for record in caplog.records if "aggregators" in record.getMessage()]
+    count = min(int(ray.cluster_resources()["CPU"]), 4)
+    assert merges == [f"8 ranges of ids are merged by {count} aggregators"] * 3
+
+
+@pytest.mark.usefixtures("short_files")
+def test_an_aggregator_that_is_killed_is_replaced(tmp_path: Path) -> None:
+    run = ur.prune(config_of(tmp_path / "run"))
+    info = open_source(source_ref({"use": "digits", "limit": 300})).info
+    job = make_job(config_of(tmp_path / "run"), info)
+    request = ask_merge(
+        job.config, job.population(info.labels_N), stage=0, kept=AllIds(), num_kept=0, num_parts=3, votes_each=2
+    )
+    wanted = Merger(job, info.labels_N).merge(request)
+    assert wanted.files.items() <= run.manifest.files.items()
+    aggregators = Aggregators(max_retries=2)
+    shared = ["a run", ray.put(job), ray.put(info.labels_N)]
+    try:
+        assert aggregators.merge(shared, job.out, request).files == wanted.files
+        os.kill(ray.get(aggregators._first._actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
+        time.sleep(0.5)
+        again = aggregators.merge(shared, job.out, request)
+    finally:
+        aggregators.close()
+    assert again.files == wanted.files
+    assert again.tally.labels_C.tolist() == np.asarray(wanted.tally.labels_C).tolist()

@@ -1,0 +1,155 @@
+"""A run above a number of rows keeps what it keeps on storage, and hands it to tasks by its file: the same ids, stage by stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import unseen_ray as ur
+from unseen_ray import parts
+from unseen_ray.config import PruneConfig
+from unseen_ray.core.population import make_population
+from unseen_ray.core.seeds import digest_ids
+from unseen_ray.errors import StorageError
+from unseen_ray.growing_long import in_id_order
+from unseen_ray.job import Receipt
+from unseen_ray.local import LocalExecutor
+from unseen_ray.parts import LongTable, write_table
+from unseen_ray.pipeline import prune
+from unseen_ray.storage import Folder
+from unseen_ray.stored_ids import open_stored
+from unseen_ray.votes import find_receipt
+
+POLICIES: list[Any] = [
+    "top",
+    "class_balanced",
+    "class_quota",
+    "random",
+    {"use": "ccs", "cut": 0.1},
+    "beta",
+    {"use": "k_center"},  # needs all candidates at once
+]
+
+
+@pytest.fixture
+def short_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "MOST_ROWS", 90)
+    monkeypatch.setattr(parts, "PART_ROWS", 32)
+
+
+def config_of(out: Path, **fields: Any) -> PruneConfig:
+    common: dict[str, Any] = {
+        "source": {"use": "digits", "limit": 300},
+        "keep": 0.6,
+        "schedule": [0.3, 0.4, 0.6],
+        "holdout": 0.2,
+        "folds": 3,
+        "fit": "tests.plugs:centroids",
+        "executor": "local",
+        "out": str(out),
+    }
+    return PruneConfig(**{**common, **fields})
+
+
+def of_centroids(policy: Any) -> dict[str, Any]:
+    """k_center reads features, which centroids have none of."""
+    if policy != {"use": "k_center"}:
+        return {"policy": policy}
+    return {"policy": policy, "fit": None, "model": "small_cnn", "recipe": {"epochs": 1, "min_steps": 0}}
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_a_long_run_keeps_what_a_short_one_does(policy: Any, tmp_path: Path) -> None:
+    fields = of_centroids(policy)
+    whole = ur.prune(config_of(tmp_path / "whole", **fields))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "MOST_ROWS", 90)
+        patch.setattr(parts, "PART_ROWS", 32)
+        long = ur.prune(config_of(tmp_path / "long", **fields))
+    for name in ("coreset.parquet", "keys.parquet", *(f"stage-{stage:02d}/scores.parquet" for stage in range(3))):
+        assert (tmp_path / "long" / name).is_dir()
+        assert pq.read_table(tmp_path / "long" / name).equals(pq.read_table(tmp_path / "whole" / name)), name
+    for one, other in zip(whole.manifest.stages, long.manifest.stages, strict=True):
+        assert {k: v for k, v in one.items() if "seconds" not in k and k != "tasks"} == {
+            k: v for k, v in other.items() if "seconds" not in k and k != "tasks"
+        }
+    assert not list((tmp_path / "long").glob("stage-*/coreset.parquet"))
+
+
+@pytest.mark.usefixtures("short_files")
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_long_run_goes_on_from_what_is_stored(stage: int, tmp_path: Path) -> None:
+    undisturbed = ur.prune(config_of(tmp_path / "undisturbed"))
+
+    def stop(event: Any) -> None:
+        if isinstance(event, Receipt) and event.task == f"stage {stage}":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(config_of(tmp_path / "stopped"), executor=LocalExecutor(), on_event=stop)
+    assert (tmp_path / "stopped" / f"stage-{stage - 1:02d}/coreset.parquet").exists()
+    seen: list[Receipt] = []
+    events = lambda event: seen.append(event) if isinstance(event, Receipt) else None  # noqa: E731
+    prune(config_of(tmp_path / "stopped"), executor=LocalExecutor(), on_event=events)
+    assert [(receipt.task, receipt.reused) for receipt in seen] == [(f"stage {n}", n == stage) for n in range(stage, 3)]
+    again = ur.load(tmp_path / "stopped")
+    assert again.coreset.ids.tolist() == undisturbed.coreset.ids.tolist()
+    assert json.loads((tmp_path / "stopped" / "manifest.json").read_text())["finished"]
+
+
+@pytest.mark.usefixtures("short_files")
+def test_what_a_task_trains_on_is_read_from_storage_and_damage_is_found(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    population = make_population(rng.integers(0, 4, 1000), 4)
+    ids = np.sort(rng.permutation(1000)[:300])
+    table = pa.table({"id": ids, "label": population.labels_of(ids)})
+    files = write_table(Folder(str(tmp_path)), "coreset.parquet", table)
+    stored, counts_C = open_stored(LongTable(Folder(str(tmp_path)), "coreset.parquet", files), 4)
+    assert len(stored.files) == 10
+    assert (stored.count, stored.digest) == (300, digest_ids(ids))
+    assert counts_C.tolist() == np.bincount(population.labels_of(ids), minlength=4).tolist()
+    assert stored.resolve(population).tolist() == ids.tolist()
+    for low, high in ((0, 1000), (ids[31], ids[32]), (ids[32], ids[64]), (ids[5] + 1, 700), (999, 5000), (40, 40)):
+        assert stored.within(population, int(low), int(high)).tolist() == ids[(ids >= low) & (ids < high)].tolist()
+    path = tmp_path / "coreset.parquet" / "part-00004.parquet"
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(StorageError, match=r"part-00004\.parquet is damaged"):
+        stored.resolve(population)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_tables_in_the_order_of_their_ids(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ids = rng.permutation(60)
+    sides = [np.sort(side) for side in np.split(ids, [int(rng.integers(0, 61))])]
+
+    def pieces(side: np.ndarray) -> Iterator[pa.Table]:
+        for piece in np.split(side, np.sort(rng.integers(0, len(side) + 1, 4))):
+            yield pa.table({"id": piece, "label": piece % 3})
+
+    tables = list(in_id_order(pieces(sides[0]), pieces(sides[1])))
+    assert pa.concat_tables(tables).column("id").to_pylist() == list(range(60))
+    assert pa.concat_tables(tables).column("label").to_pylist() == [number % 3 for number in range(60)]
+
+
+@pytest.mark.usefixtures("short_files")
+def test_votes_that_stand_are_found_without_being_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = ur.prune(config_of(tmp_path / "run"))
+    receipt = Receipt.from_json(run.manifest.stages[1]["tasks"][0])
+    votes = next(name for name in receipt.files if name.endswith(".parquet"))
+    key = pq.read_schema(tmp_path / "run" / votes).metadata[b"unseen_ray.task"].decode()
+    monkeypatch.setattr(Folder, "read", lambda *_: pytest.fail("the file was read whole"))
+    folder = Folder(str(tmp_path / "run"))
+    found = find_receipt(folder, 1, 0, key)
+    assert found is not None and found.files == receipt.files and found.reused
+    assert find_receipt(folder, 1, 0, "0" * 64) is None
+    assert find_receipt(folder, 1, 7, key) is None
