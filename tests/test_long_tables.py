@@ -157,7 +157,7 @@ def test_a_damaged_part_is_found_and_mended(runs: tuple[Path, Path], capsys: pyt
     main([*LINE, "--out", str(runs[1])])
     assert part.read_bytes() == before
     part.unlink()
-    with pytest.raises(StorageError, match=r"part-00003.parquet is missing\. Is `out` on storage"):
+    with pytest.raises(StorageError, match=r"part-00003\.parquet is missing\. The run.s `unseen-ray prune` line"):
         ur.select(ur.load(runs[1]), keep=0.5, out=runs[1].parent / "missing")
     main([*LINE, "--out", str(runs[1])])
     assert part.read_bytes() == before

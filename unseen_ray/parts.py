@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unseen_ray.errors import StorageError
-from unseen_ray.patience import patiently
+from unseen_ray.patience import patiently, steadily
 from unseen_ray.storage import Folder, filesystem_of
 
 __all__ = [
@@ -156,9 +156,9 @@ class LongTable:
         """
         for part in self._parts():
             digest = self.files.get(part)
-            if digest is not None and sha256_of_file(self.folder, part) != digest:
+            if digest is not None and (found := sha256_of_file(self.folder, part)) != digest:
                 raise StorageError(
-                    f"{self.folder.path(part)} is damaged: it is not what was written. "
+                    f"{self.folder.path(part)} is {'missing' if found is None else 'damaged: it is not what was written'}. "
                     "The run's `unseen-ray prune` line does its work anew."
                 )
         return self
@@ -234,9 +234,25 @@ def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], T]) -> T:
         raise StorageError(f"{path} is damaged: {error}. Delete it and run the same line again.") from None
 
 
-def sha256_of_file(folder: Folder, name: str) -> str:
-    """SHA-256 of a file that is too long to be read at once, in hexadecimal."""
-    return with_file(folder, name, sha256_of_stream)
+def sha256_of_file(folder: Folder, name: str) -> str | None:
+    """SHA-256 of a file that may be too long to be read at once, in hexadecimal; None where there is none.
+
+    Raises:
+        StorageError: if it cannot be read.
+    """
+    path = folder.path(name)
+    fs, inner = filesystem_of(path)
+
+    def read() -> str:
+        with fs.open_input_file(inner) as stream:
+            return sha256_of_stream(stream)
+
+    try:
+        return steadily(path, read)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}.") from None
 
 
 def _row_group(file: pq.ParquetFile, *, group: int, columns: list[str] | None) -> pa.Table:

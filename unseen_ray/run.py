@@ -18,8 +18,8 @@ from unseen_ray.core.coreset import Coreset
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.lease import LEASE, Lease, held
 from unseen_ray.manifest import MANIFEST, MANIFEST_COPY, Manifest, has_copy, read_manifest, write_manifest
-from unseen_ray.parts import read_table
-from unseen_ray.storage import Folder, sha256_of
+from unseen_ray.parts import read_table, sha256_of_file
+from unseen_ray.storage import Folder
 
 __all__ = [
     "CHECKPOINTS",
@@ -289,12 +289,7 @@ def _found(folder: Folder, asked: dict[str, Any], source: dict[str, Any]) -> Run
 
 def _damaged(run: Run) -> list[str]:
     """Files that the manifest names and that are not there as they were written."""
-    damaged = []
-    for name, digest in run.manifest.files.items():
-        data = run.folder.read(name)
-        if data is None or sha256_of(data) != digest:
-            damaged.append(name)
-    return damaged
+    return [name for name, digest in run.manifest.files.items() if sha256_of_file(run.folder, name) != digest]
 
 
 def _mended(run: Run) -> Run:

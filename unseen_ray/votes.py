@@ -130,10 +130,7 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
     receipt, digest = found
     if not receipt.files.keys() <= {_vote_probs_file(name), features_file()}:
         return None  # no task of ours writes another
-    try:
-        if any(sha256_of_file(folder, beside) != said for beside, said in receipt.files.items()):
-            return None
-    except StorageError:  # it is missing
+    if any(sha256_of_file(folder, beside) != said for beside, said in receipt.files.items()):
         return None
     return replace(receipt, files={**receipt.files, name: digest}, reused=True)
 
