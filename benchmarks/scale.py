@@ -6,9 +6,10 @@ import argparse
 
 import scale_cluster
 import scale_imagenet
+import scale_run
 import scale_selection
 
-SUBCOMMANDS = [scale_imagenet, scale_selection, scale_cluster]
+SUBCOMMANDS = [scale_imagenet, scale_run, scale_selection, scale_cluster]
 
 
 def main() -> None:

@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from processes import watched
 from timing import conditions, write
 
 from unseen_ray.core.ranking import best_first
 
 IMAGENET = 1_281_167
 KEEP, FIRST = 0.7, 0.35
-_POLL_S = 1.0
 
 
 def tiny(num_classes: int) -> torch.nn.Module:
@@ -69,7 +68,7 @@ def run(scratch: Path, sample: Path, count: int, size_px: int) -> dict[str, Any]
     line += ["--pixel_memory_gb", "0", "--pixel_folder", str(pixels), "--out", str(out)]
     started = time.time()
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, cwd=Path(__file__).parent)
-    peaks = _watch(process)
+    peaks = watched(process)
     total_s = time.time() - started
     if process.returncode:
         raise SystemExit(f"prune ended with {process.returncode}")
@@ -90,30 +89,8 @@ def run(scratch: Path, sample: Path, count: int, size_px: int) -> dict[str, Any]
         },
         "decoded_per_s": count / decoded_s,
         "pixel_gb": sum(path.stat().st_size for path in pixels.rglob("*.pixels")) / 1e9,
-        "peak_gb": {name: peak / 1e9 for name, peak in sorted(peaks.items(), key=lambda item: -item[1])[:6]},
+        "peak_gb": {name: held["resident"] for name, held in peaks.items()},
     }
-
-
-def _watch(process: subprocess.Popen[bytes]) -> dict[str, int]:
-    """Peak resident memory of the driver and of all that it started, the highest by name, until it ends."""
-    peaks: dict[str, int] = {}
-    while process.poll() is None:
-        found = [psutil.Process(process.pid)]
-        try:
-            found += found[0].children(recursive=True)
-        except psutil.NoSuchProcess:
-            break
-        for each in found:
-            try:
-                status = Path(f"/proc/{each.pid}/status").read_text()
-                name = "driver" if each.pid == process.pid else each.name()
-            except (OSError, psutil.NoSuchProcess):
-                continue
-            peak = next((int(row.split()[1]) * 1024 for row in status.splitlines() if row.startswith("VmHWM")), 0)
-            peaks[name] = max(peaks.get(name, 0), peak)
-        time.sleep(_POLL_S)
-    process.wait()
-    return peaks
 
 
 def _checked(out: Path, count: int) -> int:

@@ -79,7 +79,14 @@ def stage(out: Path, folds: int, *, probs: bool = False) -> None:
 def asked(job: Job, folds: int = 3, *, stage: int = 0, kept: int = 0) -> MergeRequest:
     population, ids = job.population(LABELS), ArrayIds(CANDIDATES[:kept])
     return ask_merge(
-        job.config, population, stage=stage, kept=ids, num_kept=kept, num_parts=folds, votes_each=folds - 1
+        job.config,
+        population,
+        stage=stage,
+        kept=ids,
+        num_kept=kept,
+        num_parts=folds,
+        votes_each=folds - 1,
+        tells_table=True,
     )
 
 

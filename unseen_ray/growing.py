@@ -29,7 +29,13 @@ __all__ = ["Growth", "begin_growth"]
 
 
 class Growth(Protocol):
-    """What is kept so far."""
+    """What is kept so far.
+
+    Attributes:
+        in_memory: whether a stage's scores are wanted as one table.
+    """
+
+    in_memory: bool
 
     @property
     def ids(self) -> IdSet:
@@ -58,6 +64,8 @@ def begin_growth(run: Run, config: PruneConfig, population: Population) -> Growt
 
 
 class _GrowthInMemory:
+    in_memory = True
+
     def __init__(self, run: Run, config: PruneConfig, population: Population) -> None:
         self._config, self._population, self._coreset = config, population, Coreset.empty()
         if run.manifest.stages:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config import PruneConfig
-from unseen_ray.core.arrays import IdArray, IntArray
+from unseen_ray.core.arrays import IntArray
 from unseen_ray.core.ids import ArrayIds, IdSet
 from unseen_ray.core.population import Population
 from unseen_ray.core.schedule import Stage
@@ -16,7 +16,7 @@ from unseen_ray.job import Receipt
 from unseen_ray.judging import judge
 from unseen_ray.parts import LongTable, TableWriter
 from unseen_ray.run import CORESET, KEYS, Run
-from unseen_ray.sources import Source
+from unseen_ray.sources import Source, key_column
 from unseen_ray.stored_ids import StoredIds, open_stored
 from unseen_ray.streamed import Batches, batches_of, choose_streamed
 from unseen_ray.votes import scores_file
@@ -34,6 +34,8 @@ def stage_coreset(stage: int) -> str:
 
 class LongGrowth:
     """What a run keeps, without an array of it; see `growing.Growth`."""
+
+    in_memory = False
 
     def __init__(self, run: Run, config: PruneConfig, population: Population) -> None:
         self._config, self._population = config, population
@@ -81,10 +83,10 @@ class LongGrowth:
         keys = TableWriter(run.folder, KEYS, len(population))
         for start in range(0, len(population.labels_R), _CHUNK):
             ids = population.ids_within(start, start + _CHUNK)
-            keys.add(pa.table({"id": ids, "key": _keys(source, ids)}))
+            keys.add(pa.table({"id": ids, "key": key_column(source, ids)}))
         coreset = TableWriter(run.folder, CORESET, self.count)
         for rows in self._stored_rows():
-            coreset.add(rows.add_column(1, "key", _keys(source, rows.column("id").to_numpy())))
+            coreset.add(rows.add_column(1, "key", key_column(source, rows.column("id").to_numpy())))
         looked_at = some_rows(LongTable(run.folder, scores_file(0), known), max(1, len(population) // _JUDGED))
         ids = looked_at.column("id").to_numpy()
         kept = [np.intersect1d(ids, rows.column("id").to_numpy(), assume_unique=True) for rows in self._stored_rows()]
@@ -126,7 +128,3 @@ def some_rows(table: LongTable, step: int) -> pa.Table:
         found.append(pa.Table.from_batches([batch]).take(pa.array(np.arange(begin, batch.num_rows, step))))
         begin = (begin - batch.num_rows) % step
     return pa.concat_tables(found)
-
-
-def _keys(source: Source, ids_M: IdArray) -> pa.Array:
-    return pa.array(source.keys(ids_M.tolist()), pa.string())

@@ -57,6 +57,7 @@ class MergeRequest:
         votes_each: votes that every candidate must get.
         range_rows: samples of the population in each range; None to merge all at once.
         num_ranges: how many ranges there are.
+        tells_table: whether a table that is merged at once is handed over; it stands on storage either way.
     """
 
     stage: int
@@ -66,6 +67,7 @@ class MergeRequest:
     votes_each: int
     range_rows: int | None = None
     num_ranges: int = 0
+    tells_table: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -92,7 +94,7 @@ class Merged:
     Attributes:
         files: SHA-256 of each file written.
         tally: of them all.
-        table: the scores, where they were merged at once; else None, and they are on storage.
+        table: the scores, if they were merged at once and asked for; else None.
     """
 
     files: dict[str, str]
@@ -109,6 +111,7 @@ def ask_merge(
     num_kept: int,
     num_parts: int,
     votes_each: int,
+    tells_table: bool,
 ) -> MergeRequest:
     """What is asked of a stage's merge: by ranges if the stage is long, and nothing needs all of it at once.
 
@@ -120,7 +123,7 @@ def ask_merge(
         stage: which.
         kept: what earlier stages kept.
         num_kept: how many they are.
-        num_parts, votes_each: see `MergeRequest`.
+        num_parts, votes_each, tells_table: see `MergeRequest`.
     """
     whole = config.combine == "rank_mean" or config.save_probs or (stage == 0 and config.guard != "none")
     num_candidates = len(population) - num_kept
@@ -133,6 +136,7 @@ def ask_merge(
         votes_each=votes_each,
         range_rows=rows,
         num_ranges=0 if rows is None else -(-len(population) // rows),
+        tells_table=tells_table,
     )
 
 
@@ -205,7 +209,8 @@ class Merger:
         files = parts.write_table(self._folder, scores_file(stage), table)
         if config.save_probs and merged.probs_MC is not None:
             files[probs_file(stage)] = self._folder.write_array(probs_file(stage), merged.probs_MC)
-        return Merged(files=files, tally=tally_of(table, self._population.num_classes), table=table)
+        tally = tally_of(table, self._population.num_classes)
+        return Merged(files=files, tally=tally, table=table if request.tells_table else None)
 
     def _book(self, request: MergeRequest, ids_M: np.ndarray) -> ScoreBook:
         return ScoreBook(
@@ -234,7 +239,7 @@ def join_ranges(folder: Folder, request: MergeRequest, ranges: Iterable[Merged])
 
 
 def scores_of(merged: Merged, folder: Folder, stage: int) -> pa.Table | LongTable:
-    """The scores of a stage, in memory if they were merged at once."""
+    """The scores of a stage, in memory if they were handed over."""
     return LongTable(folder, scores_file(stage), merged.files) if merged.table is None else merged.table
 
 

@@ -180,6 +180,7 @@ def _grow(
             num_kept=growth.count,
             num_parts=len(tasks),
             votes_each=votes_each(stage.index, job.config),
+            tells_table=growth.in_memory,
         )
         merged = executor.merge(request)
         grown = growth.extend(run, stage, scores_of(merged, run.folder, stage.index), receipts)

@@ -68,7 +68,14 @@ def test_an_aggregator_that_is_killed_is_replaced(tmp_path: Path) -> None:
     info = open_source(source_ref({"use": "digits", "limit": 300})).info
     job = make_job(config_of(tmp_path / "run"), info)
     request = ask_merge(
-        job.config, job.population(info.labels_N), stage=0, kept=AllIds(), num_kept=0, num_parts=3, votes_each=2
+        job.config,
+        job.population(info.labels_N),
+        stage=0,
+        kept=AllIds(),
+        num_kept=0,
+        num_parts=3,
+        votes_each=2,
+        tells_table=False,
     )
     wanted = Merger(job, info.labels_N).merge(request)
     assert wanted.files.items() <= run.manifest.files.items()

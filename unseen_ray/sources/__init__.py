@@ -9,7 +9,7 @@ from typing import Any
 
 from unseen_ray.errors import ConfigError
 from unseen_ray.resolve import bind_options, did_you_mean, import_target, is_target, name_of
-from unseen_ray.sources.info import Encoded, RawImage, Source, SourceInfo, encoded_of
+from unseen_ray.sources.info import Encoded, RawImage, Source, SourceInfo, encoded_of, key_column
 from unseen_ray.storage import absolute_path
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "SourceRef",
     "default_test",
     "encoded_of",
+    "key_column",
     "open_source",
     "source_ref",
 ]

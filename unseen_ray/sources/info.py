@@ -7,14 +7,17 @@ import io
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import IntArray, LabelArray
+from unseen_ray.core.arrays import IdArray, IntArray, LabelArray
 from unseen_ray.errors import DataError
 from unseen_ray.sources.quiet import quietly
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = [
     "MAX_DEFAULT_SIZE_PX",
@@ -25,6 +28,7 @@ __all__ = [
     "check_labels",
     "encoded_of",
     "fingerprint_of",
+    "key_column",
     "probe_size",
 ]
 
@@ -116,6 +120,16 @@ def encoded_of(source: Source) -> Encoded:
     some = np.unique(np.linspace(0, len(source.info) - 1, _SAMPLED).astype(int))
     sizes = [len(raw) if isinstance(raw, bytes) else raw.nbytes for _, raw in source.read(some.tolist())]
     return Encoded(bytes_each=float(np.mean(sizes)), how=f"the mean of {len(sizes)} images")
+
+
+def key_column(source: Source, ids_M: IdArray) -> pa.Array:
+    """(M,) portable names as Arrow strings: as the source itself makes them (`key_column(ids)`), else of `keys`."""
+    import pyarrow as pa
+
+    if hasattr(source, "key_column"):
+        column: pa.Array = source.key_column(ids_M)
+        return column
+    return pa.array(source.keys(ids_M.tolist()), pa.string())
 
 
 def check_labels(
