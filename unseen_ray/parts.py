@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from unseen_ray.errors import StorageError
 from unseen_ray.patience import patiently, steadily
-from unseen_ray.storage import Folder, filesystem_of
+from unseen_ray.storage import ROW_GROUP, Folder, filesystem_of, parquet_options
 
 __all__ = [
     "MOST_ROWS",
@@ -93,7 +93,7 @@ def remove_table(folder: Folder, name: str, files: Mapping[str, str]) -> None:
 
 
 class TableWriter:
-    """Writes a table of a known length piece by piece, and holds one part of it at most.
+    """Writes a table of a known length piece by piece, and holds one row group of it, and one file as it is stored.
 
     Args:
         folder: where it goes.
@@ -103,8 +103,10 @@ class TableWriter:
 
     def __init__(self, folder: Folder, name: str, rows: int) -> None:
         self._folder, self._name, self._rows = folder, name, rows
-        self._most = PART_ROWS if rows > MOST_ROWS else rows
+        self._most = PART_ROWS if rows > MOST_ROWS else max(rows, 1)
         self._held: list[pa.Table] = []
+        self._written = 0  # rows of the file that is open
+        self._open: tuple[pa.BufferOutputStream, pq.ParquetWriter] | None = None
         self._files: dict[str, str] = {}
         if rows > MOST_ROWS:
             folder.delete_folder(name)  # what an interrupted start left would be read with the rest
@@ -112,26 +114,39 @@ class TableWriter:
 
     def add(self, table: pa.Table) -> None:
         """Take the next rows."""
-        while self._most < self._rows and (held := self._count()) + table.num_rows >= self._most:
-            self._held.append(table.slice(0, self._most - held))
-            table = table.slice(self._most - held)
-            self._flush()
-        if table.num_rows or not self._held:
-            self._held.append(table)
+        while table.num_rows or not (self._held or self._open or self._files):
+            held = sum(each.num_rows for each in self._held)
+            group = min(ROW_GROUP, self._most - self._written)
+            self._held.append(table.slice(0, group - held))
+            table = table.slice(group - held)
+            if held + self._held[-1].num_rows == group:
+                self._write_group()
+                if self._written == self._most:
+                    self._close_file()
 
     def close(self) -> dict[str, str]:
         """Write what is held; returns the SHA-256 of each file."""
-        if self._count() or not self._files:
-            self._flush()
+        if self._held:
+            self._write_group()
+        if self._open is not None:
+            self._close_file()
         return self._files
 
-    def _count(self) -> int:
-        return sum(table.num_rows for table in self._held)
+    def _write_group(self) -> None:
+        table, self._held = pa.concat_tables(self._held), []
+        if self._open is None:
+            sink = pa.BufferOutputStream()
+            self._open = sink, pq.ParquetWriter(sink, table.schema, **parquet_options(table.schema))
+        self._open[1].write_table(table, row_group_size=ROW_GROUP)
+        self._written += table.num_rows
 
-    def _flush(self) -> None:
+    def _close_file(self) -> None:
+        assert self._open is not None, "a group was written"
+        sink, writer = self._open
+        writer.close()
         name = self._name if self._rows <= MOST_ROWS else part_file(self._name, len(self._files))
-        self._files[name] = self._folder.write_table(name, pa.concat_tables(self._held))
-        self._held = []
+        self._files[name] = self._folder.write(name, memoryview(sink.getvalue()))
+        self._open, self._written = None, 0
 
 
 @dataclass(frozen=True, slots=True)

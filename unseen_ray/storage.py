@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.fs import FileSystem
 
-__all__ = ["ROW_GROUP", "Folder", "absolute_path", "filesystem_of", "is_uri", "read_file", "sha256_of"]
+__all__ = [
+    "ROW_GROUP",
+    "Folder",
+    "absolute_path",
+    "filesystem_of",
+    "is_uri",
+    "parquet_options",
+    "read_file",
+    "sha256_of",
+]
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 ROW_GROUP = 2**20  # rows of a table that are read at once: a range of ids is found among them by their statistics
@@ -61,6 +70,14 @@ def read_file(fs: FileSystem, path: str) -> bytes:
             return bytes(stream.read())
 
     return steadily(path, read)
+
+
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """How tables of a run are written."""
+    import pyarrow as pa
+
+    repeating = [column.name for column in schema if not pa.types.is_floating(column.type)]  # scores do not
+    return {"compression": "zstd", "write_page_checksum": True, "use_dictionary": repeating}
 
 
 def sha256_of(data: bytes | memoryview) -> str:
@@ -128,10 +145,8 @@ class Folder:
         import pyarrow.parquet as pq
 
         sink = pa.BufferOutputStream()
-        repeating = [column.name for column in table.schema if not pa.types.is_floating(column.type)]  # scores do not
-        how = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": repeating}
-        pq.write_table(table, sink, row_group_size=row_group or ROW_GROUP, **how)
-        return self.write(name, sink.getvalue().to_pybytes(), new=new)
+        pq.write_table(table, sink, row_group_size=row_group or ROW_GROUP, **parquet_options(table.schema))
+        return self.write(name, memoryview(sink.getvalue()), new=new)
 
     def write_array(self, name: str, array: Any) -> str:
         """Write a numpy array as .npy; returns the SHA-256 of the file."""
