@@ -115,14 +115,16 @@ class Dealing:
     seed: int
     first_BC: IntArray
 
-    def folds_of(self, block: int, labels_M: LabelArray) -> NDArray[np.int32]:
-        """(M,) the fold of each sample of a block, whose classes are `labels_M`."""
+    def folds_of(self, block: int, labels_M: LabelArray) -> LabelArray:
+        """(M,) the fold of each sample of a block, whose classes are `labels_M`; as narrow as K allows."""
         start = block * DEALT_ROWS
         keys_M = tie_keys(np.arange(start, start + len(labels_M), dtype=np.int64), self.seed)
-        order_M = np.lexsort((keys_M, labels_M))
+        by_key_M = np.argsort(keys_M)  # no two are equal
+        narrow = np.min_scalar_type(self.first_BC.shape[1] - 1)  # few classes are put in order without comparing
+        order_M = by_key_M[np.argsort(labels_M[by_key_M].astype(narrow), kind="stable")]
         sizes_C = np.bincount(labels_M, minlength=self.first_BC.shape[1])
         shift_C = self.first_BC[block] - (np.cumsum(sizes_C) - sizes_C)  # from the place in the block to the turn
-        folds_M = np.empty(len(labels_M), np.int32)
+        folds_M = np.empty(len(labels_M), np.min_scalar_type(self.num_folds - 1))
         folds_M[order_M] = (np.arange(len(labels_M)) + np.repeat(shift_C, sizes_C)) % self.num_folds
         return folds_M
 

@@ -151,8 +151,8 @@ class Outside:
         return f"outside {self.other.rule()}"
 
 
-@lru_cache(maxsize=4)
-def _folds(population: Population, spec: FoldSpec, block: int) -> NDArray[np.int32]:
+@lru_cache(maxsize=64)
+def _folds(population: Population, spec: FoldSpec, block: int) -> LabelArray:
     """The fold of each sample of a block."""
     return _dealing(population, spec).folds_of(block, _classes(population, spec, block))
 

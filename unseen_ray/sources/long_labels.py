@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unseen_ray import parts
 from unseen_ray.core.arrays import LabelArray
 from unseen_ray.core.population import labels_by_chunk
-from unseen_ray.parts import MOST_ROWS
 from unseen_ray.sources.info import check_labels
 
 __all__ = ["digest_of_labels", "gather_labels"]
 
 
 def gather_labels(
-    pieces: Iterable[NDArray[Any]], rows: int, *, where: str, num_classes: int | None, most_rows: int = MOST_ROWS
+    pieces: Iterable[NDArray[Any]], rows: int, *, where: str, num_classes: int | None
 ) -> tuple[LabelArray, int]:
     """All labels of a source, checked, and C; see `check_labels`.
 
@@ -28,9 +28,11 @@ def gather_labels(
         rows: N.
         where: how messages call the source.
         num_classes: C where the source's metadata states it.
-        most_rows: up to which they are (N,) int64 in memory; more are mapped from a file without a name.
+
+    Returns:
+        (N,) int64 up to `parts.MOST_ROWS` rows, else as narrow as the classes allow and mapped from a file without a name; and C.
     """
-    if rows <= most_rows:
+    if rows <= parts.MOST_ROWS:
         return check_labels(np.concatenate([np.empty(0, np.int64), *pieces]), where=where, num_classes=num_classes)
     labels, done, largest = _mapped(rows, (num_classes or 1) - 1), 0, 0
     for piece in pieces:
