@@ -297,6 +297,12 @@ def test_variants_are_chosen_by_as_they_are_stored(tmp_path: Path) -> None:
             ur.select(result, keep=0.5, out=tmp_path / "other", score=score)
     with pytest.raises(ur.ConfigError, match="is another variant"):
         ur.select(result, keep=0.5, out=tmp_path / "other", score={"use": "el2n", "epochs": 2})
+    by_another = ur.select(result, keep=0.6, out=tmp_path / "by-another", score="el2n")
+    back = ur.select(by_another, keep=0.5, out=tmp_path / "back", score=asked)
+    assert back.coreset.ids.tolist() == result.coreset.ids.tolist()
+    for score in ("aum", "least_confidence"):
+        with pytest.raises(ur.ConfigError, match=rf"is another variant than the one that .* stores as {score}"):
+            ur.select(by_another, keep=0.5, out=tmp_path / "other", score=score)
 
 
 class Caching(nn.Module):
