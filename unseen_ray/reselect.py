@@ -116,7 +116,9 @@ def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
                 f"Name it yourself: --{field} package.module:function."
             )
     before, also = kept["score"], kept.get("also_score")
-    if not isinstance(before, str) and asked.get("score", before) != before:  # a choice from this one must know what is stored
+    if (
+        not isinstance(before, str) and asked.get("score", before) != before
+    ):  # a choice from this one must know what is stored
         kept["also_score"] = [before, *(also if isinstance(also, list) else [])]
     return PruneConfig.from_json({**kept, **asked})
 

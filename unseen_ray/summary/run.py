@@ -8,7 +8,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from unseen_ray.guarding import suspects_kept
+from unseen_ray.guarding import SUSPECT, suspects_kept
+from unseen_ray.parts import LongTable
 from unseen_ray.run import CORESET
 from unseen_ray.running import PruneResult
 from unseen_ray.scoring import score_name
@@ -24,11 +25,15 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
     """What a finished run amounts to."""
     manifest = result.manifest
     source = manifest.source
+    counts = np.asarray(source["class_counts"])
+    kept = np.zeros(len(counts), np.int64)
+    for batch in LongTable(result.run.folder, CORESET, manifest.files).batches(["label"]):
+        kept += np.bincount(batch.column("label").to_numpy(), minlength=len(counts))
     values: dict[str, Any] = {
         "out": result.path,
         "source": source["name"],
         "num_samples": source["num_samples"],
-        "kept": len(result.coreset),
+        "kept": int(kept.sum()),
         "keep": manifest.config["keep"],
         "mode": manifest.config["mode"],
         "holdout": source["holdout"],
@@ -41,17 +46,21 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
         "cost": manifest.cost,
         "coreset": f"{result.path}/{CORESET}",
         "scores": f"{result.path}/{scores_file(0)}",
+        "suspects": _suspects(result),
     }
-    counts = np.asarray(source["class_counts"])
-    table = result.run.table(CORESET)
-    kept = np.bincount(table.column("label").to_numpy(), minlength=len(counts))
-    kept_M = np.isin(result.scores.column("id").to_numpy(), table.column("id").to_numpy())
-    values["suspects"] = suspects_kept(result.scores, kept_M)
     names = source["class_names"] or [str(number) for number in range(len(counts))]
     values["classes"] = [
         {"class": names[c], "samples": int(counts[c]), "kept": int(kept[c])} for c in range(len(counts)) if counts[c]
     ]
     return values
+
+
+def _suspects(result: PruneResult) -> dict[str, int] | None:
+    """How many suspects there are, and are kept; None where the run has no guard."""
+    if SUSPECT not in LongTable(result.run.folder, scores_file(0), result.manifest.files).schema.names:
+        return None
+    kept = np.isin(result.scores.column("id").to_numpy(), result.coreset.ids)
+    return suspects_kept(result.scores, kept)
 
 
 def prune_lines(values: dict[str, Any]) -> list[str]:
