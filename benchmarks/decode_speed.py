@@ -3,13 +3,12 @@
     python benchmarks/decode_speed.py --source data/imagenet-sample128.parquet --json benchmarks/results/decode_speed_cpu.json
 
 Every loop reads the same Parquet files and fills an array of (N, size, size, 3) uint8, on one core, in interleaved rounds; seconds are
-those of the CPU. simplejpeg is measured where it is installed.
+those of the CPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import io
 import os
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import simplejpeg
 import torch
 from PIL import Image, ImageOps, features
 from timing import conditions, interleaved, quartiles, ratio, write
@@ -35,7 +35,7 @@ from unseen_ray.data.shards import Form
 from unseen_ray.sources import open_source, source_ref
 
 Loop = Callable[[bytes, int], Any]
-FORMS = {64: (("jpeg", 64), ("raw", 64)), 224: (("jpeg", 256), ("raw", 224))}
+FORMS = {64: (("jpeg", 64), ("raw", 64)), 224: (("jpeg", 256), ("jpeg", 224), ("raw", 224))}
 
 
 def bare_torchvision(encoded: bytes, size_px: int) -> Any:
@@ -49,8 +49,7 @@ def bare_torchvision(encoded: bytes, size_px: int) -> Any:
 
 def bare_simplejpeg(encoded: bytes, size_px: int) -> Any:
     """Decoded at the eighth part of its size that is just large enough, then scaled by torch."""
-    decode = importlib.import_module("simplejpeg").decode_jpeg
-    pixels = decode(encoded, "RGB", min_height=size_px, min_width=size_px, min_factor=1)
+    pixels = simplejpeg.decode_jpeg(encoded, "RGB", min_height=size_px, min_width=size_px, min_factor=1)
     side = min(pixels.shape[:2])
     top, left = ((length - side) // 2 for length in pixels.shape[:2])
     square = torch.from_numpy(pixels).permute(2, 0, 1)[None, :, top : top + side, left : left + side]
@@ -66,13 +65,7 @@ def bare_pillow(encoded: bytes, size_px: int) -> Any:
     return ImageOps.fit(image, (size_px, size_px), Image.Resampling.BILINEAR)
 
 
-def bare_loops() -> dict[str, Loop]:
-    loops = {"torchvision": bare_torchvision, "Pillow": bare_pillow}
-    try:
-        importlib.import_module("simplejpeg")
-    except ImportError:
-        return loops
-    return {**loops, "simplejpeg": bare_simplejpeg}
+BARE: dict[str, Loop] = {"torchvision": bare_torchvision, "Pillow": bare_pillow, "simplejpeg": bare_simplejpeg}
 
 
 def repeated(source: str, copies: int, folder: Path) -> Path:
@@ -112,7 +105,7 @@ def measure(originals: Path, size_px: int, folder: Path, rounds: int) -> list[di
         ids = range(len(source.info))
         weights[form] = sum(map(len, images_in(place))) / len(ids)
         variants[form, "ours"] = lambda source=source, ids=ids: decode_range(source, ids, size_px)
-        for name, loop in {} if form.startswith("raw") else bare_loops().items():
+        for name, loop in {} if form.startswith("raw") else BARE.items():
             variants[form, name] = filling(loop, place, len(ids), size_px)
     named = {"/".join(key): variant for key, variant in variants.items()}
     seconds = interleaved(named, rounds=rounds, most=2 * rounds, clock=time.process_time)
@@ -174,9 +167,8 @@ def main() -> None:
 
 
 def versions() -> dict[str, str | None]:
-    jpeg = features.version("libjpeg_turbo")
-    measured = {"pillow": version("pillow"), "libjpeg_turbo_of_pillow": jpeg}
-    return measured | ({"simplejpeg": version("simplejpeg")} if "simplejpeg" in bare_loops() else {})
+    own = {name: version(name) for name in ("pillow", "simplejpeg")}
+    return own | {"libjpeg_turbo_of_pillow": features.version("libjpeg_turbo")}
 
 
 if __name__ == "__main__":

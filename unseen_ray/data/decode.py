@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from unseen_ray.data.jpeg import pixels_of_jpeg, scaled
 from unseen_ray.sources import RawImage
 from unseen_ray.sources.quiet import quietly
 
@@ -59,20 +60,40 @@ def to_pixels(raw: RawImage, size_px: int) -> NDArray[np.uint8]:
     Raises:
         UndecodableError: if the bytes are no whole image.
     """
-    plain = pixels_of_ppm(raw) if isinstance(raw, bytes) else raw
-    if plain is not None and plain.shape[:2] == (size_px, size_px):
-        return plain
-    image = open_image(raw, draft_px=size_px)
-    if image.size != (size_px, size_px):
-        image = _square(image, size_px)
-    return np.asarray(image, np.uint8)
+    pixels = _plain_pixels(raw, size_px)
+    if pixels is None:
+        return np.asarray(_square(open_image(raw, draft_px=size_px), size_px), np.uint8)
+    height, width = pixels.shape[:2]
+    if width == height == size_px:
+        return pixels
+    corner = _corner(width, height, size_px)
+    if corner is not None:
+        left, top = corner
+        return np.ascontiguousarray(pixels[top : top + size_px, left : left + size_px])
+    image = Image.frombytes("RGB", (width, height), np.ascontiguousarray(pixels))
+    return np.asarray(_square(image, size_px), np.uint8)
+
+
+def _plain_pixels(raw: RawImage, size_px: int) -> NDArray[np.uint8] | None:
+    """The pixels of what nobody would turn and Pillow need not read: arrays, plain PPM, bare JPEG; None for anything else."""
+    if not isinstance(raw, bytes):
+        return raw
+    pixels = pixels_of_ppm(raw)
+    return pixels_of_jpeg(raw, size_px) if pixels is None else pixels
+
+
+def _corner(width: int, height: int, size_px: int) -> tuple[int, int] | None:
+    """Where the square in the middle begins, if it can be cut out: the same pixels, without a filter over them."""
+    left, top = width - size_px, height - size_px  # twice
+    return (left // 2, top // 2) if min(left, top) == 0 and left % 2 == top % 2 == 0 else None
 
 
 def _square(image: Image.Image, size_px: int) -> Image.Image:
-    left, top = image.width - size_px, image.height - size_px  # twice
-    if min(left, top) == 0 and left % 2 == top % 2 == 0:  # the same pixels, without a filter over them
-        return image.crop((left // 2, top // 2, left // 2 + size_px, top // 2 + size_px))
-    return ImageOps.fit(image, (size_px, size_px), Image.Resampling.BILINEAR)
+    corner = _corner(*image.size, size_px)
+    if corner is None:
+        return ImageOps.fit(image, (size_px, size_px), Image.Resampling.BILINEAR)
+    left, top = corner
+    return image.crop((left, top, left + size_px, top + size_px))
 
 
 def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
@@ -94,11 +115,22 @@ def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
             image: Image.Image = Image.open(io.BytesIO(raw))
             if draft_px is not None:
                 image.draft("RGB", (draft_px, draft_px))
-            image.load()
-            image = _eight_bit(_upright(image))
+            image = _eight_bit(_upright(_loaded(image, raw)))
             return image if image.mode == "RGB" else image.convert("RGB")
     except BROKEN as error:
         raise UndecodableError(_reason(error)) from None
+
+
+def _loaded(image: Image.Image, raw: bytes) -> Image.Image:
+    """An opened image with its pixels, those of a JPEG of the usual kind by the faster decoder."""
+    if image.format == "JPEG" and image.mode in ("RGB", "L") and not image.info.get("progressive"):
+        pixels = scaled(raw, *image.size)
+        if pixels is not None:
+            loaded = Image.frombytes("RGB", image.size, pixels)
+            loaded.info = image.info
+            return loaded
+    image.load()
+    return image
 
 
 def pixels_of_ppm(raw: bytes) -> NDArray[np.uint8] | None:
