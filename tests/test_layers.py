@@ -34,7 +34,11 @@ TABLE: dict[int, tuple[str, set[int], str]] = {
         {0, 1, 2},
         "numpy pyarrow pydantic ~PIL ~scipy ~yaml",
     ),
-    3: ("data data.* training training.*", {0, 1, 3}, "numpy pyarrow torch torchvision PIL simplejpeg threadpoolctl safetensors"),
+    3: (
+        "data data.* training training.*",
+        {0, 1, 3},
+        "numpy pyarrow torch torchvision PIL simplejpeg threadpoolctl safetensors",
+    ),
     4: ("local", {0, 1, 2, 3, 4}, "numpy pyarrow torch"),
     5: ("distributed distributed.*", {0, 1, 2, 3, 5}, "numpy pyarrow ray ~torch ~optuna"),
     6: (

@@ -145,7 +145,7 @@ def test_no_more_than_a_range_of_votes_is_read_at_once(tmp_path: Path, monkeypat
 def test_what_needs_all_candidates_is_merged_at_once(fields: dict[str, Any], tmp_path: Path) -> None:
     assert asked(job_of(tmp_path, **fields)).range_rows is None
     request = asked(job_of(tmp_path))
-    assert (request.range_rows, request.num_ranges, request.num_candidates) == (64, 8, ROWS)
+    assert (request.range_rows, request.num_ranges) == (64, 8)
     assert asked(job_of(tmp_path), stage=1, kept=ROWS - 100).range_rows is None
     assert asked(job_of(tmp_path, guard="label_margin"), stage=1, kept=ROWS - 101).num_ranges == 8
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 import pyarrow as pa
@@ -9,23 +10,25 @@ import pyarrow as pa
 from unseen_ray import parts
 from unseen_ray.choosing import Kept, apply_policy, features_for
 from unseen_ray.config import PruneConfig
-from unseen_ray.core.arrays import positions_of
 from unseen_ray.core.coreset import Coreset
 from unseen_ray.core.ids import ArrayIds, IdSet
 from unseen_ray.core.population import Population
 from unseen_ray.core.schedule import Stage
-from unseen_ray.growing_long import LongGrowth, stage_coreset
+from unseen_ray.growing_long import LongGrowth, stage_coreset, write_keys
 from unseen_ray.guarding import with_suspects
 from unseen_ray.job import Receipt
 from unseen_ray.judging import judge
 from unseen_ray.parts import LongTable, write_table
-from unseen_ray.run import CORESET, KEYS, Run, coreset_of
+from unseen_ray.run import CORESET, Run, coreset_of
 from unseen_ray.scoring import score_name
-from unseen_ray.sources import Source
+from unseen_ray.sources import Source, key_column
 from unseen_ray.streamed import is_streamed
 from unseen_ray.votes import scores_file
 
 __all__ = ["Growth", "begin_growth"]
+
+
+logger = logging.getLogger(__name__)
 
 
 class Growth(Protocol):
@@ -58,12 +61,20 @@ class Growth(Protocol):
 
 def begin_growth(run: Run, config: PruneConfig, population: Population) -> Growth:
     """What a run has kept, as its last finished stage has stored it; it stays there where it is long and the policy can choose so."""
-    if config.guard == "none" and is_streamed(config, len(population)):
-        return LongGrowth(run, config, population)
+    if is_streamed(config, len(population)):
+        if config.guard == "none":
+            return LongGrowth(run, config, population)
+        logger.warning(
+            "guard %s judges all %d candidates at once: they are held in memory.",
+            score_name(config.guard),
+            len(population),
+        )
     return _GrowthInMemory(run, config, population)
 
 
 class _GrowthInMemory:
+    """What a run keeps, as one table of each stage; see `Growth`."""
+
     in_memory = True
 
     def __init__(self, run: Run, config: PruneConfig, population: Population) -> None:
@@ -98,19 +109,16 @@ class _GrowthInMemory:
 
     def finish(self, run: Run, source: Source) -> dict[str, str]:
         population, kept = self._population, self._coreset
-        ids = population.ids_N
-        keys = pa.table({"id": ids, "key": pa.array(source.keys(ids.tolist()), pa.string())})
-        places = positions_of(kept.ids, ids)
         table = pa.table(
             {
                 "id": kept.ids,
-                "key": keys.column("key").take(pa.array(places)),
-                "label": population.labels_N[places],
+                "key": key_column(source, kept.ids),
+                "label": population.labels_of(kept.ids),
                 "stage": kept.stages,
                 "score": kept.scores,
             }
         )
-        files = {**write_table(run.folder, KEYS, keys), **write_table(run.folder, CORESET, table)}
+        files = {**write_keys(run.folder, source, population), **write_table(run.folder, CORESET, table)}
         asked = PruneConfig.from_json(run.manifest.asked)
         judge(asked, run.table(scores_file(0)), kept.ids, source.info.class_names)
         return files

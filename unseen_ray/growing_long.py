@@ -6,25 +6,26 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from unseen_ray.config import PruneConfig
-from unseen_ray.core.arrays import IntArray
+from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.ids import ArrayIds, IdSet
 from unseen_ray.core.population import Population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.job import Receipt
-from unseen_ray.judging import judge
+from unseen_ray.judging import judge_long
 from unseen_ray.parts import LongTable, TableWriter
 from unseen_ray.run import CORESET, KEYS, Run
 from unseen_ray.sources import Source, key_column
+from unseen_ray.storage import Folder
 from unseen_ray.stored_ids import StoredIds, open_stored
 from unseen_ray.streamed import Batches, batches_of, choose_streamed
 from unseen_ray.votes import scores_file
 
-__all__ = ["LongGrowth", "in_id_order", "some_rows", "stage_coreset"]
+__all__ = ["LongGrowth", "clear_stages", "in_id_order", "stage_coreset", "write_keys"]
 
 _CHUNK = 2**18
-_JUDGED = 200_000
 
 
 def stage_coreset(stage: int) -> str:
@@ -79,20 +80,31 @@ class LongGrowth:
 
     def finish(self, run: Run, source: Source) -> dict[str, str]:
         """Keys and coreset by pieces; the choice is judged by every so-manieth sample."""
-        population, known = self._population, run.manifest.files
-        keys = TableWriter(run.folder, KEYS, len(population))
-        for start in range(0, len(population.labels_R), _CHUNK):
-            ids = population.ids_within(start, start + _CHUNK)
-            keys.add(pa.table({"id": ids, "key": key_column(source, ids)}))
+        assert self._kept is not None, "a run has a stage"
+        population, kept_C = self._population, self._kept[2]
         coreset = TableWriter(run.folder, CORESET, self.count)
         for rows in self._stored_rows():
             coreset.add(rows.add_column(1, "key", key_column(source, rows.column("id").to_numpy())))
-        looked_at = some_rows(LongTable(run.folder, scores_file(0), known), max(1, len(population) // _JUDGED))
-        ids = looked_at.column("id").to_numpy()
-        kept = [np.intersect1d(ids, rows.column("id").to_numpy(), assume_unique=True) for rows in self._stored_rows()]
-        asked = PruneConfig.from_json(run.manifest.asked)
-        judge(asked, looked_at, np.concatenate([ids[:0], *kept]), source.info.class_names)
-        return {**keys.close(), **coreset.close()}
+        files = {**write_keys(run.folder, source, population), **coreset.close()}
+        judge_long(
+            PruneConfig.from_json(run.manifest.asked),
+            LongTable(run.folder, scores_file(0), run.manifest.files),
+            self._holds,
+            source.info.class_names,
+            sizes_C=population.class_counts(),
+            kept_C=kept_C,
+        )
+        return files
+
+    def _holds(self, ids_M: IdArray) -> NDArray[np.bool_]:
+        """(M,) whether each of some rising ids is kept."""
+        kept = np.zeros(len(ids_M), bool)
+        for rows in self._stored_rows():
+            its = rows.column("id").to_numpy()
+            first, last = np.searchsorted(ids_M, (its[0], its[-1] + 1))
+            some = ids_M[first:last]
+            kept[first:last] = its[np.searchsorted(its, some)] == some
+        return kept
 
     def _open(self, run: Run, stage: int, files: dict[str, str]) -> None:
         table = LongTable(run.folder, stage_coreset(stage), files)
@@ -101,6 +113,22 @@ class LongGrowth:
     def _stored_rows(self) -> Iterator[pa.Table]:
         if self._kept is not None:
             yield from (pa.Table.from_batches([batch]) for batch in self._kept[0].batches())
+
+
+def write_keys(folder: Folder, source: Source, population: Population) -> dict[str, str]:
+    """The keys of all samples, written by pieces; returns the SHA-256 of each file."""
+    keys = TableWriter(folder, KEYS, len(population))
+    for start in range(0, len(population.labels_R), _CHUNK):
+        ids = population.ids_within(start, start + _CHUNK)
+        keys.add(pa.table({"id": ids, "key": key_column(source, ids)}))
+    return keys.close()
+
+
+def clear_stages(run: Run) -> None:
+    """Remove the coresets of a finished run's stages, which the final one holds."""
+    for stage in run.manifest.stages:
+        run.folder.delete_folder(stage_coreset(stage["index"]))
+        run.folder.delete(stage_coreset(stage["index"]))
 
 
 def in_id_order(first: Iterable[pa.Table], second: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -119,12 +147,3 @@ def in_id_order(first: Iterable[pa.Table], second: Iterable[pa.Table]) -> Iterat
         if table is not None:
             yield table
             yield from stream
-
-
-def some_rows(table: LongTable, step: int) -> pa.Table:
-    """Every so-manieth row."""
-    found, begin = [], 0
-    for batch in table.batches():
-        found.append(pa.Table.from_batches([batch]).take(pa.array(np.arange(begin, batch.num_rows, step))))
-        begin = (begin - batch.num_rows) % step
-    return pa.concat_tables(found)

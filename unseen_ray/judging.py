@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config import PruneConfig
-from unseen_ray.core.arrays import IdArray
+from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.stats import rank_correlations
 from unseen_ray.guarding import SUSPECT
+from unseen_ray.parts import LongTable
 from unseen_ray.resolve import plug_of
 from unseen_ray.scoring import score_name
 
-__all__ = ["judge"]
+__all__ = ["judge", "judge_long"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ _MANY_SUSPECTS = 0.1
 _NAMED = 5
 _COLLINEAR = 0.995
 _LOOKED_AT = 20_000
+_JUDGED = 200_000  # of a long run
 
 
 def judge(config: PruneConfig, table: pa.Table, kept_ids: IdArray, class_names: Sequence[str]) -> None:
@@ -37,13 +39,57 @@ def judge(config: PruneConfig, table: pa.Table, kept_ids: IdArray, class_names: 
         kept_ids: (M,) sorted ids of the coreset.
         class_names: C names, or none.
     """
-    labels, preds = (table.column(name).to_numpy() for name in ("label", "pred"))
+    labels = table.column("label").to_numpy()
     kept = np.isin(table.column("id").to_numpy(), kept_ids)
+    sizes_C = np.bincount(labels)
+    _judge(config, table, kept, class_names, sizes_C, np.bincount(labels[kept], minlength=len(sizes_C)))
+
+
+def judge_long(
+    config: PruneConfig,
+    table: LongTable,
+    is_kept: Callable[[IdArray], np.ndarray],
+    class_names: Sequence[str],
+    *,
+    sizes_C: IntArray,
+    kept_C: IntArray,
+) -> None:
+    """The same of scores that are too long for memory, by every so-manieth sample, but for the classes, whose sizes are known.
+
+    Args:
+        config: the run's.
+        table: the scores of stage 0.
+        is_kept: takes (M,) rising ids, returns (M,) whether each was kept.
+        class_names: C names, or none.
+        sizes_C, kept_C: (C,) samples of each class, and how many of them are kept.
+    """
+    some = _some_rows(table, max(1, int(sizes_C.sum()) // _JUDGED))
+    _judge(config, some, is_kept(some.column("id").to_numpy()), class_names, sizes_C, kept_C)
+
+
+def _some_rows(table: LongTable, step: int) -> pa.Table:
+    """Every so-manieth row."""
+    found, begin = [], 0
+    for batch in table.batches():
+        found.append(pa.Table.from_batches([batch]).take(pa.array(np.arange(begin, batch.num_rows, step))))
+        begin = (begin - batch.num_rows) % step
+    return pa.concat_tables(found)
+
+
+def _judge(
+    config: PruneConfig,
+    table: pa.Table,
+    kept: np.ndarray,
+    class_names: Sequence[str],
+    sizes_C: IntArray,
+    kept_C: IntArray,
+) -> None:
     if not kept.any() or kept.all():
         return
+    labels, preds = (table.column(name).to_numpy() for name in ("label", "pred"))
     _warn_of_collapse(config, kept, right=preds == labels)
     if plug_of(config.policy)[0] != "class_floor":
-        _warn_of_empty_classes(kept, labels, class_names)
+        _warn_of_empty_classes(sizes_C, kept_C, class_names)
     _warn_of_suspects(config, table, kept, labels)
     _warn_of_collinearity(config, table)
 
@@ -60,10 +106,10 @@ def _warn_of_collapse(config: PruneConfig, kept: np.ndarray, *, right: np.ndarra
         )
 
 
-def _warn_of_empty_classes(kept: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
-    sizes_C = np.bincount(labels)
-    shares_C = np.bincount(labels[kept], minlength=len(sizes_C)) / np.maximum(sizes_C, 1)
-    empty = np.flatnonzero((sizes_C > 0) & (shares_C < _ALMOST_EMPTY * kept.mean()))
+def _warn_of_empty_classes(sizes_C: IntArray, kept_C: IntArray, class_names: Sequence[str]) -> None:
+    share = kept_C.sum() / sizes_C.sum()
+    shares_C = kept_C / np.maximum(sizes_C, 1)
+    empty = np.flatnonzero((sizes_C > 0) & (shares_C < _ALMOST_EMPTY * share))
     if len(empty):
         worst = empty[np.argsort(shares_C[empty], kind="stable")][:_NAMED]
         named = ", ".join(f"{class_names[c] if class_names else c} ({shares_C[c]:.1%})" for c in worst)
@@ -72,7 +118,7 @@ def _warn_of_empty_classes(kept: np.ndarray, labels: np.ndarray, class_names: Se
             len(empty),
             int((sizes_C > 0).sum()),
             named,
-            100 * kept.mean(),
+            100 * share,
         )
 
 

@@ -52,7 +52,6 @@ class MergeRequest:
     Attributes:
         stage: which.
         candidates: the samples that are scored.
-        num_candidates: M, how many.
         num_parts: models that vote.
         votes_each: votes that every candidate must get.
         range_rows: samples of the population in each range; None to merge all at once.
@@ -62,7 +61,6 @@ class MergeRequest:
 
     stage: int
     candidates: IdSet
-    num_candidates: int
     num_parts: int
     votes_each: int
     range_rows: int | None = None
@@ -131,7 +129,6 @@ def ask_merge(
     return MergeRequest(
         stage=stage,
         candidates=Outside(kept) if num_kept else AllIds(),
-        num_candidates=num_candidates,
         num_parts=num_parts,
         votes_each=votes_each,
         range_rows=rows,

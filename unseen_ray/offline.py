@@ -85,9 +85,7 @@ def score_probs(
     receipts = [_write(job, number, rows, values, info.labels_N) for number, (rows, values) in enumerate(parts)]
     ids_N = population.ids_N
     votes_each = sum(len(rows) for rows, _ in parts) // len(ids_N)
-    request = MergeRequest(
-        stage=0, candidates=AllIds(), num_candidates=len(ids_N), num_parts=len(parts), votes_each=votes_each
-    )
+    request = MergeRequest(stage=0, candidates=AllIds(), num_parts=len(parts), votes_each=votes_each)
     merged = Merger(job, info.labels_N).merge(request)
     files = dict(merged.files)
     for receipt in receipts:

@@ -28,11 +28,11 @@ __all__ = [
     "part_file",
     "parts_of",
     "read_table",
-    "remove_table",
     "sha256_of_file",
     "sha256_of_stream",
     "with_file",
     "with_parquet",
+    "write_table",
 ]
 
 MOST_ROWS = 16_000_000
@@ -82,14 +82,6 @@ def read_table(folder: Folder, name: str, files: Mapping[str, str]) -> pa.Table:
 def copy_table(folder: Folder, name: str, lender: Folder, files: Mapping[str, str]) -> dict[str, str]:
     """Take over a table of another folder, file by file, as it is; returns the SHA-256 of each."""
     return {part: folder.copy(part, lender, files.get(part)) for part in parts_of(name, files)}
-
-
-def remove_table(folder: Folder, name: str, files: Mapping[str, str]) -> None:
-    """Remove a table's file or its parts; nothing happens where there is none."""
-    for part in parts_of(name, files):
-        folder.delete(part)
-    if parts_of(name, files) != [name]:
-        folder.delete_folder(name)
 
 
 class TableWriter:
@@ -207,14 +199,14 @@ class LongTable:
         return with_parquet(self.folder, part, do)
 
 
-def with_parquet(folder: Folder, name: str, do: Callable[[pq.ParquetFile], T]) -> T:
+def with_parquet(folder: Folder, name: str, do: Callable[[pq.ParquetFile], T], *, at_length: bool = False) -> T:
     """Do something with an open Parquet file, which may be done again where storage fails in passing; see `with_file`."""
 
     def open_and_do(stream: pa.NativeFile) -> T:
         with pq.ParquetFile(stream, page_checksum_verification=True) as file:
             return do(file)
 
-    return with_file(folder, name, open_and_do)
+    return with_file(folder, name, open_and_do, at_length=at_length)
 
 
 def group_ends(file: pq.ParquetFile) -> list[tuple[int, int, int]]:
@@ -228,8 +220,13 @@ def group_ends(file: pq.ParquetFile) -> list[tuple[int, int, int]]:
     return groups
 
 
-def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], T]) -> T:
+def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], T], *, at_length: bool = False) -> T:
     """Do something with an open file.
+
+    Args:
+        folder, name: the file.
+        do: what; may be done again where storage fails in passing.
+        at_length: whether it may take longer than storage may stay silent.
 
     Raises:
         StorageError: if it is missing or damaged.
@@ -242,7 +239,7 @@ def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], T]) -> T:
             return do(stream)
 
     try:
-        return patiently(path, attempt)
+        return (steadily if at_length else patiently)(path, attempt)
     except FileNotFoundError:
         raise StorageError(f"{path} is missing. Is `out` on storage that every node shares?") from None
     except (pa.ArrowException, OSError) as error:

@@ -17,10 +17,10 @@ from unseen_ray.core.population import make_population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.executor import Executor, Observer
 from unseen_ray.growing import Growth, begin_growth
-from unseen_ray.growing_long import stage_coreset
+from unseen_ray.growing_long import clear_stages, stage_coreset
 from unseen_ray.job import EvalResult, Job, Progress, Receipt
 from unseen_ray.merging import Tally, ask_merge, scores_of
-from unseen_ray.parts import parts_of, remove_table
+from unseen_ray.parts import parts_of
 from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.preflight import check_functions, check_lenders, check_test
 from unseen_ray.resolve import is_target
@@ -76,6 +76,7 @@ def prune(
         if run.manifest.finished:
             logger.info("%s is finished already; nothing to do", run.folder.root)
             _warn_of_late_wishes(config, run)
+            clear_stages(run)
             return run
         job = make_job(with_init(_as_before(config_with_model, run), before=_weights_before(run)), info)
         return _prune(run, job, source, executor, on_event, shelf, on_stage)
@@ -135,8 +136,7 @@ def _prune(
         return round(before + time.monotonic() - began, 3)
 
     def observe(event: Progress | Receipt | EvalResult) -> None:
-        if run.lease is not None:
-            run.lease.check()
+        run.check_ours()
         on_event(event)
 
     work = StageWork(run=run, job=job, population=population, executor=executor, on_event=observe, shelf=shelf)
@@ -182,7 +182,9 @@ def _grow(
             votes_each=votes_each(stage.index, job.config),
             tells_table=growth.in_memory,
         )
+        run.check_ours()
         merged = executor.merge(request)
+        run.check_ours()
         grown = growth.extend(run, stage, scores_of(merged, run.folder, stage.index), receipts)
         files = {**run.manifest.files, **merged.files, **grown}
         for receipt in receipts:
@@ -208,13 +210,13 @@ def _finished_stage(stage: Stage, tally: Tally, receipts: list[Receipt], seconds
 
 
 def _finish(run: Run, source: Source, growth: Growth, elapsed_s: Callable[[], float]) -> Run:
+    run.check_ours()
     files = growth.finish(run, source)
     stages, before = run.manifest.stages, run.manifest.files
     grown = {part for stage in stages for part in parts_of(stage_coreset(stage["index"]), before)}
     kept = {name: digest for name, digest in before.items() if name not in grown}
     run = run.commit(files={**kept, **files}, cost=cost_of(stages, elapsed_s()), finished=True)
-    for stage in stages:
-        remove_table(run.folder, stage_coreset(stage["index"]), before)
+    clear_stages(run)
     clear_checkpoints(run.folder)
     clear_pixels(run.folder)
     return run

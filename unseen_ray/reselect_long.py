@@ -10,8 +10,7 @@ import pyarrow as pa
 from unseen_ray.config import PruneConfig
 from unseen_ray.core.chosen import IdBits
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.growing_long import some_rows
-from unseen_ray.judging import judge
+from unseen_ray.judging import judge_long
 from unseen_ray.parts import LongTable, TableWriter, copy_table
 from unseen_ray.run import CORESET, KEYS, Run, open_selection
 from unseen_ray.scoring import score_name
@@ -19,8 +18,6 @@ from unseen_ray.streamed import choose_streamed
 from unseen_ray.votes import scores_file
 
 __all__ = ["budget_of", "select_long"]
-
-_JUDGED = 200_000
 
 
 def budget_of(keep: float, samples: int) -> int:
@@ -50,9 +47,12 @@ def select_long(run: Run, config: PruneConfig, scores: LongTable, *, chosen_from
     bits = IdBits()
     for ids in chosen.ids(shards):
         bits.add(ids)
-    looked_at = some_rows(scores, max(1, total // _JUDGED))
-    ids = looked_at.column("id").to_numpy()
-    judge(config, looked_at, ids[bits.has(ids)], run.manifest.source["class_names"])
+    about = run.manifest.source
+    sizes_C, taken_C = np.asarray(about["class_counts"]), np.zeros_like(kept_C)
+    for batch in scores.batches(["id", "label"]):
+        labels = batch.column("label").to_numpy()[bits.has(batch.column("id").to_numpy())]
+        taken_C += np.bincount(labels, minlength=len(taken_C))
+    judge_long(config, scores, bits.has, about["class_names"], sizes_C=sizes_C, kept_C=taken_C)
     new = open_selection(run, config)
     writer = TableWriter(new.folder, CORESET, budget)
     name = score_name(config.score)

@@ -72,11 +72,15 @@ class Run:
 
     def commit(self, **changes: Any) -> Run:
         """Write a changed manifest and return the run that has it; RunInUseError if another driver has taken over."""
-        if self.lease is not None:
-            self.lease.check()
+        self.check_ours()
         manifest = replace(self.manifest, **changes)
         write_manifest(self.folder, manifest)
         return replace(self, manifest=manifest)
+
+    def check_ours(self) -> None:
+        """RunInUseError if another driver has taken over; to be called before anything is written."""
+        if self.lease is not None:
+            self.lease.check()
 
     def table(self, name: str) -> pa.Table:
         """A table of the run, from its file or its parts; StorageError if it is not what the manifest says was written."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import StorageError
 from unseen_ray.parts import group_ends, sha256_of_file, with_file, with_parquet
 from unseen_ray.storage import Folder
-from unseen_ray.votes import check_content, content_of, part_of, probs_beside, vote_file
+from unseen_ray.votes import check_content, columns_of, content_of, part_of, probs_beside, vote_file
 
 __all__ = ["VoteFile", "check_votes", "open_votes"]
 
@@ -58,7 +57,10 @@ class VoteFile:
         first = int(self.starts[groups[0]]) if groups else 0
         beside = probs_beside(self.name, self.schema)
         probs = None if beside is None else _rows(self.folder, beside[0], first + begin, first + end)
-        return part_of(self.index, table.slice(begin, end - begin), probs)
+        some = table.slice(begin, end - begin)
+        if some.num_rows < table.num_rows:  # a copy, so that the rest is not held with it
+            some = some.take(pa.array(np.arange(some.num_rows)))
+        return part_of(self.index, some, probs)
 
 
 def check_votes(folder: Folder, stage: int, index: int) -> None:
@@ -68,10 +70,7 @@ def check_votes(folder: Folder, stage: int, index: int) -> None:
         StorageError: if they are missing or damaged.
     """
     name = vote_file(stage, index)
-    schema, groups = with_parquet(folder, name, _footer)
-    check_content(
-        folder, name, schema, lambda: content_of(schema, functools.partial(_pieces, folder, name, len(groups)))
-    )
+    schema = with_parquet(folder, name, functools.partial(_checked, folder, name), at_length=True)
     if (beside := probs_beside(name, schema)) is not None and sha256_of_file(folder, beside[0]) != beside[1]:
         raise StorageError(f"{folder.path(beside[0])} is damaged: it is not what was written. Run the same line again.")
 
@@ -95,14 +94,9 @@ def _footer(file: pq.ParquetFile) -> tuple[pa.Schema, list[tuple[int, int, int]]
     return file.schema_arrow, group_ends(file)
 
 
-def _pieces(folder: Folder, name: str, groups: int, column: str) -> Iterator[pa.ChunkedArray]:
-    for group in range(groups):
-        read = functools.partial(_column_of_group, group=group, column=column)
-        yield with_parquet(folder, name, read)
-
-
-def _column_of_group(file: pq.ParquetFile, *, group: int, column: str) -> pa.ChunkedArray:
-    return file.read_row_group(group, columns=[column]).column(0)
+def _checked(folder: Folder, name: str, file: pq.ParquetFile) -> pa.Schema:
+    check_content(folder, name, file.schema_arrow, lambda: content_of(file.schema_arrow, columns_of(file)))
+    return file.schema_arrow
 
 
 def _rows(folder: Folder, name: str, start: int, stop: int) -> FloatArray:

@@ -22,6 +22,7 @@ __all__ = [
     "ROW_GROUP",
     "borrow_votes",
     "check_content",
+    "columns_of",
     "content_of",
     "features_file",
     "find_receipt",
@@ -142,7 +143,7 @@ def _whole_of(path: str, key: str) -> tuple[Receipt, str] | None:
         try:
             with pq.ParquetFile(stream, page_checksum_verification=True) as file:
                 schema, metadata = file.schema_arrow, file.schema_arrow.metadata or {}
-                if metadata.get(_KEY) != key.encode() or metadata.get(_SHA256) != content_of(schema, _columns_of(file)):
+                if metadata.get(_KEY) != key.encode() or metadata.get(_SHA256) != content_of(schema, columns_of(file)):
                     return None
                 receipt = Receipt.from_json(json.loads(metadata[_RECEIPT]))
                 stream.seek(0)
@@ -153,7 +154,7 @@ def _whole_of(path: str, key: str) -> tuple[Receipt, str] | None:
             return None
 
 
-def _columns_of(file: pq.ParquetFile) -> Callable[[str], Iterator[pa.ChunkedArray]]:
+def columns_of(file: pq.ParquetFile) -> Callable[[str], Iterator[pa.ChunkedArray]]:
     """Reads a column piece by piece."""
     return lambda name: (file.read_row_group(g, columns=[name]).column(0) for g in range(file.num_row_groups))
 

@@ -13,7 +13,7 @@ from unseen_ray.core.arrays import IdArray, IntArray, LabelArray
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import ConfigError
 
-__all__ = ["DEALT_ROWS", "Dealing", "FoldPlan", "TrainOn", "begin_dealing", "plan_folds"]
+__all__ = ["DEALT_ROWS", "Dealing", "FoldPlan", "TrainOn", "begin_dealing", "blocks_of", "plan_folds"]
 
 TrainOn = Literal["fold", "complement"]
 
@@ -91,6 +91,7 @@ def plan_folds(
         raise ConfigError(f"train_on={train_on!r} is neither 'fold' nor 'complement'.")
     if labels is not None and np.shape(labels) != (num_samples,):
         raise ConfigError(f"labels has {len(labels)} entries for {num_samples} samples; give one integer a sample.")
+    labels = None if labels is None else np.unique(labels, return_inverse=True)[1]
     dealing = begin_dealing(num_folds, seed, (_classes(labels, *block) for block in blocks_of(num_samples)))
     fold_of_N = np.empty(num_samples, np.int32)
     for number, (start, stop) in enumerate(blocks_of(num_samples)):

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core import folds
+from unseen_ray.core import population as populations
 from unseen_ray.core.arrays import IdArray, LabelArray
 from unseen_ray.core.folds import Dealing, begin_dealing, blocks_of
-from unseen_ray.core.population import CHUNK_ROWS, Population
+from unseen_ray.core.population import Population
 from unseen_ray.core.seeds import digest_ids
 
 __all__ = ["AllIds", "ArrayIds", "FoldIds", "FoldSpec", "IdSet", "Outside", "are_in", "digest_of_rule"]
@@ -52,7 +53,7 @@ def are_in(ids_M: IdArray, of: IdSet, population: Population) -> NDArray[np.bool
 
 def digest_of_rule(ids: IdSet, population: Population) -> str:
     """The name of a set of samples by its rule, where there are too many to be named by a digest of the ids themselves."""
-    return f"{ids.rule()} of {len(population)} without {digest_ids(population.excluded_ids)}"
+    return f"{ids.rule()} of {len(population)} without {population.excluded_digest}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,8 +144,9 @@ class Outside:
 
     def resolve(self, population: Population) -> IdArray:
         """The complement."""
-        starts = range(0, len(population.labels_R), CHUNK_ROWS)
-        return np.concatenate([self.within(population, start, start + CHUNK_ROWS) for start in starts])
+        rows = populations.CHUNK_ROWS
+        starts = range(0, len(population.labels_R), rows)
+        return np.concatenate([self.within(population, start, start + rows) for start in starts])
 
     def rule(self) -> str:
         """That it is outside the other."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,13 +11,15 @@ import numpy as np
 
 from unseen_ray.core.arrays import IdArray, IntArray, LabelArray, first_of_each_class
 from unseen_ray.core.cuts import Order, find_cuts
-from unseen_ray.core.seeds import derive, tie_keys
+from unseen_ray.core.seeds import derive, digest_ids, tie_keys
 from unseen_ray.core.shards import Chunk, Memory
 
-__all__ = ["CHUNK_ROWS", "Population", "make_population"]
+__all__ = ["CHUNK_ROWS", "Population", "labels_by_chunk", "make_population"]
 
 CHUNK_ROWS = 2**24
 """Rows that are looked at together: what a set of samples takes beside itself does not grow beyond that."""
+
+_DRAWN_ROWS = 2**20  # that a thread looks at for the holdout
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,7 +44,14 @@ class Population:
     @cached_property
     def excluded_ids(self) -> IdArray:
         """(H + S,) int64 rows that take no part, rising."""
+        if not len(self.skipped_ids):
+            return self.holdout_ids
         return np.union1d(self.holdout_ids, self.skipped_ids)
+
+    @cached_property
+    def excluded_digest(self) -> str:
+        """`digest_ids` of them."""
+        return digest_ids(self.excluded_ids)
 
     @cached_property
     def ids_N(self) -> IdArray:
@@ -67,8 +77,8 @@ class Population:
         """The id at a place of the rising order of all; the number of rows behind the last."""
         if place >= len(self):
             return len(self.labels_R)
-        before = self.excluded_ids - np.arange(len(self.excluded_ids))  # how many take part before each that does not
-        return place + int(np.searchsorted(before, place, side="right"))
+        excluded = self.excluded_ids  # before each of them, so many take part: its number less its place
+        return place + bisect_right(range(len(excluded)), place, key=lambda at: int(excluded[at]) - at)
 
     def place_of(self, number: int) -> int:
         """How many ids are below a number."""
@@ -101,10 +111,11 @@ class Population:
         return self.labels_R[ids_M].astype(np.int64, copy=False)
 
 
-def labels_by_chunk(labels_R: LabelArray) -> Iterator[tuple[int, LabelArray]]:
-    """The labels of all rows by pieces, each with the number of its first row."""
-    for start in range(0, len(labels_R), CHUNK_ROWS):
-        yield start, labels_R[start : start + CHUNK_ROWS]
+def labels_by_chunk(labels_R: LabelArray, rows: int | None = None) -> Iterator[tuple[int, LabelArray]]:
+    """The labels of all rows by pieces of `rows`, else of `CHUNK_ROWS`, each with the number of its first row."""
+    rows = rows or CHUNK_ROWS
+    for start in range(0, len(labels_R), rows):
+        yield start, labels_R[start : start + rows]
 
 
 def make_population(
@@ -155,7 +166,7 @@ def _drawn_by_passes(population: Population, holdout: float, seed: int) -> IdArr
     """The same, with no array of all rows: each class is cut at its quota in the order of the hash."""
 
     def shards(columns: Sequence[str]) -> Iterator[Chunk]:
-        for start, labels in labels_by_chunk(population.labels_R):
+        for start, labels in labels_by_chunk(population.labels_R, min(CHUNK_ROWS, _DRAWN_ROWS)):
             ids = population.ids_within(start, start + len(labels))
             yield {"id": ids, "label": labels[ids - start].astype(np.int64)}
 

@@ -12,10 +12,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from unseen_ray.core import population as populations
 from unseen_ray.core.arrays import FloatArray, IdArray
 from unseen_ray.core.folds import TrainOn
 from unseen_ray.core.ids import AllIds, FoldIds, FoldSpec, IdSet, Outside, are_in
-from unseen_ray.core.population import CHUNK_ROWS, Population
+from unseen_ray.core.population import Population
 from unseen_ray.errors import LeakError
 
 __all__ = ["EvalTask", "Mode", "ScoreTask", "VotePart", "check_unseen", "later_tasks", "stage_zero_tasks"]
@@ -127,8 +128,8 @@ def check_unseen(task: ScoreTask, ids_M: IdArray, population: Population) -> Non
     Raises:
         LeakError: naming how many there are, and the first.
     """
-    for start in range(0, len(ids_M), CHUNK_ROWS):
-        some = ids_M[start : start + CHUNK_ROWS]
+    for start in range(0, len(ids_M), populations.CHUNK_ROWS):
+        some = ids_M[start : start + populations.CHUNK_ROWS]
         if task.mode == "unseen":
             leaked = np.unique(some[are_in(some, task.train, population)])
             if leaked.size:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import queue
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
 import ray
@@ -45,10 +45,11 @@ class Aggregators:
         if request.range_rows is None:
             merged: Merged = self._first.call("merge", *shared, request)
             return merged
+        given = (*shared, ray.put(request))
         with self._several(request.num_ranges) as keepers:
             logger.info("%d ranges of ids are merged by %d aggregators", request.num_ranges, keepers.qsize())
-            _spread(keepers, "check", [(*shared, request, index) for index in range(request.num_parts)])
-            ranges = _spread(keepers, "merge_range", [(*shared, request, n) for n in range(request.num_ranges)])
+            _spread(keepers, "check", [(*given, index) for index in range(request.num_parts)])
+            ranges = _spread(keepers, "merge_range", [(*given, n) for n in range(request.num_ranges)])
         return join_ranges(Folder(out), request, ranges)
 
     def close(self) -> None:
@@ -83,6 +84,9 @@ def _spread(keepers: queue.SimpleQueue[Keeper], method: str, calls: list[tuple[A
 
     pool = ThreadPoolExecutor(keepers.qsize())
     try:
-        return list(pool.map(call, calls))
+        answers = [pool.submit(call, args) for args in calls]
+        wait(answers, return_when=FIRST_EXCEPTION)
     finally:
         pool.shutdown(cancel_futures=True)
+    failed = [answer for answer in answers if not answer.cancelled() and answer.exception() is not None]
+    return [answer.result() for answer in failed or answers]

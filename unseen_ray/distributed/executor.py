@@ -99,7 +99,7 @@ class RayExecutor:
             probe=pool.first_probe(),
             skipped_ids=skipped,
             size_px=job.size_px,
-            labels=ray.put(source.info.labels_N),
+            labels=ray.put(np.asarray(source.info.labels_N)),
             pixels=None if held is None else ray.put(held),
         )
         return self._prepared(job, self._groundwork, pool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from unseen_ray import parts
 from unseen_ray.core.arrays import LabelArray
 from unseen_ray.core.population import labels_by_chunk
+from unseen_ray.errors import ConfigError
 from unseen_ray.sources.info import check_labels
 
 __all__ = ["digest_of_labels", "gather_labels"]
@@ -58,8 +60,16 @@ def digest_of_labels(labels_N: LabelArray) -> bytes:
 
 
 def _mapped(rows: int, largest: int) -> LabelArray:
+    kind = np.min_scalar_type(largest)
     with tempfile.TemporaryFile(prefix="unseen_ray_labels_") as file:  # the map keeps it open
-        mapped: LabelArray = np.memmap(file, np.min_scalar_type(largest), mode="w+", shape=(rows,))
+        try:
+            os.posix_fallocate(file.fileno(), 0, rows * kind.itemsize)  # a disk that fills up later ends the process
+        except OSError as error:
+            raise ConfigError(
+                f"the labels of {rows} rows take {rows * kind.itemsize / 2**30:.1f} GiB in {tempfile.gettempdir()}: {error}. "
+                "Free space there, or name another folder by TMPDIR."
+            ) from None
+        mapped: LabelArray = np.memmap(file, kind, mode="r+", shape=(rows,))
     return mapped
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.answers import Answers
-from unseen_ray.core.arrays import FloatArray, IdArray, LabelArray
+from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, LabelArray
 from unseen_ray.core.population import Population
 from unseen_ray.core.seeds import digest_ids, fit_seed, torch_seed_for
-from unseen_ray.core.tasks import ScoreTask, check_unseen
+from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.data.plane import Plane
 from unseen_ray.errors import FitError
 from unseen_ray.job import Job
@@ -57,18 +57,13 @@ class FitTask:
 
 
 class FitSamples:
-    """The source as a user's `fit` sees it; ids are row numbers of the source.
-
-    Attributes:
-        labels: (N,) int64 classes of all rows.
-    """
+    """The source as a user's `fit` sees it; ids are row numbers of the source."""
 
     def __init__(self, plane: Plane, labels_N: LabelArray, source: Callable[[], Source]) -> None:
-        self.labels = labels_N
-        self._plane, self._source = plane, source
+        self._labels, self._plane, self._source = labels_N, plane, source
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._labels)
 
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
         """(H, W, 3) uint8."""
@@ -80,9 +75,14 @@ class FitSamples:
         return self._plane.images(np.asarray(ids, np.int64))
 
     @functools.cached_property
+    def labels(self) -> IntArray:
+        """(N,) int64 classes of all rows."""
+        return self._labels.astype(np.int64, copy=False)
+
+    @functools.cached_property
     def keys(self) -> Sequence[str]:
         """Portable names of all rows."""
-        return self._source().keys(range(len(self.labels)))
+        return self._source().keys(range(len(self)))
 
 
 def custom_log_probs(
@@ -94,7 +94,6 @@ def custom_log_probs(
         Ids with float32 log-probabilities, minus infinity replaced by the log of the smallest float32.
 
     Raises:
-        LeakError: if it answers for an id that is not unseen.
         FitError: if an answer has another shape, is no log-probability, or is not a number.
     """
     config = job.config
@@ -118,7 +117,6 @@ def custom_log_probs(
             raise FitError(f"fit {name} returned a {type(answers).__name__}; it must yield (ids, log_probs) pairs.")
         for answer in answers:
             ids, log_probs = _checked(answer, name, job.num_classes)
-            check_unseen(task, ids, population)
             yield Answers(ids_B=ids, log_probs_BC=log_probs)
 
 

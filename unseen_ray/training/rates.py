@@ -134,7 +134,7 @@ def _decoded(source: Source, ids: IdArray) -> tuple[NDArray[np.uint8], IntArray,
             to_pixels(raw, size_px)
         return _AT_ONCE
 
-    return np.stack(images), source.info.labels_N[np.array(kept)], _rate(decode, torch.device("cpu"))
+    return np.stack(images), source.info.labels_N[np.array(kept)].astype(np.int64), _rate(decode, torch.device("cpu"))
 
 
 def _training_rate(learner: Learner, feed: Feed, labels_M: IntArray, recipe: Recipe) -> float:
