@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from unseen_ray import judging
 from unseen_ray.config import PruneConfig
 from unseen_ray.judging import judge
+from unseen_ray.parts import LongTable, write_table
+from unseen_ray.storage import Folder
 
 LABELS = np.arange(400) % 4
 RIGHT = np.arange(400) >= 100
@@ -66,3 +71,29 @@ def test_scores_that_order_alike_are_named(caplog: pytest.LogCaptureFixture) -> 
     assert not said(
         caplog, config(), table(other=other, **{k: v for k, v in stds.items() if "twin" not in k}), np.arange(200), ()
     )
+
+
+def test_classes_of_a_long_run_are_judged_by_their_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sample of a few rows a class would miss the kept ones of some."""
+    monkeypatch.setattr(judging, "_JUDGED", 300)
+    rng = np.random.default_rng(0)
+    labels, kept = rng.integers(0, 100, 6000), np.sort(rng.permutation(6000)[:1800])
+    columns = {"id": np.arange(6000), "label": labels, "pred": labels, "p_label": np.full(6000, 0.5, np.float32)}
+    scores = pa.table({**columns, "entropy": rng.random(6000, np.float32), "std_entropy": np.zeros(6000, np.float32)})
+    files = write_table(Folder(str(tmp_path)), "scores.parquet", scores)
+    long = LongTable(Folder(str(tmp_path)), "scores.parquet", files)
+
+    def judged(kept_C: np.ndarray) -> str:
+        caplog.clear()
+        sizes_C = np.bincount(labels, minlength=100)
+        judging.judge_long(
+            config(policy="random"), long, lambda ids: np.isin(ids, kept), (), sizes_C=sizes_C, kept_C=kept_C
+        )
+        return caplog.text
+
+    kept_C = np.bincount(labels[kept], minlength=100)
+    assert "left almost empty" not in judged(kept_C)
+    kept_C[37] = 0
+    assert "1 of 100 classes are left almost empty: 37 (0.0%) kept" in judged(kept_C)

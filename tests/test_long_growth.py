@@ -153,3 +153,35 @@ def test_votes_that_stand_are_found_without_being_held(tmp_path: Path, monkeypat
     assert found is not None and found.files == receipt.files and found.reused
     assert find_receipt(folder, 1, 0, "0" * 64) is None
     assert find_receipt(folder, 1, 7, key) is None
+
+
+@pytest.mark.usefixtures("short_files")
+def test_what_a_killed_clean_up_left_goes_with_the_next_start(tmp_path: Path) -> None:
+    run = ur.prune(config_of(tmp_path / "run"))
+    folder = Folder(run.path)
+    for name in ("stage-00/coreset.parquet/part-00000.parquet", "stage-01/coreset.parquet"):
+        folder.write(name, b"left")
+    assert ur.prune(config_of(tmp_path / "run")).coreset.ids.tolist() == run.coreset.ids.tolist()
+    assert not list((tmp_path / "run").glob("stage-*/coreset.parquet"))
+
+
+def labels_of_a_fit(task: Any, *, source: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Answers evenly, if the labels that it is given are what is promised."""
+    assert source.labels.dtype == np.int64 and len(source.labels) == len(source)
+    yield task.unseen_ids, np.full((len(task.unseen_ids), task.num_classes), -np.log(task.num_classes))
+
+
+@pytest.mark.usefixtures("short_files")
+def test_a_fit_is_given_int64_labels_of_a_long_source(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 300, 1000)
+    table = pa.table({"image": pa.array([b"P6\n1 1\n255\n\0\0\0"] * 1000), "label": labels})
+    pq.write_table(table, tmp_path / "data.parquet")
+    fields = {"source": str(tmp_path / "data.parquet"), "holdout": 0.0, "stratify": False, "fit": labels_of_a_fit}
+    run = ur.prune(config_of(tmp_path / "run", **fields))
+    assert len(run.coreset) == 600
+
+
+@pytest.mark.usefixtures("short_files")
+def test_a_guard_says_that_it_holds_all_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ur.prune(config_of(tmp_path / "run", guard="label_margin"))
+    assert "guard label_margin judges all 240 candidates at once: they are held in memory." in caplog.text

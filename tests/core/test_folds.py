@@ -133,3 +133,11 @@ def test_labels_of_another_length_are_refused(length: int) -> None:
 def test_an_unknown_geometry_is_refused() -> None:
     with pytest.raises(ConfigError, match="train_on='both' is neither 'fold' nor 'complement'"):
         plan_folds(10, 2, train_on="both")
+
+
+def test_labels_may_be_any_integers() -> None:
+    ranks = np.random.default_rng(0).integers(0, 4, 50)
+    for names in (np.array([-7, 0, 3, 10**9]), np.array([-4, -3, -2, -1])):
+        plan = plan_folds(50, 3, 1, labels=names[ranks])
+        np.testing.assert_array_equal(plan.fold_of_N, plan_folds(50, 3, 1, labels=ranks).fold_of_N)
+    assert plan_folds(6, 2, labels=[0, 0, 1, 1, 2, 2]).fold_of_N.tolist().count(0) == 3  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from unseen_ray.core import population
 from unseen_ray.core.ids import AllIds, ArrayIds, FoldIds, Outside
 from unseen_ray.core.population import Population
 from unseen_ray.distributed.aggregation import Aggregators
+from unseen_ray.errors import StorageError
 from unseen_ray.merging import Merger, ask_merge
 from unseen_ray.pipeline import make_job
 from unseen_ray.sources import open_source, source_ref
@@ -90,3 +91,24 @@ def test_an_aggregator_that_is_killed_is_replaced(tmp_path: Path) -> None:
         aggregators.close()
     assert again.files == wanted.files
     assert again.tally.labels_C.tolist() == np.asarray(wanted.tally.labels_C).tolist()
+
+
+@pytest.mark.usefixtures("short_files")
+def test_a_stage_whose_votes_are_damaged_is_not_merged(tmp_path: Path) -> None:
+    ur.prune(config_of(tmp_path / "run"))
+    job = make_job(config_of(tmp_path / "run"), open_source(source_ref({"use": "digits", "limit": 300})).info)
+    labels = open_source(job.source).info.labels_N
+    request = ask_merge(
+        job.config, job.population(labels), stage=0, kept=AllIds(), num_kept=0, num_parts=3, votes_each=2, tells_table=False
+    )  # fmt: skip
+    votes = tmp_path / "run" / "stage-00" / "votes" / "01.parquet"
+    before = votes.read_bytes()
+    votes.write_bytes(before[:200] + bytes([before[200] ^ 1]) + before[201:])
+    aggregators = Aggregators(max_retries=2)
+    try:
+        with pytest.raises(StorageError, match=r"01\.parquet is damaged"):
+            aggregators.merge(["a run", ray.put(job), ray.put(labels)], job.out, request)
+        votes.write_bytes(before)
+        assert len(aggregators.merge(["a run", ray.put(job), ray.put(labels)], job.out, request).files) == 8
+    finally:
+        aggregators.close()
