@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +18,9 @@ from torch import nn
 from unseen_ray.data.loading import load_plane
 from unseen_ray.recipe import Recipe
 from unseen_ray.sources import open_source, source_ref
+from unseen_ray.storage import Folder
+from unseen_ray.training import standing
+from unseen_ray.training.checkpoint import Checkpoints
 from unseen_ray.training.feed import Feed, Share, hold_pixels, measure
 from unseen_ray.training.fit import FitPlan, fit
 from unseen_ray.training.hardware import numerics
@@ -22,36 +29,103 @@ CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=2, min_steps=0, batch_size=64, precision="float32", augment="crop_flip", lr=0.05)
 
 
-def weights_of(share: Share) -> dict[str, torch.Tensor]:
-    """Of a net whose answers for a sample do not depend on the others in its batch."""
+def net() -> nn.Module:
+    """Its answers for a sample do not depend on the others in its batch."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))
+
+
+def wavering_net() -> nn.Module:
+    """With statistics of batches and with dropout, which each worker draws for itself."""
+    body = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Flatten()]
+    return nn.Sequential(*body, nn.Linear(512, 10))
+
+
+def weights_of(
+    share: Share, make: Callable[[], nn.Module] = net, checkpoints: Checkpoints | None = None
+) -> dict[str, torch.Tensor]:
+    """Of a net that was trained on digits."""
     source = open_source(source_ref("digits"))
     plane, _ = load_plane(source, 8)
     ids = np.arange(256)
     plan = FitPlan(ids_M=ids, labels_M=source.info.labels_N[ids], num_classes=10, recipe=RECIPE, seed=5, share=share)
     torch.manual_seed(5)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))
+    model = make()
     with numerics(1, False, CPU):
-        for _ in fit(model, Feed(hold_pixels(plane, CPU), measure(plane, ids)), plan):
+        for _ in fit(model, Feed(hold_pixels(plane, CPU), measure(plane, ids)), plan, checkpoints):
             pass
+    if checkpoints is not None:
+        checkpoints.flush()
     return dict(model.state_dict())
 
 
-def work(rank: int, folder: str) -> None:
+@contextlib.contextmanager
+def met(rank: int, folder: str) -> Iterator[None]:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    weights = weights_of(Share(rank, 2))
-    save_file({name: value.contiguous() for name, value in weights.items()}, f"{folder}/{rank}.safetensors")
+    yield
     torch.distributed.destroy_process_group()
 
 
-def test_two_workers_make_the_steps_that_one_makes(tmp_path: Path) -> None:
+def work(rank: int, folder: str) -> None:
+    with met(rank, folder):
+        weights = weights_of(Share(rank, 2))
+    save_file({name: value.contiguous() for name, value in weights.items()}, f"{folder}/{rank}.safetensors")
+
+
+def work_until(rank: int, folder: str, stop_at: int | None, kept: bool) -> None:
+    """Train, keeping every step where `kept`, and end without a word before a batch."""
+    standing._WITHIN_S, standing._AGREED_STEPS = -1.0, 1
+    given, epoch = 0, Feed.epoch
+
+    def counted(self: Feed, *args: Any, **options: Any) -> Iterator[Any]:
+        nonlocal given
+        for batch in epoch(self, *args, **options):
+            if given == stop_at:
+                os._exit(7)
+            given += 1
+            yield batch
+
+    Feed.epoch = counted  # type: ignore[method-assign]
+    Checkpoints.due = lambda self, trained_s: True  # type: ignore[method-assign]
+    with met(rank, folder):
+        checkpoints = Checkpoints(Folder(f"{folder}/../out"), "b" * 64) if kept else None
+        weights = weights_of(Share(rank, 2), wavering_net, checkpoints)
+    save_file({name: value.contiguous() for name, value in weights.items()}, f"{folder}/{rank}.safetensors")
+    Path(f"{folder}/{rank}.given").write_text(str(given))
+
+
+def both(folder: Path, target: Callable[..., None], *args: Any) -> list[int | None]:
+    """How two workers have ended."""
+    folder.mkdir(exist_ok=True)
     spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=work, args=(rank, str(tmp_path))) for rank in range(2)]
+    workers = [spawn.Process(target=target, args=(rank, str(folder), *args)) for rank in range(2)]
     for worker in workers:
         worker.start()
-    alone = weights_of(Share())
     for worker in workers:
         worker.join(120)
-        assert worker.exitcode == 0
+    return [worker.exitcode for worker in workers]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_at", [2, 6])
+def test_workers_that_end_within_an_epoch_go_on_from_there(tmp_path: Path, stop_at: int) -> None:
+    """Four steps an epoch, two epochs: to the same bits on each, whose dropout goes on as well, without a batch again."""
+    assert both(tmp_path / "clean", work_until, None, False) == [0, 0]
+    assert both(tmp_path / "stopped", work_until, stop_at, True) == [7, 7]
+    assert both(tmp_path / "again", work_until, None, True) == [0, 0]
+    clean, again = (
+        [load_file(tmp_path / name / f"{rank}.safetensors") for rank in range(2)] for name in ("clean", "again")
+    )
+    for rank in range(2):
+        assert int((tmp_path / "again" / f"{rank}.given").read_text()) == 8 - stop_at
+        for name, value in clean[rank].items():
+            assert rank or again[rank][name].equal(value), name  # statistics are the first worker's in the end
+    weights = [name for name in clean[1] if "running" not in name and "tracked" not in name]
+    assert all(clean[1][name].equal(again[1][name]) for name in weights)
+
+
+def test_two_workers_make_the_steps_that_one_makes(tmp_path: Path) -> None:
+    assert both(tmp_path, work) == [0, 0]
+    alone = weights_of(Share())
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     for name, value in alone.items():
         assert first[name].equal(second[name]), name

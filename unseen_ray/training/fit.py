@@ -89,18 +89,14 @@ def fit(
     learner = Learner(model, plan.recipe, num_classes=plan.num_classes, device=device, replicas=plan.share.workers)
     stand = Stand(EpochStats(epoch=0, epochs=plan.epochs))
     if checkpoints is not None:
-        stand = resumed(learner, checkpoints, stand, recorder)
-        _check_together(stand.stats.epoch, plan.share, device)
+        stand = resumed(learner, checkpoints, stand, rank=plan.share.rank, recorder=recorder)
+        _check_together(stand, plan.share, device)
         if stand.stats.epoch:
             yield stand.stats
     while stand.stats.epoch < stand.stats.epochs:
         model.train()
-        writer = (
-            CheckpointWriter(learner, checkpoints, recorder)
-            if checkpoints is not None and plan.share.rank == 0
-            else None
-        )
-        stats = _epoch(learner, feed, plan, stand, writer if plan.share.workers == 1 else None)
+        writer = None if checkpoints is None else CheckpointWriter(learner, checkpoints, plan.share, recorder)
+        stats = _epoch(learner, feed, plan, stand, writer)
         if recorder is not None:
             stats = _recorded(recorder, stats)
         stand = Stand(stats)
@@ -150,7 +146,7 @@ def _epoch(learner: Learner, feed: Feed, plan: FitPlan, stand: Stand, writer: Ch
         loss, right = learner.step(inputs, labels, rate)
         sums[0] += loss / share.workers
         sums[1] += right
-        if writer is not None and writer.due_within() and step + 1 < steps:
+        if writer is not None and step + 1 < steps and writer.due_within(step, device):
             spent = before.seconds + time.perf_counter() - started
             writer.write(Stand.within(replace(before, seconds=spent), step + 1, sums, device))
     _add_up(sums, share)
@@ -180,15 +176,17 @@ def _recorded(recorder: Recorder, stats: EpochStats) -> EpochStats:
     return replace(stats, seconds=stats.seconds + time.perf_counter() - began)
 
 
-def _check_together(epoch: int, share: Share, device: torch.device) -> None:
+def _check_together(stand: Stand, share: Share, device: torch.device) -> None:
     """Refuse to go on where the workers of a fit have read different checkpoints."""
     if share.workers > 1:
-        ends = torch.tensor([epoch, -epoch], device=device)
-        torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
-        if int(ends[0]) != -int(ends[1]):
+        at = torch.tensor([stand.stats.epoch, stand.steps], device=device)
+        first, last = at.clone(), at.clone()
+        torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)
+        torch.distributed.all_reduce(last, torch.distributed.ReduceOp.MAX)
+        if not torch.equal(first, last):
             raise FitError(
-                f"the workers of one fit stand after epochs {-int(ends[1])} to {int(ends[0])}: they do not see the same "
-                "storage. `out` must be shared by every node."
+                f"the workers of one fit stand after epochs {int(first[0])} to {int(last[0])} and {int(first[1])} to {int(last[1])} "
+                "steps: they do not see the same storage. `out` must be shared by every node."
             )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from unseen_ray.training.checkpoint import Checkpoints
 from unseen_ray.training.epochs import EpochStats
+from unseen_ray.training.feed import Share
 from unseen_ray.training.learner import Learner
 from unseen_ray.training.recorder import Recorder
 
@@ -19,6 +20,7 @@ __all__ = ["CheckpointWriter", "Stand", "resumed"]
 logger = logging.getLogger(__name__)
 
 _WITHIN_S = 10.0  # an epoch that takes less is done again rather than kept halfway
+_AGREED_STEPS = 16
 _SUMS, _CPU, _GPU = "within.sums", "within.cpu", "within.gpu"
 
 
@@ -31,12 +33,14 @@ class Stand:
         steps: of the epoch that comes after it, those that are done.
         sums: (2,) float32 their losses and right answers, added up; None between epochs.
         generators: states of torch's generators by name; empty between epochs, which seed them.
+        others: sums and generators of the other workers of the fit, by the names of a checkpoint.
     """
 
     stats: EpochStats
     steps: int = 0
     sums: Tensor | None = None
     generators: dict[str, Tensor] = field(default_factory=dict)
+    others: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def within(cls, stats: EpochStats, steps: int, sums: Tensor, device: torch.device) -> Stand:
@@ -55,7 +59,23 @@ class Stand:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps beside the learner's."""
-        return {} if self.sums is None else {_SUMS: self.sums, **self.generators}
+        return {} if self.sums is None else {_SUMS: self.sums, **self.generators, **self.others}
+
+    def gathered(self, share: Share) -> Stand:
+        """Itself, with what the other workers of the fit have; all of them call it at the same step."""
+        if share.workers == 1 or self.sums is None:
+            return self
+        others: dict[str, Tensor] = {}
+        for name, own in {_SUMS: self.sums, **self.generators}.items():
+            there = [torch.empty_like(own, device=self.sums.device) for _ in range(share.workers)]
+            torch.distributed.all_gather(there, own.to(self.sums.device))
+            others |= {_of_worker(name, rank): each.cpu() for rank, each in enumerate(there) if rank}
+        return replace(self, others=others)
+
+
+def _of_worker(name: str, rank: int) -> str:
+    """What a checkpoint calls what it keeps of a worker."""
+    return f"{name}.{rank}" if rank else name
 
 
 @dataclass(slots=True, eq=False)
@@ -65,24 +85,40 @@ class CheckpointWriter:
     Args:
         learner: what is trained.
         checkpoints: where to.
+        share: this worker's part of the fit; the first worker writes.
         recorder: what is scored over epochs; None for nothing.
     """
 
     learner: Learner
     checkpoints: Checkpoints
+    share: Share
     recorder: Recorder | None = None
     _kept: float = field(init=False, default_factory=time.monotonic)
 
-    def due_within(self) -> bool:
-        """Whether the epoch has gone on for so long since the last checkpoint that what is done of it should be kept."""
+    def due_within(self, step: int, device: torch.device) -> bool:
+        """Whether the epoch has gone on for so long since the last checkpoint that what is done of it should be kept.
+
+        The workers of a fit agree on it, the first one's word, every few steps.
+        """
+        if self.share.workers == 1:
+            return self._is_due()
+        if (step + 1) % _AGREED_STEPS:
+            return False
+        word = torch.tensor([self.share.rank == 0 and self._is_due()], dtype=torch.int32, device=device)
+        torch.distributed.broadcast(word, 0)
+        return bool(word)
+
+    def _is_due(self) -> bool:
         if time.monotonic() - self._kept < _WITHIN_S:
             return False
         return self.recorder is None or self.recorder.may_stop_within()
 
     def write(self, stand: Stand) -> None:
         """Write a checkpoint, unless writing would slow the fit down or it could not go on from there."""
-        stats = stand.stats
+        stats, stand = stand.stats, stand.gathered(self.share)
         self._kept = time.monotonic()
+        if self.share.rank:
+            return
         if self.recorder is not None and not stand.steps and not self.recorder.may_stop(stats.epoch):
             return
         if stats.epoch < stats.epochs and not self.checkpoints.due(stats.trained_s):
@@ -95,8 +131,18 @@ class CheckpointWriter:
         self.checkpoints.write(tensors, position)
 
 
-def resumed(learner: Learner, checkpoints: Checkpoints, fresh: Stand, recorder: Recorder | None = None) -> Stand:
-    """Where the last checkpoint stands, the learner brought there; `fresh` where there is none that fits."""
+def resumed(
+    learner: Learner, checkpoints: Checkpoints, fresh: Stand, *, rank: int = 0, recorder: Recorder | None = None
+) -> Stand:
+    """Where the last checkpoint stands, the learner brought there; `fresh` where there is none that fits.
+
+    Args:
+        learner: of the model that is trained.
+        checkpoints: the fit's.
+        fresh: its beginning.
+        rank: of this worker among those of the fit.
+        recorder: what is scored over epochs; None for nothing.
+    """
     saved = checkpoints.read()
     if saved is None:
         return fresh
@@ -107,8 +153,9 @@ def resumed(learner: Learner, checkpoints: Checkpoints, fresh: Stand, recorder: 
         stats = EpochStats(**{**position, "earlier_s": position["seconds"]})
         if recorder is not None and not (recorded == recorder.key() and recorder.fits(tensors, stats.epoch)):
             raise ValueError("it holds other scores over epochs")
-        generators = {name: tensors[name] for name in (_CPU, _GPU) if name in tensors}
-        stand = Stand(stats, steps, tensors[_SUMS], generators) if steps else Stand(stats)
+        own = {name: _of_worker(name, rank) for name in (_CPU, _GPU)}
+        generators = {name: tensors[kept] for name, kept in own.items() if kept in tensors}
+        stand = Stand(stats, steps, tensors[_of_worker(_SUMS, rank)], generators) if steps else Stand(stats)
         learner.restore(tensors, scale)
         if recorder is not None:
             recorder.restore(tensors, stats.epoch)
