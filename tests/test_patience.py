@@ -142,6 +142,7 @@ def test_what_is_interrupted_is_not_tried_again() -> None:
     assert calls == [1]
 
 
+@pytest.mark.slow
 def test_a_run_on_a_storage_that_fails_now_and_then(server: S3Server, tmp_path: Path) -> None:
     undisturbed = ur.prune(ur.PruneConfig(**FIELDS, executor="local", out=tmp_path / "run"))
     draws = random.Random(0)

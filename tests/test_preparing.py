@@ -219,6 +219,7 @@ def command(*args: object) -> list[str]:
     return [sys.executable, "-m", "unseen_ray", "prepare", *map(str, args)]
 
 
+@pytest.mark.slow
 def test_what_is_killed_goes_on_with_what_was_finished(tmp_path: Path) -> None:
     out = tmp_path / "out"
     line = command("tests.test_preparing:slow_noise", "--out", out, "--size", 8, "--shard_mb", 0.004, "--workers", 2)

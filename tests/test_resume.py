@@ -122,6 +122,7 @@ def test_progress_tells_epochs(tmp_path: Path) -> None:
     assert all(event.loss > 0 and event.images_per_s > 0 for event in first[1:] if event.doing == "train")
 
 
+@pytest.mark.slow
 def test_a_fit_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
     recipe = {"epochs": 8, "min_steps": 0, "batch_size": 4}  # epochs so long that writing after some is no burden
     fields = {**FIELDS, "source": "digits", "schedule": None, "folds": 2, "recipe": recipe}

@@ -81,6 +81,7 @@ def test_a_batch_that_cannot_be_shared_and_a_cluster_too_small_are_refused(tmp_p
         ur.prune(ur.PruneConfig(**FIELDS, out=str(tmp_path), gpus_per_fit=64))
 
 
+@pytest.mark.slow
 def test_a_fold_goes_on_from_its_checkpoint_when_its_worker_is_killed(tmp_path: Path, session: None) -> None:
     source = {"use": "digits", "limit": 800}
     fields = {"source": source, "keep": 0.5, "folds": 2, "recipe": {"epochs": 40}, "cpus_per_fold": 2}

@@ -82,6 +82,7 @@ def test_a_node_that_joins_takes_queued_folds(cluster: Cluster, tmp_path: Path) 
     assert result.coreset.ids.tolist() == locally(tmp_path / "local")
 
 
+@pytest.mark.slow
 def test_the_last_node_leaves_and_another_one_takes_its_place(cluster: Cluster, tmp_path: Path) -> None:
     first, later = add(cluster), []
 

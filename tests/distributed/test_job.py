@@ -87,6 +87,7 @@ def local(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ur.PruneRes
     return ur.prune(ur.PruneConfig(**fields, executor="local", out=tmp_path_factory.mktemp("local")))
 
 
+@pytest.mark.slow
 def test_a_submitted_job_picks_the_ids_of_the_local_run(
     cluster: dict[str, str], folder: Path, local: ur.PruneResult, tmp_path: Path
 ) -> None:

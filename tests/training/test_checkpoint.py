@@ -41,6 +41,7 @@ def weights_differ(a: Path, b: Path) -> list[str]:
     return [name for name in left if not torch.equal(left[name], right[name])]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_fit_killed_at_20_random_moments_ends_in_the_same_weights(tmp_path: Path) -> None:
     undisturbed, disturbed = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
