@@ -27,7 +27,6 @@ from unseen_ray.votes import scores_file
 
 __all__ = ["Growth", "begin_growth"]
 
-
 logger = logging.getLogger(__name__)
 
 

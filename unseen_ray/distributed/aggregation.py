@@ -59,8 +59,8 @@ class Aggregators:
     @contextlib.contextmanager
     def _several(self, most: int) -> Iterator[queue.SimpleQueue[Keeper]]:
         """At most so many aggregators, for a while: up to four on each node, where it has the CPUs."""
-        free = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-        count = max(min(most, sum(min(cpus, _MOST_OF_NODE) for cpus in free)), 1)
+        nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        count = max(min(most, sum(min(cpus, _MOST_OF_NODE) for cpus in nodes)), 1)
         more = [Keeper(Aggregator, max_retries=self._max_retries) for _ in range(count - 1)]
         keepers: queue.SimpleQueue[Keeper] = queue.SimpleQueue()
         for keeper in (self._first, *more):
