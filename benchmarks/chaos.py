@@ -36,7 +36,7 @@ from timing import conditions, write
 import unseen_ray as ur
 from tests.distributed.nodes import client_environment
 from tests.s3 import BUCKET, S3Server
-from unseen_ray.storage import Folder
+from unseen_ray.storage.filesystem import Folder
 
 COPIES = 3
 FIELDS: dict[str, Any] = {

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import unseen_ray as ur
 from tests.distributed.nodes import free_ports, start, wait_for
-from unseen_ray.interruption import Interruption
-from unseen_ray.job import Progress, Receipt
+from unseen_ray.cli.signals import Interruption
+from unseen_ray.runs.tasks import Progress, Receipt
 
 WORKERS = 2
 

@@ -20,7 +20,7 @@ import torch
 from timing import conditions, write
 
 import unseen_ray as ur
-from unseen_ray.data.decode import to_pixels
+from unseen_ray.data.images.decode import to_pixels
 
 SAMPLES, FOLDS, SIZE_PX = 20_000, 5, 64
 

@@ -30,9 +30,9 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
 import unseen_ray as ur
-from unseen_ray.data.plane import decode_range
-from unseen_ray.data.shards import Form
-from unseen_ray.sources import open_source, source_ref
+from unseen_ray.data.images.planes import decode_range
+from unseen_ray.data.prepare.shards import Form
+from unseen_ray.data.sources.registry import open_source, source_ref
 
 Loop = Callable[[bytes, int], Any]
 FORMS = {64: (("jpeg", 64), ("raw", 64)), 224: (("jpeg", 256), ("jpeg", 224), ("raw", 224))}

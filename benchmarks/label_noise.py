@@ -32,12 +32,13 @@ from suite import noted_start, say
 from timing import conditions, write
 
 import unseen_ray as ur
-from unseen_ray.comparison import Arm, Evaluation, differences_of, without_nan
-from unseen_ray.core.baselines import random_subset
 from unseen_ray.core.seeds import derive, rng_for
-from unseen_ray.evaluation import Chosen, evaluate
-from unseen_ray.run import choosing_s
-from unseen_ray.running import executor_for
+from unseen_ray.evaluation.baselines import random_subset
+from unseen_ray.evaluation.table import Arm, Evaluation, differences_of
+from unseen_ray.evaluation.trainings import Chosen, evaluate
+from unseen_ray.execution.session import executor_for
+from unseen_ray.runs.run import choosing_s
+from unseen_ray.storage.checked_json import without_nan
 
 SAMPLES, FLIPPED, KEEP = 10_000, 0.2, 0.7
 FLIPS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}

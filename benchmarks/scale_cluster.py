@@ -23,12 +23,12 @@ import torch
 from ray import cloudpickle
 from timing import conditions, write
 
-from unseen_ray.core.ids import FoldIds, FoldSpec
-from unseen_ray.core.population import make_population
+from unseen_ray.core.samples.id_sets import FoldIds, FoldSpec
+from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.scorebook import ScoreBook
 from unseen_ray.core.tasks import VotePart, stage_zero_tasks
-from unseen_ray.distributed.capacity import Capacity, slots
-from unseen_ray.job import Progress
+from unseen_ray.execution.ray.capacity import Capacity, slots
+from unseen_ray.runs.tasks import Progress
 
 FOLDS, EVENTS = (10, 100, 1000), 5
 SENDERS = 4

@@ -26,10 +26,10 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.core import select
-from unseen_ray.core.shards import Chunk, Memory
-from unseen_ray.core.streaming import choose
-from unseen_ray.parts import PART_ROWS, LongTable, part_file
-from unseen_ray.storage import Folder
+from unseen_ray.core.outofcore.chunks import Chunk, Memory
+from unseen_ray.core.outofcore.select import choose
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.tables import PART_ROWS, LongTable, part_file
 
 NAME = "scores.parquet"
 CHOICES: dict[str, dict[str, Any]] = {"top": {}, "class_balanced": {}, "ccs": {}}

@@ -11,7 +11,7 @@ def logistic_regression(task, *, source, strength=0.1):
     """Train on task.train_ids, answer for task.unseen_ids.
 
     Args:
-        task: what to do; see `unseen_ray.training.custom.FitTask`.
+        task: what to do; see `unseen_ray.training.user_fit.FitTask`.
         source: labels, and images by id.
         strength: inverse of the L2 penalty.
 

@@ -76,9 +76,9 @@ def start_of(kind: str) -> float:
     """Seconds from asking for a fold actor to its answer, with what training needs loaded and the data opened."""
     import ray
 
-    from unseen_ray.distributed.workers import FoldWorker
-    from unseen_ray.manifest import Manifest, write_manifest
-    from unseen_ray.storage import Folder
+    from unseen_ray.execution.ray.actors import FoldWorker
+    from unseen_ray.runs.manifest import Manifest, write_manifest
+    from unseen_ray.storage.filesystem import Folder
 
     ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     try:

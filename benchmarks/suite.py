@@ -33,17 +33,18 @@ import yaml
 from timing import conditions, write
 
 import unseen_ray as ur
-from unseen_ray.comparison import Arm, Evaluation, break_even_of, differences_of, without_nan
-from unseen_ray.core.baselines import random_subset
-from unseen_ray.core.population import make_population
+from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.seeds import derive
 from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation
-from unseen_ray.evaluation import Chosen, evaluate
-from unseen_ray.job import Progress
-from unseen_ray.planning import with_model
-from unseen_ray.run import choosing_s
-from unseen_ray.running import executor_for
-from unseen_ray.sources import open_source, source_ref
+from unseen_ray.data.sources.registry import open_source, source_ref
+from unseen_ray.evaluation.baselines import random_subset
+from unseen_ray.evaluation.table import Arm, Evaluation, break_even_of, differences_of
+from unseen_ray.evaluation.trainings import Chosen, evaluate
+from unseen_ray.execution.session import executor_for
+from unseen_ray.pruning.plan import with_model
+from unseen_ray.runs.run import choosing_s
+from unseen_ray.runs.tasks import Progress
+from unseen_ray.storage.checked_json import without_nan
 
 RANDOM, FULL = "random", "full"
 SHARED = ("model", "recipe", "threads")

@@ -16,13 +16,13 @@ import yaml
 from timing import conditions, write
 
 import unseen_ray as ur
-from unseen_ray.core.ids import AllIds
+from unseen_ray.core.samples.id_sets import AllIds
 from unseen_ray.core.tasks import EvalTask
-from unseen_ray.job import Progress
-from unseen_ray.local import LocalExecutor
-from unseen_ray.pipeline import make_job
-from unseen_ray.planning import with_model
-from unseen_ray.sources import open_source, source_ref
+from unseen_ray.data.sources.registry import open_source, source_ref
+from unseen_ray.execution.local import LocalExecutor
+from unseen_ray.pruning.pipeline import make_job
+from unseen_ray.pruning.plan import with_model
+from unseen_ray.runs.tasks import Progress
 
 
 def say(event: Any) -> None:

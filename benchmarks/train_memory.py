@@ -28,8 +28,8 @@ def activations(model: Any, inputs: Any, labels: Any, precision: str) -> int:
     """Bytes that a step keeps for its backward pass, weights apart."""
     import torch
 
-    from unseen_ray.recipe import Recipe
-    from unseen_ray.training.learner import autocast
+    from unseen_ray.config.recipe import Recipe
+    from unseen_ray.training.loop.trainer import autocast
 
     kept: dict[int, int] = {}
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
@@ -57,10 +57,10 @@ def work(case: Any, answer: Connection) -> None:
     import numpy as np
     from train_speed import Paced, pixels, recipe
 
-    from unseen_ray.data.plane import MemoryPlane
-    from unseen_ray.training.feed import Feed, hold_pixels, measure
+    from unseen_ray.data.images.planes import MemoryPlane
     from unseen_ray.training.hardware import numerics, resolve_precision
-    from unseen_ray.training.predict import predict
+    from unseen_ray.training.loop.batches import Feed, hold_pixels, measure
+    from unseen_ray.training.loop.predict import predict
 
     device = torch.device("cpu")
     precision = resolve_precision("auto", device)

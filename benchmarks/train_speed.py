@@ -26,16 +26,16 @@ import torch
 from timing import Round, conditions, interleaved, quartiles, ratio, write
 from torch import Tensor, nn
 
-from unseen_ray.data.plane import MemoryPlane
-from unseen_ray.recipe import Recipe
-from unseen_ray.storage import Folder
-from unseen_ray.training.checkpoint import Checkpoints
-from unseen_ray.training.feed import Feed, hold_pixels, measure
-from unseen_ray.training.fit import FitPlan, fit
+from unseen_ray.config.recipe import Recipe
+from unseen_ray.data.images.planes import MemoryPlane
+from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics, resolve_precision
-from unseen_ray.training.learner import autocast
-from unseen_ray.training.predict import predict
-from unseen_ray.training.work import build_model
+from unseen_ray.training.loop.batches import Feed, hold_pixels, measure
+from unseen_ray.training.loop.checkpoints import Checkpoints
+from unseen_ray.training.loop.fit import FitPlan, fit
+from unseen_ray.training.loop.predict import predict
+from unseen_ray.training.loop.trainer import autocast
+from unseen_ray.training.model_task import build_model
 
 CLASSES = 10
 
@@ -198,7 +198,7 @@ class PacedFold(Paced):
         device: torch.device | None = None,
     ) -> None:
         if device is None:
-            from unseen_ray.distributed.workers import device_of_actor
+            from unseen_ray.execution.ray.actors import device_of_actor
 
             device = device_of_actor()
         self._numerics = numerics(threads, False, device)

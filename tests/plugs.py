@@ -250,7 +250,7 @@ class doubled_digits:  # noqa: N801
     """The first digits, each twice."""
 
     def __init__(self, count: int) -> None:
-        from unseen_ray.sources import open_source, source_ref
+        from unseen_ray.data.sources.registry import open_source, source_ref
 
         self._digits = open_source(source_ref("digits"))
         self.labels = np.concatenate([self._digits.info.labels_N[:count]] * 2)

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from unseen_ray.config import PruneConfig, load_yaml
+from unseen_ray.config.named_recipes import RECIPES
+from unseen_ray.config.recipe import Recipe
+from unseen_ray.config.run import PruneConfig, load_yaml
 from unseen_ray.core import scores, select
 from unseen_ray.errors import ConfigError, UnseenError
-from unseen_ray.recipe import Recipe
-from unseen_ray.recipes import RECIPES
 
 
 def config(**fields: Any) -> PruneConfig:

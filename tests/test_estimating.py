@@ -14,10 +14,10 @@ import pytest
 
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes, write_parquet
-from unseen_ray.catalog import MODELS, model_builder
 from unseen_ray.cli import main
+from unseen_ray.config.models import MODELS, model_builder
+from unseen_ray.data.sources.registry import encoded_of, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
-from unseen_ray.sources import encoded_of, open_source, source_ref
 
 RECIPE = {"epochs": 2, "min_steps": 0, "batch_size": 50, "precision": "float32"}
 BASE: dict[str, Any] = {"source": {"use": "digits", "limit": 1200}, "keep": 0.75, "folds": 4, "recipe": RECIPE}
@@ -243,7 +243,7 @@ def test_what_is_given_is_not_taken_from_a_measurement_and_a_run_stays_as_it_is(
 
 @pytest.mark.slow
 def test_growing_crops_are_measured_at_each_size(parquet_file: Callable[..., Path]) -> None:
-    from unseen_ray.training.rates import measure_rates
+    from unseen_ray.execution.estimate.rates import measure_rates
 
     path = parquet_file(count=60, size_px=32)
     crops = {"first": 8, "last": 32, "ramp": [0.5, 0.5], "step": 8}
@@ -257,7 +257,7 @@ def test_growing_crops_are_measured_at_each_size(parquet_file: Callable[..., Pat
 
 
 def test_images_that_cannot_be_decoded_are_passed_over(tmp_path: Path) -> None:
-    from unseen_ray.training.rates import measure_rates
+    from unseen_ray.execution.estimate.rates import measure_rates
 
     images = [png_bytes(pixels) for pixels in class_pixels(np.arange(6), 8)]
     for good in (5, 1):

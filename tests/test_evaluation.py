@@ -14,10 +14,10 @@ from scipy import stats
 
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes
-from unseen_ray.comparison import Arm, break_even_of, differences_of
-from unseen_ray.job import EvalResult
-from unseen_ray.results import stored_tables
-from unseen_ray.sources import source_ref
+from unseen_ray.data.sources.registry import source_ref
+from unseen_ray.evaluation.table import Arm, break_even_of, differences_of
+from unseen_ray.runs.evaluation_file import stored_tables
+from unseen_ray.runs.tasks import EvalResult
 
 FAST = {"use": "quick", "epochs": 1, "min_steps": 0}
 

@@ -12,8 +12,8 @@ import pytest
 
 import unseen_ray as ur
 from unseen_ray.errors import StorageError
-from unseen_ray.run import CORESET
-from unseen_ray.storage import Folder
+from unseen_ray.runs.run import CORESET
+from unseen_ray.storage.filesystem import Folder
 
 FIELDS = {
     "source": {"use": "digits", "limit": 200},

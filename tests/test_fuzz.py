@@ -24,8 +24,8 @@ from PIL import Image
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes, write_parquet
 from unseen_ray.cli import main
-from unseen_ray.job import Progress
-from unseen_ray.sources import open_source, source_ref
+from unseen_ray.data.sources.registry import open_source, source_ref
+from unseen_ray.runs.tasks import Progress
 
 COUNT, CLASSES, SIZE_PX, KEPT = 48, 4, 8, 24
 LINE = shlex.split(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import unseen_ray as ur
-from unseen_ray.core.population import make_population
+from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.seeds import derive, digest_ids, fit_seed, tie_keys, torch_seed_for
 
 KEYS = [9435251084215121563, 2984018783733378627, 5444093267513676548]

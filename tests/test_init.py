@@ -16,17 +16,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 import unseen_ray as ur
-from unseen_ray.core.ids import ArrayIds
+from unseen_ray.cli.summary.plan import plan_lines
+from unseen_ray.config.recipe import Recipe
+from unseen_ray.core.samples.id_sets import ArrayIds
 from unseen_ray.core.tasks import ScoreTask
+from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.job import Progress, Receipt
-from unseen_ray.pipeline import make_job
-from unseen_ray.recipe import Recipe
-from unseen_ray.sources import open_source, source_ref
-from unseen_ray.storage import sha256_of
-from unseen_ray.summary.plan import plan_lines
+from unseen_ray.pruning.pipeline import make_job
+from unseen_ray.runs.tasks import Progress, Receipt
+from unseen_ray.storage.filesystem import sha256_of
+from unseen_ray.training.initial_weights import start_from
 from unseen_ray.training.models import small_cnn
-from unseen_ray.training.start import start_from
 
 QUICK = {"epochs": 2, "min_steps": 0, "precision": "float32"}
 BASE: dict[str, Any] = {"source": {"use": "digits", "limit": 200}, "keep": 0.5, "folds": 2, "executor": "local"}
@@ -276,7 +276,7 @@ def test_it_is_given_by_flags(tmp_path: Path, init: Path, capsys: pytest.Capture
 def test_a_sweep_wants_a_place_that_its_trials_find(
     tmp_path: Path, init: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unseen_ray.sweeping.plan import plan_sweep
+    from unseen_ray.sweep.plan import plan_sweep
 
     monkeypatch.chdir(tmp_path)
     run = {"source": BASE["source"], "keep": 0.5, "holdout": 0.2}
@@ -287,7 +287,7 @@ def test_a_sweep_wants_a_place_that_its_trials_find(
 
 
 def test_a_job_must_find_it(tmp_path: Path, init: Path) -> None:
-    from unseen_ray.shipping import shippable
+    from unseen_ray.execution.job_files import shippable
 
     fields = {"source": "digits", "keep": 0.5, "out": "/shared/runs/x"}
     for place, found in (("nowhere.safetensors", False), (init.name, True), ("/shared/w.safetensors", True)):

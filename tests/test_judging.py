@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from unseen_ray import judging
-from unseen_ray.config import PruneConfig
-from unseen_ray.judging import judge
-from unseen_ray.parts import LongTable, write_table
-from unseen_ray.storage import Folder
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.pruning import warnings as judging
+from unseen_ray.pruning.warnings import judge
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.tables import LongTable, write_table
 
 LABELS = np.arange(400) % 4
 RIGHT = np.arange(400) >= 100

@@ -16,10 +16,10 @@ import pytest
 
 import unseen_ray as ur
 from tests.s3 import s3_server
-from unseen_ray import lease
 from unseen_ray.errors import RunInUseError
-from unseen_ray.lease import LEASE, Holder, held
-from unseen_ray.storage import Folder
+from unseen_ray.storage import lock as lease
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.lock import LEASE, Holder, held
 
 FIELDS = "--source digits --source.limit 200 --keep 0.5 --folds 2 --executor local --log_to none"
 LINE = [sys.executable, "-m", "unseen_ray", "prune", *FIELDS.split()]

@@ -13,19 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 
 import unseen_ray as ur
-from unseen_ray import parts
-from unseen_ray.config import PruneConfig
-from unseen_ray.core.population import make_population
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.seeds import digest_ids
 from unseen_ray.errors import StorageError
-from unseen_ray.growing_long import in_id_order
-from unseen_ray.job import Receipt
-from unseen_ray.local import LocalExecutor
-from unseen_ray.parts import LongTable, write_table
-from unseen_ray.pipeline import prune
-from unseen_ray.storage import Folder
-from unseen_ray.stored_ids import open_stored
-from unseen_ray.votes import find_receipt
+from unseen_ray.execution.local import LocalExecutor
+from unseen_ray.pruning.coreset_builder_long import in_id_order
+from unseen_ray.pruning.pipeline import prune
+from unseen_ray.runs.id_files import open_stored
+from unseen_ray.runs.tasks import Receipt
+from unseen_ray.runs.votes import find_receipt
+from unseen_ray.storage import tables as parts
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.tables import LongTable, write_table
 
 POLICIES: list[Any] = [
     "top",

@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import unseen_ray as ur
-from unseen_ray import parts, streamed
 from unseen_ray.cli import main
 from unseen_ray.core.arrays import IntArray
 from unseen_ray.errors import StorageError
-from unseen_ray.parts import LongTable, TableWriter, read_table, write_table
-from unseen_ray.reselect_long import in_step
-from unseen_ray.storage import Folder
+from unseen_ray.pruning import selection_by_passes as streamed
+from unseen_ray.pruning.reselect_long import in_step
+from unseen_ray.storage import tables as parts
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.tables import LongTable, TableWriter, read_table, write_table
 
 LINE = [
     "prune",

@@ -9,20 +9,22 @@ import numpy as np
 import pytest
 
 import unseen_ray as ur
-from unseen_ray import merging, parts, votes
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.folds import plan_folds
-from unseen_ray.core.ids import ArrayIds
+from unseen_ray.core.samples.id_sets import ArrayIds
 from unseen_ray.core.scorebook import log_of_probs
 from unseen_ray.core.scores import entropy
 from unseen_ray.core.tasks import VotePart
+from unseen_ray.data.sources.registry import source_ref
 from unseen_ray.errors import IncompleteScoreError, StorageError
-from unseen_ray.job import Job, Receipt
-from unseen_ray.merging import Merged, Merger, MergeRequest, ask_merge, join_ranges
-from unseen_ray.sources import source_ref
-from unseen_ray.storage import Folder
-from unseen_ray.vote_ranges import check_votes, open_votes
-from unseen_ray.votes import read_votes, vote_file, write_votes
+from unseen_ray.pruning import merge as merging
+from unseen_ray.pruning.merge import Merged, Merger, MergeRequest, ask_merge, join_ranges
+from unseen_ray.runs import votes
+from unseen_ray.runs.tasks import Job, Receipt
+from unseen_ray.runs.vote_ranges import check_votes, open_votes
+from unseen_ray.runs.votes import read_votes, vote_file, write_votes
+from unseen_ray.storage import tables as parts
+from unseen_ray.storage.filesystem import Folder
 
 CLASSES, ROWS = 3, 500
 RNG = np.random.default_rng(3)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import unseen_ray as ur
+from unseen_ray.config.score_columns import of_probabilities
 from unseen_ray.core import scores
-from unseen_ray.scoring import of_probabilities
 
 COUNT, CLASSES = 60, 4
 

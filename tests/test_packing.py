@@ -13,12 +13,12 @@ import pytest
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes, write_parquet
 from tests.s3 import s3_server
-from unseen_ray import packing
+from unseen_ray.data.sources.folder import FolderSource
+from unseen_ray.data.sources.parquet import ParquetSource
+from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import StorageError
-from unseen_ray.sources import open_source, source_ref
-from unseen_ray.sources.folder import FolderSource
-from unseen_ray.sources.parquet import ParquetSource
-from unseen_ray.storage import Folder
+from unseen_ray.reporting import dataset as packing
+from unseen_ray.storage.filesystem import Folder
 
 COUNT, CLASSES = 40, 4
 FIELDS = {"keep": 0.5, "folds": 2, "recipe": {"epochs": 1, "min_steps": 0}, "executor": "local", "log_to": "none"}

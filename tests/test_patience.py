@@ -16,10 +16,10 @@ import pytest
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes, write_parquet
 from tests.s3 import S3Server, s3_server
+from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import StorageError
-from unseen_ray.patience import may_pass, patiently
-from unseen_ray.sources import open_source, source_ref
-from unseen_ray.storage import Folder
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.retry import may_pass, patiently
 
 FIELDS = {
     "source": {"use": "digits", "limit": 200},

@@ -24,11 +24,12 @@ from tests.conftest import class_pixels, png_bytes, write_parquet
 from tests.plugs import Noise
 from tests.s3 import s3_server
 from tests.sources.test_cifar import write_cifar10
-from unseen_ray.data import shards, workshop
-from unseen_ray.data.plane import decode_range
+from unseen_ray.data.images.planes import decode_range
+from unseen_ray.data.prepare import shards
+from unseen_ray.data.prepare import workers as workshop
+from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import BadSampleError, StorageError
-from unseen_ray.sources import open_source, source_ref
-from unseen_ray.storage import Folder
+from unseen_ray.storage.filesystem import Folder
 
 ROOT = Path(__file__).parents[1]
 COUNT = 60

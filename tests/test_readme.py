@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import unseen_ray as ur
-from unseen_ray.cli import cli
+from unseen_ray.cli.app import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -14,7 +14,7 @@ import pytest
 import unseen_ray as ur
 from tests.browser import check_in_browser, needs_browser
 from tests.conftest import class_pixels, png_bytes
-from unseen_ray.storage import Folder
+from unseen_ray.storage.filesystem import Folder
 
 SECTIONS = ["kept", "accuracy", "distribution", "agreement", "stages", "classes", "images", "scores", "run"]
 NAMES = ["</script><script>alert(1)</script>", "a & b <i>", '"quoted" $x^2$', "猫"]

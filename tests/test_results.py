@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unseen_ray.results import fullest_first, with_table
+from unseen_ray.runs.evaluation_file import fullest_first, with_table
 
 
 def table(arms: dict[str, int], *, recipe: str = "quick", made: int = 0) -> dict[str, Any]:

@@ -15,10 +15,10 @@ import pytest
 from rich.console import Console
 
 import unseen_ray as ur
-from unseen_ray.job import EvalResult, Progress, Receipt
-from unseen_ray.manifest import read_manifest, write_manifest
-from unseen_ray.progress import watching
-from unseen_ray.storage import Folder
+from unseen_ray.cli.progress import watching
+from unseen_ray.runs.manifest import read_manifest, write_manifest
+from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
+from unseen_ray.storage.filesystem import Folder
 
 FIELDS = {
     "source": {"use": "digits", "limit": 300},

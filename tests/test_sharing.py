@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import unseen_ray as ur
-from unseen_ray import evaluation, pipeline
-from unseen_ray.job import EvalResult, Progress, Receipt
-from unseen_ray.local import LocalExecutor
-from unseen_ray.sharing import ClaimBook, Shelf, once
+from unseen_ray.evaluation import trainings as evaluation
+from unseen_ray.execution.local import LocalExecutor
+from unseen_ray.pruning import pipeline
+from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
+from unseen_ray.runs.work_cache import ClaimBook, Shelf, once
 
 FIELDS = {
     "source": {"use": "digits", "limit": 300},

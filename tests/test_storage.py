@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.storage import Folder, filesystem_of, is_uri, sha256_of
+from unseen_ray.storage.filesystem import Folder, filesystem_of, is_uri, sha256_of
 
 
 def folder(root: Path) -> Folder:

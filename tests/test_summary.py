@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from unseen_ray.recipes import RECIPES, recipe_name
-from unseen_ray.summary.run import class_table, prune_lines
+from unseen_ray.cli.summary.run import class_table, prune_lines
+from unseen_ray.config.named_recipes import RECIPES, recipe_name
 
 
 def test_names_of_classes_are_no_markup() -> None:

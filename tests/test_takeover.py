@@ -14,12 +14,12 @@ import pytest
 
 import unseen_ray as ur
 from unseen_ray.core.tasks import ScoreTask, VotePart
-from unseen_ray.executor import Observer
-from unseen_ray.job import Progress, Receipt
-from unseen_ray.local import LocalExecutor
-from unseen_ray.pipeline import prune
-from unseen_ray.storage import Folder, sha256_of
-from unseen_ray.votes import vote_file, write_votes
+from unseen_ray.execution.local import LocalExecutor
+from unseen_ray.pruning.executor import Observer
+from unseen_ray.pruning.pipeline import prune
+from unseen_ray.runs.tasks import Progress, Receipt
+from unseen_ray.runs.votes import vote_file, write_votes
+from unseen_ray.storage.filesystem import Folder, sha256_of
 
 FIELDS: dict[str, Any] = {
     "source": {"use": "digits", "limit": 200},

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import unseen_ray as ur
-from unseen_ray.job import Progress
-from unseen_ray.run import TENSORBOARD
-from unseen_ray.tracking import Teller
+from unseen_ray.execution.tracking import Teller
+from unseen_ray.runs.run import TENSORBOARD
+from unseen_ray.runs.tasks import Progress
 
 FIELDS = {
     "source": {"use": "digits", "limit": 300},

@@ -45,12 +45,12 @@ from torch import Tensor, nn
 
 import unseen_ray as ur
 from tests.training import fitting
+from unseen_ray.config.recipe import Recipe
 from unseen_ray.core import guard as guards
 from unseen_ray.core import select
 from unseen_ray.core.seeds import rng_for
-from unseen_ray.recipe import Recipe
-from unseen_ray.resolve import offered
-from unseen_ray.training.feed import Share
+from unseen_ray.plugins import offered
+from unseen_ray.training.loop.batches import Share
 
 ROOT = Path(__file__).parents[1]
 COUNT, CLASSES = 120, 4

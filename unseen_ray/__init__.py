@@ -10,62 +10,62 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unseen_ray import core as core
-    from unseen_ray.api import export as export
-    from unseen_ray.api import plan as plan
-    from unseen_ray.api import plan_values as plan_values
-    from unseen_ray.api import report as report
-    from unseen_ray.api import report_values as report_values
-    from unseen_ray.api import score as score
-    from unseen_ray.api import select as select
-    from unseen_ray.api import torch_subset as torch_subset
-    from unseen_ray.comparison import Evaluation as Evaluation
-    from unseen_ray.config import PruneConfig as PruneConfig
-    from unseen_ray.core.coreset import Coreset as Coreset
+    from unseen_ray.config.recipe import Recipe as Recipe
+    from unseen_ray.config.run import PruneConfig as PruneConfig
     from unseen_ray.core.folds import FoldPlan as FoldPlan
     from unseen_ray.core.folds import plan_folds as plan_folds
+    from unseen_ray.core.samples.coreset import Coreset as Coreset
+    from unseen_ray.data.prepare.prepare import Prepared as Prepared
+    from unseen_ray.data.prepare.prepare import prepare as prepare
     from unseen_ray.errors import ConfigError as ConfigError
     from unseen_ray.errors import DataError as DataError
     from unseen_ray.errors import UnseenError as UnseenError
-    from unseen_ray.measuring import evaluate as evaluate
-    from unseen_ray.preparing import Prepared as Prepared
-    from unseen_ray.preparing import prepare as prepare
-    from unseen_ray.recipe import Recipe as Recipe
-    from unseen_ray.running import PruneResult as PruneResult
-    from unseen_ray.running import load as load
-    from unseen_ray.running import prune as prune
-    from unseen_ray.sweeping.config import SweepConfig as SweepConfig
-    from unseen_ray.sweeps import SweepResult as SweepResult
-    from unseen_ray.sweeps import sweep as sweep
+    from unseen_ray.evaluation.evaluate import evaluate as evaluate
+    from unseen_ray.evaluation.table import Evaluation as Evaluation
+    from unseen_ray.execution.plan import plan as plan
+    from unseen_ray.execution.plan import plan_values as plan_values
+    from unseen_ray.execution.session import PruneResult as PruneResult
+    from unseen_ray.execution.session import load as load
+    from unseen_ray.execution.session import prune as prune
+    from unseen_ray.execution.session import score as score
+    from unseen_ray.execution.session import select as select
+    from unseen_ray.reporting.export import export as export
+    from unseen_ray.reporting.export import torch_subset as torch_subset
+    from unseen_ray.reporting.report import report as report
+    from unseen_ray.reporting.report import report_values as report_values
+    from unseen_ray.sweep.config import SweepConfig as SweepConfig
+    from unseen_ray.sweep.sweep import SweepResult as SweepResult
+    from unseen_ray.sweep.sweep import sweep as sweep
 
 __version__ = "0.1.0"
 
 _HOME = {
     "ConfigError": "errors",
-    "Coreset": "core.coreset",
+    "Coreset": "core.samples.coreset",
     "DataError": "errors",
-    "Evaluation": "comparison",
+    "Evaluation": "evaluation.table",
     "FoldPlan": "core.folds",
-    "Prepared": "preparing",
-    "PruneConfig": "config",
-    "PruneResult": "running",
-    "Recipe": "recipe",
-    "SweepConfig": "sweeping.config",
-    "SweepResult": "sweeps",
+    "Prepared": "data.prepare.prepare",
+    "PruneConfig": "config.run",
+    "PruneResult": "execution.session",
+    "Recipe": "config.recipe",
+    "SweepConfig": "sweep.config",
+    "SweepResult": "sweep.sweep",
     "UnseenError": "errors",
-    "evaluate": "measuring",
-    "export": "api",
-    "load": "running",
-    "plan": "api",
+    "evaluate": "evaluation.evaluate",
+    "export": "reporting.export",
+    "load": "execution.session",
+    "plan": "execution.plan",
     "plan_folds": "core.folds",
-    "plan_values": "api",
-    "prepare": "preparing",
-    "prune": "running",
-    "report": "api",
-    "report_values": "api",
-    "score": "api",
-    "select": "api",
-    "sweep": "sweeps",
-    "torch_subset": "api",
+    "plan_values": "execution.plan",
+    "prepare": "data.prepare.prepare",
+    "prune": "execution.session",
+    "report": "reporting.report",
+    "report_values": "reporting.report",
+    "score": "execution.session",
+    "select": "execution.session",
+    "sweep": "sweep.sweep",
+    "torch_subset": "reporting.export",
 }
 
 __all__ = ["__version__", "core", *sorted(_HOME)]

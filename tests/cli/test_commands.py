@@ -86,7 +86,7 @@ def test_prune_leaves_a_run_folder(finished: Path) -> None:
     assert {"environment", "cost", "files", "config"} <= manifest.keys()
     assert manifest["config"]["model"] == "small_cnn"
     assert manifest["config"]["recipe"]["precision"] != "auto"
-    from unseen_ray.storage import sha256_of
+    from unseen_ray.storage.filesystem import sha256_of
 
     assert all(sha256_of((finished / name).read_bytes()) == digest for name, digest in manifest["files"].items())
     on_disk = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}

@@ -91,7 +91,7 @@ def test_a_dashboard_that_does_not_answer_is_named(capsys: pytest.CaptureFixture
 def test_other_versions_of_ray_and_python_are_refused() -> None:
     import ray
 
-    from unseen_ray.distributed.submission import version_problems
+    from unseen_ray.execution.ray.jobs import version_problems
 
     same = {"rayVersion": ray.__version__, "pythonVersion": platform.python_version()}
     assert version_problems(same) == []

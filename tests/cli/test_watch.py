@@ -16,8 +16,8 @@ from pyarrow.fs import copy_files
 
 from tests.s3 import BUCKET, s3_server
 from unseen_ray.cli import main
-from unseen_ray.manifest import Manifest, write_manifest
-from unseen_ray.storage import Folder
+from unseen_ray.runs.manifest import Manifest, write_manifest
+from unseen_ray.storage.filesystem import Folder
 
 LINE = [sys.executable, "-m", "unseen_ray"]
 SOURCE = ["--source", "digits", "--source.limit", "300", "--keep", "0.6", "--schedule", "[0.4,0.6]", "--folds", "3"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unseen_ray.core.baselines import matched_subset, random_subset
+from unseen_ray.evaluation.baselines import matched_subset, random_subset
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=100)
 

@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unseen_ray.core import distances, diversity, placing, select
+from unseen_ray.core import select
+from unseen_ray.core.policies import by_features as diversity
+from unseen_ray.core.policies import distances
+from unseen_ray.core.policies import window_search as placing
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.errors import ConfigError, FitError
 

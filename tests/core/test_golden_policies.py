@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unseen_ray.core import diversity, select
+from unseen_ray.core import select
+from unseen_ray.core.policies import by_features as diversity
 from unseen_ray.core.seeds import derive
 
 CLASSES = 4

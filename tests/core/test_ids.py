@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from unseen_ray.core import folds as folds_module
-from unseen_ray.core import ids as ids_module
 from unseen_ray.core.folds import plan_folds
-from unseen_ray.core.ids import AllIds, ArrayIds, FoldIds, FoldSpec, IdSet, Outside, are_in, digest_of_rule
-from unseen_ray.core.population import Population, make_population
+from unseen_ray.core.samples import id_sets as ids_module
+from unseen_ray.core.samples.id_sets import AllIds, ArrayIds, FoldIds, FoldSpec, IdSet, Outside, are_in, digest_of_rule
+from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.tasks import stage_zero_tasks
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unseen_ray.core import population as population_module
-from unseen_ray.core.population import Population, make_population
+from unseen_ray.core.samples import population as population_module
+from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.seeds import derive, tie_keys
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=100)

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unseen_ray.core import scorebook
-from unseen_ray.core.ids import FoldSpec
-from unseen_ray.core.population import Population, make_population
+from unseen_ray.core.samples.id_sets import FoldSpec
+from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.scorebook import ScoreBook, ScoreTable, log_of_probs, mean_ranks
 from unseen_ray.core.scores import entropy, loss
 from unseen_ray.core.tasks import VotePart, stage_zero_tasks

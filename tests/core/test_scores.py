@@ -9,7 +9,7 @@ import pytest
 
 from unseen_ray.core import scores
 from unseen_ray.errors import ConfigError
-from unseen_ray.resolve import offered
+from unseen_ray.plugins import offered
 
 NAMES = list(scores.__all__)
 LABEL_FREE = {"entropy", "margin", "least_confidence"}

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unseen_ray.core import select
-from unseen_ray.core.classwise import apportion, split_by_weight
+from unseen_ray.core.policies.by_class import apportion, split_by_weight
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.errors import ConfigError
-from unseen_ray.resolve import offered
+from unseen_ray.plugins import offered
 
 CLASSES = 4
 VARIANTS = {"k_center over all": ("k_center", {"within": "all"}), "window by features": ("window", {"start": "auto"})}

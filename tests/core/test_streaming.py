@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unseen_ray.core import select
-from unseen_ray.core.chosen import IdBits
-from unseen_ray.core.exact import ExactSums
-from unseen_ray.core.ordered import best_first_keys, value_of_key
-from unseen_ray.core.shards import Chunk, Memory, spread
-from unseen_ray.core.streaming import STREAMED, choose, why_not_streamed
+from unseen_ray.core.outofcore.chunks import Chunk, Memory, spread
+from unseen_ray.core.outofcore.exact_sums import ExactSums
+from unseen_ray.core.outofcore.select import STREAMED, choose, why_not_streamed
+from unseen_ray.core.outofcore.selection import IdBits
+from unseen_ray.core.outofcore.sort_keys import best_first_keys, value_of_key
 from unseen_ray.errors import ConfigError, DataError
 
 CLASSES = 4

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from unseen_ray.core.folds import plan_folds
-from unseen_ray.core.ids import ArrayIds, FoldSpec
-from unseen_ray.core.population import Population, make_population
+from unseen_ray.core.samples.id_sets import ArrayIds, FoldSpec
+from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen, later_tasks, stage_zero_tasks
 from unseen_ray.errors import LeakError
 

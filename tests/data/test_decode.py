@@ -17,14 +17,14 @@ from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from tests.conftest import class_pixels, png_bytes, write_parquet
-from unseen_ray.data.decode import UndecodableError, open_image, pixels_of_ppm, to_pixels
-from unseen_ray.data.encode import to_jpeg
-from unseen_ray.data.loading import load_plane, settle_bad
-from unseen_ray.data.plane import BadSample, LazyPlane, MemoryPlane, chunks_of, decode_range
+from unseen_ray.data.images.decode import UndecodableError, open_image, pixels_of_ppm, to_pixels
+from unseen_ray.data.images.encode import to_jpeg
+from unseen_ray.data.images.loading import load_plane, settle_bad
+from unseen_ray.data.images.planes import BadSample, LazyPlane, MemoryPlane, chunks_of, decode_range
+from unseen_ray.data.sources.folder import FolderSource
+from unseen_ray.data.sources.info import probe_size
+from unseen_ray.data.sources.parquet import ParquetSource
 from unseen_ray.errors import BadSampleError
-from unseen_ray.sources.folder import FolderSource
-from unseen_ray.sources.info import probe_size
-from unseen_ray.sources.parquet import ParquetSource
 
 BAD = {3: b"", 11: b"no image at all", 17: b"\x89PNG\r\n\x1a\n"}
 COUNT = 24

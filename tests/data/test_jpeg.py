@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, ImageOps
 from simplejpeg import encode_jpeg
 
-from unseen_ray.data.decode import BROKEN, UndecodableError, open_image, to_pixels
-from unseen_ray.data.jpeg import pixels_of_jpeg
+from unseen_ray.data.images.decode import BROKEN, UndecodableError, open_image, to_pixels
+from unseen_ray.data.images.jpeg import pixels_of_jpeg
 
 SIZES = (1, 8, 16, 31, 64, 200)
 SHAPES = ((1, 1), (5, 3), (7, 7), (8, 8), (17, 16), (64, 65), (120, 90), (300, 37))

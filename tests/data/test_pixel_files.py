@@ -15,12 +15,12 @@ import pytest
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes, write_parquet
 from tests.s3 import s3_server
-from unseen_ray.data import pixel_files
-from unseen_ray.data.loading import load_plane
-from unseen_ray.data.pixel_files import FilePlane, PixelFiles, write_file
-from unseen_ray.data.prefetch import fetched_ahead
+from unseen_ray.data.images import pixel_files
+from unseen_ray.data.images.loading import load_plane
+from unseen_ray.data.images.pixel_files import FilePlane, PixelFiles, write_file
+from unseen_ray.data.images.prefetch import fetched_ahead
+from unseen_ray.data.sources.registry import Source, open_source, source_ref
 from unseen_ray.errors import BadSampleError, StorageError
-from unseen_ray.sources import Source, open_source, source_ref
 
 COUNT, SIZE = 100, 10
 BAD = {3: b"", 71: b"no image at all"}
@@ -215,7 +215,7 @@ def test_a_run_beyond_memory_keeps_what_one_in_memory_keeps(tmp_path: Path) -> N
 def test_too_small_a_disk_is_told_of_and_images_are_decoded_at_every_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from unseen_ray.data import loading
+    from unseen_ray.data.images import loading
 
     source_of(tmp_path)
     monkeypatch.setattr(loading, "_SPARE", 1 << 62)

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 import unseen_ray as ur
-from unseen_ray.config import load_yaml
-from unseen_ray.distributed.session import ray_session
+from unseen_ray.config.run import load_yaml
+from unseen_ray.execution.ray.connect import ray_session
 
 ON_IMAGES: dict[str, Any] = {
     "keep": 0.5,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.distributed.nodes import BIN
-from unseen_ray.storage import sha256_of
+from unseen_ray.storage.filesystem import sha256_of
 
 
 def rays(folder: Path, *args: str, job: str | None = None) -> list[str]:

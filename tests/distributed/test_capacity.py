@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from unseen_ray.distributed.capacity import Capacity, check_feasible, default_gpus, plain_nodes, slots
-from unseen_ray.distributed.failures import Attempts, decide
-from unseen_ray.distributed.waiting import Wait
 from unseen_ray.errors import ClusterError, ConfigError
-from unseen_ray.job import Progress
+from unseen_ray.execution.ray.capacity import Capacity, check_feasible, default_gpus, plain_nodes, slots
+from unseen_ray.execution.ray.failures import Attempts, decide
+from unseen_ray.execution.ray.waiting import Wait
+from unseen_ray.runs.tasks import Progress
 
 CPU_NODE = {"CPU": 4.0}
 GPU_NODE = {"CPU": 8.0, "GPU": 2.0}

@@ -11,11 +11,11 @@ import pytest
 import ray
 
 import unseen_ray as ur
-from unseen_ray.distributed.capacity import computes_alike, survey
-from unseen_ray.distributed.pool import FoldPool
 from unseen_ray.errors import FoldFailedError, LeakError
-from unseen_ray.manifest import Manifest, write_manifest
-from unseen_ray.storage import Folder
+from unseen_ray.execution.ray.actor_pool import FoldPool
+from unseen_ray.execution.ray.capacity import computes_alike, survey
+from unseen_ray.runs.manifest import Manifest, write_manifest
+from unseen_ray.storage.filesystem import Folder
 
 pytestmark = pytest.mark.ray
 
@@ -90,7 +90,7 @@ def test_a_leak_on_a_worker_is_refused(simulated: Path, tmp_path: Path) -> None:
 def test_a_node_that_does_not_see_the_folder_is_named(simulated: Path) -> None:
     import ray
 
-    from unseen_ray.distributed.workers import FoldWorker
+    from unseen_ray.execution.ray.actors import FoldWorker
 
     actor = ray.remote(FoldWorker).options(num_cpus=0).remote()
     with pytest.raises(ur.ConfigError, match="does not see the run's folder: out=/nowhere/run must be on storage"):

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 import unseen_ray as ur
-from unseen_ray.job import Progress
+from unseen_ray.runs.tasks import Progress
 
 pytestmark = pytest.mark.ray
 

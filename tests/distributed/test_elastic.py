@@ -17,11 +17,11 @@ from ray.cluster_utils import Cluster
 
 import unseen_ray as ur
 from tests.distributed.nodes import BIN, stop
-from unseen_ray.distributed.capacity import slots, survey
-from unseen_ray.distributed.pool import FoldPool
 from unseen_ray.errors import ClusterError
-from unseen_ray.manifest import Manifest, write_manifest
-from unseen_ray.storage import Folder
+from unseen_ray.execution.ray.actor_pool import FoldPool
+from unseen_ray.execution.ray.capacity import slots, survey
+from unseen_ray.runs.manifest import Manifest, write_manifest
+from unseen_ray.storage.filesystem import Folder
 
 pytestmark = pytest.mark.ray
 

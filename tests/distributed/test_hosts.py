@@ -17,7 +17,7 @@ import unseen_ray as ur
 from tests.distributed.hosts import Host, Network, network, why_not
 from tests.distributed.jobs import Followed, done, epochs, followed, ours, rays, until, votes
 from tests.distributed.nodes import client_environment, start, wait_for
-from unseen_ray.storage import sha256_of
+from unseen_ray.storage.filesystem import sha256_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.realdata, pytest.mark.timeout(1200)]
 

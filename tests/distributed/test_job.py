@@ -17,7 +17,7 @@ import pytest
 import unseen_ray as ur
 from tests.distributed.jobs import done, epochs, followed, ours, places_of, rays, until, until_checkpoint, votes
 from tests.distributed.nodes import BIN, client_environment, command_lines, free_ports, start, stop, wait_for
-from unseen_ray.config import load_yaml
+from unseen_ray.config.run import load_yaml
 
 pytestmark = pytest.mark.ray
 

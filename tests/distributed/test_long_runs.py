@@ -15,16 +15,16 @@ import ray
 
 import unseen_ray as ur
 from tests.test_long_growth import config_of
-from unseen_ray import parts
-from unseen_ray.core import population
-from unseen_ray.core.ids import AllIds, ArrayIds, FoldIds, Outside
-from unseen_ray.core.population import Population
-from unseen_ray.distributed.aggregation import Aggregators
+from unseen_ray.core.samples import population
+from unseen_ray.core.samples.id_sets import AllIds, ArrayIds, FoldIds, Outside
+from unseen_ray.core.samples.population import Population
+from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import StorageError
-from unseen_ray.merging import Merger, ask_merge
-from unseen_ray.pipeline import make_job
-from unseen_ray.sources import open_source, source_ref
-from unseen_ray.stored_ids import StoredIds
+from unseen_ray.execution.ray.merge_actors import Aggregators
+from unseen_ray.pruning.merge import Merger, ask_merge
+from unseen_ray.pruning.pipeline import make_job
+from unseen_ray.runs.id_files import StoredIds
+from unseen_ray.storage import tables as parts
 
 pytestmark = pytest.mark.usefixtures("session")
 

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from tests.distributed.nodes import BIN, client_environment, free_ports, start, stop, wait_for
-from unseen_ray.distributed.metrics import COUNTERS, GAUGES, Meter
-from unseen_ray.job import Progress
+from unseen_ray.execution.ray.metrics import COUNTERS, GAUGES, Meter
+from unseen_ray.runs.tasks import Progress
 
 pytestmark = pytest.mark.ray
 

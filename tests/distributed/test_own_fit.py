@@ -11,7 +11,7 @@ import pytest
 
 import unseen_ray as ur
 from unseen_ray.training.machine import cpu_precision, cpu_precisions, describe_machine
-from unseen_ray.training.own import when_imported
+from unseen_ray.training.user_task import when_imported
 
 pytestmark = pytest.mark.ray
 
@@ -75,7 +75,7 @@ def test_something_is_done_once_a_module_is_there(tmp_path: Path, monkeypatch: p
 
         assert late_module.seen == ["done"]
         assert late_module.__loader__ is late_module.__spec__.loader
-        assert type(late_module.__loader__).__module__ != "unseen_ray.training.own"
+        assert type(late_module.__loader__).__module__ != "unseen_ray.training.user_task"
     assert sys.meta_path == before
     with when_imported("never_imported", lambda: None):
         pass

@@ -17,7 +17,7 @@ import yaml
 
 import unseen_ray as ur
 from tests.distributed.nodes import BIN
-from unseen_ray.config import load_yaml
+from unseen_ray.config.run import load_yaml
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

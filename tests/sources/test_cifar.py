@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from unseen_ray.data.sources.cifar import CifarSource
+from unseen_ray.data.sources.registry import default_test, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
-from unseen_ray.sources import default_test, open_source, source_ref
-from unseen_ray.sources.cifar import CifarSource
 
 ROWS = 6
 NAMES = tuple(f"class {number}" for number in range(10))

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from unseen_ray.data.sources.custom import CustomSource
+from unseen_ray.data.sources.digits import DigitsSource
+from unseen_ray.data.sources.registry import SourceRef, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
-from unseen_ray.sources import SourceRef, open_source, source_ref
-from unseen_ray.sources.custom import CustomSource
-from unseen_ray.sources.digits import DigitsSource
 
 
 class Samples:

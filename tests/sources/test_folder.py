@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import class_pixels, png_bytes
+from unseen_ray.data.sources.folder import IMAGE_ENDINGS, FolderSource
+from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import DataError
-from unseen_ray.sources import open_source, source_ref
-from unseen_ray.sources.folder import IMAGE_ENDINGS, FolderSource
 
 MakeFolder = Callable[..., Path]
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from unseen_ray import parts
-from unseen_ray.core import population
+from unseen_ray.core.samples import population
+from unseen_ray.data.sources.label_columns import digest_of_labels, gather_labels
+from unseen_ray.data.sources.parquet import ParquetSource
 from unseen_ray.errors import DataError
-from unseen_ray.sources.long_labels import digest_of_labels, gather_labels
-from unseen_ray.sources.parquet import ParquetSource
+from unseen_ray.storage import tables as parts
 
 PIXEL = b"P6\n1 1\n255\n\0\0\0"
 

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import class_pixels, png_bytes, write_parquet
+from unseen_ray.data.sources.parquet import ParquetSource
+from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import DataError
-from unseen_ray.sources import open_source, source_ref
-from unseen_ray.sources.parquet import ParquetSource
 
 MakeParquet = Callable[..., Path]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from unseen_ray.data.sources.registry import SOURCES, SourceRef, default_test, open_source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.sources import SOURCES, SourceRef, default_test, open_source, source_ref
 
 MakeData = Callable[..., Path]
 

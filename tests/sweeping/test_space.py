@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import unseen_ray as ur
-from unseen_ray.sources import open_source, source_ref
-from unseen_ray.sweeping.space import corners, draws, fields_of, grid, knobs_of, plain_knobs
-from unseen_ray.sweeping.trials import planned_trials
+from unseen_ray.data.sources.registry import open_source, source_ref
+from unseen_ray.sweep.space import corners, draws, fields_of, grid, knobs_of, plain_knobs
+from unseen_ray.sweep.trials import planned_trials
 
 RUN = {"source": {"use": "digits", "limit": 300}, "keep": 0.6, "holdout": 0.2, "model": "small_cnn"}
 INFO = open_source(source_ref(RUN["source"])).info
@@ -121,8 +121,8 @@ def test_names_depend_on_all_that_the_result_does() -> None:
 def test_all_trials_store_what_the_others_need(space: dict[str, Any], also: bool, probs: bool) -> None:
     trials, keeping = planned_trials(sweep(space=space, run={**RUN, "recipe": {"epochs": 4}}), INFO)
     assert (keeping.also_score is not None, keeping.save_probs) == (also, probs)
-    from unseen_ray.job import carries_probs
-    from unseen_ray.scoring import stored_scores
+    from unseen_ray.config.score_columns import stored_scores
+    from unseen_ray.runs.tasks import carries_probs
 
     variants = "aum" in space.get("score", ())  # share a column, and cannot share a training
     assert len({(stored_scores(t.runs[0]).named, stored_scores(t.runs[0]).every) for t in trials}) == 1 + variants
@@ -130,7 +130,7 @@ def test_all_trials_store_what_the_others_need(space: dict[str, Any], also: bool
 
 
 def test_scores_over_epochs_are_stored_by_all_trials_if_one_asks_for_them() -> None:
-    from unseen_ray.scoring import stored_scores
+    from unseen_ray.config.score_columns import stored_scores
 
     asked = sweep(space={"score": ["entropy", "forgetting"]}, run={**RUN, "recipe": {"epochs": 4}})
     trials, _ = planned_trials(asked, INFO)

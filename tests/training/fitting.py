@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from unseen_ray.data.loading import load_plane
-from unseen_ray.recipe import Recipe
-from unseen_ray.sources import open_source, source_ref
-from unseen_ray.storage import Folder
-from unseen_ray.training.checkpoint import Checkpoints
-from unseen_ray.training.epochs import EpochStats
-from unseen_ray.training.feed import Feed, hold_pixels, measure
-from unseen_ray.training.fit import FitPlan, finished_fit, fit
+from unseen_ray.config.recipe import Recipe
+from unseen_ray.data.images.loading import load_plane
+from unseen_ray.data.sources.registry import open_source, source_ref
+from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics
+from unseen_ray.training.loop.batches import Feed, hold_pixels, measure
+from unseen_ray.training.loop.checkpoints import Checkpoints
+from unseen_ray.training.loop.epochs import EpochStats
+from unseen_ray.training.loop.fit import FitPlan, finished_fit, fit
 
 CPU = torch.device("cpu")
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from unseen_ray.data.plane import MemoryPlane
-from unseen_ray.recipe import Recipe
-from unseen_ray.training.augment import Draws, draw, resize_crops
-from unseen_ray.training.feed import Feed, Normalisation, Pixels, Share, hold_pixels
+from unseen_ray.config.recipe import Recipe
+from unseen_ray.data.images.planes import MemoryPlane
+from unseen_ray.training.loop.augment import Draws, draw, resize_crops
+from unseen_ray.training.loop.batches import Feed, Normalisation, Pixels, Share, hold_pixels
 
 CPU = torch.device("cpu")
 RAW = Normalisation(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

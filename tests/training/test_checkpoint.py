@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 import unseen_ray as ur
 from tests.training.fitting import fetch, recipe, train, train_and_save
 from unseen_ray.errors import StorageError
-from unseen_ray.storage import Folder
-from unseen_ray.training.checkpoint import Checkpoints
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.training.loop.checkpoints import Checkpoints
 
 EPOCHS, KILLS = 120, 20
 

@@ -14,16 +14,16 @@ import torch
 import unseen_ray as ur
 from tests.conftest import class_pixels
 from tests.training.fitting import CPU
-from unseen_ray.crops import CropSizes
-from unseen_ray.data.plane import MemoryPlane
+from unseen_ray.config.crops import CropSizes
+from unseen_ray.config.named_recipes import RECIPES, recipe_name
+from unseen_ray.config.recipe import Recipe
+from unseen_ray.data.images.planes import MemoryPlane
 from unseen_ray.errors import ConfigError
-from unseen_ray.recipe import Recipe
-from unseen_ray.recipes import RECIPES, recipe_name
-from unseen_ray.storage import Folder
-from unseen_ray.training.checkpoint import Checkpoints
-from unseen_ray.training.feed import Feed, hold_pixels, measure
-from unseen_ray.training.fit import FitPlan, fit
+from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics
+from unseen_ray.training.loop.batches import Feed, hold_pixels, measure
+from unseen_ray.training.loop.checkpoints import Checkpoints
+from unseen_ray.training.loop.fit import FitPlan, fit
 from unseen_ray.training.models import small_cnn
 
 GROWING = {"first": 8, "last": 24, "ramp": [0.25, 0.75], "step": 8}

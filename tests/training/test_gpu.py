@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.training.fitting import recipe, train
-from unseen_ray.data.plane import MemoryPlane
-from unseen_ray.recipe import Recipe
-from unseen_ray.training.feed import Feed, Normalisation, Pixels, Share, hold_pixels
+from unseen_ray.config.recipe import Recipe
+from unseen_ray.data.images.planes import MemoryPlane
+from unseen_ray.training.loop.batches import Feed, Normalisation, Pixels, Share, hold_pixels
 
 pytestmark = [
     pytest.mark.gpu,

@@ -55,7 +55,7 @@ def test_torch_subset_gives_the_kept_images(tmp_path: Path) -> None:
     subset = ur.torch_subset(result)
     image, label = subset[3]
     kept = result.coreset.ids[3]
-    from unseen_ray.sources import open_source, source_ref
+    from unseen_ray.data.sources.registry import open_source, source_ref
 
     source = open_source(source_ref("digits"))
     assert len(subset) == 200

@@ -11,10 +11,10 @@ import pytest
 
 import unseen_ray as ur
 from tests.training.fitting import recipe, train
+from unseen_ray.config.named_recipes import RECIPES
+from unseen_ray.config.recipe import Recipe
 from unseen_ray.errors import ConfigError
-from unseen_ray.recipe import Recipe
-from unseen_ray.recipes import RECIPES
-from unseen_ray.training.learner import learning_rate
+from unseen_ray.training.loop.trainer import learning_rate
 
 
 def rates(recipe: Recipe, per_epoch: int, epochs: int) -> list[float]:

@@ -13,16 +13,16 @@ from torch import nn
 import unseen_ray as ur
 from tests.core.test_dynamics import reduced
 from tests.training.fitting import CPU, net, prepare, recipe
+from unseen_ray.config.recipe import Recipe
+from unseen_ray.config.score_columns import stored_scores
 from unseen_ray.core import dynamics
 from unseen_ray.core.scores import grand
 from unseen_ray.errors import FitError
-from unseen_ray.recipe import Recipe
-from unseen_ray.scoring import stored_scores
-from unseen_ray.training import recorder
-from unseen_ray.training.fit import fit
 from unseen_ray.training.hardware import numerics
-from unseen_ray.training.predict import predict
-from unseen_ray.training.recorder import Recorder
+from unseen_ray.training.loop import trajectory_recorder as recorder
+from unseen_ray.training.loop.fit import fit
+from unseen_ray.training.loop.predict import predict
+from unseen_ray.training.loop.trajectory_recorder import Recorder
 
 UNSEEN = np.arange(600, 900)
 NAMES = list(dynamics.__all__)
@@ -52,7 +52,7 @@ def record(
 
 
 def prepare_labels() -> np.ndarray:
-    from unseen_ray.sources import open_source, source_ref
+    from unseen_ray.data.sources.registry import open_source, source_ref
 
     return open_source(source_ref("digits")).info.labels_N[UNSEEN]
 

@@ -20,12 +20,12 @@ import yaml
 
 import unseen_ray as ur
 from tests.training.fitting import prepare, recipe, train
-from unseen_ray.storage import Folder
-from unseen_ray.training import standing
-from unseen_ray.training.checkpoint import Checkpoints
-from unseen_ray.training.feed import Feed
-from unseen_ray.training.fit import fit
+from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics
+from unseen_ray.training.loop import resume as standing
+from unseen_ray.training.loop.batches import Feed
+from unseen_ray.training.loop.checkpoints import Checkpoints
+from unseen_ray.training.loop.fit import fit
 
 CPU = torch.device("cpu")
 EPOCHS, STEPS = 3, 9  # of 64 of 600 samples

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import click
 from pydantic.fields import FieldInfo
 
-from unseen_ray.config import PruneConfig, load_yaml
+from unseen_ray.config.recipe import Recipe
+from unseen_ray.config.run import PruneConfig, load_yaml
 from unseen_ray.errors import ConfigError
-from unseen_ray.recipe import Recipe
 
 __all__ = ["FieldCommand", "field_options", "given_flags", "merged_fields", "normalised", "with_flags"]
 

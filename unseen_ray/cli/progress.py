@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from unseen_ray.executor import Observer
-from unseen_ray.job import EvalResult, Progress, Receipt
+from unseen_ray.pruning.executor import Observer
+from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
 
 __all__ = ["LineProgress", "TableProgress", "logging_above", "watching"]
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from unseen_ray.catalog import LOGGERS, MODELS
+from unseen_ray.config.models import LOGGERS, MODELS
 from unseen_ray.errors import ConfigError
-from unseen_ray.resolve import check_plug, did_you_mean
+from unseen_ray.plugins import check_plug, did_you_mean
 
 __all__ = ["CHECKS", "keep_message"]
 
@@ -111,7 +111,7 @@ def _check_plugs(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[st
 
 
 def _check_sources(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    from unseen_ray.sources import source_ref
+    from unseen_ray.data.sources.registry import source_ref
 
     problems: list[str] = []
     for field in ("source", "test"):

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config import PruneConfig
+from unseen_ray.config.run import PruneConfig
 from unseen_ray.core import dynamics, scores
 from unseen_ray.core import guard as builtin_guards
 from unseen_ray.core.guard import allowed
 from unseen_ray.errors import FitError
-from unseen_ray.resolve import function_of, is_target, name_of, offered, plug_of
+from unseen_ray.plugins import function_of, is_target, name_of, offered, plug_of
 
 __all__ = [
     "SUSPECT",

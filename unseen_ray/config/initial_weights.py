@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 
-from unseen_ray.config import PruneConfig
+from unseen_ray.config.recipe import Recipe
+from unseen_ray.config.run import PruneConfig
 from unseen_ray.errors import ConfigError
-from unseen_ray.recipe import Recipe
-from unseen_ray.storage import absolute_path, filesystem_of, read_file, sha256_of
+from unseen_ray.storage.filesystem import absolute_path, filesystem_of, read_file, sha256_of
 
 __all__ = ["SAFETENSORS", "TORCH", "form_of", "read_weights", "with_init"]
 

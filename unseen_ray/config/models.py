@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from unseen_ray.resolve import function_of, plug_of
+from unseen_ray.plugins import function_of, plug_of
 
 __all__ = ["LOGGERS", "MODELS", "ModelEntry", "default_model", "model_builder"]
 

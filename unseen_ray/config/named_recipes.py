@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unseen_ray.crops import CropSizes
-from unseen_ray.recipe import Recipe
+from unseen_ray.config.crops import CropSizes
+from unseen_ray.config.recipe import Recipe
 
 __all__ = ["RECIPES", "recipe_name", "recipe_values"]
 
@@ -139,7 +139,7 @@ def recipe_values(value: str | Mapping[str, Any] | Recipe, *, base: Recipe | Non
     changes: dict[str, Any] = {"use": value} if isinstance(value, str) else dict(value)
     name = changes.pop("use", "quick" if base is None else base.use)
     if not isinstance(name, str) or name not in RECIPES:
-        from unseen_ray.resolve import did_you_mean
+        from unseen_ray.plugins import did_you_mean
 
         raise ValueError(f"recipe {name!r} is none of {', '.join(RECIPES)}.{did_you_mean(str(name), RECIPES)}")
     if changes.get("epochs") is not None and changes.get("steps") is not None:

@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from unseen_ray.crops import CropSizes, crops_of
+from unseen_ray.config.crops import CropSizes, crops_of
 
 __all__ = ["Augment", "Precision", "Recipe", "refuse_boolean"]
 

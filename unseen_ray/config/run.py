@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from unseen_ray.checks import CHECKS, keep_message
+from unseen_ray.config.checks import CHECKS, keep_message
+from unseen_ray.config.named_recipes import recipe_values
+from unseen_ray.config.recipe import Recipe, refuse_boolean
 from unseen_ray.errors import ConfigError
-from unseen_ray.recipe import Recipe, refuse_boolean
-from unseen_ray.recipes import recipe_values
-from unseen_ray.resolve import did_you_mean, name_of
+from unseen_ray.plugins import did_you_mean, name_of
 
 __all__ = ["EXECUTOR_FIELDS", "FREE_FIELDS", "NAMED_FIELDS", "PruneConfig", "load_yaml"]
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from unseen_ray.config import PruneConfig, jsonable
+from unseen_ray.config.guards import SUSPECT, scores_read
+from unseen_ray.config.run import PruneConfig, jsonable
 from unseen_ray.core import dynamics, scores
 from unseen_ray.core.scorebook import ScoreFunction
 from unseen_ray.core.trajectory import Trajectory
 from unseen_ray.errors import ConfigError
-from unseen_ray.guarding import SUSPECT, scores_read
-from unseen_ray.resolve import bind_options, function_of, import_target, is_target, name_of, plug_of
+from unseen_ray.plugins import bind_options, function_of, import_target, is_target, name_of, plug_of
 
 __all__ = ["CONSISTENCY", "StoredScores", "of_probabilities", "score_name", "stored_scores"]
 

@@ -1,12 +1,14 @@
-"""What is decided: fold plans, scores, the merge of votes, selection, growth. Needs numpy and nothing else."""
+"""What is decided: fold plans, scores, the merge of votes, selection. Needs numpy and nothing else."""
 
-from unseen_ray.core import arrays, coreset, folds, ids, population, schedule, scorebook, scores, seeds, select, tasks
+from unseen_ray.core import arrays, dynamics, folds, schedule, scorebook, scores, seeds, select, tasks, trajectory
+from unseen_ray.core.samples import coreset, id_sets, population
 
 __all__ = [
     "arrays",
     "coreset",
+    "dynamics",
     "folds",
-    "ids",
+    "id_sets",
     "population",
     "schedule",
     "scorebook",
@@ -14,4 +16,5 @@ __all__ = [
     "seeds",
     "select",
     "tasks",
+    "trajectory",
 ]

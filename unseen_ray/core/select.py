@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
-from unseen_ray.core.classwise import class_balanced, class_floor, class_quota
-from unseen_ray.core.distances import given_features
-from unseen_ray.core.diversity import d2, k_center
-from unseen_ray.core.formulas import beta_draws, beta_shape, filled, strata_of
-from unseen_ray.core.placing import best_first_place
-from unseen_ray.core.ranking import Positions, best_first, check_share
+from unseen_ray.core.policies.by_class import class_balanced, class_floor, class_quota
+from unseen_ray.core.policies.by_features import d2, k_center
+from unseen_ray.core.policies.distances import given_features
+from unseen_ray.core.policies.formulas import beta_draws, beta_shape, filled, strata_of
+from unseen_ray.core.policies.ranking import Positions, best_first, check_share
+from unseen_ray.core.policies.window_search import best_first_place
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import ConfigError
 

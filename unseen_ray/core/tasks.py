@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core import population as populations
 from unseen_ray.core.arrays import FloatArray, IdArray
 from unseen_ray.core.folds import TrainOn
-from unseen_ray.core.ids import AllIds, FoldIds, FoldSpec, IdSet, Outside, are_in
-from unseen_ray.core.population import Population
+from unseen_ray.core.samples import population as populations
+from unseen_ray.core.samples.id_sets import AllIds, FoldIds, FoldSpec, IdSet, Outside, are_in
+from unseen_ray.core.samples.population import Population
 from unseen_ray.errors import LeakError
 
 __all__ = ["EvalTask", "Mode", "ScoreTask", "VotePart", "check_unseen", "later_tasks", "stage_zero_tasks"]

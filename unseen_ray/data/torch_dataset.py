@@ -10,9 +10,9 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.data.decode import UndecodableError, open_image
+from unseen_ray.data.images.decode import UndecodableError, open_image
+from unseen_ray.data.sources.registry import Source
 from unseen_ray.errors import BadSampleError
-from unseen_ray.sources import Source
 
 __all__ = ["SourceDataset", "subset_of"]
 

@@ -10,21 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from unseen_ray.comparison import Budget, Evaluation
-from unseen_ray.config import EXECUTOR_FIELDS, NAMED_FIELDS, PruneConfig, jsonable
+from unseen_ray.config.initial_weights import with_init
+from unseen_ray.config.named_recipes import recipe_values
+from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS, PruneConfig, jsonable
+from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.evaluation import DEFAULT_AGAINST, DEFAULT_SEEDS, Chosen, check_evaluable
-from unseen_ray.evaluation import evaluate as run_evaluation
-from unseen_ray.executor import Observer
-from unseen_ray.planning import with_model
-from unseen_ray.recipes import recipe_values
-from unseen_ray.resolve import is_target
-from unseen_ray.run import choosing_s
-from unseen_ray.running import PruneResult, executor_for, ignore, load, prune
-from unseen_ray.sources import open_source, source_ref
-from unseen_ray.storage import sha256_of
-from unseen_ray.tracking import tracked
-from unseen_ray.weights import with_init
+from unseen_ray.evaluation.table import Budget, Evaluation
+from unseen_ray.evaluation.trainings import DEFAULT_AGAINST, DEFAULT_SEEDS, Chosen, check_evaluable
+from unseen_ray.evaluation.trainings import evaluate as run_evaluation
+from unseen_ray.execution.session import PruneResult, executor_for, ignore, load, prune
+from unseen_ray.execution.tracking import tracked
+from unseen_ray.plugins import is_target
+from unseen_ray.pruning.executor import Observer
+from unseen_ray.pruning.plan import with_model
+from unseen_ray.runs.run import choosing_s
+from unseen_ray.storage.filesystem import sha256_of
 
 __all__ = ["evaluate"]
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from unseen_ray.job import EvalResult
+from unseen_ray.runs.tasks import EvalResult
+from unseen_ray.storage.checked_json import without_nan
 
 __all__ = ["Arm", "BreakEven", "Budget", "Difference", "Evaluation", "arm_of", "break_even_of", "differences_of"]
 
@@ -233,15 +234,6 @@ def break_even_of(arms: Sequence[Arm]) -> BreakEven | None:
     )
     trainings = coreset.choosing_s / saved_s if saved_s > 2 * error_s else None
     return BreakEven(choosing_s=round(coreset.choosing_s, 3), saved_s=round(saved_s, 3), trainings=trainings)
-
-
-def without_nan(value: Any) -> Any:
-    """Nested values with None for each NaN, which JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _difference(first: Arm, other: Arm) -> Difference:

@@ -8,28 +8,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unseen_ray.comparison import Arm, Budget, Evaluation, arm_of, break_even_of, differences_of
-from unseen_ray.config import PruneConfig, jsonable
+from unseen_ray.config.initial_weights import with_init
+from unseen_ray.config.run import PruneConfig, jsonable
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.core.baselines import matched_subset, random_subset
-from unseen_ray.core.ids import AllIds, ArrayIds, IdSet
-from unseen_ray.core.population import Population
+from unseen_ray.core.samples.id_sets import AllIds, ArrayIds, IdSet
+from unseen_ray.core.samples.population import Population
 from unseen_ray.core.seeds import derive, digest_ids
 from unseen_ray.core.tasks import EvalTask
+from unseen_ray.data.sources.info import fingerprint_of
+from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.executor import Executor, Observer
-from unseen_ray.job import EvalResult, Job, Progress, Receipt
-from unseen_ray.lease import Lease, held
-from unseen_ray.pipeline import make_job
-from unseen_ray.preflight import check_test_set
-from unseen_ray.resolve import did_you_mean
-from unseen_ray.results import known_results, store_results, stored_tables, with_table
-from unseen_ray.run import CHECKPOINTS, clear_checkpoints, clear_pixels
-from unseen_ray.sharing import Shelf, once
-from unseen_ray.sources import SourceInfo, open_source, source_ref
-from unseen_ray.sources.info import fingerprint_of
-from unseen_ray.storage import Folder
-from unseen_ray.weights import with_init
+from unseen_ray.evaluation.baselines import matched_subset, random_subset
+from unseen_ray.evaluation.table import Arm, Budget, Evaluation, arm_of, break_even_of, differences_of
+from unseen_ray.plugins import did_you_mean
+from unseen_ray.pruning.executor import Executor, Observer
+from unseen_ray.pruning.pipeline import make_job
+from unseen_ray.pruning.validate import check_test_set
+from unseen_ray.runs.evaluation_file import known_results, store_results, stored_tables, with_table
+from unseen_ray.runs.run import CHECKPOINTS, clear_checkpoints, clear_pixels
+from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
+from unseen_ray.runs.work_cache import Shelf, once
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.lock import Lease, held
 
 __all__ = ["ARMS", "BUDGETS", "DEFAULT_AGAINST", "DEFAULT_SEEDS", "Chosen", "check_evaluable", "evaluate"]
 

@@ -8,10 +8,10 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from unseen_ray.config import PruneConfig
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.data.sources.registry import SOURCES, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.sources import SOURCES, source_ref
-from unseen_ray.storage import is_uri
+from unseen_ray.storage.filesystem import is_uri
 
 __all__ = ["shippable", "shipped_yaml"]
 

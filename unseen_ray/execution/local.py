@@ -9,16 +9,17 @@ from collections.abc import Iterable
 import torch
 
 from unseen_ray.core.tasks import EvalTask, ScoreTask
-from unseen_ray.data.loading import load_plane, plan_files
+from unseen_ray.data.images.loading import load_plane
+from unseen_ray.data.sources.registry import Source
 from unseen_ray.errors import FoldFailedError, UnseenError
-from unseen_ray.executor import Observer, Prepared
-from unseen_ray.job import EvalResult, Job, Progress, Receipt
-from unseen_ray.merging import Merged, Merger, MergeRequest
-from unseen_ray.sources import Source
-from unseen_ray.training.desk import Desk
+from unseen_ray.pruning.executor import Observer, Prepared
+from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
+from unseen_ray.runs.pixel_cache import plan_files
+from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
 from unseen_ray.training.hardware import describe_hardware, device_name, resolve_precision
-from unseen_ray.training.own import OwnBench
-from unseen_ray.training.work import Workbench, open_test
+from unseen_ray.training.model_task import Workbench, open_test
+from unseen_ray.training.task_runner import Desk
+from unseen_ray.training.user_task import OwnBench
 
 __all__ = ["LocalExecutor"]
 

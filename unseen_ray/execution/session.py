@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from unseen_ray import pipeline
-from unseen_ray.config import PruneConfig
-from unseen_ray.core.coreset import Coreset
-from unseen_ray.executor import Executor, Observer
-from unseen_ray.manifest import Manifest
-from unseen_ray.run import CORESET, Run, clear_run, coreset_of, load_run
-from unseen_ray.storage import Folder
-from unseen_ray.tracking import tracked
-from unseen_ray.votes import scores_file
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.config.score_columns import score_name
+from unseen_ray.core.samples.coreset import Coreset
+from unseen_ray.execution.tracking import tracked
+from unseen_ray.pruning import pipeline
+from unseen_ray.pruning.executor import Executor, Observer
+from unseen_ray.pruning.reselect import reselect
+from unseen_ray.pruning.score_given import score_probs
+from unseen_ray.runs.manifest import Manifest
+from unseen_ray.runs.run import CORESET, Run, clear_run, coreset_of, load_run
+from unseen_ray.runs.votes import scores_file
+from unseen_ray.storage.filesystem import Folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
 
-__all__ = ["PruneResult", "executor_for", "ignore", "load", "prune"]
+__all__ = ["PruneResult", "executor_for", "ignore", "load", "prune", "run_of", "score", "select"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,7 +71,7 @@ class PruneResult:
         """The scores of stage 0 as a Ray Dataset, on the cluster that this process is connected to, else a private one."""
         import ray.data
 
-        from unseen_ray.distributed.session import ensure_session
+        from unseen_ray.execution.ray.connect import ensure_session
 
         ensure_session()
         return ray.data.from_arrow(self.scores)
@@ -100,15 +103,69 @@ def load(path: str | os.PathLike[str]) -> PruneResult:
     return PruneResult(run, PruneConfig.from_json({**run.manifest.asked, "out": os.fspath(path)}))
 
 
+def select(
+    result: PruneResult | str | os.PathLike[str],
+    *,
+    keep: float,
+    out: str | os.PathLike[str],
+    score: Any = None,
+    policy: Any = None,
+    guard: Any = None,
+    combine: str | None = None,
+) -> PruneResult:
+    """Choose again from stage 0 of a finished run, in one shot and without training; see `pruning.reselect`."""
+    path = result.path if isinstance(result, PruneResult) else os.fspath(result)
+    run = reselect(path, keep=keep, out=os.fspath(out), score=score, policy=policy, guard=guard, combine=combine)
+    return PruneResult(run, PruneConfig.from_json(run.manifest.asked))
+
+
+def score(
+    probs: Sequence[str | os.PathLike[str]],
+    labels: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str],
+    folds: str | os.PathLike[str] | None = None,
+    source: Any = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Score samples by out-of-fold probabilities of one's own, for `select` to choose by; see `pruning.score_given`.
+
+    Returns:
+        `out`, `samples`, `classes`, `votes` of a sample, `accuracy` of the votes, and the deciding `score`.
+    """
+    run = score_probs(
+        [os.fspath(path) for path in probs],
+        os.fspath(labels),
+        out=os.fspath(out),
+        folds=None if folds is None else os.fspath(folds),
+        source=source,
+        **fields,
+    )
+    (stage,) = run.manifest.stages
+    return {
+        "out": run.folder.root,
+        "samples": run.manifest.source["num_samples"],
+        "classes": run.manifest.source["num_classes"],
+        "votes": stage["scored"] // stage["candidates"],
+        "accuracy": stage["accuracy"],
+        "score": score_name(run.manifest.config["score"]),
+    }
+
+
+def run_of(result: PruneResult | str | os.PathLike[str]) -> Run:
+    """The run behind a result, or in a folder."""
+    return result.run if isinstance(result, PruneResult) else load_run(os.fspath(result))
+
+
 @contextlib.contextmanager
 def executor_for(config: PruneConfig, tasks: int) -> Iterator[Executor]:
     """What a configuration asks to work on, closed in the end; `tasks` is how many could run side by side."""
     if config.executor == "local":
-        from unseen_ray.local import LocalExecutor
+        from unseen_ray.execution.local import LocalExecutor
 
         executor: Executor = LocalExecutor()
     else:
-        from unseen_ray.distributed.executor import RayExecutor
+        from unseen_ray.execution.ray.executor import RayExecutor
 
         executor = RayExecutor(address=config.address, tasks=tasks)
     try:

@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from unseen_ray.config import PruneConfig
+from unseen_ray.config.run import PruneConfig
 from unseen_ray.errors import ConfigError
-from unseen_ray.executor import Observer
-from unseen_ray.job import EvalResult, Progress, Receipt
-from unseen_ray.resolve import plug_of
-from unseen_ray.run import TENSORBOARD, flat_fields
-from unseen_ray.storage import Folder, is_uri
+from unseen_ray.plugins import plug_of
+from unseen_ray.pruning.executor import Observer
+from unseen_ray.runs.run import TENSORBOARD, flat_fields
+from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
+from unseen_ray.storage.filesystem import Folder, is_uri
 
 __all__ = ["tracked"]
 

@@ -7,23 +7,23 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from unseen_ray import parts
-from unseen_ray.choosing import Kept, apply_policy, features_for
-from unseen_ray.config import PruneConfig
-from unseen_ray.core.coreset import Coreset
-from unseen_ray.core.ids import ArrayIds, IdSet
-from unseen_ray.core.population import Population
+from unseen_ray.config.guards import with_suspects
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.config.score_columns import score_name
+from unseen_ray.core.samples.coreset import Coreset
+from unseen_ray.core.samples.id_sets import ArrayIds, IdSet
+from unseen_ray.core.samples.population import Population
 from unseen_ray.core.schedule import Stage
-from unseen_ray.growing_long import LongGrowth, stage_coreset, write_keys
-from unseen_ray.guarding import with_suspects
-from unseen_ray.job import Receipt
-from unseen_ray.judging import judge
-from unseen_ray.parts import LongTable, write_table
-from unseen_ray.run import CORESET, Run, coreset_of
-from unseen_ray.scoring import score_name
-from unseen_ray.sources import Source, key_column
-from unseen_ray.streamed import is_streamed
-from unseen_ray.votes import scores_file
+from unseen_ray.data.sources.registry import Source, key_column
+from unseen_ray.pruning.coreset_builder_long import LongGrowth, stage_coreset, write_keys
+from unseen_ray.pruning.selection import Kept, apply_policy, features_for
+from unseen_ray.pruning.selection_by_passes import is_streamed
+from unseen_ray.pruning.warnings import judge
+from unseen_ray.runs.run import CORESET, Run, coreset_of
+from unseen_ray.runs.tasks import Receipt
+from unseen_ray.runs.votes import scores_file
+from unseen_ray.storage import tables as parts
+from unseen_ray.storage.tables import LongTable, write_table
 
 __all__ = ["Growth", "begin_growth"]
 

@@ -8,20 +8,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from unseen_ray.config import PruneConfig
+from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.arrays import IdArray, IntArray
-from unseen_ray.core.ids import ArrayIds, IdSet
-from unseen_ray.core.population import Population
+from unseen_ray.core.samples.id_sets import ArrayIds, IdSet
+from unseen_ray.core.samples.population import Population
 from unseen_ray.core.schedule import Stage
-from unseen_ray.job import Receipt
-from unseen_ray.judging import judge_long
-from unseen_ray.parts import LongTable, TableWriter
-from unseen_ray.run import CORESET, KEYS, Run
-from unseen_ray.sources import Source, key_column
-from unseen_ray.storage import Folder
-from unseen_ray.stored_ids import StoredIds, open_stored
-from unseen_ray.streamed import Batches, batches_of, choose_streamed
-from unseen_ray.votes import scores_file
+from unseen_ray.data.sources.registry import Source, key_column
+from unseen_ray.pruning.selection_by_passes import Batches, batches_of, choose_streamed
+from unseen_ray.pruning.warnings import judge_long
+from unseen_ray.runs.id_files import StoredIds, open_stored
+from unseen_ray.runs.run import CORESET, KEYS, Run
+from unseen_ray.runs.tasks import Receipt
+from unseen_ray.runs.votes import scores_file
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.tables import LongTable, TableWriter
 
 __all__ = ["LongGrowth", "clear_stages", "in_id_order", "stage_coreset", "write_keys"]
 

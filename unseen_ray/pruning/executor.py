@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from unseen_ray.config import PruneConfig
+from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.tasks import EvalTask, ScoreTask
-from unseen_ray.job import EvalResult, Job, Progress, Receipt
-from unseen_ray.merging import Merged, MergeRequest
-from unseen_ray.sources import Source
+from unseen_ray.data.sources.registry import Source
+from unseen_ray.pruning.merge import Merged, MergeRequest
+from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
 
 __all__ = ["Executor", "Observer", "Prepared"]
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.core.population import Population
+from unseen_ray.core.samples.population import Population
 from unseen_ray.core.schedule import Stage
-from unseen_ray.job import Receipt
-from unseen_ray.merging import Tally
-from unseen_ray.sources import Source, SourceInfo
+from unseen_ray.data.sources.registry import Source, SourceInfo
+from unseen_ray.pruning.merge import Tally
+from unseen_ray.runs.tasks import Receipt
 
 __all__ = ["cost_of", "population_entry", "source_entry", "stage_entry", "warn_of_chance"]
 

@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray import parts
-from unseen_ray.config import PruneConfig
+from unseen_ray.config.guards import SUSPECT, suspects_of
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.config.score_columns import of_probabilities, stored_scores
 from unseen_ray.core.arrays import IntArray, LabelArray
-from unseen_ray.core.ids import AllIds, IdSet, Outside
-from unseen_ray.core.population import Population
+from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside
+from unseen_ray.core.samples.population import Population
 from unseen_ray.core.scorebook import ScoreBook, ScoreFunction, ScoreTable
-from unseen_ray.guarding import SUSPECT, suspects_of
-from unseen_ray.job import Job
-from unseen_ray.parts import LongTable
-from unseen_ray.scoring import of_probabilities, stored_scores
-from unseen_ray.storage import Folder
-from unseen_ray.vote_ranges import check_votes, open_votes
-from unseen_ray.votes import probs_file, read_votes, scores_file
+from unseen_ray.runs.tasks import Job
+from unseen_ray.runs.vote_ranges import check_votes, open_votes
+from unseen_ray.runs.votes import probs_file, read_votes, scores_file
+from unseen_ray.storage import tables as parts
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.tables import LongTable
 
 __all__ = [
     "MergeRequest",

@@ -9,28 +9,28 @@ from typing import Any
 
 import numpy as np
 
-from unseen_ray import parts
-from unseen_ray.accounts import cost_of, population_entry, source_entry, stage_entry, warn_of_chance
-from unseen_ray.catalog import model_builder
-from unseen_ray.config import PruneConfig
-from unseen_ray.core.population import make_population
+from unseen_ray.config.initial_weights import with_init
+from unseen_ray.config.models import model_builder
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.schedule import Stage
-from unseen_ray.executor import Executor, Observer
-from unseen_ray.growing import Growth, begin_growth
-from unseen_ray.growing_long import clear_stages, stage_coreset
-from unseen_ray.job import EvalResult, Job, Progress, Receipt
-from unseen_ray.merging import Tally, ask_merge, scores_of
-from unseen_ray.parts import parts_of
-from unseen_ray.planning import RunPlan, plan_run, tasks_of, votes_each, with_model
-from unseen_ray.preflight import check_functions, check_lenders, check_test
-from unseen_ray.resolve import is_target
-from unseen_ray.run import Run, clear_checkpoints, clear_pixels, open_run
-from unseen_ray.sharing import Shelf
-from unseen_ray.sources import Source, SourceInfo, default_test, open_source, source_ref
-from unseen_ray.stage_work import StageWork
-from unseen_ray.storage import absolute_path
-from unseen_ray.votes import features_file, probs_file
-from unseen_ray.weights import with_init
+from unseen_ray.data.sources.registry import Source, SourceInfo, default_test, open_source, source_ref
+from unseen_ray.plugins import is_target
+from unseen_ray.pruning.coreset_builder import Growth, begin_growth
+from unseen_ray.pruning.coreset_builder_long import clear_stages, stage_coreset
+from unseen_ray.pruning.executor import Executor, Observer
+from unseen_ray.pruning.manifest_entries import cost_of, population_entry, source_entry, stage_entry, warn_of_chance
+from unseen_ray.pruning.merge import Tally, ask_merge, scores_of
+from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of, votes_each, with_model
+from unseen_ray.pruning.stage import StageWork
+from unseen_ray.pruning.validate import check_functions, check_lenders, check_test
+from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels, open_run
+from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
+from unseen_ray.runs.votes import features_file, probs_file
+from unseen_ray.runs.work_cache import Shelf
+from unseen_ray.storage import tables as parts
+from unseen_ray.storage.filesystem import absolute_path
+from unseen_ray.storage.tables import parts_of
 
 __all__ = [
     "StageObserver",

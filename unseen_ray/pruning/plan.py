@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unseen_ray.catalog import default_model
-from unseen_ray.config import PruneConfig
-from unseen_ray.core.ids import FoldSpec, IdSet
-from unseen_ray.core.population import Population
+from unseen_ray.config.models import default_model
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.config.score_columns import stored_scores
+from unseen_ray.core.samples.id_sets import FoldSpec, IdSet
+from unseen_ray.core.samples.population import Population
 from unseen_ray.core.schedule import Stage, stages_of
 from unseen_ray.core.tasks import ScoreTask, later_tasks, stage_zero_tasks
 from unseen_ray.core.trajectory import scored_epochs
 from unseen_ray.errors import ConfigError
-from unseen_ray.resolve import name_of, plug_of
-from unseen_ray.scoring import stored_scores
+from unseen_ray.plugins import name_of, plug_of
 
 __all__ = ["RunPlan", "TaskPlan", "plan_run", "tasks_of", "votes_each", "warnings_of", "with_model"]
 

@@ -8,25 +8,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.choosing import Kept, apply_policy
-from unseen_ray.config import PruneConfig, jsonable
+from unseen_ray.config.guards import SUSPECT, needs_probs, scores_read, suspects_of
+from unseen_ray.config.run import PruneConfig, jsonable
+from unseen_ray.config.score_columns import of_probabilities, score_name
 from unseen_ray.core import scores as builtin_scores
 from unseen_ray.core import select
-from unseen_ray.core.coreset import Coreset
+from unseen_ray.core.samples.coreset import Coreset
 from unseen_ray.core.scorebook import ScoreBook, log_of_probs
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.features import load_features, reads_features
-from unseen_ray.guarding import SUSPECT, needs_probs, scores_read, suspects_of
-from unseen_ray.judging import judge
-from unseen_ray.manifest import Manifest
-from unseen_ray.merging import score_columns
-from unseen_ray.parts import LongTable, copy_table, write_table
-from unseen_ray.reselect_long import budget_of, select_long
-from unseen_ray.resolve import did_you_mean, function_of, is_target, plug_of
-from unseen_ray.run import CORESET, KEYS, Run, choosing_s, load_run, open_selection
-from unseen_ray.scoring import of_probabilities, score_name
-from unseen_ray.streamed import is_streamed
-from unseen_ray.votes import probs_file, read_votes, scores_file
+from unseen_ray.plugins import did_you_mean, function_of, is_target, plug_of
+from unseen_ray.pruning.merge import score_columns
+from unseen_ray.pruning.reselect_long import budget_of, select_long
+from unseen_ray.pruning.selection import Kept, apply_policy
+from unseen_ray.pruning.selection_by_passes import is_streamed
+from unseen_ray.pruning.warnings import judge
+from unseen_ray.runs.features import load_features, reads_features
+from unseen_ray.runs.manifest import Manifest
+from unseen_ray.runs.run import CORESET, KEYS, Run, choosing_s, load_run, open_selection
+from unseen_ray.runs.votes import probs_file, read_votes, scores_file
+from unseen_ray.storage.tables import LongTable, copy_table, write_table
 
 __all__ = ["reselect"]
 

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config import PruneConfig
-from unseen_ray.core.chosen import IdBits
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.config.score_columns import score_name
+from unseen_ray.core.outofcore.selection import IdBits
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.judging import judge_long
-from unseen_ray.parts import LongTable, TableWriter, copy_table
-from unseen_ray.run import CORESET, KEYS, Run, open_selection
-from unseen_ray.scoring import score_name
-from unseen_ray.streamed import choose_streamed
-from unseen_ray.votes import scores_file
+from unseen_ray.pruning.selection_by_passes import choose_streamed
+from unseen_ray.pruning.warnings import judge_long
+from unseen_ray.runs.run import CORESET, KEYS, Run, open_selection
+from unseen_ray.runs.votes import scores_file
+from unseen_ray.storage.tables import LongTable, TableWriter, copy_table
 
 __all__ = ["budget_of", "select_long"]
 

@@ -13,26 +13,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.accounts import population_entry, source_entry, stage_entry
-from unseen_ray.config import PruneConfig
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.config.score_columns import stored_scores
 from unseen_ray.core.arrays import FloatArray, IntArray, LabelArray
-from unseen_ray.core.ids import AllIds
-from unseen_ray.core.population import make_population
+from unseen_ray.core.samples.id_sets import AllIds
+from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.core.scorebook import log_of_probs
 from unseen_ray.core.tasks import VotePart
+from unseen_ray.data.sources.info import fingerprint_of
+from unseen_ray.data.sources.labels_only import read_npy
+from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
-from unseen_ray.job import Job, Receipt
-from unseen_ray.merging import Merger, MergeRequest
-from unseen_ray.parts import write_table
-from unseen_ray.preflight import check_functions
-from unseen_ray.run import KEYS, Run, open_scores
-from unseen_ray.scoring import stored_scores
-from unseen_ray.sources import open_source, source_ref
-from unseen_ray.sources.info import fingerprint_of
-from unseen_ray.sources.labels import read_npy
-from unseen_ray.storage import Folder
-from unseen_ray.votes import vote_file, write_votes
+from unseen_ray.pruning.manifest_entries import population_entry, source_entry, stage_entry
+from unseen_ray.pruning.merge import Merger, MergeRequest
+from unseen_ray.pruning.validate import check_functions
+from unseen_ray.runs.run import KEYS, Run, open_scores
+from unseen_ray.runs.tasks import Job, Receipt
+from unseen_ray.runs.votes import vote_file, write_votes
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.tables import write_table
 
 __all__ = ["score_probs"]
 

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config import PruneConfig
+from unseen_ray.config.guards import open_positions
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.config.score_columns import CONSISTENCY, score_name
 from unseen_ray.core import select
-from unseen_ray.core.population import Population
+from unseen_ray.core.samples.population import Population
 from unseen_ray.errors import ConfigError, FitError
-from unseen_ray.features import StoredFeatures, load_features, reads_features
-from unseen_ray.guarding import open_positions
-from unseen_ray.job import Receipt, needs_features
-from unseen_ray.resolve import function_of, offered
-from unseen_ray.run import Run
-from unseen_ray.scoring import CONSISTENCY, score_name
-from unseen_ray.streamed import is_streamed, rows_streamed, warn_of_memory
+from unseen_ray.plugins import function_of, offered
+from unseen_ray.pruning.selection_by_passes import is_streamed, rows_streamed, warn_of_memory
+from unseen_ray.runs.features import StoredFeatures, load_features, reads_features
+from unseen_ray.runs.run import Run
+from unseen_ray.runs.tasks import Receipt, needs_features
 
 __all__ = ["Kept", "apply_policy", "features_for"]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from unseen_ray.core.population import Population
+from unseen_ray.core.samples.population import Population
 from unseen_ray.core.tasks import ScoreTask
-from unseen_ray.executor import Executor, Observer
-from unseen_ray.job import EvalResult, Job, Progress, Receipt
-from unseen_ray.run import Run
-from unseen_ray.sharing import Shelf, once
-from unseen_ray.storage import Folder
-from unseen_ray.votes import borrow_votes, find_receipt
+from unseen_ray.pruning.executor import Executor, Observer
+from unseen_ray.runs.run import Run
+from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
+from unseen_ray.runs.votes import borrow_votes, find_receipt
+from unseen_ray.runs.work_cache import Shelf, once
+from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["StageWork"]
 

@@ -6,16 +6,16 @@ import logging
 
 import numpy as np
 
-from unseen_ray.config import PruneConfig
+from unseen_ray.config.guards import check_guard, scores_read
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.config.score_columns import CONSISTENCY, of_probabilities, score_name, stored_scores
 from unseen_ray.core import select
+from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
-from unseen_ray.guarding import check_guard, scores_read
-from unseen_ray.job import keeps_features, needs_features
-from unseen_ray.manifest import read_manifest
-from unseen_ray.resolve import function_of, is_target, offered, plug_of
-from unseen_ray.scoring import CONSISTENCY, of_probabilities, score_name, stored_scores
-from unseen_ray.sources import SourceInfo, open_source, source_ref
-from unseen_ray.storage import Folder
+from unseen_ray.plugins import function_of, is_target, offered, plug_of
+from unseen_ray.runs.manifest import read_manifest
+from unseen_ray.runs.tasks import keeps_features, needs_features
+from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["check_functions", "check_lenders", "check_test", "check_test_set"]
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config import PruneConfig
+from unseen_ray.config.guards import SUSPECT
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.stats import rank_correlations
-from unseen_ray.guarding import SUSPECT
-from unseen_ray.parts import LongTable
-from unseen_ray.resolve import plug_of
-from unseen_ray.scoring import score_name
+from unseen_ray.plugins import plug_of
+from unseen_ray.storage.tables import LongTable
 
 __all__ = ["judge", "judge_long"]
 

@@ -9,7 +9,6 @@ import io
 import itertools
 import json
 import os
-import re
 import shutil
 import tempfile
 import uuid
@@ -24,17 +23,17 @@ import pyarrow.parquet as pq
 from pyarrow.fs import copy_files
 
 from unseen_ray.core.arrays import IdArray
+from unseen_ray.data.sources.folder import FolderSource
+from unseen_ray.data.sources.parquet import ParquetSource
+from unseen_ray.data.sources.registry import Source, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError, StorageError
-from unseen_ray.manifest import MANIFEST, MANIFEST_COPY
-from unseen_ray.patience import patiently
-from unseen_ray.resolve import is_target, name_of, plug_of
-from unseen_ray.run import CORESET, Run
-from unseen_ray.sources import Source, open_source, source_ref
-from unseen_ray.sources.folder import FolderSource
-from unseen_ray.sources.parquet import ParquetSource
-from unseen_ray.storage import Folder, absolute_path, filesystem_of, is_uri
+from unseen_ray.plugins import is_target, name_of, plug_of
+from unseen_ray.runs.manifest import MANIFEST, MANIFEST_COPY
+from unseen_ray.runs.run import CORESET, Run
+from unseen_ray.storage.filesystem import Folder, absolute_path, covers, filesystem_of, is_uri, real_path
+from unseen_ray.storage.retry import patiently
 
-__all__ = ["check_file", "covers", "pack", "source_of"]
+__all__ = ["check_file", "pack", "source_of"]
 
 _AT_ONCE = 16  # files that are copied side by side
 _PART = 2048  # images in one part of what has no form of its own
@@ -115,12 +114,12 @@ def check_file(to: str, run: Run) -> None:
         ConfigError: naming what would be changed.
     """
     if is_uri(to) == is_uri(run.folder.root):
-        inner = os.path.relpath(_real(to), _real(run.folder.root))
+        inner = os.path.relpath(real_path(to), real_path(run.folder.root))
         own = (MANIFEST, MANIFEST_COPY, *run.manifest.files)
         if inner in own or any(name.startswith(f"{inner}/") for name in own):
             raise ConfigError(f"--to {to} is a file of the run itself. Name another one.")
     for place in _places_of(run):
-        read = fnmatch.fnmatch(_real(to), _real(place)) or (to.endswith(".parquet") and covers(place, to))
+        read = fnmatch.fnmatch(real_path(to), real_path(place)) or (to.endswith(".parquet") and covers(place, to))
         if read:
             raise ConfigError(f"--to {to} is part of the source {place}, which it would change. Name another file.")
 
@@ -132,18 +131,6 @@ def _places_of(run: Run) -> list[str]:
         return []
     options = source_ref(asked).absolute().options
     return [str(options[name]) for name in ("path", "root") if name in options]
-
-
-def covers(place: str, to: str) -> bool:
-    """Whether a source may find what is written to `to`; a glob within one folder finds nothing below it."""
-    head, *tail = re.split(r"[*?[]", place, maxsplit=1)
-    if tail and "/" not in tail[0]:
-        return False
-    return f"{_real(to)}/".startswith(f"{_real(head.rpartition('/')[0] if tail else head)}/")
-
-
-def _real(path: str) -> str:
-    return path.rstrip("/") if is_uri(path) else os.path.realpath(os.path.expanduser(path))
 
 
 @contextlib.contextmanager

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.packing import check_file, pack
-from unseen_ray.resolve import did_you_mean
-from unseen_ray.run import CORESET, Run
-from unseen_ray.storage import Folder
+from unseen_ray.execution.session import PruneResult, run_of
+from unseen_ray.plugins import did_you_mean
+from unseen_ray.reporting.dataset import check_file, pack
+from unseen_ray.runs.run import CORESET
+from unseen_ray.storage.filesystem import Folder
 
-__all__ = ["ENDINGS", "export"]
+if TYPE_CHECKING:
+    from torch.utils.data import Subset
+
+__all__ = ["ENDINGS", "export", "torch_subset"]
 
 ENDINGS = {
     ".npy": "ids, int64, sorted",
@@ -24,13 +31,13 @@ ENDINGS = {
 }
 
 
-def export(run: Run, to: str) -> int:
+def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[str]) -> int:
     """Write the coreset of a finished run; what it holds follows from the file's ending.
 
     Args:
-        run: a finished run.
+        result: a finished run, or its folder.
         to: a path or URI ending in .npy (ids), .txt (keys), .csv or .parquet (all columns); without an ending, or with a
-            slash, a folder for the pruned data set itself, see `packing.pack`.
+            slash, a folder for the pruned data set itself, see `dataset.pack`.
 
     Returns:
         How many samples were written.
@@ -39,6 +46,7 @@ def export(run: Run, to: str) -> int:
         ConfigError: if the ending is none of these, or the file or folder cannot be written.
         DataError: if the data set cannot be read.
     """
+    run, to = run_of(result), os.fspath(to)
     ending = os.path.splitext(to)[1].lower()
     if not ending or to.endswith("/"):
         return pack(run, to)
@@ -56,6 +64,18 @@ def export(run: Run, to: str) -> int:
     except StorageError as error:
         raise ConfigError(f"--to {to} cannot be written: {error}") from None
     return int(table.num_rows)
+
+
+def torch_subset(result: PruneResult, transform: Callable[[Any], Any] | None = None) -> Subset[tuple[Any, int]]:
+    """The coreset as a torch Subset of the source's (PIL image, label) pairs.
+
+    Args:
+        result: a finished run.
+        transform: applied to each image.
+    """
+    from unseen_ray.data.torch_dataset import subset_of
+
+    return subset_of(open_source(source_ref(result.config.source)), result.coreset.ids, transform)
 
 
 def _bytes_of(table: pa.Table, ending: str) -> bytes:

@@ -14,22 +14,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from unseen_ray.choosing import Kept, apply_policy
-from unseen_ray.comparison import without_nan
-from unseen_ray.config import PruneConfig
+from unseen_ray.config.guards import SUSPECT, suspects_kept
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.scorebook import mean_ranks
 from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation, rank_correlations
 from unseen_ray.errors import ConfigError
-from unseen_ray.features import load_features
-from unseen_ray.guarding import SUSPECT, suspects_kept
-from unseen_ray.job import needs_features
-from unseen_ray.resolve import is_target, plug_of
-from unseen_ray.results import fullest_first, stored_tables
-from unseen_ray.run import CORESET, KEYS, Run, choosing_s, load_run
-from unseen_ray.scoring import score_name
-from unseen_ray.storage import Folder
-from unseen_ray.votes import scores_file
+from unseen_ray.plugins import is_target, plug_of
+from unseen_ray.pruning.selection import Kept, apply_policy
+from unseen_ray.runs.evaluation_file import fullest_first, stored_tables
+from unseen_ray.runs.features import load_features
+from unseen_ray.runs.run import CORESET, KEYS, Run, choosing_s, load_run
+from unseen_ray.runs.tasks import needs_features
+from unseen_ray.runs.votes import scores_file
+from unseen_ray.storage.checked_json import without_nan
+from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["ReportFacts", "gather", "score_columns_of", "top_of"]
 

@@ -10,7 +10,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from unseen_ray.recipes import recipe_name
+from unseen_ray.config.named_recipes import recipe_name
 from unseen_ray.reporting import figures
 from unseen_ray.reporting.facts import ReportFacts
 from unseen_ray.reporting.thumbnails import GROUPS, Thumbnail, shown_classes

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from unseen_ray.config.guards import SUSPECT
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.guarding import SUSPECT
+from unseen_ray.data.sources.registry import Source
 from unseen_ray.reporting.facts import ReportFacts, top_of
-from unseen_ray.sources import Source
 
 __all__ = ["GROUPS", "Thumbnail", "picked", "shown_classes", "thumbnails"]
 
@@ -103,7 +103,7 @@ def picked(facts: ReportFacts) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 def _images(source: Source, ids: list[int]) -> dict[int, str]:
     """`data:` addresses of small JPEGs."""
-    from unseen_ray.data.decode import UndecodableError, open_image
+    from unseen_ray.data.images.decode import UndecodableError, open_image
 
     found = {}
     for number, raw in source.read(ids):

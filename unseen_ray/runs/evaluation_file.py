@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from unseen_ray.comparison import without_nan
-from unseen_ray.job import EvalResult
-from unseen_ray.sealed import seal, unseal
-from unseen_ray.storage import Folder
+from unseen_ray.runs.tasks import EvalResult
+from unseen_ray.storage.checked_json import seal, unseal, without_nan
+from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["EVALUATION", "fullest_first", "known_results", "result_of", "store_results", "stored_tables", "with_table"]
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from unseen_ray.core.arrays import FloatArray, IdArray, positions_of
 from unseen_ray.errors import StorageError
-from unseen_ray.storage import Folder
-from unseen_ray.votes import features_file
+from unseen_ray.runs.votes import features_file
+from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["StoredFeatures", "load_features", "reads_features"]
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unseen_ray.core.arrays import IdArray, IntArray
-from unseen_ray.core.population import Population
-from unseen_ray.parts import LongTable, group_ends, parts_of, with_parquet
-from unseen_ray.storage import Folder, absolute_path
+from unseen_ray.core.samples.population import Population
+from unseen_ray.storage.filesystem import Folder, absolute_path
+from unseen_ray.storage.tables import LongTable, group_ends, parts_of, with_parquet
 
 __all__ = ["StoredIds", "open_stored"]
 

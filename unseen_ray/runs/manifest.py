@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.sealed import seal, unseal
-from unseen_ray.storage import Folder
+from unseen_ray.storage.checked_json import seal, unseal
+from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["MANIFEST", "MANIFEST_COPY", "SCHEMA_VERSION", "Manifest", "has_copy", "read_manifest", "write_manifest"]
 

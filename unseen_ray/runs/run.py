@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config import FREE_FIELDS, PruneConfig
-from unseen_ray.core.coreset import Coreset
+from unseen_ray.config.run import FREE_FIELDS, PruneConfig
+from unseen_ray.core.samples.coreset import Coreset
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.lease import LEASE, Lease, held
-from unseen_ray.manifest import MANIFEST, MANIFEST_COPY, Manifest, has_copy, read_manifest, write_manifest
-from unseen_ray.parts import read_table, sha256_of_file
-from unseen_ray.storage import Folder
+from unseen_ray.runs.manifest import MANIFEST, MANIFEST_COPY, Manifest, has_copy, read_manifest, write_manifest
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.lock import LEASE, Lease, held
+from unseen_ray.storage.tables import read_table, sha256_of_file
 
 __all__ = [
     "CHECKPOINTS",

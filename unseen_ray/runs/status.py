@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.job import Receipt
-from unseen_ray.lease import Holder, holder_of
-from unseen_ray.manifest import MANIFEST, Manifest, read_manifest
-from unseen_ray.run import CHECKPOINTS
-from unseen_ray.storage import Folder, filesystem_of
-from unseen_ray.votes import read_receipt, vote_file
+from unseen_ray.runs.manifest import MANIFEST, Manifest, read_manifest
+from unseen_ray.runs.run import CHECKPOINTS
+from unseen_ray.runs.tasks import Receipt
+from unseen_ray.runs.votes import read_receipt, vote_file
+from unseen_ray.storage.filesystem import Folder, filesystem_of
+from unseen_ray.storage.lock import Holder, holder_of
 
 __all__ = ["Standing", "TaskStanding", "Watcher"]
 

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from unseen_ray.config import PruneConfig, jsonable
+from unseen_ray.config.guards import needs_probs
+from unseen_ray.config.recipe import Recipe
+from unseen_ray.config.run import PruneConfig, jsonable
+from unseen_ray.config.score_columns import stored_scores
 from unseen_ray.core import select
 from unseen_ray.core.arrays import IdArray, LabelArray
-from unseen_ray.core.ids import IdSet, digest_of_rule
-from unseen_ray.core.population import Population, make_population
+from unseen_ray.core.samples.id_sets import IdSet, digest_of_rule
+from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.seeds import digest_ids
 from unseen_ray.core.tasks import EvalTask, ScoreTask
-from unseen_ray.guarding import needs_probs
-from unseen_ray.recipe import Recipe
-from unseen_ray.resolve import function_of
-from unseen_ray.scoring import stored_scores
-from unseen_ray.sources import SourceRef
-from unseen_ray.sources.info import fingerprint_of
+from unseen_ray.data.sources.info import fingerprint_of
+from unseen_ray.data.sources.registry import SourceRef
+from unseen_ray.plugins import function_of
 
 __all__ = ["EvalResult", "Job", "Progress", "Receipt", "carries_probs", "keeps_features", "needs_features"]
 

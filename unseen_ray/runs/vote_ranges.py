@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from unseen_ray.core.arrays import FloatArray
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import StorageError
-from unseen_ray.parts import group_ends, sha256_of_file, with_file, with_parquet
-from unseen_ray.storage import Folder
-from unseen_ray.votes import check_content, columns_of, content_of, part_of, probs_beside, vote_file
+from unseen_ray.runs.votes import check_content, columns_of, content_of, part_of, probs_beside, vote_file
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.tables import group_ends, sha256_of_file, with_file, with_parquet
 
 __all__ = ["VoteFile", "check_votes", "open_votes"]
 

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from unseen_ray.core.arrays import FloatArray
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import StorageError
-from unseen_ray.job import Receipt
-from unseen_ray.parts import sha256_of_file, sha256_of_stream
-from unseen_ray.patience import may_pass, steadily
-from unseen_ray.storage import Folder, filesystem_of
+from unseen_ray.runs.tasks import Receipt
+from unseen_ray.storage.filesystem import Folder, filesystem_of
+from unseen_ray.storage.retry import may_pass, steadily
+from unseen_ray.storage.tables import sha256_of_file, sha256_of_stream
 
 __all__ = [
     "ROW_GROUP",

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Protocol, TypeVar
 
-from unseen_ray.comparison import without_nan
-from unseen_ray.job import EvalResult, Receipt
-from unseen_ray.results import result_of
-from unseen_ray.sealed import seal, unseal
-from unseen_ray.storage import Folder
-from unseen_ray.votes import borrow_votes, find_receipt
+from unseen_ray.runs.evaluation_file import result_of
+from unseen_ray.runs.tasks import EvalResult, Receipt
+from unseen_ray.runs.votes import borrow_votes, find_receipt
+from unseen_ray.storage.checked_json import seal, unseal, without_nan
+from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["ClaimBook", "Claims", "Shelf", "once"]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
-from unseen_ray.storage import sha256_of
+from unseen_ray.storage.filesystem import sha256_of
 
-__all__ = ["seal", "unseal"]
+__all__ = ["seal", "unseal", "without_nan"]
 
 _DIGEST = "sha256"
 
@@ -34,3 +35,12 @@ def unseal(data: bytes) -> dict[str, Any]:
 
 def _digest(values: dict[str, Any]) -> str:
     return sha256_of(json.dumps(values, sort_keys=True).encode())
+
+
+def without_nan(value: Any) -> Any:
+    """Nested values with None for each NaN, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

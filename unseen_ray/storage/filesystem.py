@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.patience import patiently, steadily
+from unseen_ray.storage.retry import patiently, steadily
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,10 +21,12 @@ __all__ = [
     "ROW_GROUP",
     "Folder",
     "absolute_path",
+    "covers",
     "filesystem_of",
     "is_uri",
     "parquet_options",
     "read_file",
+    "real_path",
     "sha256_of",
 ]
 
@@ -83,6 +85,19 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
 def sha256_of(data: bytes | memoryview) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def covers(place: str, to: str) -> bool:
+    """Whether a source may find what is written to `to`; a glob within one folder finds nothing below it."""
+    head, *tail = re.split(r"[*?[]", place, maxsplit=1)
+    if tail and "/" not in tail[0]:
+        return False
+    return f"{real_path(to)}/".startswith(f"{real_path(head.rpartition('/')[0] if tail else head)}/")
+
+
+def real_path(path: str) -> str:
+    """A path as it is without links and `~`; a URI as it is."""
+    return path.rstrip("/") if is_uri(path) else os.path.realpath(os.path.expanduser(path))
 
 
 @dataclass(frozen=True, slots=True)

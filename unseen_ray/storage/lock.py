@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from unseen_ray.errors import RunInUseError, StorageError
-from unseen_ray.storage import Folder, filesystem_of, sha256_of
+from unseen_ray.storage.filesystem import Folder, filesystem_of, sha256_of
 
 __all__ = ["LEASE", "Holder", "Lease", "held", "holder_of"]
 

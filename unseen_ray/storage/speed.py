@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from unseen_ray.storage import Folder, absolute_path, is_uri
+from unseen_ray.storage.filesystem import Folder, absolute_path, is_uri
 
 __all__ = ["StorageSpeed", "storage_speed"]
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unseen_ray.errors import StorageError
-from unseen_ray.patience import patiently, steadily
-from unseen_ray.storage import ROW_GROUP, Folder, filesystem_of, parquet_options
+from unseen_ray.storage.filesystem import ROW_GROUP, Folder, filesystem_of, parquet_options
+from unseen_ray.storage.retry import patiently, steadily
 
 __all__ = [
     "MOST_ROWS",

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from unseen_ray.config import PruneConfig, jsonable, load_yaml
+from unseen_ray.config.recipe import refuse_boolean
+from unseen_ray.config.run import PruneConfig, jsonable, load_yaml
 from unseen_ray.errors import ConfigError
-from unseen_ray.recipe import refuse_boolean
-from unseen_ray.resolve import did_you_mean
-from unseen_ray.sweeping.space import KNOBS, check_space
+from unseen_ray.plugins import did_you_mean
+from unseen_ray.sweep.space import KNOBS, check_space
 
 __all__ = ["AGAINST", "Halving", "Proxy", "SweepConfig"]
 

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
 from unseen_ray.core.arrays import FloatArray, IntArray
-from unseen_ray.core.importance import Importance
 from unseen_ray.reporting.figures import FIRST, GRID, SECOND, svg
+from unseen_ray.sweep.importance import Importance
 
 __all__ = ["front", "importance_bars", "parallel_coordinates"]
 

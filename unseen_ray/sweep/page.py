@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from unseen_ray.config import jsonable
-from unseen_ray.reporting import sweep_figures as figures
+from unseen_ray.config.run import jsonable
 from unseen_ray.reporting.page import html_environment, safe
-from unseen_ray.sweeping.config import SweepConfig
-from unseen_ray.sweeping.records import FINISHED, Record, best_of, front_of, importances_of, knob_groups, trainings_of
+from unseen_ray.sweep import figures
+from unseen_ray.sweep.config import SweepConfig
+from unseen_ray.sweep.records import FINISHED, Record, best_of, front_of, importances_of, knob_groups, trainings_of
 
 __all__ = ["render_sweep"]
 

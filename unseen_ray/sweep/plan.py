@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unseen_ray.config import PruneConfig, jsonable
-from unseen_ray.core.ids import ArrayIds
-from unseen_ray.core.population import Population, make_population
+from unseen_ray.config.named_recipes import recipe_values
+from unseen_ray.config.recipe import Recipe
+from unseen_ray.config.run import PruneConfig, jsonable
+from unseen_ray.core.samples.id_sets import ArrayIds
+from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.tasks import ScoreTask
-from unseen_ray.pipeline import make_job
-from unseen_ray.planning import RunPlan, plan_run, tasks_of, with_model
-from unseen_ray.recipe import Recipe
-from unseen_ray.recipes import recipe_values
-from unseen_ray.sources import SourceInfo, open_source, source_ref
-from unseen_ray.sources.info import fingerprint_of
-from unseen_ray.sweeping.config import SweepConfig
-from unseen_ray.sweeping.trials import planned_trials
+from unseen_ray.data.sources.info import fingerprint_of
+from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
+from unseen_ray.pruning.pipeline import make_job
+from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of, with_model
+from unseen_ray.sweep.config import SweepConfig
+from unseen_ray.sweep.trials import planned_trials
 
 __all__ = ["Share", "SweepPlan", "plan_sweep"]
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config import PruneConfig, jsonable
+from unseen_ray.config.run import PruneConfig, jsonable
 from unseen_ray.core.arrays import IntArray
-from unseen_ray.core.importance import Importance, groups_of, importances
-from unseen_ray.sealed import seal, unseal
-from unseen_ray.storage import Folder
-from unseen_ray.sweeping.config import SweepConfig
-from unseen_ray.sweeping.space import plain_value
-from unseen_ray.sweeping.trials import Trial
+from unseen_ray.storage.checked_json import seal, unseal
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.sweep.config import SweepConfig
+from unseen_ray.sweep.importance import Importance, groups_of, importances
+from unseen_ray.sweep.space import plain_value
+from unseen_ray.sweep.trials import Trial
 
 __all__ = [
     "TABLE",

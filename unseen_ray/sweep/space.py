@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from unseen_ray.config import jsonable
+from unseen_ray.config.recipe import Recipe
+from unseen_ray.config.run import jsonable
 from unseen_ray.core.seeds import derive, rng_for
-from unseen_ray.recipe import Recipe
-from unseen_ray.resolve import did_you_mean
+from unseen_ray.plugins import did_you_mean
 
 __all__ = [
     "KNOBS",

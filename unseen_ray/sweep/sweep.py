@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unseen_ray.accounts import source_entry
-from unseen_ray.config import PruneConfig
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.lease import LEASE, held
-from unseen_ray.manifest import Manifest, read_manifest, write_manifest
-from unseen_ray.run import clear_pixels, now
-from unseen_ray.running import ignore
-from unseen_ray.sources import SourceInfo, open_source, source_ref
-from unseen_ray.storage import Folder, absolute_path
-from unseen_ray.sweeping.config import SweepConfig
-from unseen_ray.sweeping.records import (
+from unseen_ray.execution.session import ignore
+from unseen_ray.pruning.manifest_entries import source_entry
+from unseen_ray.runs.manifest import Manifest, read_manifest, write_manifest
+from unseen_ray.runs.run import clear_pixels, now
+from unseen_ray.storage.filesystem import Folder, absolute_path
+from unseen_ray.storage.lock import LEASE, held
+from unseen_ray.sweep.config import SweepConfig
+from unseen_ray.sweep.records import (
     FAILED,
     FINISHED,
     TABLE,
@@ -32,8 +32,8 @@ from unseen_ray.sweeping.records import (
     table_of,
     trainings_of,
 )
-from unseen_ray.sweeping.space import fields_of
-from unseen_ray.sweeping.trials import Keeping, Trial, planned_trials, trial_of
+from unseen_ray.sweep.space import fields_of
+from unseen_ray.sweep.trials import Keeping, Trial, planned_trials, trial_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -123,7 +123,7 @@ def sweep(config: SweepConfig, *, on_end: Callable[[Record], None] | None = None
             logger.info("%d trials were finished before; their results are used", len(done))
         wanted = len(trials) if config.search != "optuna" else config.trials or 0
         if len(done) < wanted:
-            from unseen_ray.distributed.tuning import run_trials
+            from unseen_ray.sweep.tune import run_trials
 
             run_trials(config, trials, keeping, source, root=folder.root, done=done, on_end=on_end or ignore)
             clear_pixels(folder)
@@ -166,7 +166,7 @@ def _conclude(
     folder: Folder, config: SweepConfig, trials: Sequence[Trial], keeping: Keeping, *, reused: int
 ) -> SweepResult:
     """Put the table, the best configuration and the page in place."""
-    from unseen_ray.reporting.sweep_page import render_sweep
+    from unseen_ray.sweep.page import render_sweep
 
     records = _records(folder, config, trials, keeping)
     result = SweepResult(folder.root, config, tuple(records), best_of(records), reused)

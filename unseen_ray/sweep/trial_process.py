@@ -12,23 +12,24 @@ import numpy as np
 import ray
 from ray import tune
 
-from unseen_ray.config import PruneConfig
+from unseen_ray.config.named_recipes import recipe_values
+from unseen_ray.config.recipe import Recipe
+from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.distributed.executor import Groundwork, RayExecutor
+from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.errors import UnseenError
-from unseen_ray.evaluation import Chosen, evaluate
-from unseen_ray.job import EvalResult, Progress, Receipt
-from unseen_ray.pipeline import prune
-from unseen_ray.planning import with_model
-from unseen_ray.recipe import Recipe
-from unseen_ray.recipes import recipe_values
-from unseen_ray.results import known_results
-from unseen_ray.run import CORESET, Run
-from unseen_ray.sharing import Shelf
-from unseen_ray.sources.info import fingerprint_of
-from unseen_ray.storage import Folder
-from unseen_ray.sweeping.config import SweepConfig
-from unseen_ray.sweeping.records import (
+from unseen_ray.evaluation.trainings import Chosen, evaluate
+from unseen_ray.execution.ray.executor import Groundwork, RayExecutor
+from unseen_ray.pruning.pipeline import prune
+from unseen_ray.pruning.plan import with_model
+from unseen_ray.runs.evaluation_file import known_results
+from unseen_ray.runs.run import CORESET, Run
+from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
+from unseen_ray.runs.votes import read_key, vote_file
+from unseen_ray.runs.work_cache import Shelf
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.sweep.config import SweepConfig
+from unseen_ray.sweep.records import (
     FAILED,
     FINISHED,
     RUNNING,
@@ -39,9 +40,8 @@ from unseen_ray.sweeping.records import (
     trial_folder,
     write_record,
 )
-from unseen_ray.sweeping.space import Knobs, knobs_of
-from unseen_ray.sweeping.trials import Keeping, Trial, trial_of
-from unseen_ray.votes import read_key, vote_file
+from unseen_ray.sweep.space import Knobs, knobs_of
+from unseen_ray.sweep.trials import Keeping, Trial, trial_of
 
 __all__ = ["KNOBS", "Common", "ended", "run_trial"]
 

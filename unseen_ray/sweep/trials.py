@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unseen_ray.config import PruneConfig, jsonable
-from unseen_ray.core.population import Population, make_population
+from unseen_ray.config.initial_weights import with_init
+from unseen_ray.config.run import PruneConfig, jsonable
+from unseen_ray.config.score_columns import score_name, stored_scores
+from unseen_ray.core.samples.population import Population, make_population
+from unseen_ray.data.sources.info import fingerprint_of
+from unseen_ray.data.sources.registry import SourceInfo
 from unseen_ray.errors import ConfigError
-from unseen_ray.job import carries_probs, keeps_features
-from unseen_ray.planning import plan_run, with_model
-from unseen_ray.preflight import check_functions
-from unseen_ray.scoring import score_name, stored_scores
-from unseen_ray.sources import SourceInfo
-from unseen_ray.sources.info import fingerprint_of
-from unseen_ray.storage import absolute_path
-from unseen_ray.sweeping.config import SweepConfig
-from unseen_ray.sweeping.space import Knobs, corners, draws, fields_of, grid
-from unseen_ray.weights import with_init
+from unseen_ray.pruning.plan import plan_run, with_model
+from unseen_ray.pruning.validate import check_functions
+from unseen_ray.runs.tasks import carries_probs, keeps_features
+from unseen_ray.storage.filesystem import absolute_path
+from unseen_ray.sweep.config import SweepConfig
+from unseen_ray.sweep.space import Knobs, corners, draws, fields_of, grid
 
 __all__ = ["Keeping", "Trial", "keeping_for", "planned_trials", "trial_of"]
 

@@ -15,20 +15,20 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from unseen_ray.config import jsonable
-from unseen_ray.distributed.capacity import check_fits, slots, survey
-from unseen_ray.distributed.executor import RayExecutor
-from unseen_ray.distributed.session import ray_session, set_defaults
-from unseen_ray.distributed.trial import KNOBS, Common, ended, run_trial
+from unseen_ray.config.run import jsonable
+from unseen_ray.data.sources.registry import Source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.pipeline import check, make_job
-from unseen_ray.planning import with_model
-from unseen_ray.sharing import ClaimBook
-from unseen_ray.sources import Source, source_ref
-from unseen_ray.sweeping.config import SweepConfig
-from unseen_ray.sweeping.records import Record
-from unseen_ray.sweeping.space import plain_knobs, plain_value, value_range
-from unseen_ray.sweeping.trials import Keeping, Trial
+from unseen_ray.execution.ray.capacity import check_fits, slots, survey
+from unseen_ray.execution.ray.connect import ray_session, set_defaults
+from unseen_ray.execution.ray.executor import RayExecutor
+from unseen_ray.pruning.pipeline import check, make_job
+from unseen_ray.pruning.plan import with_model
+from unseen_ray.runs.work_cache import ClaimBook
+from unseen_ray.sweep.config import SweepConfig
+from unseen_ray.sweep.records import Record
+from unseen_ray.sweep.space import plain_knobs, plain_value, value_range
+from unseen_ray.sweep.trial_process import KNOBS, Common, ended, run_trial
+from unseen_ray.sweep.trials import Keeping, Trial
 
 __all__ = ["run_trials"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from unseen_ray.config.recipe import Precision
 from unseen_ray.errors import ConfigError, FitError
-from unseen_ray.recipe import Precision
 from unseen_ray.training.machine import describe_machine, freed_memory_kept
 
 __all__ = [

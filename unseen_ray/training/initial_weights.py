@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from unseen_ray.config.initial_weights import SAFETENSORS, form_of, read_weights
+from unseen_ray.config.recipe import Recipe
 from unseen_ray.errors import ConfigError
-from unseen_ray.recipe import Recipe
-from unseen_ray.training.head import head_of
-from unseen_ray.weights import SAFETENSORS, form_of, read_weights
+from unseen_ray.training.loop.head import head_of
 
 __all__ = ["start_from"]
 

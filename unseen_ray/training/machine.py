@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
-from unseen_ray.recipe import Precision
+from unseen_ray.config.recipe import Precision
 
 __all__ = ["cpu_precision", "cpu_precisions", "describe_machine", "freed_memory_kept", "may_have_gpu"]
 

@@ -14,28 +14,28 @@ import numpy as np
 import torch
 from torch import nn
 
-from unseen_ray.catalog import model_builder
-from unseen_ray.core.answers import Answers
+from unseen_ray.config.models import model_builder
 from unseen_ray.core.arrays import IdArray, IntArray
+from unseen_ray.core.predictions import Answers
 from unseen_ray.core.seeds import digest_ids, fit_seed, torch_seed_for
 from unseen_ray.core.tasks import EvalTask, ScoreTask
-from unseen_ray.data.loading import load_plane
-from unseen_ray.data.plane import Plane
+from unseen_ray.data.images.loading import load_plane
+from unseen_ray.data.images.planes import Plane
+from unseen_ray.data.sources.registry import open_source
 from unseen_ray.errors import ConfigError
-from unseen_ray.job import EvalResult, Progress, Receipt
-from unseen_ray.resolve import name_of, plug_of
-from unseen_ray.sources import open_source
-from unseen_ray.storage import Folder, is_uri
-from unseen_ray.training.checkpoint import Checkpoints
-from unseen_ray.training.desk import Desk
-from unseen_ray.training.epochs import EpochStats
-from unseen_ray.training.feed import Feed, Pixels, Share, hold_pixels, measure
-from unseen_ray.training.fit import FitPlan, finished_fit, fit
+from unseen_ray.plugins import name_of, plug_of
+from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
+from unseen_ray.storage.filesystem import Folder, is_uri
 from unseen_ray.training.hardware import check_precision, numerics, seed_generators
-from unseen_ray.training.predict import predict
-from unseen_ray.training.recorder import Recorder
-from unseen_ray.training.start import start_from
-from unseen_ray.training.votesheet import FeatureSheet, VoteSheet
+from unseen_ray.training.initial_weights import start_from
+from unseen_ray.training.loop.batches import Feed, Pixels, Share, hold_pixels, measure
+from unseen_ray.training.loop.checkpoints import Checkpoints
+from unseen_ray.training.loop.epochs import EpochStats
+from unseen_ray.training.loop.fit import FitPlan, finished_fit, fit
+from unseen_ray.training.loop.predict import predict
+from unseen_ray.training.loop.trajectory_recorder import Recorder
+from unseen_ray.training.task_runner import Desk
+from unseen_ray.training.vote_buffer import FeatureSheet, VoteSheet
 
 __all__ = ["TestSet", "Workbench", "build_model", "open_test"]
 

@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from unseen_ray.core.answers import Answers
+from unseen_ray.config.score_columns import StoredScores, stored_scores
 from unseen_ray.core.arrays import IdArray, LabelArray
-from unseen_ray.core.population import Population
+from unseen_ray.core.predictions import Answers
+from unseen_ray.core.samples.population import Population
 from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen
-from unseen_ray.data.plane import Plane
-from unseen_ray.job import Job, Progress, Receipt
-from unseen_ray.scoring import StoredScores, stored_scores
-from unseen_ray.sources import Source
-from unseen_ray.storage import Folder
-from unseen_ray.training.epochs import EpochStats
-from unseen_ray.training.votesheet import VoteSheet
-from unseen_ray.votes import find_receipt, write_votes
+from unseen_ray.data.images.planes import Plane
+from unseen_ray.data.sources.registry import Source
+from unseen_ray.runs.tasks import Job, Progress, Receipt
+from unseen_ray.runs.votes import find_receipt, write_votes
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.training.loop.epochs import EpochStats
+from unseen_ray.training.vote_buffer import VoteSheet
 
 __all__ = ["Answering", "Desk"]
 

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.answers import Answers
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, LabelArray
-from unseen_ray.core.population import Population
+from unseen_ray.core.predictions import Answers
+from unseen_ray.core.samples.population import Population
 from unseen_ray.core.seeds import digest_ids, fit_seed, torch_seed_for
 from unseen_ray.core.tasks import ScoreTask
-from unseen_ray.data.plane import Plane
+from unseen_ray.data.images.planes import Plane
+from unseen_ray.data.sources.registry import Source
 from unseen_ray.errors import FitError
-from unseen_ray.job import Job
-from unseen_ray.resolve import function_of, name_of, plug_of
-from unseen_ray.run import CHECKPOINTS
-from unseen_ray.sources import Source
-from unseen_ray.storage import Folder, filesystem_of
+from unseen_ray.plugins import function_of, name_of, plug_of
+from unseen_ray.runs.run import CHECKPOINTS
+from unseen_ray.runs.tasks import Job
+from unseen_ray.storage.filesystem import Folder, filesystem_of
 
 __all__ = ["FitSamples", "FitTask", "custom_log_probs"]
 

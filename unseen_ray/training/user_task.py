@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from unseen_ray.core.answers import Answers
+from unseen_ray.core.predictions import Answers
 from unseen_ray.core.tasks import ScoreTask
-from unseen_ray.job import Progress, Receipt
-from unseen_ray.training.custom import custom_log_probs
-from unseen_ray.training.desk import Desk
+from unseen_ray.runs.tasks import Progress, Receipt
 from unseen_ray.training.machine import freed_memory_kept
+from unseen_ray.training.task_runner import Desk
+from unseen_ray.training.user_fit import custom_log_probs
 
 __all__ = ["OwnBench", "when_imported"]
 

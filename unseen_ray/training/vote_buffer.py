@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from unseen_ray.core.answers import Answers
+from unseen_ray.config.score_columns import StoredScores
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
-from unseen_ray.core.population import Population
+from unseen_ray.core.predictions import Answers
+from unseen_ray.core.samples.population import Population
 from unseen_ray.core.scorebook import ScoreFunction
 from unseen_ray.core.scores import OF_ONE_MODEL
 from unseen_ray.core.tasks import ScoreTask, VotePart, check_unseen
 from unseen_ray.errors import FitError
-from unseen_ray.job import Job
-from unseen_ray.scoring import StoredScores
+from unseen_ray.runs.tasks import Job
 
 __all__ = ["FeatureSheet", "VoteSheet"]
 

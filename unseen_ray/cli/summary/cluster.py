@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from unseen_ray.summary.text import bytes_text, hours_text, table_of
+from unseen_ray.cli.summary.text import bytes_text, hours_text, table_of
 
 __all__ = ["cluster_lines", "cluster_table", "needs_table"]
 

@@ -6,9 +6,9 @@ import math
 
 from rich.table import Table
 
-from unseen_ray.comparison import Difference, Evaluation
-from unseen_ray.recipes import recipe_name
-from unseen_ray.summary.text import several, table_of
+from unseen_ray.cli.summary.text import several, table_of
+from unseen_ray.config.named_recipes import recipe_name
+from unseen_ray.evaluation.table import Difference, Evaluation
 
 __all__ = ["evaluation_lines", "evaluation_table"]
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from unseen_ray.preparing import Prepared, PrepareProgress
-from unseen_ray.progress import logging_above
-from unseen_ray.summary.text import several
+from unseen_ray.cli.progress import logging_above
+from unseen_ray.cli.summary.text import several
+from unseen_ray.data.prepare.prepare import Prepared, PrepareProgress
 
 __all__ = ["prepare_lines", "prepare_values", "watching"]
 

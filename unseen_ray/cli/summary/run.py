@@ -8,13 +8,13 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from unseen_ray.guarding import SUSPECT, suspects_kept
-from unseen_ray.parts import LongTable
-from unseen_ray.run import CORESET
-from unseen_ray.running import PruneResult
-from unseen_ray.scoring import score_name
-from unseen_ray.summary.text import several, table_of
-from unseen_ray.votes import scores_file
+from unseen_ray.cli.summary.text import several, table_of
+from unseen_ray.config.guards import SUSPECT, suspects_kept
+from unseen_ray.config.score_columns import score_name
+from unseen_ray.execution.session import PruneResult
+from unseen_ray.runs.run import CORESET
+from unseen_ray.runs.votes import scores_file
+from unseen_ray.storage.tables import LongTable
 
 __all__ = ["class_table", "prune_lines", "prune_values", "stage_table"]
 

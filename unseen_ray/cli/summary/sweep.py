@@ -9,14 +9,14 @@ from typing import Any
 
 from rich.table import Table
 
-from unseen_ray.comparison import without_nan
-from unseen_ray.config import jsonable
-from unseen_ray.costing import SCORING_SPEEDUP
-from unseen_ray.summary.text import several, table_of
-from unseen_ray.sweeping.config import SweepConfig
-from unseen_ray.sweeping.plan import SweepPlan
-from unseen_ray.sweeping.records import FAILED, FINISHED, TABLE, Record, importances_of
-from unseen_ray.sweeps import BEST, PAGE, SweepResult
+from unseen_ray.cli.summary.text import several, table_of
+from unseen_ray.config.run import jsonable
+from unseen_ray.execution.estimate.cluster import SCORING_SPEEDUP
+from unseen_ray.storage.checked_json import without_nan
+from unseen_ray.sweep.config import SweepConfig
+from unseen_ray.sweep.plan import SweepPlan
+from unseen_ray.sweep.records import FAILED, FINISHED, TABLE, Record, importances_of
+from unseen_ray.sweep.sweep import BEST, PAGE, SweepResult
 
 __all__ = [
     "plan_lines",

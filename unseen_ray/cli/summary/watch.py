@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from unseen_ray.watching import Standing, TaskStanding, Watcher
+from unseen_ray.runs.status import Standing, TaskStanding, Watcher
 
 __all__ = ["headline", "say_changes", "show_live", "view_of", "wait_for"]
 

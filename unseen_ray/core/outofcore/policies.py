@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from unseen_ray.core import select
 from unseen_ray.core.arrays import FloatArray, IntArray
-from unseen_ray.core.chosen import Chosen
-from unseen_ray.core.classwise import even_share, least_quota, quota_by_mean
-from unseen_ray.core.cuts import Cut, Order, Ranks, find_cuts
-from unseen_ray.core.exact import ExactSums
-from unseen_ray.core.formulas import beta_draws, beta_shape, filled, strata_of
-from unseen_ray.core.ordered import Keys, best_first_keys, value_of_key
+from unseen_ray.core.outofcore.chunks import Chunk, Memory, Shards, spread
+from unseen_ray.core.outofcore.exact_sums import ExactSums
+from unseen_ray.core.outofcore.selection import Chosen
+from unseen_ray.core.outofcore.sort_keys import Keys, best_first_keys, value_of_key
+from unseen_ray.core.outofcore.threshold_search import Cut, Order, Ranks, find_cuts
+from unseen_ray.core.policies.by_class import even_share, least_quota, quota_by_mean
+from unseen_ray.core.policies.formulas import beta_draws, beta_shape, filled, strata_of
 from unseen_ray.core.seeds import derive, tie_keys
-from unseen_ray.core.shards import Chunk, Memory, Shards, spread
 from unseen_ray.errors import DataError
 
 __all__ = ["POLICIES", "Asked"]

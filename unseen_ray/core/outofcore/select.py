@@ -13,9 +13,9 @@ import numpy as np
 
 from unseen_ray.core import select
 from unseen_ray.core.arrays import IntArray
-from unseen_ray.core.chosen import Chosen
-from unseen_ray.core.shards import Memory, Shards
-from unseen_ray.core.streamed import POLICIES, Asked
+from unseen_ray.core.outofcore.chunks import Memory, Shards
+from unseen_ray.core.outofcore.policies import POLICIES, Asked
+from unseen_ray.core.outofcore.selection import Chosen
 from unseen_ray.errors import ConfigError
 
 __all__ = ["STREAMED", "choose", "why_not_streamed"]

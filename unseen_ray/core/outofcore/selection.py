@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.core.shards import Chunk, Shards, spread
+from unseen_ray.core.outofcore.chunks import Chunk, Shards, spread
 from unseen_ray.errors import DataError
 
 __all__ = ["Chosen", "IdBits"]

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IntArray
-from unseen_ray.core.ordered import Keys
+from unseen_ray.core.outofcore.chunks import Chunk, Memory, Shards, spread
+from unseen_ray.core.outofcore.sort_keys import Keys
 from unseen_ray.core.seeds import tie_keys
-from unseen_ray.core.shards import Chunk, Memory, Shards, spread
 
 __all__ = ["Cut", "Order", "Ranks", "find_cuts"]
 

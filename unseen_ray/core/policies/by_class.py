@@ -8,8 +8,8 @@ from fractions import Fraction
 import numpy as np
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, first_of_each_class
-from unseen_ray.core.exact import ExactSums
-from unseen_ray.core.ranking import Positions, best_first, check_share
+from unseen_ray.core.outofcore.exact_sums import ExactSums
+from unseen_ray.core.policies.ranking import Positions, best_first, check_share
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import ConfigError
 

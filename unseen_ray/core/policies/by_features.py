@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
-from unseen_ray.core.classwise import even_quota
-from unseen_ray.core.distances import Points, given_features, nearest_neighbours, points, squared_distances
-from unseen_ray.core.ranking import Positions
+from unseen_ray.core.policies.by_class import even_quota
+from unseen_ray.core.policies.distances import Points, given_features, nearest_neighbours, points, squared_distances
+from unseen_ray.core.policies.ranking import Positions
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.errors import ConfigError
 

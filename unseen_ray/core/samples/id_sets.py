@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core import folds
-from unseen_ray.core import population as populations
 from unseen_ray.core.arrays import IdArray, LabelArray
 from unseen_ray.core.folds import Dealing, begin_dealing, blocks_of
-from unseen_ray.core.population import Population
+from unseen_ray.core.samples import population as populations
+from unseen_ray.core.samples.population import Population
 from unseen_ray.core.seeds import digest_ids
 
 __all__ = ["AllIds", "ArrayIds", "FoldIds", "FoldSpec", "IdSet", "Outside", "are_in", "digest_of_rule"]

@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 
 from unseen_ray.core.arrays import IdArray, IntArray, LabelArray, first_of_each_class
-from unseen_ray.core.cuts import Order, find_cuts
+from unseen_ray.core.outofcore.chunks import Chunk, Memory
+from unseen_ray.core.outofcore.threshold_search import Order, find_cuts
 from unseen_ray.core.seeds import derive, digest_ids, tie_keys
-from unseen_ray.core.shards import Chunk, Memory
 
 __all__ = ["CHUNK_ROWS", "Population", "labels_by_chunk", "make_population"]
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from unseen_ray.data.jpeg import pixels_of_jpeg, scaled
-from unseen_ray.sources import RawImage
-from unseen_ray.sources.quiet import quietly
+from unseen_ray.data.images.jpeg import pixels_of_jpeg, scaled
+from unseen_ray.data.images.pillow_warnings import quietly
+from unseen_ray.data.sources.registry import RawImage
 
 __all__ = ["BROKEN", "UndecodableError", "open_image", "orientation_of", "pixels_of_ppm", "to_pixels"]
 

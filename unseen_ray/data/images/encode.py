@@ -6,9 +6,9 @@ import io
 
 from PIL import Image
 
-from unseen_ray.data.decode import UndecodableError, open_image, orientation_of, to_pixels
-from unseen_ray.sources import RawImage
-from unseen_ray.sources.quiet import quietly
+from unseen_ray.data.images.decode import UndecodableError, open_image, orientation_of, to_pixels
+from unseen_ray.data.images.pillow_warnings import quietly
+from unseen_ray.data.sources.registry import RawImage
 
 __all__ = ["to_jpeg", "to_ppm"]
 

@@ -3,64 +3,33 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.data.budget import PIXEL_MEMORY_GB, fits_in_memory
-from unseen_ray.data.pixel_files import FilePlane, PixelFiles, write_file
-from unseen_ray.data.plane import BadSample, LazyPlane, MemoryPlane, Plane, bad_sample_error, chunks_of, decode_range
-from unseen_ray.job import Job
-from unseen_ray.run import PIXELS
-from unseen_ray.sources import Source
-from unseen_ray.storage import Folder, absolute_path, is_uri
+from unseen_ray.data.images.memory import PIXEL_MEMORY_GB, fits_in_memory
+from unseen_ray.data.images.pixel_files import FilePlane, PixelFiles, write_file
+from unseen_ray.data.images.planes import (
+    BadSample,
+    LazyPlane,
+    MemoryPlane,
+    Plane,
+    bad_sample_error,
+    chunks_of,
+    decode_range,
+)
+from unseen_ray.data.sources.registry import Source
 
-__all__ = ["Held", "load_plane", "plan_files", "plane_of", "settle_bad"]
+__all__ = ["Held", "load_plane", "plane_of", "settle_bad"]
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 20
-_SPARE = 1 << 30  # bytes of a disk that are left free
 
 Held = NDArray[np.uint8] | PixelFiles | None
 """All pixels, the files that they are in, or neither: images are decoded when they are read."""
-
-
-def plan_files(job: Job, num_samples: int) -> PixelFiles | None:
-    """The files for the decoded pixels of a run; None where memory holds them, or they are not to be kept or cannot be."""
-    config, size_px = job.config, job.size_px
-    asked = config.pixel_folder
-    if fits_in_memory(num_samples, size_px, config.pixel_memory_gb) or asked == "none":
-        return None
-    if asked is None and config.fit is not None:  # what it reads of the images, if anything, is not known
-        return None
-    if asked is None and is_uri(job.out):
-        logger.warning(
-            "the pixels take %.1f GiB, more than pixel_memory_gb=%g, and images are decoded whenever they are read: name a pixel_folder "
-            "on a disk that every node shares, and each is decoded once.",
-            num_samples * size_px * size_px * 3 / 2**30,
-            config.pixel_memory_gb,
-        )
-        return None
-    root = Folder(job.out).path(PIXELS) if asked is None else absolute_path(asked)
-    files = PixelFiles(
-        folder=f"{root.rstrip('/')}/{job.fingerprint[:16]}-{size_px}px", num_samples=num_samples, size_px=size_px
-    )
-    missing = _missing_space(files)
-    if missing > 0:
-        logger.warning(
-            "the decoded pixels take %.1f GiB and %s lacks %.1f of it, so images are decoded whenever they are read. Free space, or name "
-            "another disk by pixel_folder.",
-            files.total_bytes / 2**30,
-            root,
-            missing / 2**30,
-        )
-        return None
-    return files
 
 
 def load_plane(
@@ -121,14 +90,3 @@ def settle_bad(bad: list[BadSample], on_bad_sample: str) -> IdArray:
     if len(bad) > _SHOWN:
         logger.warning("skipped %d samples in all; the manifest names them", len(bad))
     return np.array(sorted(sample.id for sample in bad), np.int64)
-
-
-def _missing_space(files: PixelFiles) -> int:
-    """Bytes that the files need and a local disk lacks, those that stand there already counted as used."""
-    if is_uri(files.folder):
-        return 0
-    place = files.folder
-    while not os.path.isdir(place):
-        place = os.path.dirname(place)
-    stands = sum(entry.stat().st_size for entry in os.scandir(place)) if place == files.folder else 0
-    return files.total_bytes - stands + _SPARE - shutil.disk_usage(place).free

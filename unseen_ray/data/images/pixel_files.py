@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.data.plane import BadSample, chunks_of, decode_range
+from unseen_ray.data.images.planes import BadSample, chunks_of, decode_range
+from unseen_ray.data.sources.registry import Source
 from unseen_ray.errors import StorageError
-from unseen_ray.sources import Source
-from unseen_ray.storage import Folder, filesystem_of
+from unseen_ray.storage.filesystem import Folder, filesystem_of
 
 __all__ = ["FilePlane", "PixelFiles", "write_file"]
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.data.decode import UndecodableError, to_pixels
+from unseen_ray.data.images.decode import UndecodableError, to_pixels
+from unseen_ray.data.images.pillow_warnings import quietly
+from unseen_ray.data.sources.registry import RawImage, Source
 from unseen_ray.errors import BadSampleError
-from unseen_ray.sources import RawImage, Source
-from unseen_ray.sources.quiet import quietly
 
 __all__ = [
     "BadSample",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.data.plane import Plane
+from unseen_ray.data.images.planes import Plane
 
 __all__ = ["fetched_ahead"]
 

@@ -8,15 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from unseen_ray.data.begun import begin, finish
-from unseen_ray.data.plane import BadSample, bad_sample_error, usable_cores
-from unseen_ray.data.shards import Form, Receipt, Shard, Work
-from unseen_ray.data.workshop import made_by
+from unseen_ray.data.images.planes import BadSample, bad_sample_error, usable_cores
+from unseen_ray.data.prepare.shards import Form, Receipt, Shard, Work
+from unseen_ray.data.prepare.state import begin, finish
+from unseen_ray.data.prepare.workers import made_by
+from unseen_ray.data.sources.registry import SourceRef, open_source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.packing import covers
-from unseen_ray.resolve import did_you_mean
-from unseen_ray.sources import SourceRef, open_source, source_ref
-from unseen_ray.storage import Folder, absolute_path
+from unseen_ray.plugins import did_you_mean
+from unseen_ray.storage.filesystem import Folder, absolute_path, covers
 
 __all__ = ["KINDS", "PrepareProgress", "Prepared", "prepare"]
 

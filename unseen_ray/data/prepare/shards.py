@@ -10,14 +10,14 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unseen_ray.data.decode import UndecodableError
-from unseen_ray.data.encode import to_jpeg, to_ppm
-from unseen_ray.data.plane import BadSample
+from unseen_ray.data.images.decode import UndecodableError
+from unseen_ray.data.images.encode import to_jpeg, to_ppm
+from unseen_ray.data.images.planes import BadSample
+from unseen_ray.data.sources.prepared import PREPARING
+from unseen_ray.data.sources.registry import RawImage, Source, SourceInfo, SourceRef, open_source
 from unseen_ray.errors import DataError
-from unseen_ray.sealed import seal
-from unseen_ray.sources import RawImage, Source, SourceInfo, SourceRef, open_source
-from unseen_ray.sources.prepared import PREPARING
-from unseen_ray.storage import Folder, sha256_of
+from unseen_ray.storage.checked_json import seal
+from unseen_ray.storage.filesystem import Folder, sha256_of
 
 __all__ = ["Form", "Receipt", "Shard", "Work", "receipt_file", "settled"]
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from unseen_ray.data.decode import UndecodableError
-from unseen_ray.data.shards import Form, Receipt, Shard, receipt_file
+from unseen_ray.data.images.decode import UndecodableError
+from unseen_ray.data.prepare.shards import Form, Receipt, Shard, receipt_file
+from unseen_ray.data.sources.prepared import PLAN, PREPARED, PREPARING
+from unseen_ray.data.sources.registry import Source, SourceInfo
 from unseen_ray.errors import ConfigError, DataError, StorageError
-from unseen_ray.sealed import seal, unseal
-from unseen_ray.sources import Source, SourceInfo
-from unseen_ray.sources.prepared import PLAN, PREPARED, PREPARING
-from unseen_ray.storage import Folder
+from unseen_ray.storage.checked_json import seal, unseal
+from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["Begun", "begin", "finish"]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
-from unseen_ray.data.shards import Receipt, Shard, Work, settled
+from unseen_ray.data.prepare.shards import Receipt, Shard, Work, settled
 from unseen_ray.errors import ConfigError, UnseenError
 
 __all__ = ["made_by"]

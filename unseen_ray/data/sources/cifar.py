@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from unseen_ray.data.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of
 from unseen_ray.errors import DataError
-from unseen_ray.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of
-from unseen_ray.storage import Folder, sha256_of
+from unseen_ray.storage.filesystem import Folder, sha256_of
 
 __all__ = ["CifarSource"]
 

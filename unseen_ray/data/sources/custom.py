@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from unseen_ray.data.sources.info import Encoded, RawImage, SourceInfo, check_labels, fingerprint_of, probe_size
 from unseen_ray.errors import ConfigError, DataError
-from unseen_ray.sources.info import Encoded, RawImage, SourceInfo, check_labels, fingerprint_of, probe_size
 
 __all__ = ["CustomSource"]
 

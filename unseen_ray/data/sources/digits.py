@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from unseen_ray.data.sources.info import RawImage, SourceInfo, fingerprint_of
 from unseen_ray.errors import ConfigError
-from unseen_ray.sources.info import RawImage, SourceInfo, fingerprint_of
 
 __all__ = ["DigitsSource"]
 

@@ -8,10 +8,10 @@ from itertools import islice
 
 import numpy as np
 
+from unseen_ray.data.sources.info import Encoded, RawImage, SourceInfo, fingerprint_of, probe_size
 from unseen_ray.errors import DataError
-from unseen_ray.patience import steadily
-from unseen_ray.sources.info import Encoded, RawImage, SourceInfo, fingerprint_of, probe_size
-from unseen_ray.storage import filesystem_of, read_file
+from unseen_ray.storage.filesystem import filesystem_of, read_file
+from unseen_ray.storage.retry import steadily
 
 __all__ = ["IMAGE_ENDINGS", "FolderSource"]
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray, IntArray, LabelArray
+from unseen_ray.data.images.pillow_warnings import quietly
 from unseen_ray.errors import DataError
-from unseen_ray.sources.quiet import quietly
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray import parts
 from unseen_ray.core.arrays import LabelArray
-from unseen_ray.core.population import labels_by_chunk
+from unseen_ray.core.samples.population import labels_by_chunk
+from unseen_ray.data.sources.info import check_labels
 from unseen_ray.errors import ConfigError
-from unseen_ray.sources.info import check_labels
+from unseen_ray.storage import tables as parts
 
 __all__ = ["digest_of_labels", "gather_labels"]
 

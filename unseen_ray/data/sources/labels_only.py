@@ -8,9 +8,9 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from unseen_ray.data.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of
 from unseen_ray.errors import DataError
-from unseen_ray.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of
-from unseen_ray.storage import filesystem_of, read_file
+from unseen_ray.storage.filesystem import filesystem_of, read_file
 
 __all__ = ["LabelsSource", "read_npy"]
 

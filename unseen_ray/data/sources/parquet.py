@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSelector, FileType
 
 from unseen_ray.core.arrays import IdArray, IntArray
+from unseen_ray.data.sources.hf_schema import class_names
+from unseen_ray.data.sources.info import Encoded, RawImage, SourceInfo, fingerprint_of, probe_size
+from unseen_ray.data.sources.label_columns import digest_of_labels, gather_labels
+from unseen_ray.data.sources.prepared import is_prepared
 from unseen_ray.errors import DataError
-from unseen_ray.patience import steadily
-from unseen_ray.resolve import did_you_mean
-from unseen_ray.sources.features import class_names
-from unseen_ray.sources.info import Encoded, RawImage, SourceInfo, fingerprint_of, probe_size
-from unseen_ray.sources.long_labels import digest_of_labels, gather_labels
-from unseen_ray.sources.prepared import is_prepared
-from unseen_ray.storage import filesystem_of, read_file
+from unseen_ray.plugins import did_you_mean
+from unseen_ray.storage.filesystem import filesystem_of, read_file
+from unseen_ray.storage.retry import steadily
 
 __all__ = ["ParquetSource"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from unseen_ray.errors import DataError
-from unseen_ray.sealed import unseal
-from unseen_ray.storage import read_file
+from unseen_ray.storage.checked_json import unseal
+from unseen_ray.storage.filesystem import read_file
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from unseen_ray.data.sources.info import Encoded, RawImage, Source, SourceInfo, encoded_of, key_column
 from unseen_ray.errors import ConfigError
-from unseen_ray.resolve import bind_options, did_you_mean, import_target, is_target, name_of
-from unseen_ray.sources.info import Encoded, RawImage, Source, SourceInfo, encoded_of, key_column
-from unseen_ray.storage import absolute_path
+from unseen_ray.plugins import bind_options, did_you_mean, import_target, is_target, name_of
+from unseen_ray.storage.filesystem import absolute_path
 
 __all__ = [
     "SOURCES",
@@ -59,21 +59,21 @@ class SourceRef:
 
 def _digits(*, limit: int | None = None) -> Source:
     """1,797 handwritten digits of 8 x 8 pixels, bundled with scikit-learn"""
-    from unseen_ray.sources.digits import DigitsSource
+    from unseen_ray.data.sources.digits import DigitsSource
 
     return DigitsSource(limit=limit)
 
 
 def _cifar10(*, root: str = "data", split: str = "train", limit: int | None = None) -> Source:
     """torchvision's CIFAR-10 under `root`; its test split is the default `test`"""
-    from unseen_ray.sources.cifar import CifarSource
+    from unseen_ray.data.sources.cifar import CifarSource
 
     return CifarSource("cifar10", root=root, split=_split(split, "train", "test"), limit=limit)  # type: ignore[arg-type]
 
 
 def _cifar100(*, root: str = "data", split: str = "train", limit: int | None = None) -> Source:
     """torchvision's CIFAR-100 under `root`; its test split is the default `test`"""
-    from unseen_ray.sources.cifar import CifarSource
+    from unseen_ray.data.sources.cifar import CifarSource
 
     return CifarSource("cifar100", root=root, split=_split(split, "train", "test"), limit=limit)  # type: ignore[arg-type]
 
@@ -82,7 +82,7 @@ def _imagenet(
     *, root: str = "data", split: str = "train", size: int = IMAGENET_SIZE_PX, limit: int | None = None
 ) -> Source:
     """ImageNet-1K as torchvision unpacks it, root/train and root/val; val is the default `test`"""
-    from unseen_ray.sources.folder import FolderSource
+    from unseen_ray.data.sources.folder import FolderSource
 
     path = f"{root.rstrip('/')}/{_split(split, 'train', 'val')}"
     return FolderSource(path=path, size=size, limit=limit, name=f"imagenet {split}")
@@ -92,21 +92,21 @@ def _parquet(
     *, path: str, image: str | None = None, label: str = "label", size: int | None = None, limit: int | None = None
 ) -> Source:
     """Parquet in the Hugging Face image schema: a file, a glob or a folder, local or a URI"""
-    from unseen_ray.sources.parquet import ParquetSource
+    from unseen_ray.data.sources.parquet import ParquetSource
 
     return ParquetSource(path=path, image=image, label=label, size=size, limit=limit)
 
 
 def _folder(*, path: str, size: int | None = None, limit: int | None = None) -> Source:
     """a class-per-folder tree of images, path/<class>/<image>, local or a URI"""
-    from unseen_ray.sources.folder import FolderSource
+    from unseen_ray.data.sources.folder import FolderSource
 
     return FolderSource(path=path, size=size, limit=limit)
 
 
 def _labels(*, path: str, classes: int | None = None, limit: int | None = None) -> Source:
     """(N,) integer labels in a .npy file, without images: what `score` is content with"""
-    from unseen_ray.sources.labels import LabelsSource
+    from unseen_ray.data.sources.labels_only import LabelsSource
 
     return LabelsSource(path=path, classes=classes, limit=limit)
 
@@ -174,7 +174,7 @@ def open_source(ref: SourceRef) -> Source:
     """
     if isinstance(ref.use, str) and ref.use in SOURCES:
         return SOURCES[ref.use](**ref.options)
-    from unseen_ray.sources.custom import CustomSource
+    from unseen_ray.data.sources.custom import CustomSource
 
     function = import_target(ref.use) if isinstance(ref.use, str) else ref.use
     name = name_of(ref.use)
@@ -206,7 +206,7 @@ def _looks_like_path(text: str) -> bool:
 def _kind_of(path: str) -> str:
     from pyarrow.fs import FileSelector, FileType
 
-    from unseen_ray.storage import filesystem_of
+    from unseen_ray.storage.filesystem import filesystem_of
 
     if path.endswith(".parquet") or any(mark in path for mark in "*?["):
         return "parquet"

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from unseen_ray.config import PruneConfig
+from unseen_ray.config.run import PruneConfig
 from unseen_ray.errors import ConfigError
-from unseen_ray.planning import RunPlan, TaskPlan
+from unseen_ray.pruning.plan import RunPlan, TaskPlan
 
 __all__ = ["SCORING_SPEEDUP", "ClusterCost", "Rates", "StageCost", "cluster_cost", "hours_of"]
 

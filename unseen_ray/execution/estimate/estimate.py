@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from unseen_ray.config import PruneConfig
-from unseen_ray.costing import SCORING_SPEEDUP, ClusterCost, Rates, cluster_cost
-from unseen_ray.data.budget import fits_in_memory
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.data.images.memory import fits_in_memory
+from unseen_ray.data.sources.registry import Source, SourceInfo, encoded_of
 from unseen_ray.errors import ConfigError
-from unseen_ray.needs import Need, Needs, Pixels
-from unseen_ray.planning import RunPlan
-from unseen_ray.sources import Source, SourceInfo, encoded_of
-from unseen_ray.storage import is_uri
-from unseen_ray.storage_speed import storage_speed
+from unseen_ray.execution.estimate.cluster import SCORING_SPEEDUP, ClusterCost, Rates, cluster_cost
+from unseen_ray.execution.estimate.resources import Need, Needs, Pixels
+from unseen_ray.pruning.plan import RunPlan
+from unseen_ray.storage.filesystem import is_uri
+from unseen_ray.storage.speed import storage_speed
 
 __all__ = ["Estimate", "check_asked", "estimate", "where_pixels_are"]
 
@@ -103,7 +103,7 @@ def _rates(
     checkpoint: float | None = None
     more: list[Need] = []
     if measure:
-        from unseen_ray.training.rates import measure_rates
+        from unseen_ray.execution.estimate.rates import measure_rates
 
         found = measure_rates(config, source)
         checkpoint = found.checkpoint_bytes

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from unseen_ray.catalog import MODELS, ModelEntry
-from unseen_ray.config import PruneConfig
-from unseen_ray.costing import ClusterCost, Rates
-from unseen_ray.job import carries_probs
-from unseen_ray.planning import RunPlan, TaskPlan
-from unseen_ray.resolve import plug_of
-from unseen_ray.scoring import stored_scores
-from unseen_ray.sources import Encoded, SourceInfo
+from unseen_ray.config.models import MODELS, ModelEntry
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.config.score_columns import stored_scores
+from unseen_ray.data.sources.registry import Encoded, SourceInfo
+from unseen_ray.execution.estimate.cluster import ClusterCost, Rates
+from unseen_ray.plugins import plug_of
+from unseen_ray.pruning.plan import RunPlan, TaskPlan
+from unseen_ray.runs.tasks import carries_probs
 
 __all__ = ["Need", "Needs", "Pixels", "disk_bytes_of", "weights_of"]
 

@@ -14,14 +14,14 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from unseen_ray.distributed.capacity import Capacity, Resources, computes_alike, plain_nodes, slots, survey
-from unseen_ray.distributed.failures import Attempts, decide
-from unseen_ray.distributed.losses import explain, failure_of, first_line, raise_own, settle
-from unseen_ray.distributed.waiting import Wait
-from unseen_ray.distributed.workers import FoldWorker
+from unseen_ray.config.recipe import Precision
 from unseen_ray.errors import FoldFailedError
-from unseen_ray.job import Progress
-from unseen_ray.recipe import Precision
+from unseen_ray.execution.ray.actors import FoldWorker
+from unseen_ray.execution.ray.capacity import Capacity, Resources, computes_alike, plain_nodes, slots, survey
+from unseen_ray.execution.ray.failures import Attempts, decide
+from unseen_ray.execution.ray.ray_errors import explain, failure_of, first_line, raise_own, settle
+from unseen_ray.execution.ray.waiting import Wait
+from unseen_ray.runs.tasks import Progress
 
 __all__ = ["FoldPool", "Work"]
 

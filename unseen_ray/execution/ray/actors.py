@@ -6,18 +6,18 @@ import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from unseen_ray.config.recipe import Precision
 from unseen_ray.core.arrays import LabelArray
 from unseen_ray.core.tasks import EvalTask, ScoreTask
-from unseen_ray.data.loading import Held, plane_of
-from unseen_ray.data.pixel_files import PixelFiles, write_file
-from unseen_ray.data.plane import BadSample, Plane, decode_range
+from unseen_ray.data.images.loading import Held, plane_of
+from unseen_ray.data.images.pixel_files import PixelFiles, write_file
+from unseen_ray.data.images.planes import BadSample, Plane, decode_range
+from unseen_ray.data.sources.registry import Source, SourceRef, open_source
 from unseen_ray.errors import ConfigError
-from unseen_ray.job import EvalResult, Job, Progress, Receipt
-from unseen_ray.manifest import MANIFEST, MANIFEST_COPY
-from unseen_ray.merging import Merged, Merger, MergeRequest
-from unseen_ray.recipe import Precision
-from unseen_ray.sources import Source, SourceRef, open_source
-from unseen_ray.storage import Folder
+from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
+from unseen_ray.runs.manifest import MANIFEST, MANIFEST_COPY
+from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
+from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["Aggregator", "FoldWorker", "device_of_actor"]
 
@@ -73,7 +73,7 @@ class FoldWorker:
         self, run_id: str, job: Job, labels_N: LabelArray, pixels: Held, task: EvalTask
     ) -> Iterator[Progress | EvalResult]:
         """Train on the task's subset and measure."""
-        from unseen_ray.training.work import open_test
+        from unseen_ray.training.model_task import open_test
 
         bench = self._workbench(run_id, job, labels_N, pixels)
         if self._test is None or self._test[0] != run_id:
@@ -134,7 +134,7 @@ def _may_have_gpu() -> bool:
 
 
 def _with_torch(precision: Precision) -> dict[str, Any]:
-    import unseen_ray.training.work  # noqa: F401
+    import unseen_ray.training.model_task  # noqa: F401
     from unseen_ray.training.hardware import describe_hardware, resolve_precision, supported_precisions
 
     device = device_of_actor()
@@ -146,16 +146,16 @@ def _with_torch(precision: Precision) -> dict[str, Any]:
 
 
 def _without_torch(precision: Precision) -> dict[str, Any]:
-    import unseen_ray.training.own  # noqa: F401
+    import unseen_ray.training.user_task  # noqa: F401
     from unseen_ray.training.machine import cpu_precision, cpu_precisions, describe_machine
 
     return {"precision": cpu_precision(precision), "supported": cpu_precisions(), **describe_machine("cpu")}
 
 
 def _workbench(job: Job, labels_N: LabelArray, plane: Plane, source: Callable[[], Source]) -> Any:
-    from unseen_ray.training.desk import Desk
     from unseen_ray.training.hardware import device_name
-    from unseen_ray.training.work import Workbench
+    from unseen_ray.training.model_task import Workbench
+    from unseen_ray.training.task_runner import Desk
 
     device = device_of_actor()
     desk = Desk(job=job, labels_N=labels_N, plane=plane, source=source, device=device_name(device))
@@ -163,8 +163,8 @@ def _workbench(job: Job, labels_N: LabelArray, plane: Plane, source: Callable[[]
 
 
 def _own_bench(job: Job, labels_N: LabelArray, plane: Plane, source: Callable[[], Source]) -> Any:
-    from unseen_ray.training.desk import Desk
-    from unseen_ray.training.own import OwnBench
+    from unseen_ray.training.task_runner import Desk
+    from unseen_ray.training.user_task import OwnBench
 
     device, name = None, "cpu"
     if _may_have_gpu() and (found := device_of_actor()).type == "cuda":

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unseen_ray.config import PruneConfig
+from unseen_ray.config.run import PruneConfig
 from unseen_ray.errors import ConfigError
 
 __all__ = [

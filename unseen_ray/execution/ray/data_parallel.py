@@ -14,16 +14,16 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unseen_ray.core.tasks import EvalTask, ScoreTask
-from unseen_ray.data.loading import plane_of
-from unseen_ray.distributed.capacity import Resources
-from unseen_ray.distributed.failures import Attempts, Failure
-from unseen_ray.distributed.waiting import Wait
+from unseen_ray.data.images.loading import plane_of
+from unseen_ray.data.sources.registry import open_source
 from unseen_ray.errors import FoldFailedError, UnseenError
-from unseen_ray.executor import Observer
-from unseen_ray.job import EvalResult, Job, Progress, Receipt
-from unseen_ray.run import CHECKPOINTS
-from unseen_ray.sources import open_source
-from unseen_ray.storage import Folder
+from unseen_ray.execution.ray.capacity import Resources
+from unseen_ray.execution.ray.failures import Attempts, Failure
+from unseen_ray.execution.ray.waiting import Wait
+from unseen_ray.pruning.executor import Observer
+from unseen_ray.runs.run import CHECKPOINTS
+from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
+from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["train_together"]
 
@@ -164,10 +164,10 @@ def _train_share(config: dict[str, Any]) -> None:
     import ray.train
     from ray.train.torch import get_device
 
-    from unseen_ray.training.desk import Desk
-    from unseen_ray.training.feed import Share
     from unseen_ray.training.hardware import device_name
-    from unseen_ray.training.work import Workbench
+    from unseen_ray.training.loop.batches import Share
+    from unseen_ray.training.model_task import Workbench
+    from unseen_ray.training.task_runner import Desk
 
     context, foreman = ray.train.get_context(), config["foreman"]
     share = Share(context.get_world_rank(), context.get_world_size())

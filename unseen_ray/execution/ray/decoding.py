@@ -13,13 +13,13 @@ import ray
 from ray.exceptions import RayError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from unseen_ray.data.pixel_files import PixelFiles, write_file
-from unseen_ray.data.plane import BadSample, decode_range
-from unseen_ray.distributed.capacity import Capacity, plain_nodes, survey
-from unseen_ray.distributed.failures import Attempts
-from unseen_ray.distributed.losses import settle
-from unseen_ray.distributed.pool import FoldPool, Work
-from unseen_ray.sources import Source, SourceRef, open_source
+from unseen_ray.data.images.pixel_files import PixelFiles, write_file
+from unseen_ray.data.images.planes import BadSample, decode_range
+from unseen_ray.data.sources.registry import Source, SourceRef, open_source
+from unseen_ray.execution.ray.actor_pool import FoldPool, Work
+from unseen_ray.execution.ray.capacity import Capacity, plain_nodes, survey
+from unseen_ray.execution.ray.failures import Attempts
+from unseen_ray.execution.ray.ray_errors import settle
 
 __all__ = ["Decoded", "Wanted", "decode_rows", "decode_spread"]
 

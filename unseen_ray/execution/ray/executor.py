@@ -15,20 +15,21 @@ import ray
 
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.tasks import EvalTask, ScoreTask
-from unseen_ray.data.budget import fits_in_memory
-from unseen_ray.data.loading import Held, load_plane, plan_files, settle_bad
-from unseen_ray.data.plane import BadSample, MemoryPlane, chunks_of
-from unseen_ray.distributed.aggregation import Aggregators
-from unseen_ray.distributed.capacity import check_fits, fit_request, survey
-from unseen_ray.distributed.data_parallel import train_together
-from unseen_ray.distributed.decoding import Wanted, decode_spread
-from unseen_ray.distributed.metrics import Meter
-from unseen_ray.distributed.pool import FoldPool, Work
-from unseen_ray.distributed.session import ray_session
-from unseen_ray.executor import Observer, Prepared
-from unseen_ray.job import EvalResult, Job, Receipt
-from unseen_ray.merging import Merged, Merger, MergeRequest
-from unseen_ray.sources import Source
+from unseen_ray.data.images.loading import Held, load_plane, settle_bad
+from unseen_ray.data.images.memory import fits_in_memory
+from unseen_ray.data.images.planes import BadSample, MemoryPlane, chunks_of
+from unseen_ray.data.sources.registry import Source
+from unseen_ray.execution.ray.actor_pool import FoldPool, Work
+from unseen_ray.execution.ray.capacity import check_fits, fit_request, survey
+from unseen_ray.execution.ray.connect import ray_session
+from unseen_ray.execution.ray.data_parallel import train_together
+from unseen_ray.execution.ray.decoding import Wanted, decode_spread
+from unseen_ray.execution.ray.merge_actors import Aggregators
+from unseen_ray.execution.ray.metrics import Meter
+from unseen_ray.pruning.executor import Observer, Prepared
+from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
+from unseen_ray.runs.pixel_cache import plan_files
+from unseen_ray.runs.tasks import EvalResult, Job, Receipt
 
 __all__ = ["Groundwork", "RayExecutor"]
 

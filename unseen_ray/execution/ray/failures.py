@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from unseen_ray.job import Progress
+from unseen_ray.runs.tasks import Progress
 
 __all__ = ["Attempts", "Decision", "Failure", "decide"]
 

@@ -18,10 +18,10 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from unseen_ray.config import PruneConfig
-from unseen_ray.distributed.capacity import Capacity, check_fits
-from unseen_ray.distributed.session import api_server, knock
+from unseen_ray.config.run import PruneConfig
 from unseen_ray.errors import ClusterError, ConfigError
+from unseen_ray.execution.ray.capacity import Capacity, check_fits
+from unseen_ray.execution.ray.connect import api_server, knock
 
 __all__ = ["Ending", "check_cluster", "connect", "follow", "submit", "version_problems"]
 

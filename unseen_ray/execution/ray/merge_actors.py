@@ -11,10 +11,10 @@ from typing import Any
 
 import ray
 
-from unseen_ray.distributed.keeper import Keeper
-from unseen_ray.distributed.workers import Aggregator
-from unseen_ray.merging import Merged, MergeRequest, join_ranges
-from unseen_ray.storage import Folder
+from unseen_ray.execution.ray.actors import Aggregator
+from unseen_ray.execution.ray.supervised_actor import Keeper
+from unseen_ray.pruning.merge import Merged, MergeRequest, join_ranges
+from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["Aggregators"]
 

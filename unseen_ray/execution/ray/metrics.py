@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unseen_ray.core.tasks import EvalTask, ScoreTask
-from unseen_ray.executor import Observer
-from unseen_ray.job import EvalResult, Progress, Receipt
+from unseen_ray.pruning.executor import Observer
+from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
 
 __all__ = ["COUNTERS", "GAUGES", "Meter"]
 

@@ -14,8 +14,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from unseen_ray.distributed.failures import Attempts, Failure
 from unseen_ray.errors import FoldFailedError, UnseenError
+from unseen_ray.execution.ray.failures import Attempts, Failure
 
 __all__ = ["explain", "failure_of", "first_line", "raise_own", "settle"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from unseen_ray.distributed.failures import decide
-from unseen_ray.distributed.losses import explain, failure_of, first_line, raise_own
 from unseen_ray.errors import FoldFailedError
+from unseen_ray.execution.ray.failures import decide
+from unseen_ray.execution.ray.ray_errors import explain, failure_of, first_line, raise_own
 
 __all__ = ["Keeper"]
 

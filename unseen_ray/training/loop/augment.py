@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unseen_ray.recipe import Augment
+from unseen_ray.config.recipe import Augment
 
 __all__ = ["Draws", "cut_out", "draw", "outside", "pixel_index", "resize_crops"]
 

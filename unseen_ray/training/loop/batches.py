@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unseen_ray.config.recipe import Recipe
 from unseen_ray.core.arrays import IdArray, IntArray
-from unseen_ray.data.plane import MemoryPlane, Plane, chunks_of
-from unseen_ray.data.prefetch import fetched_ahead
-from unseen_ray.recipe import Recipe
-from unseen_ray.training.augment import Draws, cut_out, draw, outside, pixel_index, resize_crops
+from unseen_ray.data.images.planes import MemoryPlane, Plane, chunks_of
+from unseen_ray.data.images.prefetch import fetched_ahead
+from unseen_ray.training.loop.augment import Draws, cut_out, draw, outside, pixel_index, resize_crops
 
 __all__ = ["Feed", "Normalisation", "Pixels", "Share", "hold_pixels", "measure"]
 

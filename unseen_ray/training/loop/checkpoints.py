@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unseen_ray.errors import StorageError
-from unseen_ray.run import CHECKPOINTS
-from unseen_ray.storage import Folder, sha256_of
+from unseen_ray.runs.run import CHECKPOINTS
+from unseen_ray.storage.filesystem import Folder, sha256_of
 
 __all__ = ["Checkpoints", "Saved"]
 

@@ -11,17 +11,17 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from unseen_ray.config.recipe import Recipe
 from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.seeds import rng_for, torch_seed_for
 from unseen_ray.errors import FitError, StorageError
-from unseen_ray.recipe import Recipe
-from unseen_ray.training.checkpoint import Checkpoints
-from unseen_ray.training.epochs import EpochStats
-from unseen_ray.training.feed import Feed, Share
 from unseen_ray.training.hardware import seed_generators
-from unseen_ray.training.learner import Learner, learning_rate
-from unseen_ray.training.recorder import Recorder
-from unseen_ray.training.standing import CheckpointWriter, Stand, resumed
+from unseen_ray.training.loop.batches import Feed, Share
+from unseen_ray.training.loop.checkpoints import Checkpoints
+from unseen_ray.training.loop.epochs import EpochStats
+from unseen_ray.training.loop.resume import CheckpointWriter, Stand, resumed
+from unseen_ray.training.loop.trainer import Learner, learning_rate
+from unseen_ray.training.loop.trajectory_recorder import Recorder
 
 __all__ = ["FitPlan", "finished_fit", "fit"]
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from unseen_ray.core.answers import Answers
+from unseen_ray.config.recipe import Recipe
 from unseen_ray.core.arrays import FloatArray, IdArray
+from unseen_ray.core.predictions import Answers
 from unseen_ray.errors import FitError
-from unseen_ray.recipe import Recipe
-from unseen_ray.training.feed import Feed
-from unseen_ray.training.head import head_of
-from unseen_ray.training.learner import autocast
+from unseen_ray.training.loop.batches import Feed
+from unseen_ray.training.loop.head import head_of
+from unseen_ray.training.loop.trainer import autocast
 
 __all__ = ["predict"]
 

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import Tensor
 
-from unseen_ray.training.checkpoint import Checkpoints
-from unseen_ray.training.epochs import EpochStats
-from unseen_ray.training.feed import Share
-from unseen_ray.training.learner import Learner
-from unseen_ray.training.recorder import Recorder
+from unseen_ray.training.loop.batches import Share
+from unseen_ray.training.loop.checkpoints import Checkpoints
+from unseen_ray.training.loop.epochs import EpochStats
+from unseen_ray.training.loop.trainer import Learner
+from unseen_ray.training.loop.trajectory_recorder import Recorder
 
 __all__ = ["CheckpointWriter", "Stand", "resumed"]
 

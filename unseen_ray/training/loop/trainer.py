@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unseen_ray.crops import CropSizes
+from unseen_ray.config.crops import CropSizes
+from unseen_ray.config.recipe import Recipe
 from unseen_ray.errors import FitError
-from unseen_ray.recipe import Recipe
 
 __all__ = ["Learner", "autocast", "learning_rate"]
 

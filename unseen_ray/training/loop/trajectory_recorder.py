@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unseen_ray.core.answers import Answers
+from unseen_ray.config.recipe import Recipe
+from unseen_ray.config.score_columns import StoredScores
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+from unseen_ray.core.predictions import Answers
 from unseen_ray.core.trajectory import EpochView, Places, Reducer, Trajectory, scored_epochs
 from unseen_ray.errors import ConfigError, FitError
-from unseen_ray.recipe import Recipe
-from unseen_ray.scoring import StoredScores
-from unseen_ray.training.feed import Feed
-from unseen_ray.training.predict import predict
+from unseen_ray.training.loop.batches import Feed
+from unseen_ray.training.loop.predict import predict
 
 __all__ = ["Recorder"]
 

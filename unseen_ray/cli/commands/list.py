@@ -1,20 +1,33 @@
-"""What goes by a bare name, with the first line that its own docstring says of it."""
+"""`unseen-ray list`: what goes by a bare name, with the first line of its docstring."""
 
 from __future__ import annotations
 
 import inspect
 from types import ModuleType
 
-from unseen_ray.catalog import MODELS
-from unseen_ray.recipes import RECIPES
-from unseen_ray.sources import SOURCES
+import click
 
-__all__ = ["entries"]
+from unseen_ray.cli.flags import FieldCommand
+from unseen_ray.cli.output import print_lines
+
+__all__ = ["entries", "list_names"]
+
+
+@click.command("list", cls=FieldCommand)
+@click.argument("what", type=click.Choice(["scores", "policies", "guards", "sources", "models", "recipes"]))
+def list_names(what: str) -> None:
+    """List what goes by a bare name, with a line on each."""
+    rows = entries(what)
+    width = max(len(name) for name, _ in rows)
+    print_lines([f"{name:<{width}}  {line}" for name, line in rows])
 
 
 def entries(what: str) -> list[tuple[str, str]]:
     """(name, one line) of the scores, policies, guards, sources, models or recipes."""
+    from unseen_ray.config.models import MODELS
+    from unseen_ray.config.named_recipes import RECIPES
     from unseen_ray.core import dynamics, guard, scores, select
+    from unseen_ray.data.sources.registry import SOURCES
 
     tables = {
         "scores": [*_of_module(scores), *_of_module(dynamics)],

@@ -1,0 +1,85 @@
+"""The command line: its group of commands, its exit codes, its log. stdout carries the answer, stderr the log and the progress."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import click
+
+from unseen_ray.cli.commands.evaluate import evaluate
+from unseen_ray.cli.commands.export import export
+from unseen_ray.cli.commands.list import list_names
+from unseen_ray.cli.commands.plan import plan
+from unseen_ray.cli.commands.prepare import prepare
+from unseen_ray.cli.commands.prune import prune
+from unseen_ray.cli.commands.report import report
+from unseen_ray.cli.commands.score import score
+from unseen_ray.cli.commands.select import select
+from unseen_ray.cli.commands.submit import submit
+from unseen_ray.cli.commands.sweep import sweep
+from unseen_ray.cli.commands.watch import watch
+from unseen_ray.cli.output import FAILED, INTERRUPTED
+from unseen_ray.cli.signals import interruption
+from unseen_ray.errors import UnseenError
+
+__all__ = ["entry", "main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="unseen-ray", prog_name="unseen-ray")
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens inside, too.")
+def cli(verbose: bool) -> None:
+    """Prune training sets with scores from models that never saw the samples."""
+    _start_logging(verbose)
+
+
+for _command in (plan, prune, select, score, evaluate, report, export, list_names, prepare, submit, sweep, watch):
+    cli.add_command(_command)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command and end with its exit code: 0 done, 2 bad configuration, 3 bad data, 4 failed, 130 interrupted."""
+    sys.path.insert(0, os.getcwd())
+    interruption.listen()
+    try:
+        cli.main(args=args, prog_name="unseen-ray", standalone_mode=False)
+    except click.ClickException as error:
+        error.show(file=sys.stderr)
+        sys.exit(error.exit_code)
+    except UnseenError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; run the same line again to go on", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception:
+        logging.getLogger(__name__).exception("this is a bug in unseen_ray, or in a function of yours")
+        sys.exit(FAILED)
+
+
+def entry() -> None:
+    """The console script: `main`, then an end without the interpreter's tear-down.
+
+    Everything is closed by then; pyarrow's threads have been seen to abort the process while Python takes itself apart.
+    """
+    code: object = 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0)
+
+
+def _start_logging(verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    root = logging.getLogger("unseen_ray")
+    root.handlers, root.propagate = [handler], False
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -1,0 +1,77 @@
+"""`unseen-ray evaluate`: trainings on the coreset and on baselines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields
+from unseen_ray.cli.output import print_json, print_lines, print_table
+from unseen_ray.cli.signals import interruption
+from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS
+
+__all__ = ["evaluate"]
+
+
+@click.command(cls=FieldCommand)
+@click.argument("run_dir")
+@click.option("--seeds", type=int, default=None, metavar="INT", help="trainings of each arm  [default: 3]")
+@click.option(
+    "--against",
+    default=None,
+    metavar="NAMES",
+    help="baselines among random, random_matched (the coreset's class counts), full, fitting  [default: random,full]",
+)
+@click.option(
+    "--selections",
+    type=int,
+    default=None,
+    metavar="INT",
+    help="choices of the coreset, each by a whole prune with another seed  [default: 1]",
+)
+@click.option(
+    "--budget",
+    default=None,
+    metavar="WHAT",
+    help="epochs: every arm as many passes over its own samples; iterations: as many steps as full  [default: epochs]",
+)
+@field_options(
+    only=("test", "model", "recipe", "threads", "gpus_per_fit", "log_to", *EXECUTOR_FIELDS, *NAMED_FIELDS),
+    inherited=True,
+)
+@click.option("--json", "as_json", is_flag=True, help="print the table as JSON")
+def evaluate(
+    run_dir: str,
+    seeds: int | None,
+    against: str | None,
+    selections: int | None,
+    budget: str | None,
+    as_json: bool,
+    **flags: str | None,
+) -> None:
+    """Train on the coreset and on baselines by the same recipe, and measure after the last epoch.
+
+    \b
+    unseen-ray evaluate runs/cifar --test cifar10-test.parquet --seeds 3 --against random,full
+    """
+    from rich.console import Console
+
+    import unseen_ray as ur
+    from unseen_ray.cli.progress import watching
+    from unseen_ray.cli.summary import evaluation as summary
+
+    asked: dict[str, Any] = merged_fields(None, flags)
+    given = {"seeds": seeds, "selections": selections, "budget": budget}
+    asked |= {name: value for name, value in given.items() if value is not None}
+    if against is not None:
+        asked["against"] = tuple(name.strip() for name in against.split(",") if name.strip())
+    with watching(Console(stderr=True)) as observer:
+        evaluation = ur.evaluate(run_dir, on_event=interruption.heeded(observer), **asked)
+    if as_json:
+        return print_json(evaluation.to_json())
+    first, *rest = summary.evaluation_lines(evaluation)
+    print_lines([first])
+    print_table(summary.evaluation_table(evaluation))
+    print_lines(rest)
+    return None

@@ -1,0 +1,31 @@
+"""`unseen-ray export`: the coreset as files, or the pruned data set."""
+
+from __future__ import annotations
+
+import click
+
+from unseen_ray.cli.flags import FieldCommand
+from unseen_ray.cli.output import print_lines
+
+__all__ = ["export"]
+
+
+@click.command(cls=FieldCommand)
+@click.argument("run_dir")
+@click.option(
+    "--to",
+    required=True,
+    metavar="FILE",
+    help=".npy: ids, .txt: keys, .csv, .parquet: all columns; a folder: the pruned data",
+)
+def export(run_dir: str, to: str) -> None:
+    """Write the kept ids or keys to a file, or the pruned data set into a folder.
+
+    \b
+    unseen-ray export runs/digits --to kept.npy
+    unseen-ray export runs/digits --to data/digits-pruned/
+    """
+    import unseen_ray as ur
+
+    count = ur.export(run_dir, to)
+    print_lines([f"Wrote {count:,} samples to {to}."])

@@ -1,0 +1,44 @@
+"""`unseen-ray score`: scores of probabilities that the user has."""
+
+from __future__ import annotations
+
+import click
+
+from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields
+from unseen_ray.cli.output import print_json, print_lines
+from unseen_ray.errors import ConfigError
+
+__all__ = ["score"]
+
+
+@click.command(cls=FieldCommand)
+@click.option("--probs", multiple=True, required=True, metavar="FILE", help=".npy of (N, C) probabilities, one a model")
+@click.option("--labels", required=True, metavar="FILE", help=".npy of (N,) integer labels")
+@click.option(
+    "--folds", default=None, metavar="FILE", help=".npy of (N,) folds, where one file holds all folds' answers"
+)
+@field_options(only=("out", "source", "score", "also_score", "combine", "guard", "seed"))
+@click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
+def score(probs: tuple[str, ...], labels: str, folds: str | None, as_json: bool, **flags: str | None) -> None:
+    """Score samples by out-of-fold probabilities of your own; `select` chooses by them.
+
+    \b
+    unseen-ray score --probs oof.npy --labels labels.npy --out runs/scores
+    unseen-ray score --probs a.npy --probs b.npy --labels labels.npy --out runs/scores     # NaN rows: not scored by that model
+    """
+    import unseen_ray as ur
+
+    fields = merged_fields(None, flags)
+    if "out" not in fields:
+        raise ConfigError("--out is missing: name a new folder for the scores.")
+    values = ur.score(probs, labels, folds=folds, **fields)
+    if as_json:
+        return print_json(values)
+    print_lines(
+        [
+            f"Scored {values['samples']:,} samples of {values['classes']} classes with {values['votes']} votes each, "
+            f"{values['accuracy']:.1%} of which are right.",
+            f"Choose by them: unseen-ray select {values['out']} --keep 0.7 --score {values['score']} --out NEW",
+        ]
+    )
+    return None

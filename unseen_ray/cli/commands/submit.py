@@ -1,0 +1,91 @@
+"""`unseen-ray submit`: a prune as a job of a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+
+import click
+
+from unseen_ray.cli.commands.sweep import is_sweep
+from unseen_ray.cli.flags import FieldCommand, field_options, given_flags, merged_fields
+from unseen_ray.cli.output import INTERRUPTED
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.errors import ConfigError
+
+__all__ = ["submit"]
+
+_FIELDS = [name for name in PruneConfig.model_fields if name not in ("address", "executor")]
+
+
+@click.command(cls=FieldCommand)
+@click.argument("run_yaml", required=False)
+@field_options(only=_FIELDS)
+@click.option("--fresh", is_flag=True, help="remove the run that out holds, if it holds nothing else, and begin anew")
+@click.option("--address", default=None, metavar="URL", help="the head's dashboard  [default: RAY_API_SERVER_ADDRESS]")
+@click.option(
+    "--working_dir",
+    default=".",
+    metavar="DIR",
+    help="the folder that the job gets a copy of: the YAML and your own functions  [default: .]",
+)
+@click.option("--no_wait", is_flag=True, help="print the job's id and leave, without following it")
+@click.option("--submission_id", default=None, metavar="ID", help="the job's id  [default: Ray makes one]")
+def submit(
+    run_yaml: str | None,
+    fresh: bool,
+    address: str | None,
+    working_dir: str,
+    no_wait: bool,
+    submission_id: str | None,
+    **flags: str | None,
+) -> None:
+    """Submit a prune to a Ray cluster, follow its log, and end with its exit code; submit the same line again to resume.
+
+    \b
+    unseen-ray submit run.yaml --out /shared/runs/mine --address http://127.0.0.1:8265
+    unseen-ray submit run.yaml --out s3://bucket/runs/mine --no-wait
+    """
+    from unseen_ray.execution.job_files import shippable, shipped_yaml
+
+    yaml = [] if run_yaml is None else [shipped_yaml(run_yaml, working_dir)]
+    if run_yaml is not None and is_sweep(run_yaml):
+        raise ConfigError(
+            f"{run_yaml} is a sweep. Submit it by: ray job submit --working-dir {shlex.quote(working_dir)} -- unseen-ray sweep "
+            f"{shlex.join(yaml)} --out /shared/runs/sweep"
+        )
+    config = shippable(merged_fields(run_yaml, flags), working_dir)
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if address is None:
+        raise ConfigError(
+            "--address is missing: the URL of the head's dashboard, such as http://127.0.0.1:8265 through a tunnel. "
+            "RAY_API_SERVER_ADDRESS in the environment does as well."
+        )
+    from unseen_ray.execution.ray import jobs as submission
+
+    client = submission.connect(address)
+    submission.check_cluster(client, config)
+    arguments = ["prune", *yaml, *given_flags(flags), *(["--fresh"] if fresh else [])]
+    job = submission.submit(client, arguments, working_dir=working_dir, submission_id=submission_id)
+    click.echo(f"submitted job {job}\n{_hints(job, address)}", err=True)
+    click.echo(f"  its progress:  unseen-ray watch {shlex.quote(str(config.out))}", err=True)
+    if no_wait:
+        click.echo(job)
+        return
+    try:
+        ending = submission.follow(client, job, _write)
+    except KeyboardInterrupt:
+        click.echo(f"\nno longer following; the job goes on.\n{_hints(job, address)}", err=True)
+        sys.exit(INTERRUPTED)
+    click.echo(f"job {job} {ending.said}", err=True)
+    sys.exit(ending.code)
+
+
+def _hints(job: str, address: str) -> str:
+    there = f"--address {address} {job}"
+    return f"  its log:       ray job logs --follow {there}\n  how it stands: ray job status {there}\n  to stop it:    ray job stop {there}"
+
+
+def _write(text: str) -> None:
+    click.echo(text, nl=False)

@@ -1,0 +1,80 @@
+"""`unseen-ray sweep`: many configurations, each measured on a holdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from unseen_ray.cli.flags import FieldCommand, field_options, with_flags
+from unseen_ray.cli.output import FAILED, print_json, print_lines, print_table
+from unseen_ray.cli.signals import interruption
+from unseen_ray.config.run import PruneConfig, load_yaml
+
+__all__ = ["is_sweep", "sweep", "sweep_fields"]
+
+_LEFT_OUT = ("address", "executor", "out", "seed", "mode", "reuse", "log_to", "test", "fit")
+_OF_TRIALS = [name for name in PruneConfig.model_fields if name not in _LEFT_OUT]
+
+
+@click.command(cls=FieldCommand)
+@click.argument("sweep_yaml")
+@field_options(only=_OF_TRIALS)
+@click.option("--out", default=None, metavar="DIR", help="the sweep's folder; the same one goes on")
+@click.option("--trials", type=int, default=None, metavar="INT", help="how many configurations random and optuna try")
+@click.option("--seeds", type=int, default=None, metavar="INT", help="runs of each configuration  [default: 1]")
+@click.option(
+    "--seed", type=int, default=None, metavar="INT", help="of the first of them, and of the search  [default: 0]"
+)
+@click.option("--max_concurrent_trials", type=int, default=None, metavar="INT", help="trials at work at once")
+@click.option("--address", default=None, metavar="ADDRESS", help="the Ray cluster to join  [default: RAY_ADDRESS]")
+@click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
+def sweep(
+    sweep_yaml: str,
+    out: str | None,
+    trials: int | None,
+    seeds: int | None,
+    seed: int | None,
+    max_concurrent_trials: int | None,
+    address: str | None,
+    as_json: bool,
+    **flags: str | None,
+) -> None:
+    """Try many configurations, each measured on a holdout; run the same line again to resume. Fields of a run are those that all share.
+
+    \b
+    unseen-ray plan sweep.yaml
+    unseen-ray sweep sweep.yaml --out runs/sweep
+    """
+    import unseen_ray as ur
+    from unseen_ray.cli.summary import sweep as summary
+
+    own = {"out": out, "trials": trials, "seeds": seeds, "seed": seed, "address": address}
+    own["max_concurrent_trials"] = max_concurrent_trials
+    given = {name: value for name, value in own.items() if value is not None}
+    config = ur.SweepConfig(**{**sweep_fields(sweep_yaml, flags), **given})
+    result = ur.sweep(config, on_end=interruption.heeded(summary.teller(config)))
+    if as_json:
+        print_json(summary.sweep_values(result))
+    else:
+        first, *rest = summary.sweep_lines(result)
+        print_lines([first])
+        print_table(summary.trials_table(result))
+        print_table(summary.trainings_table(result))
+        print_lines(rest)
+    if result.best is None:
+        sys.exit(FAILED)
+
+
+def is_sweep(path: str) -> bool:
+    """Whether a YAML file describes a sweep."""
+    return "space" in load_yaml(path)
+
+
+def sweep_fields(path: str, flags: Mapping[str, str | None]) -> dict[str, Any]:
+    """Fields of a sweep, those of its runs changed by flags."""
+    fields = load_yaml(path)
+    run = fields.get("run")
+    return {**fields, "run": with_flags(run if isinstance(run, dict) else {}, flags)}

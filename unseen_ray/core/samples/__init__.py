@@ -1,0 +1,1 @@
+"""Sets of samples: who takes part, sets of ids as values, and the coreset."""

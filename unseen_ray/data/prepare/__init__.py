@@ -1,0 +1,1 @@
+"""`unseen-ray prepare`: a source packed once into Parquet that decodes fast."""

@@ -1,0 +1,1 @@
+"""Where samples come from. Labels and counts need neither torch nor a decoded pixel."""

@@ -1,0 +1,1 @@
+"""What a run takes of a cluster, worked out or measured before anything starts."""

@@ -1,0 +1,120 @@
+"""What a run would do and cost, as values."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from unseen_ray.config.run import PruneConfig, jsonable
+from unseen_ray.config.score_columns import stored_scores
+from unseen_ray.core.trajectory import scored_epochs
+from unseen_ray.data.images.memory import fits_in_memory
+from unseen_ray.data.sources.registry import SourceInfo
+from unseen_ray.errors import ConfigError
+from unseen_ray.execution.estimate.cluster import SCORING_SPEEDUP, ClusterCost, Rates, cluster_cost
+from unseen_ray.execution.estimate.estimate import where_pixels_are
+from unseen_ray.execution.estimate.resources import Need, disk_bytes_of
+from unseen_ray.pruning.plan import RunPlan
+
+__all__ = ["values_of"]
+
+
+def values_of(
+    plan: RunPlan,
+    info: SourceInfo,
+    config: PruneConfig,
+    rates: Rates,
+    *,
+    cluster: ClusterCost | None = None,
+    needs: Sequence[Need] = (),
+) -> dict[str, Any]:
+    """What a run would do and cost.
+
+    Args:
+        plan: its sizes.
+        info: the source.
+        config: with the model named.
+        rates: images a second, as far as they are known.
+        cluster: what it takes of a stated cluster.
+        needs: cores, reads, network and disk.
+    """
+    stages: dict[int, dict[str, Any]] = {}
+    trained = scored = 0
+    for task in plan.tasks:
+        entry = stages.setdefault(task.stage, {"stage": task.stage, "tasks": []})
+        entry["tasks"].append(
+            {
+                "models": task.models,
+                "train_on": task.trained,
+                "score": task.scored,
+                "scoring_passes": task.passes,
+                "steps": task.steps,
+                "batch_size": task.batch_size,
+            }
+        )
+        trained += task.models * task.image_passes
+        scored += task.models * task.scored * task.passes
+    for stage in plan.stages:
+        stages[stage.index] |= {"target": stage.target, "added": stage.added}
+    faster = SCORING_SPEEDUP if not (rates.training and rates.scoring) else rates.scoring / rates.training
+    most = max(config.gpus_per_fit, sum(task.models for task in plan.tasks))
+    unbound = cluster_cost(plan, config.model_copy(update={"gpus_per_fold": None}), rates, most)
+    votes, tables = disk_bytes_of(plan, config)
+    return {
+        "source": info.name,
+        "note": info.note,
+        "num_samples": plan.num_samples,
+        "holdout": plan.num_holdout,
+        "num_classes": plan.num_classes,
+        "image_px": info.size_px,
+        "original_px": info.original_px,
+        "budget": plan.budget,
+        "model": jsonable(config.fit or config.model),
+        "recipe": None if config.fit else config.recipe.model_dump(),
+        "stages": [stages[index] for index in sorted(stages)],
+        "models": sum(task.models for task in plan.tasks),
+        "images_trained": trained,
+        "images_scored": scored,
+        "full_trainings": trained / _passes(plan.num_samples, config),
+        "pays_after_trainings": _pays_after(trained + scored / faster, plan, config),
+        "worker_hours": unbound.worker_hours,
+        "critical_path_hours": unbound.wall_hours,
+        "images_per_s": rates.training,
+        "pixel_bytes": plan.num_samples * info.size_px**2 * 3,
+        "pixels_held": where_pixels_are(config, info),
+        "pixels_in_memory": fits_in_memory(len(info), info.size_px, config.pixel_memory_gb),
+        "disk_bytes": votes + tables,
+        "recorded_bytes": _recorded_bytes(plan, config),
+        "rates": asdict(rates),
+        "cluster": None if cluster is None else asdict(cluster),
+        "needs": [asdict(need) for need in needs],
+        "warnings": list(plan.warnings),
+    }
+
+
+def _passes(num_samples: int, config: PruneConfig) -> int:
+    """Images that go through one training on so many samples."""
+    return config.recipe.image_passes(num_samples, workers=config.gpus_per_fit)
+
+
+def _pays_after(total: float, plan: RunPlan, config: PruneConfig) -> float | None:
+    """Trainings by the same recipe on what is kept that save what the run costs; None where they save nothing."""
+    saved = _passes(plan.num_samples, config) - _passes(plan.budget, config)
+    return None if config.fit is not None or saved <= 0 else total / saved
+
+
+def _recorded_bytes(plan: RunPlan, config: PruneConfig) -> int:
+    """Memory that scores over epochs take of a worker while a model trains."""
+    scores = stored_scores(config)
+    most = 0
+    for task in plan.tasks if scores.over_epochs else ():
+        numbers = scored_epochs(config.recipe.epochs_in_all(task.trained), scores.every)
+        each = 0
+        for trajectory in scores.over_epochs.values():
+            with contextlib.suppress(ConfigError):  # it is left out
+                each += sum(values.nbytes for values in trajectory.reduce(1, numbers).state.values())
+        compares = any(trajectory.compares for trajectory in scores.over_epochs.values())
+        most = max(most, task.scored * (each + (2 * plan.num_classes if compares else 0)))
+    return most

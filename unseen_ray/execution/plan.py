@@ -1,0 +1,68 @@
+"""What a run would do and take, before anything starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unseen_ray.config.initial_weights import with_init
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.core.samples.population import make_population
+from unseen_ray.data.sources.registry import Source, SourceInfo, open_source, source_ref
+from unseen_ray.execution.estimate.estimate import check_asked, estimate
+from unseen_ray.execution.estimate.plan_values import values_of
+from unseen_ray.pruning.plan import RunPlan, plan_run, with_model
+from unseen_ray.pruning.validate import check_functions
+
+__all__ = ["plan", "plan_values"]
+
+
+def plan(config: PruneConfig) -> tuple[RunPlan, SourceInfo, PruneConfig]:
+    """Work out what a run would do; starts nothing and loads neither torch nor ray.
+
+    Returns:
+        The plan, what is known of the source, and the configuration with its model named.
+
+    Raises:
+        ConfigError: if the run cannot be done on this data.
+        DataError: if the data cannot be read.
+    """
+    planned, source, config = _planned(config)
+    return planned, source.info, config
+
+
+def plan_values(
+    config: PruneConfig,
+    *,
+    workers: int | None = None,
+    images_per_s: float | None = None,
+    scoring_images_per_s: float | None = None,
+    decode_images_per_s: float | None = None,
+    measure: bool = False,
+) -> dict[str, Any]:
+    """What `unseen-ray plan --json` prints: sizes, and what the run takes of a cluster, in all and of each stage.
+
+    Args:
+        config: the run.
+        workers: GPUs, or CPU workers, that the cluster has; None to leave it open.
+        images_per_s: that one worker trains.
+        scoring_images_per_s: that one worker scores; None for three times as many.
+        decode_images_per_s: that one core decodes.
+        measure: whether to measure here what of these is not given, and `out`, which is left as it was; loads torch.
+
+    Raises:
+        ConfigError, DataError: as `plan`; also if a rate is not above 0.
+    """
+    asked = {"training": images_per_s, "scoring": scoring_images_per_s, "decode": decode_images_per_s}
+    check_asked(workers, asked)
+    planned, source, config = _planned(config)
+    taken = estimate(planned, source, config, workers=workers, given=asked, measure=measure)
+    return values_of(planned, source.info, config, taken.rates, cluster=taken.cluster, needs=taken.needs)
+
+
+def _planned(config: PruneConfig) -> tuple[RunPlan, Source, PruneConfig]:
+    source = open_source(source_ref(config.source))
+    info = source.info
+    check_functions(config)
+    config = with_init(with_model(config, info.size_px))
+    population = make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
+    return plan_run(config, population), source, config

@@ -1,0 +1,48 @@
+"""The report of a finished run: a page in its folder, or its numbers."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from unseen_ray.data.sources.registry import Source
+from unseen_ray.errors import UnseenError
+from unseen_ray.execution.session import PruneResult, run_of
+from unseen_ray.reporting.dataset import source_of
+from unseen_ray.reporting.facts import gather
+from unseen_ray.reporting.page import render
+from unseen_ray.reporting.thumbnails import picked, thumbnails
+from unseen_ray.runs.run import Run
+from unseen_ray.storage.checked_json import without_nan
+
+__all__ = ["report", "report_values"]
+
+REPORT = "report.html"
+
+
+def report(result: PruneResult | str | os.PathLike[str]) -> str:
+    """Write one self-contained HTML page on a finished run into its folder; returns its path.
+
+    What it shows of evaluations, of the fitting baseline and of other choices is what `evaluate` has left in the folder.
+    Images are shown where the source can be opened without importing anything that the folder names.
+    """
+    run = run_of(result)
+    facts = gather(run)
+    source, reason = _source_to_show(run)
+    shots = {} if source is None else thumbnails(facts, source)
+    run.folder.write(REPORT, render(facts, shots, reason).encode())
+    return run.folder.path(REPORT)
+
+
+def report_values(result: PruneResult | str | os.PathLike[str]) -> dict[str, Any]:
+    """Every number of the report, as JSON can hold it."""
+    facts = gather(run_of(result))
+    return {**facts.values, "images": without_nan(picked(facts))}
+
+
+def _source_to_show(run: Run) -> tuple[Source | None, str]:
+    """The run's source, or why its images are not shown."""
+    try:
+        return source_of(run), ""
+    except UnseenError as error:
+        return None, f"Images are not shown: {error}"

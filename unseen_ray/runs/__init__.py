@@ -1,0 +1,1 @@
+"""A run's folder on storage: its files, its manifest, and what workers leave in it."""

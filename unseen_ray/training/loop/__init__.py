@@ -1,0 +1,1 @@
+"""The training loop of one model: batches, steps, checkpoints, predictions."""
