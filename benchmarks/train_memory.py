@@ -59,7 +59,7 @@ def work(case: Any, answer: Connection) -> None:
 
     from unseen_ray.data.images.planes import MemoryPlane
     from unseen_ray.training.hardware import numerics, resolve_precision
-    from unseen_ray.training.loop.batches import Feed, hold_pixels, measure
+    from unseen_ray.training.loop.batches import BatchLoader, hold_pixels, measure
     from unseen_ray.training.loop.predict import predict
 
     device = torch.device("cpu")
@@ -72,7 +72,7 @@ def work(case: Any, answer: Connection) -> None:
         for _ in range(2):
             training.epoch()
         training.settle()
-        model, feed = training.model, Feed(hold_pixels(plane, device), measure(plane, ids))
+        model, feed = training.model, BatchLoader(hold_pixels(plane, device), measure(plane, ids))
         for _ in predict(model, feed, np.arange(1024), recipe(case, precision)):
             pass
     peak = memory("VmHWM")

@@ -30,7 +30,7 @@ from unseen_ray.config.recipe import Recipe
 from unseen_ray.data.images.planes import MemoryPlane
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics, resolve_precision
-from unseen_ray.training.loop.batches import Feed, hold_pixels, measure
+from unseen_ray.training.loop.batches import BatchLoader, hold_pixels, measure
 from unseen_ray.training.loop.checkpoints import Checkpoints
 from unseen_ray.training.loop.fit import FitPlan, fit
 from unseen_ray.training.loop.predict import predict
@@ -168,7 +168,7 @@ class Paced:
     ) -> None:
         ids, plane = np.arange(len(labels)), MemoryPlane(images)
         plan = FitPlan(ids_M=ids, labels_M=labels, num_classes=CLASSES, recipe=recipe(case, precision), seed=0)
-        feed = Feed(hold_pixels(plane, device), measure(plane, ids))
+        feed = BatchLoader(hold_pixels(plane, device), measure(plane, ids))
         self._device = device
         self._checkpoints = Checkpoints(Folder(folder), case.name, beside=device.type == "cuda")
         self.model = model_for(case, device)
@@ -256,7 +256,7 @@ def bare_forward(case: Case, device: torch.device, precision: str) -> Round:
 def our_scoring(case: Case, device: torch.device, precision: str) -> Round:
     images, _ = pixels(case, case.scored)
     ids, plane = np.arange(len(images)), MemoryPlane(images)
-    feed, model = Feed(hold_pixels(plane, device), measure(plane, ids)), model_for(case, device)
+    feed, model = BatchLoader(hold_pixels(plane, device), measure(plane, ids)), model_for(case, device)
 
     def one_round() -> None:
         for _ in predict(model, feed, ids, recipe(case, precision)):

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-Answers = Iterator[tuple[np.ndarray, np.ndarray]]
+Predictions = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
-def centroids(task: Any, *, source: Any) -> Answers:
+def centroids(task: Any, *, source: Any) -> Predictions:
     """Distance to each class's mean image, as a softmax."""
     pixels = source.images(task.train_ids).reshape(len(task.train_ids), -1) / 255
     labels = source.labels[task.train_ids]
@@ -29,13 +29,13 @@ def centroids(task: Any, *, source: Any) -> Answers:
         yield ids, logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
-def slow_centroids(task: Any, *, source: Any, seconds: float) -> Answers:
+def slow_centroids(task: Any, *, source: Any, seconds: float) -> Predictions:
     """`centroids`, after a while."""
     time.sleep(seconds)
     yield from centroids(task, source=source)
 
 
-def noted_centroids(task: Any, *, source: Any, log: str, together: int, limit_s: float = 120.0) -> Answers:
+def noted_centroids(task: Any, *, source: Any, log: str, together: int, limit_s: float = 120.0) -> Predictions:
     """`centroids`, begun when `together` tasks have begun, noting when, on which Ray node and on which GPU it ran."""
     import ray
 
@@ -54,38 +54,38 @@ def noted_centroids(task: Any, *, source: Any, log: str, together: int, limit_s:
     (Path(log) / f"{task.stage}-{task.fold}.json").write_text(json.dumps(note))
 
 
-def leaking(task: Any, *, source: Any) -> Answers:
-    """Answers for a sample that it trained on."""
+def leaking(task: Any, *, source: Any) -> Predictions:
+    """Predictions for a sample that it trained on."""
     yield from centroids(task, source=source)
     yield task.train_ids[:1], np.log(np.full((1, task.num_classes), 1 / task.num_classes))
 
 
-def forgetful(task: Any, *, source: Any) -> Answers:
+def forgetful(task: Any, *, source: Any) -> Predictions:
     """Leaves the last quarter unanswered."""
     answers = list(centroids(task, source=source))
     yield from answers[:-1]
 
 
-def repeating(task: Any, *, source: Any) -> Answers:
-    """Answers twice for the first quarter."""
+def repeating(task: Any, *, source: Any) -> Predictions:
+    """Predictions twice for the first quarter."""
     answers = list(centroids(task, source=source))
     yield from [*answers, answers[0]]
 
 
-def logits(task: Any, *, source: Any) -> Answers:
-    """Answers with logits where log-probabilities are due."""
+def logits(task: Any, *, source: Any) -> Predictions:
+    """Predictions with logits where log-probabilities are due."""
     for ids, log_probs in centroids(task, source=source):
         yield ids, log_probs - 3
 
 
-def not_numbers(task: Any, *, source: Any) -> Answers:
-    """Answers with NaN."""
+def not_numbers(task: Any, *, source: Any) -> Predictions:
+    """Predictions with NaN."""
     for ids, log_probs in centroids(task, source=source):
         yield ids, log_probs * np.nan
 
 
-def narrow(task: Any, *, source: Any) -> Answers:
-    """Answers for one class too few."""
+def narrow(task: Any, *, source: Any) -> Predictions:
+    """Predictions for one class too few."""
     for ids, log_probs in centroids(task, source=source):
         yield ids, log_probs[:, 1:]
 
@@ -94,7 +94,7 @@ def returns_none(task: Any, *, source: Any) -> None:
     """Yields nothing at all."""
 
 
-def buggy(task: Any, *, source: Any, log: str) -> Answers:
+def buggy(task: Any, *, source: Any, log: str) -> Predictions:
     """Raises an error of its own, noting each time it was called."""
     with (Path(log) / "calls").open("a") as stream:
         stream.write("x")
@@ -102,7 +102,7 @@ def buggy(task: Any, *, source: Any, log: str) -> Answers:
     yield
 
 
-def dies_once(task: Any, *, source: Any, log: str) -> Answers:
+def dies_once(task: Any, *, source: Any, log: str) -> Predictions:
     """The process of fold 1 dies in the middle of its first try."""
     marker = Path(log) / "died"
     if task.fold == 1 and not marker.exists():
@@ -111,7 +111,7 @@ def dies_once(task: Any, *, source: Any, log: str) -> Answers:
     yield from centroids(task, source=source)
 
 
-def dies_always(task: Any, *, source: Any) -> Answers:
+def dies_always(task: Any, *, source: Any) -> Predictions:
     """The process of fold 1 dies whenever it is tried."""
     if task.fold == 1:
         os._exit(1)
@@ -301,7 +301,7 @@ class noted_rows:  # noqa: N801
             stream.write(f"{place}\n")
 
 
-def noted_torch(task: Any, *, source: Any, log: str, late: bool) -> Answers:
+def noted_torch(task: Any, *, source: Any, log: str, late: bool) -> Predictions:
     """`centroids`, noting whether there is a torch yet, and how a torch that it imports itself is set."""
     note: dict[str, Any] = {"torch": "torch" in sys.modules, "pid": os.getpid()}
     if late:

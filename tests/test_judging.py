@@ -10,7 +10,7 @@ import pytest
 
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.pruning import warnings as judging
-from unseen_ray.pruning.warnings import judge
+from unseen_ray.pruning.warnings import check_selection
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import LongTable, write_table
 
@@ -30,7 +30,7 @@ def config(**fields: object) -> PruneConfig:
 
 def said(caplog: pytest.LogCaptureFixture, *args: object) -> str:
     caplog.clear()
-    judge(*args)  # type: ignore[arg-type]
+    check_selection(*args)  # type: ignore[arg-type]
     return caplog.text
 
 
@@ -88,7 +88,7 @@ def test_classes_of_a_long_run_are_judged_by_their_sizes(
     def judged(kept_C: np.ndarray) -> str:
         caplog.clear()
         sizes_C = np.bincount(labels, minlength=100)
-        judging.judge_long(
+        judging.check_long_selection(
             config(policy="random"), long, lambda ids: np.isin(ids, kept), (), sizes_C=sizes_C, kept_C=kept_C
         )
         return caplog.text

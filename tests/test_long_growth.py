@@ -20,7 +20,7 @@ from unseen_ray.errors import StorageError
 from unseen_ray.execution.local import LocalExecutor
 from unseen_ray.pruning.coreset_builder_long import in_id_order
 from unseen_ray.pruning.pipeline import prune
-from unseen_ray.runs.id_files import open_stored
+from unseen_ray.runs.id_files import open_id_files
 from unseen_ray.runs.tasks import Receipt
 from unseen_ray.runs.votes import find_receipt
 from unseen_ray.storage import tables as parts
@@ -111,7 +111,7 @@ def test_what_a_task_trains_on_is_read_from_storage_and_damage_is_found(tmp_path
     ids = np.sort(rng.permutation(1000)[:300])
     table = pa.table({"id": ids, "label": population.labels_of(ids)})
     files = write_table(Folder(str(tmp_path)), "coreset.parquet", table)
-    stored, counts_C = open_stored(LongTable(Folder(str(tmp_path)), "coreset.parquet", files), 4)
+    stored, counts_C = open_id_files(LongTable(Folder(str(tmp_path)), "coreset.parquet", files), 4)
     assert len(stored.files) == 10
     assert (stored.count, stored.digest) == (300, digest_ids(ids))
     assert counts_C.tolist() == np.bincount(population.labels_of(ids), minlength=4).tolist()
@@ -166,7 +166,7 @@ def test_what_a_killed_clean_up_left_goes_with_the_next_start(tmp_path: Path) ->
 
 
 def labels_of_a_fit(task: Any, *, source: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Answers evenly, if the labels that it is given are what is promised."""
+    """Predictions evenly, if the labels that it is given are what is promised."""
     assert source.labels.dtype == np.int64 and len(source.labels) == len(source)
     yield task.unseen_ids, np.full((len(task.unseen_ids), task.num_classes), -np.log(task.num_classes))
 

@@ -113,8 +113,8 @@ def test_ranges_give_the_same_table(folds: int, combine: str, tmp_path: Path, mo
     assert at_once.table is not None and at_once.table.num_rows == ROWS
     assert table.equals(at_once.table)
     for told in ("rows", "right", "suspects"):
-        assert getattr(by_range.tally, told) == getattr(at_once.tally, told)
-    assert by_range.tally.labels_C.tolist() == at_once.tally.labels_C.tolist()
+        assert getattr(by_range.summary, told) == getattr(at_once.summary, told)
+    assert by_range.summary.labels_C.tolist() == at_once.summary.labels_C.tolist()
 
 
 @pytest.mark.usefixtures("small_ranges")

@@ -19,7 +19,7 @@ from tests.s3 import S3Server, s3_server
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import StorageError
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.storage.retry import may_pass, patiently
+from unseen_ray.storage.retry import may_pass, retried
 
 FIELDS = {
     "source": {"use": "digits", "limit": 200},
@@ -62,7 +62,7 @@ def test_failures_that_pass_are_tried_again_and_named(caplog: pytest.LogCaptureF
             raise answer
         return answer
 
-    assert patiently("mount/file", do) == "there"
+    assert retried("mount/file", do) == "there"
     assert [record.message.split(";")[0] for record in caplog.records] == [
         f"mount/file: [Errno {errno.EIO}] flaky",
         f"mount/file: [Errno {errno.ESTALE}] moved",
@@ -138,7 +138,7 @@ def test_what_is_interrupted_is_not_tried_again() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        patiently("anything", interrupted)
+        retried("anything", interrupted)
     assert calls == [1]
 
 

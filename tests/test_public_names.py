@@ -12,8 +12,9 @@ import pytest
 
 import unseen_ray as ur
 
-MODULES = sorted(info.name for info in pkgutil.walk_packages(ur.__path__, "unseen_ray."))
-CORE = [name for name in MODULES if name.startswith("unseen_ray.core.")]
+FOUND = sorted(pkgutil.walk_packages(ur.__path__, "unseen_ray."), key=lambda info: info.name)
+MODULES = [info.name for info in FOUND]
+CORE = [info.name for info in FOUND if info.name.startswith("unseen_ray.core.") and not info.ispkg]
 PROMISED = ["PruneConfig", "prune", "evaluate", "plan_folds", "torch_subset"]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unseen_ray.storage.checked_json import seal, unseal
+from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -19,19 +19,22 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.text().filter(lambda name: name != "sha256"), JSON, max_size=4))
 def test_what_is_sealed_is_read_back(values: dict[str, object]) -> None:
-    assert unseal(seal(values)) == values
+    assert from_checked_json(to_checked_json(values)) == values
 
 
 def test_numbers_as_names_and_tuples_are_what_json_makes_of_them() -> None:
-    assert unseal(seal({"counts": {10: 1, 9: 2}, "pair": (1, 2)})) == {"counts": {"10": 1, "9": 2}, "pair": [1, 2]}  # type: ignore[dict-item]
+    assert from_checked_json(to_checked_json({"counts": {10: 1, 9: 2}, "pair": (1, 2)})) == {
+        "counts": {"10": 1, "9": 2},
+        "pair": [1, 2],
+    }  # type: ignore[dict-item]
 
 
 def test_a_changed_entry_is_found() -> None:
     with pytest.raises(ValueError, match="not those that were written"):
-        unseal(seal({"accuracy": 0.71}).replace(b"0.71", b"0.77"))
+        from_checked_json(to_checked_json({"accuracy": 0.71}).replace(b"0.71", b"0.77"))
     with pytest.raises(ValueError, match="no JSON object"):
-        unseal(b"[1]")
+        from_checked_json(b"[1]")
 
 
 def test_a_file_without_a_digest_is_taken_as_it_is() -> None:
-    assert unseal(json.dumps({"a": 1}).encode()) == {"a": 1}
+    assert from_checked_json(json.dumps({"a": 1}).encode()) == {"a": 1}

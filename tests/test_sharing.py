@@ -13,7 +13,7 @@ from unseen_ray.evaluation import trainings as evaluation
 from unseen_ray.execution.local import LocalExecutor
 from unseen_ray.pruning import pipeline
 from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
-from unseen_ray.runs.work_cache import ClaimBook, Shelf, once
+from unseen_ray.runs.work_cache import ClaimBook, WorkCache, once
 
 FIELDS = {
     "source": {"use": "digits", "limit": 300},
@@ -47,8 +47,8 @@ def run(tmp_path: Path, name: str, book: ClaimBook | None, **fields: object) -> 
     if book is None:
         pipeline.prune(config, executor=executor, on_event=counted)
     else:
-        with Shelf(str(tmp_path / "work"), name, book) as shelf:
-            pipeline.prune(config, executor=executor, on_event=counted, shelf=shelf)
+        with WorkCache(str(tmp_path / "work"), name, book) as cache:
+            pipeline.prune(config, executor=executor, on_event=counted, cache=cache)
     return ur.load(tmp_path / name), counted
 
 
@@ -105,7 +105,7 @@ def test_an_evaluation_is_shared_and_measures_on_the_holdout(tmp_path: Path) -> 
         chosen = {"coreset": evaluation.Chosen((result.coreset.ids,), 0.0)}
         config = ur.PruneConfig(**{**FIELDS, "out": str(tmp_path / name), "test": {"use": "digits", "limit": 50}})
         counted = Counted()
-        with Shelf(str(tmp_path / "work"), name, book) as shelf:
+        with WorkCache(str(tmp_path / "work"), name, book) as cache:
             table = evaluation.evaluate(
                 config,
                 chosen,
@@ -116,7 +116,7 @@ def test_an_evaluation_is_shared_and_measures_on_the_holdout(tmp_path: Path) -> 
                 executor=LocalExecutor(),
                 on_event=counted,
                 on_holdout=True,
-                shelf=shelf,
+                cache=cache,
             )
         made.append(counted.made)
         tables.append(table)
@@ -166,5 +166,5 @@ def test_a_failing_task_gives_its_claims_back(tmp_path: Path) -> None:
         raise ur.DataError("no such thing")
 
     with pytest.raises(ur.DataError, match="no such thing"):
-        once(["t"], ["k"], known=lambda _: None, do=fails, shelf=Shelf(str(tmp_path), "a", book), rest=lambda: None)
+        once(["t"], ["k"], known=lambda _: None, do=fails, cache=WorkCache(str(tmp_path), "a", book), rest=lambda: None)
     assert book.claim("b", ["k"]) == ["k"]

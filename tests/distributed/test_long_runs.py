@@ -23,7 +23,7 @@ from unseen_ray.errors import StorageError
 from unseen_ray.execution.ray.merge_actors import Aggregators
 from unseen_ray.pruning.merge import Merger, ask_merge
 from unseen_ray.pruning.pipeline import make_job
-from unseen_ray.runs.id_files import StoredIds
+from unseen_ray.runs.id_files import IdFiles
 from unseen_ray.storage import tables as parts
 
 pytestmark = pytest.mark.usefixtures("session")
@@ -49,7 +49,7 @@ def test_the_driver_of_a_long_run_holds_no_array_of_all_samples(
         patch.setattr(population, "CHUNK_ROWS", 64)
         for name in ("ids_N", "labels_N"):
             patch.setattr(Population, name, property(refuse))
-        for rule in (AllIds, FoldIds, Outside, StoredIds):
+        for rule in (AllIds, FoldIds, Outside, IdFiles):
             patch.setattr(rule, "resolve", refuse)
         patch.setattr(Population, "labels_of", refuse)
         patch.setattr(ArrayIds, "within", refuse)
@@ -90,7 +90,7 @@ def test_an_aggregator_that_is_killed_is_replaced(tmp_path: Path) -> None:
     finally:
         aggregators.close()
     assert again.files == wanted.files
-    assert again.tally.labels_C.tolist() == np.asarray(wanted.tally.labels_C).tolist()
+    assert again.summary.labels_C.tolist() == np.asarray(wanted.summary.labels_C).tolist()
 
 
 @pytest.mark.usefixtures("short_files")

@@ -16,7 +16,7 @@ from unseen_ray.data.images.loading import load_plane
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics
-from unseen_ray.training.loop.batches import Feed, hold_pixels, measure
+from unseen_ray.training.loop.batches import BatchLoader, hold_pixels, measure
 from unseen_ray.training.loop.checkpoints import Checkpoints
 from unseen_ray.training.loop.epochs import EpochStats
 from unseen_ray.training.loop.fit import FitPlan, finished_fit, fit
@@ -32,7 +32,7 @@ def net() -> nn.Module:
 
 def prepare(
     folder: Path | None, recipe: Recipe, device: torch.device
-) -> tuple[nn.Module, Feed, FitPlan, Checkpoints | None]:
+) -> tuple[nn.Module, BatchLoader, FitPlan, Checkpoints | None]:
     """A fresh model of the first 600 digits, with checkpoints in `folder` if there is one."""
     source = open_source(source_ref("digits"))
     plane, _ = load_plane(source, 8)
@@ -41,7 +41,7 @@ def prepare(
     torch.manual_seed(5)
     model = net().to(device).to(memory_format=torch.channels_last)
     checkpoints = None if folder is None else Checkpoints(Folder(str(folder)), "a" * 64, beside=device.type == "cuda")
-    return model, Feed(hold_pixels(plane, device), measure(plane, ids)), plan, checkpoints
+    return model, BatchLoader(hold_pixels(plane, device), measure(plane, ids)), plan, checkpoints
 
 
 def train(

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.data.images.planes import MemoryPlane
 from unseen_ray.training.loop.augment import Draws, draw, resize_crops
-from unseen_ray.training.loop.batches import Feed, Normalisation, Pixels, Share, hold_pixels
+from unseen_ray.training.loop.batches import BatchLoader, Normalisation, Pixels, Share, hold_pixels
 
 CPU = torch.device("cpu")
 RAW = Normalisation(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -26,7 +26,7 @@ def epoch(pixels: Pixels, augment: str, *, batch: int, **fields: object) -> torc
     count = len(pixels.plane.images(np.arange(24)))
     recipe = Recipe(augment=augment, **fields)  # type: ignore[arg-type]
     ids = np.arange(count)
-    batches = Feed(pixels, RAW).epoch(
+    batches = BatchLoader(pixels, RAW).epoch(
         ids, ids, recipe, shape=(count // batch, batch), rng=np.random.default_rng(SEED), share=Share()
     )
     inputs, labels = zip(*batches, strict=True)
@@ -117,7 +117,7 @@ def test_shares_of_a_batch_add_up_to_it(augment: str) -> None:
     ids = np.arange(24)
 
     def batches(share: Share) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        feed, rng = Feed(pixels, RAW), np.random.default_rng(SEED)
+        feed, rng = BatchLoader(pixels, RAW), np.random.default_rng(SEED)
         return list(feed.epoch(ids, ids, Recipe(augment=augment), shape=(4, 6), rng=rng, share=share))  # type: ignore[arg-type]
 
     whole = batches(Share())

@@ -21,7 +21,7 @@ from unseen_ray.data.images.planes import MemoryPlane
 from unseen_ray.errors import ConfigError
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics
-from unseen_ray.training.loop.batches import Feed, hold_pixels, measure
+from unseen_ray.training.loop.batches import BatchLoader, hold_pixels, measure
 from unseen_ray.training.loop.checkpoints import Checkpoints
 from unseen_ray.training.loop.fit import FitPlan, fit
 from unseen_ray.training.models import small_cnn
@@ -54,7 +54,7 @@ def train(
         model = small_cnn(4, width=8).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.register_forward_pre_hook(lambda _, args: sides.append(args[0].shape[-1]))
         plan = FitPlan(ids_M=np.arange(128), labels_M=labels, num_classes=4, recipe=given, seed=5)
-        feed = Feed(hold_pixels(plane, CPU), measure(plane, plan.ids_M))
+        feed = BatchLoader(hold_pixels(plane, CPU), measure(plane, plan.ids_M))
         checkpoints = None if folder is None else _EveryEpoch(Folder(str(folder)), "b" * 64)
         told = [stats.epoch for stats in itertools.islice(fit(model, feed, plan, checkpoints), stop_after)]
     return model.state_dict(), sides, told

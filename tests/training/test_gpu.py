@@ -11,7 +11,7 @@ import torch
 from tests.training.fitting import recipe, train
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.data.images.planes import MemoryPlane
-from unseen_ray.training.loop.batches import Feed, Normalisation, Pixels, Share, hold_pixels
+from unseen_ray.training.loop.batches import BatchLoader, Normalisation, Pixels, Share, hold_pixels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,7 +26,7 @@ def test_batches_are_those_of_the_cpu(augment: str) -> None:
     plane, ids, norm = MemoryPlane(images), np.arange(24), Normalisation((100.0, 110.0, 120.0), (50.0, 60.0, 70.0))
 
     def epoch(pixels: Pixels) -> torch.Tensor:
-        feed, rng = Feed(pixels, norm), np.random.default_rng(1)
+        feed, rng = BatchLoader(pixels, norm), np.random.default_rng(1)
         batches = feed.epoch(ids, ids, Recipe(augment=augment), shape=(3, 8), rng=rng, share=Share())  # type: ignore[arg-type]
         return torch.cat([inputs for inputs, _ in batches]).cpu()
 

@@ -22,7 +22,7 @@ from unseen_ray.training.hardware import numerics
 from unseen_ray.training.loop import trajectory_recorder as recorder
 from unseen_ray.training.loop.fit import fit
 from unseen_ray.training.loop.predict import predict
-from unseen_ray.training.loop.trajectory_recorder import Recorder
+from unseen_ray.training.loop.trajectory_recorder import TrajectoryRecorder
 
 UNSEEN = np.arange(600, 900)
 NAMES = list(dynamics.__all__)
@@ -42,7 +42,7 @@ def record(
         labels = prepare_labels()
         scores = stored_scores(scored(every, also_score=also, score="tdds"))
         sizes = {"epochs": plan.epochs, "least_epochs": plan.epochs, "num_classes": 10}
-        recording = Recorder(model, feed, UNSEEN, labels, plan_of, scores=scores, **sizes)
+        recording = TrajectoryRecorder(model, feed, UNSEEN, labels, plan_of, scores=scores, **sizes)
         told = [s.epoch for s in itertools.islice(fit(model, feed, plan, checkpoints, recording), stop_after)]
         if stop_after is not None:
             return model, {}, told

@@ -21,7 +21,7 @@ from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics
 from unseen_ray.training.loop import resume as standing
-from unseen_ray.training.loop.batches import Feed, Share, hold_pixels, measure
+from unseen_ray.training.loop.batches import BatchLoader, Share, hold_pixels, measure
 from unseen_ray.training.loop.checkpoints import Checkpoints
 from unseen_ray.training.loop.fit import FitPlan, fit
 
@@ -51,7 +51,7 @@ def weights_of(
     torch.manual_seed(5)
     model = make()
     with numerics(1, False, CPU):
-        for _ in fit(model, Feed(hold_pixels(plane, CPU), measure(plane, ids)), plan, checkpoints):
+        for _ in fit(model, BatchLoader(hold_pixels(plane, CPU), measure(plane, ids)), plan, checkpoints):
             pass
     if checkpoints is not None:
         checkpoints.flush()
@@ -74,9 +74,9 @@ def work(rank: int, folder: str) -> None:
 def work_until(rank: int, folder: str, stop_at: int | None, kept: bool) -> None:
     """Train, keeping every step where `kept`, and end without a word before a batch."""
     standing._WITHIN_S, standing._AGREED_STEPS = -1.0, 1
-    given, epoch = 0, Feed.epoch
+    given, epoch = 0, BatchLoader.epoch
 
-    def counted(self: Feed, *args: Any, **options: Any) -> Iterator[Any]:
+    def counted(self: BatchLoader, *args: Any, **options: Any) -> Iterator[Any]:
         nonlocal given
         for batch in epoch(self, *args, **options):
             if given == stop_at:
@@ -84,7 +84,7 @@ def work_until(rank: int, folder: str, stop_at: int | None, kept: bool) -> None:
             given += 1
             yield batch
 
-    Feed.epoch = counted  # type: ignore[method-assign]
+    BatchLoader.epoch = counted  # type: ignore[method-assign]
     Checkpoints.due = lambda self, trained_s: True  # type: ignore[method-assign]
     with met(rank, folder):
         checkpoints = Checkpoints(Folder(f"{folder}/../out"), "b" * 64) if kept else None

@@ -23,7 +23,7 @@ from tests.training.fitting import prepare, recipe, train
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics
 from unseen_ray.training.loop import resume as standing
-from unseen_ray.training.loop.batches import Feed
+from unseen_ray.training.loop.batches import BatchLoader
 from unseen_ray.training.loop.checkpoints import Checkpoints
 from unseen_ray.training.loop.fit import fit
 
@@ -44,9 +44,9 @@ def kept_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def stop_in(folder: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train until so many batches were given, over all epochs."""
     given = 0
-    epoch = Feed.epoch
+    epoch = BatchLoader.epoch
 
-    def counted(self: Feed, *args: Any, **options: Any) -> Any:
+    def counted(self: BatchLoader, *args: Any, **options: Any) -> Any:
         nonlocal given
         for batch in epoch(self, *args, **options):
             if given == stop_at:
@@ -55,7 +55,7 @@ def stop_in(folder: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch) -> None
             yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(Feed, "epoch", counted)
+        patch.setattr(BatchLoader, "epoch", counted)
         with pytest.raises(StoppedError):
             train(folder, recipe(EPOCHS))
 
@@ -84,7 +84,7 @@ def test_batches_that_were_done_are_not_fetched_again(tmp_path: Path, monkeypatc
     with numerics(1, False, CPU):
         model, feed, plan, checkpoints = prepare(tmp_path, recipe(EPOCHS), CPU)
         plane = feed.pixels.plane
-        beyond = Feed(type(feed.pixels)(Noting(plane, asked), CPU, None), feed.norm)
+        beyond = BatchLoader(type(feed.pixels)(Noting(plane, asked), CPU, None), feed.norm)
         list(fit(model, beyond, plan, checkpoints))
     assert len(asked) == 64 * (STEPS - 4 + STEPS)
 

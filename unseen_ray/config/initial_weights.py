@@ -10,7 +10,7 @@ from unseen_ray.config.run import PruneConfig
 from unseen_ray.errors import ConfigError
 from unseen_ray.storage.filesystem import absolute_path, filesystem_of, read_file, sha256_of
 
-__all__ = ["SAFETENSORS", "TORCH", "form_of", "read_weights", "with_init"]
+__all__ = ["SAFETENSORS", "TORCH", "form_of", "read_weights", "with_initial_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ _BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic numbe
 _HEADER_MOST = 100_000_000
 
 
-def with_init(config: PruneConfig, *, before: str | None = None) -> PruneConfig:
+def with_initial_weights(config: PruneConfig, *, before: str | None = None) -> PruneConfig:
     """The configuration with the file of `recipe.init` found: by its absolute path, and its SHA-256.
 
     Args:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from unseen_ray.core.arrays import FloatArray, IdArray
 
-__all__ = ["Answers"]
+__all__ = ["Predictions"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Answers:
+class Predictions:
     """One model's answers to B samples.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unseen_ray.config.initial_weights import with_init
+from unseen_ray.config.initial_weights import with_initial_weights
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS, PruneConfig, jsonable
 from unseen_ray.data.sources.registry import open_source, source_ref
@@ -122,7 +122,7 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
             f"source {info.name} is not the data that {done.path} was pruned from: it has {len(info)} samples, there were "
             f"{done.manifest.source['rows']}, or their labels or files changed. Bring the data back, or prune again."
         )
-    return with_init(with_model(_started_alike(config, done), info.size_px))
+    return with_initial_weights(with_model(_started_alike(config, done), info.size_px))
 
 
 def _started_alike(config: PruneConfig, done: PruneResult) -> PruneConfig:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unseen_ray.config.initial_weights import with_init
+from unseen_ray.config.initial_weights import with_initial_weights
 from unseen_ray.config.run import PruneConfig, jsonable
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.samples.id_sets import AllIds, ArrayIds, IdSet
@@ -27,9 +27,9 @@ from unseen_ray.pruning.validate import check_test_set
 from unseen_ray.runs.evaluation_file import known_results, store_results, stored_tables, with_table
 from unseen_ray.runs.run import CHECKPOINTS, clear_checkpoints, clear_pixels
 from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
-from unseen_ray.runs.work_cache import Shelf, once
+from unseen_ray.runs.work_cache import WorkCache, once
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.storage.lock import Lease, held
+from unseen_ray.storage.lock import RunLock, held
 
 __all__ = ["ARMS", "BUDGETS", "DEFAULT_AGAINST", "DEFAULT_SEEDS", "Chosen", "check_evaluable", "evaluate"]
 
@@ -69,7 +69,7 @@ def evaluate(
     executor: Executor,
     on_event: Observer,
     on_holdout: bool = False,
-    shelf: Shelf | None = None,
+    cache: WorkCache | None = None,
 ) -> Evaluation:
     """Train and measure every arm with every seed; what `config.out` holds already is not trained again.
 
@@ -89,7 +89,7 @@ def evaluate(
         ConfigError: if there is nothing to measure on.
     """
     source = open_source(source_ref(config.source))
-    info, config = source.info, with_init(config)
+    info, config = source.info, with_initial_weights(config)
     job = make_job(config, info).resolved(config, skipped_ids)
     if on_holdout:
         job = replace(job, test=None)
@@ -103,7 +103,7 @@ def evaluate(
     keys = {_place(task): _key(job, task, population, test_print) for task in tasks}
     folder, recipe = Folder(job.out), job.config.recipe
     with held(folder) as lease:
-        stored = _train(tasks, keys, folder, executor, on_event, lease, shelf)
+        stored = _train(tasks, keys, folder, executor, on_event, lease, cache)
         lines = _lines(arms, tasks, {_place(task): stored[keys[_place(task)]] for task in tasks}, chosen, population)
         table = Evaluation(
             test=name,
@@ -131,8 +131,8 @@ def _train(
     folder: Folder,
     executor: Executor,
     on_event: Observer,
-    lease: Lease,
-    shelf: Shelf | None,
+    lease: RunLock,
+    cache: WorkCache | None,
 ) -> dict[str, EvalResult]:
     """Results by what determines them: those that the folder holds already, and those of what was left to train."""
     stored, tables = known_results(folder), stored_tables(folder)
@@ -143,13 +143,13 @@ def _train(
             key = keys[event.arm, event.selection, event.repeat]
             stored[key] = event
             store_results(folder, stored, tables)
-            if shelf is not None:
-                shelf.lend_result(key, event)
-                shelf.release([key])
+            if cache is not None:
+                cache.lend_result(key, event)
+                cache.release([key])
         on_event(event)
 
     def awaited(task: EvalTask) -> EvalResult | None:
-        result = None if shelf is None else shelf.borrow_result(keys[_place(task)])
+        result = None if cache is None else cache.borrow_result(keys[_place(task)])
         if result is not None:
             stored[keys[_place(task)]] = result
             on_event(result)
@@ -158,11 +158,11 @@ def _train(
     left = [task for task in tasks if keys[_place(task)] not in stored]
     if len(left) < len(tasks):
         logger.info("%d of %d trainings were done before; their results are used", len(tasks) - len(left), len(tasks))
-    if shelf is None:
+    if cache is None:
         executor.evaluate(left, keep)
     else:
         names = [keys[_place(task)] for task in left]
-        once(left, names, known=awaited, do=lambda its: executor.evaluate(its, keep), shelf=shelf, rest=executor.rest)
+        once(left, names, known=awaited, do=lambda its: executor.evaluate(its, keep), cache=cache, rest=executor.rest)
     return stored
 
 

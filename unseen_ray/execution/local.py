@@ -17,9 +17,9 @@ from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
 from unseen_ray.runs.pixel_cache import plan_files
 from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
 from unseen_ray.training.hardware import describe_hardware, device_name, resolve_precision
-from unseen_ray.training.model_task import Workbench, open_test
-from unseen_ray.training.task_runner import Desk
-from unseen_ray.training.user_task import OwnBench
+from unseen_ray.training.model_task import ModelTask, open_test
+from unseen_ray.training.task_runner import TaskRunner
+from unseen_ray.training.user_task import UserTask
 
 __all__ = ["LocalExecutor"]
 
@@ -28,7 +28,7 @@ class LocalExecutor:
     """Does one task after the other, on the first GPU where there is one and `gpus_per_fold` is not 0."""
 
     def __init__(self) -> None:
-        self._bench: OwnBench | Workbench | None = None
+        self._bench: UserTask | ModelTask | None = None
 
     def prepare(self, job: Job, source: Source) -> Prepared:
         """Decode the pixels, find bad samples, resolve the precision."""
@@ -51,15 +51,15 @@ class LocalExecutor:
             skipped_ids=skipped,
             environment={"executor": "local", "node": platform.node(), **describe_hardware(device)},
         )
-        desk = Desk(
+        runner = TaskRunner(
             job=job.resolved(config, skipped),
             labels_N=source.info.labels_N,
             plane=plane,
             source=lambda: source,
             device=device_name(device),
         )
-        own = OwnBench(desk=desk, device=device if device.type == "cuda" else None)
-        self._bench = Workbench(desk=desk, device=device) if config.fit is None else own
+        own = UserTask(runner=runner, device=device if device.type == "cuda" else None)
+        self._bench = ModelTask(runner=runner, device=device) if config.fit is None else own
         return prepared
 
     def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:
@@ -69,14 +69,14 @@ class LocalExecutor:
 
     def merge(self, request: MergeRequest) -> Merged:
         """Merge in this process."""
-        desk = self._ready().desk
-        return Merger(desk.job, desk.labels_N).merge(request)
+        runner = self._ready().runner
+        return Merger(runner.job, runner.labels_N).merge(request)
 
     def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
         """Train and measure in this process."""
         bench = self._ready()
-        assert isinstance(bench, Workbench), "what a user's own fit has trained is not evaluated"
-        test = open_test(bench.desk)
+        assert isinstance(bench, ModelTask), "what a user's own fit has trained is not evaluated"
+        test = open_test(bench.runner)
         return [
             last
             for task in tasks
@@ -90,7 +90,7 @@ class LocalExecutor:
         """Let go of the pixels."""
         self._bench = None
 
-    def _ready(self) -> OwnBench | Workbench:
+    def _ready(self) -> UserTask | ModelTask:
         assert self._bench is not None, "prepare comes first"
         return self._bench
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unseen_ray.config.initial_weights import with_init
+from unseen_ray.config.initial_weights import with_initial_weights
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.data.sources.registry import Source, SourceInfo, open_source, source_ref
@@ -63,6 +63,6 @@ def _planned(config: PruneConfig) -> tuple[RunPlan, Source, PruneConfig]:
     source = open_source(source_ref(config.source))
     info = source.info
     check_functions(config)
-    config = with_init(with_model(config, info.size_px))
+    config = with_initial_weights(with_model(config, info.size_px))
     population = make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
     return plan_run(config, population), source, config

@@ -15,22 +15,22 @@ from unseen_ray.core.samples.id_sets import ArrayIds, IdSet
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.data.sources.registry import Source, key_column
-from unseen_ray.pruning.coreset_builder_long import LongGrowth, stage_coreset, write_keys
+from unseen_ray.pruning.coreset_builder_long import CoresetBuilderOnStorage, stage_coreset, write_keys
 from unseen_ray.pruning.selection import Kept, apply_policy, features_for
 from unseen_ray.pruning.selection_by_passes import is_streamed
-from unseen_ray.pruning.warnings import judge
+from unseen_ray.pruning.warnings import check_selection
 from unseen_ray.runs.run import CORESET, Run, coreset_of
 from unseen_ray.runs.tasks import Receipt
 from unseen_ray.runs.votes import scores_file
 from unseen_ray.storage import tables as parts
 from unseen_ray.storage.tables import LongTable, write_table
 
-__all__ = ["Growth", "begin_growth"]
+__all__ = ["CoresetBuilder", "open_builder"]
 
 logger = logging.getLogger(__name__)
 
 
-class Growth(Protocol):
+class CoresetBuilder(Protocol):
     """What is kept so far.
 
     Attributes:
@@ -58,21 +58,21 @@ class Growth(Protocol):
         ...
 
 
-def begin_growth(run: Run, config: PruneConfig, population: Population) -> Growth:
+def open_builder(run: Run, config: PruneConfig, population: Population) -> CoresetBuilder:
     """What a run has kept, as its last finished stage has stored it; it stays there where it is long and the policy can choose so."""
     if is_streamed(config, len(population)):
         if config.guard == "none":
-            return LongGrowth(run, config, population)
+            return CoresetBuilderOnStorage(run, config, population)
         logger.warning(
             "guard %s judges all %d candidates at once: they are held in memory.",
             score_name(config.guard),
             len(population),
         )
-    return _GrowthInMemory(run, config, population)
+    return _CoresetBuilderInMemory(run, config, population)
 
 
-class _GrowthInMemory:
-    """What a run keeps, as one table of each stage; see `Growth`."""
+class _CoresetBuilderInMemory:
+    """What a run keeps, as one table of each stage; see `CoresetBuilder`."""
 
     in_memory = True
 
@@ -119,5 +119,5 @@ class _GrowthInMemory:
         )
         files = {**write_keys(run.folder, source, population), **write_table(run.folder, CORESET, table)}
         asked = PruneConfig.from_json(run.manifest.asked)
-        judge(asked, run.table(scores_file(0)), kept.ids, source.info.class_names)
+        check_selection(asked, run.table(scores_file(0)), kept.ids, source.info.class_names)
         return files

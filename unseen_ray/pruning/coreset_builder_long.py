@@ -15,15 +15,15 @@ from unseen_ray.core.samples.population import Population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.data.sources.registry import Source, key_column
 from unseen_ray.pruning.selection_by_passes import Batches, batches_of, choose_streamed
-from unseen_ray.pruning.warnings import judge_long
-from unseen_ray.runs.id_files import StoredIds, open_stored
+from unseen_ray.pruning.warnings import check_long_selection
+from unseen_ray.runs.id_files import IdFiles, open_id_files
 from unseen_ray.runs.run import CORESET, KEYS, Run
 from unseen_ray.runs.tasks import Receipt
 from unseen_ray.runs.votes import scores_file
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import LongTable, TableWriter
 
-__all__ = ["LongGrowth", "clear_stages", "in_id_order", "stage_coreset", "write_keys"]
+__all__ = ["CoresetBuilderOnStorage", "clear_stages", "in_id_order", "stage_coreset", "write_keys"]
 
 _CHUNK = 2**18
 
@@ -33,14 +33,14 @@ def stage_coreset(stage: int) -> str:
     return f"stage-{stage:02d}/coreset.parquet"
 
 
-class LongGrowth:
-    """What a run keeps, without an array of it; see `growing.Growth`."""
+class CoresetBuilderOnStorage:
+    """What a run keeps, without an array of it; see `growing.CoresetBuilder`."""
 
     in_memory = False
 
     def __init__(self, run: Run, config: PruneConfig, population: Population) -> None:
         self._config, self._population = config, population
-        self._kept: tuple[LongTable, StoredIds, IntArray] | None = None
+        self._kept: tuple[LongTable, IdFiles, IntArray] | None = None
         if run.manifest.stages:
             self._open(run, run.manifest.stages[-1]["index"], dict(run.manifest.files))
 
@@ -86,7 +86,7 @@ class LongGrowth:
         for rows in self._stored_rows():
             coreset.add(rows.add_column(1, "key", key_column(source, rows.column("id").to_numpy())))
         files = {**write_keys(run.folder, source, population), **coreset.close()}
-        judge_long(
+        check_long_selection(
             PruneConfig.from_json(run.manifest.asked),
             LongTable(run.folder, scores_file(0), run.manifest.files),
             self._holds,
@@ -108,7 +108,7 @@ class LongGrowth:
 
     def _open(self, run: Run, stage: int, files: dict[str, str]) -> None:
         table = LongTable(run.folder, stage_coreset(stage), files)
-        self._kept = table, *open_stored(table, self._population.num_classes)
+        self._kept = table, *open_id_files(table, self._population.num_classes)
 
     def _stored_rows(self) -> Iterator[pa.Table]:
         if self._kept is not None:

@@ -11,7 +11,7 @@ from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.data.sources.registry import Source, SourceInfo
-from unseen_ray.pruning.merge import Tally
+from unseen_ray.pruning.merge import StageSummary
 from unseen_ray.runs.tasks import Receipt
 
 __all__ = ["cost_of", "population_entry", "source_entry", "stage_entry", "warn_of_chance"]
@@ -45,7 +45,7 @@ def population_entry(population: Population, source: Source, skipped: IdArray) -
     }
 
 
-def stage_entry(stage: Stage, tally: Tally, receipts: list[Receipt], seconds: float) -> dict[str, Any]:
+def stage_entry(stage: Stage, summary: StageSummary, receipts: list[Receipt], seconds: float) -> dict[str, Any]:
     """What the manifest says of a finished stage.
 
     Args:
@@ -58,23 +58,23 @@ def stage_entry(stage: Stage, tally: Tally, receipts: list[Receipt], seconds: fl
         "index": stage.index,
         "target": stage.target,
         "added": stage.added,
-        "candidates": tally.rows,
+        "candidates": summary.rows,
         "accuracy": float(np.average([r.accuracy for r in receipts], weights=[r.scored for r in receipts])),
-        "vote_accuracy": tally.right / tally.rows,
+        "vote_accuracy": summary.right / summary.rows,
         "seconds": round(seconds, 3),
         "fit_seconds": round(sum(r.worker_seconds for r in receipts), 3),
         "gpu_seconds": round(sum(r.gpu_seconds for r in receipts), 3),
         "trained": sum(r.trained for r in receipts),
         "image_passes": sum(r.image_passes for r in receipts),
         "scored": sum(r.scored for r in receipts),
-        **({} if tally.suspects is None else {"suspects": tally.suspects}),
+        **({} if summary.suspects is None else {"suspects": summary.suspects}),
         "tasks": [r.to_json() for r in receipts],
     }
 
 
-def warn_of_chance(entry: dict[str, Any], tally: Tally) -> None:
+def warn_of_chance(entry: dict[str, Any], summary: StageSummary) -> None:
     """Say it if a stage's models are hardly better than naming the largest class."""
-    largest = float(tally.labels_C.max() / tally.rows)
+    largest = float(summary.labels_C.max() / summary.rows)
     if entry["vote_accuracy"] < min(2 * largest, 0.9 * largest + 0.1):
         logger.warning(
             "the models of stage %d are right on %.1f %% of what they scored, and always naming the largest class on %.1f %%: "

@@ -30,12 +30,12 @@ __all__ = [
     "MergeRequest",
     "Merged",
     "Merger",
-    "Tally",
+    "StageSummary",
     "ask_merge",
     "join_ranges",
     "score_columns",
     "scores_of",
-    "tally_of",
+    "summary_of",
 ]
 
 RANGE_ROWS = 2**20
@@ -69,7 +69,7 @@ class MergeRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Tally:
+class StageSummary:
     """What the manifest says of merged scores.
 
     Attributes:
@@ -96,7 +96,7 @@ class Merged:
     """
 
     files: dict[str, str]
-    tally: Tally
+    summary: StageSummary
     table: pa.Table | None = field(default=None, repr=False)
 
 
@@ -191,7 +191,7 @@ class Merger:
         table = pa.concat_tables(tables)
         name = parts.part_file(scores_file(request.stage), number)
         files = {name: self._folder.write_table(name, table)} if table.num_rows else {}
-        return Merged(files=files, tally=tally_of(table, population.num_classes))
+        return Merged(files=files, summary=summary_of(table, population.num_classes))
 
     def _merge_at_once(self, request: MergeRequest) -> Merged:
         config, stage = self._job.config, request.stage
@@ -206,8 +206,8 @@ class Merger:
         files = parts.write_table(self._folder, scores_file(stage), table)
         if config.save_probs and merged.probs_MC is not None:
             files[probs_file(stage)] = self._folder.write_array(probs_file(stage), merged.probs_MC)
-        tally = tally_of(table, self._population.num_classes)
-        return Merged(files=files, tally=tally, table=table if request.tells_table else None)
+        summary = summary_of(table, self._population.num_classes)
+        return Merged(files=files, summary=summary, table=table if request.tells_table else None)
 
     def _book(self, request: MergeRequest, ids_M: np.ndarray) -> ScoreBook:
         return ScoreBook(
@@ -226,13 +226,13 @@ def join_ranges(folder: Folder, request: MergeRequest, ranges: Iterable[Merged])
     for left in Folder(folder.path(name)).names():
         if f"{name}/{left}" not in files:
             folder.delete(f"{name}/{left}")
-    tallies = [each.tally for each in merged]
-    tally = Tally(
+    tallies = [each.summary for each in merged]
+    summary = StageSummary(
         rows=sum(each.rows for each in tallies),
         right=sum(each.right for each in tallies),
         labels_C=np.sum([each.labels_C for each in tallies], axis=0),
     )
-    return Merged(files=files, tally=tally)
+    return Merged(files=files, summary=summary)
 
 
 def scores_of(merged: Merged, folder: Folder, stage: int) -> pa.Table | LongTable:
@@ -240,10 +240,10 @@ def scores_of(merged: Merged, folder: Folder, stage: int) -> pa.Table | LongTabl
     return LongTable(folder, scores_file(stage), merged.files) if merged.table is None else merged.table
 
 
-def tally_of(table: pa.Table, num_classes: int) -> Tally:
+def summary_of(table: pa.Table, num_classes: int) -> StageSummary:
     """What is told of a score table."""
     labels = table.column("label").to_numpy()
-    return Tally(
+    return StageSummary(
         rows=table.num_rows,
         right=int((table.column("pred").to_numpy() == labels).sum()),
         labels_C=np.bincount(labels, minlength=num_classes),

@@ -9,25 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from unseen_ray.config.initial_weights import with_init
+from unseen_ray.config.initial_weights import with_initial_weights
 from unseen_ray.config.models import model_builder
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.data.sources.registry import Source, SourceInfo, default_test, open_source, source_ref
 from unseen_ray.plugins import is_target
-from unseen_ray.pruning.coreset_builder import Growth, begin_growth
+from unseen_ray.pruning.coreset_builder import CoresetBuilder, open_builder
 from unseen_ray.pruning.coreset_builder_long import clear_stages, stage_coreset
 from unseen_ray.pruning.executor import Executor, Observer
 from unseen_ray.pruning.manifest_entries import cost_of, population_entry, source_entry, stage_entry, warn_of_chance
-from unseen_ray.pruning.merge import Tally, ask_merge, scores_of
+from unseen_ray.pruning.merge import StageSummary, ask_merge, scores_of
 from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.pruning.stage import StageWork
 from unseen_ray.pruning.validate import check_functions, check_lenders, check_test
 from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels, open_run
 from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
 from unseen_ray.runs.votes import features_file, probs_file
-from unseen_ray.runs.work_cache import Shelf
+from unseen_ray.runs.work_cache import WorkCache
 from unseen_ray.storage import tables as parts
 from unseen_ray.storage.filesystem import absolute_path
 from unseen_ray.storage.tables import parts_of
@@ -50,7 +50,7 @@ def prune(
     *,
     executor: Executor,
     on_event: Observer,
-    shelf: Shelf | None = None,
+    cache: WorkCache | None = None,
     on_stage: StageObserver | None = None,
     checked: bool = False,
 ) -> Run:
@@ -78,8 +78,8 @@ def prune(
             _warn_of_late_wishes(config, run)
             clear_stages(run)
             return run
-        job = make_job(with_init(_as_before(config_with_model, run), before=_weights_before(run)), info)
-        return _prune(run, job, source, executor, on_event, shelf, on_stage)
+        job = make_job(with_initial_weights(_as_before(config_with_model, run), before=_weights_before(run)), info)
+        return _prune(run, job, source, executor, on_event, cache, on_stage)
 
 
 def check(config: PruneConfig, info: SourceInfo) -> None:
@@ -93,7 +93,7 @@ def check(config: PruneConfig, info: SourceInfo) -> None:
         model_builder(config.model)
     population = make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
     plan_run(with_model(config, info.size_px), population)
-    with_init(config)
+    with_initial_weights(config)
     check_test(config, info)
     check_lenders(config)
 
@@ -115,7 +115,7 @@ def _prune(
     source: Source,
     executor: Executor,
     on_event: Observer,
-    shelf: Shelf | None,
+    cache: WorkCache | None,
     on_stage: StageObserver | None,
 ) -> Run:
     began = time.monotonic()
@@ -139,9 +139,9 @@ def _prune(
         run.check_ours()
         on_event(event)
 
-    work = StageWork(run=run, job=job, population=population, executor=executor, on_event=observe, shelf=shelf)
-    run, growth = _grow(work, plan, elapsed_s, on_stage)
-    return _finish(run, source, growth, elapsed_s)
+    work = StageWork(run=run, job=job, population=population, executor=executor, on_event=observe, cache=cache)
+    run, builder = _grow(work, plan, elapsed_s, on_stage)
+    return _finish(run, source, builder, elapsed_s)
 
 
 def make_job(config: PruneConfig, info: SourceInfo) -> Job:
@@ -163,41 +163,41 @@ def make_job(config: PruneConfig, info: SourceInfo) -> Job:
 
 def _grow(
     work: StageWork, plan: RunPlan, elapsed_s: Callable[[], float], on_stage: StageObserver | None
-) -> tuple[Run, Growth]:
+) -> tuple[Run, CoresetBuilder]:
     run, job, population, executor = work.run, work.job, work.population, work.executor
-    growth = begin_growth(run, job.config, population)
+    builder = open_builder(run, job.config, population)
     for stage in plan.stages[len(run.manifest.stages) :]:
         if on_stage is not None and stage.index:
-            on_stage(run.manifest.stages, growth.ids.resolve(population))
+            on_stage(run.manifest.stages, builder.ids.resolve(population))
         began = time.monotonic()
-        tasks = tasks_of(stage, job.config, growth.ids)
+        tasks = tasks_of(stage, job.config, builder.ids)
         receipts = work.receipts(tasks)
         request = ask_merge(
             job.config,
             population,
             stage=stage.index,
-            kept=growth.ids,
-            num_kept=growth.count,
+            kept=builder.ids,
+            num_kept=builder.count,
             num_parts=len(tasks),
             votes_each=votes_each(stage.index, job.config),
-            tells_table=growth.in_memory,
+            tells_table=builder.in_memory,
         )
         run.check_ours()
         merged = executor.merge(request)
         run.check_ours()
-        grown = growth.extend(run, stage, scores_of(merged, run.folder, stage.index), receipts)
+        grown = builder.extend(run, stage, scores_of(merged, run.folder, stage.index), receipts)
         files = {**run.manifest.files, **merged.files, **grown}
         for receipt in receipts:
             files |= receipt.files
-        entry = _finished_stage(stage, merged.tally, receipts, time.monotonic() - began)
+        entry = _finished_stage(stage, merged.summary, receipts, time.monotonic() - began)
         run = run.commit(stages=[*run.manifest.stages, entry], files=files, cost={"seconds": elapsed_s()})
-    return run, growth
+    return run, builder
 
 
-def _finished_stage(stage: Stage, tally: Tally, receipts: list[Receipt], seconds: float) -> dict[str, Any]:
+def _finished_stage(stage: Stage, summary: StageSummary, receipts: list[Receipt], seconds: float) -> dict[str, Any]:
     """What the manifest says of a stage whose coreset is on storage."""
-    entry = stage_entry(stage, tally, receipts, seconds)
-    warn_of_chance(entry, tally)
+    entry = stage_entry(stage, summary, receipts, seconds)
+    warn_of_chance(entry, summary)
     logger.info(
         "stage=%d kept=%d added=%d accuracy=%.4f seconds=%.1f",
         stage.index,
@@ -209,9 +209,9 @@ def _finished_stage(stage: Stage, tally: Tally, receipts: list[Receipt], seconds
     return entry
 
 
-def _finish(run: Run, source: Source, growth: Growth, elapsed_s: Callable[[], float]) -> Run:
+def _finish(run: Run, source: Source, builder: CoresetBuilder, elapsed_s: Callable[[], float]) -> Run:
     run.check_ours()
-    files = growth.finish(run, source)
+    files = builder.finish(run, source)
     stages, before = run.manifest.stages, run.manifest.files
     grown = {part for stage in stages for part in parts_of(stage_coreset(stage["index"]), before)}
     kept = {name: digest for name, digest in before.items() if name not in grown}

@@ -21,7 +21,7 @@ from unseen_ray.pruning.merge import score_columns
 from unseen_ray.pruning.reselect_long import budget_of, select_long
 from unseen_ray.pruning.selection import Kept, apply_policy
 from unseen_ray.pruning.selection_by_passes import is_streamed
-from unseen_ray.pruning.warnings import judge
+from unseen_ray.pruning.warnings import check_selection
 from unseen_ray.runs.features import load_features, reads_features
 from unseen_ray.runs.manifest import Manifest
 from unseen_ray.runs.run import CORESET, KEYS, Run, choosing_s, load_run, open_selection
@@ -83,7 +83,7 @@ def reselect(
         "stage": coreset.stages,
         "score": coreset.scores,
     }
-    judge(config, table, coreset.ids, run.manifest.source["class_names"])
+    check_selection(config, table, coreset.ids, run.manifest.source["class_names"])
     new = open_selection(run, config)
     known = run.manifest.files
     files = {

@@ -12,7 +12,7 @@ from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.outofcore.selection import IdBits
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.pruning.selection_by_passes import choose_streamed
-from unseen_ray.pruning.warnings import judge_long
+from unseen_ray.pruning.warnings import check_long_selection
 from unseen_ray.runs.run import CORESET, KEYS, Run, open_selection
 from unseen_ray.runs.votes import scores_file
 from unseen_ray.storage.tables import LongTable, TableWriter, copy_table
@@ -52,7 +52,7 @@ def select_long(run: Run, config: PruneConfig, scores: LongTable, *, chosen_from
     for batch in scores.batches(["id", "label"]):
         labels = batch.column("label").to_numpy()[bits.has(batch.column("id").to_numpy())]
         taken_C += np.bincount(labels, minlength=len(taken_C))
-    judge_long(config, scores, bits.has, about["class_names"], sizes_C=sizes_C, kept_C=taken_C)
+    check_long_selection(config, scores, bits.has, about["class_names"], sizes_C=sizes_C, kept_C=taken_C)
     new = open_selection(run, config)
     writer = TableWriter(new.folder, CORESET, budget)
     name = score_name(config.score)

@@ -93,7 +93,7 @@ def score_probs(
     keys = pa.table({"id": ids_N, "key": pa.array(opened.keys(ids_N.tolist()), pa.string())})
     files |= write_table(run.folder, KEYS, keys)
     stage = Stage(index=0, target=len(ids_N), added=0)
-    entry = stage_entry(stage, merged.tally, receipts, time.monotonic() - began)
+    entry = stage_entry(stage, merged.summary, receipts, time.monotonic() - began)
     return run.commit(stages=[entry], files=files, finished=True)
 
 

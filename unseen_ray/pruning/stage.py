@@ -11,7 +11,7 @@ from unseen_ray.pruning.executor import Executor, Observer
 from unseen_ray.runs.run import Run
 from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
 from unseen_ray.runs.votes import borrow_votes, find_receipt
-from unseen_ray.runs.work_cache import Shelf, once
+from unseen_ray.runs.work_cache import WorkCache, once
 from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["StageWork"]
@@ -35,7 +35,7 @@ class StageWork:
     population: Population
     executor: Executor
     on_event: Observer
-    shelf: Shelf | None = None
+    cache: WorkCache | None = None
 
     def receipts(self, tasks: list[ScoreTask]) -> list[Receipt]:
         """Receipts in the order of the tasks; work that is on storage already is not done again."""
@@ -51,28 +51,28 @@ class StageWork:
         """Do tasks, or have them from another run that does them meanwhile."""
         if not tasks:
             return []
-        if self.shelf is None:
+        if self.cache is None:
             return self.executor.score(tasks, self.on_event)
         keys = [self.job.task_key(task, self.population) for task in tasks]
-        return once(tasks, keys, known=self._awaited, do=self._lending, shelf=self.shelf, rest=self.executor.rest)
+        return once(tasks, keys, known=self._awaited, do=self._lending, cache=self.cache, rest=self.executor.rest)
 
     def _awaited(self, task: ScoreTask) -> Receipt | None:
-        receipt = self._on_shelf(task)
+        receipt = self._in_cache(task)
         if receipt is not None:
             self.on_event(receipt)
         return receipt
 
     def _lending(self, tasks: list[ScoreTask]) -> list[Receipt]:
         """Do tasks, and put each one's votes on the shelf as it is done."""
-        shelf, by_index = self.shelf, {task.index: task for task in tasks}
-        assert shelf is not None
+        cache, by_index = self.cache, {task.index: task for task in tasks}
+        assert cache is not None
 
         def lend(event: Progress | Receipt | EvalResult) -> None:
             if isinstance(event, Receipt):
                 task = by_index[event.index]
                 key = self.job.task_key(task, self.population)
-                shelf.lend_votes(self.run.folder, task.stage, task.index, key)
-                shelf.release([key])
+                cache.lend_votes(self.run.folder, task.stage, task.index, key)
+                cache.release([key])
             self.on_event(event)
 
         return self.executor.score(tasks, lend)
@@ -82,20 +82,20 @@ class StageWork:
         keys, folder = self.job.task_keys(task, self.population), self.run.folder
         for key in keys:
             if (receipt := find_receipt(folder, task.stage, task.index, key)) is not None:
-                if self.shelf is not None:  # the run may have been killed before it could lend
-                    self.shelf.lend_votes(folder, task.stage, task.index, key)
+                if self.cache is not None:  # the run may have been killed before it could lend
+                    self.cache.lend_votes(folder, task.stage, task.index, key)
                 return receipt
         for lender in self.job.config.reuse or []:
             for key in keys:
                 if (receipt := borrow_votes(Folder(lender), folder, task.stage, task.index, key)) is not None:
                     return receipt
-        return self._on_shelf(task)
+        return self._in_cache(task)
 
-    def _on_shelf(self, task: ScoreTask) -> Receipt | None:
-        if self.shelf is None:
+    def _in_cache(self, task: ScoreTask) -> Receipt | None:
+        if self.cache is None:
             return None
         for key in self.job.task_keys(task, self.population):
-            receipt = self.shelf.borrow_votes(self.run.folder, task.stage, task.index, key, task.name)
+            receipt = self.cache.borrow_votes(self.run.folder, task.stage, task.index, key, task.name)
             if receipt is not None:
                 return receipt
         return None

@@ -16,7 +16,7 @@ from unseen_ray.core.stats import rank_correlations
 from unseen_ray.plugins import plug_of
 from unseen_ray.storage.tables import LongTable
 
-__all__ = ["judge", "judge_long"]
+__all__ = ["check_long_selection", "check_selection"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _LOOKED_AT = 20_000
 _JUDGED = 200_000  # of a long run
 
 
-def judge(config: PruneConfig, table: pa.Table, kept_ids: IdArray, class_names: Sequence[str]) -> None:
+def check_selection(config: PruneConfig, table: pa.Table, kept_ids: IdArray, class_names: Sequence[str]) -> None:
     """Log what a choice is likely to suffer from.
 
     Args:
@@ -42,10 +42,10 @@ def judge(config: PruneConfig, table: pa.Table, kept_ids: IdArray, class_names: 
     labels = table.column("label").to_numpy()
     kept = np.isin(table.column("id").to_numpy(), kept_ids)
     sizes_C = np.bincount(labels)
-    _judge(config, table, kept, class_names, sizes_C, np.bincount(labels[kept], minlength=len(sizes_C)))
+    _check(config, table, kept, class_names, sizes_C, np.bincount(labels[kept], minlength=len(sizes_C)))
 
 
-def judge_long(
+def check_long_selection(
     config: PruneConfig,
     table: LongTable,
     is_kept: Callable[[IdArray], np.ndarray],
@@ -64,7 +64,7 @@ def judge_long(
         sizes_C, kept_C: (C,) samples of each class, and how many of them are kept.
     """
     some = _some_rows(table, max(1, int(sizes_C.sum()) // _JUDGED))
-    _judge(config, some, is_kept(some.column("id").to_numpy()), class_names, sizes_C, kept_C)
+    _check(config, some, is_kept(some.column("id").to_numpy()), class_names, sizes_C, kept_C)
 
 
 def _some_rows(table: LongTable, step: int) -> pa.Table:
@@ -76,7 +76,7 @@ def _some_rows(table: LongTable, step: int) -> pa.Table:
     return pa.concat_tables(found)
 
 
-def _judge(
+def _check(
     config: PruneConfig,
     table: pa.Table,
     kept: np.ndarray,

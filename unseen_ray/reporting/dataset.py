@@ -31,7 +31,7 @@ from unseen_ray.plugins import is_target, name_of, plug_of
 from unseen_ray.runs.manifest import MANIFEST, MANIFEST_COPY
 from unseen_ray.runs.run import CORESET, Run
 from unseen_ray.storage.filesystem import Folder, absolute_path, covers, filesystem_of, is_uri, real_path
-from unseen_ray.storage.retry import patiently
+from unseen_ray.storage.retry import retried
 
 __all__ = ["check_file", "pack", "source_of"]
 
@@ -226,5 +226,5 @@ def _write_parts(parts: Iterator[tuple[str, pa.Table]], folder: Folder) -> None:
                     writer.write_table(table)
             if remote:
                 fs, target = filesystem_of(folder.path(name))
-                patiently(folder.path(name), functools.partial(copy_files, path, target, destination_filesystem=fs))
+                retried(folder.path(name), functools.partial(copy_files, path, target, destination_filesystem=fs))
                 os.unlink(path)

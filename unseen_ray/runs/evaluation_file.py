@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from unseen_ray.runs.tasks import EvalResult
-from unseen_ray.storage.checked_json import seal, unseal, without_nan
+from unseen_ray.storage.checked_json import from_checked_json, to_checked_json, without_nan
 from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["EVALUATION", "fullest_first", "known_results", "result_of", "store_results", "stored_tables", "with_table"]
@@ -26,7 +26,7 @@ def stored_tables(folder: Folder) -> list[dict[str, Any]]:
     """The finished tables of a run's evaluations, the last one first; none of them where the file is damaged."""
     data = folder.read(EVALUATION)
     try:
-        tables = unseal(data)["tables"] if data else []
+        tables = from_checked_json(data)["tables"] if data else []
         return [table for table in tables if table.keys() >= _TABLE]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("%s cannot be used (%s)", folder.path(EVALUATION), error)
@@ -61,7 +61,7 @@ def known_results(folder: Folder) -> dict[str, EvalResult]:
     """The finished trainings, by what determines them; none where the file is damaged."""
     data = folder.read(EVALUATION)
     try:
-        stored = unseal(data)["results"] if data else {}
+        stored = from_checked_json(data)["results"] if data else {}
         return {key: result_of(value) for key, value in stored.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("%s cannot be used (%s); measuring anew", folder.path(EVALUATION), error)
@@ -77,4 +77,4 @@ def result_of(value: dict[str, Any]) -> EvalResult:
 def store_results(folder: Folder, results: Mapping[str, EvalResult], tables: list[dict[str, Any]]) -> None:
     """Put all of it in place."""
     values = without_nan({"tables": tables, "results": {key: asdict(result) for key, result in results.items()}})
-    folder.write(EVALUATION, seal(values))
+    folder.write(EVALUATION, to_checked_json(values))

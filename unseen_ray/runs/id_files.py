@@ -16,11 +16,11 @@ from unseen_ray.core.samples.population import Population
 from unseen_ray.storage.filesystem import Folder, absolute_path
 from unseen_ray.storage.tables import LongTable, group_ends, parts_of, with_parquet
 
-__all__ = ["StoredIds", "open_stored"]
+__all__ = ["IdFiles", "open_id_files"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredIds:
+class IdFiles:
     """The column `id` of a table of a run, strictly rising.
 
     Attributes:
@@ -54,7 +54,7 @@ class StoredIds:
         return self.digest
 
 
-def open_stored(table: LongTable, num_classes: int) -> tuple[StoredIds, IntArray]:
+def open_id_files(table: LongTable, num_classes: int) -> tuple[IdFiles, IntArray]:
     """A table's ids as a set, and (C,) how many of each class there are; the columns `id` and `label` are read once, by pieces."""
     content, count, counts_C = hashlib.sha256(), 0, np.zeros(num_classes, np.int64)
     for batch in table.batches(["id", "label"]):
@@ -63,7 +63,7 @@ def open_stored(table: LongTable, num_classes: int) -> tuple[StoredIds, IntArray
         count += batch.num_rows
     names = parts_of(table.name, table.files)
     firsts = [with_parquet(table.folder, name, lambda file: group_ends(file)[0][1]) for name in names]
-    stored = StoredIds(
+    stored = IdFiles(
         root=absolute_path(table.folder.root),
         files=tuple((name, table.files[name]) for name in names),
         firsts=tuple(firsts),

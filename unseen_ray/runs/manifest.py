@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.storage.checked_json import seal, unseal
+from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
 from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["MANIFEST", "MANIFEST_COPY", "SCHEMA_VERSION", "Manifest", "has_copy", "read_manifest", "write_manifest"]
@@ -55,7 +55,7 @@ class Manifest:
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
     """Put the manifest in place, then a copy of it, if that can be; readers see the old one or the new one, whole."""
-    data = seal(asdict(manifest))
+    data = to_checked_json(asdict(manifest))
     folder.write(MANIFEST, data, durable=True)
     try:
         folder.write(MANIFEST_COPY, data, durable=True)
@@ -100,7 +100,7 @@ def _read(folder: Folder, name: str) -> Manifest | None:
         return None
     path = folder.path(name)
     try:
-        values = unseal(data)
+        values = from_checked_json(data)
         version = values["schema_version"]
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise ConfigError(

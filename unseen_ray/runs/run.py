@@ -18,7 +18,7 @@ from unseen_ray.core.samples.coreset import Coreset
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.runs.manifest import MANIFEST, MANIFEST_COPY, Manifest, has_copy, read_manifest, write_manifest
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.storage.lock import LEASE, Lease, held
+from unseen_ray.storage.lock import LEASE, RunLock, held
 from unseen_ray.storage.tables import read_table, sha256_of_file
 
 __all__ = [
@@ -68,7 +68,7 @@ class Run:
 
     folder: Folder
     manifest: Manifest
-    lease: Lease | None = None
+    lease: RunLock | None = None
 
     def commit(self, **changes: Any) -> Run:
         """Write a changed manifest and return the run that has it; RunInUseError if another driver has taken over."""

@@ -17,13 +17,13 @@ from unseen_ray.runs.votes import read_receipt, vote_file
 from unseen_ray.storage.filesystem import Folder, filesystem_of
 from unseen_ray.storage.lock import Holder, holder_of
 
-__all__ = ["Standing", "TaskStanding", "Watcher"]
+__all__ = ["RunStatus", "TaskStatus", "Watcher"]
 
 _FIT = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskStanding:
+class TaskStatus:
     """How a task stands.
 
     Attributes:
@@ -52,7 +52,7 @@ class TaskStanding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class RunStatus:
     """How a run stands.
 
     Attributes:
@@ -75,12 +75,12 @@ class Standing:
     stage: int
     stages: int
     total: int
-    tasks: tuple[TaskStanding, ...]
+    tasks: tuple[TaskStatus, ...]
     holder: Holder | None
     worker_s: float
     gpu_s: float
 
-    def of_stage(self) -> tuple[TaskStanding, ...]:
+    def of_stage(self) -> tuple[TaskStatus, ...]:
         """The tasks of the stage at work."""
         name = f"stage {self.stage}"
         return tuple(task for task in self.tasks if task.name == name or task.name.startswith(f"{name} "))
@@ -105,7 +105,7 @@ class Watcher:
         """Whether there is a run to look at."""
         return read_manifest(self.folder) is not None
 
-    def look(self) -> Standing:
+    def look(self) -> RunStatus:
         """How the run stands now.
 
         Raises:
@@ -129,7 +129,7 @@ class Watcher:
         if not manifest.finished:
             names = {task.name for task in tasks}
             tasks += [task for task in self._in_training() if task.name not in names]
-        return Standing(
+        return RunStatus(
             path=self.folder.root,
             source=str(manifest.source.get("name", "")),
             samples=manifest.source["num_samples"],
@@ -154,12 +154,12 @@ class Watcher:
         found = [self._receipts[name] for name in names if name in self._receipts]
         return sorted(found, key=lambda receipt: receipt.index)
 
-    def _in_training(self) -> list[TaskStanding]:
+    def _in_training(self) -> list[TaskStatus]:
         keys = [name for name in Folder(self.folder.path(CHECKPOINTS)).names() if _FIT.fullmatch(name)]
         found = (self._checkpoint(f"{CHECKPOINTS}/{key}/checkpoint.json") for key in keys)
         return sorted((task for task in found if task is not None), key=lambda task: task.name)
 
-    def _checkpoint(self, name: str) -> TaskStanding | None:
+    def _checkpoint(self, name: str) -> TaskStatus | None:
         """Where a training stands by its last checkpoint; None where there is none, or it was removed meanwhile."""
         fs, path = filesystem_of(self.folder.path(name))
         try:
@@ -167,7 +167,7 @@ class Watcher:
             modified = fs.get_file_info(path).mtime_ns
             head: dict[str, Any] = json.loads(data or b"{}")
             position = head["position"]
-            return TaskStanding(
+            return TaskStatus(
                 name=head.get("task") or "a model",
                 done=False,
                 epoch=position["epoch"],
@@ -182,8 +182,8 @@ class Watcher:
             return None
 
 
-def _done(receipt: Receipt) -> TaskStanding:
-    return TaskStanding(
+def _done(receipt: Receipt) -> TaskStatus:
+    return TaskStatus(
         name=receipt.task,
         done=True,
         node=receipt.node,

@@ -15,7 +15,7 @@ from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import StorageError
 from unseen_ray.runs.tasks import Receipt
 from unseen_ray.storage.filesystem import Folder, filesystem_of
-from unseen_ray.storage.retry import may_pass, steadily
+from unseen_ray.storage.retry import may_pass, retried_at_length
 from unseen_ray.storage.tables import sha256_of_file, sha256_of_stream
 
 __all__ = [
@@ -121,7 +121,7 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
     name = vote_file(stage, index)
     path = folder.path(name)
     try:
-        found = steadily(path, lambda: _whole_of(path, key))
+        found = retried_at_length(path, lambda: _whole_of(path, key))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -11,10 +11,10 @@ from typing import Protocol, TypeVar
 from unseen_ray.runs.evaluation_file import result_of
 from unseen_ray.runs.tasks import EvalResult, Receipt
 from unseen_ray.runs.votes import borrow_votes, find_receipt
-from unseen_ray.storage.checked_json import seal, unseal, without_nan
+from unseen_ray.storage.checked_json import from_checked_json, to_checked_json, without_nan
 from unseen_ray.storage.filesystem import Folder
 
-__all__ = ["ClaimBook", "Claims", "Shelf", "once"]
+__all__ = ["ClaimBook", "TaskClaims", "WorkCache", "once"]
 
 _SILENCE_S = 60.0
 _BEAT_S = 10.0
@@ -26,7 +26,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-class Claims(Protocol):
+class TaskClaims(Protocol):
     """Who is at work on what; see `ClaimBook`."""
 
     def claim(self, owner: str, keys: list[str]) -> list[str]:
@@ -44,7 +44,7 @@ class Claims(Protocol):
 
 @dataclass(slots=True, eq=False)
 class ClaimBook:
-    """Claims on unfinished work. An owner that has been silent for a minute has none.
+    """TaskClaims on unfinished work. An owner that has been silent for a minute has none.
 
     Attributes:
         silence_s: how long an owner may be silent.
@@ -82,7 +82,7 @@ class ClaimBook:
         return time.monotonic() - self._heard[owner] < self.silence_s
 
 
-class Shelf:
+class WorkCache:
     """One run's view of the work that it shares with others. Use as a context, in which it says that it lives.
 
     Args:
@@ -91,11 +91,11 @@ class Shelf:
         claims: who is at work on what.
     """
 
-    def __init__(self, root: str, owner: str, claims: Claims) -> None:
+    def __init__(self, root: str, owner: str, claims: TaskClaims) -> None:
         self._root, self._owner, self._claims = Folder(root), owner, claims
         self._over = threading.Event()
 
-    def __enter__(self) -> Shelf:
+    def __enter__(self) -> WorkCache:
         threading.Thread(target=self._beat, daemon=True, name="shelf").start()
         return self
 
@@ -121,13 +121,13 @@ class Shelf:
 
     def lend_result(self, key: str, result: EvalResult) -> None:
         """Put what an evaluation said on the shelf."""
-        self._at(key).write(_RESULT, seal(without_nan(asdict(result))))
+        self._at(key).write(_RESULT, to_checked_json(without_nan(asdict(result))))
 
     def borrow_result(self, key: str) -> EvalResult | None:
         """What an evaluation said; None where it is not there, or damaged."""
         data = self._at(key).read(_RESULT)
         try:
-            return None if data is None else result_of(unseal(data))
+            return None if data is None else result_of(from_checked_json(data))
         except (ValueError, KeyError, TypeError):
             return None
 
@@ -145,7 +145,7 @@ def once(
     *,
     known: Callable[[Task], Result | None],
     do: Callable[[list[Task]], list[Result]],
-    shelf: Shelf,
+    cache: WorkCache,
     rest: Callable[[], None],
 ) -> list[Result]:
     """Have each task done once among all that share a shelf; returns the results in no certain order.
@@ -163,14 +163,14 @@ def once(
     results: list[Result] = []
     left = dict(zip(keys, tasks, strict=True))
     while left:
-        mine = shelf.claim(list(left))
+        mine = cache.claim(list(left))
         try:
             found = {key: result for key in mine if (result := known(left[key])) is not None}
             results += found.values()
             if todo := [left[key] for key in mine if key not in found]:
                 results += do(todo)
         finally:
-            shelf.release(mine)
+            cache.release(mine)
         for key in mine:
             del left[key]
         if left and not mine:

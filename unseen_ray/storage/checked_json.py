@@ -8,18 +8,18 @@ from typing import Any
 
 from unseen_ray.storage.filesystem import sha256_of
 
-__all__ = ["seal", "unseal", "without_nan"]
+__all__ = ["from_checked_json", "to_checked_json", "without_nan"]
 
 _DIGEST = "sha256"
 
 
-def seal(values: dict[str, Any]) -> bytes:
+def to_checked_json(values: dict[str, Any]) -> bytes:
     """A JSON object as the bytes of a file, with the digest of its entries beside them."""
     read_back = json.loads(json.dumps(values))
     return (json.dumps({**read_back, _DIGEST: _digest(read_back)}, indent=1) + "\n").encode()
 
 
-def unseal(data: bytes) -> dict[str, Any]:
+def from_checked_json(data: bytes) -> dict[str, Any]:
     """The entries of a JSON object, without the digest.
 
     Raises:

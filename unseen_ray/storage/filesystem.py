@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.storage.retry import patiently, steadily
+from unseen_ray.storage.retry import retried, retried_at_length
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,7 +71,7 @@ def read_file(fs: FileSystem, path: str) -> bytes:
         with fs.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read())
 
-    return steadily(path, read)
+    return retried_at_length(path, read)
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class Folder:
             StorageError: if it cannot be written; what stood there before stays.
         """
         try:
-            patiently(self.path(name), lambda: _put(self.path(name), data, durable=durable, new=new))
+            retried(self.path(name), lambda: _put(self.path(name), data, durable=durable, new=new))
         except OSError as error:
             if new and isinstance(error, FileExistsError):
                 raise
@@ -176,7 +176,7 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         """The bytes of a file, or None where there is none."""
         try:
-            return patiently(self.path(name), lambda: _get(self.path(name)))
+            return retried(self.path(name), lambda: _get(self.path(name)))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -238,7 +238,7 @@ class Folder:
         """Remove a file; nothing happens where there is none."""
         fs, path = filesystem_of(self.path(name))
         try:
-            patiently(self.path(name), lambda: fs.delete_file(path))
+            retried(self.path(name), lambda: fs.delete_file(path))
         except FileNotFoundError:
             return
         except OSError as error:
@@ -255,7 +255,7 @@ class Folder:
                 fs.delete_dir(path)
 
         try:
-            patiently(self.path(name), delete)
+            retried(self.path(name), delete)
         except FileNotFoundError:  # another process was faster
             return
         except OSError as error:
@@ -268,7 +268,7 @@ class Folder:
         fs, path = filesystem_of(self.root)
         selector = FileSelector(path, allow_not_found=True)
         try:
-            return sorted(entry.base_name for entry in patiently(self.root, lambda: fs.get_file_info(selector)))
+            return sorted(entry.base_name for entry in retried(self.root, lambda: fs.get_file_info(selector)))
         except OSError as error:
             raise ConfigError(f"{self.root} cannot be read as a folder: {error}.") from None
 
@@ -279,7 +279,7 @@ class Folder:
         fs, path = filesystem_of(self.root)
         selector = FileSelector(path, allow_not_found=True, recursive=True)
         try:
-            found = patiently(self.root, lambda: fs.get_file_info(selector))
+            found = retried(self.root, lambda: fs.get_file_info(selector))
         except OSError as error:
             raise ConfigError(f"{self.root} cannot be read as a folder: {error}.") from None
         return sorted(entry.path[len(path.rstrip("/")) + 1 :] for entry in found if entry.type == FileType.File)

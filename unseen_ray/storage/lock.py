@@ -21,7 +21,7 @@ from typing import Any
 from unseen_ray.errors import RunInUseError, StorageError
 from unseen_ray.storage.filesystem import Folder, filesystem_of, sha256_of
 
-__all__ = ["LEASE", "Holder", "Lease", "held", "holder_of"]
+__all__ = ["LEASE", "Holder", "RunLock", "held", "holder_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def holder_of(folder: Folder) -> Holder | None:
     return _read(folder)
 
 
-class Lease:
+class RunLock:
     """A driver's hold on a run, kept alive by a thread.
 
     Args:
@@ -149,14 +149,14 @@ class Lease:
 
 
 @contextlib.contextmanager
-def held(folder: Folder) -> Iterator[Lease]:
+def held(folder: Folder) -> Iterator[RunLock]:
     """Hold a run's folder for as long as the block lasts.
 
     Raises:
         RunInUseError: if another driver holds it.
         StorageError: if the folder cannot be written.
     """
-    lease = Lease(folder, _take(folder))
+    lease = RunLock(folder, _take(folder))
     try:
         yield lease
     finally:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["SilentStorageError", "may_pass", "patiently", "steadily", "wait_s"]
+__all__ = ["SilentStorageError", "may_pass", "retried", "retried_at_length", "wait_s"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def wait_s() -> float:
         return _DEFAULT_WAIT_S
 
 
-def patiently(what: str, do: Callable[[], T]) -> T:
+def retried(what: str, do: Callable[[], T]) -> T:
     """Do something with a storage, again and again while it fails in ways that pass.
 
     Args:
@@ -88,7 +88,7 @@ def may_pass(error: OSError) -> bool:
     return error.errno in _PASSING
 
 
-def steadily(what: str, do: Callable[[], T]) -> T:
+def retried_at_length(what: str, do: Callable[[], T]) -> T:
     """Do something that is done very often, as `patiently` does from its first failure on; a read that hangs is waited for.
 
     Raises:
@@ -99,7 +99,7 @@ def steadily(what: str, do: Callable[[], T]) -> T:
     except OSError as error:
         if not may_pass(error):
             raise
-    return patiently(what, do)
+    return retried(what, do)
 
 
 def _answered(what: str, do: Callable[[], T], limit_s: float) -> T:

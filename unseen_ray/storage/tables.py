@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from unseen_ray.errors import StorageError
 from unseen_ray.storage.filesystem import ROW_GROUP, Folder, filesystem_of, parquet_options
-from unseen_ray.storage.retry import patiently, steadily
+from unseen_ray.storage.retry import retried, retried_at_length
 
 __all__ = [
     "MOST_ROWS",
@@ -239,7 +239,7 @@ def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], T], *, at
             return do(stream)
 
     try:
-        return (steadily if at_length else patiently)(path, attempt)
+        return (retried_at_length if at_length else retried)(path, attempt)
     except FileNotFoundError:
         raise StorageError(f"{path} is missing. Is `out` on storage that every node shares?") from None
     except (pa.ArrowException, OSError) as error:
@@ -260,7 +260,7 @@ def sha256_of_file(folder: Folder, name: str) -> str | None:
             return sha256_of_stream(stream)
 
     try:
-        return steadily(path, read)
+        return retried_at_length(path, read)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

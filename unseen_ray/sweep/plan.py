@@ -92,7 +92,7 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
     """
     info = open_source(source_ref(sweep.run["source"])).info
     trials, _ = planned_trials(sweep, info)
-    tally, populations = _Tally(), {}
+    summary, populations = _Tally(), {}
     for trial in trials:
         for asked in trial.runs:
             run = with_model(asked, info.size_px)
@@ -101,7 +101,7 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
                 populations[place] = make_population(
                     info.labels_N, info.num_classes, holdout=run.holdout, seed=run.seed
                 )
-            _add_run(tally, sweep, run, info, populations[place])
+            _add_run(summary, sweep, run, info, populations[place])
     first = populations[next(iter(populations))]
     open_search = sweep.search == "optuna"
     return SweepPlan(
@@ -109,11 +109,11 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
         num_holdout=len(first.holdout_ids),
         trials=(sweep.trials or 0) if open_search else len(trials),
         exact=not open_search,
-        shares=tally.shares(),
+        shares=summary.shares(),
     )
 
 
-def _add_run(tally: _Tally, sweep: SweepConfig, run: PruneConfig, info: SourceInfo, population: Population) -> None:
+def _add_run(summary: _Tally, sweep: SweepConfig, run: PruneConfig, info: SourceInfo, population: Population) -> None:
     job = replace(make_job(run.model_copy(update={"out": "."}), info), test=None)
     plan = plan_run(run, population)
     sizes = {(task.stage, task.trained): task for task in plan.tasks}
@@ -122,18 +122,18 @@ def _add_run(tally: _Tally, sweep: SweepConfig, run: PruneConfig, info: SourceIn
         key = job.task_key(task, population)
         size = sizes[0, _count(task, population)]
         keys.append(key)
-        tally.add("stage 0", key, size.image_passes, size.scored * size.passes)
+        summary.add("stage 0", key, size.image_passes, size.scored * size.passes)
     chosen = fingerprint_of(*sorted(keys), *(json.dumps(jsonable(getattr(run, name))) for name in _CHOOSE))
     for stage in plan.stages[1:]:
         size = next(task for task in plan.tasks if task.stage == stage.index)
         kept = fingerprint_of(chosen, *(str(each.target) for each in plan.stages[: stage.index]))
         for repeat in range(run.repeats):
-            tally.add(f"stage {stage.index}", f"{kept} {repeat}", size.image_passes, size.scored * size.passes)
-    _add_proxies(tally, sweep, run, plan, population, chosen)
+            summary.add(f"stage {stage.index}", f"{kept} {repeat}", size.image_passes, size.scored * size.passes)
+    _add_proxies(summary, sweep, run, plan, population, chosen)
 
 
 def _add_proxies(
-    tally: _Tally, sweep: SweepConfig, run: PruneConfig, plan: RunPlan, population: Population, chosen: str
+    summary: _Tally, sweep: SweepConfig, run: PruneConfig, plan: RunPlan, population: Population, chosen: str
 ) -> None:
     """What measures the last coreset and the baselines; with a scheduler, that of every stage."""
     recipe = Recipe(**recipe_values(sweep.proxy.recipe or sweep.run.get("recipe") or "quick"))
@@ -152,7 +152,7 @@ def _add_proxies(
             arms[name] = (f"{chosen} {targets}" if own else f"{run.seed}", total if name == "full" else stage.target)
         for name, (key, samples) in arms.items():
             for repeat in range(sweep.proxy.trainings):
-                tally.add("proxy", f"{name} {key} {samples} {repeat}", epochs.image_passes(samples), scored)
+                summary.add("proxy", f"{name} {key} {samples} {repeat}", epochs.image_passes(samples), scored)
 
 
 def _count(task: ScoreTask, population: Population) -> int:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from unseen_ray.config.run import PruneConfig, jsonable
 from unseen_ray.core.arrays import IntArray
-from unseen_ray.storage.checked_json import seal, unseal
+from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.sweep.config import SweepConfig
 from unseen_ray.sweep.importance import Importance, groups_of, importances
@@ -117,7 +117,7 @@ def record_name(trial: str) -> str:
 
 def write_record(folder: Folder, record: Record) -> None:
     """Put a record in place."""
-    folder.write(record_name(record.name), seal(asdict(record)))
+    folder.write(record_name(record.name), to_checked_json(asdict(record)))
 
 
 def read_record(folder: Folder, trial: str) -> Record | None:
@@ -126,7 +126,7 @@ def read_record(folder: Folder, trial: str) -> Record | None:
     if data is None:
         return None
     try:
-        values = unseal(data)
+        values = from_checked_json(data)
         lists = {name: tuple(values[name]) for name in ("accuracies", "measured")}
         baselines = {name: tuple(its) for name, its in values["baselines"].items()}
         trainings = tuple((int(stage), str(key)) for stage, key in values["trainings"])

@@ -19,14 +19,14 @@ from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.errors import UnseenError
 from unseen_ray.evaluation.trainings import Chosen, evaluate
-from unseen_ray.execution.ray.executor import Groundwork, RayExecutor
+from unseen_ray.execution.ray.executor import ClusterContext, RayExecutor
 from unseen_ray.pruning.pipeline import prune
 from unseen_ray.pruning.plan import with_model
 from unseen_ray.runs.evaluation_file import known_results
 from unseen_ray.runs.run import CORESET, Run
 from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
 from unseen_ray.runs.votes import read_key, vote_file
-from unseen_ray.runs.work_cache import Shelf
+from unseen_ray.runs.work_cache import WorkCache
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.sweep.config import SweepConfig
 from unseen_ray.sweep.records import (
@@ -46,7 +46,7 @@ from unseen_ray.sweep.trials import Keeping, Trial, trial_of
 __all__ = ["KNOBS", "Common", "ended", "run_trial"]
 
 KNOBS = "knobs"
-SHELF = "work"
+CACHE = "work"
 _PAUSE_S = 1.0
 
 
@@ -68,11 +68,11 @@ class Common:
     root: str
     source: Any
     claims: Any
-    groundwork: Groundwork
+    groundwork: ClusterContext
 
 
 class _Claims:
-    """Claims that an actor keeps."""
+    """TaskClaims that an actor keeps."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
@@ -95,11 +95,11 @@ def run_trial(config: dict[str, Any], *, common: Common) -> None:
     try:
         trial = trial_of(common.sweep, knobs, common.keeping)
         owner = tune.get_context().get_trial_id()
-        with Shelf(folder.path(SHELF), owner, _Claims(common.claims)) as shelf:
-            while not shelf.claim([trial.name]):  # an open search may come to the same place twice
+        with WorkCache(folder.path(CACHE), owner, _Claims(common.claims)) as cache:
+            while not cache.claim([trial.name]):  # an open search may come to the same place twice
                 time.sleep(_PAUSE_S)
-            _Trial(common, trial, shelf, began).run()
-            shelf.release([trial.name])
+            _Trial(common, trial, cache, began).run()
+            cache.release([trial.name])
     except UnseenError as error:
         seconds = round(time.monotonic() - began, 3)
         failed = Record(name=_name_of(common, knobs), knobs=knobs, status=FAILED, error=str(error), seconds=seconds)
@@ -146,8 +146,8 @@ class _Outcome:
 class _Trial:
     """The runs of one configuration, one after the other."""
 
-    def __init__(self, common: Common, trial: Trial, shelf: Shelf, began: float) -> None:
-        self._common, self._trial, self._shelf, self._began = common, trial, shelf, began
+    def __init__(self, common: Common, trial: Trial, cache: WorkCache, began: float) -> None:
+        self._common, self._trial, self._cache, self._began = common, trial, cache, began
         self._root = Folder(common.root)
 
     def run(self) -> None:
@@ -177,7 +177,7 @@ class _Trial:
                 config,
                 executor=executor,
                 on_event=_unheard,
-                shelf=self._shelf,
+                cache=self._cache,
                 on_stage=on_stage if self._common.sweep.scheduler is not None else None,
                 checked=True,
             )
@@ -203,7 +203,7 @@ class _Trial:
                 executor=executor,
                 on_event=_unheard,
                 on_holdout=True,
-                shelf=self._shelf,
+                cache=self._cache,
             )
         finally:
             executor.close()
@@ -248,7 +248,7 @@ def _said(record: Record) -> dict[str, float]:
     return {"accuracy": record.accuracy, "cost": record.cost, **leads}
 
 
-def _proxied(sweep: SweepConfig, config: PruneConfig, ground: Groundwork) -> PruneConfig:
+def _proxied(sweep: SweepConfig, config: PruneConfig, ground: ClusterContext) -> PruneConfig:
     """What measures: the proxy's model and recipe, the same for every trial, whatever scored."""
     recipe = Recipe(**recipe_values(sweep.proxy.recipe or sweep.run.get("recipe") or "quick"))
     if recipe.precision == "auto":

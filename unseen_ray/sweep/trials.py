@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unseen_ray.config.initial_weights import with_init
+from unseen_ray.config.initial_weights import with_initial_weights
 from unseen_ray.config.run import PruneConfig, jsonable
 from unseen_ray.config.score_columns import score_name, stored_scores
 from unseen_ray.core.samples.population import Population, make_population
@@ -156,7 +156,7 @@ def _check(run: PruneConfig, info: SourceInfo, populations: dict[tuple[float, in
         raise ConfigError(
             f"recipe.init={init} is relative, and trials run in folders of their own. Give {absolute_path(init)}."
         )
-    with_init(run)
+    with_initial_weights(run)
     place = run.holdout, run.seed
     if place not in populations:
         populations[place] = make_population(info.labels_N, info.num_classes, holdout=run.holdout, seed=run.seed)

@@ -16,7 +16,7 @@ from torch import nn
 
 from unseen_ray.config.models import model_builder
 from unseen_ray.core.arrays import IdArray, IntArray
-from unseen_ray.core.predictions import Answers
+from unseen_ray.core.predictions import Predictions
 from unseen_ray.core.seeds import digest_ids, fit_seed, torch_seed_for
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.images.loading import load_plane
@@ -28,16 +28,16 @@ from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
 from unseen_ray.storage.filesystem import Folder, is_uri
 from unseen_ray.training.hardware import check_precision, numerics, seed_generators
 from unseen_ray.training.initial_weights import start_from
-from unseen_ray.training.loop.batches import Feed, Pixels, Share, hold_pixels, measure
+from unseen_ray.training.loop.batches import BatchLoader, Pixels, Share, hold_pixels, measure
 from unseen_ray.training.loop.checkpoints import Checkpoints
 from unseen_ray.training.loop.epochs import EpochStats
 from unseen_ray.training.loop.fit import FitPlan, finished_fit, fit
 from unseen_ray.training.loop.predict import predict
-from unseen_ray.training.loop.trajectory_recorder import Recorder
-from unseen_ray.training.task_runner import Desk
-from unseen_ray.training.vote_buffer import FeatureSheet, VoteSheet
+from unseen_ray.training.loop.trajectory_recorder import TrajectoryRecorder
+from unseen_ray.training.task_runner import TaskRunner
+from unseen_ray.training.vote_buffer import FeatureBuffer, VoteBuffer
 
-__all__ = ["TestSet", "Workbench", "build_model", "open_test"]
+__all__ = ["ModelTask", "TestSet", "build_model", "open_test"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,11 +54,11 @@ class _Fit:
     """A model about to be trained, with all that it takes."""
 
     model: nn.Module
-    feed: Feed
+    feed: BatchLoader
     plan: FitPlan
     checkpoints: Checkpoints
 
-    def train(self, recorder: Recorder | None = None) -> Iterator[EpochStats]:
+    def train(self, recorder: TrajectoryRecorder | None = None) -> Iterator[EpochStats]:
         """The training, or what is left of it; see `fit.fit`."""
         return fit(self.model, self.feed, self.plan, self.checkpoints, recorder)
 
@@ -72,7 +72,7 @@ class _Fit:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Workbench:
+class ModelTask:
     """Does any task of a run on one device.
 
     Args:
@@ -80,30 +80,30 @@ class Workbench:
         device: where to train.
     """
 
-    desk: Desk
+    runner: TaskRunner
     device: torch.device
     _pixels: list[Pixels] = field(init=False, default_factory=list)
 
     def score(self, task: ScoreTask) -> Iterator[Progress | Receipt]:
-        """Train the task's model and score what it may; see `Desk.score`."""
+        """Train the task's model and score what it may; see `TaskRunner.score`."""
         checkpoints = self._checkpoints(task)
-        yield from self.desk.score(
+        yield from self.runner.score(
             task, lambda train_ids, votes: self._answers(task, train_ids, checkpoints, votes), checkpoints.clear
         )
 
     def evaluate(self, task: EvalTask, test: TestSet) -> Iterator[Progress | EvalResult]:
         """Train on the task's subset and measure on the test set after the last epoch."""
         started = time.perf_counter()
-        job = self.desk.job
-        yield self.desk.begun(task.name)
-        ids, recipe = task.train.resolve(self.desk.population), job.config.recipe
+        job = self.runner.job
+        yield self.runner.begun(task.name)
+        ids, recipe = task.train.resolve(self.runner.population), job.config.recipe
         right = np.zeros(len(test.ids_M), bool)
         stats = EpochStats(epoch=0, epochs=0)
         with self._numerics():
             training = self._fit(ids, task, Share(), self._checkpoints(task))
             for stats in self._train(training, task):
-                yield self.desk.trained(task, len(ids), stats)
-            feed = Feed(self._held(test.plane), training.feed.norm)
+                yield self.runner.trained(task, len(ids), stats)
+            feed = BatchLoader(self._held(test.plane), training.feed.norm)
             done = 0
             for answers in predict(training.model, feed, test.ids_M, recipe):
                 stop = done + len(answers.ids_B)
@@ -123,29 +123,29 @@ class Workbench:
             seconds=round(seconds + stats.earlier_s, 3),
             worker_seconds=round(seconds + stats.earlier_s * job.workers_of(task), 3),
             node=platform.node(),
-            device=self.desk.device,
+            device=self.runner.device,
         )
         training.checkpoints.clear()
 
     def train_share(self, task: ScoreTask | EvalTask, share: Share) -> Iterator[Progress]:
         """This worker's part of a fit that several do together; the model is in its last checkpoint then."""
         with self._numerics():
-            ids = task.train.resolve(self.desk.population)
-            yield self.desk.begun(task.name)
+            ids = task.train.resolve(self.runner.population)
+            yield self.runner.begun(task.name)
             training = self._fit(ids, task, share, self._checkpoints(task))
             for stats in training.train():
-                yield self.desk.trained(task, len(ids), stats)
+                yield self.runner.trained(task, len(ids), stats)
             training.checkpoints.check_written()
 
     def _answers(
-        self, task: ScoreTask, train_ids: IdArray, checkpoints: Checkpoints, votes: VoteSheet
-    ) -> Iterator[EpochStats | Answers]:
-        desk = self.desk
+        self, task: ScoreTask, train_ids: IdArray, checkpoints: Checkpoints, votes: VoteBuffer
+    ) -> Iterator[EpochStats | Predictions]:
+        runner = self.runner
         with self._numerics():
             training = self._fit(train_ids, task, Share(), checkpoints)
-            recorder = self._recorder(task, training, votes) if desk.scores.over_epochs else None
+            recorder = self._recorder(task, training, votes) if runner.scores.over_epochs else None
             yield from self._train(training, task, recorder)
-            sheet = FeatureSheet(desk.population.ids_N) if desk.job.keeps_features(task) else None
+            sheet = FeatureBuffer(runner.population.ids_N) if runner.job.keeps_features(task) else None
             for answers in self._predict(training, votes.ids_M, sheet):
                 if recorder is not None:
                     recorder.add(answers)
@@ -157,52 +157,52 @@ class Workbench:
                     pass
                 votes.features_ND = sheet.finish()
 
-    def _predict(self, training: _Fit, ids: IdArray, sheet: FeatureSheet | None) -> Iterator[Answers]:
-        recipe = self.desk.job.config.recipe
+    def _predict(self, training: _Fit, ids: IdArray, sheet: FeatureBuffer | None) -> Iterator[Predictions]:
+        recipe = self.runner.job.config.recipe
         for answers in predict(training.model, training.feed, ids, recipe, features=sheet is not None):
             if sheet is not None:
                 sheet.add(answers)
             yield answers
 
-    def _recorder(self, task: ScoreTask, training: _Fit, votes: VoteSheet) -> Recorder:
-        config, total = self.desk.job.config, len(self.desk.population)
+    def _recorder(self, task: ScoreTask, training: _Fit, votes: VoteBuffer) -> TrajectoryRecorder:
+        config, total = self.runner.job.config, len(self.runner.population)
         largest = -(-total // config.folds) if config.train_on == "fold" else total - total // config.folds
         trained = len(training.plan.ids_M) if task.fold is None else largest
-        return Recorder(
+        return TrajectoryRecorder(
             training.model,
             training.feed,
             votes.ids_M,
             votes.labels_M,
             config.recipe,
-            scores=self.desk.scores,
+            scores=self.runner.scores,
             epochs=training.plan.epochs,
             least_epochs=config.recipe.epochs_in_all(trained),
-            num_classes=self.desk.job.num_classes,
+            num_classes=self.runner.job.num_classes,
         )
 
     def _train(
-        self, training: _Fit, task: ScoreTask | EvalTask, recorder: Recorder | None = None
+        self, training: _Fit, task: ScoreTask | EvalTask, recorder: TrajectoryRecorder | None = None
     ) -> Iterable[EpochStats]:
-        return training.train(recorder) if self.desk.job.workers_of(task) == 1 else [training.fetch()]
+        return training.train(recorder) if self.runner.job.workers_of(task) == 1 else [training.fetch()]
 
     def _fit(self, train_ids: IdArray, task: ScoreTask | EvalTask, share: Share, checkpoints: Checkpoints) -> _Fit:
         """A fresh model and what it takes to train it."""
-        config = self.desk.job.config
+        config = self.runner.job.config
         check_precision(config.recipe.precision, self.device)
         seed = fit_seed(config.seed, digest_ids(train_ids), task.repeat)
         seed_generators(torch_seed_for(seed), self.device)
-        model = build_model(config.model, self.desk.job.num_classes)
+        model = build_model(config.model, self.runner.job.num_classes)
         start_from(model, config.recipe)
         model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         plan = FitPlan(
             ids_M=train_ids,
-            labels_M=self.desk.population.labels_of(train_ids),
-            num_classes=self.desk.job.num_classes,
+            labels_M=self.runner.population.labels_of(train_ids),
+            num_classes=self.runner.job.num_classes,
             recipe=config.recipe,
             seed=seed,
             share=share,
         )
-        feed = Feed(self._held(self.desk.plane), measure(self.desk.plane, train_ids))
+        feed = BatchLoader(self._held(self.runner.plane), measure(self.runner.plane, train_ids))
         return _Fit(model=model, feed=feed, plan=plan, checkpoints=checkpoints)
 
     def _held(self, plane: Plane) -> Pixels:
@@ -214,21 +214,21 @@ class Workbench:
         return self._pixels[-1]
 
     def _checkpoints(self, task: ScoreTask | EvalTask) -> Checkpoints:
-        key = self.desk.job.fit_key(task, self.desk.population)
-        out = self.desk.job.out
+        key = self.runner.job.fit_key(task, self.runner.population)
+        out = self.runner.job.out
         return Checkpoints(Folder(out), key, beside=self.device.type == "cuda" or is_uri(out), task=task.name)
 
     def _numerics(self) -> contextlib.AbstractContextManager[None]:
-        config = self.desk.job.config
+        config = self.runner.job.config
         return numerics(config.threads, config.recipe.deterministic, self.device)
 
 
-def open_test(desk: Desk) -> TestSet:
+def open_test(runner: TaskRunner) -> TestSet:
     """What a run's evaluation measures on: its test source, else its holdout."""
-    job = desk.job
+    job = runner.job
     if job.test is None:
-        ids = desk.population.holdout_ids
-        return TestSet(desk.plane, ids, desk.labels_N[ids].astype(np.int64))
+        ids = runner.population.holdout_ids
+        return TestSet(runner.plane, ids, runner.labels_N[ids].astype(np.int64))
     source = open_source(job.test)
     plane, _ = load_plane(source, job.size_px)
     return TestSet(plane, np.arange(len(source.info), dtype=np.int64), source.info.labels_N.astype(np.int64))

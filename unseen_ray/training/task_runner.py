@@ -11,7 +11,7 @@ from typing import Any
 
 from unseen_ray.config.score_columns import StoredScores, stored_scores
 from unseen_ray.core.arrays import IdArray, LabelArray
-from unseen_ray.core.predictions import Answers
+from unseen_ray.core.predictions import Predictions
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen
 from unseen_ray.data.images.planes import Plane
@@ -20,18 +20,18 @@ from unseen_ray.runs.tasks import Job, Progress, Receipt
 from unseen_ray.runs.votes import find_receipt, write_votes
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.loop.epochs import EpochStats
-from unseen_ray.training.vote_buffer import VoteSheet
+from unseen_ray.training.vote_buffer import VoteBuffer
 
-__all__ = ["Answering", "Desk"]
+__all__ = ["Answering", "TaskRunner"]
 
 _LOOK_EVERY_S = 10.0
 
-Answering = Callable[[IdArray, VoteSheet], Iterable[EpochStats | Answers]]
+Answering = Callable[[IdArray, VoteBuffer], Iterable[EpochStats | Predictions]]
 """Trains on ids and answers for those of the sheet, telling of its epochs on the way."""
 
 
 @dataclass(slots=True)
-class _Lookout:
+class _ReceiptPoll:
     """Looks at once, then every ten seconds, for a task's votes: whoever was given up for dead may still bring them.
 
     Attributes:
@@ -51,7 +51,7 @@ class _Lookout:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Desk:
+class TaskRunner:
     """One process's hold on a run, and how it tells of its tasks.
 
     Args:
@@ -102,8 +102,8 @@ class Desk:
             yield known
             return
         yield self.begun(task.name)
-        votes = VoteSheet(task, ids, self.population.labels_of(ids), self.job, self.scores)
-        last, lookout = EpochStats(epoch=0, epochs=0), _Lookout(find)
+        votes = VoteBuffer(task, ids, self.population.labels_of(ids), self.job, self.scores)
+        last, lookout = EpochStats(epoch=0, epochs=0), _ReceiptPoll(find)
         for event in answering(train_ids, votes):
             if isinstance(event, EpochStats):
                 last = event

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, LabelArray
-from unseen_ray.core.predictions import Answers
+from unseen_ray.core.predictions import Predictions
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.seeds import digest_ids, fit_seed, torch_seed_for
 from unseen_ray.core.tasks import ScoreTask
@@ -87,7 +87,7 @@ class FitSamples:
 
 def custom_log_probs(
     job: Job, task: ScoreTask, population: Population, plane: Plane, source: Callable[[], Source], labels_N: LabelArray
-) -> Iterator[Answers]:
+) -> Iterator[Predictions]:
     """Run a user's `fit` and check each answer.
 
     Yields:
@@ -117,7 +117,7 @@ def custom_log_probs(
             raise FitError(f"fit {name} returned a {type(answers).__name__}; it must yield (ids, log_probs) pairs.")
         for answer in answers:
             ids, log_probs = _checked(answer, name, job.num_classes)
-            yield Answers(ids_B=ids, log_probs_BC=log_probs)
+            yield Predictions(ids_B=ids, log_probs_BC=log_probs)
 
 
 def _checkpoint_dir(out: str, key: str, scratch: str) -> str:

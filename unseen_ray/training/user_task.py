@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from unseen_ray.core.predictions import Answers
+from unseen_ray.core.predictions import Predictions
 from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.runs.tasks import Progress, Receipt
 from unseen_ray.training.machine import freed_memory_kept
-from unseen_ray.training.task_runner import Desk
+from unseen_ray.training.task_runner import TaskRunner
 from unseen_ray.training.user_fit import custom_log_probs
 
-__all__ = ["OwnBench", "when_imported"]
+__all__ = ["UserTask", "when_imported"]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class OwnBench:
+class UserTask:
     """Does the tasks of a run whose `fit` is the user's own.
 
     Args:
@@ -31,24 +31,26 @@ class OwnBench:
         device: the GPU as torch knows it; None for the CPU.
     """
 
-    desk: Desk
+    runner: TaskRunner
     device: Any = None
 
     def score(self, task: ScoreTask) -> Iterator[Progress | Receipt]:
-        """Have the user's function train and answer; see `Desk.score`."""
-        yield from self.desk.score(task, lambda train_ids, votes: self._answers(task), lambda: None)
+        """Have the user's function train and answer; see `TaskRunner.score`."""
+        yield from self.runner.score(task, lambda train_ids, votes: self._answers(task), lambda: None)
 
-    def _answers(self, task: ScoreTask) -> Iterator[Answers]:
-        desk = self.desk
+    def _answers(self, task: ScoreTask) -> Iterator[Predictions]:
+        runner = self.runner
         with self._numerics():
-            yield from custom_log_probs(desk.job, task, desk.population, desk.plane, desk.source, desk.labels_N)
+            yield from custom_log_probs(
+                runner.job, task, runner.population, runner.plane, runner.source, runner.labels_N
+            )
 
     @contextlib.contextmanager
     def _numerics(self) -> Iterator[None]:
         """Threads as configured; torch's settings and generators, too, from the moment that there is a torch."""
         from threadpoolctl import threadpool_limits
 
-        config = self.desk.job.config
+        config = self.runner.job.config
         with contextlib.ExitStack() as open_until_the_end:
 
             def settle_torch() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from unseen_ray.config.score_columns import StoredScores
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
-from unseen_ray.core.predictions import Answers
+from unseen_ray.core.predictions import Predictions
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.scorebook import ScoreFunction
 from unseen_ray.core.scores import OF_ONE_MODEL
@@ -20,12 +20,12 @@ from unseen_ray.core.tasks import ScoreTask, VotePart, check_unseen
 from unseen_ray.errors import FitError
 from unseen_ray.runs.tasks import Job
 
-__all__ = ["FeatureSheet", "VoteSheet"]
+__all__ = ["FeatureBuffer", "VoteBuffer"]
 
 logger = logging.getLogger(__name__)
 
 
-class VoteSheet:
+class VoteBuffer:
     """The answers of one model to the samples of its task.
 
     Attributes:
@@ -55,7 +55,7 @@ class VoteSheet:
         self._said = time.monotonic()
         return True
 
-    def add(self, answers: Answers, population: Population) -> None:
+    def add(self, answers: Predictions, population: Population) -> None:
         """Score a batch of answers."""
         ids_B, log_probs_BC = answers.ids_B, answers.log_probs_BC
         places = np.searchsorted(self.ids_M, ids_B)
@@ -80,7 +80,7 @@ class VoteSheet:
             self._probs[places] = np.exp(log_probs_BC)
         self.done += len(ids_B)
 
-    def _leave_out_unknown(self, answers: Answers) -> None:
+    def _leave_out_unknown(self, answers: Predictions) -> None:
         """Drop scores of the last linear layer where the model has none; refuse if one of them decides."""
         unknown = [name for name, (function, _) in self._functions.items() if _needs_head(function)]
         if answers.head_norm_B is not None or not unknown:
@@ -116,7 +116,7 @@ class VoteSheet:
         )
 
 
-class FeatureSheet:
+class FeatureBuffer:
     """What one model makes of every sample before its last layer, filled in batch by batch.
 
     Args:
@@ -128,7 +128,7 @@ class FeatureSheet:
         self._features: FloatArray | None = None
         self._answered = np.zeros(len(ids_N), bool)
 
-    def add(self, answers: Answers) -> None:
+    def add(self, answers: Predictions) -> None:
         """Take a batch.
 
         Raises:

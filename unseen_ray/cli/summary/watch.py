@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from unseen_ray.runs.status import Standing, TaskStanding, Watcher
+from unseen_ray.runs.status import RunStatus, TaskStatus, Watcher
 
 __all__ = ["headline", "say_changes", "show_live", "view_of", "wait_for"]
 
@@ -22,7 +22,7 @@ _SHOWN = 24
 _SILENT_S = 60.0
 
 
-def view_of(standing: Standing) -> Group:
+def view_of(standing: RunStatus) -> Group:
     """How a run stands: what there is to say of it, and a row a task."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("task", "node"):
@@ -63,7 +63,7 @@ def say_changes(watcher: Watcher, say: Callable[[str], None]) -> None:
         time.sleep(_PAUSE_S)
 
 
-def headline(standing: Standing) -> str:
+def headline(standing: RunStatus) -> str:
     """Where a run stands, in a line."""
     data = f"{standing.path}: {standing.source}, {standing.samples:,} samples"
     if standing.finished:
@@ -76,7 +76,7 @@ def headline(standing: Standing) -> str:
     )
 
 
-def driver(standing: Standing) -> str:
+def driver(standing: RunStatus) -> str:
     """Who works on a run, and when that was last heard of."""
     if standing.finished:
         return ""
@@ -88,7 +88,7 @@ def driver(standing: Standing) -> str:
     return f"held by {holder}, last heard of {holder.age_s():.0f} s ago"
 
 
-def cost(standing: Standing) -> str:
+def cost(standing: RunStatus) -> str:
     """What the work so far has taken."""
     return f"cost so far: {standing.worker_s:,.1f} s of workers, {standing.gpu_s:,.1f} s of GPUs"
 
@@ -102,7 +102,7 @@ class _Changes:
     done: set[str] = field(default_factory=set)
     epochs: dict[str, tuple[int, float]] = field(default_factory=dict)
 
-    def since(self, standing: Standing) -> Iterator[str]:
+    def since(self, standing: RunStatus) -> Iterator[str]:
         """Lines for what is new."""
         for task in standing.tasks:
             if task.done and task.name not in self.done:
@@ -124,7 +124,7 @@ class _Changes:
             yield headline(standing)
             yield cost(standing)
 
-    def _is_news(self, task: TaskStanding) -> bool:
+    def _is_news(self, task: TaskStatus) -> bool:
         epoch, said = self.epochs.get(task.name, (0, -math.inf))
         now = time.monotonic()
         if task.epoch == epoch or now - said < _LINE_EVERY_S:
@@ -133,7 +133,7 @@ class _Changes:
         return True
 
 
-def _cells(task: TaskStanding) -> tuple[str, ...]:
+def _cells(task: TaskStatus) -> tuple[str, ...]:
     if task.done:
         return "done", f"{task.accuracy:.3f} unseen", "", f"{task.seconds:.1f}", ""
     age = "" if math.isnan(task.age_s) else f"{task.age_s:.0f} s ago"

@@ -16,7 +16,7 @@ from unseen_ray.data.images.planes import BadSample
 from unseen_ray.data.sources.prepared import PREPARING
 from unseen_ray.data.sources.registry import RawImage, Source, SourceInfo, SourceRef, open_source
 from unseen_ray.errors import DataError
-from unseen_ray.storage.checked_json import seal
+from unseen_ray.storage.checked_json import to_checked_json
 from unseen_ray.storage.filesystem import Folder, sha256_of
 
 __all__ = ["Form", "Receipt", "Shard", "Work", "receipt_file", "settled"]
@@ -132,7 +132,7 @@ def settled(work: Work, shard: Shard, before: Receipt | None) -> Receipt:
         return receipt
     digest = folder.write(shard.name, data)
     receipt = Receipt.from_json({**receipt.to_json(), "sha256": digest})
-    folder.write(receipt_file(shard.name), seal({"shard": receipt.to_json()}))
+    folder.write(receipt_file(shard.name), to_checked_json({"shard": receipt.to_json()}))
     return receipt
 
 

@@ -17,7 +17,7 @@ from unseen_ray.data.prepare.shards import Form, Receipt, Shard, receipt_file
 from unseen_ray.data.sources.prepared import PLAN, PREPARED, PREPARING
 from unseen_ray.data.sources.registry import Source, SourceInfo
 from unseen_ray.errors import ConfigError, DataError, StorageError
-from unseen_ray.storage.checked_json import seal, unseal
+from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
 from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["Begun", "begin", "finish"]
@@ -83,7 +83,7 @@ def begin(folder: Folder, source: Source, form: Form, shard_mb: float) -> Begun:
         "unseen_ray": version("unseen_ray"),
         "pillow": version("pillow"),
     }
-    folder.write(PLAN, seal(plan))
+    folder.write(PLAN, to_checked_json(plan))
     return Begun(plan, {})
 
 
@@ -109,7 +109,7 @@ def _receipts(folder: Folder, found: dict[str, Any]) -> dict[str, Receipt]:
         name = file.removesuffix(".json")
         if _OURS.fullmatch(name) and file != name:
             try:
-                receipts[name] = Receipt.from_json(unseal(folder.read(receipt_file(name)) or b"")["shard"])
+                receipts[name] = Receipt.from_json(from_checked_json(folder.read(receipt_file(name)) or b"")["shard"])
             except (ValueError, KeyError, TypeError):
                 logger.warning("%s is damaged: %s is made anew", receipt_file(name), name)
     return receipts
@@ -120,7 +120,7 @@ def _read(folder: Folder, name: str) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        values = unseal(data)
+        values = from_checked_json(data)
         if values.get("schema_version") != _SCHEMA_VERSION:
             raise ValueError(f"its schema_version is {values.get('schema_version')}, not {_SCHEMA_VERSION}")
         return values
@@ -150,7 +150,7 @@ def finish(folder: Folder, begun: Begun, receipts: Sequence[Receipt]) -> None:
         logger.warning("no bytes for %d samples in all; %s names them", len(bad), PREPARED)
     shards = [receipt.to_json() for receipt in receipts]
     if begun.plan.get("shards") != shards:
-        folder.write(PREPARED, seal({**begun.plan, "shards": shards}), durable=True)
+        folder.write(PREPARED, to_checked_json({**begun.plan, "shards": shards}), durable=True)
     folder.delete_folder(PREPARING)
     for name in folder.names():
         if _ASIDE.fullmatch(name):  # of a start that was killed

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from unseen_ray.errors import DataError
-from unseen_ray.storage.checked_json import unseal
+from unseen_ray.storage.checked_json import from_checked_json
 from unseen_ray.storage.filesystem import read_file
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def is_prepared(fs: FileSystem, base: str, path: str, names: Iterable[str]) -> b
             raise DataError(f"source {path} is not prepared to its end, so that samples are missing. {again}")
         return False
     try:
-        shards: list[dict[str, Any]] = unseal(read_file(fs, whole.path))["shards"]
+        shards: list[dict[str, Any]] = from_checked_json(read_file(fs, whole.path))["shards"]
         missing = sorted({shard["name"] for shard in shards} - set(names))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{PREPARED} of source {path} cannot be read: {error}. Prepare the folder anew.") from None

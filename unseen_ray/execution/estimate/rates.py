@@ -27,9 +27,9 @@ from unseen_ray.data.images.planes import MemoryPlane
 from unseen_ray.data.sources.registry import RawImage, Source
 from unseen_ray.errors import DataError
 from unseen_ray.training.hardware import device_name, numerics, resolve_precision, seed_generators
-from unseen_ray.training.loop.batches import Feed, Share, hold_pixels, measure
+from unseen_ray.training.loop.batches import BatchLoader, Share, hold_pixels, measure
 from unseen_ray.training.loop.predict import predict
-from unseen_ray.training.loop.trainer import Learner
+from unseen_ray.training.loop.trainer import Trainer
 from unseen_ray.training.model_task import build_model
 
 __all__ = ["MeasuredRates", "measure_rates"]
@@ -89,8 +89,8 @@ def measure_rates(config: PruneConfig, source: Source) -> MeasuredRates:
         model = build_model(config.model, source.info.num_classes)
         model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         plane = MemoryPlane(pixels)
-        feed = Feed(hold_pixels(plane, device), measure(plane, places))
-        learner = Learner(model, recipe, num_classes=source.info.num_classes, device=device, replicas=1)
+        feed = BatchLoader(hold_pixels(plane, device), measure(plane, places))
+        learner = Trainer(model, recipe, num_classes=source.info.num_classes, device=device, replicas=1)
         training = _training_rate(learner, feed, labels, recipe)
         some = places[: 2 * batch]
         scoring = _rate(lambda: sum(len(answers.ids_B) for answers in predict(model, feed, some, recipe)), device)
@@ -137,7 +137,7 @@ def _decoded(source: Source, ids: IdArray) -> tuple[NDArray[np.uint8], IntArray,
     return np.stack(images), source.info.labels_N[np.array(kept)].astype(np.int64), _rate(decode, torch.device("cpu"))
 
 
-def _training_rate(learner: Learner, feed: Feed, labels_M: IntArray, recipe: Recipe) -> float:
+def _training_rate(learner: Trainer, feed: BatchLoader, labels_M: IntArray, recipe: Recipe) -> float:
     """Over all epochs of the recipe, whose crops may have several sizes."""
     epochs = recipe.epochs or _EPOCHS
     first = {recipe.crop_px(epoch, epochs, 0): epoch for epoch in reversed(range(epochs))}
@@ -150,7 +150,7 @@ def _training_rate(learner: Learner, feed: Feed, labels_M: IntArray, recipe: Rec
 
 
 def _stepping(
-    learner: Learner, feed: Feed, labels_M: IntArray, recipe: Recipe, progress: tuple[int, int]
+    learner: Trainer, feed: BatchLoader, labels_M: IntArray, recipe: Recipe, progress: tuple[int, int]
 ) -> Callable[[], int]:
     """Takes a step of training each time it is called, and says of how many images."""
     places, shape = np.arange(len(labels_M)), recipe.epoch_plan(len(labels_M))

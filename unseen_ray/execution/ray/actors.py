@@ -77,7 +77,7 @@ class FoldWorker:
 
         bench = self._workbench(run_id, job, labels_N, pixels)
         if self._test is None or self._test[0] != run_id:
-            self._test = run_id, open_test(bench.desk)
+            self._test = run_id, open_test(bench.runner)
         yield from bench.evaluate(task, self._test[1])
 
     def _workbench(self, run_id: str, job: Job, labels_N: LabelArray, pixels: Held) -> Any:
@@ -154,21 +154,23 @@ def _without_torch(precision: Precision) -> dict[str, Any]:
 
 def _workbench(job: Job, labels_N: LabelArray, plane: Plane, source: Callable[[], Source]) -> Any:
     from unseen_ray.training.hardware import device_name
-    from unseen_ray.training.model_task import Workbench
-    from unseen_ray.training.task_runner import Desk
+    from unseen_ray.training.model_task import ModelTask
+    from unseen_ray.training.task_runner import TaskRunner
 
     device = device_of_actor()
-    desk = Desk(job=job, labels_N=labels_N, plane=plane, source=source, device=device_name(device))
-    return Workbench(desk=desk, device=device)
+    runner = TaskRunner(job=job, labels_N=labels_N, plane=plane, source=source, device=device_name(device))
+    return ModelTask(runner=runner, device=device)
 
 
 def _own_bench(job: Job, labels_N: LabelArray, plane: Plane, source: Callable[[], Source]) -> Any:
-    from unseen_ray.training.task_runner import Desk
-    from unseen_ray.training.user_task import OwnBench
+    from unseen_ray.training.task_runner import TaskRunner
+    from unseen_ray.training.user_task import UserTask
 
     device, name = None, "cpu"
     if _may_have_gpu() and (found := device_of_actor()).type == "cuda":
         from unseen_ray.training.hardware import device_name
 
         device, name = found, device_name(found)
-    return OwnBench(desk=Desk(job=job, labels_N=labels_N, plane=plane, source=source, device=name), device=device)
+    return UserTask(
+        runner=TaskRunner(job=job, labels_N=labels_N, plane=plane, source=source, device=name), device=device
+    )

@@ -166,8 +166,8 @@ def _train_share(config: dict[str, Any]) -> None:
 
     from unseen_ray.training.hardware import device_name
     from unseen_ray.training.loop.batches import Share
-    from unseen_ray.training.model_task import Workbench
-    from unseen_ray.training.task_runner import Desk
+    from unseen_ray.training.model_task import ModelTask
+    from unseen_ray.training.task_runner import TaskRunner
 
     context, foreman = ray.train.get_context(), config["foreman"]
     share = Share(context.get_world_rank(), context.get_world_size())
@@ -177,14 +177,14 @@ def _train_share(config: dict[str, Any]) -> None:
         held = None if pixels_ref is None else ray.get(pixels_ref)
         plane = plane_of(held, lambda: open_source(job.source), job.size_px)
         device = get_device()
-        desk = Desk(
+        runner = TaskRunner(
             job=job,
             labels_N=labels_N,
             plane=plane,
             source=lambda: open_source(job.source),
             device=device_name(device),
         )
-        for progress in Workbench(desk=desk, device=device).train_share(config["task"], share):
+        for progress in ModelTask(runner=runner, device=device).train_share(config["task"], share):
             if share.rank == 0:
                 ray.get(foreman.put.remote(progress))
     except UnseenError as error:

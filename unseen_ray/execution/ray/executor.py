@@ -31,7 +31,7 @@ from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
 from unseen_ray.runs.pixel_cache import plan_files
 from unseen_ray.runs.tasks import EvalResult, Job, Receipt
 
-__all__ = ["Groundwork", "RayExecutor"]
+__all__ = ["ClusterContext", "RayExecutor"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _SAY_EVERY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Groundwork:
+class ClusterContext:
     """What an executor has found out and put into the object store, for others that work on the same data and cluster.
 
     Attributes:
@@ -69,7 +69,7 @@ class RayExecutor:
         groundwork: of another executor, which spares this one a first actor and the decoding.
     """
 
-    def __init__(self, *, address: str | None, tasks: int, groundwork: Groundwork | None = None) -> None:
+    def __init__(self, *, address: str | None, tasks: int, groundwork: ClusterContext | None = None) -> None:
         self._address, self._tasks = address, tasks
         self._given, self._groundwork = groundwork, groundwork
         self._shares_pool = False
@@ -95,7 +95,7 @@ class RayExecutor:
             return self._prepared(job, self._given, pool)
         self._aggregators = Aggregators(max_retries=job.config.max_retries)  # one comes up while folds train
         held, skipped = self._load(job, source, pool)
-        self._groundwork = Groundwork(
+        self._groundwork = ClusterContext(
             out=job.out,
             probe=pool.first_probe(),
             skipped_ids=skipped,
@@ -105,7 +105,7 @@ class RayExecutor:
         )
         return self._prepared(job, self._groundwork, pool)
 
-    def groundwork(self) -> Groundwork:
+    def groundwork(self) -> ClusterContext:
         """What `prepare` has found out, for other executors while this one is open."""
         assert self._groundwork is not None, "prepare comes first"
         return self._groundwork
@@ -116,7 +116,7 @@ class RayExecutor:
         other._pool, other._shares_pool = self._pool, True
         return other
 
-    def _prepared(self, job: Job, ground: Groundwork, pool: FoldPool) -> Prepared:
+    def _prepared(self, job: Job, ground: ClusterContext, pool: FoldPool) -> Prepared:
         probe, skipped = pool.probes[0], ground.skipped_ids
         config = job.config.with_hardware(
             precision=probe["precision"], cpus_per_fold=pool.request["CPU"], gpus_per_fold=pool.request["GPU"]

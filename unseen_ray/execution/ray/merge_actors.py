@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from unseen_ray.execution.ray.actors import Aggregator
-from unseen_ray.execution.ray.supervised_actor import Keeper
+from unseen_ray.execution.ray.supervised_actor import SupervisedActor
 from unseen_ray.pruning.merge import Merged, MergeRequest, join_ranges
 from unseen_ray.storage.filesystem import Folder
 
@@ -32,7 +32,7 @@ class Aggregators:
 
     def __init__(self, *, max_retries: int) -> None:
         self._max_retries = max_retries
-        self._first = Keeper(Aggregator, max_retries=max_retries)
+        self._first = SupervisedActor(Aggregator, max_retries=max_retries)
 
     def merge(self, shared: Sequence[Any], out: str, request: MergeRequest) -> Merged:
         """Merge a stage: on one actor, or range by range on several.
@@ -57,12 +57,12 @@ class Aggregators:
         self._first.close()
 
     @contextlib.contextmanager
-    def _several(self, most: int) -> Iterator[queue.SimpleQueue[Keeper]]:
+    def _several(self, most: int) -> Iterator[queue.SimpleQueue[SupervisedActor]]:
         """At most so many aggregators, for a while: up to four on each node, where it has the CPUs."""
         nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         count = max(min(most, sum(min(cpus, _MOST_OF_NODE) for cpus in nodes)), 1)
-        more = [Keeper(Aggregator, max_retries=self._max_retries) for _ in range(count - 1)]
-        keepers: queue.SimpleQueue[Keeper] = queue.SimpleQueue()
+        more = [SupervisedActor(Aggregator, max_retries=self._max_retries) for _ in range(count - 1)]
+        keepers: queue.SimpleQueue[SupervisedActor] = queue.SimpleQueue()
         for keeper in (self._first, *more):
             keepers.put(keeper)
         try:
@@ -72,7 +72,7 @@ class Aggregators:
                 keeper.close()
 
 
-def _spread(keepers: queue.SimpleQueue[Keeper], method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
+def _spread(keepers: queue.SimpleQueue[SupervisedActor], method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
     """The answers to calls, in their order, each made by whichever is free; none is begun after one has failed."""
 
     def call(args: tuple[Any, ...]) -> Any:

@@ -12,12 +12,12 @@ from unseen_ray.errors import FoldFailedError
 from unseen_ray.execution.ray.failures import decide
 from unseen_ray.execution.ray.ray_errors import explain, failure_of, first_line, raise_own
 
-__all__ = ["Keeper"]
+__all__ = ["SupervisedActor"]
 
 logger = logging.getLogger(__name__)
 
 
-class Keeper:
+class SupervisedActor:
     """Keeps one actor of a class that needs no CPU of its own; another one takes its place if it is lost.
 
     Args:

@@ -19,7 +19,7 @@ from unseen_ray.data.images.planes import MemoryPlane, Plane, chunks_of
 from unseen_ray.data.images.prefetch import fetched_ahead
 from unseen_ray.training.loop.augment import Draws, cut_out, draw, outside, pixel_index, resize_crops
 
-__all__ = ["Feed", "Normalisation", "Pixels", "Share", "hold_pixels", "measure"]
+__all__ = ["BatchLoader", "Normalisation", "Pixels", "Share", "hold_pixels", "measure"]
 
 _MEASURED = 10_000
 _GPU_SHARE = 0.5  # of the free GPU memory that pixels may take
@@ -103,7 +103,7 @@ def measure(plane: Plane, train_ids: IdArray) -> Normalisation:
     return Normalisation(mean=tuple(map(float, mean)), std=tuple(map(float, std)))  # type: ignore[arg-type]
 
 
-class Feed:
+class BatchLoader:
     """Batches of a plane for one fit.
 
     Args:

@@ -16,12 +16,12 @@ from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.seeds import rng_for, torch_seed_for
 from unseen_ray.errors import FitError, StorageError
 from unseen_ray.training.hardware import seed_generators
-from unseen_ray.training.loop.batches import Feed, Share
+from unseen_ray.training.loop.batches import BatchLoader, Share
 from unseen_ray.training.loop.checkpoints import Checkpoints
 from unseen_ray.training.loop.epochs import EpochStats
-from unseen_ray.training.loop.resume import CheckpointWriter, Stand, resumed
-from unseen_ray.training.loop.trainer import Learner, learning_rate
-from unseen_ray.training.loop.trajectory_recorder import Recorder
+from unseen_ray.training.loop.resume import CheckpointWriter, TrainState, resumed
+from unseen_ray.training.loop.trainer import Trainer, learning_rate
+from unseen_ray.training.loop.trajectory_recorder import TrajectoryRecorder
 
 __all__ = ["FitPlan", "finished_fit", "fit"]
 
@@ -62,10 +62,10 @@ class FitPlan:
 
 def fit(
     model: nn.Module,
-    feed: Feed,
+    feed: BatchLoader,
     plan: FitPlan,
     checkpoints: Checkpoints | None = None,
-    recorder: Recorder | None = None,
+    recorder: TrajectoryRecorder | None = None,
 ) -> Iterator[EpochStats]:
     """Train `model` in place; the last value given is of the last epoch.
 
@@ -86,8 +86,8 @@ def fit(
         FitError: if the loss is no longer finite, or the model's answers have another shape than (B, C).
     """
     device = feed.pixels.device
-    learner = Learner(model, plan.recipe, num_classes=plan.num_classes, device=device, replicas=plan.share.workers)
-    stand = Stand(EpochStats(epoch=0, epochs=plan.epochs))
+    learner = Trainer(model, plan.recipe, num_classes=plan.num_classes, device=device, replicas=plan.share.workers)
+    stand = TrainState(EpochStats(epoch=0, epochs=plan.epochs))
     if checkpoints is not None:
         stand = resumed(learner, checkpoints, stand, rank=plan.share.rank, recorder=recorder)
         _check_together(stand, plan.share, device)
@@ -99,20 +99,20 @@ def fit(
         stats = _epoch(learner, feed, plan, stand, writer)
         if recorder is not None:
             stats = _recorded(recorder, stats)
-        stand = Stand(stats)
+        stand = TrainState(stats)
         if writer is not None:
             writer.write(stand)
         yield stats
 
 
-def finished_fit(model: nn.Module, feed: Feed, plan: FitPlan, checkpoints: Checkpoints) -> EpochStats:
+def finished_fit(model: nn.Module, feed: BatchLoader, plan: FitPlan, checkpoints: Checkpoints) -> EpochStats:
     """Bring `model` to where the last checkpoint of a finished fit stands.
 
     Raises:
         StorageError: if there is none, or it is not of the last epoch.
     """
-    learner = Learner(model, plan.recipe, num_classes=plan.num_classes, device=feed.pixels.device, replicas=1)
-    stats = resumed(learner, checkpoints, Stand(EpochStats(epoch=0, epochs=1))).stats
+    learner = Trainer(model, plan.recipe, num_classes=plan.num_classes, device=feed.pixels.device, replicas=1)
+    stats = resumed(learner, checkpoints, TrainState(EpochStats(epoch=0, epochs=1))).stats
     if stats.epoch < stats.epochs:
         raise StorageError(
             f"the model that several workers trained is not in {checkpoints.path()}. Is `out` on storage that every "
@@ -121,7 +121,9 @@ def finished_fit(model: nn.Module, feed: Feed, plan: FitPlan, checkpoints: Check
     return stats
 
 
-def _epoch(learner: Learner, feed: Feed, plan: FitPlan, stand: Stand, writer: CheckpointWriter | None) -> EpochStats:
+def _epoch(
+    learner: Trainer, feed: BatchLoader, plan: FitPlan, stand: TrainState, writer: CheckpointWriter | None
+) -> EpochStats:
     """An epoch, or what is left of it."""
     started, before, epoch, share = time.perf_counter(), stand.stats, stand.stats.epoch, plan.share
     device = feed.pixels.device
@@ -148,7 +150,7 @@ def _epoch(learner: Learner, feed: Feed, plan: FitPlan, stand: Stand, writer: Ch
         sums[1] += right
         if writer is not None and step + 1 < steps and writer.due_within(step, device):
             spent = before.seconds + time.perf_counter() - started
-            writer.write(Stand.within(replace(before, seconds=spent), step + 1, sums, device))
+            writer.write(TrainState.within(replace(before, seconds=spent), step + 1, sums, device))
     _add_up(sums, share)
     mean_loss = float(sums[0]) / steps
     if not math.isfinite(mean_loss):
@@ -169,14 +171,14 @@ def _epoch(learner: Learner, feed: Feed, plan: FitPlan, stand: Stand, writer: Ch
     )
 
 
-def _recorded(recorder: Recorder, stats: EpochStats) -> EpochStats:
+def _recorded(recorder: TrajectoryRecorder, stats: EpochStats) -> EpochStats:
     """Have the model answer where this epoch is scored; it takes time that is the fit's."""
     began = time.perf_counter()
     recorder.record(stats.epoch)
     return replace(stats, seconds=stats.seconds + time.perf_counter() - began)
 
 
-def _check_together(stand: Stand, share: Share, device: torch.device) -> None:
+def _check_together(stand: TrainState, share: Share, device: torch.device) -> None:
     """Refuse to go on where the workers of a fit have read different checkpoints."""
     if share.workers > 1:
         at = torch.tensor([stand.stats.epoch, stand.steps], device=device)

@@ -1,4 +1,4 @@
-"""Answers of a trained model, in evaluation mode, without augmentation."""
+"""Predictions of a trained model, in evaluation mode, without augmentation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.core.arrays import FloatArray, IdArray
-from unseen_ray.core.predictions import Answers
+from unseen_ray.core.predictions import Predictions
 from unseen_ray.errors import FitError
-from unseen_ray.training.loop.batches import Feed
+from unseen_ray.training.loop.batches import BatchLoader
 from unseen_ray.training.loop.head import head_of
 from unseen_ray.training.loop.trainer import autocast
 
@@ -24,13 +24,13 @@ _HALF = torch.finfo(torch.float16).max
 
 def predict(
     model: nn.Module,
-    feed: Feed,
+    feed: BatchLoader,
     ids_M: IdArray,
     recipe: Recipe,
     *,
     features: bool = False,
     between_epochs: bool = False,
-) -> Iterator[Answers]:
+) -> Iterator[Predictions]:
     """Yield the answers to the ids in their order, in batches of twice the recipe's size.
 
     Args:
@@ -51,7 +51,7 @@ def predict(
             with quiet(), autocast(recipe, feed.pixels.device):
                 logits = model(inputs).float()
                 log_probs = torch.log_softmax(logits, dim=1)
-                answers = Answers(
+                answers = Predictions(
                     ids_B=ids,
                     log_probs_BC=log_probs.cpu().numpy(),
                     max_logit_B=logits.amax(dim=1).cpu().numpy(),

@@ -12,10 +12,10 @@ from torch import Tensor
 from unseen_ray.training.loop.batches import Share
 from unseen_ray.training.loop.checkpoints import Checkpoints
 from unseen_ray.training.loop.epochs import EpochStats
-from unseen_ray.training.loop.trainer import Learner
-from unseen_ray.training.loop.trajectory_recorder import Recorder
+from unseen_ray.training.loop.trainer import Trainer
+from unseen_ray.training.loop.trajectory_recorder import TrajectoryRecorder
 
-__all__ = ["CheckpointWriter", "Stand", "resumed"]
+__all__ = ["CheckpointWriter", "TrainState", "resumed"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _SUMS, _CPU, _GPU = "within.sums", "within.cpu", "within.gpu"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Stand:
+class TrainState:
     """Where a fit stands.
 
     Attributes:
@@ -43,7 +43,7 @@ class Stand:
     others: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def within(cls, stats: EpochStats, steps: int, sums: Tensor, device: torch.device) -> Stand:
+    def within(cls, stats: EpochStats, steps: int, sums: Tensor, device: torch.device) -> TrainState:
         """Within an epoch, with the generators as they are."""
         generators = {_CPU: torch.get_rng_state()}
         if device.type == "cuda":
@@ -61,7 +61,7 @@ class Stand:
         """What a checkpoint keeps beside the learner's."""
         return {} if self.sums is None else {_SUMS: self.sums, **self.generators, **self.others}
 
-    def gathered(self, share: Share) -> Stand:
+    def gathered(self, share: Share) -> TrainState:
         """Itself, with what the other workers of the fit have; all of them call it at the same step."""
         if share.workers == 1 or self.sums is None:
             return self
@@ -89,10 +89,10 @@ class CheckpointWriter:
         recorder: what is scored over epochs; None for nothing.
     """
 
-    learner: Learner
+    learner: Trainer
     checkpoints: Checkpoints
     share: Share
-    recorder: Recorder | None = None
+    recorder: TrajectoryRecorder | None = None
     _kept: float = field(init=False, default_factory=time.monotonic)
 
     def due_within(self, step: int, device: torch.device) -> bool:
@@ -113,7 +113,7 @@ class CheckpointWriter:
             return False
         return self.recorder is None or self.recorder.may_stop_within()
 
-    def write(self, stand: Stand) -> None:
+    def write(self, stand: TrainState) -> None:
         """Write a checkpoint, unless writing would slow the fit down or it could not go on from there."""
         stats, stand = stand.stats, stand.gathered(self.share)
         self._kept = time.monotonic()
@@ -132,8 +132,13 @@ class CheckpointWriter:
 
 
 def resumed(
-    learner: Learner, checkpoints: Checkpoints, fresh: Stand, *, rank: int = 0, recorder: Recorder | None = None
-) -> Stand:
+    learner: Trainer,
+    checkpoints: Checkpoints,
+    fresh: TrainState,
+    *,
+    rank: int = 0,
+    recorder: TrajectoryRecorder | None = None,
+) -> TrainState:
     """Where the last checkpoint stands, the learner brought there; `fresh` where there is none that fits.
 
     Args:
@@ -155,7 +160,7 @@ def resumed(
             raise ValueError("it holds other scores over epochs")
         own = {name: _of_worker(name, rank) for name in (_CPU, _GPU)}
         generators = {name: tensors[kept] for name, kept in own.items() if kept in tensors}
-        stand = Stand(stats, steps, tensors[_of_worker(_SUMS, rank)], generators) if steps else Stand(stats)
+        stand = TrainState(stats, steps, tensors[_of_worker(_SUMS, rank)], generators) if steps else TrainState(stats)
         learner.restore(tensors, scale)
         if recorder is not None:
             recorder.restore(tensors, stats.epoch)

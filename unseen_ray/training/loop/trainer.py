@@ -13,7 +13,7 @@ from unseen_ray.config.crops import CropSizes
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.errors import FitError
 
-__all__ = ["Learner", "autocast", "learning_rate"]
+__all__ = ["Trainer", "autocast", "learning_rate"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MODEL, _MOMENTUM = "model.", "momentum."
@@ -42,7 +42,7 @@ def learning_rate(step: int, total: int, per_epoch: int, recipe: Recipe) -> floa
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * left
 
 
-class Learner:
+class Trainer:
     """A model in training by SGD with momentum.
 
     Args:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.config.score_columns import StoredScores
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
-from unseen_ray.core.predictions import Answers
+from unseen_ray.core.predictions import Predictions
 from unseen_ray.core.trajectory import EpochView, Places, Reducer, Trajectory, scored_epochs
 from unseen_ray.errors import ConfigError, FitError
-from unseen_ray.training.loop.batches import Feed
+from unseen_ray.training.loop.batches import BatchLoader
 from unseen_ray.training.loop.predict import predict
 
-__all__ = ["Recorder"]
+__all__ = ["TrajectoryRecorder"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _BEFORE = _PREFIX + "before"
 _CARRIED = 64 << 20  # bytes of answers that a checkpoint carries
 
 
-class Recorder:
+class TrajectoryRecorder:
     """Holds a few numbers a sample, and for scores that compare epochs the answers of the one before, in half precision.
 
     Where these answers are many they are not in checkpoints, which are then written after scored epochs alone: the model of such a
@@ -49,7 +49,7 @@ class Recorder:
     def __init__(
         self,
         model: nn.Module,
-        feed: Feed,
+        feed: BatchLoader,
         ids_M: IdArray,
         labels_M: IntArray,
         recipe: Recipe,
@@ -78,7 +78,7 @@ class Recorder:
                 self._add(answers, self.epochs.index(epoch))
             self._done = self.epochs.index(epoch) + 1
 
-    def add(self, answers: Answers) -> None:
+    def add(self, answers: Predictions) -> None:
         """Take answers of the trained model."""
         self._add(answers, len(self.epochs) - 1)
 
@@ -123,10 +123,10 @@ class Recorder:
                 places = self._places(answers)
                 self._keep(EpochView(answers.log_probs_BC, self._labels[places]), places)
 
-    def _answers(self) -> Iterator[Answers]:
+    def _answers(self) -> Iterator[Predictions]:
         return predict(self._model, self._feed, self._ids, self._recipe, between_epochs=True)
 
-    def _add(self, answers: Answers, index: int) -> None:
+    def _add(self, answers: Predictions, index: int) -> None:
         if index > self._done:
             raise FitError(f"epoch {self.epochs[index]} is scored before epoch {self.epochs[self._done]} was.")
         places = self._places(answers)
@@ -146,7 +146,7 @@ class Recorder:
         assert self._before is not None
         self._before[places] = torch.from_numpy(view.log_floored_BC)
 
-    def _places(self, answers: Answers) -> slice:
+    def _places(self, answers: Predictions) -> slice:
         """Where the samples of a batch stand; `predict` gives them in their order."""
         start = int(np.searchsorted(self._ids, answers.ids_B[0]))
         return slice(start, start + len(answers.ids_B))
