@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import unseen_ray as ur
+from unseen_ray.errors import BadSampleError
 
 pytestmark = pytest.mark.ray
 
@@ -64,3 +68,20 @@ def test_repeats_and_rules_of_combination(tmp_path: Path, session: None) -> None
     ranked = ur.select(spread, keep=0.6, combine="rank_mean", out=tmp_path / "ranked")
     fresh = run(tmp_path / "fresh", executor="local", **{**fields, "combine": "rank_mean"})
     assert ranked.scores.column("entropy") == fresh.scores.column("entropy")
+
+
+def test_a_run_refused_for_a_bad_image_leaves_its_folder_as_it_was(
+    tmp_path: Path, session: None, parquet_file: Callable[..., Path]
+) -> None:
+    good, bad = parquet_file(), tmp_path / "bad.parquet"
+    table = pq.read_table(good)
+    images = table.column("image").to_pylist()
+    images[17] = {"bytes": b"no image", "path": None}
+    pq.write_table(table.set_column(0, "image", pa.array(images, table.schema.field("image").type)), bad)
+    with pytest.raises(BadSampleError, match=r"bad\.parquet:17"):
+        run(tmp_path / "run", source=str(bad))
+    assert not (tmp_path / "run").exists()
+    kept = run(tmp_path / "run", source=str(good)).coreset.ids.tolist()
+    with pytest.raises(BadSampleError, match=r"bad\.parquet:17"):
+        ur.prune(ur.PruneConfig(**{**FIELDS, "source": str(bad), "out": tmp_path / "run"}), fresh=True)
+    assert ur.load(tmp_path / "run").coreset.ids.tolist() == kept

@@ -18,9 +18,8 @@ from unseen_ray.pruning.executor import Executor, Observer
 from unseen_ray.pruning.reselect import reselect
 from unseen_ray.pruning.score_given import score_probs
 from unseen_ray.runs.manifest import Manifest
-from unseen_ray.runs.run import CORESET, Run, clear_run, coreset_of, load_run
+from unseen_ray.runs.run import CORESET, Run, coreset_of, load_run
 from unseen_ray.runs.votes import scores_file
-from unseen_ray.storage.filesystem import Folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,18 +81,16 @@ def prune(config: PruneConfig, *, fresh: bool = False, on_event: Observer | None
 
     Args:
         config: what to prune, and how; `out` names the folder.
-        fresh: remove the run that `out` holds, and begin anew.
+        fresh: remove the run that `out` holds, and begin anew; it is removed last, when nothing speaks against the new one.
         on_event: is told of progress (`job.Progress`) and of finished tasks (`job.Receipt`).
 
     Raises:
         ConfigError, DataError: before any training, where it can be known.
         UnseenError: if the run failed; the same call resumes it.
     """
-    if fresh and config.out:
-        clear_run(Folder(config.out))
     tasks = config.folds * config.repeats if config.mode == "unseen" else config.repeats
     with executor_for(config, tasks) as executor, tracked(config, on_event or ignore) as observer:
-        run = pipeline.prune(config, executor=executor, on_event=observer)
+        run = pipeline.prune(config, executor=executor, on_event=observer, fresh=fresh)
     return PruneResult(run, config, in_hand=True)
 
 

@@ -23,7 +23,7 @@ from unseen_ray.pruning.manifest_entries import cost_of, population_entry, sourc
 from unseen_ray.pruning.merge import StageSummary, ask_merge, scores_of
 from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.pruning.stage import StageWork
-from unseen_ray.pruning.validate import check_functions, check_lenders, check_test
+from unseen_ray.pruning.validate import check_functions, check_lenders, check_replaced, check_test
 from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels, open_run
 from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
 from unseen_ray.runs.votes import features_file, probs_file
@@ -53,6 +53,7 @@ def prune(
     cache: WorkCache | None = None,
     on_stage: StageObserver | None = None,
     checked: bool = False,
+    fresh: bool = False,
 ) -> Run:
     """Do a run, or what is left of it; the same configuration gives the same ids.
 
@@ -63,6 +64,7 @@ def prune(
         shelf: work that is shared with runs at work beside this one.
         on_stage: is told before each later stage what the stages before it were, and which ids they kept.
         checked: whether somebody has called `check` with this configuration before.
+        fresh: whether the run that `out` holds gives way to this one, once nothing speaks against this one any more.
 
     Raises:
         UnseenError: see `unseen_ray.errors`; nothing that was finished is lost.
@@ -71,12 +73,15 @@ def prune(
     info = source.info
     if not checked:
         check(config, info)
+    if fresh:
+        check_replaced(config)
     config_with_model = with_model(config, info.size_px)
-    with open_run(config, source_entry(info)) as run:
+    with open_run(config, source_entry(info), fresh=fresh) as run:
         if run.manifest.finished:
             logger.info("%s is finished already; nothing to do", run.folder.root)
             _warn_of_late_wishes(config, run)
             clear_stages(run)
+            clear_pixels(run.folder)
             return run
         job = make_job(with_initial_weights(_as_before(config_with_model, run), before=_weights_before(run)), info)
         return _prune(run, job, source, executor, on_event, cache, on_stage)

@@ -15,9 +15,9 @@ from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.plugins import function_of, is_target, offered, plug_of
 from unseen_ray.runs.manifest import read_manifest
 from unseen_ray.runs.tasks import keeps_features, needs_features
-from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.filesystem import Folder, covers
 
-__all__ = ["check_functions", "check_lenders", "check_test", "check_test_set"]
+__all__ = ["check_functions", "check_lenders", "check_replaced", "check_test", "check_test_set"]
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,16 @@ def check_lenders(config: PruneConfig) -> None:
     for lender in config.reuse or []:
         if read_manifest(Folder(lender)) is None:
             raise ConfigError(f"reuse={lender} holds no run. Give the folder of an `unseen-ray prune`.")
+
+
+def check_replaced(config: PruneConfig) -> None:
+    """Refuse to reuse the work of a run that a fresh start removes."""
+    for lender in config.reuse or []:
+        if config.out is not None and covers(config.out, lender):
+            raise ConfigError(
+                f"reuse={lender} lies in out={config.out}, whose run is removed by a fresh start. Name another out, or leave fresh out: "
+                "a run that goes on keeps its own work."
+            )
 
 
 def _some(names: list[str]) -> str:

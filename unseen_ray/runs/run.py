@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +16,9 @@ import pyarrow as pa
 
 from unseen_ray.config.run import FREE_FIELDS, PruneConfig
 from unseen_ray.core.samples.coreset import Coreset
-from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.errors import ClusterError, ConfigError, DataError, RunInUseError, StorageError
 from unseen_ray.runs.manifest import MANIFEST, MANIFEST_COPY, Manifest, has_copy, read_manifest, write_manifest
-from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.filesystem import Folder, absolute_path, is_uri
 from unseen_ray.storage.lock import LEASE, RunLock, held
 from unseen_ray.storage.tables import read_table, sha256_of_file
 
@@ -64,18 +65,22 @@ class Run:
     Attributes:
         folder, manifest: where it is, and what it holds.
         lease: the hold on it of a driver that works on it.
+        replaces: whether the folder still holds another run, which the first commit removes.
     """
 
     folder: Folder
     manifest: Manifest
     lease: RunLock | None = None
+    replaces: bool = False
 
     def commit(self, **changes: Any) -> Run:
         """Write a changed manifest and return the run that has it; RunInUseError if another driver has taken over."""
         self.check_ours()
+        if self.replaces:
+            clear_run(self.folder)
         manifest = replace(self.manifest, **changes)
         write_manifest(self.folder, manifest)
-        return replace(self, manifest=manifest)
+        return replace(self, manifest=manifest, replaces=False)
 
     def check_ours(self) -> None:
         """RunInUseError if another driver has taken over; to be called before anything is written."""
@@ -88,12 +93,13 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(config: PruneConfig, source: dict[str, Any]) -> Iterator[Run]:
+def open_run(config: PruneConfig, source: dict[str, Any], *, fresh: bool = False) -> Iterator[Run]:
     """Begin a run in `config.out`, or go on with the one that is there; no other driver works on it meanwhile.
 
     Args:
         config: as the user asked for it.
         source: the manifest's entry for the source.
+        fresh: whether the run that is there gives way to a new one, at the new one's first commit.
 
     Raises:
         ConfigError: if the folder is missing from the configuration, cannot be written, holds something else, or a
@@ -103,31 +109,84 @@ def open_run(config: PruneConfig, source: dict[str, Any]) -> Iterator[Run]:
     if not config.out:
         raise ConfigError("out is missing: name the folder that the run's files go to, such as --out runs/digits.")
     folder, asked = Folder(config.out), config.to_json()
+    replaces = fresh and bool(_files_of_ours(folder))
     with contextlib.ExitStack() as stack:
+        if not is_uri(config.out) and not os.path.exists(absolute_path(config.out)):
+            stack.callback(_remove_if_empty, config.out)
         try:
-            run = _found(folder, asked, source)
+            run = None if replaces else _found(folder, asked, source)
             if run is None or not run.manifest.finished or not has_copy(folder) or _damaged(run):
                 lease = stack.enter_context(held(folder))
-                run = _found(folder, asked, source)  # another driver may have been at work until now
+                run = (
+                    None if replaces else _found(folder, asked, source)
+                )  # another driver may have been at work until now
                 if run is None:
-                    run = Run(folder, Manifest(created=now(), config=asked, asked=asked, source=source))
-                write_manifest(folder, run.manifest)  # of an earlier start, only the copy may be whole
-                run = _mended(replace(run, lease=lease))
+                    stack.push(_withdraw_if_refused(folder, lease))
+                    run = Run(
+                        folder, Manifest(created=now(), config=asked, asked=asked, source=source), lease, replaces
+                    )
+                if not replaces:
+                    write_manifest(folder, run.manifest)  # of an earlier start, only the copy may be whole
+                    run = _mended(replace(run, lease=lease))
         except StorageError as error:
             raise ConfigError(f"out={config.out} cannot be used: {error}") from None
         yield run
 
 
+def _withdraw_if_refused(folder: Folder, lease: RunLock) -> Callable[..., None]:
+    """For an ExitStack: take the manifest of a run away that was refused before anything was trained.
+
+    Decoded pixels are hours of work for a large source and are used again, so a manifest stays with them: without one, the
+    next start would take the folder for somebody else's.
+    """
+
+    def withdraw(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not issubclass(kind, (ConfigError, DataError, ClusterError)):
+            return
+        with contextlib.suppress(StorageError, RunInUseError):
+            lease.check()
+            manifest = read_manifest(folder)
+            alone = {MANIFEST, MANIFEST_COPY, LEASE}.issuperset(folder.names())
+            if alone and manifest is not None and _is_untouched(folder, manifest):
+                for name in (MANIFEST, MANIFEST_COPY):
+                    folder.delete(name)
+
+    return withdraw
+
+
+def _remove_if_empty(path: str) -> None:
+    with contextlib.suppress(OSError):  # it holds a run
+        os.rmdir(absolute_path(path))
+
+
 def clear_run(folder: Folder) -> None:
-    """Remove a run, and the runs that its evaluations made within it; nothing happens where there is nothing.
+    """Remove a run, and the runs that its evaluations made within it, but for what the next run writes over.
+
+    Its manifest stays until then, so that a removal that was interrupted can be done again; and so do the lock, which the
+    caller holds, and decoded pixels, which the next run has made or can use.
 
     Raises:
         ConfigError: if the folder holds anything else; nothing is removed then.
-        RunInUseError: if another driver works on it.
+    """
+    names = [
+        name for name in _files_of_ours(folder) if name.split("/")[0] not in (MANIFEST, MANIFEST_COPY, LEASE, PIXELS)
+    ]
+    for name in names:
+        folder.delete(name)
+    for name in {name.split("/")[0] for name in names if "/" in name}:
+        folder.delete_folder(name)
+
+
+def _files_of_ours(folder: Folder) -> list[str]:
+    """Names of a run's files; none in an empty folder.
+
+    Raises:
+        ConfigError: if the folder holds anything else, or a run that a newer unseen_ray wrote.
+        StorageError: if the manifest is damaged.
     """
     names = folder.files()
     if not names:
-        return
+        return []
     strangers = [name for name in names if not _OURS.fullmatch(name)]
     known = not {MANIFEST, MANIFEST_COPY}.isdisjoint(names)
     if not known or strangers:
@@ -136,15 +195,8 @@ def clear_run(folder: Folder) -> None:
             f"{folder.root} is not removed: it holds {held_by_others}{' and more' if len(strangers) > 3 else ''}, "
             f"{'which no run of ours has written' if known else f'and no {MANIFEST} of ours'}. Name another folder."
         )
-    read_manifest(folder)  # StorageError or ConfigError if it is none that we can read
-    with held(folder):
-        for name in names:
-            if name not in (MANIFEST, MANIFEST_COPY, LEASE):
-                folder.delete(name)
-        for name in {name.split("/")[0] for name in names if "/" in name}:
-            folder.delete_folder(name)
-        for name in (MANIFEST, MANIFEST_COPY):  # last, so that what was interrupted can be done again
-            folder.delete(name)
+    read_manifest(folder)
+    return names
 
 
 def open_selection(run: Run, config: PruneConfig) -> Run:
