@@ -20,6 +20,19 @@ def gini(log_probs_NC, labels_N):
 
 def guard(*, pred_M, labels_M):
     return pred_M != labels_M
+
+class Samples:
+    labels = np.arange(100) % 4
+    keys = [f"drawn/{number}" for number in range(100)]
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, number):
+        return np.full((8, 8, 3), number, np.uint8)
+
+def source():
+    return Samples()
 """
 USE = """
 import sys, unseen_ray as ur
@@ -27,6 +40,21 @@ sys.path.insert(0, {home!r})
 ur.evaluate({run!r}, seeds=1, against=("random",))
 ur.report({run!r})
 ur.export({run!r}, {out!r})
+assert len(ur.torch_subset(ur.load({run!r}))) == len(ur.load({run!r}).coreset)
+"""
+USE_OF_SOURCE = """
+import sys, unseen_ray as ur
+sys.path.insert(0, {home!r})
+ur.report({run!r})
+ur.export({run!r}, {out!r})
+for use in (ur.torch_subset, lambda run: ur.export(run, {folder!r}), lambda run: ur.evaluate(run, seeds=1)):
+    try:
+        use(ur.load({run!r}))
+        raise SystemExit("the function was called")
+    except ur.ConfigError as error:
+        assert "a function of its user's own" in str(error), error
+assert "evil" not in sys.modules
+assert len(ur.torch_subset(ur.load({run!r}), source="evil:source")) == 50
 """
 
 
@@ -38,28 +66,32 @@ ur.export({run!r}, {out!r})
 def test_evaluate_report_and_export_import_nothing_of_the_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, object]
 ) -> None:
+    marker = prune_with_evil(tmp_path, monkeypatch, source={"use": "digits", "limit": 100}, holdout=0.2, **fields)
+    use_in_a_fresh_process(tmp_path, USE)
+    assert not marker.exists()
+
+
+def test_nothing_calls_a_source_that_only_the_folder_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prune_with_evil(tmp_path, monkeypatch, source="evil:source")
+    use_in_a_fresh_process(tmp_path, USE_OF_SOURCE)
+
+
+def prune_with_evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **fields: object) -> Path:
+    """A run that imported `evil` in this process, and the file that another import of it makes."""
     (tmp_path / "evil.py").write_text(EVIL)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    run = tmp_path / "run"
     recipe = {"epochs": 1, "min_steps": 0}
-    ur.prune(
-        ur.PruneConfig(
-            source={"use": "digits", "limit": 100},
-            keep=0.5,
-            folds=2,
-            holdout=0.2,
-            recipe=recipe,
-            executor="local",
-            out=run,
-            **fields,
-        )
-    )
+    ur.prune(ur.PruneConfig(keep=0.5, folds=2, recipe=recipe, executor="local", out=tmp_path / "run", **fields))
     marker = tmp_path / "imported"
     assert marker.exists()
     marker.unlink()
     sys.modules.pop("evil")
-    code = USE.format(home=str(tmp_path), run=str(run), out=str(tmp_path / "kept.txt"))
+    return marker
+
+
+def use_in_a_fresh_process(tmp_path: Path, code: str) -> None:
+    places = {"home": tmp_path, "run": tmp_path / "run", "out": tmp_path / "kept.txt", "folder": tmp_path / "kept"}
+    code = code.format(**{name: str(path) for name, path in places.items()})
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "kept.txt").exists()
-    assert not marker.exists()

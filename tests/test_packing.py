@@ -160,6 +160,13 @@ def test_a_choice_made_again_is_exported_too(tmp_path: Path) -> None:
     assert ur.export(again, tmp_path / "pruned") == 20
 
 
+def test_a_source_that_names_its_path_alone_is_found_again(tmp_path: Path, shards: Path) -> None:
+    result = prune({"path": str(shards)}, tmp_path / "run")
+    assert ur.export(ur.load(result.path), tmp_path / "keys.txt") == len(result.coreset)
+    assert ur.export(ur.load(result.path), tmp_path / "pruned") == len(result.coreset)
+    assert "Images are not shown" not in Path(ur.report(ur.load(result.path))).read_text()
+
+
 def test_a_source_that_has_changed_is_refused(tmp_path: Path, shards: Path) -> None:
     result = prune(str(shards), tmp_path / "run")
     write_parquet(shards / "a.parquet", np.zeros(COUNT, np.int64), images())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,30 @@ def test_torch_subset_gives_the_kept_images(tmp_path: Path) -> None:
     assert len(subset) == 200
     assert label == source.info.labels_N[kept]
     assert np.array_equal(np.asarray(image), next(iter(source.read([kept])))[1])
+
+
+def test_a_run_made_here_gives_the_images_of_its_own_function(tmp_path: Path) -> None:
+    result = run(tmp_path, source=plugs.noise, fit="tests.plugs:centroids")
+    assert len(ur.torch_subset(result)) == 300
+    with pytest.raises(ur.ConfigError, match=r"tests\.plugs:noise, a function of its user's own.*source="):
+        ur.torch_subset(ur.load(tmp_path))
+    assert len(ur.torch_subset(tmp_path, source=plugs.noise)) == 300
+    with pytest.raises(ur.DataError, match="or is another one"):
+        ur.torch_subset(ur.load(tmp_path), source={"use": plugs.noise, "count": 599})
+
+
+def test_torch_subset_refuses_data_that_has_changed(tmp_path: Path, parquet_file: Callable[..., Path]) -> None:
+    data = parquet_file(count=40)
+    result = run(tmp_path / "run", source=str(data), fit="tests.plugs:centroids")
+    parquet_file(count=41)
+    for done in (result, ur.load(tmp_path / "run")):
+        with pytest.raises(ur.DataError, match="has changed since the run"):
+            ur.torch_subset(done)
+    moved = parquet_file(count=40, name="moved/elsewhere.parquet")
+    with pytest.raises(ur.DataError, match="or is another one"):  # whose keys are other ones
+        ur.torch_subset(result, source=str(moved))
+    moved = parquet_file(count=40, name="moved/data.parquet")
+    assert len(ur.torch_subset(result, source=str(moved))) == 20
 
 
 def test_keys_of_the_coreset_name_its_ids(tmp_path: Path) -> None:

@@ -25,15 +25,15 @@ from pyarrow.fs import copy_files
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.sources.folder import FolderSource
 from unseen_ray.data.sources.parquet import ParquetSource
-from unseen_ray.data.sources.registry import Source, open_source, source_ref
+from unseen_ray.data.sources.registry import Source, SourceRef, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError, StorageError
-from unseen_ray.plugins import is_target, name_of, plug_of
+from unseen_ray.plugins import is_target, name_of
 from unseen_ray.runs.manifest import MANIFEST, MANIFEST_COPY
 from unseen_ray.runs.run import CORESET, Run
 from unseen_ray.storage.filesystem import Folder, absolute_path, covers, filesystem_of, is_uri, real_path
 from unseen_ray.storage.retry import retried
 
-__all__ = ["check_file", "pack", "source_of"]
+__all__ = ["check_file", "own_function", "pack", "source_of"]
 
 _AT_ONCE = 16  # files that are copied side by side
 _PART = 2048  # images in one part of what has no form of its own
@@ -70,25 +70,36 @@ def pack(run: Run, to: str) -> int:
     return len(ids)
 
 
-def source_of(run: Run) -> Source:
+def source_of(run: Run, source: Any = None) -> Source:
     """A run's source, opened without importing anything that the run folder names.
 
+    Args:
+        run: a finished run.
+        source: the source in the caller's own words; None for what the folder says.
+
     Raises:
-        ConfigError: if it is a user's function.
-        DataError: if it is missing, or has changed since the run.
+        ConfigError: if it is a user's function that only the folder names.
+        DataError: if it is missing, or is not the data that the run chose from.
     """
-    asked = run.manifest.asked["source"]
-    target = plug_of(asked)[0]
-    if is_target(target):
-        raise ConfigError(
-            f"the run's source is {name_of(target)}, a function of its user's own, which is not called here."
-        )
-    source = open_source(source_ref(asked))
-    if source.info.fingerprint != run.manifest.source["fingerprint"]:
+    if source is None and (name := own_function(run)):
+        raise ConfigError(f"the run's source is {name}, a function of its user's own, which is not called here.")
+    opened = open_source(_ref_of(run) if source is None else source_ref(source))
+    if opened.info.fingerprint != run.manifest.source["fingerprint"]:
         raise DataError(
-            f"source {source.info.name} has changed since the run: its samples are no longer those that were chosen."
+            f"source {opened.info.name} has changed since the run, or is another one: its samples are no longer those that were chosen. "
+            "Bring the data back, or prune again."
         )
-    return source
+    return opened
+
+
+def own_function(run: Run) -> str:
+    """`package.module:function` where a run's source is a function of its user's own, else nothing."""
+    use = _ref_of(run).use
+    return name_of(use) if is_target(use) else ""
+
+
+def _ref_of(run: Run) -> SourceRef:
+    return source_ref(run.manifest.asked["source"])
 
 
 def _check_place(to: str, run: Run) -> None:
@@ -96,11 +107,10 @@ def _check_place(to: str, run: Run) -> None:
     if os.path.isfile(to) or others:
         held = f"holds {', '.join(others[:3])}" if others else "is a file"
         raise ConfigError(f"--to {to} {held}. Name a new or an empty folder for the pruned data set.")
-    asked = run.manifest.asked["source"]
-    if is_target(plug_of(asked)[0]):
+    if own_function(run):
         raise ConfigError(
             f"--to {to} cannot be made: the run's source is a function of its user's own, which export does not call. "
-            "Export ids (.npy) or keys (.txt) and take the samples from there; in Python, `ur.torch_subset`."
+            "Export ids (.npy) or keys (.txt) and take the samples from there; in Python, `ur.torch_subset(result, source=...)`."
         )
     for place in _places_of(run):
         if covers(place, to):
@@ -126,10 +136,9 @@ def check_file(to: str, run: Run) -> None:
 
 def _places_of(run: Run) -> list[str]:
     """Where a run's source has its files; nowhere that is known, for a function of the user's own."""
-    asked = run.manifest.asked["source"]
-    if is_target(plug_of(asked)[0]):
+    if own_function(run):
         return []
-    options = source_ref(asked).absolute().options
+    options = _ref_of(run).absolute().options
     return [str(options[name]) for name in ("path", "root") if name in options]
 
 

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.execution.session import PruneResult, run_of
+from unseen_ray.execution.session import PruneResult, load, run_of
 from unseen_ray.plugins import did_you_mean
-from unseen_ray.reporting.dataset import check_file, pack
+from unseen_ray.reporting.dataset import check_file, own_function, pack, source_of
 from unseen_ray.runs.run import CORESET
 from unseen_ray.storage.filesystem import Folder
 
@@ -66,16 +65,35 @@ def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[s
     return int(table.num_rows)
 
 
-def torch_subset(result: PruneResult, transform: Callable[[Any], Any] | None = None) -> Subset[tuple[Any, int]]:
+def torch_subset(
+    result: PruneResult | str | os.PathLike[str],
+    transform: Callable[[Any], Any] | None = None,
+    *,
+    source: Any = None,
+) -> Subset[tuple[Any, int]]:
     """The coreset as a torch Subset of the source's (PIL image, label) pairs.
 
     Args:
-        result: a finished run.
+        result: a finished run, or its folder.
         transform: applied to each image.
+        source: where the data is now, as `PruneConfig` takes it; None for where it was. A run that was read from its folder and
+            whose source is a function of your own needs it: nothing that a folder names is imported.
+
+    Raises:
+        ConfigError: if such a function is not given.
+        DataError: if the data is missing, or is not what the run chose from.
     """
     from unseen_ray.data.torch_dataset import subset_of
 
-    return subset_of(open_source(source_ref(result.config.source)), result.coreset.ids, transform)
+    done = result if isinstance(result, PruneResult) else load(result)
+    if source is None and done.in_hand:
+        source = done.config.source
+    if source is None and (name := own_function(done.run)):
+        raise ConfigError(
+            f"the run's source is {name}, a function of its user's own, and nothing that a run folder names is imported. "
+            f'Give it yourself: torch_subset(result, source="{name}"), or the function itself.'
+        )
+    return subset_of(source_of(done.run, source), done.coreset.ids, transform)
 
 
 def _bytes_of(table: pa.Table, ending: str) -> bytes:
