@@ -12,7 +12,7 @@ import pytest
 
 import unseen_ray as ur
 from unseen_ray.errors import StorageError
-from unseen_ray.runs.run import CORESET
+from unseen_ray.runs.layout import CORESET
 from unseen_ray.storage.filesystem import Folder
 
 FIELDS = {

@@ -13,7 +13,7 @@ import pytest
 
 import unseen_ray as ur
 from unseen_ray.execution.tracking import Teller
-from unseen_ray.runs.run import TENSORBOARD
+from unseen_ray.runs.layout import TENSORBOARD
 from unseen_ray.runs.tasks import Progress
 
 FIELDS = {

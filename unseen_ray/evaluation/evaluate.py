@@ -23,6 +23,7 @@ from unseen_ray.execution.tracking import tracked
 from unseen_ray.plugins import is_target
 from unseen_ray.pruning.executor import Observer
 from unseen_ray.pruning.plan import with_model
+from unseen_ray.runs.layout import FITTING, selection_folder
 from unseen_ray.runs.run import choosing_s
 from unseen_ray.storage.filesystem import sha256_of
 
@@ -170,7 +171,7 @@ def _chosen(runs: Sequence[PruneResult]) -> Chosen:
 def _again(done: PruneResult, config: PruneConfig, number: int, on_event: Observer | None) -> PruneResult:
     """The coreset that the same configuration picks with another seed."""
     given = {**_given(done, config), "seed": done.config.seed + number}
-    return prune(PruneConfig(**given, out=f"{done.path.rstrip('/')}/selections/{number:02d}"), on_event=on_event)
+    return prune(PruneConfig(**given, out=done.run.folder.path(selection_folder(number))), on_event=on_event)
 
 
 def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) -> PruneResult:
@@ -178,7 +179,7 @@ def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) 
     given = _given(done, config)
     for name in ("folds", "train_on", "stratify", "schedule", "guard"):
         given.pop(name, None)
-    return prune(PruneConfig(**{**given, "mode": "fitting"}, out=f"{done.path.rstrip('/')}/fitting"), on_event=on_event)
+    return prune(PruneConfig(**{**given, "mode": "fitting"}, out=done.run.folder.path(FITTING)), on_event=on_event)
 
 
 def _given(done: PruneResult, config: PruneConfig) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from unseen_ray.pruning import pipeline
 from unseen_ray.pruning.executor import Executor, Observer
 from unseen_ray.pruning.reselect import reselect
 from unseen_ray.pruning.score_given import score_probs
+from unseen_ray.runs.layout import CORESET, scores_file
 from unseen_ray.runs.manifest import Manifest
-from unseen_ray.runs.run import CORESET, Run, coreset_of, load_run
-from unseen_ray.runs.votes import scores_file
+from unseen_ray.runs.run import Run, coreset_of, load_run
 
 if TYPE_CHECKING:
     import pyarrow as pa

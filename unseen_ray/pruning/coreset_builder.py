@@ -15,13 +15,13 @@ from unseen_ray.core.samples.id_sets import ArrayIds, IdSet
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.data.sources.registry import Source, key_column
-from unseen_ray.pruning.coreset_builder_long import CoresetBuilderOnStorage, stage_coreset, write_keys
+from unseen_ray.pruning.coreset_builder_long import CoresetBuilderOnStorage, write_keys
 from unseen_ray.pruning.selection import Kept, apply_policy, features_for
 from unseen_ray.pruning.selection_by_passes import is_streamed
 from unseen_ray.pruning.warnings import check_selection
-from unseen_ray.runs.run import CORESET, Run, coreset_of
+from unseen_ray.runs.layout import CORESET, scores_file, stage_coreset
+from unseen_ray.runs.run import Run, coreset_of
 from unseen_ray.runs.tasks import Receipt
-from unseen_ray.runs.votes import scores_file
 from unseen_ray.storage import tables as parts
 from unseen_ray.storage.tables import LongTable, write_table
 

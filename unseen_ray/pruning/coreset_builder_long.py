@@ -17,20 +17,15 @@ from unseen_ray.data.sources.registry import Source, key_column
 from unseen_ray.pruning.selection_by_passes import Batches, batches_of, choose_streamed
 from unseen_ray.pruning.warnings import check_long_selection
 from unseen_ray.runs.id_files import IdFiles, open_id_files
-from unseen_ray.runs.run import CORESET, KEYS, Run
+from unseen_ray.runs.layout import CORESET, KEYS, scores_file, stage_coreset
+from unseen_ray.runs.run import Run
 from unseen_ray.runs.tasks import Receipt
-from unseen_ray.runs.votes import scores_file
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import LongTable, TableWriter
 
-__all__ = ["CoresetBuilderOnStorage", "clear_stages", "in_id_order", "stage_coreset", "write_keys"]
+__all__ = ["CoresetBuilderOnStorage", "clear_stages", "in_id_order", "write_keys"]
 
 _CHUNK = 2**18
-
-
-def stage_coreset(stage: int) -> str:
-    """Where a run at work keeps what it has kept up to a stage."""
-    return f"stage-{stage:02d}/coreset.parquet"
 
 
 class CoresetBuilderOnStorage:

@@ -19,9 +19,10 @@ from unseen_ray.core.arrays import IntArray, LabelArray
 from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.scorebook import ScoreBook, ScoreFunction, ScoreTable
+from unseen_ray.runs.layout import probs_file, scores_file
 from unseen_ray.runs.tasks import Job
 from unseen_ray.runs.vote_ranges import check_votes, open_votes
-from unseen_ray.runs.votes import probs_file, read_votes, scores_file
+from unseen_ray.runs.votes import read_votes
 from unseen_ray.storage import tables as parts
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import LongTable

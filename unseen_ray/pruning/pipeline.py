@@ -17,16 +17,16 @@ from unseen_ray.core.schedule import Stage
 from unseen_ray.data.sources.registry import Source, SourceInfo, default_test, open_source, source_ref
 from unseen_ray.plugins import is_target
 from unseen_ray.pruning.coreset_builder import CoresetBuilder, open_builder
-from unseen_ray.pruning.coreset_builder_long import clear_stages, stage_coreset
+from unseen_ray.pruning.coreset_builder_long import clear_stages
 from unseen_ray.pruning.executor import Executor, Observer
 from unseen_ray.pruning.manifest_entries import cost_of, population_entry, source_entry, stage_entry, warn_of_chance
 from unseen_ray.pruning.merge import StageSummary, ask_merge, scores_of
 from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.pruning.stage import StageWork
 from unseen_ray.pruning.validate import check_functions, check_lenders, check_replaced, check_test
+from unseen_ray.runs.layout import FEATURES, probs_file, stage_coreset
 from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels, open_run
 from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
-from unseen_ray.runs.votes import features_file, probs_file
 from unseen_ray.runs.work_cache import WorkCache
 from unseen_ray.storage import tables as parts
 from unseen_ray.storage.filesystem import absolute_path
@@ -105,7 +105,7 @@ def check(config: PruneConfig, info: SourceInfo) -> None:
 
 def _warn_of_late_wishes(config: PruneConfig, run: Run) -> None:
     """Say what a finished run does not hold and is asked to keep."""
-    for field, name in (("save_features", features_file()), ("save_probs", probs_file(0))):
+    for field, name in (("save_features", FEATURES), ("save_probs", probs_file(0))):
         if getattr(config, field) and name not in run.manifest.files:
             logger.warning(
                 "%s was not set when the run was made, and it holds no such file. Prune in a new folder; --reuse %s takes over the rest.",

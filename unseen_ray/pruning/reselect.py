@@ -23,9 +23,10 @@ from unseen_ray.pruning.selection import Kept, apply_policy
 from unseen_ray.pruning.selection_by_passes import is_streamed
 from unseen_ray.pruning.warnings import check_selection
 from unseen_ray.runs.features import load_features, reads_features
+from unseen_ray.runs.layout import CORESET, KEYS, probs_file, scores_file
 from unseen_ray.runs.manifest import Manifest
-from unseen_ray.runs.run import CORESET, KEYS, Run, choosing_s, load_run, open_selection
-from unseen_ray.runs.votes import probs_file, read_votes, scores_file
+from unseen_ray.runs.run import Run, choosing_s, load_run, open_selection
+from unseen_ray.runs.votes import read_votes
 from unseen_ray.storage.tables import LongTable, copy_table, write_table
 
 __all__ = ["reselect"]

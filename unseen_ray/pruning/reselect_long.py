@@ -13,8 +13,8 @@ from unseen_ray.core.outofcore.selection import IdBits
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.pruning.selection_by_passes import choose_streamed
 from unseen_ray.pruning.warnings import check_long_selection
-from unseen_ray.runs.run import CORESET, KEYS, Run, open_selection
-from unseen_ray.runs.votes import scores_file
+from unseen_ray.runs.layout import CORESET, KEYS, scores_file
+from unseen_ray.runs.run import Run, open_selection
 from unseen_ray.storage.tables import LongTable, TableWriter, copy_table
 
 __all__ = ["budget_of", "select_long"]

@@ -28,9 +28,10 @@ from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.pruning.manifest_entries import population_entry, source_entry, stage_entry
 from unseen_ray.pruning.merge import Merger, MergeRequest
 from unseen_ray.pruning.validate import check_functions
-from unseen_ray.runs.run import KEYS, Run, open_scores
+from unseen_ray.runs.layout import KEYS, vote_file
+from unseen_ray.runs.run import Run, open_scores
 from unseen_ray.runs.tasks import Job, Receipt
-from unseen_ray.runs.votes import vote_file, write_votes
+from unseen_ray.runs.votes import write_votes
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import write_table
 

@@ -28,8 +28,8 @@ from unseen_ray.data.sources.parquet import ParquetSource
 from unseen_ray.data.sources.registry import Source, SourceRef, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError, StorageError
 from unseen_ray.plugins import is_target, name_of
-from unseen_ray.runs.manifest import MANIFEST, MANIFEST_COPY
-from unseen_ray.runs.run import CORESET, Run
+from unseen_ray.runs.layout import CORESET, MANIFEST, MANIFEST_COPY
+from unseen_ray.runs.run import Run
 from unseen_ray.storage.filesystem import Folder, absolute_path, covers, filesystem_of, is_uri, real_path
 from unseen_ray.storage.retry import retried
 

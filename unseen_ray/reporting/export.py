@@ -14,7 +14,7 @@ from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.execution.session import PruneResult, load, run_of
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.reporting.dataset import check_file, own_function, pack, source_of
-from unseen_ray.runs.run import CORESET
+from unseen_ray.runs.layout import CORESET
 from unseen_ray.storage.filesystem import Folder
 
 if TYPE_CHECKING:

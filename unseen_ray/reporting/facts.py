@@ -25,9 +25,9 @@ from unseen_ray.plugins import is_target, plug_of
 from unseen_ray.pruning.selection import Kept, apply_policy
 from unseen_ray.runs.evaluation_file import fullest_first, stored_tables
 from unseen_ray.runs.features import load_features
-from unseen_ray.runs.run import CORESET, KEYS, Run, choosing_s, load_run
+from unseen_ray.runs.layout import CORESET, FITTING, KEYS, SELECTIONS, scores_file
+from unseen_ray.runs.run import Run, choosing_s, load_run
 from unseen_ray.runs.tasks import needs_features
-from unseen_ray.runs.votes import scores_file
 from unseen_ray.storage.checked_json import without_nan
 from unseen_ray.storage.filesystem import Folder
 
@@ -68,8 +68,8 @@ def gather(run: Run) -> ReportFacts:
     evaluation = tables[0] if tables else None
     source = run.manifest.source
     names = source["class_names"] or [str(number) for number in range(source["num_classes"])]
-    again = [found for found in (_neighbour(run, f"selections/{name}") for name in _selections(run)) if found]
-    fitting = _neighbour(run, "fitting")
+    again = [found for found in (_neighbour(run, f"{SELECTIONS}/{name}") for name in _selections(run)) if found]
+    fitting = _neighbour(run, FITTING)
     values = {
         "out": run.folder.root,
         "source": source["name"],
@@ -114,7 +114,7 @@ def _init(recipe: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _selections(run: Run) -> list[str]:
-    return Folder(run.folder.path("selections")).names()
+    return Folder(run.folder.path(SELECTIONS)).names()
 
 
 def _neighbour(run: Run, name: str) -> Run | None:
@@ -152,7 +152,7 @@ def _agreement(run: Run, again: list[Run], score: str) -> list[dict[str, Any]]:
     for mode in ("unseen", "fitting"):
         runs = [run, *again]
         if mode == "fitting":
-            runs = [other for other in (_neighbour(one, "fitting") for one in runs) if other]
+            runs = [other for other in (_neighbour(one, FITTING) for one in runs) if other]
         if len(runs) < 2:
             continue
         scores = [_scores_of(one).column(score).to_numpy() for one in runs]

@@ -12,12 +12,11 @@ from unseen_ray.reporting.dataset import source_of
 from unseen_ray.reporting.facts import gather
 from unseen_ray.reporting.page import render
 from unseen_ray.reporting.thumbnails import picked, thumbnails
+from unseen_ray.runs.layout import REPORT
 from unseen_ray.runs.run import Run
 from unseen_ray.storage.checked_json import without_nan
 
 __all__ = ["report", "report_values"]
-
-REPORT = "report.html"
 
 
 def report(result: PruneResult | str | os.PathLike[str]) -> str:

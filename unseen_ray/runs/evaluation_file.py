@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from unseen_ray.runs.layout import EVALUATION
 from unseen_ray.runs.tasks import EvalResult
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json, without_nan
 from unseen_ray.storage.filesystem import Folder
 
-__all__ = ["EVALUATION", "fullest_first", "known_results", "result_of", "store_results", "stored_tables", "with_table"]
+__all__ = ["fullest_first", "known_results", "result_of", "store_results", "stored_tables", "with_table"]
 
 logger = logging.getLogger(__name__)
-
-EVALUATION = "evaluation.json"
 
 _MEASURED_BY = ("model", "recipe", "budget", "test", "test_samples")
 _TABLE = {*_MEASURED_BY, "arms", "differences", "break_even", "environment"}

@@ -11,7 +11,7 @@ import numpy as np
 
 from unseen_ray.core.arrays import FloatArray, IdArray, positions_of
 from unseen_ray.errors import StorageError
-from unseen_ray.runs.votes import features_file
+from unseen_ray.runs.layout import FEATURES
 from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["StoredFeatures", "load_features", "reads_features"]
@@ -46,11 +46,11 @@ def load_features(folder: Folder, files: Mapping[str, str], ids_N: IdArray) -> S
     Raises:
         StorageError: if they are missing or damaged.
     """
-    if features_file() not in files:
+    if FEATURES not in files:
         return None
-    values = folder.read_array(features_file(), files[features_file()])
+    values = folder.read_array(FEATURES, files[FEATURES])
     if len(values) != len(ids_N):
-        raise StorageError(f"{folder.path(features_file())} has {len(values)} rows for {len(ids_N)} candidates.")
+        raise StorageError(f"{folder.path(FEATURES)} has {len(values)} rows for {len(ids_N)} candidates.")
     return StoredFeatures(ids_N, np.asarray(values))
 
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.runs.layout import MANIFEST, MANIFEST_COPY, is_result
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
 from unseen_ray.storage.filesystem import Folder
 
-__all__ = ["MANIFEST", "MANIFEST_COPY", "SCHEMA_VERSION", "Manifest", "has_copy", "read_manifest", "write_manifest"]
+__all__ = ["SCHEMA_VERSION", "Manifest", "has_copy", "read_manifest", "write_manifest"]
 
 logger = logging.getLogger(__name__)
 
-MANIFEST, MANIFEST_COPY = "manifest.json", "manifest.copy.json"
 SCHEMA_VERSION = 1
-_INSIDE = re.compile(
-    r"((coreset|keys)\.parquet|stage-\d+/(coreset|scores)\.parquet)(/part-\d{5}\.parquet)?|stage-\d+/(probs|features)\.npy|stage-\d+/votes/\d+\.(parquet|probs\.npy)"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +127,7 @@ def _check_form(manifest: Manifest) -> None:
     for name, kind in kinds.items():
         if not isinstance(getattr(manifest, name), kind):
             raise TypeError(f"{name} is a {type(getattr(manifest, name)).__name__}, not a {kind.__name__}")
-    if strangers := [name for name in manifest.files if not _INSIDE.fullmatch(name)]:
+    if strangers := [name for name in manifest.files if not is_result(name)]:
         raise ValueError(f"files names {strangers[0]!r}, which no run of ours has")
     needed = {"fingerprint", "num_samples", "num_classes", "class_names"}
     if manifest.finished:

@@ -8,7 +8,7 @@ import shutil
 
 from unseen_ray.data.images.memory import fits_in_memory
 from unseen_ray.data.images.pixel_files import PixelFiles
-from unseen_ray.runs.run import PIXELS
+from unseen_ray.runs.layout import PIXELS, pixel_folder
 from unseen_ray.runs.tasks import Job
 from unseen_ray.storage.filesystem import Folder, absolute_path, is_uri
 
@@ -37,7 +37,7 @@ def plan_files(job: Job, num_samples: int) -> PixelFiles | None:
         return None
     root = Folder(job.out).path(PIXELS) if asked is None else absolute_path(asked)
     files = PixelFiles(
-        folder=f"{root.rstrip('/')}/{job.fingerprint[:16]}-{size_px}px", num_samples=num_samples, size_px=size_px
+        folder=Folder(root).path(pixel_folder(job.fingerprint, size_px)), num_samples=num_samples, size_px=size_px
     )
     missing = _missing_space(files)
     if missing > 0:

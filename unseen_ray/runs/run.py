@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,17 +16,25 @@ import pyarrow as pa
 from unseen_ray.config.run import FREE_FIELDS, PruneConfig
 from unseen_ray.core.samples.coreset import Coreset
 from unseen_ray.errors import ClusterError, ConfigError, DataError, RunInUseError, StorageError
-from unseen_ray.runs.manifest import MANIFEST, MANIFEST_COPY, Manifest, has_copy, read_manifest, write_manifest
+from unseen_ray.runs.layout import (
+    CHECKPOINTS,
+    LEASE,
+    MANIFEST,
+    MANIFEST_COPY,
+    OVERWRITTEN,
+    PIXELS,
+    UNFINISHED,
+    is_ours,
+    is_temporary,
+    top_of,
+    votes_folder,
+)
+from unseen_ray.runs.manifest import Manifest, has_copy, read_manifest, write_manifest
 from unseen_ray.storage.filesystem import Folder, absolute_path, is_uri
-from unseen_ray.storage.lock import LEASE, RunLock, held
+from unseen_ray.storage.lock import RunLock, held
 from unseen_ray.storage.tables import read_table, sha256_of_file
 
 __all__ = [
-    "CHECKPOINTS",
-    "CORESET",
-    "KEYS",
-    "PIXELS",
-    "TENSORBOARD",
     "Run",
     "choosing_s",
     "clear_checkpoints",
@@ -44,18 +51,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
-CORESET = "coreset.parquet"
-_OURS = re.compile(
-    r"((fitting|selections/\d+)/)*(manifest(\.copy)?\.json|lease\.json|evaluation\.json|report\.html|(coreset|keys)\.parquet(/part-\d{5}\.parquet)?|"
-    r"stage-\d+/(coreset|scores)\.parquet(/part-\d{5}\.parquet)?|stage-\d+/(probs|features)\.npy|stage-\d+/votes/\d+\.(parquet|probs\.npy)|"
-    r"checkpoints/[0-9a-f]{32}/(checkpoint\.json|epoch-\d+-[0-9a-f]{8}-\d+\.safetensors)|checkpoints/(own-[0-9a-f]{32}|ray-train)/.*|"
-    r"pixels/[0-9a-f]{16}-\d+px/\d+\.(pixels|json)|tensorboard/([^/]+/)+events\.out\.tfevents\.[^/]*|wandb/.*)(\.[0-9a-f]{8}\.tmp)?"
-)
 _SOURCES = ("source", "test")  # data is known by its fingerprint, wherever it lies
-KEYS = "keys.parquet"
-PIXELS = "pixels"
-TENSORBOARD = "tensorboard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +164,10 @@ def clear_run(folder: Folder) -> None:
     Raises:
         ConfigError: if the folder holds anything else; nothing is removed then.
     """
-    names = [
-        name for name in _files_of_ours(folder) if name.split("/")[0] not in (MANIFEST, MANIFEST_COPY, LEASE, PIXELS)
-    ]
+    names = [name for name in _files_of_ours(folder) if top_of(name) not in OVERWRITTEN]
     for name in names:
         folder.delete(name)
-    for name in {name.split("/")[0] for name in names if "/" in name}:
+    for name in {top_of(name) for name in names if "/" in name}:
         folder.delete_folder(name)
 
 
@@ -187,7 +181,7 @@ def _files_of_ours(folder: Folder) -> list[str]:
     names = folder.files()
     if not names:
         return []
-    strangers = [name for name in names if not _OURS.fullmatch(name)]
+    strangers = [name for name in names if not is_ours(name)]
     known = not {MANIFEST, MANIFEST_COPY}.isdisjoint(names)
     if not known or strangers:
         held_by_others = ", ".join(strangers[:3]) or ", ".join(names[:3])
@@ -319,18 +313,14 @@ def _begin(config: PruneConfig, manifest: Manifest) -> Run:
 
 def _is_untouched(folder: Folder, manifest: Manifest) -> bool:
     """Whether a run was begun there and refused before anything was finished, so that nothing is lost by beginning anew."""
-    if (
-        manifest.kind != "prune"
-        or manifest.stages
-        or set(folder.names()) - {MANIFEST, MANIFEST_COPY, LEASE, CHECKPOINTS, PIXELS, TENSORBOARD, "wandb", "stage-00"}
-    ):
+    if manifest.kind != "prune" or manifest.stages or set(folder.names()) - UNFINISHED:
         return False
-    return not Folder(folder.path("stage-00/votes")).names() and not Folder(folder.path(CHECKPOINTS)).files()
+    return not Folder(folder.path(votes_folder(0))).names() and not Folder(folder.path(CHECKPOINTS)).files()
 
 
 def _found(folder: Folder, asked: dict[str, Any], source: dict[str, Any]) -> Run | None:
     """The run that a folder holds; None where one may begin; ConfigError where it holds something else."""
-    others = [name for name in folder.names() if name != LEASE and not name.endswith(".tmp")]
+    others = [name for name in folder.names() if name != LEASE and not is_temporary(name)]
     manifest = read_manifest(folder)  # after the names: whoever begins a run there meanwhile writes it first
     if manifest is not None and not _is_untouched(folder, manifest):
         _check_same(folder, manifest, asked, source)

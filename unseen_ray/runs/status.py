@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.runs.manifest import MANIFEST, Manifest, read_manifest
-from unseen_ray.runs.run import CHECKPOINTS
+from unseen_ray.runs.layout import CHECKPOINTS, MANIFEST, checkpoint_file, is_fit_folder, votes_folder
+from unseen_ray.runs.manifest import Manifest, read_manifest
 from unseen_ray.runs.tasks import Receipt
-from unseen_ray.runs.votes import read_receipt, vote_file
+from unseen_ray.runs.votes import read_receipt
 from unseen_ray.storage.filesystem import Folder, filesystem_of
 from unseen_ray.storage.lock import Holder, holder_of
 
 __all__ = ["RunStatus", "TaskStatus", "Watcher"]
-
-_FIT = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +143,7 @@ class Watcher:
 
     def _voted(self, stage: int) -> list[Receipt]:
         """What the votes of a stage that is not finished say, in the order of its tasks."""
-        home = vote_file(stage, 0).rpartition("/")[0]
+        home = votes_folder(stage)
         names = [f"{home}/{name}" for name in Folder(self.folder.path(home)).names() if name.endswith(".parquet")]
         for name in names:
             if name not in self._receipts and (receipt := read_receipt(self.folder, name)) is not None:
@@ -155,8 +152,8 @@ class Watcher:
         return sorted(found, key=lambda receipt: receipt.index)
 
     def _in_training(self) -> list[TaskStatus]:
-        keys = [name for name in Folder(self.folder.path(CHECKPOINTS)).names() if _FIT.fullmatch(name)]
-        found = (self._checkpoint(f"{CHECKPOINTS}/{key}/checkpoint.json") for key in keys)
+        keys = [name for name in Folder(self.folder.path(CHECKPOINTS)).names() if is_fit_folder(name)]
+        found = (self._checkpoint(checkpoint_file(key)) for key in keys)
         return sorted((task for task in found if task is not None), key=lambda task: task.name)
 
     def _checkpoint(self, name: str) -> TaskStatus | None:

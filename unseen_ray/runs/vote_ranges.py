@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from unseen_ray.core.arrays import FloatArray
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import StorageError
-from unseen_ray.runs.votes import check_content, columns_of, content_of, part_of, probs_beside, vote_file
+from unseen_ray.runs.layout import vote_file
+from unseen_ray.runs.votes import check_content, columns_of, content_of, part_of, probs_of
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import group_ends, sha256_of_file, with_file, with_parquet
 
@@ -55,7 +56,7 @@ class VoteFile:
         begin = 0 if low is None else int(np.searchsorted(ids, low))
         end = len(ids) if high is None else int(np.searchsorted(ids, high))
         first = int(self.starts[groups[0]]) if groups else 0
-        beside = probs_beside(self.name, self.schema)
+        beside = probs_of(self.name, self.schema)
         probs = None if beside is None else _rows(self.folder, beside[0], first + begin, first + end)
         some = table.slice(begin, end - begin)
         if some.num_rows < table.num_rows:  # a copy, so that the rest is not held with it
@@ -71,7 +72,7 @@ def check_votes(folder: Folder, stage: int, index: int) -> None:
     """
     name = vote_file(stage, index)
     schema = with_parquet(folder, name, functools.partial(_checked, folder, name), at_length=True)
-    if (beside := probs_beside(name, schema)) is not None and sha256_of_file(folder, beside[0]) != beside[1]:
+    if (beside := probs_of(name, schema)) is not None and sha256_of_file(folder, beside[0]) != beside[1]:
         raise StorageError(f"{folder.path(beside[0])} is damaged: it is not what was written. Run the same line again.")
 
 

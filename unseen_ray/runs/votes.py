@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from unseen_ray.core.arrays import FloatArray
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import StorageError
+from unseen_ray.runs.layout import FEATURES, probs_beside, vote_file
 from unseen_ray.runs.tasks import Receipt
 from unseen_ray.storage.filesystem import Folder, filesystem_of
 from unseen_ray.storage.retry import may_pass, retried_at_length
@@ -24,16 +25,12 @@ __all__ = [
     "check_content",
     "columns_of",
     "content_of",
-    "features_file",
     "find_receipt",
     "part_of",
-    "probs_beside",
-    "probs_file",
+    "probs_of",
     "read_key",
     "read_receipt",
     "read_votes",
-    "scores_file",
-    "vote_file",
     "write_votes",
 ]
 
@@ -44,26 +41,6 @@ _KEY = b"unseen_ray.task"
 _RECEIPT = b"unseen_ray.receipt"
 _SHA256 = b"unseen_ray.sha256"
 _FIXED = ("id", "pred", "p_top", "p_label")
-
-
-def vote_file(stage: int, index: int) -> str:
-    """Where the votes of a task stand."""
-    return f"stage-{stage:02d}/votes/{index:02d}.parquet"
-
-
-def scores_file(stage: int) -> str:
-    """Where the merged scores of a stage stand."""
-    return f"stage-{stage:02d}/scores.parquet"
-
-
-def probs_file(stage: int) -> str:
-    """Where the mean probabilities of a stage stand, in the row order of its scores."""
-    return f"stage-{stage:02d}/probs.npy"
-
-
-def features_file() -> str:
-    """Where the features of all samples stand, in the row order of the scores of stage 0."""
-    return "stage-00/features.npy"
 
 
 def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: Receipt) -> Receipt:
@@ -84,10 +61,10 @@ def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: R
         return stands
     files = {}
     if part.probs_MC is not None:
-        probs = _vote_probs_file(name)
+        probs = probs_beside(name)
         files[probs] = folder.write_array(probs, part.probs_MC)
     if part.features_ND is not None:
-        files[features_file()] = folder.write_array(features_file(), part.features_ND)
+        files[FEATURES] = folder.write_array(FEATURES, part.features_ND)
     columns = {
         "id": pa.array(part.ids_M),
         "pred": pa.array(part.pred_M),
@@ -129,7 +106,7 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
     if found is None:
         return None
     receipt, digest = found
-    if not receipt.files.keys() <= {_vote_probs_file(name), features_file()}:
+    if not receipt.files.keys() <= {probs_beside(name), FEATURES}:
         return None  # no task of ours writes another
     if any(sha256_of_file(folder, beside) != said for beside, said in receipt.files.items()):
         return None
@@ -212,7 +189,7 @@ def borrow_votes(
             folder.write(file, data)
         return replace(receipt, task=name or receipt.task)
     part = replace(read_votes(lender, *at, receipt.files), index=index)
-    for file in receipt.files.keys() & {features_file()}:
+    for file in receipt.files.keys() & {FEATURES}:
         part = replace(part, features_ND=lender.read_array(file, receipt.files[file]))
     moved = replace(receipt, index=index, task=name or receipt.task, reused=False)
     return replace(write_votes(folder, stage, key, part, moved), reused=True)
@@ -232,7 +209,7 @@ def read_votes(folder: Folder, stage: int, index: int, digests: Mapping[str, str
     name, digests = vote_file(stage, index), digests or {}
     table = folder.read_table(name, digests.get(name))
     check_content(folder, name, table.schema, lambda: _content_of(table))
-    beside = probs_beside(name, table.schema)
+    beside = probs_of(name, table.schema)
     return part_of(index, table, None if beside is None else folder.read_array(*beside))
 
 
@@ -246,11 +223,11 @@ def check_content(folder: Folder, name: str, schema: pa.Schema, content: Callabl
         raise StorageError(f"{folder.path(name)} is damaged: its checksum is another. Run the same line again.")
 
 
-def probs_beside(name: str, schema: pa.Schema) -> tuple[str, str] | None:
+def probs_of(name: str, schema: pa.Schema) -> tuple[str, str] | None:
     """The file of probabilities beside a file of votes, and its SHA-256; None where it has none."""
     receipt = json.loads((schema.metadata or {}).get(_RECEIPT, b"{}"))
-    digest = receipt.get("files", {}).get(_vote_probs_file(name))
-    return None if digest is None else (_vote_probs_file(name), digest)
+    digest = receipt.get("files", {}).get(probs_beside(name))
+    return None if digest is None else (probs_beside(name), digest)
 
 
 def part_of(index: int, table: pa.Table, probs_MC: FloatArray | None) -> VotePart:
@@ -282,7 +259,3 @@ def content_of(schema: pa.Schema, column: Callable[[str], Iterable[pa.ChunkedArr
         for piece in column(field.name):
             content.update(piece.to_numpy().tobytes())
     return content.hexdigest().encode()
-
-
-def _vote_probs_file(vote_name: str) -> str:
-    return vote_name.removesuffix(".parquet") + ".probs.npy"

@@ -12,10 +12,11 @@ from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.execution.session import ignore
 from unseen_ray.pruning.manifest_entries import source_entry
+from unseen_ray.runs.layout import LEASE, is_temporary
 from unseen_ray.runs.manifest import Manifest, read_manifest, write_manifest
 from unseen_ray.runs.run import clear_pixels, now
 from unseen_ray.storage.filesystem import Folder, absolute_path
-from unseen_ray.storage.lock import LEASE, held
+from unseen_ray.storage.lock import held
 from unseen_ray.sweep.config import SweepConfig
 from unseen_ray.sweep.records import (
     FAILED,
@@ -132,7 +133,7 @@ def sweep(config: SweepConfig, *, on_end: Callable[[Record], None] | None = None
 
 def _check_folder(folder: Folder, config: SweepConfig, info: SourceInfo) -> str:
     """Refuse a folder that holds something else; returns when its sweep began, which may be now."""
-    others = [name for name in folder.names() if name != LEASE and not name.endswith(".tmp")]
+    others = [name for name in folder.names() if name != LEASE and not is_temporary(name)]
     before = read_manifest(folder) if others else None
     if others and (before is None or before.kind != "sweep"):
         raise ConfigError(

@@ -23,9 +23,10 @@ from unseen_ray.execution.ray.executor import ClusterContext, RayExecutor
 from unseen_ray.pruning.pipeline import prune
 from unseen_ray.pruning.plan import with_model
 from unseen_ray.runs.evaluation_file import known_results
-from unseen_ray.runs.run import CORESET, Run
+from unseen_ray.runs.layout import CORESET, vote_file
+from unseen_ray.runs.run import Run
 from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
-from unseen_ray.runs.votes import read_key, vote_file
+from unseen_ray.runs.votes import read_key
 from unseen_ray.runs.work_cache import WorkCache
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.sweep.config import SweepConfig

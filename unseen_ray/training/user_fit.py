@@ -21,7 +21,7 @@ from unseen_ray.data.images.planes import Plane
 from unseen_ray.data.sources.registry import Source
 from unseen_ray.errors import FitError
 from unseen_ray.plugins import function_of, name_of, plug_of
-from unseen_ray.runs.run import CHECKPOINTS
+from unseen_ray.runs.layout import user_fit_folder
 from unseen_ray.runs.tasks import Job
 from unseen_ray.storage.filesystem import Folder, filesystem_of
 
@@ -122,7 +122,7 @@ def custom_log_probs(
 
 def _checkpoint_dir(out: str, key: str, scratch: str) -> str:
     """Named by what determines the task, so that it never finds the state of another configuration; goes with the run's others."""
-    fs, path = filesystem_of(Folder(out).path(f"{CHECKPOINTS}/own-{key[:32]}"))
+    fs, path = filesystem_of(Folder(out).path(user_fit_folder(key)))
     if fs.type_name != "local":
         return scratch
     os.makedirs(path, exist_ok=True)

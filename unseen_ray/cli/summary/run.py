@@ -12,8 +12,7 @@ from unseen_ray.cli.summary.text import several, table_of
 from unseen_ray.config.guards import SUSPECT, suspects_kept
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.execution.session import PruneResult
-from unseen_ray.runs.run import CORESET
-from unseen_ray.runs.votes import scores_file
+from unseen_ray.runs.layout import CORESET, scores_file
 from unseen_ray.storage.tables import LongTable
 
 __all__ = ["class_table", "prune_lines", "prune_values", "stage_table"]

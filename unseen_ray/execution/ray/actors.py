@@ -15,7 +15,7 @@ from unseen_ray.data.images.planes import BadSample, Plane, decode_range
 from unseen_ray.data.sources.registry import Source, SourceRef, open_source
 from unseen_ray.errors import ConfigError
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
-from unseen_ray.runs.manifest import MANIFEST, MANIFEST_COPY
+from unseen_ray.runs.layout import MANIFEST, MANIFEST_COPY
 from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
 from unseen_ray.storage.filesystem import Folder
 

@@ -21,7 +21,7 @@ from unseen_ray.execution.ray.capacity import Resources
 from unseen_ray.execution.ray.failures import Attempts, Failure
 from unseen_ray.execution.ray.waiting import Wait
 from unseen_ray.pruning.executor import Observer
-from unseen_ray.runs.run import CHECKPOINTS
+from unseen_ray.runs.layout import CHECKPOINTS, RAY_TRAIN
 from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
 from unseen_ray.storage.filesystem import Folder
 
@@ -151,7 +151,7 @@ class Foreman:
                     resources_per_worker={name: amount for name, amount in request.items() if amount > 0},
                 ),
                 run_config=RunConfig(
-                    name="ray-train", storage_path=storage, failure_config=FailureConfig(max_failures=0)
+                    name=RAY_TRAIN, storage_path=storage, failure_config=FailureConfig(max_failures=0)
                 ),
             ).fit()
         except Exception as error:  # it may not survive the way to the driver

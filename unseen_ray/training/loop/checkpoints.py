@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unseen_ray.errors import StorageError
-from unseen_ray.runs.run import CHECKPOINTS
+from unseen_ray.runs.layout import checkpoint_file, fit_folder, tensors_file
 from unseen_ray.storage.filesystem import Folder, sha256_of
 
 __all__ = ["Checkpoints", "Saved"]
@@ -29,7 +29,6 @@ __all__ = ["Checkpoints", "Saved"]
 logger = logging.getLogger(__name__)
 
 _FORMAT = 2
-_HEAD = "checkpoint.json"
 _READS = 2
 _SHARD = 16 << 20
 _DAMAGE = (ValueError, KeyError, TypeError, RuntimeError, MemoryError, SafetensorError)
@@ -48,11 +47,6 @@ class Saved:
 
     tensors: dict[str, Tensor]
     position: dict[str, Any]
-
-
-def _fit_folder(key: str) -> str:
-    """Where a fit keeps its checkpoints within the run's folder, named by all that determines the fit."""
-    return f"{CHECKPOINTS}/{key[:32]}"
 
 
 class Checkpoints:
@@ -93,7 +87,7 @@ class Checkpoints:
 
     def path(self) -> str:
         """Path or URI of the file that names the last checkpoint."""
-        return self.folder.path(self._file(_HEAD))
+        return self.folder.path(checkpoint_file(self.key))
 
     def due(self, trained_s: float) -> bool:
         """Whether to write another one: after every epoch, but for epochs so short that writing would slow them down.
@@ -142,7 +136,7 @@ class Checkpoints:
             self._thread = None
         self._stands = []
         try:
-            self.folder.delete_folder(_fit_folder(self.key))
+            self.folder.delete_folder(fit_folder(self.key))
         except StorageError as error:
             logger.warning("a checkpoint that is needed no more stays: %s", error)
 
@@ -150,16 +144,16 @@ class Checkpoints:
         from safetensors.torch import save
 
         began, before = time.monotonic(), self._stands
-        stem = f"epoch-{position['epoch']:05d}-{uuid.uuid4().hex[:8]}"  # no two writers share a file
+        writer = uuid.uuid4().hex[:8]  # no two writers share a file
         files: dict[str, str] = {}
         head: dict[str, Any] = {}
         self._failure = None
         try:
             for number, shard in enumerate(_shards(tensors)):
-                name = f"{stem}-{number:03d}.safetensors"
-                files[name] = self.folder.write(self._file(name), save(shard))
+                path = tensors_file(self.key, position["epoch"], writer, number)
+                files[path.rpartition("/")[2]] = self.folder.write(path, save(shard))
             head = {"format": _FORMAT, "key": self.key, "files": files, "position": dict(position), "task": self._task}
-            self.folder.write(self._file(_HEAD), json.dumps(head).encode())
+            self.folder.write(checkpoint_file(self.key), json.dumps(head).encode())
             self._stands = list(files)
         except (StorageError, *_DAMAGE) as error:  # the latter for tensors that safetensors cannot hold
             self._failure = error if isinstance(error, StorageError) else StorageError(f"it cannot be stored: {error}.")
@@ -194,7 +188,7 @@ class Checkpoints:
         return Saved(tensors, head["position"])
 
     def _head(self) -> dict[str, Any] | None:
-        data = self.folder.read(self._file(_HEAD))
+        data = self.folder.read(checkpoint_file(self.key))
         if data is None:
             return None
         head: dict[str, Any] = json.loads(data)
@@ -203,7 +197,7 @@ class Checkpoints:
         return head
 
     def _file(self, name: str) -> str:
-        return f"{_fit_folder(self.key)}/{name}"
+        return f"{fit_folder(self.key)}/{name}"
 
 
 def _shards(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

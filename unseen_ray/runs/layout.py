@@ -1,0 +1,209 @@
+"""Every file name of a run's folder, and which names are a run's.
+
+A file whose name has numbers is a template here. The functions fill it in, and the patterns that tell our files from others are made
+of the same templates, so that a name cannot be written and then be taken for a stranger's.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+
+from unseen_ray.storage.lock import LEASE
+
+__all__ = [
+    "CHECKPOINTS",
+    "CORESET",
+    "EVALUATION",
+    "FEATURES",
+    "FITTING",
+    "KEYS",
+    "LEASE",
+    "MANIFEST",
+    "MANIFEST_COPY",
+    "OVERWRITTEN",
+    "PIXELS",
+    "RAY_TRAIN",
+    "REPORT",
+    "SELECTIONS",
+    "TENSORBOARD",
+    "UNFINISHED",
+    "WANDB",
+    "checkpoint_file",
+    "fit_folder",
+    "is_fit_folder",
+    "is_ours",
+    "is_result",
+    "is_temporary",
+    "pixel_folder",
+    "probs_beside",
+    "probs_file",
+    "scores_file",
+    "selection_folder",
+    "stage_coreset",
+    "tensors_file",
+    "top_of",
+    "user_fit_folder",
+    "vote_file",
+    "votes_folder",
+]
+
+MANIFEST, MANIFEST_COPY = "manifest.json", "manifest.copy.json"
+CORESET, KEYS = "coreset.parquet", "keys.parquet"
+EVALUATION, REPORT = "evaluation.json", "report.html"
+FEATURES = "stage-00/features.npy"
+"""The features of all samples, in the row order of the scores of stage 0."""
+
+CHECKPOINTS, PIXELS = "checkpoints", "pixels"
+TENSORBOARD, WANDB = "tensorboard", "wandb"
+RAY_TRAIN = "ray-train"
+"""Ray Train's own folder, within the checkpoints."""
+
+FITTING, SELECTIONS = "fitting", "selections"
+"""Runs within a run, made by its evaluation: its configuration with `mode: fitting`, and with other seeds."""
+
+_STAGE = "stage-{stage:02d}"
+_VOTES = f"{_STAGE}/votes"
+_VOTE, _VOTE_PROBS = f"{_VOTES}/{{index:02d}}.parquet", f"{_VOTES}/{{index:02d}}.probs.npy"
+_SCORES, _STAGE_CORESET = f"{_STAGE}/scores.parquet", f"{_STAGE}/coreset.parquet"
+_PROBS, _FEATURES = f"{_STAGE}/probs.npy", f"{_STAGE}/features.npy"
+_FIT, _USER_FIT = f"{CHECKPOINTS}/{{fit}}", f"{CHECKPOINTS}/own-{{fit}}"
+_CHECKPOINT = f"{_FIT}/checkpoint.json"
+_TENSORS = f"{_FIT}/epoch-{{epoch:05d}}-{{writer}}-{{number:03d}}.safetensors"
+_SELECTION = f"{SELECTIONS}/{{index:02d}}"
+
+# By others, within a run's folder: data.images.pixel_files, a user's fit, Ray Train, tensorboardX, wandb.
+_PIXEL_FOLDER = "{source}-{size_px}px"
+_PIXEL_FILES = f"{PIXELS}/{_PIXEL_FOLDER}/{{index:05d}}{{pixel_kind}}"
+_FOREIGN = (
+    f"{_USER_FIT}/{{any}}",
+    f"{CHECKPOINTS}/{RAY_TRAIN}/{{any}}",
+    f"{TENSORBOARD}/{{folders}}events.out.tfevents.{{name}}",
+    f"{WANDB}/{{any}}",
+)
+
+_FIELDS = {
+    "fit": "[0-9a-f]{32}",
+    "writer": "[0-9a-f]{8}",
+    "source": "[0-9a-f]{16}",
+    "pixel_kind": r"\.(pixels|json)",
+    "any": ".*",
+    "folders": "([^/]+/)+",
+    "name": "[^/]*",
+}
+"""What may stand for a template's field; digits for the others."""
+
+
+def _pattern_of(template: str) -> str:
+    """The regular expression of the names that a template may become."""
+    parts = string.Formatter().parse(template)
+    return "".join(re.escape(text) + (_FIELDS.get(field, r"\d+") if field else "") for text, field, *_ in parts)
+
+
+def _any_of(*patterns: str) -> str:
+    return f"({'|'.join(patterns)})"
+
+
+_TABLES = _any_of(*map(_pattern_of, (CORESET, KEYS, _SCORES, _STAGE_CORESET))) + r"(/part-\d{5}\.parquet)?"
+_RESULT = _any_of(_TABLES, *map(_pattern_of, (_PROBS, _FEATURES, _VOTE, _VOTE_PROBS)))
+_BESIDE = map(
+    _pattern_of, (MANIFEST, MANIFEST_COPY, LEASE, EVALUATION, REPORT, _CHECKPOINT, _TENSORS, _PIXEL_FILES, *_FOREIGN)
+)
+_TEMPORARY = r"\.[0-9a-f]{8}\.tmp"  # of `Folder.write`, before the file is put in place
+
+_IS_RESULT = re.compile(_RESULT)
+_IS_OURS = re.compile(f"({_any_of(FITTING, _pattern_of(_SELECTION))}/)*{_any_of(_RESULT, *_BESIDE)}({_TEMPORARY})?")
+_IS_FIT = re.compile(_FIELDS["fit"])
+
+OVERWRITTEN = frozenset({MANIFEST, MANIFEST_COPY, LEASE, PIXELS})
+"""What stands at the top of a folder and stays while a run is removed: the next run writes over it, or uses it."""
+
+UNFINISHED = frozenset(
+    {MANIFEST, MANIFEST_COPY, LEASE, CHECKPOINTS, PIXELS, TENSORBOARD, WANDB, _STAGE.format(stage=0)}
+)
+"""What stands at the top of a folder before anything of its run is finished."""
+
+
+def is_ours(name: str) -> bool:
+    """Whether a run may have written a file of this name, relative to its folder."""
+    return _IS_OURS.fullmatch(name) is not None
+
+
+def is_result(name: str) -> bool:
+    """Whether a manifest may name this file as finished."""
+    return _IS_RESULT.fullmatch(name) is not None
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file is one that is being written, or was when its writer died."""
+    return name.endswith(".tmp")
+
+
+def is_fit_folder(name: str) -> bool:
+    """Whether a folder within the checkpoints is that of a fit of ours."""
+    return _IS_FIT.fullmatch(name) is not None
+
+
+def top_of(name: str) -> str:
+    """The entry of a run's folder that a file is, or is in."""
+    return name.split("/")[0]
+
+
+def votes_folder(stage: int) -> str:
+    """The folder of a stage's votes."""
+    return _VOTES.format(stage=stage)
+
+
+def vote_file(stage: int, index: int) -> str:
+    """The votes of a task."""
+    return _VOTE.format(stage=stage, index=index)
+
+
+def probs_beside(vote_name: str) -> str:
+    """The probabilities that belong to a file of votes."""
+    return vote_name.removesuffix(".parquet") + ".probs.npy"
+
+
+def scores_file(stage: int) -> str:
+    """The merged scores of a stage."""
+    return _SCORES.format(stage=stage)
+
+
+def probs_file(stage: int) -> str:
+    """The mean probabilities of a stage, in the row order of its scores."""
+    return _PROBS.format(stage=stage)
+
+
+def stage_coreset(stage: int) -> str:
+    """What a run at work has kept up to a stage."""
+    return _STAGE_CORESET.format(stage=stage)
+
+
+def pixel_folder(fingerprint: str, size_px: int) -> str:
+    """Decoded pixels of a source, within the folder that keeps those of several."""
+    return _PIXEL_FOLDER.format(source=fingerprint[:16], size_px=size_px)
+
+
+def selection_folder(number: int) -> str:
+    """The run within a run that an evaluation made with the seed raised by `number`."""
+    return _SELECTION.format(index=number)
+
+
+def fit_folder(key: str) -> str:
+    """The checkpoints of a fit, by the digest of all that determines it."""
+    return _FIT.format(fit=key[:32])
+
+
+def checkpoint_file(key: str) -> str:
+    """The file that names a fit's last checkpoint."""
+    return _CHECKPOINT.format(fit=key[:32])
+
+
+def tensors_file(key: str, epoch: int, writer: str, number: int) -> str:
+    """A file of tensors of a checkpoint; `writer` is eight hexadecimal digits, unlike any other writer's."""
+    return _TENSORS.format(fit=key[:32], epoch=epoch, writer=writer, number=number)
+
+
+def user_fit_folder(key: str) -> str:
+    """Where a user's own fit may keep its state."""
+    return _USER_FIT.format(fit=key[:32])
