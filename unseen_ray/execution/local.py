@@ -5,12 +5,11 @@ from __future__ import annotations
 import platform
 import traceback
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 
-from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.images.loading import load_plane
-from unseen_ray.data.sources.registry import Source
 from unseen_ray.errors import FoldFailedError, UnseenError
 from unseen_ray.pruning.executor import Observer, Prepared
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
@@ -20,6 +19,10 @@ from unseen_ray.training.hardware import describe_hardware, device_name, resolve
 from unseen_ray.training.model_task import ModelTask, open_test
 from unseen_ray.training.task_runner import TaskRunner
 from unseen_ray.training.user_task import UserTask
+
+if TYPE_CHECKING:
+    from unseen_ray.core.tasks import EvalTask, ScoreTask
+    from unseen_ray.data.sources.registry import Source
 
 __all__ = ["LocalExecutor"]
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unseen_ray.config.initial_weights import with_initial_weights
-from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.data.sources.registry import Source, SourceInfo, open_source, source_ref
 from unseen_ray.execution.estimate.estimate import check_asked, estimate
 from unseen_ray.execution.estimate.plan_values import values_of
 from unseen_ray.pruning.plan import RunPlan, plan_run, with_model
 from unseen_ray.pruning.validate import check_functions
+
+if TYPE_CHECKING:
+    from unseen_ray.config.run import PruneConfig
 
 __all__ = ["plan", "plan_values"]
 

@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
-from unseen_ray.core.samples.coreset import Coreset
 from unseen_ray.execution.tracking import tracked
 from unseen_ray.pruning import pipeline
-from unseen_ray.pruning.executor import Executor, Observer
 from unseen_ray.pruning.reselect import reselect
 from unseen_ray.pruning.score_given import score_probs
 from unseen_ray.runs.layout import CORESET, scores_file
-from unseen_ray.runs.manifest import Manifest
 from unseen_ray.runs.run import Run, coreset_of, load_run
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
+
+    from unseen_ray.core.samples.coreset import Coreset
+    from unseen_ray.pruning.executor import Executor, Observer
+    from unseen_ray.runs.manifest import Manifest
 
 __all__ = ["PruneResult", "executor_for", "ignore", "load", "prune", "run_of", "score", "select"]
 

@@ -16,16 +16,18 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from unseen_ray.config.run import PruneConfig
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import plug_of
-from unseen_ray.pruning.executor import Observer
 from unseen_ray.runs.layout import TENSORBOARD
 from unseen_ray.runs.run import flat_fields
 from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
 from unseen_ray.storage.filesystem import Folder, is_uri
+
+if TYPE_CHECKING:
+    from unseen_ray.config.run import PruneConfig
+    from unseen_ray.pruning.executor import Observer
 
 __all__ = ["tracked"]
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from unseen_ray.config.recipe import Precision
 from unseen_ray.errors import ConfigError, FitError
 from unseen_ray.training.machine import describe_machine, freed_memory_kept
+
+if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Precision
 
 __all__ = [
     "check_precision",

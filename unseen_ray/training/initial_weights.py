@@ -6,16 +6,18 @@ import io
 import logging
 import pickle
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from unseen_ray.config.initial_weights import SAFETENSORS, form_of, read_weights
-from unseen_ray.config.recipe import Recipe
 from unseen_ray.errors import ConfigError
 from unseen_ray.training.loop.head import head_of
+
+if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Recipe
 
 __all__ = ["start_from"]
 

@@ -8,9 +8,10 @@ import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unseen_ray.config.recipe import Precision
+if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Precision
 
 __all__ = ["cpu_precision", "cpu_precisions", "describe_machine", "freed_memory_kept", "may_have_gpu"]
 

@@ -8,19 +8,15 @@ import platform
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from unseen_ray.config.models import model_builder
-from unseen_ray.core.arrays import IdArray, IntArray
-from unseen_ray.core.predictions import Predictions
 from unseen_ray.core.seeds import digest_ids, fit_seed, torch_seed_for
-from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.images.loading import load_plane
-from unseen_ray.data.images.planes import Plane
 from unseen_ray.data.sources.registry import open_source
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import name_of, plug_of
@@ -34,8 +30,14 @@ from unseen_ray.training.loop.epochs import EpochStats
 from unseen_ray.training.loop.fit import FitPlan, finished_fit, fit
 from unseen_ray.training.loop.predict import predict
 from unseen_ray.training.loop.trajectory_recorder import TrajectoryRecorder
-from unseen_ray.training.task_runner import TaskRunner
 from unseen_ray.training.vote_buffer import FeatureBuffer, VoteBuffer
+
+if TYPE_CHECKING:
+    from unseen_ray.core.arrays import IdArray, IntArray
+    from unseen_ray.core.predictions import Predictions
+    from unseen_ray.core.tasks import EvalTask, ScoreTask
+    from unseen_ray.data.images.planes import Plane
+    from unseen_ray.training.task_runner import TaskRunner
 
 __all__ = ["ModelTask", "TestSet", "build_model", "open_test"]
 

@@ -7,20 +7,22 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unseen_ray.config.score_columns import StoredScores, stored_scores
 from unseen_ray.core.arrays import IdArray, LabelArray
 from unseen_ray.core.predictions import Predictions
-from unseen_ray.core.samples.population import Population
 from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen
-from unseen_ray.data.images.planes import Plane
-from unseen_ray.data.sources.registry import Source
 from unseen_ray.runs.tasks import Job, Progress, Receipt
 from unseen_ray.runs.votes import find_receipt, write_votes
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.loop.epochs import EpochStats
 from unseen_ray.training.vote_buffer import VoteBuffer
+
+if TYPE_CHECKING:
+    from unseen_ray.core.samples.population import Population
+    from unseen_ray.data.images.planes import Plane
+    from unseen_ray.data.sources.registry import Source
 
 __all__ = ["Answering", "TaskRunner"]
 

@@ -7,23 +7,25 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, LabelArray
 from unseen_ray.core.predictions import Predictions
-from unseen_ray.core.samples.population import Population
 from unseen_ray.core.seeds import digest_ids, fit_seed, torch_seed_for
-from unseen_ray.core.tasks import ScoreTask
-from unseen_ray.data.images.planes import Plane
-from unseen_ray.data.sources.registry import Source
 from unseen_ray.errors import FitError
 from unseen_ray.plugins import function_of, name_of, plug_of
 from unseen_ray.runs.layout import user_fit_folder
-from unseen_ray.runs.tasks import Job
 from unseen_ray.storage.filesystem import Folder, filesystem_of
+
+if TYPE_CHECKING:
+    from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, LabelArray
+    from unseen_ray.core.samples.population import Population
+    from unseen_ray.core.tasks import ScoreTask
+    from unseen_ray.data.images.planes import Plane
+    from unseen_ray.data.sources.registry import Source
+    from unseen_ray.runs.tasks import Job
 
 __all__ = ["FitSamples", "FitTask", "custom_log_probs"]
 

@@ -10,14 +10,16 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unseen_ray.core.predictions import Predictions
-from unseen_ray.core.tasks import ScoreTask
-from unseen_ray.runs.tasks import Progress, Receipt
 from unseen_ray.training.machine import freed_memory_kept
-from unseen_ray.training.task_runner import TaskRunner
 from unseen_ray.training.user_fit import custom_log_probs
+
+if TYPE_CHECKING:
+    from unseen_ray.core.predictions import Predictions
+    from unseen_ray.core.tasks import ScoreTask
+    from unseen_ray.runs.tasks import Progress, Receipt
+    from unseen_ray.training.task_runner import TaskRunner
 
 __all__ = ["UserTask", "when_imported"]
 

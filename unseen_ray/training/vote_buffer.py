@@ -6,19 +6,21 @@ import inspect
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unseen_ray.config.score_columns import StoredScores
-from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
-from unseen_ray.core.predictions import Predictions
-from unseen_ray.core.samples.population import Population
-from unseen_ray.core.scorebook import ScoreFunction
 from unseen_ray.core.scores import OF_ONE_MODEL
 from unseen_ray.core.tasks import ScoreTask, VotePart, check_unseen
 from unseen_ray.errors import FitError
-from unseen_ray.runs.tasks import Job
+
+if TYPE_CHECKING:
+    from unseen_ray.config.score_columns import StoredScores
+    from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+    from unseen_ray.core.predictions import Predictions
+    from unseen_ray.core.samples.population import Population
+    from unseen_ray.core.scorebook import ScoreFunction
+    from unseen_ray.runs.tasks import Job
 
 __all__ = ["FeatureBuffer", "VoteBuffer"]
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from unseen_ray.config.run import PruneConfig
 from unseen_ray.errors import ConfigError
-from unseen_ray.pruning.plan import RunPlan, TaskPlan
+
+if TYPE_CHECKING:
+    from unseen_ray.config.run import PruneConfig
+    from unseen_ray.pruning.plan import RunPlan, TaskPlan
 
 __all__ = ["SCORING_SPEEDUP", "ClusterCost", "Rates", "StageCost", "cluster_cost", "hours_of"]
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from unseen_ray.config.run import PruneConfig
 from unseen_ray.data.images.memory import fits_in_memory
 from unseen_ray.data.sources.registry import Source, SourceInfo, encoded_of
 from unseen_ray.errors import ConfigError
 from unseen_ray.execution.estimate.cluster import SCORING_SPEEDUP, ClusterCost, Rates, cluster_cost
 from unseen_ray.execution.estimate.resources import Need, Needs, Pixels
-from unseen_ray.pruning.plan import RunPlan
 from unseen_ray.storage.filesystem import is_uri
 from unseen_ray.storage.speed import storage_speed
+
+if TYPE_CHECKING:
+    from unseen_ray.config.run import PruneConfig
+    from unseen_ray.pruning.plan import RunPlan
 
 __all__ = ["Estimate", "check_asked", "estimate", "where_pixels_are"]
 

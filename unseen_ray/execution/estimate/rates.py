@@ -12,25 +12,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unseen_ray.config.recipe import Recipe
-from unseen_ray.config.run import PruneConfig
-from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.seeds import rng_for, torch_seed_for
 from unseen_ray.data.images.decode import UndecodableError, to_pixels
 from unseen_ray.data.images.planes import MemoryPlane
-from unseen_ray.data.sources.registry import RawImage, Source
 from unseen_ray.errors import DataError
 from unseen_ray.training.hardware import device_name, numerics, resolve_precision, seed_generators
 from unseen_ray.training.loop.batches import BatchLoader, Share, hold_pixels, measure
 from unseen_ray.training.loop.predict import predict
 from unseen_ray.training.loop.trainer import Trainer
 from unseen_ray.training.model_task import build_model
+
+if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Recipe
+    from unseen_ray.config.run import PruneConfig
+    from unseen_ray.core.arrays import IdArray, IntArray
+    from unseen_ray.data.sources.registry import RawImage, Source
 
 __all__ = ["MeasuredRates", "measure_rates"]
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from unseen_ray.config.models import MODELS, ModelEntry
-from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import stored_scores
-from unseen_ray.data.sources.registry import Encoded, SourceInfo
-from unseen_ray.execution.estimate.cluster import ClusterCost, Rates
 from unseen_ray.plugins import plug_of
-from unseen_ray.pruning.plan import RunPlan, TaskPlan
 from unseen_ray.runs.tasks import carries_probs
+
+if TYPE_CHECKING:
+    from unseen_ray.config.run import PruneConfig
+    from unseen_ray.data.sources.registry import Encoded, SourceInfo
+    from unseen_ray.execution.estimate.cluster import ClusterCost, Rates
+    from unseen_ray.pruning.plan import RunPlan, TaskPlan
 
 __all__ = ["Need", "Needs", "Pixels", "disk_bytes_of", "weights_of"]
 

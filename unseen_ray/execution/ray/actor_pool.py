@@ -8,13 +8,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from unseen_ray.config.recipe import Precision
 from unseen_ray.errors import FoldFailedError
 from unseen_ray.execution.ray.actors import FoldWorker
 from unseen_ray.execution.ray.capacity import Capacity, Resources, computes_alike, plain_nodes, slots, survey
@@ -22,6 +21,9 @@ from unseen_ray.execution.ray.failures import Attempts, decide
 from unseen_ray.execution.ray.ray_errors import explain, failure_of, first_line, raise_own, settle
 from unseen_ray.execution.ray.waiting import Wait
 from unseen_ray.runs.tasks import Progress
+
+if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Precision
 
 __all__ = ["FoldPool", "Work"]
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unseen_ray.config.recipe import Precision
-from unseen_ray.core.arrays import LabelArray
-from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.images.loading import Held, plane_of
 from unseen_ray.data.images.pixel_files import PixelFiles, write_file
 from unseen_ray.data.images.planes import BadSample, Plane, decode_range
@@ -16,8 +13,13 @@ from unseen_ray.data.sources.registry import Source, SourceRef, open_source
 from unseen_ray.errors import ConfigError
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
 from unseen_ray.runs.layout import MANIFEST, MANIFEST_COPY
-from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
 from unseen_ray.storage.filesystem import Folder
+
+if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Precision
+    from unseen_ray.core.arrays import LabelArray
+    from unseen_ray.core.tasks import EvalTask, ScoreTask
+    from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
 
 __all__ = ["Aggregator", "FoldWorker", "device_of_actor"]
 

@@ -7,23 +7,25 @@ checkpoint is also what a fit goes on from after a worker was lost; Ray Train ke
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.images.loading import plane_of
 from unseen_ray.data.sources.registry import open_source
 from unseen_ray.errors import FoldFailedError, UnseenError
-from unseen_ray.execution.ray.capacity import Resources
 from unseen_ray.execution.ray.failures import Attempts, Failure
 from unseen_ray.execution.ray.waiting import Wait
-from unseen_ray.pruning.executor import Observer
 from unseen_ray.runs.layout import CHECKPOINTS, RAY_TRAIN
-from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
 from unseen_ray.storage.filesystem import Folder
+
+if TYPE_CHECKING:
+    from unseen_ray.core.tasks import EvalTask, ScoreTask
+    from unseen_ray.execution.ray.capacity import Resources
+    from unseen_ray.pruning.executor import Observer
+    from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
 
 __all__ = ["train_together"]
 

@@ -8,17 +8,14 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 
-from unseen_ray.core.arrays import IdArray
-from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.images.loading import Held, load_plane, settle_bad
 from unseen_ray.data.images.memory import fits_in_memory
 from unseen_ray.data.images.planes import BadSample, MemoryPlane, chunks_of
-from unseen_ray.data.sources.registry import Source
 from unseen_ray.execution.ray.actor_pool import FoldPool, Work
 from unseen_ray.execution.ray.capacity import check_fits, fit_request, survey
 from unseen_ray.execution.ray.connect import ray_session
@@ -29,7 +26,12 @@ from unseen_ray.execution.ray.metrics import Meter
 from unseen_ray.pruning.executor import Observer, Prepared
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
 from unseen_ray.runs.pixel_cache import plan_files
-from unseen_ray.runs.tasks import EvalResult, Job, Receipt
+
+if TYPE_CHECKING:
+    from unseen_ray.core.arrays import IdArray
+    from unseen_ray.core.tasks import EvalTask, ScoreTask
+    from unseen_ray.data.sources.registry import Source
+    from unseen_ray.runs.tasks import EvalResult, Job, Receipt
 
 __all__ = ["ClusterContext", "RayExecutor"]
 

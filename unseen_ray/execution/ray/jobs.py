@@ -11,17 +11,19 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from unseen_ray.config.run import PruneConfig
 from unseen_ray.errors import ClusterError, ConfigError
 from unseen_ray.execution.ray.capacity import Capacity, check_fits
 from unseen_ray.execution.ray.connect import api_server, knock
+
+if TYPE_CHECKING:
+    from unseen_ray.config.run import PruneConfig
 
 __all__ = ["Ending", "check_cluster", "connect", "follow", "submit", "version_problems"]
 

@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unseen_ray.core.tasks import EvalTask, ScoreTask
-from unseen_ray.pruning.executor import Observer
 from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
+
+if TYPE_CHECKING:
+    from unseen_ray.pruning.executor import Observer
 
 __all__ = ["COUNTERS", "GAUGES", "Meter"]
 

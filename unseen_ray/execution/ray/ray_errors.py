@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from ray.exceptions import (
     NodeDiedError,
@@ -15,7 +16,9 @@ from ray.exceptions import (
 )
 
 from unseen_ray.errors import FoldFailedError, UnseenError
-from unseen_ray.execution.ray.failures import Attempts, Failure
+
+if TYPE_CHECKING:
+    from unseen_ray.execution.ray.failures import Attempts, Failure
 
 __all__ = ["explain", "failure_of", "first_line", "raise_own", "settle"]
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unseen_ray.config.recipe import Augment
+if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Augment
 
 __all__ = ["Draws", "cut_out", "draw", "outside", "pixel_index", "resize_crops"]
 

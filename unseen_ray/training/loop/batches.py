@@ -8,16 +8,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unseen_ray.config.recipe import Recipe
-from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.data.images.planes import MemoryPlane, Plane, chunks_of
 from unseen_ray.data.images.prefetch import fetched_ahead
 from unseen_ray.training.loop.augment import Draws, cut_out, draw, outside, pixel_index, resize_crops
+
+if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Recipe
+    from unseen_ray.core.arrays import IdArray, IntArray
 
 __all__ = ["BatchLoader", "Normalisation", "Pixels", "Share", "hold_pixels", "measure"]
 

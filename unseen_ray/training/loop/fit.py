@@ -7,21 +7,24 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from unseen_ray.config.recipe import Recipe
-from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.seeds import rng_for, torch_seed_for
 from unseen_ray.errors import FitError, StorageError
 from unseen_ray.training.hardware import seed_generators
 from unseen_ray.training.loop.batches import BatchLoader, Share
-from unseen_ray.training.loop.checkpoints import Checkpoints
 from unseen_ray.training.loop.epochs import EpochStats
 from unseen_ray.training.loop.resume import CheckpointWriter, TrainState, resumed
 from unseen_ray.training.loop.trainer import Trainer, learning_rate
-from unseen_ray.training.loop.trajectory_recorder import TrajectoryRecorder
+
+if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Recipe
+    from unseen_ray.core.arrays import IdArray, IntArray
+    from unseen_ray.training.loop.checkpoints import Checkpoints
+    from unseen_ray.training.loop.trajectory_recorder import TrajectoryRecorder
 
 __all__ = ["FitPlan", "finished_fit", "fit"]
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from unseen_ray.config.recipe import Recipe
-from unseen_ray.core.arrays import FloatArray, IdArray
 from unseen_ray.core.predictions import Predictions
 from unseen_ray.errors import FitError
-from unseen_ray.training.loop.batches import BatchLoader
 from unseen_ray.training.loop.head import head_of
 from unseen_ray.training.loop.trainer import autocast
+
+if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Recipe
+    from unseen_ray.core.arrays import FloatArray, IdArray
+    from unseen_ray.training.loop.batches import BatchLoader
 
 __all__ = ["predict"]
 

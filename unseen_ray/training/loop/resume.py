@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from unseen_ray.training.loop.batches import Share
-from unseen_ray.training.loop.checkpoints import Checkpoints
 from unseen_ray.training.loop.epochs import EpochStats
-from unseen_ray.training.loop.trainer import Trainer
-from unseen_ray.training.loop.trajectory_recorder import TrajectoryRecorder
+
+if TYPE_CHECKING:
+    from unseen_ray.training.loop.batches import Share
+    from unseen_ray.training.loop.checkpoints import Checkpoints
+    from unseen_ray.training.loop.trainer import Trainer
+    from unseen_ray.training.loop.trajectory_recorder import TrajectoryRecorder
 
 __all__ = ["CheckpointWriter", "TrainState", "resumed"]
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from unseen_ray.config.crops import CropSizes
-from unseen_ray.config.recipe import Recipe
 from unseen_ray.errors import FitError
+
+if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Recipe
 
 __all__ = ["Trainer", "autocast", "learning_rate"]
 

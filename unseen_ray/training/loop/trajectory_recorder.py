@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unseen_ray.config.recipe import Recipe
-from unseen_ray.config.score_columns import StoredScores
-from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
-from unseen_ray.core.predictions import Predictions
 from unseen_ray.core.trajectory import EpochView, Places, Reducer, Trajectory, scored_epochs
 from unseen_ray.errors import ConfigError, FitError
-from unseen_ray.training.loop.batches import BatchLoader
 from unseen_ray.training.loop.predict import predict
+
+if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Recipe
+    from unseen_ray.config.score_columns import StoredScores
+    from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+    from unseen_ray.core.predictions import Predictions
+    from unseen_ray.training.loop.batches import BatchLoader
 
 __all__ = ["TrajectoryRecorder"]
 
