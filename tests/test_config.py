@@ -146,6 +146,69 @@ def test_a_value_out_of_range_is_refused_by_name(field: str, value: Any) -> None
     assert problem.startswith(f"{field}={value!r} is not allowed: ")
 
 
+PATHS = ["out", "reuse", "pixel_folder", "address", "source", "test", "recipe.init"]
+NO_PATHS = st.one_of(
+    st.sampled_from(["", " ", "\t", "a\0b", b"runs"]),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.booleans(),
+    st.dictionaries(st.integers(), st.integers(), min_size=1),
+    st.sets(st.integers(), min_size=1),
+    st.lists(st.one_of(st.just(""), st.integers(), st.none(), st.lists(st.text())), min_size=1),
+)
+
+
+@pytest.mark.parametrize("field", PATHS)
+@settings(max_examples=60, deadline=None)
+@given(value=NO_PATHS)
+def test_what_is_no_path_is_refused_by_its_field(field: str, value: Any) -> None:
+    fields = {"recipe": {"init": value, "init_saw": "none"}} if field == "recipe.init" else {field: value}
+    assert only_problem(**fields).startswith(field)
+
+
+@pytest.mark.parametrize("field", PATHS)
+def test_a_path_whose_name_is_a_number_is_written_as_one(field: str) -> None:
+    fields = {"recipe": {"init": 2024, "init_saw": "none"}} if field == "recipe.init" else {field: 2024}
+    problem = only_problem(**fields)
+    assert problem.startswith(f"{field}=2024 is not allowed: it must be ")
+    assert problem.endswith("as text that is not empty. Write './2024' for one whose name is a number.")
+
+
+@pytest.mark.parametrize("field", [field for field in PATHS if field not in ("address", "recipe.init")])
+def test_a_path_is_text_or_a_pathlib_path(tmp_path: Path, field: str) -> None:
+    (tmp_path / "2024").mkdir()
+    for value in (tmp_path / "2024", str(tmp_path / "2024")):
+        made = config(**{field: value})
+        json.dumps(made.to_json())
+        assert getattr(made, field) == ([str(value)] if field == "reuse" else str(value))
+
+
+def test_folders_to_reuse_are_one_or_several_or_none(tmp_path: Path) -> None:
+    assert [config(reuse=value).reuse for value in (None, [], "a", ["a", Path("b")], ("a",))] == [
+        None, None, ["a"], ["a", "b"], ["a"],
+    ]  # fmt: skip
+    assert only_problem(reuse=["a", {"b": 1}]) == (
+        "reuse={'b': 1} is not allowed: it must be a folder, or a list of folders, as text that is not empty."
+    )
+
+
+def test_paths_in_options_of_a_source_are_text(tmp_path: Path) -> None:
+    assert config(source={"path": tmp_path / "a.parquet"}).to_json()["source"] == {"path": str(tmp_path / "a.parquet")}
+
+
+def test_the_largest_seed_is_one_that_every_generator_takes() -> None:
+    import torch
+
+    largest = config(seed=2**63 - 1).seed
+    np.random.default_rng(largest)
+    torch.Generator().manual_seed(largest)
+    assert np.array(largest).dtype == np.int64
+    for seed in (2**63, 2**70):
+        assert only_problem(seed=seed).startswith(
+            f"seed={seed} is not allowed: it must be less than or equal to 9223372036854775807"
+        )
+
+
 @pytest.mark.parametrize("field", ["folds", "repeats", "seed", "threads", "max_retries", "gpus_per_fit"])
 @pytest.mark.parametrize("value", [True, False])
 def test_true_and_false_are_no_whole_numbers(field: str, value: bool) -> None:

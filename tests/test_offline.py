@@ -134,6 +134,24 @@ def test_files_that_are_not_what_they_should_be(tmp_path: Path, arrays: dict[str
     assert not (tmp_path / "scored").exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("holdout", 0.2), ("repeats", 2), ("policy", "random"), ("keep", 0.3), ("recipe", "quick"), ("scoer", "margin")],
+)
+def test_fields_that_scoring_does_not_have_are_refused(tmp_path: Path, field: str, value: object) -> None:
+    files = given(tmp_path, probs=distributions(), labels=LABELS)
+    message = rf"^score takes no '{field}'; it takes out, source, score, also_score, combine, guard, seed\..*`select`"
+    with pytest.raises(ur.ConfigError, match=message) as caught:
+        ur.score([files["probs"]], files["labels"], out=tmp_path / "scored", **{field: value})
+    assert ("Did you mean 'score'?" in str(caught.value)) == (field == "scoer")
+    assert not (tmp_path / "scored").exists()
+
+
+def test_one_file_of_probabilities_needs_no_list(tmp_path: Path) -> None:
+    files = given(tmp_path, probs=distributions(), labels=LABELS)
+    assert ur.score(files["probs"], files["labels"], out=tmp_path / "scored", seed=3)["samples"] == COUNT
+
+
 def test_samples_without_equally_many_votes_are_refused(tmp_path: Path) -> None:
     probs = distributions()
     probs[3] = np.nan

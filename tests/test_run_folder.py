@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes, write_parquet
+from unseen_ray.cli import main
 from unseen_ray.errors import BadSampleError
 
 FAST: dict[str, Any] = {"keep": 0.5, "folds": 2, "recipe": {"epochs": 1, "min_steps": 0}, "executor": "local"}
@@ -137,3 +139,27 @@ def test_an_interrupted_run_keeps_what_says_that_it_began(tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt):
         ur.prune(ur.PruneConfig(**DIGITS, out=tmp_path / "run"), on_event=interrupt)
     assert (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_a_folder_that_was_not_named_is_not_the_one_that_one_stands_in(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished)
+    for use in (ur.load, ur.report, ur.torch_subset, lambda path: ur.export(path, "kept.npy")):
+        with pytest.raises(ur.ConfigError, match="the run's folder='' is not allowed"):
+            use("")
+    with pytest.raises(ur.ConfigError, match="--to='' is not allowed"):
+        ur.export(".", "")
+
+
+def test_a_folder_to_reuse_whose_name_is_a_number(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished.rename(tmp_path / "2024")
+    monkeypatch.chdir(tmp_path)
+    line = shlex.split(
+        "prune --source digits --source.limit 60 --keep 0.4 --folds 2 --recipe.epochs 1 --recipe.min_steps 0"
+    )
+    main([*line, "--executor", "local", "--out", "again", "--reuse", "2024"])
+    capsys.readouterr()
+    assert all(task["reused"] for task in ur.load("again").manifest.stages[0]["tasks"])

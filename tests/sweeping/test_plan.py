@@ -83,3 +83,19 @@ def test_every_ready_sweep_is_one(path: Path) -> None:
         fields["run"]["recipe"]["train_px"] = 64
     config = ur.SweepConfig(**fields, out="x")
     assert plan_sweep(config).trials >= 6
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("out", "", r"^out='' is not allowed"),
+        ("out", 7, r"^out=7 is not allowed: .*Write '\./7'"),
+        ("address", "", r"^address='' is not allowed: it must be an address"),
+        ("seed", 2**32, r"^seed: .*less than or equal to 4294967295|^seed=4294967296 .*4294967295"),
+        ("against", 7, r"^against=7 is none of random, random_matched, full"),
+        ("against", {"random": 1}, r"^against=\{'random': 1\} is none of"),
+    ],
+)
+def test_what_a_sweep_cannot_take_is_refused_by_its_field(field: str, value: object, message: str) -> None:
+    with pytest.raises(ur.ConfigError, match=message):
+        ur.SweepConfig(**{"run": RUN, "space": {"keep": [0.3, 0.5]}, "out": "x", field: value})

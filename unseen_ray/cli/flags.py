@@ -15,7 +15,7 @@ from unseen_ray.errors import ConfigError
 __all__ = ["FieldCommand", "field_options", "given_flags", "merged_fields", "normalised", "with_flags"]
 
 _NESTED = ("source", "test", "schedule", "score", "policy", "guard", "model", "fit", "log_to")
-_TEXT = ("source", "test", "out", "address")
+_TEXT = ("source", "test", "out", "reuse", "address", "pixel_folder")
 _NESTED_VALUES = "unseen_ray.nested"
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -119,14 +119,14 @@ def _split_nested(args: list[str], fields: set[str]) -> tuple[list[str], dict[st
 
 
 def _value(text: str, *, plain: bool = False) -> Any:
-    """A flag's value as YAML; as it stands where it is a path or a name, unless it is a mapping."""
+    """A flag's value as YAML; as it stands where it is a path or a name, unless it is a mapping or a list."""
     import yaml
 
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
         return text
-    return text if plain and not isinstance(value, dict) else value
+    return text if plain and not isinstance(value, (dict, list)) else value
 
 
 def _metavar(field: FieldInfo) -> str:

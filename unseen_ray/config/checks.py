@@ -251,5 +251,5 @@ CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("gpus_per_fit", "recipe"), _check_share),
     (("mode", "recipe"), _check_init),
     (("log_to",), _check_log_to),
-    (("source", "test", "out", "reuse"), _check_no_password),
+    (("source", "test", "out", "reuse", "pixel_folder", "address"), _check_no_password),
 )

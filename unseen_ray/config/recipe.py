@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from typing import Any, Literal, Self
 
@@ -20,6 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from unseen_ray.config.crops import CropSizes, crops_of
+from unseen_ray.storage.path_text import given_path
 
 __all__ = ["Augment", "Precision", "Recipe", "refuse_boolean"]
 
@@ -86,7 +86,7 @@ class Recipe(BaseModel):
     @field_validator("init", mode="before")
     @classmethod
     def _path_as_text(cls, value: Any) -> Any:
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
+        return given_path("recipe.init", value)
 
     @model_validator(mode="after")
     def _init_is_there(self) -> Self:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +13,20 @@ from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe, refuse_boolean
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import did_you_mean, name_of
+from unseen_ray.storage.path_text import as_text, given_path, path_problem
 
-__all__ = ["EXECUTOR_FIELDS", "FREE_FIELDS", "NAMED_FIELDS", "PruneConfig", "load_yaml"]
+__all__ = ["EXECUTOR_FIELDS", "FREE_FIELDS", "LARGEST_SEED", "NAMED_FIELDS", "SCORE_FIELDS", "PruneConfig", "load_yaml"]
 
 NAMED_FIELDS = ("source", "score", "also_score", "policy", "guard", "fit")
 """What may name a function of the user's own and `evaluate` takes again: none is imported that a run's folder alone names."""
 EXECUTOR_FIELDS = ("executor", "address", "cpus_per_fold", "gpus_per_fold", "max_retries", "wait_s")
 """Fields that say where and how to run, and nothing of what is computed."""
+
+SCORE_FIELDS = ("score", "also_score", "combine", "guard", "seed")
+"""Fields of a run that scores of given probabilities have."""
+
+LARGEST_SEED = 2**63 - 1
+"""Fits int64; the generators of numpy and of torch take it, and a policy or a guard of the user's own may give it to them."""
 
 FREE_FIELDS = (
     "out",
@@ -69,7 +75,9 @@ class PruneConfig(BaseModel):
         "mean", description="how a sample's votes become one score"
     )
     repeats: int = Field(1, ge=1, description="models trained in place of each one")
-    seed: int = Field(0, ge=0, description="of the folds, the training and the ties")
+    seed: int = Field(
+        0, ge=0, le=LARGEST_SEED, description="of the folds, the training and the ties, from 0 to 2**63 - 1"
+    )
     schedule: Any = Field(
         None, description="fractions of N ending in keep, or {first, stages, spacing: even|geometric}; default one shot"
     )
@@ -169,13 +177,16 @@ class PruneConfig(BaseModel):
     @field_validator("reuse", mode="before")
     @classmethod
     def _one_folder_or_several(cls, value: Any) -> Any:
-        folders = [value] if isinstance(value, (str, os.PathLike)) else value
-        return [os.fspath(item) if isinstance(item, os.PathLike) else item for item in folders] if folders else None
+        folders = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+        for folder in folders:
+            if problem := path_problem("reuse", folder, "a folder, or a list of folders"):
+                raise ValueError(problem)
+        return folders or None
 
-    @field_validator("out", "pixel_folder", mode="before")
+    @field_validator("out", "pixel_folder", "address", mode="before")
     @classmethod
-    def _path_as_text(cls, value: Any) -> Any:
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
+    def _text(cls, value: Any, info: ValidationInfo) -> Any:
+        return given_path(str(info.field_name), value)
 
     def fractions(self) -> list[float]:
         """The schedule as fractions of N, the last one `keep`."""
@@ -259,8 +270,12 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """numpy scalars as Python numbers."""
-    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
+    """numpy scalars as Python numbers, and paths as text, also in lists and mappings."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else as_text(value)
 
 
 def _message(detail: Any) -> str:

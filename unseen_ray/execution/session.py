@@ -118,7 +118,7 @@ def select(
 
 
 def score(
-    probs: Sequence[str | os.PathLike[str]],
+    probs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     labels: str | os.PathLike[str],
     *,
     out: str | os.PathLike[str],
@@ -131,8 +131,9 @@ def score(
     Returns:
         `out`, `samples`, `classes`, `votes` of a sample, `accuracy` of the votes, and the deciding `score`.
     """
+    files = [probs] if isinstance(probs, (str, os.PathLike)) else probs
     run = score_probs(
-        [os.fspath(path) for path in probs],
+        [os.fspath(path) for path in files],
         os.fspath(labels),
         out=os.fspath(out),
         folds=None if folds is None else os.fspath(folds),

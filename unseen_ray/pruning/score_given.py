@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config.run import PruneConfig
+from unseen_ray.config.run import SCORE_FIELDS, PruneConfig
 from unseen_ray.config.score_columns import stored_scores
 from unseen_ray.core.arrays import FloatArray, IntArray, LabelArray
 from unseen_ray.core.samples.id_sets import AllIds
@@ -25,6 +25,7 @@ from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.labels_only import read_npy
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
+from unseen_ray.plugins import did_you_mean
 from unseen_ray.pruning.manifest_entries import population_entry, source_entry, stage_entry
 from unseen_ray.pruning.merge import Merger, MergeRequest
 from unseen_ray.pruning.validate import check_functions
@@ -58,6 +59,14 @@ def score_probs(
         ConfigError: if a field is wrong, or the folder holds anything.
         DataError: if the files are not what they should be, do not fit each other, or leave some samples with fewer votes.
     """
+    if unknown := sorted(fields.keys() - set(SCORE_FIELDS)):
+        raise ConfigError(
+            [
+                f"score takes no {name!r}; it takes out, source, {', '.join(SCORE_FIELDS)}.{did_you_mean(name, SCORE_FIELDS)} How much is "
+                "kept, and by which policy, is said to `select`."
+                for name in unknown
+            ]
+        )
     if not probs or (folds is not None and len(probs) > 1):
         raise ConfigError(
             f"folds goes with one file of probabilities, and there are {len(probs)}. Give --folds, or a file for each model."

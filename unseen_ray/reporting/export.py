@@ -16,6 +16,7 @@ from unseen_ray.plugins import did_you_mean
 from unseen_ray.reporting.dataset import check_file, own_function, pack, source_of
 from unseen_ray.runs.layout import CORESET
 from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.path_text import path_problem
 
 if TYPE_CHECKING:
     from torch.utils.data import Subset
@@ -46,6 +47,8 @@ def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[s
         DataError: if the data set cannot be read.
     """
     run, to = run_of(result), os.fspath(to)
+    if problem := path_problem("--to", to):
+        raise ConfigError(problem)
     ending = os.path.splitext(to)[1].lower()
     if not ending or to.endswith("/"):
         return pack(run, to)

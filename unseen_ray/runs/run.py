@@ -32,6 +32,7 @@ from unseen_ray.runs.layout import (
 from unseen_ray.runs.manifest import Manifest, has_copy, read_manifest, write_manifest
 from unseen_ray.storage.filesystem import Folder, absolute_path, is_uri
 from unseen_ray.storage.lock import RunLock, held
+from unseen_ray.storage.path_text import path_problem
 from unseen_ray.storage.tables import read_table, sha256_of_file
 
 __all__ = [
@@ -234,7 +235,9 @@ def load_run(path: str, *, to_choose: bool = False) -> Run:
     Raises:
         ConfigError: if there is no run, it has not finished, or it holds scores by which nothing was chosen yet.
     """
-    folder = Folder(str(path))
+    if problem := path_problem("the run's folder", path, "the `out` of a run"):
+        raise ConfigError(problem)
+    folder = Folder(path)
     try:
         manifest = read_manifest(folder)
     except StorageError as error:

@@ -12,6 +12,7 @@ from unseen_ray.config.recipe import refuse_boolean
 from unseen_ray.config.run import PruneConfig, jsonable, load_yaml
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import did_you_mean
+from unseen_ray.storage.path_text import given_path
 from unseen_ray.sweep.space import KNOBS, check_space
 
 __all__ = ["AGAINST", "Halving", "Proxy", "SweepConfig"]
@@ -68,7 +69,12 @@ class SweepConfig(_Part):
     search: Literal["grid", "random", "optuna"] = Field("grid", description="how the space is searched")
     trials: int | None = Field(None, ge=1, description="how many configurations random and optuna try")
     seeds: int = Field(1, ge=1, description="runs of each configuration, with seed, seed + 1, ...")
-    seed: int = Field(0, ge=0, description="of the first run of each configuration, and of the search")
+    seed: int = Field(
+        0,
+        ge=0,
+        le=2**32 - 1,  # the most that Optuna's samplers take
+        description="of the first run of each configuration, and of the search, from 0 to 2**32 - 1",
+    )
     proxy: Proxy = Field(default_factory=Proxy, description="{model, recipe, trainings} that coresets are measured by")
     against: tuple[str, ...] = Field(
         ("random", "full"), description="baselines that are measured beside: random, random_matched, full"
@@ -111,16 +117,16 @@ class SweepConfig(_Part):
     @field_validator("against", mode="before")
     @classmethod
     def _known_baselines(cls, value: Any) -> Any:
-        names = [value] if isinstance(value, str) else list(value or ())
+        names = list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
         for name in names:
             if name not in AGAINST:
                 raise ValueError(f"against={name!r} is none of {', '.join(AGAINST)}.{did_you_mean(str(name), AGAINST)}")
         return tuple(dict.fromkeys(names))
 
-    @field_validator("out", mode="before")
+    @field_validator("out", "address", mode="before")
     @classmethod
-    def _path_as_text(cls, value: Any) -> Any:
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
+    def _text(cls, value: Any, info: ValidationInfo) -> Any:
+        return given_path(str(info.field_name), value)
 
     def measured_against(self) -> tuple[str, ...]:
         """The baselines; where trials are stopped early, a random subset of each stage's size is one of them."""

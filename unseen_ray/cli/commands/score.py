@@ -6,6 +6,7 @@ import click
 
 from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields
 from unseen_ray.cli.output import print_json, print_lines
+from unseen_ray.config.run import SCORE_FIELDS
 from unseen_ray.errors import ConfigError
 
 __all__ = ["score"]
@@ -17,7 +18,7 @@ __all__ = ["score"]
 @click.option(
     "--folds", default=None, metavar="FILE", help=".npy of (N,) folds, where one file holds all folds' answers"
 )
-@field_options(only=("out", "source", "score", "also_score", "combine", "guard", "seed"))
+@field_options(only=("out", "source", *SCORE_FIELDS))
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def score(probs: tuple[str, ...], labels: str, folds: str | None, as_json: bool, **flags: str | None) -> None:
     """Score samples by out-of-fold probabilities of your own; `select` chooses by them.

@@ -11,6 +11,7 @@ from unseen_ray.data.sources.info import Encoded, RawImage, Source, SourceInfo, 
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import bind_options, did_you_mean, import_target, is_target, name_of
 from unseen_ray.storage.filesystem import absolute_path
+from unseen_ray.storage.path_text import as_text, path_problem
 
 __all__ = [
     "SOURCES",
@@ -136,19 +137,26 @@ def source_ref(value: str | Mapping[str, Any] | Callable[..., Any], *, field: st
     """
     if callable(value):
         return SourceRef(value)
+    value = as_text(value)
     options = dict(value) if isinstance(value, Mapping) else {}
     if bad := [key for key in options if not isinstance(key, str)]:
         raise ConfigError(f"{field}: option names are text, not {bad[0]!r}. Write {{use: ..., path: ...}}.")
-    use = options.pop("use", None) if isinstance(value, Mapping) else value
+    use = as_text(options.pop("use", None)) if isinstance(value, Mapping) else value
+    options = {name: as_text(option) for name, option in options.items()}
+    ours = use is None or use in SOURCES if isinstance(use, (str, type(None))) else False
+    places = {f"{field}.{name}": options[name] for name in ("path", "root") if ours and name in options}
+    if problems := [problem for name, place in places.items() if (problem := path_problem(name, place))]:
+        raise ConfigError(problems)
     if use is None and "path" in options:
-        use = _kind_of(str(options["path"]))
+        use = _kind_of(options["path"])
     if use is None:
         raise ConfigError(
             f"{field}: a mapping needs `use` (one of {', '.join(SOURCES)}) or `path`, and has {sorted(options)}."
         )
     if callable(use):
         return SourceRef(use, options)
-    use = str(use)
+    if problem := path_problem(field, use, "a name, a path or URI, or package.module:function"):
+        raise ConfigError(problem)
     if use not in SOURCES and not is_target(use):
         if not _looks_like_path(use):
             raise ConfigError(
@@ -240,9 +248,9 @@ def _check_options(ref: SourceRef, field: str) -> None:
         value = ref.options.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             problems.append(f"{field}.{name}={value!r} must be a whole number, 1 or more.")
-    for name in ("path", "root", "image", "label", "split"):
+    for name in ("image", "label", "split"):
         value = ref.options.get(name)
-        if value is not None and not isinstance(value, str):
+        if value is not None and not (isinstance(value, str) and value):
             problems.append(f"{field}.{name}={value!r} must be text.")
     if problems:
         raise ConfigError(problems)

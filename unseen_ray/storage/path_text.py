@@ -1,0 +1,39 @@
+"""Paths as people write them: text that names something."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+__all__ = ["as_text", "given_path", "path_problem"]
+
+
+def as_text(value: Any) -> Any:
+    """A `pathlib.Path` as text; anything else as it is."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def given_path(field: str, value: Any) -> str | None:
+    """A path that is given to a field, or an address, as text; ValueError if it is none."""
+    value = as_text(value)
+    what = "an address" if field == "address" else "a path or URI"
+    if value is not None and (problem := path_problem(field, value, what)):
+        raise ValueError(problem)
+    text: str | None = value
+    return text
+
+
+def path_problem(field: str, value: object, what: str = "a path or URI") -> str:
+    """What is wrong with a path that somebody wrote; nothing if it is one.
+
+    Args:
+        field: what messages call it.
+        value: what was given.
+        what: is wanted.
+    """
+    if isinstance(value, str) and value.strip() and "\0" not in value:
+        return ""
+    # YAML reads a bare 2024 as a number, and an unset variable of a shell gives an empty text, which would be this very folder.
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    hint = f" Write './{value}' for one whose name is a number." if is_number else ""
+    return f"{field}={value!r} is not allowed: it must be {what}, as text that is not empty.{hint}"
