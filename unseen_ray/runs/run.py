@@ -113,21 +113,26 @@ def open_run(config: PruneConfig, source: dict[str, Any], *, fresh: bool = False
         try:
             run = None if replaces else _found(folder, asked, source)
             if run is None or not run.manifest.finished or not has_copy(folder) or _damaged(run):
-                lease = stack.enter_context(held(folder))
-                run = (
-                    None if replaces else _found(folder, asked, source)
-                )  # another driver may have been at work until now
-                if run is None:
-                    stack.push(_withdraw_if_refused(folder, lease))
-                    run = Run(
-                        folder, Manifest(created=now(), config=asked, asked=asked, source=source), lease, replaces
-                    )
-                if not replaces:
-                    write_manifest(folder, run.manifest)  # of an earlier start, only the copy may be whole
-                    run = _mended(replace(run, lease=lease))
+                run = _taken(stack, folder, asked, source, replaces)
         except StorageError as error:
             raise ConfigError(f"out={config.out} cannot be used: {error}") from None
         yield run
+
+
+def _taken(
+    stack: contextlib.ExitStack, folder: Folder, asked: dict[str, Any], source: dict[str, Any], replaces: bool
+) -> Run:
+    """The run of a folder, or a new one, with the lock, which the stack lets go."""
+    lease = stack.enter_context(held(folder))
+    # another driver may have been at work until now
+    run = None if replaces else _found(folder, asked, source)
+    if run is None:
+        stack.push(_withdraw_if_refused(folder, lease))
+        run = Run(folder, Manifest(created=now(), config=asked, asked=asked, source=source), lease, replaces)
+    if replaces:  # the old manifest stays until the first commit
+        return run
+    write_manifest(folder, run.manifest)  # of an earlier start, only the copy may be whole
+    return _mended(replace(run, lease=lease))
 
 
 def _withdraw_if_refused(folder: Folder, lease: RunLock) -> Callable[..., None]:
