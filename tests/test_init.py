@@ -23,7 +23,8 @@ from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.pruning.pipeline import make_job
-from unseen_ray.runs.tasks import Progress, Receipt
+from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.tasks import Progress
 from unseen_ray.storage.filesystem import sha256_of
 from unseen_ray.training.initial_weights import start_from
 from unseen_ray.training.models import small_cnn

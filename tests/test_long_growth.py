@@ -20,8 +20,8 @@ from unseen_ray.errors import StorageError
 from unseen_ray.execution.local import LocalExecutor
 from unseen_ray.pruning.coreset_builder_long import in_id_order
 from unseen_ray.pruning.pipeline import prune
+from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.id_files import open_id_files
-from unseen_ray.runs.tasks import Receipt
 from unseen_ray.runs.votes import find_receipt
 from unseen_ray.storage import tables as parts
 from unseen_ray.storage.filesystem import Folder
@@ -77,9 +77,8 @@ def test_a_long_run_keeps_what_a_short_one_does(policy: Any, tmp_path: Path) -> 
         assert (tmp_path / "long" / name).is_dir()
         assert pq.read_table(tmp_path / "long" / name).equals(pq.read_table(tmp_path / "whole" / name)), name
     for one, other in zip(whole.manifest.stages, long.manifest.stages, strict=True):
-        assert {k: v for k, v in one.items() if "seconds" not in k and k != "tasks"} == {
-            k: v for k, v in other.items() if "seconds" not in k and k != "tasks"
-        }
+        first, second = ({k: v for k, v in stage.sizes().items() if "seconds" not in k} for stage in (one, other))
+        assert first == second
     assert not list((tmp_path / "long").glob("stage-*/coreset.parquet"))
 
 
@@ -144,7 +143,7 @@ def test_two_tables_in_the_order_of_their_ids(seed: int) -> None:
 @pytest.mark.usefixtures("short_files")
 def test_votes_that_stand_are_found_without_being_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = ur.prune(config_of(tmp_path / "run"))
-    receipt = Receipt.from_json(run.manifest.stages[1]["tasks"][0])
+    receipt = run.manifest.stages[1].tasks[0]
     votes = next(name for name in receipt.files if name.endswith(".parquet"))
     key = pq.read_schema(tmp_path / "run" / votes).metadata[b"unseen_ray.task"].decode()
     monkeypatch.setattr(Folder, "read", lambda *_: pytest.fail("the file was read whole"))

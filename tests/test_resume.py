@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,9 @@ from rich.console import Console
 
 import unseen_ray as ur
 from unseen_ray.cli.progress import watching
+from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.manifest import read_manifest, write_manifest
-from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
+from unseen_ray.runs.tasks import EvalResult, Progress
 from unseen_ray.storage.filesystem import Folder
 
 FIELDS = {
@@ -214,9 +214,9 @@ def test_a_choice_that_was_broken_off_is_made_again(
 ) -> None:
     (tmp_path / "choice").mkdir()
     chosen = ur.select(undisturbed, keep=0.3, out=tmp_path / "whole")
-    begun = replace(chosen.manifest, files={}, finished=False, cost={})
+    begun = chosen.manifest.changed(files={}, finished=False, cost={})
     asked = {**begun.asked, "out": str(tmp_path / "choice")}
-    write_manifest(Folder(str(tmp_path / "choice")), replace(begun, asked=asked))
+    write_manifest(Folder(str(tmp_path / "choice")), begun.changed(asked=asked))
     with pytest.raises(ur.ConfigError, match="Name a new or an empty folder"):
         ur.select(undisturbed, keep=0.2, out=tmp_path / "choice")
     again = ur.select(undisturbed, keep=0.3, out=tmp_path / "choice")
@@ -232,7 +232,7 @@ def test_a_manifest_that_names_what_no_run_has_is_damaged(
     shutil.copytree(undisturbed.path, out)
     manifest = read_manifest(Folder(str(out)))
     assert manifest is not None
-    write_manifest(Folder(str(out)), replace(manifest, files={**manifest.files, name: "0" * 64}))
+    write_manifest(Folder(str(out)), manifest.model_copy(update={"files": {**manifest.files, name: "0" * 64}}))
     with pytest.raises(ur.UnseenError, match="which no run of ours has"):
         run(out)
     assert (tmp_path / "victim").read_text() == "precious"

@@ -12,7 +12,8 @@ import unseen_ray as ur
 from unseen_ray.evaluation import trainings as evaluation
 from unseen_ray.execution.local import LocalExecutor
 from unseen_ray.pruning import pipeline
-from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
+from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.tasks import EvalResult, Progress
 from unseen_ray.runs.work_cache import ClaimBook, WorkCache, once
 
 FIELDS = {

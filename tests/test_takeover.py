@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from unseen_ray.core.tasks import ScoreTask, VotePart
 from unseen_ray.execution.local import LocalExecutor
 from unseen_ray.pruning.executor import Observer
 from unseen_ray.pruning.pipeline import prune
+from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import vote_file
-from unseen_ray.runs.tasks import Progress, Receipt
+from unseen_ray.runs.tasks import Progress
 from unseen_ray.runs.votes import write_votes
 from unseen_ray.storage.filesystem import Folder, sha256_of
 
@@ -149,7 +149,7 @@ def test_of_votes_that_come_at_the_same_moment_one_file_stands(tmp_path: Path) -
 
     def write(worker: int) -> Receipt:
         together.wait()
-        return write_votes(folder, 0, "key", part, replace(RECEIPT, node=f"node-{worker}"))
+        return write_votes(folder, 0, "key", part, RECEIPT.model_copy(update={"node": f"node-{worker}"}))
 
     for _ in range(10):
         with ThreadPoolExecutor(8) as pool:

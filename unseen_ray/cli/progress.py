@@ -14,7 +14,8 @@ from rich.live import Live
 from rich.table import Table
 
 from unseen_ray.pruning.executor import Observer
-from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
+from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.tasks import EvalResult, Progress
 
 __all__ = ["LineProgress", "TableProgress", "logging_above", "watching"]
 

@@ -81,7 +81,7 @@ def evaluate(
             config,
             chosen,
             against=against,
-            skipped_ids=np.array(done.manifest.source["skipped_ids"], np.int64),
+            skipped_ids=np.array(done.manifest.source.skipped_ids, np.int64),
             seeds=seeds,
             budget=budget,
             executor=executor,
@@ -118,10 +118,10 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
         precision = done.manifest.config["recipe"]["precision"]
         config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"precision": precision})})
     info = open_source(source_ref(config.source)).info
-    if info.fingerprint != done.manifest.source["fingerprint"]:
+    if info.fingerprint != done.manifest.source.fingerprint:
         raise ConfigError(
             f"source {info.name} is not the data that {done.path} was pruned from: it has {len(info)} samples, there were "
-            f"{done.manifest.source['rows']}, or their labels or files changed. Bring the data back, or prune again."
+            f"{done.manifest.source.rows}, or their labels or files changed. Bring the data back, or prune again."
         )
     return with_initial_weights(with_model(_started_alike(config, done), info.size_px))
 
@@ -164,7 +164,7 @@ def _chosen(runs: Sequence[PruneResult]) -> Chosen:
     costs = [choosing_s(run.manifest) for run in runs]
     known = [cost for cost in costs if cost is not None]
     mean = sum(known) / len(runs) if len(known) == len(runs) else None
-    devices = {task["device"] for run in runs for stage in run.manifest.stages for task in stage["tasks"]}
+    devices = {task.device for run in runs for stage in run.manifest.stages for task in stage.tasks}
     return Chosen(tuple(run.coreset.ids for run in runs), mean, tuple(sorted(devices)))
 
 

@@ -24,10 +24,11 @@ from unseen_ray.plugins import did_you_mean
 from unseen_ray.pruning.executor import Executor, Observer
 from unseen_ray.pruning.pipeline import make_job
 from unseen_ray.pruning.validate import check_test_set
+from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.evaluation_file import known_results, store_results, stored_tables, with_table
 from unseen_ray.runs.layout import CHECKPOINTS
 from unseen_ray.runs.run import clear_checkpoints, clear_pixels
-from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
+from unseen_ray.runs.tasks import EvalResult, Job, Progress
 from unseen_ray.runs.work_cache import WorkCache, once
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.lock import RunLock, held

@@ -13,8 +13,9 @@ from unseen_ray.data.images.loading import load_plane
 from unseen_ray.errors import FoldFailedError, UnseenError
 from unseen_ray.pruning.executor import Observer, Prepared
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
+from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.pixel_cache import plan_files
-from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
+from unseen_ray.runs.tasks import EvalResult, Job, Progress
 from unseen_ray.training.hardware import describe_hardware, device_name, resolve_precision
 from unseen_ray.training.model_task import ModelTask, open_test
 from unseen_ray.training.task_runner import TaskRunner

@@ -44,8 +44,8 @@ class PruneResult:
     in_hand: bool = False
 
     def __repr__(self) -> str:
-        source, kept = self.manifest.source, sum(stage["added"] for stage in self.manifest.stages) or len(self.coreset)
-        return f"PruneResult({self.path}: {kept:,} of {source['num_samples']:,} samples of {source['name']})"
+        source, kept = self.manifest.source, sum(stage.added for stage in self.manifest.stages) or len(self.coreset)
+        return f"PruneResult({self.path}: {kept:,} of {source.num_samples:,} samples of {source.name})"
 
     @property
     def path(self) -> str:
@@ -143,10 +143,10 @@ def score(
     (stage,) = run.manifest.stages
     return {
         "out": run.folder.root,
-        "samples": run.manifest.source["num_samples"],
-        "classes": run.manifest.source["num_classes"],
-        "votes": stage["scored"] // stage["candidates"],
-        "accuracy": stage["accuracy"],
+        "samples": run.manifest.source.num_samples,
+        "classes": run.manifest.source.num_classes,
+        "votes": stage.scored // stage.candidates,
+        "accuracy": stage.accuracy,
         "score": score_name(run.manifest.config["score"]),
     }
 

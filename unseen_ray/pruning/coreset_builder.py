@@ -19,9 +19,9 @@ from unseen_ray.pruning.coreset_builder_long import CoresetBuilderOnStorage, wri
 from unseen_ray.pruning.selection import Kept, apply_policy, features_for
 from unseen_ray.pruning.selection_by_passes import is_streamed
 from unseen_ray.pruning.warnings import check_selection
+from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import CORESET, scores_file, stage_coreset
 from unseen_ray.runs.run import Run, coreset_of
-from unseen_ray.runs.tasks import Receipt
 from unseen_ray.storage import tables as parts
 from unseen_ray.storage.tables import LongTable, write_table
 
@@ -79,7 +79,7 @@ class _CoresetBuilderInMemory:
     def __init__(self, run: Run, config: PruneConfig, population: Population) -> None:
         self._config, self._population, self._coreset = config, population, Coreset.empty()
         if run.manifest.stages:
-            self._coreset = coreset_of(run.table(stage_coreset(run.manifest.stages[-1]["index"])))
+            self._coreset = coreset_of(run.table(stage_coreset(run.manifest.stages[-1].index)))
 
     @property
     def ids(self) -> IdSet:

@@ -16,10 +16,10 @@ from unseen_ray.core.schedule import Stage
 from unseen_ray.data.sources.registry import Source, key_column
 from unseen_ray.pruning.selection_by_passes import Batches, batches_of, choose_streamed
 from unseen_ray.pruning.warnings import check_long_selection
+from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.id_files import IdFiles, open_id_files
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file, stage_coreset
 from unseen_ray.runs.run import Run
-from unseen_ray.runs.tasks import Receipt
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import LongTable, TableWriter
 
@@ -37,7 +37,7 @@ class CoresetBuilderOnStorage:
         self._config, self._population = config, population
         self._kept: tuple[LongTable, IdFiles, IntArray] | None = None
         if run.manifest.stages:
-            self._open(run, run.manifest.stages[-1]["index"], dict(run.manifest.files))
+            self._open(run, run.manifest.stages[-1].index, dict(run.manifest.files))
 
     @property
     def ids(self) -> IdSet:
@@ -122,8 +122,8 @@ def write_keys(folder: Folder, source: Source, population: Population) -> dict[s
 def clear_stages(run: Run) -> None:
     """Remove the coresets of a finished run's stages, which the final one holds."""
     for stage in run.manifest.stages:
-        run.folder.delete_folder(stage_coreset(stage["index"]))
-        run.folder.delete(stage_coreset(stage["index"]))
+        run.folder.delete_folder(stage_coreset(stage.index))
+        run.folder.delete(stage_coreset(stage.index))
 
 
 def in_id_order(first: Iterable[pa.Table], second: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -19,14 +18,15 @@ from unseen_ray.plugins import is_target
 from unseen_ray.pruning.coreset_builder import CoresetBuilder, open_builder
 from unseen_ray.pruning.coreset_builder_long import clear_stages
 from unseen_ray.pruning.executor import Executor, Observer
-from unseen_ray.pruning.manifest_entries import cost_of, population_entry, source_entry, stage_entry, warn_of_chance
+from unseen_ray.pruning.manifest_entries import cost_of, source_entry, stage_entry, warn_of_chance, with_population
 from unseen_ray.pruning.merge import StageSummary, ask_merge, scores_of
 from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of, votes_each, with_model
 from unseen_ray.pruning.stage import StageWork
 from unseen_ray.pruning.validate import check_functions, check_lenders, check_replaced, check_test
+from unseen_ray.runs.entries import Cost, Receipt, StageEntry
 from unseen_ray.runs.layout import FEATURES, probs_file, stage_coreset
 from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels, open_run
-from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
+from unseen_ray.runs.tasks import EvalResult, Job, Progress
 from unseen_ray.runs.work_cache import WorkCache
 from unseen_ray.storage import tables as parts
 from unseen_ray.storage.filesystem import absolute_path
@@ -41,7 +41,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-StageObserver = Callable[[list[dict[str, Any]], np.ndarray], None]
+StageObserver = Callable[[list[StageEntry], np.ndarray], None]
 """Takes the manifest's entries of the finished stages, and the ids that they kept."""
 
 
@@ -133,9 +133,9 @@ def _prune(
     run = run.commit(
         config=job.config.to_json(),
         environment=prepared.environment,
-        source={**run.manifest.source, **population_entry(population, source, prepared.skipped_ids)},
+        source=with_population(run.manifest.source, population, source, prepared.skipped_ids),
     )
-    before: float = run.manifest.cost.get("seconds", 0.0)  # of earlier starts, up to their last finished stage
+    before = run.manifest.cost.seconds  # of earlier starts, up to their last finished stage
 
     def elapsed_s() -> float:
         return round(before + time.monotonic() - began, 3)
@@ -195,11 +195,11 @@ def _grow(
         for receipt in receipts:
             files |= receipt.files
         entry = _finished_stage(stage, merged.summary, receipts, time.monotonic() - began)
-        run = run.commit(stages=[*run.manifest.stages, entry], files=files, cost={"seconds": elapsed_s()})
+        run = run.commit(stages=[*run.manifest.stages, entry], files=files, cost=Cost(seconds=elapsed_s()))
     return run, builder
 
 
-def _finished_stage(stage: Stage, summary: StageSummary, receipts: list[Receipt], seconds: float) -> dict[str, Any]:
+def _finished_stage(stage: Stage, summary: StageSummary, receipts: list[Receipt], seconds: float) -> StageEntry:
     """What the manifest says of a stage whose coreset is on storage."""
     entry = stage_entry(stage, summary, receipts, seconds)
     warn_of_chance(entry, summary)
@@ -208,7 +208,7 @@ def _finished_stage(stage: Stage, summary: StageSummary, receipts: list[Receipt]
         stage.index,
         stage.target,
         stage.added,
-        entry["accuracy"],
+        entry.accuracy,
         seconds,
     )
     return entry
@@ -218,7 +218,7 @@ def _finish(run: Run, source: Source, builder: CoresetBuilder, elapsed_s: Callab
     run.check_ours()
     files = builder.finish(run, source)
     stages, before = run.manifest.stages, run.manifest.files
-    grown = {part for stage in stages for part in parts_of(stage_coreset(stage["index"]), before)}
+    grown = {part for stage in stages for part in parts_of(stage_coreset(stage.index), before)}
     kept = {name: digest for name, digest in before.items() if name not in grown}
     run = run.commit(files={**kept, **files}, cost=cost_of(stages, elapsed_s()), finished=True)
     clear_stages(run)

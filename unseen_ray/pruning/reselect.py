@@ -22,6 +22,7 @@ from unseen_ray.pruning.reselect_long import budget_of, select_long
 from unseen_ray.pruning.selection import Kept, apply_policy
 from unseen_ray.pruning.selection_by_passes import is_streamed
 from unseen_ray.pruning.warnings import check_selection
+from unseen_ray.runs.entries import Cost
 from unseen_ray.runs.features import load_features, reads_features
 from unseen_ray.runs.layout import CORESET, KEYS, probs_file, scores_file
 from unseen_ray.runs.manifest import Manifest
@@ -59,7 +60,7 @@ def reselect(
     """
     run = load_run(path, to_choose=True)
     config = _config(run.manifest, keep=keep, score=score, policy=policy, guard=guard, combine=combine, out=out)
-    if _as_stored(run, config) and is_streamed(config, run.manifest.source["num_samples"]):
+    if _as_stored(run, config) and is_streamed(config, run.manifest.source.num_samples):
         long = LongTable(run.folder, scores_file(0), run.manifest.files).verified()
         _check_score(run, config, _score_names(long.schema.names))
         return select_long(run, config, long, chosen_from_s=_stage_zero_s(run.manifest))
@@ -71,7 +72,7 @@ def reselect(
     budget = budget_of(keep, len(ids))
     scores = table.column(name).to_numpy()
     nothing = np.empty(0, np.int64)
-    kept = Kept.of(nothing, nothing, run.manifest.source["num_classes"])
+    kept = Kept.of(nothing, nothing, run.manifest.source.num_classes)
     reads = reads_features(function_of(config.policy, select, field="policy"))
     features = load_features(run.folder, run.manifest.files, ids) if reads else None
     picked = apply_policy(config, table, budget=budget, kept=kept, features=features)
@@ -84,7 +85,7 @@ def reselect(
         "stage": coreset.stages,
         "score": coreset.scores,
     }
-    check_selection(config, table, coreset.ids, run.manifest.source["class_names"])
+    check_selection(config, table, coreset.ids, run.manifest.source.class_names)
     new = open_selection(run, config)
     known = run.manifest.files
     files = {
@@ -96,14 +97,14 @@ def reselect(
             else write_table(new.folder, scores_file(0), table)
         ),
     }
-    return new.commit(files=files, cost={"seconds": 0.0, "chosen_from_s": _stage_zero_s(run.manifest)}, finished=True)
+    return new.commit(files=files, cost=Cost(seconds=0.0, chosen_from_s=_stage_zero_s(run.manifest)), finished=True)
 
 
 def _stage_zero_s(manifest: Manifest) -> float | None:
     """Seconds of workers that the votes took."""
     if manifest.kind == "select":
         return choosing_s(manifest)
-    return next((float(stage["fit_seconds"]) for stage in manifest.cost.get("stages", [])), None)
+    return next((stage.fit_seconds for stage in manifest.cost.stages), None)
 
 
 def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
@@ -142,10 +143,10 @@ def _scores(run: Run, config: PruneConfig, stored: pa.Table) -> pa.Table:
         book = ScoreBook(
             ids_M=stored.column("id").to_numpy(),
             labels_M=stored.column("label").to_numpy(),
-            num_parts=len(stage["tasks"]),
+            num_parts=len(stage.tasks),
             votes_each=int(votes[0]),
         )
-        for index in range(len(stage["tasks"])):
+        for index in range(len(stage.tasks)):
             book.add(read_votes(run.folder, 0, index, run.manifest.files))
         table = score_columns(book.merge(config.combine))
     _check_score(run, config, _score_names(table.column_names))

@@ -13,6 +13,7 @@ from unseen_ray.core.outofcore.selection import IdBits
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.pruning.selection_by_passes import choose_streamed
 from unseen_ray.pruning.warnings import check_long_selection
+from unseen_ray.runs.entries import Cost
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file
 from unseen_ray.runs.run import Run, open_selection
 from unseen_ray.storage.tables import LongTable, TableWriter, copy_table
@@ -42,17 +43,17 @@ def select_long(run: Run, config: PruneConfig, scores: LongTable, *, chosen_from
     """
     known, total = run.manifest.files, scores.num_rows
     budget = budget_of(config.keep, total)
-    kept_C = np.zeros(run.manifest.source["num_classes"], np.int64)
+    kept_C = np.zeros(run.manifest.source.num_classes, np.int64)
     chosen, shards = choose_streamed(config, scores.batches, scores.schema.names, budget=budget, kept_C=kept_C)
     bits = IdBits()
     for ids in chosen.ids(shards):
         bits.add(ids)
     about = run.manifest.source
-    sizes_C, taken_C = np.asarray(about["class_counts"]), np.zeros_like(kept_C)
+    sizes_C, taken_C = np.asarray(about.class_counts), np.zeros_like(kept_C)
     for batch in scores.batches(["id", "label"]):
         labels = batch.column("label").to_numpy()[bits.has(batch.column("id").to_numpy())]
         taken_C += np.bincount(labels, minlength=len(taken_C))
-    check_long_selection(config, scores, bits.has, about["class_names"], sizes_C=sizes_C, kept_C=taken_C)
+    check_long_selection(config, scores, bits.has, about.class_names, sizes_C=sizes_C, kept_C=taken_C)
     new = open_selection(run, config)
     writer = TableWriter(new.folder, CORESET, budget)
     name = score_name(config.score)
@@ -75,7 +76,7 @@ def select_long(run: Run, config: PruneConfig, scores: LongTable, *, chosen_from
         **copy_table(new.folder, KEYS, run.folder, known),
         **copy_table(new.folder, scores_file(0), run.folder, known),
     }
-    return new.commit(files=files, cost={"seconds": 0.0, "chosen_from_s": chosen_from_s}, finished=True)
+    return new.commit(files=files, cost=Cost(seconds=0.0, chosen_from_s=chosen_from_s), finished=True)
 
 
 def in_step(first: Iterable[pa.Table], second: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, pa.Table]]:

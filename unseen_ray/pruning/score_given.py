@@ -26,12 +26,13 @@ from unseen_ray.data.sources.labels_only import read_npy
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.plugins import did_you_mean
-from unseen_ray.pruning.manifest_entries import population_entry, source_entry, stage_entry
+from unseen_ray.pruning.manifest_entries import source_entry, stage_entry, with_population
 from unseen_ray.pruning.merge import Merger, MergeRequest
 from unseen_ray.pruning.validate import check_functions
+from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import KEYS, vote_file
 from unseen_ray.runs.run import Run, open_scores
-from unseen_ray.runs.tasks import Job, Receipt
+from unseen_ray.runs.tasks import Job
 from unseen_ray.runs.votes import write_votes
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import write_table
@@ -82,7 +83,7 @@ def score_probs(
     _check_fit(votes, probs, info.labels_N, read_npy(labels), labels)
     parts = _parts_of(votes, None if folds is None else read_npy(folds), folds)
     population = make_population(info.labels_N, info.num_classes)
-    run = open_scores(config, {**source_entry(info), **population_entry(population, opened, np.empty(0, np.int64))})
+    run = open_scores(config, with_population(source_entry(info), population, opened, np.empty(0, np.int64)))
     job = Job(
         config=config,
         source=source_ref(config.source),
@@ -202,6 +203,7 @@ def _write(job: Job, index: int, ids_M: IntArray, probs_NC: FloatArray, labels_N
         gpu_seconds=0.0,
         node=platform.node(),
         device="cpu",
+        reused=False,
     )
     key = fingerprint_of(vote_file(0, index), probs.tobytes())
     return write_votes(Folder(job.out), 0, key, part, receipt)

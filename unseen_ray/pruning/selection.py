@@ -16,9 +16,10 @@ from unseen_ray.core.samples.population import Population
 from unseen_ray.errors import ConfigError, FitError
 from unseen_ray.plugins import function_of, offered
 from unseen_ray.pruning.selection_by_passes import is_streamed, rows_streamed, warn_of_memory
+from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.features import StoredFeatures, load_features, reads_features
 from unseen_ray.runs.run import Run
-from unseen_ray.runs.tasks import Receipt, needs_features
+from unseen_ray.runs.tasks import needs_features
 
 __all__ = ["Kept", "apply_policy", "features_for"]
 

@@ -84,7 +84,7 @@ def source_of(run: Run, source: Any = None) -> Source:
     if source is None and (name := own_function(run)):
         raise ConfigError(f"the run's source is {name}, a function of its user's own, which is not called here.")
     opened = open_source(_ref_of(run) if source is None else source_ref(source))
-    if opened.info.fingerprint != run.manifest.source["fingerprint"]:
+    if opened.info.fingerprint != run.manifest.source.fingerprint:
         raise DataError(
             f"source {opened.info.name} has changed since the run, or is another one: its samples are no longer those that were chosen. "
             "Bring the data back, or prune again."

@@ -67,12 +67,12 @@ def gather(run: Run) -> ReportFacts:
     tables = fullest_first(stored_tables(run.folder))
     evaluation = tables[0] if tables else None
     source = run.manifest.source
-    names = source["class_names"] or [str(number) for number in range(source["num_classes"])]
+    names = source.class_names or [str(number) for number in range(source.num_classes)]
     again = [found for found in (_neighbour(run, f"{SELECTIONS}/{name}") for name in _selections(run)) if found]
     fitting = _neighbour(run, FITTING)
     values = {
         "out": run.folder.root,
-        "source": source["name"],
+        "source": source.name,
         "samples": len(ids_M),
         "kept": coreset.num_rows,
         "keep": run.manifest.config["keep"],
@@ -82,9 +82,9 @@ def gather(run: Run) -> ReportFacts:
         "suspects": _suspects(run, table, stage_M >= 0, names),
         "model": run.manifest.config["fit"] or run.manifest.config["model"],
         "init": _init(run.manifest.config["recipe"]),
-        "stages": [{k: v for k, v in stage.items() if k != "tasks"} for stage in run.manifest.stages],
+        "stages": [stage.sizes() for stage in run.manifest.stages],
         "choosing_s": choosing_s(run.manifest),
-        "cost": run.manifest.cost,
+        "cost": run.manifest.cost.to_json(),
         "evaluation": evaluation,
         "other_evaluations": tables[1:],
         "distribution": _distribution(run, fitting, table, score),
@@ -182,25 +182,25 @@ def _importance(run: Run, table: pa.Table, score: str) -> list[dict[str, Any]]:
     reads = len(run.manifest.stages) > 1 and not own and needs_features(config)
     features = load_features(run.folder, run.manifest.files, ids_M) if reads else None
     for stage in run.manifest.stages[1:]:
-        later = run.table(scores_file(stage["index"]))
+        later = run.table(scores_file(stage.index))
         candidates = later.column("id").to_numpy()
         places = np.searchsorted(ids_M, candidates)
         before = zero_M[places]
         after = later.column(score).to_numpy()
-        picked = coreset.filter(pc.equal(coreset.column("stage"), stage["index"])).column("id").to_numpy()
-        earlier = coreset.filter(pc.less(coreset.column("stage"), stage["index"]))
+        picked = coreset.filter(pc.equal(coreset.column("stage"), stage.index)).column("id").to_numpy()
+        earlier = coreset.filter(pc.less(coreset.column("stage"), stage.index))
         kept_ids, kept_labels = (earlier.column(name).to_numpy() for name in ("id", "label"))
-        kept = Kept.of(kept_ids, kept_labels, run.manifest.source["num_classes"])
+        kept = Kept.of(kept_ids, kept_labels, run.manifest.source.num_classes)
         overlap = math.nan
         if not own:
             of_zero = table.take(pa.array(places))
-            as_before = apply_policy(config, of_zero, budget=stage["added"], kept=kept, features=features)
-            overlap = len(np.intersect1d(candidates[as_before], picked)) / stage["added"]
+            as_before = apply_policy(config, of_zero, budget=stage.added, kept=kept, features=features)
+            overlap = len(np.intersect1d(candidates[as_before], picked)) / stage.added
         found.append(
             {
-                "stage": stage["index"],
+                "stage": stage.index,
                 "candidates": later.num_rows,
-                "added": stage["added"],
+                "added": stage.added,
                 "rank_correlation": rank_correlation(before, after),
                 "overlap": overlap,
                 "cells": _cells(before, after),

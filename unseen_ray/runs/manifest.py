@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
 from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.runs.entries import Cost, SourceEntry, StageEntry
 from unseen_ray.runs.layout import MANIFEST, MANIFEST_COPY, is_result
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
 from unseen_ray.storage.filesystem import Folder
@@ -16,10 +18,11 @@ __all__ = ["SCHEMA_VERSION", "Manifest", "has_copy", "read_manifest", "write_man
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+_OF_FINISHED = {"class_counts", "holdout", "skipped", "skipped_ids"}
+_CONFIGURED = {"keep", "recipe", "model", "fit", "combine"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
+class Manifest(BaseModel):
     """A run folder's table of contents.
 
     Attributes:
@@ -36,22 +39,39 @@ class Manifest:
         finished: whether coreset.parquet is final.
     """
 
+    model_config = ConfigDict(frozen=True)
+
     schema_version: int = SCHEMA_VERSION
     created: str
     kind: str = "prune"
     config: dict[str, Any]
     asked: dict[str, Any]
-    source: dict[str, Any]
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    files: dict[str, str] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    cost: dict[str, Any] = field(default_factory=dict)
+    source: SourceEntry
+    stages: list[StageEntry] = []
+    files: dict[str, str] = {}
+    environment: dict[str, Any] = {}
+    cost: Cost = Cost()
     finished: bool = False
+
+    @model_validator(mode="after")
+    def _holds_what_is_relied_on(self) -> Manifest:
+        if strangers := [name for name in self.files if not is_result(name)]:
+            raise ValueError(f"files names {strangers[0]!r}, which no run of ours has")
+        if self.finished:
+            if missing := _OF_FINISHED - self.source.model_fields_set:
+                raise ValueError(f"source lacks {', '.join(sorted(missing))}")
+            if missing := _CONFIGURED - self.config.keys():
+                raise ValueError(f"config lacks {', '.join(sorted(missing))}")
+        return self
+
+    def changed(self, **values: Any) -> Manifest:
+        """A manifest with some fields changed, checked again."""
+        return Manifest(**{**dict(self), **values})
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
     """Put the manifest in place, then a copy of it, if that can be; readers see the old one or the new one, whole."""
-    data = to_checked_json(asdict(manifest))
+    data = to_checked_json(manifest.model_dump())
     folder.write(MANIFEST, data, durable=True)
     try:
         folder.write(MANIFEST_COPY, data, durable=True)
@@ -102,37 +122,15 @@ def _read(folder: Folder, name: str) -> Manifest | None:
             raise ConfigError(
                 f"{path} has schema_version {version}; this unseen_ray reads up to {SCHEMA_VERSION}. Upgrade unseen_ray."
             )
-        manifest = Manifest(**{name: values[name] for name in Manifest.__slots__ if name in values})
-        _check_form(manifest)
+        return Manifest.model_validate(values)
     except ConfigError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StorageError(
-            f"{path} is damaged: {type(error).__name__}: {error}. Restore it, or start in a new folder."
-        ) from None
-    return manifest
+    except (ValueError, KeyError, TypeError) as error:
+        said = _problem_of(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+        raise StorageError(f"{path} is damaged: {said}. Restore it, or start in a new folder.") from None
 
 
-def _check_form(manifest: Manifest) -> None:
-    """TypeError or KeyError if a part that is relied on is missing or of another kind."""
-    kinds = {
-        "config": dict,
-        "asked": dict,
-        "source": dict,
-        "stages": list,
-        "files": dict,
-        "cost": dict,
-        "environment": dict,
-    }
-    for name, kind in kinds.items():
-        if not isinstance(getattr(manifest, name), kind):
-            raise TypeError(f"{name} is a {type(getattr(manifest, name)).__name__}, not a {kind.__name__}")
-    if strangers := [name for name in manifest.files if not is_result(name)]:
-        raise ValueError(f"files names {strangers[0]!r}, which no run of ours has")
-    needed = {"fingerprint", "num_samples", "num_classes", "class_names"}
-    if manifest.finished:
-        needed |= {"class_counts", "holdout", "skipped", "skipped_ids"}
-    if missing := needed - manifest.source.keys():
-        raise KeyError(f"source lacks {', '.join(sorted(missing))}")
-    if manifest.finished and not {"keep", "recipe", "model", "fit", "combine"} <= manifest.config.keys():
-        raise KeyError("config lacks fields")
+def _problem_of(error: ValidationError) -> str:
+    """The first thing that is wrong, by the place where it stands."""
+    first = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, "))))

@@ -16,6 +16,7 @@ import pyarrow as pa
 from unseen_ray.config.run import FREE_FIELDS, PruneConfig
 from unseen_ray.core.samples.coreset import Coreset
 from unseen_ray.errors import ClusterError, ConfigError, DataError, RunInUseError, StorageError
+from unseen_ray.runs.entries import Cost, SourceEntry
 from unseen_ray.runs.layout import (
     CHECKPOINTS,
     LEASE,
@@ -75,7 +76,7 @@ class Run:
         self.check_ours()
         if self.replaces:
             clear_run(self.folder)
-        manifest = replace(self.manifest, **changes)
+        manifest = self.manifest.changed(**changes)
         write_manifest(self.folder, manifest)
         return replace(self, manifest=manifest, replaces=False)
 
@@ -90,7 +91,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(config: PruneConfig, source: dict[str, Any], *, fresh: bool = False) -> Iterator[Run]:
+def open_run(config: PruneConfig, source: SourceEntry, *, fresh: bool = False) -> Iterator[Run]:
     """Begin a run in `config.out`, or go on with the one that is there; no other driver works on it meanwhile.
 
     Args:
@@ -120,7 +121,7 @@ def open_run(config: PruneConfig, source: dict[str, Any], *, fresh: bool = False
 
 
 def _taken(
-    stack: contextlib.ExitStack, folder: Folder, asked: dict[str, Any], source: dict[str, Any], replaces: bool
+    stack: contextlib.ExitStack, folder: Folder, asked: dict[str, Any], source: SourceEntry, replaces: bool
 ) -> Run:
     """The run of a folder, or a new one, with the lock, which the stack lets go."""
     lease = stack.enter_context(held(folder))
@@ -202,8 +203,7 @@ def _files_of_ours(folder: Folder) -> list[str]:
 def open_selection(run: Run, config: PruneConfig) -> Run:
     """Begin a folder for a choice made again from a finished run; ConfigError if it holds anything."""
     asked = config.to_json()
-    manifest = replace(
-        run.manifest,
+    manifest = run.manifest.changed(
         created=now(),
         kind="select",
         config={
@@ -213,13 +213,13 @@ def open_selection(run: Run, config: PruneConfig) -> Run:
         asked=asked,
         stages=[],
         files={},
-        cost={},
+        cost=Cost(),
         finished=False,
     )
     return _begin(config, manifest)
 
 
-def open_scores(config: PruneConfig, source: dict[str, Any]) -> Run:
+def open_scores(config: PruneConfig, source: SourceEntry) -> Run:
     """Begin a folder for scores that nothing is chosen by yet; ConfigError if it holds anything.
 
     Args:
@@ -267,7 +267,7 @@ def load_run(path: str, *, to_choose: bool = False) -> Run:
 def choosing_s(manifest: Manifest) -> float | None:
     """Seconds of workers that the choice of a run's coreset took: of all its fits, or of the stage 0 that it was chosen from."""
     cost = manifest.cost
-    return cost.get("chosen_from_s") if manifest.kind == "select" else cost.get("fit_seconds")
+    return cost.chosen_from_s if manifest.kind == "select" else cost.fit_seconds
 
 
 def coreset_of(table: pa.Table) -> Coreset:
@@ -326,7 +326,7 @@ def _is_untouched(folder: Folder, manifest: Manifest) -> bool:
     return not Folder(folder.path(votes_folder(0))).names() and not Folder(folder.path(CHECKPOINTS)).files()
 
 
-def _found(folder: Folder, asked: dict[str, Any], source: dict[str, Any]) -> Run | None:
+def _found(folder: Folder, asked: dict[str, Any], source: SourceEntry) -> Run | None:
     """The run that a folder holds; None where one may begin; ConfigError where it holds something else."""
     others = [name for name in folder.names() if name != LEASE and not is_temporary(name)]
     manifest = read_manifest(folder)  # after the names: whoever begins a run there meanwhile writes it first
@@ -362,7 +362,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _check_same(folder: Folder, manifest: Manifest, asked: dict[str, Any], source: dict[str, Any]) -> None:
+def _check_same(folder: Folder, manifest: Manifest, asked: dict[str, Any], source: SourceEntry) -> None:
     before = manifest.asked
     if manifest.kind != "prune":
         raise ConfigError(f"out={folder.root} holds the result of `unseen-ray {manifest.kind}`. Name a new folder.")
@@ -372,10 +372,8 @@ def _check_same(folder: Folder, manifest: Manifest, asked: dict[str, Any], sourc
         for name in {**here, **there}
         if name not in (*FREE_FIELDS, *_SOURCES) and there.get(name) != here.get(name)
     ]
-    if manifest.source.get("fingerprint") != source["fingerprint"]:
-        differing.append(
-            f"the data itself ({manifest.source.get('num_samples')} samples there, {source['num_samples']} here)"
-        )
+    if manifest.source.fingerprint != source.fingerprint:
+        differing.append(f"the data itself ({manifest.source.num_samples} samples there, {source.num_samples} here)")
     if differing:
         raise ConfigError(
             f"out={folder.root} holds a run with another configuration; it differs in {'; '.join(differing)}. "

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import CHECKPOINTS, MANIFEST, checkpoint_file, is_fit_folder, votes_folder
 from unseen_ray.runs.manifest import Manifest, read_manifest
-from unseen_ray.runs.tasks import Receipt
 from unseen_ray.runs.votes import read_receipt
 from unseen_ray.storage.filesystem import Folder, filesystem_of
 from unseen_ray.storage.lock import Holder, holder_of
@@ -119,7 +119,7 @@ class Watcher:
                 f"{self.folder.root} holds a sweep; give one of its runs, such as {self.folder.path('trials/NAME/seed-0')}."
             )
         stages, at = _num_stages(manifest), min(len(manifest.stages), _num_stages(manifest) - 1)
-        done = [Receipt.from_json(task) for stage in manifest.stages for task in stage.get("tasks", [])]
+        done = [receipt for stage in manifest.stages for receipt in stage.tasks]
         if len(manifest.stages) == at:
             done += self._voted(at)
         tasks = [_done(receipt) for receipt in done]
@@ -128,8 +128,8 @@ class Watcher:
             tasks += [task for task in self._in_training() if task.name not in names]
         return RunStatus(
             path=self.folder.root,
-            source=str(manifest.source.get("name", "")),
-            samples=manifest.source["num_samples"],
+            source=manifest.source.name,
+            samples=manifest.source.num_samples,
             kept=_kept(manifest),
             finished=manifest.finished,
             stage=at,
@@ -206,5 +206,5 @@ def _num_tasks(manifest: Manifest, stage: int) -> int:
 
 def _kept(manifest: Manifest) -> int:
     if manifest.kind == "select":  # a choice has no stages of its own
-        return round(float(manifest.config["keep"]) * int(manifest.source["num_samples"]))
-    return sum(int(stage["added"]) for stage in manifest.stages)
+        return round(float(manifest.config["keep"]) * manifest.source.num_samples)
+    return sum(stage.added for stage in manifest.stages)

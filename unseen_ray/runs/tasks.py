@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import SourceRef
 from unseen_ray.plugins import function_of
 
-__all__ = ["EvalResult", "Job", "Progress", "Receipt", "carries_probs", "keeps_features", "needs_features"]
+__all__ = ["EvalResult", "Job", "Progress", "carries_probs", "keeps_features", "needs_features"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -150,53 +150,6 @@ class Progress:
     images_per_s: float = float("nan")
     passes: int = 0
     earlier: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
-    """What a finished scoring task says of itself; its votes are on storage by then.
-
-    Attributes:
-        index: place in the stage.
-        task: its name.
-        files: SHA-256 of each file it wrote, by name.
-        trained: samples it trained on.
-        scored: samples it scored.
-        image_passes: samples that went through training, over all epochs.
-        accuracy: share of the scored samples that it got right.
-        train_accuracy: of the last epoch, as trained; NaN where the user's own fit trains.
-        seconds: from start to finish.
-        worker_seconds: the same, added up over the workers that shared the fit.
-        gpu_seconds: of these, on GPUs.
-        node: host it ran on.
-        device: `cpu` or the GPU.
-        reused: whether an earlier start of the run had finished it, or a worker that was given up.
-    """
-
-    index: int
-    task: str
-    files: dict[str, str]
-    trained: int
-    scored: int
-    image_passes: int
-    accuracy: float
-    train_accuracy: float
-    seconds: float
-    worker_seconds: float
-    gpu_seconds: float
-    node: str
-    device: str
-    reused: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {name: None if value != value else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Receipt:
-        """What `to_json` described."""
-        restored: dict[str, Any] = {name: float("nan") if value is None else value for name, value in values.items()}
-        return cls(**restored)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from unseen_ray.core.arrays import FloatArray
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import StorageError
+from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import FEATURES, probs_beside, vote_file
-from unseen_ray.runs.tasks import Receipt
 from unseen_ray.storage.filesystem import Folder, filesystem_of
 from unseen_ray.storage.retry import may_pass, retried_at_length
 from unseen_ray.storage.tables import sha256_of_file, sha256_of_stream
@@ -72,7 +72,7 @@ def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: R
         "p_label": pa.array(part.p_label_M, pa.float32()),
         **{score: pa.array(values, pa.float32()) for score, values in part.scores.items()},
     }
-    receipt = replace(receipt, files=files)
+    receipt = receipt.model_copy(update={"files": files})
     metadata = {_KEY: key.encode(), _RECEIPT: json.dumps(receipt.to_json()).encode()}
     table = pa.table(columns).replace_schema_metadata(metadata)
     table = table.replace_schema_metadata({**metadata, _SHA256: _content_of(table)})
@@ -82,7 +82,7 @@ def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: R
         if (stands := find_receipt(folder, stage, part.index, key)) is not None:
             return stands
         digest = folder.write_table(name, table, row_group=ROW_GROUP)  # in place of what is damaged, or of other work
-    return _as_it_stands(folder, stage, key, replace(receipt, files={**files, name: digest}))
+    return _as_it_stands(folder, stage, key, receipt.model_copy(update={"files": {**files, name: digest}}))
 
 
 def _as_it_stands(folder: Folder, stage: int, key: str, receipt: Receipt) -> Receipt:
@@ -110,7 +110,7 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
         return None  # no task of ours writes another
     if any(sha256_of_file(folder, beside) != said for beside, said in receipt.files.items()):
         return None
-    return replace(receipt, files={**receipt.files, name: digest}, reused=True)
+    return receipt.model_copy(update={"files": {**receipt.files, name: digest}, "reused": True})
 
 
 def _whole_of(path: str, key: str) -> tuple[Receipt, str] | None:
@@ -187,12 +187,12 @@ def borrow_votes(
             if data is None:
                 return None
             folder.write(file, data)
-        return replace(receipt, task=name or receipt.task)
+        return receipt.model_copy(update={"task": name or receipt.task})
     part = replace(read_votes(lender, *at, receipt.files), index=index)
     for file in receipt.files.keys() & {FEATURES}:
         part = replace(part, features_ND=lender.read_array(file, receipt.files[file]))
-    moved = replace(receipt, index=index, task=name or receipt.task, reused=False)
-    return replace(write_votes(folder, stage, key, part, moved), reused=True)
+    moved = receipt.model_copy(update={"index": index, "task": name or receipt.task, "reused": False})
+    return write_votes(folder, stage, key, part, moved).model_copy(update={"reused": True})
 
 
 def read_votes(folder: Folder, stage: int, index: int, digests: Mapping[str, str] | None = None) -> VotePart:

@@ -139,9 +139,9 @@ def _check_folder(folder: Folder, config: SweepConfig, info: SourceInfo) -> str:
         raise ConfigError(
             f"out={config.out} holds {', '.join(others[:3])} and no sweep. Name a new or an empty folder."
         )
-    if before is not None and before.source.get("fingerprint") != info.fingerprint:
+    if before is not None and before.source.fingerprint != info.fingerprint:
         raise ConfigError(
-            f"out={config.out} holds a sweep over other data ({before.source.get('num_samples')} samples there, {len(info)} here). "
+            f"out={config.out} holds a sweep over other data ({before.source.num_samples} samples there, {len(info)} here). "
             "Name a new folder."
         )
     return now() if before is None else before.created

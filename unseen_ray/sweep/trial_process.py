@@ -22,10 +22,11 @@ from unseen_ray.evaluation.trainings import Chosen, evaluate
 from unseen_ray.execution.ray.executor import ClusterContext, RayExecutor
 from unseen_ray.pruning.pipeline import prune
 from unseen_ray.pruning.plan import with_model
+from unseen_ray.runs.entries import Receipt, StageEntry
 from unseen_ray.runs.evaluation_file import known_results
 from unseen_ray.runs.layout import CORESET, vote_file
 from unseen_ray.runs.run import Run
-from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
+from unseen_ray.runs.tasks import EvalResult, Progress
 from unseen_ray.runs.votes import read_key
 from unseen_ray.runs.work_cache import WorkCache
 from unseen_ray.storage.filesystem import Folder
@@ -168,7 +169,7 @@ class _Trial:
         aside = config.model_copy(update={"out": f"{config.out}/measured"})
         before: list[str] = []
 
-        def on_stage(stages: list[dict[str, Any]], ids: IdArray) -> None:
+        def on_stage(stages: list[StageEntry], ids: IdArray) -> None:
             outcome = self._measure(executor.beside(), aside, ids, stages)
             before.extend(outcome.measured)
             self._note(RUNNING, [outcome])
@@ -188,9 +189,7 @@ class _Trial:
             executor.close()
         return replace(outcome, measured=(*dict.fromkeys([*before, *outcome.measured]),), trainings=_trainings_of(run))
 
-    def _measure(
-        self, executor: RayExecutor, config: PruneConfig, ids: IdArray, stages: list[dict[str, Any]]
-    ) -> _Outcome:
+    def _measure(self, executor: RayExecutor, config: PruneConfig, ids: IdArray, stages: list[StageEntry]) -> _Outcome:
         """Train the proxy on a coreset and its baselines, and measure on the holdout."""
         sweep = self._common.sweep
         try:
@@ -213,9 +212,9 @@ class _Trial:
             kept=len(ids),
             fraction=config.fractions()[len(stages) - 1],
             accuracies={arm.name: arm.accuracies for arm in table.arms},
-            choosing_seconds=sum(stage["fit_seconds"] for stage in stages),
-            gpu_seconds=sum(stage["gpu_seconds"] for stage in stages),
-            image_passes=sum(stage["image_passes"] + stage["scored"] for stage in stages),
+            choosing_seconds=sum(stage.fit_seconds for stage in stages),
+            gpu_seconds=sum(stage.gpu_seconds for stage in stages),
+            image_passes=sum(stage.image_passes + stage.scored for stage in stages),
             measured=tuple(known_results(Folder(config.out))),
         )
 
@@ -261,9 +260,9 @@ def _proxied(sweep: SweepConfig, config: PruneConfig, ground: ClusterContext) ->
 def _trainings_of(run: Run) -> tuple[tuple[int, str], ...]:
     """Stage and name of every scoring model behind a run, whoever trained it."""
     return tuple(
-        (stage["index"], (read_key(run.folder, vote_file(stage["index"], task["index"])) or "unknown")[:16])
+        (stage.index, (read_key(run.folder, vote_file(stage.index, task.index)) or "unknown")[:16])
         for stage in run.manifest.stages
-        for task in stage["tasks"]
+        for task in stage.tasks
     )
 
 

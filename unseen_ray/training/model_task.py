@@ -20,7 +20,8 @@ from unseen_ray.data.images.loading import load_plane
 from unseen_ray.data.sources.registry import open_source
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import name_of, plug_of
-from unseen_ray.runs.tasks import EvalResult, Progress, Receipt
+from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.tasks import EvalResult, Progress
 from unseen_ray.storage.filesystem import Folder, is_uri
 from unseen_ray.training.hardware import check_precision, numerics, seed_generators
 from unseen_ray.training.initial_weights import start_from

@@ -13,7 +13,8 @@ from unseen_ray.config.score_columns import StoredScores, stored_scores
 from unseen_ray.core.arrays import IdArray, LabelArray
 from unseen_ray.core.predictions import Predictions
 from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen
-from unseen_ray.runs.tasks import Job, Progress, Receipt
+from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.tasks import Job, Progress
 from unseen_ray.runs.votes import find_receipt, write_votes
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.loop.epochs import EpochStats
@@ -164,6 +165,7 @@ class TaskRunner:
             gpu_seconds=worker_seconds if self.device != "cpu" else 0.0,
             node=platform.node(),
             device=self.device,
+            reused=False,
         )
 
     def _event(self, name: str, **facts: Any) -> Progress:

@@ -18,7 +18,8 @@ from unseen_ray.training.user_fit import custom_log_probs
 if TYPE_CHECKING:
     from unseen_ray.core.predictions import Predictions
     from unseen_ray.core.tasks import ScoreTask
-    from unseen_ray.runs.tasks import Progress, Receipt
+    from unseen_ray.runs.entries import Receipt
+    from unseen_ray.runs.tasks import Progress
     from unseen_ray.training.task_runner import TaskRunner
 
 __all__ = ["UserTask", "when_imported"]

@@ -24,30 +24,30 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
     """What a finished run amounts to."""
     manifest = result.manifest
     source = manifest.source
-    counts = np.asarray(source["class_counts"])
+    counts = np.asarray(source.class_counts)
     kept = np.zeros(len(counts), np.int64)
     for batch in LongTable(result.run.folder, CORESET, manifest.files).batches(["label"]):
         kept += np.bincount(batch.column("label").to_numpy(), minlength=len(counts))
     values: dict[str, Any] = {
         "out": result.path,
-        "source": source["name"],
-        "num_samples": source["num_samples"],
+        "source": source.name,
+        "num_samples": source.num_samples,
         "kept": int(kept.sum()),
         "keep": manifest.config["keep"],
         "mode": manifest.config["mode"],
-        "holdout": source["holdout"],
-        "skipped": len(source["skipped"]),
+        "holdout": source.holdout,
+        "skipped": len(source.skipped),
         "score": score_name(manifest.config["score"]),
         "policy": score_name(manifest.config["policy"]),
         "model": manifest.config["fit"] or manifest.config["model"],
         "precision": manifest.config["recipe"]["precision"],
-        "stages": [{k: v for k, v in stage.items() if k != "tasks"} for stage in manifest.stages],
-        "cost": manifest.cost,
+        "stages": [stage.sizes() for stage in manifest.stages],
+        "cost": manifest.cost.to_json(),
         "coreset": f"{result.path}/{CORESET}",
         "scores": f"{result.path}/{scores_file(0)}",
         "suspects": _suspects(result),
     }
-    names = source["class_names"] or [str(number) for number in range(len(counts))]
+    names = source.class_names or [str(number) for number in range(len(counts))]
     values["classes"] = [
         {"class": names[c], "samples": int(counts[c]), "kept": int(kept[c])} for c in range(len(counts)) if counts[c]
     ]

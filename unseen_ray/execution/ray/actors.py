@@ -12,6 +12,7 @@ from unseen_ray.data.images.planes import BadSample, Plane, decode_range
 from unseen_ray.data.sources.registry import Source, SourceRef, open_source
 from unseen_ray.errors import ConfigError
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
+from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import MANIFEST, MANIFEST_COPY
 from unseen_ray.storage.filesystem import Folder
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from unseen_ray.config.recipe import Precision
     from unseen_ray.core.arrays import LabelArray
     from unseen_ray.core.tasks import EvalTask, ScoreTask
-    from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
+    from unseen_ray.runs.entries import Receipt
+    from unseen_ray.runs.tasks import EvalResult, Job, Progress
 
 __all__ = ["Aggregator", "FoldWorker", "device_of_actor"]
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from unseen_ray.core.tasks import EvalTask, ScoreTask
     from unseen_ray.execution.ray.capacity import Resources
     from unseen_ray.pruning.executor import Observer
-    from unseen_ray.runs.tasks import EvalResult, Job, Progress, Receipt
+    from unseen_ray.runs.entries import Receipt
+    from unseen_ray.runs.tasks import EvalResult, Job, Progress
 
 __all__ = ["train_together"]
 

@@ -25,13 +25,15 @@ from unseen_ray.execution.ray.merge_actors import Aggregators
 from unseen_ray.execution.ray.metrics import Meter
 from unseen_ray.pruning.executor import Observer, Prepared
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
+from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.pixel_cache import plan_files
 
 if TYPE_CHECKING:
     from unseen_ray.core.arrays import IdArray
     from unseen_ray.core.tasks import EvalTask, ScoreTask
     from unseen_ray.data.sources.registry import Source
-    from unseen_ray.runs.tasks import EvalResult, Job, Receipt
+    from unseen_ray.runs.entries import Receipt
+    from unseen_ray.runs.tasks import EvalResult, Job
 
 __all__ = ["ClusterContext", "RayExecutor"]
 
