@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
+import functools
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from pyarrow.fs import copy_files
 
-from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.errors import ConfigError
 from unseen_ray.execution.session import PruneResult, load, run_of
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.reporting.dataset import check_file, own_function, pack, source_of
 from unseen_ray.runs.layout import CORESET
-from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.filesystem import ROW_GROUP, absolute_path, filesystem_of, is_uri
 from unseen_ray.storage.path_text import path_problem
+from unseen_ray.storage.retry import retried
+from unseen_ray.storage.tables import LongTable
 
 if TYPE_CHECKING:
     from torch.utils.data import Subset
@@ -29,6 +35,8 @@ ENDINGS = {
     ".csv": "id, key, label, stage, score",
     ".parquet": "id, key, label, stage, score",
 }
+
+_LINES = 2**14  # keys that are Python's strings at once
 
 
 def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[str]) -> int:
@@ -59,13 +67,13 @@ def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[s
             f"pruned data set.{did_you_mean(ending, ENDINGS)}"
         )
     check_file(to, run)
-    table = run.table(CORESET)
-    parent, _, name = to.replace(os.sep, "/").rpartition("/")
+    table = LongTable(run.folder, CORESET, run.manifest.files).verified()
     try:
-        Folder(parent or ("/" if to.startswith("/") else ".")).write(name, _bytes_of(table, ending))
-    except StorageError as error:
+        with _put_in_place(to) as stream:
+            _WRITERS[ending](table, stream)
+    except OSError as error:
         raise ConfigError(f"--to {to} cannot be written: {error}") from None
-    return int(table.num_rows)
+    return table.num_rows
 
 
 def torch_subset(
@@ -99,26 +107,79 @@ def torch_subset(
     return subset_of(source_of(done.run, source), done.coreset.ids, transform)
 
 
-def _bytes_of(table: pa.Table, ending: str) -> bytes:
-    if ending == ".npy":
-        buffer = io.BytesIO()
-        np.save(buffer, table.column("id").to_numpy(), allow_pickle=False)
-        return buffer.getvalue()
-    if ending == ".txt":
-        keys = table.column("key").to_pylist()
-        broken = next((key for key in keys if "\n" in key or "\r" in key), None)
-        if broken is not None:
-            raise ConfigError(
-                f"key {broken!r} holds a line break, so that one key a line cannot hold it. Export to .csv or .parquet."
-            )
-        return "".join(f"{key}\n" for key in keys).encode()
-    sink = pa.BufferOutputStream()
-    if ending == ".csv":
-        import pyarrow.csv
+@contextlib.contextmanager
+def _put_in_place(to: str) -> Iterator[IO[bytes]]:
+    """A file to write, which stands in its place, whole, in the end; what fails leaves there what was there."""
+    if is_uri(to):
+        with tempfile.TemporaryDirectory(prefix="unseen-ray-export-") as scratch:
+            with open(os.path.join(scratch, "file"), "xb") as stream:
+                yield stream
+            fs, target = filesystem_of(to)
+            retried(to, functools.partial(copy_files, stream.name, target, destination_filesystem=fs))
+        return
+    path = absolute_path(to)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    aside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        with open(aside, "xb") as stream:
+            yield stream
+        os.replace(aside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
 
-        pyarrow.csv.write_csv(table, sink)
-    else:
-        import pyarrow.parquet as pq
 
-        pq.write_table(table, sink, compression="zstd")
-    return bytes(sink.getvalue().to_pybytes())
+def _write_ids(table: LongTable, stream: IO[bytes]) -> None:
+    header = {"descr": "<i8", "fortran_order": False, "shape": (table.num_rows,)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    for batch in table.batches(["id"]):
+        stream.write(batch.column("id").to_numpy().astype("<i8", copy=False).tobytes())
+
+
+def _write_keys(table: LongTable, stream: IO[bytes]) -> None:
+    for batch in table.batches(["key"]):
+        column = batch.column("key")
+        for start in range(0, len(column), _LINES):
+            keys = column.slice(start, _LINES).to_pylist()
+            broken = next((key for key in keys if "\n" in key or "\r" in key), None)
+            if broken is not None:
+                raise ConfigError(
+                    f"key {broken!r} holds a line break, so that one key a line cannot hold it. Export to .csv or .parquet."
+                )
+            stream.write("".join(f"{key}\n" for key in keys).encode())
+
+
+def _write_csv(table: LongTable, stream: IO[bytes]) -> None:
+    import pyarrow.csv
+
+    with pyarrow.csv.CSVWriter(stream, table.schema) as writer:
+        for batch in table.batches():
+            writer.write_batch(batch)
+
+
+def _write_parquet(table: LongTable, stream: IO[bytes]) -> None:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(stream, table.schema, compression="zstd") as writer:
+        for group in _groups(table.batches()):
+            writer.write_table(group)
+
+
+def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Batches put together to row groups, so that a file has few of them, as if it had been written at once."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(each.num_rows for each in held) >= ROW_GROUP:
+            yield pa.Table.from_batches(held)
+            held = []
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+_WRITERS: dict[str, Callable[[LongTable, IO[bytes]], None]] = {
+    ".npy": _write_ids,
+    ".txt": _write_keys,
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+}

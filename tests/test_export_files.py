@@ -1,0 +1,105 @@
+"""What is exported as a file is written by pieces, to the byte what it would be if it were written at once."""
+
+from __future__ import annotations
+
+import io
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+import unseen_ray as ur
+from unseen_ray.errors import StorageError
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.tables import TableWriter
+
+ENDINGS = (".npy", ".txt", ".csv", ".parquet")
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> ur.PruneResult:
+    fields = {"keep": 0.5, "folds": 2, "recipe": {"epochs": 1, "min_steps": 0}, "executor": "local"}
+    out = tmp_path_factory.mktemp("export") / "run"
+    return ur.prune(ur.PruneConfig(source={"use": "digits", "limit": 300}, out=out, **fields))
+
+
+def at_once(table: pa.Table, ending: str) -> bytes:
+    """The same from the whole table."""
+    if ending == ".txt":
+        return "".join(f"{key}\n" for key in table.column("key").to_pylist()).encode()
+    stream, sink = io.BytesIO(), pa.BufferOutputStream()
+    if ending == ".npy":
+        np.save(stream, table.column("id").to_numpy())
+        return stream.getvalue()
+    pyarrow.csv.write_csv(table, sink) if ending == ".csv" else pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def long_coreset(result: ur.PruneResult, out: Path, rows: int, key: Callable[[int], str]) -> ur.PruneResult:
+    """A run in `out` like another one, with a longer coreset."""
+    ids = np.arange(rows)
+    columns = {"id": ids, "key": pa.array([key(number) for number in range(rows)]), "label": ids % 10}
+    more = {"stage": np.zeros(rows, np.int32), "score": (ids % 977).astype(np.float32) / 977}
+    folder = Folder(str(out))
+    writer = TableWriter(folder, "coreset.parquet", rows)
+    writer.add(pa.table({**columns, **more}))
+    manifest = replace(result.manifest, files={**result.manifest.files, **writer.close()})
+    return replace(result, run=replace(result.run, folder=folder, manifest=manifest))
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_short_coreset(result: ur.PruneResult, tmp_path: Path, ending: str) -> None:
+    to = tmp_path / "new" / f"kept{ending}"
+    assert ur.export(result, to) == 150
+    assert to.read_bytes() == at_once(result.run.table("coreset.parquet"), ending)
+    assert [path.name for path in to.parent.iterdir()] == [to.name]
+
+
+def test_a_coreset_of_several_row_groups(result: ur.PruneResult, tmp_path: Path) -> None:
+    long = long_coreset(result, tmp_path / "run", 2**20 + 2**18 + 17, lambda number: f"images/{number:08d}.png")
+    table = long.run.table("coreset.parquet")
+    wanted = {ending: at_once(table, ending) for ending in ENDINGS}
+    del table
+    for ending in ENDINGS:
+        before = pa.total_allocated_bytes()
+        tracemalloc.start()
+        assert ur.export(long, tmp_path / f"kept{ending}") == 2**20 + 2**18 + 17
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (tmp_path / f"kept{ending}").read_bytes() == wanted[ending], ending
+        assert peak < 16 * 2**20, f"{ending}: Python held {peak / 2**20:.0f} MiB"
+        assert pa.total_allocated_bytes() - before < 2**20
+
+
+def test_a_key_with_a_line_break_leaves_what_was_there(result: ur.PruneResult, tmp_path: Path) -> None:
+    broken = long_coreset(
+        result, tmp_path / "run", 2**18 + 5, lambda number: "a\nb" if number == 2**18 + 1 else f"{number}.png"
+    )
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "kept.txt").write_text("before")
+    with pytest.raises(ur.ConfigError, match=r"key 'a\\nb' holds a line break"):
+        ur.export(broken, tmp_path / "kept" / "kept.txt")
+    assert [(path.name, path.read_text()) for path in (tmp_path / "kept").iterdir()] == [("kept.txt", "before")]
+
+
+def test_a_damaged_coreset_is_not_exported(result: ur.PruneResult, tmp_path: Path) -> None:
+    long = long_coreset(result, tmp_path / "run", 300, str)
+    path = tmp_path / "run" / "coreset.parquet"
+    data = path.read_bytes()
+    path.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+    for ending in ENDINGS:
+        with pytest.raises(StorageError, match="damaged"):
+            ur.export(long, tmp_path / f"kept{ending}")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_place_that_cannot_be_written_is_named(result: ur.PruneResult, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ur.ConfigError, match=r"--to .*kept\.npy cannot be written"):
+        ur.export(result, tmp_path / "file" / "kept.npy")
