@@ -49,7 +49,7 @@ def long_coreset(result: ur.PruneResult, out: Path, rows: int, key: Callable[[in
     folder = Folder(str(out))
     writer = TableWriter(folder, "coreset.parquet", rows)
     writer.add(pa.table({**columns, **more}))
-    manifest = replace(result.manifest, files={**result.manifest.files, **writer.close()})
+    manifest = result.manifest.changed(files={**result.manifest.files, **writer.close()})
     return replace(result, run=replace(result.run, folder=folder, manifest=manifest))
 
 

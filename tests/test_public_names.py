@@ -42,6 +42,12 @@ def test_the_promised_names_are_public() -> None:
     assert sorted(ur.__all__) == sorted(set(ur.__all__))
 
 
+def test_importing_a_folder_takes_no_public_name_away() -> None:
+    for name in MODULES:
+        imported(name)
+    assert [name for name in ur.__all__ if isinstance(getattr(ur, name), ModuleType)] == ["core"]
+
+
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(AttributeError, match="module 'unseen_ray' has no attribute 'prun'"):
         _ = ur.prun

@@ -6,6 +6,8 @@ Importing this package loads neither torch nor ray; what a name needs is importe
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,6 +71,17 @@ _HOME = {
 }
 
 __all__ = ["__version__", "core", *sorted(_HOME)]
+
+
+class _Package(ModuleType):
+    """This package: importing its folder `sweep` does not put that module in the place of the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _HOME or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
