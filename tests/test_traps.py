@@ -50,7 +50,7 @@ from unseen_ray.core import guard as guards
 from unseen_ray.core import select
 from unseen_ray.core.seeds import rng_for
 from unseen_ray.plugins import offered
-from unseen_ray.training.loop.batches import Share
+from unseen_ray.training.loop.batches import Shard
 
 ROOT = Path(__file__).parents[1]
 COUNT, CLASSES = 120, 4
@@ -123,7 +123,7 @@ def test_what_is_trained_on_is_prepared_as_what_is_scored() -> None:
     """Seen in other code: inputs were normalised in training and not when they were scored."""
     recipe = fitting.recipe(1, augment="none")
     _, feed, plan, _ = fitting.prepare(None, recipe, fitting.CPU)
-    batches = feed.epoch(plan.ids_M, plan.labels_M, recipe, shape=(12, 50), rng=rng_for(0), share=Share())
+    batches = feed.epoch(plan.ids_M, plan.labels_M, recipe, shape=(12, 50), rng=rng_for(0), shard=Shard())
     trained = torch.cat([inputs for inputs, _ in batches])
     found = torch.cat([inputs for _, inputs in feed.scoring(plan.ids_M, 128)])
     assert sorted(map(bytes, trained.contiguous().numpy())) == sorted(map(bytes, found.contiguous().numpy()))

@@ -128,7 +128,7 @@ def test_a_checkpoint_of_another_model_is_left_alone(
     monkeypatch.setattr(fitting, "net", lambda: smaller)
     _, stats = train(tmp_path, recipe(2))
     assert [s.epoch for s in stats] == [1, 2]
-    assert "fits no more (it holds the weights of another model)" in caplog.text
+    assert "cannot be used (it holds the weights of another model)" in caplog.text
 
 
 def test_storage_that_fails_costs_the_checkpoint_and_not_the_fit(

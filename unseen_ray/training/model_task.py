@@ -1,4 +1,4 @@
-"""The work of one task where a model of ours trains: train, predict, score, measure. Used by every executor."""
+"""Tasks whose model we train: train, predict, score, write votes; or train and measure. Used by every executor."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from unseen_ray.config.models import model_builder
@@ -25,13 +26,14 @@ from unseen_ray.runs.tasks import EvalResult, Progress
 from unseen_ray.storage.filesystem import Folder, is_uri
 from unseen_ray.training.hardware import check_precision, numerics, seed_generators
 from unseen_ray.training.initial_weights import start_from
-from unseen_ray.training.loop.batches import BatchLoader, Pixels, Share, hold_pixels, measure
+from unseen_ray.training.loop.batches import BatchLoader, Pixels, Shard, hold_pixels, measure
 from unseen_ray.training.loop.checkpoints import Checkpoints
 from unseen_ray.training.loop.epochs import EpochStats
 from unseen_ray.training.loop.fit import FitPlan, finished_fit, fit
 from unseen_ray.training.loop.predict import predict
 from unseen_ray.training.loop.trajectory_recorder import TrajectoryRecorder
-from unseen_ray.training.vote_buffer import FeatureBuffer, VoteBuffer
+from unseen_ray.training.task_runner import ScoringTask
+from unseen_ray.training.vote_buffer import FeatureBuffer
 
 if TYPE_CHECKING:
     from unseen_ray.core.arrays import IdArray, IntArray
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from unseen_ray.core.tasks import EvalTask, ScoreTask
     from unseen_ray.data.images.planes import Plane
     from unseen_ray.training.task_runner import TaskRunner
+    from unseen_ray.training.vote_buffer import VoteBuffer
 
 __all__ = ["ModelTask", "TestSet", "build_model", "open_test"]
 
@@ -54,32 +57,39 @@ class TestSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Fit:
-    """A model about to be trained, with all that it takes."""
+    """A model to train, with what training it takes."""
 
     model: nn.Module
-    feed: BatchLoader
+    loader: BatchLoader
     plan: FitPlan
     checkpoints: Checkpoints
 
     def train(self, recorder: TrajectoryRecorder | None = None) -> Iterator[EpochStats]:
-        """The training, or what is left of it; see `fit.fit`."""
-        return fit(self.model, self.feed, self.plan, self.checkpoints, recorder)
+        """Train, or finish an interrupted training; see `fit.fit`."""
+        return fit(self.model, self.loader, self.plan, self.checkpoints, recorder)
 
-    def fetch(self) -> EpochStats:
-        """The model as other workers have trained it together.
+    def load_trained(self) -> EpochStats:
+        """Load the weights that other workers have trained together.
 
         Raises:
-            StorageError: if what they left is not on storage.
+            StorageError: if they are not on storage.
         """
-        return finished_fit(self.model, self.feed, self.plan, self.checkpoints)
+        return finished_fit(self.model, self.loader, self.plan, self.checkpoints)
+
+    def predict(self, ids_M: IdArray, features: FeatureBuffer | None) -> Iterator[Predictions]:
+        """Predictions of the trained model; `features` collects what enters its last layer."""
+        for predictions in predict(self.model, self.loader, ids_M, self.plan.recipe, features=features is not None):
+            if features is not None:
+                features.add(predictions)
+            yield predictions
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class ModelTask:
-    """Does any task of a run on one device.
+    """Runs the tasks of a run whose model we train, one after the other, on one device.
 
     Args:
-        desk: the run.
+        runner: what the tasks share.
         device: where to train.
     """
 
@@ -88,138 +98,154 @@ class ModelTask:
     _pixels: list[Pixels] = field(init=False, default_factory=list)
 
     def score(self, task: ScoreTask) -> Iterator[Progress | Receipt]:
-        """Train the task's model and score what it may; see `TaskRunner.score`."""
-        checkpoints = self._checkpoints(task)
-        yield from self.runner.score(
-            task, lambda train_ids, votes: self._answers(task, train_ids, checkpoints, votes), checkpoints.clear
+        """Train the task's model, score its samples and write the votes; the last value is the receipt.
+
+        Raises:
+            LeakError: if the task would score samples that its model is trained on.
+            FitError: if the training diverges, or a prediction or a score is not a number.
+        """
+        scoring = ScoringTask(self.runner, task)
+        if (receipt := scoring.stored_receipt()) is not None:
+            yield receipt
+            return
+        yield self.runner.begun(task.name)
+        with self._numerics():
+            fitting = self._fit(scoring.train_ids, task, Shard())
+            recorder = self._recorder(task, fitting, scoring.votes) if self.runner.scores.over_epochs else None
+            stats = EpochStats(epoch=0, epochs=0)
+            for stats in self._train(fitting, task, recorder):
+                yield self.runner.trained(task, len(scoring.train_ids), stats)
+                if (receipt := scoring.polled_receipt()) is not None:
+                    fitting.checkpoints.clear()
+                    yield receipt
+                    return
+            features = FeatureBuffer(self.runner.population.ids_N) if self.runner.job.keeps_features(task) else None
+            for predictions in fitting.predict(scoring.ids_M, features):
+                if recorder is not None:
+                    recorder.add(predictions)
+                yield from scoring.add(predictions)
+            if features is not None:
+                # Only features of one model lie in one space: it also gives those of its training samples, and scores none.
+                for _ in fitting.predict(np.setdiff1d(scoring.train_ids, scoring.ids_M, assume_unique=True), features):
+                    pass
+        receipt = scoring.write(
+            stats,
+            over_epochs=None if recorder is None else recorder.columns(),
+            features_ND=None if features is None else features.finish(),
         )
+        fitting.checkpoints.clear()  # not before the votes are on storage: a crash in between costs no training
+        yield receipt
 
     def evaluate(self, task: EvalTask, test: TestSet) -> Iterator[Progress | EvalResult]:
         """Train on the task's subset and measure on the test set after the last epoch."""
         started = time.perf_counter()
-        job = self.runner.job
         yield self.runner.begun(task.name)
-        ids, recipe = task.train.resolve(self.runner.population), job.config.recipe
-        right = np.zeros(len(test.ids_M), bool)
+        train_ids = task.train.resolve(self.runner.population)
+        is_right = np.zeros(len(test.ids_M), bool)
         stats = EpochStats(epoch=0, epochs=0)
         with self._numerics():
-            training = self._fit(ids, task, Share(), self._checkpoints(task))
-            for stats in self._train(training, task):
-                yield self.runner.trained(task, len(ids), stats)
-            feed = BatchLoader(self._held(test.plane), training.feed.norm)
+            fitting = self._fit(train_ids, task, Shard())
+            for stats in self._train(fitting, task):
+                yield self.runner.trained(task, len(train_ids), stats)
+            loader = BatchLoader(self._pixels_of(test.plane), fitting.loader.norm)
             done = 0
-            for answers in predict(training.model, feed, test.ids_M, recipe):
-                stop = done + len(answers.ids_B)
-                right[done:stop] = answers.log_probs_BC.argmax(axis=1) == test.labels_M[done:stop]
+            for predictions in predict(fitting.model, loader, test.ids_M, fitting.plan.recipe):
+                stop = done + len(predictions.ids_B)
+                is_right[done:stop] = predictions.log_probs_BC.argmax(axis=1) == test.labels_M[done:stop]
                 done = stop
+        yield self._result(task, test, is_right, len(train_ids), stats, time.perf_counter() - started)
+        fitting.checkpoints.clear()
+
+    def _result(
+        self,
+        task: EvalTask,
+        test: TestSet,
+        is_right: NDArray[np.bool_],
+        trained: int,
+        stats: EpochStats,
+        seconds: float,
+    ) -> EvalResult:
+        job = self.runner.job
         present = np.bincount(test.labels_M, minlength=job.num_classes)
-        correct = np.bincount(test.labels_M[right], minlength=job.num_classes)
-        seconds = time.perf_counter() - started
-        yield EvalResult(
+        correct = np.bincount(test.labels_M[is_right], minlength=job.num_classes)
+        return EvalResult(
             task=task.name,
             arm=task.arm,
             selection=task.selection,
             repeat=task.repeat,
-            trained=len(ids),
-            accuracy=float(right.mean()),
+            trained=trained,
+            accuracy=float(is_right.mean()),
             class_accuracy=tuple(float(c / n) if n else math.nan for c, n in zip(correct, present, strict=True)),
             seconds=round(seconds + stats.earlier_s, 3),
             worker_seconds=round(seconds + stats.earlier_s * job.workers_of(task), 3),
             node=platform.node(),
             device=self.runner.device,
         )
-        training.checkpoints.clear()
 
-    def train_share(self, task: ScoreTask | EvalTask, share: Share) -> Iterator[Progress]:
-        """This worker's part of a fit that several do together; the model is in its last checkpoint then."""
+    def train_shard(self, task: ScoreTask | EvalTask, shard: Shard) -> Iterator[Progress]:
+        """Train as one of several workers that share a fit; its model is in the fit's last checkpoint then."""
         with self._numerics():
-            ids = task.train.resolve(self.runner.population)
+            train_ids = task.train.resolve(self.runner.population)
             yield self.runner.begun(task.name)
-            training = self._fit(ids, task, share, self._checkpoints(task))
-            for stats in training.train():
-                yield self.runner.trained(task, len(ids), stats)
-            training.checkpoints.check_written()
+            fitting = self._fit(train_ids, task, shard)
+            for stats in fitting.train():
+                yield self.runner.trained(task, len(train_ids), stats)
+            fitting.checkpoints.check_written()
 
-    def _answers(
-        self, task: ScoreTask, train_ids: IdArray, checkpoints: Checkpoints, votes: VoteBuffer
-    ) -> Iterator[EpochStats | Predictions]:
-        runner = self.runner
-        with self._numerics():
-            training = self._fit(train_ids, task, Share(), checkpoints)
-            recorder = self._recorder(task, training, votes) if runner.scores.over_epochs else None
-            yield from self._train(training, task, recorder)
-            sheet = FeatureBuffer(runner.population.ids_N) if runner.job.keeps_features(task) else None
-            for answers in self._predict(training, votes.ids_M, sheet):
-                if recorder is not None:
-                    recorder.add(answers)
-                yield answers
-            if recorder is not None:
-                votes.over_epochs = recorder.columns()
-            if sheet is not None:  # the rest by the same model, so that all lie in one space; it scores none of them
-                for _ in self._predict(training, np.setdiff1d(train_ids, votes.ids_M, assume_unique=True), sheet):
-                    pass
-                votes.features_ND = sheet.finish()
-
-    def _predict(self, training: _Fit, ids: IdArray, sheet: FeatureBuffer | None) -> Iterator[Predictions]:
-        recipe = self.runner.job.config.recipe
-        for answers in predict(training.model, training.feed, ids, recipe, features=sheet is not None):
-            if sheet is not None:
-                sheet.add(answers)
-            yield answers
-
-    def _recorder(self, task: ScoreTask, training: _Fit, votes: VoteBuffer) -> TrajectoryRecorder:
+    def _recorder(self, task: ScoreTask, fitting: _Fit, votes: VoteBuffer) -> TrajectoryRecorder:
         config, total = self.runner.job.config, len(self.runner.population)
+        # Folds differ by a sample, and so may their epochs: all leave out the scores that the shortest training cannot give.
         largest = -(-total // config.folds) if config.train_on == "fold" else total - total // config.folds
-        trained = len(training.plan.ids_M) if task.fold is None else largest
+        trained = len(fitting.plan.ids_M) if task.fold is None else largest
         return TrajectoryRecorder(
-            training.model,
-            training.feed,
+            fitting.model,
+            fitting.loader,
             votes.ids_M,
             votes.labels_M,
             config.recipe,
             scores=self.runner.scores,
-            epochs=training.plan.epochs,
+            epochs=fitting.plan.epochs,
             least_epochs=config.recipe.epochs_in_all(trained),
             num_classes=self.runner.job.num_classes,
         )
 
     def _train(
-        self, training: _Fit, task: ScoreTask | EvalTask, recorder: TrajectoryRecorder | None = None
+        self, fitting: _Fit, task: ScoreTask | EvalTask, recorder: TrajectoryRecorder | None = None
     ) -> Iterable[EpochStats]:
-        return training.train(recorder) if self.runner.job.workers_of(task) == 1 else [training.fetch()]
+        return fitting.train(recorder) if self.runner.job.workers_of(task) == 1 else [fitting.load_trained()]
 
-    def _fit(self, train_ids: IdArray, task: ScoreTask | EvalTask, share: Share, checkpoints: Checkpoints) -> _Fit:
-        """A fresh model and what it takes to train it."""
-        config = self.runner.job.config
+    def _fit(self, train_ids: IdArray, task: ScoreTask | EvalTask, shard: Shard) -> _Fit:
+        """A fresh model and what training it takes."""
+        runner, config = self.runner, self.runner.job.config
         check_precision(config.recipe.precision, self.device)
         seed = fit_seed(config.seed, digest_ids(train_ids), task.repeat)
         seed_generators(torch_seed_for(seed), self.device)
-        model = build_model(config.model, self.runner.job.num_classes)
+        model = build_model(config.model, runner.job.num_classes)
         start_from(model, config.recipe)
         model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         plan = FitPlan(
             ids_M=train_ids,
-            labels_M=self.runner.population.labels_of(train_ids),
-            num_classes=self.runner.job.num_classes,
+            labels_M=runner.population.labels_of(train_ids),
+            num_classes=runner.job.num_classes,
             recipe=config.recipe,
             seed=seed,
-            share=share,
+            shard=shard,
         )
-        feed = BatchLoader(self._held(self.runner.plane), measure(self.runner.plane, train_ids))
-        return _Fit(model=model, feed=feed, plan=plan, checkpoints=checkpoints)
+        loader = BatchLoader(self._pixels_of(runner.plane), measure(runner.plane, train_ids))
+        return _Fit(model=model, loader=loader, plan=plan, checkpoints=self._checkpoints(task))
 
-    def _held(self, plane: Plane) -> Pixels:
-        """A plane's pixels on the device, brought there once."""
-        for held in self._pixels:
-            if held.plane is plane:
-                return held
+    def _pixels_of(self, plane: Plane) -> Pixels:
+        """A plane's pixels on the device, copied there once for all tasks."""
+        for pixels in self._pixels:
+            if pixels.plane is plane:
+                return pixels
         self._pixels.append(hold_pixels(plane, self.device))
         return self._pixels[-1]
 
     def _checkpoints(self, task: ScoreTask | EvalTask) -> Checkpoints:
-        key = self.runner.job.fit_key(task, self.runner.population)
-        out = self.runner.job.out
-        return Checkpoints(Folder(out), key, beside=self.device.type == "cuda" or is_uri(out), task=task.name)
+        job = self.runner.job
+        key = job.fit_key(task, self.runner.population)
+        return Checkpoints(Folder(job.out), key, beside=self.device.type == "cuda" or is_uri(job.out), task=task.name)
 
     def _numerics(self) -> contextlib.AbstractContextManager[None]:
         config = self.runner.job.config

@@ -1,68 +1,46 @@
-"""What every kind of training has in common: a task's frame, from its ids to its votes on storage. Needs no torch."""
+"""What all tasks of a run share in one process, and the frame of one scoring task around its training. Needs no torch."""
 
 from __future__ import annotations
 
-import functools
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from unseen_ray.config.score_columns import StoredScores, stored_scores
-from unseen_ray.core.arrays import IdArray, LabelArray
-from unseen_ray.core.predictions import Predictions
 from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.tasks import Job, Progress
 from unseen_ray.runs.votes import find_receipt, write_votes
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.training.loop.epochs import EpochStats
 from unseen_ray.training.vote_buffer import VoteBuffer
 
 if TYPE_CHECKING:
+    from unseen_ray.core.arrays import FloatArray, LabelArray
+    from unseen_ray.core.predictions import Predictions
     from unseen_ray.core.samples.population import Population
     from unseen_ray.data.images.planes import Plane
-    from unseen_ray.data.sources.registry import Source
+    from unseen_ray.data.sources.info import Source
+    from unseen_ray.training.loop.epochs import EpochStats
 
-__all__ = ["Answering", "TaskRunner"]
+__all__ = ["ScoringTask", "TaskRunner"]
 
-_LOOK_EVERY_S = 10.0
-
-Answering = Callable[[IdArray, VoteBuffer], Iterable[EpochStats | Predictions]]
-"""Trains on ids and answers for those of the sheet, telling of its epochs on the way."""
-
-
-@dataclass(slots=True)
-class _ReceiptPoll:
-    """Looks at once, then every ten seconds, for a task's votes: whoever was given up for dead may still bring them.
-
-    Attributes:
-        find: the receipt of the task, if its votes are on storage.
-    """
-
-    find: Callable[[], Receipt | None]
-    _next: float = 0.0
-
-    def look(self) -> Receipt | None:
-        """The receipt, if it is time to look and the votes stand."""
-        now = time.monotonic()
-        if now < self._next:
-            return None
-        self._next = now + _LOOK_EVERY_S
-        return self.find()
+_POLL_EVERY_S = 10.0
+_REPORT_EVERY_S = 1.0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class TaskRunner:
-    """One process's hold on a run, and how it tells of its tasks.
+    """One process's view of a run, and the events that it reports of its tasks.
 
     Args:
         job: what the tasks share.
         labels_N: labels of all rows of the source.
         plane: its pixels.
         source: opens the source, for a user's own training.
-        device: where tasks are done: the model of a GPU, or `cpu`.
+        device: where tasks run: the model of a GPU, or `cpu`.
     """
 
     job: Job
@@ -78,62 +56,18 @@ class TaskRunner:
 
     @property
     def scores(self) -> StoredScores:
-        """What scoring stores; functions that the configuration names are imported where something is scored, and only there."""
+        """What scoring stores. Functions that the configuration names are imported on first use: an evaluation needs none."""
         self._scores = self._scores or stored_scores(self.job.config)
         return self._scores
 
-    def score(
-        self, task: ScoreTask, answering: Answering, stored: Callable[[], object]
-    ) -> Iterator[Progress | Receipt]:
-        """Have a task's model trained and its answers scored; the last value is the receipt, given once the votes are on storage.
-
-        Args:
-            task: what to do.
-            answering: trains and answers.
-            stored: is called when the votes are on storage.
-
-        Raises:
-            LeakError: if samples would be scored that the model was trained on.
-            FitError: if the training diverges, or a user's function answers with something unusable.
-        """
-        started = time.perf_counter()
-        train_ids, ids = task.train.resolve(self.population), task.scored.resolve(self.population)
-        check_unseen(task, ids, self.population)
-        key, folder = self.job.task_key(task, self.population), Folder(self.job.out)
-        find = functools.partial(find_receipt, folder, task.stage, task.index, key)
-        if (known := find()) is not None:
-            yield known
-            return
-        yield self.begun(task.name)
-        votes = VoteBuffer(task, ids, self.population.labels_of(ids), self.job, self.scores)
-        last, lookout = EpochStats(epoch=0, epochs=0), _ReceiptPoll(find)
-        for event in answering(train_ids, votes):
-            if isinstance(event, EpochStats):
-                last = event
-                yield self.trained(task, len(train_ids), event)
-                if (known := lookout.look()) is not None:
-                    stored()
-                    yield known
-                    return
-            else:
-                votes.add(event, self.population)
-                if votes.due():
-                    yield self._event(task.name, doing="score", done=votes.done, total=len(votes.ids_M))
-        part = votes.finish()
-        accuracy = float((part.pred_M == votes.labels_M).mean())
-        receipt = self._receipt(task, len(train_ids), len(ids), accuracy, last, time.perf_counter() - started)
-        receipt = write_votes(folder, task.stage, key, part, receipt)
-        stored()
-        yield receipt
-
     def begun(self, name: str) -> Progress:
-        """That a task has begun."""
-        return self._event(name, doing="train", done=0, total=0)
+        """The event that a task has begun."""
+        return self._progress(name, doing="train", done=0, total=0)
 
-    def trained(self, task: ScoreTask | EvalTask, trained: int, stats: EpochStats) -> Progress:
-        """That a model was trained for another epoch, on so many samples."""
+    def trained(self, task: ScoreTask | EvalTask, samples: int, stats: EpochStats) -> Progress:
+        """The event that a model was trained on its `samples` for another epoch."""
         config, workers = self.job.config, self.job.workers_of(task)
-        return self._event(
+        return self._progress(
             task.name,
             doing="train",
             done=stats.epoch,
@@ -142,31 +76,126 @@ class TaskRunner:
             accuracy=stats.accuracy,
             images_per_s=stats.images_per_s,
             earlier=stats.trained_s == 0,
-            passes=0 if config.fit else config.recipe.passes_after(stats.epoch, trained, workers=workers),
+            passes=0 if config.fit else config.recipe.passes_after(stats.epoch, samples, workers=workers),
         )
 
-    def _receipt(
-        self, task: ScoreTask, trained: int, scored: int, accuracy: float, last: EpochStats, seconds: float
+    def scored(self, task: ScoreTask, done: int, total: int) -> Progress:
+        """The event that a model has scored `done` of its `total` samples."""
+        return self._progress(task.name, doing="score", done=done, total=total)
+
+    def _progress(self, name: str, **facts: Any) -> Progress:
+        return Progress(task=name, node=platform.node(), device=self.device, **facts)
+
+
+class ScoringTask:
+    """A scoring task at work in this process: its ids, its votes so far, and where they go.
+
+    Args:
+        runner: the run.
+        task: what to do.
+
+    Attributes:
+        train_ids: (T,) int64 ids to train on.
+        ids_M: (M,) int64 ids to score, strictly rising.
+        key: the name of its votes, a digest of all that determines them.
+
+    Raises:
+        LeakError: if the task would score samples that its model is trained on.
+    """
+
+    def __init__(self, runner: TaskRunner, task: ScoreTask) -> None:
+        self.runner, self.task = runner, task
+        self._started = time.perf_counter()
+        self.train_ids = task.train.resolve(runner.population)
+        self.ids_M = task.scored.resolve(runner.population)
+        check_unseen(task, self.ids_M, runner.population)
+        self.key = runner.job.task_key(task, runner.population)
+        self._folder = Folder(runner.job.out)
+        self._poll = _Interval(_POLL_EVERY_S, at_once=True)
+        self._report = _Interval(_REPORT_EVERY_S)
+
+    @cached_property
+    def votes(self) -> VoteBuffer:
+        """The votes so far. Made on first use: a task whose votes are already on storage imports no score function."""
+        labels_M = self.runner.population.labels_of(self.ids_M)
+        return VoteBuffer(self.task, self.ids_M, labels_M, self.runner.job, self.runner.scores)
+
+    def stored_receipt(self) -> Receipt | None:
+        """The task's receipt, if its votes are on storage."""
+        return find_receipt(self._folder, self.task.stage, self.task.index, self.key)
+
+    def polled_receipt(self) -> Receipt | None:
+        """The same, looked up at most every ten seconds.
+
+        A worker that was lost to the driver, but not to the storage, may still bring the votes of a task that was started again.
+        """
+        return self.stored_receipt() if self._poll.is_over() else None
+
+    def add(self, predictions: Predictions) -> Iterator[Progress]:
+        """Score a batch of predictions; yields an event once a second.
+
+        Raises:
+            LeakError, FitError: as `VoteBuffer.add`.
+        """
+        self.votes.add(predictions, self.runner.population)
+        if self._report.is_over():
+            yield self.runner.scored(self.task, self.votes.done, len(self.ids_M))
+
+    def write(
+        self,
+        stats: EpochStats | None = None,
+        *,
+        over_epochs: Mapping[str, FloatArray] | None = None,
+        features_ND: FloatArray | None = None,
     ) -> Receipt:
-        """What to say of finished work; `seconds` are this start's, to which come those of earlier ones."""
-        workers = self.job.workers_of(task)
-        worker_seconds = round(seconds + last.earlier_s * workers, 3)
+        """Put the votes on storage, and give the receipt that stands beside them.
+
+        Args:
+            stats: of the last epoch; None where the user's own fit trains.
+            over_epochs: (M,) for each score over epochs.
+            features_ND: (N, D) features of all samples, where this model's are kept.
+
+        Raises:
+            FitError: if a sample has no prediction, or a score is not finite.
+        """
+        part = self.votes.finish(over_epochs or {}, features_ND)
+        accuracy = float((part.pred_M == self.votes.labels_M).mean())
+        return write_votes(self._folder, self.task.stage, self.key, part, self._receipt(accuracy, stats))
+
+    def _receipt(self, accuracy: float, stats: EpochStats | None) -> Receipt:
+        runner, trained = self.runner, len(self.train_ids)
+        job, workers = runner.job, runner.job.workers_of(self.task)
+        # A fit that was resumed also took the seconds of its earlier starts, on all of its workers.
+        seconds, earlier_s = time.perf_counter() - self._started, 0.0 if stats is None else stats.earlier_s
+        worker_seconds = round(seconds + earlier_s * workers, 3)
         return Receipt(
-            index=task.index,
-            task=task.name,
+            index=self.task.index,
+            task=self.task.name,
             files={},
             trained=trained,
-            scored=scored,
-            image_passes=0 if self.job.config.fit else self.job.config.recipe.image_passes(trained, workers=workers),
+            scored=len(self.ids_M),
+            image_passes=0 if job.config.fit else job.config.recipe.image_passes(trained, workers=workers),
             accuracy=accuracy,
-            train_accuracy=last.accuracy,
-            seconds=round(seconds + last.earlier_s, 3),
+            train_accuracy=float("nan") if stats is None else stats.accuracy,
+            seconds=round(seconds + earlier_s, 3),
             worker_seconds=worker_seconds,
-            gpu_seconds=worker_seconds if self.device != "cpu" else 0.0,
+            gpu_seconds=worker_seconds if runner.device != "cpu" else 0.0,
             node=platform.node(),
-            device=self.device,
+            device=runner.device,
             reused=False,
         )
 
-    def _event(self, name: str, **facts: Any) -> Progress:
-        return Progress(task=name, node=platform.node(), device=self.device, **facts)
+
+class _Interval:
+    """Over at most once in `every_s` seconds; `at_once` also when it is first asked."""
+
+    def __init__(self, every_s: float, *, at_once: bool = False) -> None:
+        self._every_s = every_s
+        self._next = time.monotonic() + (0.0 if at_once else every_s)
+
+    def is_over(self) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self._every_s
+        return True

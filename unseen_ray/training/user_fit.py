@@ -1,4 +1,4 @@
-"""A user's own training in place of model and recipe: what it is given, and what it may answer."""
+"""A user's own training in place of model and recipe: what it is given, and what it may yield."""
 
 from __future__ import annotations
 
@@ -21,13 +21,11 @@ from unseen_ray.storage.filesystem import Folder, filesystem_of
 
 if TYPE_CHECKING:
     from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, LabelArray
-    from unseen_ray.core.samples.population import Population
-    from unseen_ray.core.tasks import ScoreTask
     from unseen_ray.data.images.planes import Plane
     from unseen_ray.data.sources.registry import Source
-    from unseen_ray.runs.tasks import Job
+    from unseen_ray.training.task_runner import ScoringTask
 
-__all__ = ["FitSamples", "FitTask", "custom_log_probs"]
+__all__ = ["FitSamples", "FitTask", "user_predictions"]
 
 _LOWEST = np.float32(np.log(np.finfo(np.float32).tiny))
 _SUM_TOLERANCE = 1e-2
@@ -35,11 +33,11 @@ _SUM_TOLERANCE = 1e-2
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FitTask:
-    """What a user's `fit` is asked to do.
+    """The task that a user's `fit` is given.
 
     Attributes:
         train_ids: (M,) int64 ids to train on.
-        unseen_ids: (U,) int64 ids to answer for, each once; in `mode: fitting` all ids.
+        unseen_ids: (U,) int64 ids to predict, each once; in `mode: fitting` all ids.
         seed: an integer below 2**63 for this training's draws, keyed by the training ids.
         num_classes: C.
         stage, fold, repeat: which task it is; fold is None outside stage 0.
@@ -87,43 +85,45 @@ class FitSamples:
         return self._source().keys(range(len(self)))
 
 
-def custom_log_probs(
-    job: Job, task: ScoreTask, population: Population, plane: Plane, source: Callable[[], Source], labels_N: LabelArray
-) -> Iterator[Predictions]:
-    """Run a user's `fit` and check each answer.
+def user_predictions(scoring: ScoringTask) -> Iterator[Predictions]:
+    """Run a user's `fit` on a task and check what it yields.
 
     Yields:
         Ids with float32 log-probabilities, minus infinity replaced by the log of the smallest float32.
 
     Raises:
-        FitError: if an answer has another shape, is no log-probability, or is not a number.
+        FitError: if a value has another shape, is no log-probability, or is not a number.
     """
-    config = job.config
+    runner, task = scoring.runner, scoring.task
+    job, config = runner.job, runner.job.config
     function = function_of(config.fit, None, field="fit")
     name = name_of(plug_of(config.fit)[0])
-    train_ids = task.train.resolve(population)
     with tempfile.TemporaryDirectory(prefix="unseen_ray_fit_") as scratch:
-        described = FitTask(
-            train_ids=train_ids,
-            unseen_ids=task.scored.resolve(population),
-            seed=torch_seed_for(fit_seed(config.seed, digest_ids(train_ids), task.repeat)),
+        fit_task = FitTask(
+            train_ids=scoring.train_ids.copy(),  # the function may shuffle its ids in place
+            unseen_ids=scoring.ids_M.copy(),
+            seed=torch_seed_for(fit_seed(config.seed, digest_ids(scoring.train_ids), task.repeat)),
             num_classes=job.num_classes,
             stage=task.stage,
             fold=task.fold,
             repeat=task.repeat,
             threads=config.threads,
-            checkpoint_dir=_checkpoint_dir(job.out, job.task_key(task, population), scratch),
+            checkpoint_dir=_checkpoint_dir(job.out, scoring.key, scratch),
         )
-        answers = function(described, source=FitSamples(plane, labels_N, source))
-        if not hasattr(answers, "__iter__"):
-            raise FitError(f"fit {name} returned a {type(answers).__name__}; it must yield (ids, log_probs) pairs.")
-        for answer in answers:
-            ids, log_probs = _checked(answer, name, job.num_classes)
+        yielded = function(fit_task, source=FitSamples(runner.plane, runner.labels_N, runner.source))
+        if not hasattr(yielded, "__iter__"):
+            raise FitError(f"fit {name} returned a {type(yielded).__name__}; it must yield (ids, log_probs) pairs.")
+        for pair in yielded:
+            ids, log_probs = _checked(pair, name, job.num_classes)
             yield Predictions(ids_B=ids, log_probs_BC=log_probs)
 
 
 def _checkpoint_dir(out: str, key: str, scratch: str) -> str:
-    """Named by what determines the task, so that it never finds the state of another configuration; goes with the run's others."""
+    """A folder named by what determines the task, so that it never finds the state of another configuration.
+
+    It lies with the run's other checkpoints and is deleted with them. A user's function takes a local path: where the run's
+    folder is none, its state does not outlive this start.
+    """
     fs, path = filesystem_of(Folder(out).path(user_fit_folder(key)))
     if fs.type_name != "local":
         return scratch
@@ -131,11 +131,11 @@ def _checkpoint_dir(out: str, key: str, scratch: str) -> str:
     return path
 
 
-def _checked(answer: Any, name: str, num_classes: int) -> tuple[IdArray, FloatArray]:
+def _checked(pair: Any, name: str, num_classes: int) -> tuple[IdArray, FloatArray]:
     try:
-        ids, log_probs = np.asarray(answer[0]), np.asarray(answer[1])
+        ids, log_probs = np.asarray(pair[0]), np.asarray(pair[1])
     except (TypeError, IndexError, KeyError, ValueError):
-        raise FitError(f"fit {name} yielded a {type(answer).__name__}; it must yield (ids, log_probs) pairs.") from None
+        raise FitError(f"fit {name} yielded a {type(pair).__name__}; it must yield (ids, log_probs) pairs.") from None
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or log_probs.shape != (len(ids), num_classes):
         raise FitError(
             f"fit {name} yielded ids of {ids.dtype} {ids.shape} with log_probs of shape {log_probs.shape}; "

@@ -1,4 +1,4 @@
-"""The work of a task where the user's own `fit` trains. Leaves torch alone unless the user's code imports it."""
+"""Tasks whose training is a function of the user's. Loads torch only if that function does."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from unseen_ray.training.machine import freed_memory_kept
-from unseen_ray.training.user_fit import custom_log_probs
+from unseen_ray.training.task_runner import ScoringTask
+from unseen_ray.training.user_fit import user_predictions
 
 if TYPE_CHECKING:
-    from unseen_ray.core.predictions import Predictions
     from unseen_ray.core.tasks import ScoreTask
     from unseen_ray.runs.entries import Receipt
     from unseen_ray.runs.tasks import Progress
@@ -27,10 +27,10 @@ __all__ = ["UserTask", "when_imported"]
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class UserTask:
-    """Does the tasks of a run whose `fit` is the user's own.
+    """Runs the scoring tasks of a run whose `fit` is the user's own.
 
     Args:
-        desk: the run.
+        runner: what the tasks share.
         device: the GPU as torch knows it; None for the CPU.
     """
 
@@ -38,44 +38,51 @@ class UserTask:
     device: Any = None
 
     def score(self, task: ScoreTask) -> Iterator[Progress | Receipt]:
-        """Have the user's function train and answer; see `TaskRunner.score`."""
-        yield from self.runner.score(task, lambda train_ids, votes: self._answers(task), lambda: None)
+        """Have the user's function train and predict, score its predictions and write the votes; the last value is the receipt.
 
-    def _answers(self, task: ScoreTask) -> Iterator[Predictions]:
-        runner = self.runner
+        Raises:
+            LeakError: if it predicts samples that it was given to train on.
+            FitError: if its predictions cannot be used.
+        """
+        scoring = ScoringTask(self.runner, task)
+        if (receipt := scoring.stored_receipt()) is not None:
+            yield receipt
+            return
+        yield self.runner.begun(task.name)
         with self._numerics():
-            yield from custom_log_probs(
-                runner.job, task, runner.population, runner.plane, runner.source, runner.labels_N
-            )
+            for predictions in user_predictions(scoring):
+                yield from scoring.add(predictions)
+        yield scoring.write()
 
     @contextlib.contextmanager
     def _numerics(self) -> Iterator[None]:
-        """Threads as configured; torch's settings and generators, too, from the moment that there is a torch."""
+        """Threads as configured; also torch's settings and generators, as soon as something has imported torch."""
         from threadpoolctl import threadpool_limits
 
         config = self.runner.job.config
-        with contextlib.ExitStack() as open_until_the_end:
+        with contextlib.ExitStack() as stack:
 
-            def settle_torch() -> None:
+            def set_up_torch() -> None:
                 import torch
 
                 from unseen_ray.training.hardware import numerics
 
                 device = torch.device("cpu") if self.device is None else self.device
-                open_until_the_end.enter_context(numerics(config.threads, config.recipe.deterministic, device))
+                stack.enter_context(numerics(config.threads, config.recipe.deterministic, device))
 
             if self.device is not None or "torch" in sys.modules:
-                settle_torch()
+                set_up_torch()
             else:
-                open_until_the_end.enter_context(freed_memory_kept())
-                open_until_the_end.enter_context(threadpool_limits(config.threads))
-                open_until_the_end.enter_context(when_imported("torch", settle_torch))
+                stack.enter_context(freed_memory_kept())
+                stack.enter_context(threadpool_limits(config.threads))
+                # The user's module may import torch only inside its function, after this line.
+                stack.enter_context(when_imported("torch", set_up_torch))
             yield
 
 
 @contextlib.contextmanager
 def when_imported(name: str, do: Callable[[], None]) -> Iterator[None]:
-    """Within, do something as soon as a module has been imported, before whoever imports it goes on."""
+    """Within, call `do` once a module has been imported, before the importing code continues."""
     finder = _Finder(name, do)
     sys.meta_path.insert(0, finder)
     try:
@@ -86,7 +93,7 @@ def when_imported(name: str, do: Callable[[], None]) -> Iterator[None]:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds one module, once, where it would have been found anyway."""
+    """Finds one module, once, by the finders after it."""
 
     def __init__(self, name: str, do: Callable[[], None]) -> None:
         self._name, self._do = name, do
@@ -102,7 +109,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """Loads as another loader does, and then does something."""
+    """Loads as another loader does, then calls a function."""
 
     def __init__(self, loader: Any, do: Callable[[], None]) -> None:
         self._loader, self._do = loader, do
@@ -113,6 +120,8 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
-        module.__loader__ = module.__spec__.loader = self._loader  # as if nobody had come between
+        module.__loader__ = module.__spec__.loader = (
+            self._loader
+        )  # so that the module looks as if this loader had not been there
         self._loader.exec_module(module)
         self._do()

@@ -1,10 +1,9 @@
-"""A task's votes, filled in batch by batch; what was not asked for is refused."""
+"""The votes and features of one model, filled in batch by batch; ids that the task may not score are refused."""
 
 from __future__ import annotations
 
 import inspect
 import logging
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -28,53 +27,55 @@ logger = logging.getLogger(__name__)
 
 
 class VoteBuffer:
-    """The answers of one model to the samples of its task.
+    """The votes of one model, filled in batch by batch.
+
+    Args:
+        task: whose votes they are.
+        ids_M: (M,) int64 ids to score, strictly rising.
+        labels_M: (M,) their classes.
+        job: the run.
+        scores: what to store.
 
     Attributes:
-        over_epochs: (M,) for each score over epochs, once they are known.
-        features_ND: (N, D) features of all samples, where this model's are kept.
+        done: how many samples have a vote.
     """
 
     def __init__(self, task: ScoreTask, ids_M: IdArray, labels_M: IntArray, job: Job, scores: StoredScores) -> None:
         self.task, self.ids_M, self.labels_M = task, ids_M, labels_M
-        self._functions = {name: (function, _extras_of(function)) for name, function in scores.single.items()}
-        self._asked = scores.asked
         self.done = 0
-        self.over_epochs: Mapping[str, FloatArray] = {}
-        self.features_ND: FloatArray | None = None
-        self._answered = np.zeros(len(ids_M), bool)
-        self._said = time.monotonic()
+        self._functions = {name: (function, _extras_of(function)) for name, function in scores.single.items()}
+        self._requested = scores.asked
+        self._has_vote = np.zeros(len(ids_M), bool)
         self._pred = np.empty(len(ids_M), np.int64)
         self._p_top = np.empty(len(ids_M), np.float32)
         self._p_label = np.empty(len(ids_M), np.float32)
         self._scores = {name: np.empty(len(ids_M), np.float32) for name in scores.single}
         self._probs = np.empty((len(ids_M), job.num_classes), np.float32) if job.keeps_probs() else None
 
-    def due(self, every_s: float = 1.0) -> bool:
-        """Whether it is time to report progress again."""
-        if time.monotonic() - self._said < every_s:
-            return False
-        self._said = time.monotonic()
-        return True
+    def add(self, predictions: Predictions, population: Population) -> None:
+        """Score a batch of predictions.
 
-    def add(self, answers: Predictions, population: Population) -> None:
-        """Score a batch of answers."""
-        ids_B, log_probs_BC = answers.ids_B, answers.log_probs_BC
+        Raises:
+            LeakError: if the task may not score one of the samples.
+            FitError: if a sample has a vote already, or a score is not finite.
+        """
+        ids_B, log_probs_BC = predictions.ids_B, predictions.log_probs_BC
         places = np.searchsorted(self.ids_M, ids_B)
+        # The exact check costs more than a batch may: it runs only where an id is not among those to score.
         if places.size and (places.max() >= len(self.ids_M) or not np.array_equal(self.ids_M[places], ids_B)):
             check_unseen(self.task, ids_B, population)
-        if self._answered[places].any() or len(np.unique(places)) < len(places):
+        if self._has_vote[places].any() or len(np.unique(places)) < len(places):
             raise FitError(
                 f"{self.task.name} answered twice for the same sample. Answer once for each of task.unseen_ids."
             )
-        self._answered[places] = True
+        self._has_vote[places] = True
         labels = self.labels_M[places]
         self._pred[places] = log_probs_BC.argmax(axis=1)
         self._p_top[places] = np.exp(log_probs_BC.max(axis=1))
         self._p_label[places] = np.exp(log_probs_BC[np.arange(len(labels)), labels])
         if not self.done:
-            self._leave_out_unknown(answers)
-        known = {"head_norm_N": answers.head_norm_B, "max_logit_N": answers.max_logit_B}
+            self._drop_head_scores(predictions)
+        known = {"head_norm_N": predictions.head_norm_B, "max_logit_N": predictions.max_logit_B}
         for name, (function, extras) in self._functions.items():
             values = function(log_probs_BC, labels, **{extra: known[extra] for extra in extras})
             self._scores[name][places] = _checked(name, values, len(labels))
@@ -82,44 +83,52 @@ class VoteBuffer:
             self._probs[places] = np.exp(log_probs_BC)
         self.done += len(ids_B)
 
-    def _leave_out_unknown(self, answers: Predictions) -> None:
+    def _drop_head_scores(self, predictions: Predictions) -> None:
         """Drop scores of the last linear layer where the model has none; refuse if one of them decides."""
         unknown = [name for name, (function, _) in self._functions.items() if _needs_head(function)]
-        if answers.head_norm_B is not None or not unknown:
+        if predictions.head_norm_B is not None or not unknown:
             return
-        asked = [name for name in unknown if name in self._asked]
-        if asked:
+        requested = [name for name in unknown if name in self._requested]
+        if requested:
             raise FitError(
-                f"score {asked[0]} reads what enters the last linear layer, and this model has none with an output a class. "
+                f"score {requested[0]} reads what enters the last linear layer, and this model has none with an output a class. "
                 "Choose another score, or a model that ends in torch.nn.Linear."
             )
         logger.warning("the model ends in no linear layer: %s is not stored", ", ".join(unknown))
         for name in unknown:
             del self._functions[name], self._scores[name]
 
-    def finish(self) -> VotePart:
-        """The votes, once every sample has its answer."""
-        missing = np.flatnonzero(~self._answered)
+    def finish(self, over_epochs: Mapping[str, FloatArray], features_ND: FloatArray | None) -> VotePart:
+        """The votes of all samples, with what was gathered beside them.
+
+        Args:
+            over_epochs: (M,) for each score over epochs.
+            features_ND: (N, D) features of all samples, where this model's are kept.
+
+        Raises:
+            FitError: if a sample has no vote.
+        """
+        missing = np.flatnonzero(~self._has_vote)
         if missing.size:
             raise FitError(
                 f"{self.task.name} left {missing.size} of {len(self.ids_M)} samples unanswered; "
                 f"the first is id {self.ids_M[missing[0]]}. Answer for each of task.unseen_ids."
             )
-        over_epochs = {name: _checked(name, values, len(self.ids_M)) for name, values in self.over_epochs.items()}
+        checked = {name: _checked(name, values, len(self.ids_M)) for name, values in over_epochs.items()}
         return VotePart(
             index=self.task.index,
             ids_M=self.ids_M,
             pred_M=self._pred,
             p_top_M=self._p_top,
             p_label_M=self._p_label,
-            scores={**self._scores, **over_epochs},
+            scores={**self._scores, **checked},
             probs_MC=self._probs,
-            features_ND=self.features_ND,
+            features_ND=features_ND,
         )
 
 
 class FeatureBuffer:
-    """What one model makes of every sample before its last layer, filled in batch by batch.
+    """What enters a model's last layer for every sample, filled in batch by batch.
 
     Args:
         ids_N: (N,) all samples, strictly rising.
@@ -128,15 +137,15 @@ class FeatureBuffer:
     def __init__(self, ids_N: IdArray) -> None:
         self._ids = ids_N
         self._features: FloatArray | None = None
-        self._answered = np.zeros(len(ids_N), bool)
+        self._is_filled = np.zeros(len(ids_N), bool)
 
-    def add(self, answers: Predictions) -> None:
+    def add(self, predictions: Predictions) -> None:
         """Take a batch.
 
         Raises:
             FitError: if the model has no last linear layer.
         """
-        features = answers.features_BD
+        features = predictions.features_BD
         if features is None:
             raise FitError(
                 "features are asked for (save_features, or a policy that reads them), and this model has no last linear layer with an "
@@ -144,19 +153,21 @@ class FeatureBuffer:
             )
         if self._features is None:
             self._features = np.empty((len(self._ids), features.shape[1]), np.float16)
-        places = np.searchsorted(self._ids, answers.ids_B)
+        places = np.searchsorted(self._ids, predictions.ids_B)
         self._features[places] = features
-        self._answered[places] = True
+        self._is_filled[places] = True
 
     def finish(self) -> FloatArray:
         """(N, D) float16."""
-        assert self._features is not None and self._answered.all(), "a model answers for what it scores and what it saw"
+        assert self._features is not None and self._is_filled.all(), (
+            "a model predicts what it scores and what it trained on"
+        )
         return self._features
 
 
 def _needs_head(function: ScoreFunction) -> bool:
-    asked = inspect.signature(function).parameters.get("head_norm_N")
-    return asked is not None and asked.default is inspect.Parameter.empty
+    parameter = inspect.signature(function).parameters.get("head_norm_N")
+    return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
 def _extras_of(function: ScoreFunction) -> list[str]:

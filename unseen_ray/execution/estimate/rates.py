@@ -24,7 +24,7 @@ from unseen_ray.data.images.decode import UndecodableError, to_pixels
 from unseen_ray.data.images.planes import MemoryPlane
 from unseen_ray.errors import DataError
 from unseen_ray.training.hardware import device_name, numerics, resolve_precision, seed_generators
-from unseen_ray.training.loop.batches import BatchLoader, Share, hold_pixels, measure
+from unseen_ray.training.loop.batches import BatchLoader, Shard, hold_pixels, measure
 from unseen_ray.training.loop.predict import predict
 from unseen_ray.training.loop.trainer import Trainer
 from unseen_ray.training.model_task import build_model
@@ -92,12 +92,12 @@ def measure_rates(config: PruneConfig, source: Source) -> MeasuredRates:
         model = build_model(config.model, source.info.num_classes)
         model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         plane = MemoryPlane(pixels)
-        feed = BatchLoader(hold_pixels(plane, device), measure(plane, places))
-        learner = Trainer(model, recipe, num_classes=source.info.num_classes, device=device, replicas=1)
-        training = _training_rate(learner, feed, labels, recipe)
+        loader = BatchLoader(hold_pixels(plane, device), measure(plane, places))
+        trainer = Trainer(model, recipe, num_classes=source.info.num_classes, device=device, replicas=1)
+        training = _training_rate(trainer, loader, labels, recipe)
         some = places[: 2 * batch]
-        scoring = _rate(lambda: sum(len(answers.ids_B) for answers in predict(model, feed, some, recipe)), device)
-        kept = sum(value.nbytes for value in learner.tensors().values())
+        scoring = _rate(lambda: sum(len(answers.ids_B) for answers in predict(model, loader, some, recipe)), device)
+        kept = sum(value.nbytes for value in trainer.tensors().values())
     return replace(found, training=training, scoring=scoring, checkpoint_bytes=kept)
 
 
@@ -140,20 +140,20 @@ def _decoded(source: Source, ids: IdArray) -> tuple[NDArray[np.uint8], IntArray,
     return np.stack(images), source.info.labels_N[np.array(kept)].astype(np.int64), _rate(decode, torch.device("cpu"))
 
 
-def _training_rate(learner: Trainer, feed: BatchLoader, labels_M: IntArray, recipe: Recipe) -> float:
+def _training_rate(trainer: Trainer, loader: BatchLoader, labels_M: IntArray, recipe: Recipe) -> float:
     """Over all epochs of the recipe, whose crops may have several sizes."""
     epochs = recipe.epochs or _EPOCHS
     first = {recipe.crop_px(epoch, epochs, 0): epoch for epoch in reversed(range(epochs))}
     counts = Counter(recipe.crop_px(epoch, epochs, 0) for epoch in range(epochs))
     seconds = [
-        count / _rate(_stepping(learner, feed, labels_M, recipe, (first[px], epochs)), feed.pixels.device)
+        count / _rate(_stepping(trainer, loader, labels_M, recipe, (first[px], epochs)), loader.pixels.device)
         for px, count in counts.items()
     ]
     return epochs / sum(seconds)
 
 
 def _stepping(
-    learner: Trainer, feed: BatchLoader, labels_M: IntArray, recipe: Recipe, progress: tuple[int, int]
+    trainer: Trainer, loader: BatchLoader, labels_M: IntArray, recipe: Recipe, progress: tuple[int, int]
 ) -> Callable[[], int]:
     """Takes a step of training each time it is called, and says of how many images."""
     places, shape = np.arange(len(labels_M)), recipe.epoch_plan(len(labels_M))
@@ -161,13 +161,13 @@ def _stepping(
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for epoch in itertools.count():
-            yield from feed.epoch(
+            yield from loader.epoch(
                 places,
                 labels_M,
                 recipe,
                 shape=(per_epoch, batch),
                 rng=rng_for(0, epoch),
-                share=Share(),
+                shard=Shard(),
                 progress=progress,
             )
 
@@ -175,8 +175,8 @@ def _stepping(
 
     def step() -> int:
         inputs, labels = next(turn)
-        learner.model.train()
-        learner.step(inputs, labels, _RATE)
+        trainer.model.train()
+        trainer.step(inputs, labels, _RATE)
         return len(labels)
 
     return step

@@ -146,7 +146,7 @@ class Foreman:
         foreman = ray.get_runtime_context().current_actor
         try:
             TorchTrainer(
-                _train_share,
+                _train_shard,
                 train_loop_config={"shared": shared, "task": task, "foreman": foreman},
                 scaling_config=ScalingConfig(
                     num_workers=workers,
@@ -162,18 +162,18 @@ class Foreman:
         return None
 
 
-def _train_share(config: dict[str, Any]) -> None:
+def _train_shard(config: dict[str, Any]) -> None:
     """What every worker does."""
     import ray.train
     from ray.train.torch import get_device
 
     from unseen_ray.training.hardware import device_name
-    from unseen_ray.training.loop.batches import Share
+    from unseen_ray.training.loop.batches import Shard
     from unseen_ray.training.model_task import ModelTask
     from unseen_ray.training.task_runner import TaskRunner
 
     context, foreman = ray.train.get_context(), config["foreman"]
-    share = Share(context.get_world_rank(), context.get_world_size())
+    shard = Shard(context.get_world_rank(), context.get_world_size())
     _, job_ref, labels_ref, pixels_ref = config["shared"]
     job, labels_N = ray.get([job_ref, labels_ref])
     try:
@@ -187,8 +187,8 @@ def _train_share(config: dict[str, Any]) -> None:
             source=lambda: open_source(job.source),
             device=device_name(device),
         )
-        for progress in ModelTask(runner=runner, device=device).train_share(config["task"], share):
-            if share.rank == 0:
+        for progress in ModelTask(runner=runner, device=device).train_shard(config["task"], shard):
+            if shard.rank == 0:
                 ray.get(foreman.put.remote(progress))
     except UnseenError as error:
         ray.get(foreman.put.remote(error))

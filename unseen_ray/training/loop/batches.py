@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from unseen_ray.config.recipe import Recipe
     from unseen_ray.core.arrays import IdArray, IntArray
 
-__all__ = ["BatchLoader", "Normalisation", "Pixels", "Share", "hold_pixels", "measure"]
+__all__ = ["BatchLoader", "Normalisation", "Pixels", "Shard", "hold_pixels", "measure"]
 
 _MEASURED = 10_000
 _GPU_SHARE = 0.5  # of the free GPU memory that pixels may take
@@ -37,7 +37,7 @@ class Normalisation:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Shard:
     """Which part of every batch a worker takes: samples rank, rank + workers, ... of it."""
 
     rank: int = 0
@@ -129,7 +129,7 @@ class BatchLoader:
         *,
         shape: tuple[int, int],
         rng: np.random.Generator,
-        share: Share,
+        shard: Shard,
         progress: tuple[int, int] = (0, 1),
         first: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -141,7 +141,7 @@ class BatchLoader:
             recipe: how to augment.
             shape: (steps, batch size).
             rng: for this epoch alone.
-            share: which part of each batch to give.
+            shard: which part of each batch to give.
             progress: which epoch it is, from 0, of how many: crops may grow.
             first: the step to begin with, where those before it were done.
 
@@ -154,8 +154,8 @@ class BatchLoader:
         order = rng.permutation(len(ids_M))[: steps * size]
         draws = draw(kind, size_px, len(order), rng).to(device)
         labels = torch.from_numpy(labels_M[order]).to(device)
-        starts = range(first * size + share.rank, len(order), size)
-        parts = [slice(start, start - share.rank + size, share.workers) for start in starts]
+        starts = range(first * size + shard.rank, len(order), size)
+        parts = [slice(start, start - shard.rank + size, shard.workers) for start in starts]
         for part, stack in zip(parts, self.pixels.stacks(ids_M[order], parts), strict=True):
             images = self._augmented(*stack, draws.batch(part.start, part.stop, part.step), recipe, crop_px)
             yield self._normalised(images), labels[part]

@@ -27,7 +27,7 @@ _HALF = torch.finfo(torch.float16).max
 
 def predict(
     model: nn.Module,
-    feed: BatchLoader,
+    loader: BatchLoader,
     ids_M: IdArray,
     recipe: Recipe,
     *,
@@ -37,8 +37,8 @@ def predict(
     """Yield the answers to the ids in their order, in batches of twice the recipe's size.
 
     Args:
-        model: on the feed's device.
-        feed: batches.
+        model: on the loader's device.
+        loader: batches.
         ids_M: (M,) ids to answer for.
         recipe: with `precision` resolved.
         features: whether to give what enters the last linear layer, too.
@@ -50,8 +50,8 @@ def predict(
     model.eval()
     quiet = torch.no_grad if between_epochs else torch.inference_mode
     with _listening(model) as heard:
-        for ids, inputs in feed.scoring(ids_M, 2 * recipe.batch_size):
-            with quiet(), autocast(recipe, feed.pixels.device):
+        for ids, inputs in loader.scoring(ids_M, 2 * recipe.batch_size):
+            with quiet(), autocast(recipe, loader.pixels.device):
                 logits = model(inputs).float()
                 log_probs = torch.log_softmax(logits, dim=1)
                 answers = Predictions(

@@ -1,4 +1,4 @@
-"""Where a fit stands, between epochs or within one: what is put into its checkpoints, and how it goes on from them."""
+"""The state of a training, between epochs or within one: what its checkpoints hold, and how it resumes from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from unseen_ray.training.loop.epochs import EpochStats
 
 if TYPE_CHECKING:
-    from unseen_ray.training.loop.batches import Share
+    from unseen_ray.training.loop.batches import Shard
     from unseen_ray.training.loop.checkpoints import Checkpoints
     from unseen_ray.training.loop.trainer import Trainer
     from unseen_ray.training.loop.trajectory_recorder import TrajectoryRecorder
@@ -22,21 +22,21 @@ __all__ = ["CheckpointWriter", "TrainState", "resumed"]
 
 logger = logging.getLogger(__name__)
 
-_WITHIN_S = 10.0  # an epoch that takes less is done again rather than kept halfway
-_AGREED_STEPS = 16
+_WITHIN_S = 10.0  # a shorter epoch is trained again: that costs less than a checkpoint within it
+_AGREED_STEPS = 16  # asking every worker at every step would cost a round over the network each
 _SUMS, _CPU, _GPU = "within.sums", "within.cpu", "within.gpu"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainState:
-    """Where a fit stands.
+    """How far a fit has come.
 
     Attributes:
-        stats: of the last whole epoch, `seconds` with what was spent since.
-        steps: of the epoch that comes after it, those that are done.
-        sums: (2,) float32 their losses and right answers, added up; None between epochs.
-        generators: states of torch's generators by name; empty between epochs, which seed them.
-        others: sums and generators of the other workers of the fit, by the names of a checkpoint.
+        stats: of the last whole epoch, `seconds` including those spent since.
+        steps: how many of the next epoch are done.
+        sums: (2,) float32 sums of their losses and right predictions; None between epochs.
+        generators: states of torch's generators by name; empty between epochs, as each epoch seeds them.
+        others: sums and generators of the fit's other workers, by their names in a checkpoint.
     """
 
     stats: EpochStats
@@ -47,87 +47,87 @@ class TrainState:
 
     @classmethod
     def within(cls, stats: EpochStats, steps: int, sums: Tensor, device: torch.device) -> TrainState:
-        """Within an epoch, with the generators as they are."""
+        """The state within an epoch, with the generators as they are now."""
         generators = {_CPU: torch.get_rng_state()}
         if device.type == "cuda":
             generators[_GPU] = torch.cuda.get_rng_state(device)
         return cls(stats, steps, sums, generators)
 
     def restore_generators(self, device: torch.device) -> None:
-        """Put torch's generators where they were; nothing happens between epochs."""
+        """Set torch's generators to their states; does nothing between epochs."""
         if _CPU in self.generators:
             torch.set_rng_state(self.generators[_CPU])
         if _GPU in self.generators and device.type == "cuda":
             torch.cuda.set_rng_state(self.generators[_GPU], device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps beside the learner's."""
+        """What a checkpoint holds beside the trainer's tensors."""
         return {} if self.sums is None else {_SUMS: self.sums, **self.generators, **self.others}
 
-    def gathered(self, share: Share) -> TrainState:
-        """Itself, with what the other workers of the fit have; all of them call it at the same step."""
-        if share.workers == 1 or self.sums is None:
+    def gathered(self, shard: Shard) -> TrainState:
+        """The same with the other workers' states; a collective call: all workers make it at the same step."""
+        if shard.workers == 1 or self.sums is None:
             return self
         others: dict[str, Tensor] = {}
         for name, own in {_SUMS: self.sums, **self.generators}.items():
-            there = [torch.empty_like(own, device=self.sums.device) for _ in range(share.workers)]
-            torch.distributed.all_gather(there, own.to(self.sums.device))
-            others |= {_of_worker(name, rank): each.cpu() for rank, each in enumerate(there) if rank}
+            received = [torch.empty_like(own, device=self.sums.device) for _ in range(shard.workers)]
+            torch.distributed.all_gather(received, own.to(self.sums.device))
+            others |= {_of_worker(name, rank): each.cpu() for rank, each in enumerate(received) if rank}
         return replace(self, others=others)
 
 
 def _of_worker(name: str, rank: int) -> str:
-    """What a checkpoint calls what it keeps of a worker."""
+    """The name of a worker's tensor in a checkpoint."""
     return f"{name}.{rank}" if rank else name
 
 
 @dataclass(slots=True, eq=False)
 class CheckpointWriter:
-    """Writes the checkpoints of a fit, where they are due.
+    """Writes the checkpoints of a fit when they are due.
 
     Args:
-        learner: what is trained.
-        checkpoints: where to.
-        share: this worker's part of the fit; the first worker writes.
-        recorder: what is scored over epochs; None for nothing.
+        trainer: of the model.
+        checkpoints: the fit's.
+        shard: this worker's part of the fit; the first worker writes.
+        recorder: of scores over epochs, if there are any.
     """
 
-    learner: Trainer
+    trainer: Trainer
     checkpoints: Checkpoints
-    share: Share
+    shard: Shard
     recorder: TrajectoryRecorder | None = None
-    _kept: float = field(init=False, default_factory=time.monotonic)
+    _last_write: float = field(init=False, default_factory=time.monotonic)
 
     def due_within(self, step: int, device: torch.device) -> bool:
-        """Whether the epoch has gone on for so long since the last checkpoint that what is done of it should be kept.
+        """Whether so much time has passed since the last checkpoint that another one is due within the epoch.
 
-        The workers of a fit agree on it, the first one's word, every few steps.
+        Workers that share a fit do what the first one decides, which they ask every few steps.
         """
-        if self.share.workers == 1:
+        if self.shard.workers == 1:
             return self._is_due()
         if (step + 1) % _AGREED_STEPS:
             return False
-        word = torch.tensor([self.share.rank == 0 and self._is_due()], dtype=torch.int32, device=device)
-        torch.distributed.broadcast(word, 0)
-        return bool(word)
+        decision = torch.tensor([self.shard.rank == 0 and self._is_due()], dtype=torch.int32, device=device)
+        torch.distributed.broadcast(decision, 0)
+        return bool(decision)
 
     def _is_due(self) -> bool:
-        if time.monotonic() - self._kept < _WITHIN_S:
+        if time.monotonic() - self._last_write < _WITHIN_S:
             return False
         return self.recorder is None or self.recorder.may_stop_within()
 
-    def write(self, stand: TrainState) -> None:
-        """Write a checkpoint, unless writing would slow the fit down or it could not go on from there."""
-        stats, stand = stand.stats, stand.gathered(self.share)
-        self._kept = time.monotonic()
-        if self.share.rank:
+    def write(self, state: TrainState) -> None:
+        """Write a checkpoint, unless that would slow the fit down or the fit could not resume from it."""
+        stats, state = state.stats, state.gathered(self.shard)
+        self._last_write = time.monotonic()
+        if self.shard.rank:
             return
-        if self.recorder is not None and not stand.steps and not self.recorder.may_stop(stats.epoch):
+        if self.recorder is not None and not state.steps and not self.recorder.may_stop(stats.epoch):
             return
         if stats.epoch < stats.epochs and not self.checkpoints.due(stats.trained_s):
             return
-        position = {**asdict(stats), "steps": stand.steps, "scale": self.learner.scale()}
-        tensors = {**self.learner.tensors(), **stand.tensors()}
+        position = {**asdict(stats), "steps": state.steps, "scale": self.trainer.scale()}
+        tensors = {**self.trainer.tensors(), **state.tensors()}
         if self.recorder is not None:
             tensors |= self.recorder.tensors()
             position["recorded"] = self.recorder.key()
@@ -135,21 +135,21 @@ class CheckpointWriter:
 
 
 def resumed(
-    learner: Trainer,
+    trainer: Trainer,
     checkpoints: Checkpoints,
     fresh: TrainState,
     *,
     rank: int = 0,
     recorder: TrajectoryRecorder | None = None,
 ) -> TrainState:
-    """Where the last checkpoint stands, the learner brought there; `fresh` where there is none that fits.
+    """The state of the last checkpoint, restored into the trainer; `fresh` where no checkpoint can be used.
 
     Args:
-        learner: of the model that is trained.
+        trainer: of the model; left as it is if no checkpoint can be used.
         checkpoints: the fit's.
-        fresh: its beginning.
+        fresh: the state before the first epoch.
         rank: of this worker among those of the fit.
-        recorder: what is scored over epochs; None for nothing.
+        recorder: of scores over epochs, if there are any.
     """
     saved = checkpoints.read()
     if saved is None:
@@ -163,13 +163,13 @@ def resumed(
             raise ValueError("it holds other scores over epochs")
         own = {name: _of_worker(name, rank) for name in (_CPU, _GPU)}
         generators = {name: tensors[kept] for name, kept in own.items() if kept in tensors}
-        stand = TrainState(stats, steps, tensors[_of_worker(_SUMS, rank)], generators) if steps else TrainState(stats)
-        learner.restore(tensors, scale)
+        state = TrainState(stats, steps, tensors[_of_worker(_SUMS, rank)], generators) if steps else TrainState(stats)
+        trainer.restore(tensors, scale)
         if recorder is not None:
             recorder.restore(tensors, stats.epoch)
     except (KeyError, TypeError, ValueError) as error:
-        logger.warning("the checkpoint %s fits no more (%s); training from the start", checkpoints.key[:8], error)
+        logger.warning("the checkpoint %s cannot be used (%s); training from the start", checkpoints.key[:8], error)
         return fresh
     within = f", {steps} steps into the next one" if steps else ""
     logger.info("going on after epoch %d of %d%s", stats.epoch, stats.epochs, within)
-    return stand
+    return state

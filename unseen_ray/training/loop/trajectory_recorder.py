@@ -38,8 +38,8 @@ class TrajectoryRecorder:
     checkpoint gives them again, to the same bits on a CPU. Scores that nobody asks for and the epochs do not suffice for are left out.
 
     Args:
-        model: as it is trained, on the feed's device.
-        feed: batches.
+        model: as it is trained, on the loader's device.
+        loader: batches.
         ids_M: (M,) what to answer for, strictly rising.
         labels_M: (M,) their classes.
         recipe: with `precision` resolved.
@@ -52,7 +52,7 @@ class TrajectoryRecorder:
     def __init__(
         self,
         model: nn.Module,
-        feed: BatchLoader,
+        loader: BatchLoader,
         ids_M: IdArray,
         labels_M: IntArray,
         recipe: Recipe,
@@ -62,7 +62,7 @@ class TrajectoryRecorder:
         least_epochs: int,
         num_classes: int,
     ) -> None:
-        self._model, self._feed, self._ids, self._labels, self._recipe = model, feed, ids_M, labels_M, recipe
+        self._model, self._feed, self._ids, self._labels, self._recipe = model, loader, ids_M, labels_M, recipe
         self._scores = scores
         self.epochs = scored_epochs(epochs, scores.every)
         self._trajectories = sufficient(scores, scored_epochs(least_epochs, scores.every))
