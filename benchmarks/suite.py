@@ -33,6 +33,7 @@ import yaml
 from timing import conditions, write
 
 import unseen_ray as ur
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.seeds import derive
 from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation
@@ -41,7 +42,6 @@ from unseen_ray.evaluation.baselines import random_subset
 from unseen_ray.evaluation.table import Arm, Evaluation, break_even_of, differences_of
 from unseen_ray.evaluation.trainings import Chosen, evaluate
 from unseen_ray.execution.session import executor_for
-from unseen_ray.pruning.plan import with_model
 from unseen_ray.runs.run import choosing_s
 from unseen_ray.runs.tasks import Progress
 from unseen_ray.storage.checked_json import without_nan
@@ -214,10 +214,10 @@ def evaluated(suite: Suite) -> Evaluation:
         asked["test"] = {"use": "parquet", "path": str(test), "limit": suite.args.try_on}
     first = next(choice.method for choice in suite.choices if choice.method != RANDOM)
     home, _ = suite.stage_zero(first, suite.seeds[0])  # what is measured goes there
-    config = with_model(ur.PruneConfig(**asked, out=str(home)), suite.info.size_px)
-    with executor_for(config, len(chosen) * len(suite.seeds)) as executor:
+    resolved = ResolvedRun.of(ur.PruneConfig(**asked, out=str(home)), suite.info.size_px)
+    with executor_for(resolved.config, len(chosen) * len(suite.seeds)) as executor:
         return evaluate(
-            config,
+            resolved,
             chosen,
             against=[*others, FULL],
             skipped_ids=np.empty(0, np.int64),

@@ -16,12 +16,12 @@ import yaml
 from timing import conditions, write
 
 import unseen_ray as ur
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.samples.id_sets import AllIds
 from unseen_ray.core.tasks import EvalTask
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.execution.local import LocalExecutor
 from unseen_ray.pruning.pipeline import make_job
-from unseen_ray.pruning.plan import with_model
 from unseen_ray.runs.tasks import Progress
 
 
@@ -59,9 +59,9 @@ def main() -> None:
             out=out,
         )
         opened = open_source(source_ref(asked.source))
-        config = with_model(asked, opened.info.size_px)
+        resolved = ResolvedRun.of(asked, opened.info.size_px)
         executor = LocalExecutor()
-        prepared = executor.prepare(make_job(config, opened.info), opened)
+        prepared = executor.prepare(make_job(resolved, opened.info), opened)
         tasks = [
             EvalTask(index=place, arm="full", selection=0, repeat=seed, train=AllIds())
             for place, seed in enumerate(args.seeds)
@@ -72,8 +72,8 @@ def main() -> None:
         "conditions": conditions(torch.device("cuda" if torch.cuda.is_available() else "cpu"), args),
         "source": Path(args.source).name,
         "samples": results[0].trained,
-        "model": config.model,
-        "recipe": prepared.config.recipe.model_dump(),
+        "model": resolved.config.model,
+        "recipe": prepared.job.config.recipe.model_dump(),
         "seeds": args.seeds,
         "accuracies": accuracies,
         "mean": statistics.fmean(accuracies),

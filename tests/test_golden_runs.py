@@ -57,16 +57,17 @@ def real_limits() -> dict[str, int]:
 
 def keys_of(fields: dict[str, Any], kept: pa.Table | None = None, *, by_rule: bool = False) -> list[list[Any]]:
     """Stage, index, name of the model and of the votes of each task of a run; of stage 0 alone if `kept` is None."""
+    from unseen_ray.config.resolved import ResolvedRun
     from unseen_ray.core.samples.id_sets import ArrayIds
     from unseen_ray.data.sources.registry import open_source, source_ref
     from unseen_ray.pruning.pipeline import make_job
-    from unseen_ray.pruning.plan import plan_run, tasks_of, with_model
+    from unseen_ray.pruning.plan import plan_run, tasks_of
 
     config = ur.PruneConfig(**fields, out="nowhere")
     info = open_source(source_ref(config.source)).info
-    job = replace(make_job(with_model(config, info.size_px), info), by_rule=by_rule)
+    job = replace(make_job(ResolvedRun.of(config, info.size_px), info), by_rule=by_rule)
     population, keys = job.population(info.labels_N), []
-    for stage in plan_run(job.config, population).stages[: 1 if kept is None else None]:
+    for stage in plan_run(job.resolved, population).stages[: 1 if kept is None else None]:
         ids = np.empty(0, np.int64) if kept is None else kept["id"].to_numpy()[kept["stage"].to_numpy() < stage.index]
         for task in tasks_of(stage, job.config, ArrayIds(ids)):
             names = job.fit_key(task, population), job.task_key(task, population)

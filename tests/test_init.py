@@ -18,6 +18,7 @@ from torch import nn
 import unseen_ray as ur
 from unseen_ray.cli.summary.plan import plan_lines
 from unseen_ray.config.recipe import Recipe
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.samples.id_sets import ArrayIds
 from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.data.sources.registry import open_source, source_ref
@@ -95,7 +96,7 @@ def test_keys_of_fits_without_start_weights_are_what_they_were(init: Path, tmp_p
 
     def key(**recipe: Any) -> str:
         fields = {"source": "digits", "keep": 0.5, "out": "runs/x", "model": "small_cnn", "recipe": {**QUICK, **recipe}}
-        job = make_job(ur.PruneConfig(**fields), info)
+        job = make_job(ResolvedRun(ur.PruneConfig(**fields)), info)
         return job.fit_key(task, job.population(info.labels_N))
 
     begun = {"init": str(init), "init_saw": "none", "init_sha256": "a" * 64}

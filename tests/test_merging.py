@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import unseen_ray as ur
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.folds import plan_folds
 from unseen_ray.core.samples.id_sets import ArrayIds
@@ -44,7 +45,7 @@ def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 def job_of(out: Path, **fields: Any) -> Job:
     config = ur.PruneConfig(source="digits", keep=0.5, out=str(out), also_score="none", **fields)
     return Job(
-        config=config,
+        resolved=ResolvedRun(config),
         source=source_ref("digits"),
         test=None,
         fingerprint="f",

@@ -15,6 +15,7 @@ import ray
 
 import unseen_ray as ur
 from tests.test_long_growth import config_of
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.samples import population
 from unseen_ray.core.samples.id_sets import AllIds, ArrayIds, FoldIds, Outside
 from unseen_ray.core.samples.population import Population
@@ -67,7 +68,7 @@ def test_the_driver_of_a_long_run_holds_no_array_of_all_samples(
 def test_an_aggregator_that_is_killed_is_replaced(tmp_path: Path) -> None:
     run = ur.prune(config_of(tmp_path / "run"))
     info = open_source(source_ref({"use": "digits", "limit": 300})).info
-    job = make_job(config_of(tmp_path / "run"), info)
+    job = make_job(ResolvedRun(config_of(tmp_path / "run")), info)
     request = ask_merge(
         job.config,
         job.population(info.labels_N),
@@ -96,7 +97,9 @@ def test_an_aggregator_that_is_killed_is_replaced(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("short_files")
 def test_a_stage_whose_votes_are_damaged_is_not_merged(tmp_path: Path) -> None:
     ur.prune(config_of(tmp_path / "run"))
-    job = make_job(config_of(tmp_path / "run"), open_source(source_ref({"use": "digits", "limit": 300})).info)
+    job = make_job(
+        ResolvedRun(config_of(tmp_path / "run")), open_source(source_ref({"use": "digits", "limit": 300})).info
+    )
     labels = open_source(job.source).info.labels_N
     request = ask_merge(
         job.config, job.population(labels), stage=0, kept=AllIds(), num_kept=0, num_parts=3, votes_each=2, tells_table=False

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import unseen_ray as ur
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.sweep.space import corners, draws, fields_of, grid, knobs_of, plain_knobs
 from unseen_ray.sweep.trials import planned_trials
@@ -121,20 +122,16 @@ def test_names_depend_on_all_that_the_result_does() -> None:
 def test_all_trials_store_what_the_others_need(space: dict[str, Any], also: bool, probs: bool) -> None:
     trials, keeping = planned_trials(sweep(space=space, run={**RUN, "recipe": {"epochs": 4}}), INFO)
     assert (keeping.also_score is not None, keeping.save_probs) == (also, probs)
-    from unseen_ray.config.score_columns import stored_scores
-    from unseen_ray.runs.tasks import carries_probs
-
+    runs = [ResolvedRun(trial.runs[0]) for trial in trials]
     variants = "aum" in space.get("score", ())  # share a column, and cannot share a training
-    assert len({(stored_scores(t.runs[0]).named, stored_scores(t.runs[0]).every) for t in trials}) == 1 + variants
-    assert len({carries_probs(t.runs[0]) for t in trials}) == 1
+    assert len({(run.scores.named, run.scores.every) for run in runs}) == 1 + variants
+    assert len({run.keeps_probs for run in runs}) == 1
 
 
 def test_scores_over_epochs_are_stored_by_all_trials_if_one_asks_for_them() -> None:
-    from unseen_ray.config.score_columns import stored_scores
-
     asked = sweep(space={"score": ["entropy", "forgetting"]}, run={**RUN, "recipe": {"epochs": 4}})
     trials, _ = planned_trials(asked, INFO)
-    stored = [stored_scores(trial.runs[0]) for trial in trials]
+    stored = [ResolvedRun(trial.runs[0]).scores for trial in trials]
     assert stored[0].key == stored[1].key and "forgetting" in stored[0].over_epochs
 
 

@@ -14,7 +14,7 @@ import unseen_ray as ur
 from tests.core.test_dynamics import reduced
 from tests.training.fitting import CPU, net, prepare, recipe
 from unseen_ray.config.recipe import Recipe
-from unseen_ray.config.score_columns import stored_scores
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core import dynamics
 from unseen_ray.core.scores import grand
 from unseen_ray.errors import FitError
@@ -40,7 +40,7 @@ def record(
     with numerics(1, True, CPU):
         model, feed, plan, checkpoints = prepare(folder, plan_of, CPU)
         labels = prepare_labels()
-        scores = stored_scores(scored(every, also_score=also, score="tdds"))
+        scores = ResolvedRun(scored(every, also_score=also, score="tdds")).scores
         sizes = {"epochs": plan.epochs, "least_epochs": plan.epochs, "num_classes": 10}
         recording = TrajectoryRecorder(model, feed, UNSEEN, labels, plan_of, scores=scores, **sizes)
         told = [s.epoch for s in itertools.islice(fit(model, feed, plan, checkpoints, recording), stop_after)]

@@ -10,7 +10,7 @@ from unseen_ray.config.run import PruneConfig
 from unseen_ray.errors import ConfigError
 from unseen_ray.storage.filesystem import absolute_path, filesystem_of, read_file, sha256_of
 
-__all__ = ["SAFETENSORS", "TORCH", "form_of", "read_weights", "with_initial_weights"]
+__all__ = ["SAFETENSORS", "TORCH", "check_digest", "form_of", "read_weights", "with_initial_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -20,20 +20,16 @@ _BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic numbe
 _HEADER_MOST = 100_000_000
 
 
-def with_initial_weights(config: PruneConfig, *, before: str | None = None) -> PruneConfig:
+def with_initial_weights(config: PruneConfig) -> PruneConfig:
     """The configuration with the file of `recipe.init` found: by its absolute path, and its SHA-256.
 
-    Args:
-        config: the run's.
-        before: the SHA-256 that the file had when the run began; None for a new run.
-
     Raises:
-        ConfigError: if there is no such file, it holds no weights, or it is not the one that it was.
+        ConfigError: if there is no such file, it holds no weights, or it is not the one that the recipe names.
     """
     recipe = config.recipe
     if recipe.init is None or config.fit is not None:
         return config
-    found = recipe.model_copy(update={"init": absolute_path(recipe.init), "init_sha256": recipe.init_sha256 or before})
+    found = recipe.model_copy(update={"init": absolute_path(recipe.init)})
     digest = sha256_of(read_weights(found))
     word = "by your word they never saw a sample" if recipe.init_saw == "none" else "what they saw is not known"
     logger.info("every training starts from %s (SHA-256 %s): %s", found.init, digest[:12], word)
@@ -55,18 +51,22 @@ def read_weights(recipe: Recipe) -> bytes:
             f"recipe.init={recipe.init} cannot be read: {error}. Give a file of weights, safetensors or what torch.save "
             "made of a state_dict, where every node sees it."
         ) from None
-    digest = sha256_of(data)
-    if recipe.init_sha256 not in (None, digest):
-        raise ConfigError(
-            f"recipe.init={recipe.init} has SHA-256 {digest}, and {recipe.init_sha256} was expected: it is not the file that the run "
-            "began with, or that recipe.init_sha256 names. Bring that file back, or begin in a new folder."
-        )
+    check_digest(recipe.init, sha256_of(data), recipe.init_sha256)
     if form_of(data) is None:
         raise ConfigError(
             f"recipe.init={recipe.init} is neither a safetensors file nor one of torch.save; a pickle is never read. "
             "Write the weights by safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
         )
     return data
+
+
+def check_digest(path: str, digest: str, expected: str | None) -> None:
+    """Refuse start weights that are another file than before, or than the recipe says; None expects nothing."""
+    if expected not in (None, digest):
+        raise ConfigError(
+            f"recipe.init={path} has SHA-256 {digest}, and {expected} was expected: it is not the file that the run "
+            "began with, or that recipe.init_sha256 names. Bring that file back, or begin in a new folder."
+        )
 
 
 def form_of(data: bytes) -> str | None:

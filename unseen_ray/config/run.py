@@ -214,13 +214,6 @@ class PruneConfig(BaseModel):
         current = {name: getattr(self, name) for name in fields if name in self.model_fields_set}
         return PruneConfig(**{**current, **values})
 
-    def with_hardware(self, *, precision: str, cpus_per_fold: float, gpus_per_fold: float) -> PruneConfig:
-        """The configuration with everything resolved that depends on the machines."""
-        recipe = self.recipe.model_copy(update={"precision": precision})
-        return self.model_copy(
-            update={"recipe": recipe, "cpus_per_fold": cpus_per_fold, "gpus_per_fold": gpus_per_fold}
-        )
-
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PruneConfig:
         """The configuration that `to_json` described; fields at their defaults count as not set.

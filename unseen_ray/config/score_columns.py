@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unseen_ray.config.guards import SUSPECT, scores_read
+from unseen_ray.config.guards import Guard
 from unseen_ray.config.run import PruneConfig, jsonable
 from unseen_ray.core import dynamics, scores
 from unseen_ray.core.scorebook import ScoreFunction
@@ -18,10 +18,13 @@ from unseen_ray.core.trajectory import Trajectory
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import bind_options, function_of, import_target, is_target, name_of, plug_of
 
-__all__ = ["CONSISTENCY", "StoredScores", "of_probabilities", "score_name", "stored_scores"]
+__all__ = ["CONSISTENCY", "SUSPECT", "StoredScores", "of_probabilities", "score_name", "stored_scores"]
 
 CONSISTENCY = "consistency"
 """The score over epochs that policies are offered beside the one that decides."""
+
+SUSPECT = "suspect"
+"""Whether the guard of the run suspects the label."""
 
 _COLUMNS = ("id", "key", "label", "stage", "score", "votes", "pred", "p_top", "p_label", SUSPECT)
 
@@ -57,11 +60,12 @@ def score_name(value: Any) -> str:
     return name.rpartition(":")[2].rpartition(".")[2] if callable(use) or is_target(name) else name
 
 
-def stored_scores(config: PruneConfig, *, of_models: bool = True) -> StoredScores:
+def stored_scores(config: PruneConfig, guard: Guard | None, *, of_models: bool) -> StoredScores:
     """The scores that a run stores.
 
     Args:
         config: the run's.
+        guard: of the run; what it reads is stored, too.
         of_models: whether models of ours answer; else there are probabilities alone, which tell no score of logits, of
             features or over epochs.
 
@@ -69,7 +73,8 @@ def stored_scores(config: PruneConfig, *, of_models: bool = True) -> StoredScore
         ConfigError: if one cannot be imported, cannot be had, or two would share a column.
     """
     of_models = of_models and config.fit is None
-    wanted = _wanted(config, of_models)
+    read = [] if guard is None else list(guard.scores)
+    wanted = _wanted(config, read, of_models)
     single: dict[str, ScoreFunction] = {}
     over: dict[str, Trajectory] = {}
     for place, value in enumerate(wanted):
@@ -90,7 +95,7 @@ def stored_scores(config: PruneConfig, *, of_models: bool = True) -> StoredScore
             )
     named = sorted({json.dumps(jsonable(value), sort_keys=True) for value in wanted})
     listed = [] if isinstance(config.also_score, str) else config.also_score
-    asked = frozenset([*map(score_name, [config.score, *listed]), *scores_read(config)])
+    asked = frozenset([*map(score_name, [config.score, *listed]), *read])
     return StoredScores(single=single, over_epochs=over, every=config.score_every or 1, asked=asked, named=tuple(named))
 
 
@@ -107,9 +112,8 @@ def of_probabilities(score: Any) -> bool:
         return False
 
 
-def _wanted(config: PruneConfig, of_models: bool) -> list[Any]:
+def _wanted(config: PruneConfig, read: list[str], of_models: bool) -> list[Any]:
     """What a run stores a column of, the deciding score first."""
-    read = scores_read(config)
     if config.also_score == "all":
         asked = [config.score, *read]
         every_epoch = of_models and (config.score_every is not None or any(map(_is_over_epochs, asked)))

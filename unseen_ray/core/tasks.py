@@ -19,7 +19,16 @@ from unseen_ray.core.samples.id_sets import AllIds, FoldIds, FoldSpec, IdSet, Ou
 from unseen_ray.core.samples.population import Population
 from unseen_ray.errors import LeakError
 
-__all__ = ["EvalTask", "Mode", "ScoreTask", "VotePart", "check_unseen", "later_tasks", "stage_zero_tasks"]
+__all__ = [
+    "EvalTask",
+    "Mode",
+    "ScoreTask",
+    "VotePart",
+    "check_unseen",
+    "later_tasks",
+    "stage_zero_count",
+    "stage_zero_tasks",
+]
 
 Mode = Literal["unseen", "fitting"]
 
@@ -115,6 +124,11 @@ def stage_zero_tasks(*, mode: Mode, spec: FoldSpec, train_on: TrainOn, repeats: 
             for fold, inside in folds
         ]
     return _numbered(0, ((fold, train, scored, mode) for fold, train, scored in sides), repeats)
+
+
+def stage_zero_count(*, mode: str, folds: int, repeats: int) -> int:
+    """How many tasks stage 0 has."""
+    return folds * repeats if mode == "unseen" else repeats
 
 
 def later_tasks(*, stage: int, coreset: IdSet, repeats: int) -> list[ScoreTask]:

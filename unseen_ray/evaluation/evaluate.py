@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from unseen_ray.config.initial_weights import with_initial_weights
 from unseen_ray.config.named_recipes import recipe_values
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS, PruneConfig, jsonable
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError
@@ -22,7 +22,6 @@ from unseen_ray.execution.session import PruneResult, executor_for, ignore, load
 from unseen_ray.execution.tracking import tracked
 from unseen_ray.plugins import is_target
 from unseen_ray.pruning.executor import Observer
-from unseen_ray.pruning.plan import with_model
 from unseen_ray.runs.layout import FITTING, selection_folder
 from unseen_ray.runs.run import choosing_s
 from unseen_ray.storage.filesystem import sha256_of
@@ -68,8 +67,9 @@ def evaluate(
     """
     done = result if isinstance(result, PruneResult) else load(result)
     prunes = selections > 1 or "fitting" in against
-    config = _evaluated(done, changes, test, prunes=prunes)
-    check_evaluable(config, against=against, seeds=seeds, selections=selections, budget=budget)
+    resolved = _evaluated(done, changes, test, prunes=prunes)
+    config = resolved.config
+    check_evaluable(resolved, against=against, seeds=seeds, selections=selections, budget=budget)
     runs = [done, *(_again(done, config, number, on_event) for number in range(1, selections))]
     chosen = {"coreset": _chosen(runs)}
     if "fitting" in against:
@@ -78,7 +78,7 @@ def evaluate(
     within = f"evaluate-{budget}-{_digest(config)}"
     with executor_for(config, tasks) as executor, tracked(config, on_event or ignore, within=within) as observer:
         return run_evaluation(
-            config,
+            resolved,
             chosen,
             against=against,
             skipped_ids=np.array(done.manifest.source.skipped_ids, np.int64),
@@ -89,7 +89,7 @@ def evaluate(
         )
 
 
-def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes: bool) -> PruneConfig:
+def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes: bool) -> ResolvedRun:
     """The run's configuration with the changes of an evaluation, on the data that the run pruned."""
     if unknown := sorted(changes.keys() - {*_CHANGES, *NAMED_FIELDS}):
         raise ConfigError(f"evaluate takes no {unknown[0]!r}; it takes {', '.join((*_CHANGES, *NAMED_FIELDS))}.")
@@ -123,7 +123,7 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
             f"source {info.name} is not the data that {done.path} was pruned from: it has {len(info)} samples, there were "
             f"{done.manifest.source.rows}, or their labels or files changed. Bring the data back, or prune again."
         )
-    return with_initial_weights(with_model(_started_alike(config, done), info.size_px))
+    return ResolvedRun.of(_started_alike(config, done), info.size_px)
 
 
 def _started_alike(config: PruneConfig, done: PruneResult) -> PruneConfig:

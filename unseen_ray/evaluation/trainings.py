@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unseen_ray.config.initial_weights import with_initial_weights
-from unseen_ray.config.run import PruneConfig, jsonable
+from unseen_ray.config.resolved import ResolvedRun
+from unseen_ray.config.run import jsonable
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.samples.id_sets import AllIds, ArrayIds, IdSet
 from unseen_ray.core.samples.population import Population
@@ -61,7 +61,7 @@ class Chosen:
 
 
 def evaluate(
-    config: PruneConfig,
+    resolved: ResolvedRun,
     chosen: Mapping[str, Chosen],
     *,
     against: Sequence[str],
@@ -76,7 +76,7 @@ def evaluate(
     """Train and measure every arm with every seed; what `config.out` holds already is not trained again.
 
     Args:
-        config: the run's, with the model and the recipe to train.
+        resolved: the run's configuration, with the model and the recipe to train.
         chosen: the coreset first, and what else was chosen before, each as often as the others.
         against: the other arms in the order of the table; those that are not in `chosen` are drawn here.
         skipped_ids: rows that the run left out.
@@ -90,16 +90,17 @@ def evaluate(
     Raises:
         ConfigError: if there is nothing to measure on.
     """
+    config = resolved.config
     source = open_source(source_ref(config.source))
-    info, config = source.info, with_initial_weights(config)
-    job = make_job(config, info).resolved(config, skipped_ids)
+    info = source.info
+    job = make_job(resolved, info).prepared(resolved, skipped_ids)
     if on_holdout:
         job = replace(job, test=None)
     population = job.population(info.labels_N)
     name, test_samples, test_print = _test_of(job, population, info)
-    job = job.resolved(_budgeted(config, budget, len(population)), skipped_ids)
+    job = job.prepared(_budgeted(resolved, budget, len(population)), skipped_ids)
     prepared = executor.prepare(job, source)
-    job = job.resolved(prepared.config, prepared.skipped_ids)
+    job = prepared.job
     arms = list(dict.fromkeys([*list(chosen)[:1], *against]))
     tasks = _tasks(chosen, arms, population, seeds, config.seed)
     keys = {_place(task): _key(job, task, population, test_print) for task in tasks}
@@ -195,13 +196,14 @@ def _lines(
     return tuple(lines)
 
 
-def check_evaluable(config: PruneConfig, *, against: Sequence[str], seeds: int, selections: int, budget: str) -> None:
+def check_evaluable(resolved: ResolvedRun, *, against: Sequence[str], seeds: int, selections: int, budget: str) -> None:
     """Refuse what cannot be measured before anything is trained.
 
     Raises:
         ConfigError: with every problem at once, or if there is nothing to measure on.
         DataError: if the test set has classes that the source does not have.
     """
+    config = resolved.config
     problems = [
         f"against={name!r} is none of {', '.join(ARMS)}.{did_you_mean(name, ARMS)}"
         for name in against
@@ -227,15 +229,15 @@ def check_evaluable(config: PruneConfig, *, against: Sequence[str], seeds: int, 
     if problems:
         raise ConfigError(problems)
     info = open_source(source_ref(config.source)).info
-    job = make_job(config, info)
+    job = make_job(resolved, info)
     _test_of(job, job.population(info.labels_N), info)
 
 
-def _budgeted(config: PruneConfig, budget: Budget, num_samples: int) -> PruneConfig:
+def _budgeted(resolved: ResolvedRun, budget: Budget, num_samples: int) -> ResolvedRun:
     """A recipe of as many epochs, or steps, for every subset as all samples would get."""
-    recipe, workers = config.recipe, config.gpus_per_fit
+    recipe, workers = resolved.config.recipe, resolved.workers_of_fit(of_fold=False)
     if recipe.steps is not None:
-        return config
+        return resolved
     changes: dict[str, Any] = {"epochs": recipe.epochs_of(num_samples, workers=workers), "min_steps": 0}
     if changes["epochs"] != recipe.epochs:
         logger.info(
@@ -246,7 +248,7 @@ def _budgeted(config: PruneConfig, budget: Budget, num_samples: int) -> PruneCon
         )
     if budget == "iterations":
         changes = {"epochs": None, "steps": recipe.plan(num_samples, workers=workers)[1]}
-    return config.model_copy(update={"recipe": recipe.model_copy(update=changes)})
+    return resolved.with_recipe(**changes)
 
 
 def _test_of(job: Job, population: Population, info: SourceInfo) -> tuple[str, int, str]:

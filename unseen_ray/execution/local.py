@@ -45,25 +45,24 @@ class LocalExecutor:
             memory_gb=job.config.pixel_memory_gb,
             files=plan_files(job, len(source.info)),
         )
-        config = job.config.with_hardware(
+        resolved = job.resolved.with_hardware(
             precision=resolve_precision(job.config.recipe.precision, device),
             cpus_per_fold=float(job.config.threads),
             gpus_per_fold=1.0 if device.type == "cuda" else 0.0,
         )
         prepared = Prepared(
-            config=config,
-            skipped_ids=skipped,
+            job=job.prepared(resolved, skipped),
             environment={"executor": "local", "node": platform.node(), **describe_hardware(device)},
         )
         runner = TaskRunner(
-            job=job.resolved(config, skipped),
+            job=prepared.job,
             labels_N=source.info.labels_N,
             plane=plane,
             source=lambda: source,
             device=device_name(device),
         )
         own = UserTask(runner=runner, device=device if device.type == "cuda" else None)
-        self._bench = ModelTask(runner=runner, device=device) if config.fit is None else own
+        self._bench = ModelTask(runner=runner, device=device) if job.config.fit is None else own
         return prepared
 
     def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:

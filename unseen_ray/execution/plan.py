@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unseen_ray.config.initial_weights import with_initial_weights
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.data.sources.registry import Source, SourceInfo, open_source, source_ref
 from unseen_ray.execution.estimate.estimate import check_asked, estimate
 from unseen_ray.execution.estimate.plan_values import values_of
-from unseen_ray.pruning.plan import RunPlan, plan_run, with_model
+from unseen_ray.pruning.plan import RunPlan, plan_run
 from unseen_ray.pruning.validate import check_functions
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def plan_values(
 def _planned(config: PruneConfig) -> tuple[RunPlan, Source, PruneConfig]:
     source = open_source(source_ref(config.source))
     info = source.info
-    check_functions(config)
-    config = with_initial_weights(with_model(config, info.size_px))
+    resolved = ResolvedRun.of(config, info.size_px)
+    check_functions(resolved)
     population = make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
-    return plan_run(config, population), source, config
+    return plan_run(resolved, population), source, resolved.config

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
+from unseen_ray.core.tasks import stage_zero_count
 from unseen_ray.execution.tracking import tracked
 from unseen_ray.pruning import pipeline
 from unseen_ray.pruning.reselect import reselect
@@ -89,7 +90,7 @@ def prune(config: PruneConfig, *, fresh: bool = False, on_event: Observer | None
         ConfigError, DataError: before any training, where it can be known.
         UnseenError: if the run failed; the same call resumes it.
     """
-    tasks = config.folds * config.repeats if config.mode == "unseen" else config.repeats
+    tasks = stage_zero_count(mode=config.mode, folds=config.folds, repeats=config.repeats)
     with executor_for(config, tasks) as executor, tracked(config, on_event or ignore) as observer:
         run = pipeline.prune(config, executor=executor, on_event=observer, fresh=fresh)
     return PruneResult(run, config, in_hand=True)

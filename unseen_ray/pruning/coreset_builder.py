@@ -7,7 +7,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from unseen_ray.config.guards import with_suspects
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.samples.coreset import Coreset
@@ -18,6 +18,7 @@ from unseen_ray.data.sources.registry import Source, key_column
 from unseen_ray.pruning.coreset_builder_long import CoresetBuilderOnStorage, write_keys
 from unseen_ray.pruning.selection import Kept, apply_policy, features_for
 from unseen_ray.pruning.selection_by_passes import is_streamed
+from unseen_ray.pruning.suspects import with_suspects
 from unseen_ray.pruning.warnings import check_selection
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import CORESET, scores_file, stage_coreset
@@ -58,8 +59,9 @@ class CoresetBuilder(Protocol):
         ...
 
 
-def open_builder(run: Run, config: PruneConfig, population: Population) -> CoresetBuilder:
+def open_builder(run: Run, resolved: ResolvedRun, population: Population) -> CoresetBuilder:
     """What a run has kept, as its last finished stage has stored it; it stays there where it is long and the policy can choose so."""
+    config = resolved.config
     if is_streamed(config, len(population)):
         if config.guard == "none":
             return CoresetBuilderOnStorage(run, config, population)
@@ -68,7 +70,7 @@ def open_builder(run: Run, config: PruneConfig, population: Population) -> Cores
             score_name(config.guard),
             len(population),
         )
-    return _CoresetBuilderInMemory(run, config, population)
+    return _CoresetBuilderInMemory(run, resolved, population)
 
 
 class _CoresetBuilderInMemory:
@@ -76,8 +78,8 @@ class _CoresetBuilderInMemory:
 
     in_memory = True
 
-    def __init__(self, run: Run, config: PruneConfig, population: Population) -> None:
-        self._config, self._population, self._coreset = config, population, Coreset.empty()
+    def __init__(self, run: Run, resolved: ResolvedRun, population: Population) -> None:
+        self._resolved, self._population, self._coreset = resolved, population, Coreset.empty()
         if run.manifest.stages:
             self._coreset = coreset_of(run.table(stage_coreset(run.manifest.stages[-1].index)))
 
@@ -94,13 +96,15 @@ class _CoresetBuilderInMemory:
         table = parts.read_table(scores.folder, scores.name, scores.files) if isinstance(scores, LongTable) else scores
         guarded = with_suspects(table, run.table(scores_file(0)) if stage.index else table)
         picked = apply_policy(
-            self._config,
+            self._resolved,
             guarded,
             budget=stage.added,
             kept=Kept.of(before, population.labels_of(before), population.num_classes),
-            features=features_for(run, self._config, population, receipts),
+            features=features_for(run, self._resolved, population, receipts),
         )
-        ids, values = (table.column(name).to_numpy()[picked] for name in ("id", score_name(self._config.score)))
+        ids, values = (
+            table.column(name).to_numpy()[picked] for name in ("id", score_name(self._resolved.config.score))
+        )
         self._coreset = kept = self._coreset.extend(stage.index, ids, values)
         labels = population.labels_of(kept.ids)
         columns = {"id": kept.ids, "label": labels, "stage": kept.stages, "score": kept.scores}

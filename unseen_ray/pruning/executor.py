@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from unseen_ray.config.run import PruneConfig
-from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.sources.registry import Source
 from unseen_ray.pruning.merge import Merged, MergeRequest
@@ -24,13 +22,11 @@ class Prepared:
     """What an executor found out while it got ready.
 
     Attributes:
-        config: with precision, cpus_per_fold and gpus_per_fold resolved for the whole run.
-        skipped_ids: rows that cannot be read and are left out.
+        job: with precision, cpus_per_fold and gpus_per_fold resolved for the whole run, and without rows that cannot be read.
         environment: versions and hardware.
     """
 
-    config: PruneConfig
-    skipped_ids: IdArray
+    job: Job
     environment: dict[str, Any]
 
 

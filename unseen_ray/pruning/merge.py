@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config.guards import SUSPECT, suspects_of
 from unseen_ray.config.run import PruneConfig
-from unseen_ray.config.score_columns import of_probabilities, stored_scores
+from unseen_ray.config.score_columns import of_probabilities
 from unseen_ray.core.arrays import IntArray, LabelArray
 from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.scorebook import ScoreBook, ScoreFunction, ScoreTable
+from unseen_ray.pruning.suspects import SUSPECT, suspects_of
 from unseen_ray.runs.layout import probs_file, scores_file
 from unseen_ray.runs.tasks import Job
 from unseen_ray.runs.vote_ranges import check_votes, open_votes
@@ -149,7 +149,7 @@ class Merger:
     def __init__(self, job: Job, labels_N: LabelArray) -> None:
         self._job, self._folder = job, Folder(job.out)
         self._population = job.population(labels_N)
-        told = stored_scores(job.config).single
+        told = job.resolved.scores.single
         self._told: dict[str, ScoreFunction] = {name: score for name, score in told.items() if of_probabilities(score)}
 
     def merge(self, request: MergeRequest) -> Merged:
@@ -201,7 +201,7 @@ class Merger:
             book.add(read_votes(self._folder, stage, index))
         merged = book.merge(config.combine, self._told)
         table = score_columns(merged)
-        suspects = suspects_of(config, table, merged.probs_MC) if stage == 0 else None
+        suspects = suspects_of(self._job.resolved, table, merged.probs_MC) if stage == 0 else None
         if suspects is not None:
             table = table.append_column(SUSPECT, pa.array(suspects))
         files = parts.write_table(self._folder, scores_file(stage), table)

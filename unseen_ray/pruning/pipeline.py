@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from unseen_ray.config.initial_weights import with_initial_weights
 from unseen_ray.config.models import model_builder
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.schedule import Stage
@@ -20,7 +20,7 @@ from unseen_ray.pruning.coreset_builder_long import clear_stages
 from unseen_ray.pruning.executor import Executor, Observer
 from unseen_ray.pruning.manifest_entries import cost_of, source_entry, stage_entry, warn_of_chance, with_population
 from unseen_ray.pruning.merge import StageSummary, ask_merge, scores_of
-from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of, votes_each, with_model
+from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of
 from unseen_ray.pruning.stage import StageWork
 from unseen_ray.pruning.validate import check_functions, check_lenders, check_replaced, check_test
 from unseen_ray.runs.entries import Cost, Receipt, StageEntry
@@ -71,11 +71,11 @@ def prune(
     """
     source = open_source(source_ref(config.source))
     info = source.info
+    resolved = ResolvedRun.of(config, info.size_px)
     if not checked:
-        check(config, info)
+        check(resolved, info)
     if fresh:
         check_replaced(config)
-    config_with_model = with_model(config, info.size_px)
     with open_run(config, source_entry(info), fresh=fresh) as run:
         if run.manifest.finished:
             logger.info("%s is finished already; nothing to do", run.folder.root)
@@ -83,22 +83,21 @@ def prune(
             clear_stages(run)
             clear_pixels(run.folder)
             return run
-        job = make_job(with_initial_weights(_as_before(config_with_model, run), before=_weights_before(run)), info)
-        return _prune(run, job, source, executor, on_event, cache, on_stage)
+        return _prune(run, make_job(_as_before(resolved, run), info), source, executor, on_event, cache, on_stage)
 
 
-def check(config: PruneConfig, info: SourceInfo) -> None:
+def check(resolved: ResolvedRun, info: SourceInfo) -> None:
     """Refuse a run that cannot be done, as far as that is known before anything starts.
 
     Raises:
         ConfigError, DataError: with what is wrong.
     """
-    check_functions(config)
+    config = resolved.config
+    check_functions(resolved)
     if isinstance(config.model, dict) or not isinstance(config.model, (str, type(None))) or is_target(config.model):
         model_builder(config.model)
     population = make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
-    plan_run(with_model(config, info.size_px), population)
-    with_initial_weights(config)
+    plan_run(resolved, population)
     check_test(config, info)
     check_lenders(config)
 
@@ -125,15 +124,15 @@ def _prune(
 ) -> Run:
     began = time.monotonic()
     prepared = executor.prepare(job, source)
-    job = job.resolved(prepared.config, prepared.skipped_ids)
+    job = prepared.job
     population = job.population(source.info.labels_N)
-    plan = plan_run(job.config, population)
+    plan = plan_run(job.resolved, population)
     for warning in plan.warnings:
         logger.warning("%s", warning)
     run = run.commit(
         config=job.config.to_json(),
         environment=prepared.environment,
-        source=with_population(run.manifest.source, population, source, prepared.skipped_ids),
+        source=with_population(run.manifest.source, population, source, job.skipped_ids),
     )
     before = run.manifest.cost.seconds  # of earlier starts, up to their last finished stage
 
@@ -149,13 +148,14 @@ def _prune(
     return _finish(run, source, builder, elapsed_s)
 
 
-def make_job(config: PruneConfig, info: SourceInfo) -> Job:
+def make_job(resolved: ResolvedRun, info: SourceInfo) -> Job:
     """What every task of a run shares."""
+    config = resolved.config
     ref = source_ref(config.source)
     test = source_ref(config.test, field="test") if config.test is not None else default_test(ref)
     assert config.out is not None
     return Job(
-        config=config,
+        resolved=resolved,
         source=ref.absolute(),
         test=test and test.absolute(),
         fingerprint=info.fingerprint,
@@ -170,7 +170,7 @@ def _grow(
     work: StageWork, plan: RunPlan, elapsed_s: Callable[[], float], on_stage: StageObserver | None
 ) -> tuple[Run, CoresetBuilder]:
     run, job, population, executor = work.run, work.job, work.population, work.executor
-    builder = open_builder(run, job.config, population)
+    builder = open_builder(run, job.resolved, population)
     for stage in plan.stages[len(run.manifest.stages) :]:
         if on_stage is not None and stage.index:
             on_stage(run.manifest.stages, builder.ids.resolve(population))
@@ -184,7 +184,7 @@ def _grow(
             kept=builder.ids,
             num_kept=builder.count,
             num_parts=len(tasks),
-            votes_each=votes_each(stage.index, job.config),
+            votes_each=job.resolved.votes_each(stage.index),
             tells_table=builder.in_memory,
         )
         run.check_ours()
@@ -227,16 +227,9 @@ def _finish(run: Run, source: Source, builder: CoresetBuilder, elapsed_s: Callab
     return run
 
 
-def _as_before(config: PruneConfig, run: Run) -> PruneConfig:
-    """What an earlier start of the run resolved stays: another machine must not change the bits."""
+def _as_before(resolved: ResolvedRun, run: Run) -> ResolvedRun:
+    """What an earlier start of the run resolved stays."""
     if not run.manifest.environment:
-        return config
-    recipe = config.recipe.model_copy(update={"precision": run.manifest.config["recipe"]["precision"]})
-    return config.model_copy(update={"recipe": recipe})
-
-
-def _weights_before(run: Run) -> str | None:
-    """SHA-256 of the weights that an earlier start of the run began with."""
-    recipe = run.manifest.config["recipe"] if run.manifest.environment else {}
-    digest: str | None = recipe.get("init_sha256")
-    return digest
+        return resolved
+    recipe = run.manifest.config["recipe"]
+    return resolved.as_begun(recipe["precision"], recipe.get("init_sha256"))

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unseen_ray.config.models import default_model
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
-from unseen_ray.config.score_columns import stored_scores
 from unseen_ray.core.samples.id_sets import FoldSpec, IdSet
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.schedule import Stage, stages_of
@@ -18,7 +17,7 @@ from unseen_ray.core.trajectory import scored_epochs
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import name_of, plug_of
 
-__all__ = ["RunPlan", "TaskPlan", "plan_run", "tasks_of", "votes_each", "warnings_of", "with_model"]
+__all__ = ["RunPlan", "TaskPlan", "plan_run", "tasks_of", "warnings_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +32,7 @@ class TaskPlan:
         batch_size, steps: of each training; 0 with a user's own `fit`.
         image_passes: images that go through the training of one model.
         passes: how often a model scores: after each scored epoch, where scores over epochs are stored.
+        workers: that share a training.
     """
 
     stage: int
@@ -43,12 +43,14 @@ class TaskPlan:
     steps: int
     image_passes: int
     passes: int = 1
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """The sizes of a run."""
+    """The sizes of a run, and what they were worked out from."""
 
+    resolved: ResolvedRun
     num_samples: int
     num_holdout: int
     num_classes: int
@@ -62,13 +64,13 @@ class RunPlan:
         return self.stages[-1].target
 
 
-def plan_run(config: PruneConfig, population: Population) -> RunPlan:
+def plan_run(resolved: ResolvedRun, population: Population) -> RunPlan:
     """Check a configuration against the data and work out what it would do.
 
     Raises:
         ConfigError: with every problem at once.
     """
-    total = len(population)
+    config, total = resolved.config, len(population)
     problems: list[str] = []
     stages: tuple[Stage, ...] = ()
     try:
@@ -93,40 +95,18 @@ def plan_run(config: PruneConfig, population: Population) -> RunPlan:
             f"gpus_per_fit={config.gpus_per_fit} workers cannot share {stages[-1].target} samples: each needs 2. Lower gpus_per_fit."
         )
     if config.fit is None and not problems:
-        problems += _problems_over_epochs(config, stages, total)
+        problems += _problems_over_epochs(resolved, stages, total)
     if problems:
         raise ConfigError(problems)
     return RunPlan(
+        resolved=resolved,
         num_samples=total,
         num_holdout=len(population.holdout_ids),
         num_classes=population.num_classes,
         stages=stages,
-        tasks=tuple(_task_plans(config, stages, total)),
+        tasks=tuple(_task_plans(resolved, stages, total)),
         warnings=tuple(warnings_of(config, population, stages)),
     )
-
-
-def with_model(config: PruneConfig, size_px: int) -> PruneConfig:
-    """The configuration with its model named, if it trains one.
-
-    Raises:
-        ConfigError: if the recipe asks for a size of training crops where images of this size are not cropped so.
-    """
-    augment = config.recipe.augment_at(size_px)
-    if config.recipe.train_px is not None and augment != "resized_crop_flip":
-        raise ConfigError(
-            f"recipe.train_px={config.recipe.largest_crop()} has no effect: images of {size_px} px are augmented by {augment}. "
-            "Remove it, or set recipe.augment: resized_crop_flip."
-        )
-    largest = config.recipe.largest_crop()
-    if largest is not None and largest > size_px:
-        raise ConfigError(
-            f"recipe.train_px={largest} is larger than the images, of {size_px} px. Store them larger with "
-            f"source.size, or set recipe.train_px to at most {size_px}."
-        )
-    if config.fit is not None or config.model is not None:
-        return config
-    return config.changed(model=default_model(size_px))
 
 
 def tasks_of(stage: Stage, config: PruneConfig, coreset: IdSet) -> list[ScoreTask]:
@@ -135,13 +115,6 @@ def tasks_of(stage: Stage, config: PruneConfig, coreset: IdSet) -> list[ScoreTas
         spec = FoldSpec(num_folds=config.folds, seed=config.seed, stratify=config.stratify)
         return stage_zero_tasks(mode=config.mode, spec=spec, train_on=config.train_on, repeats=config.repeats)
     return later_tasks(stage=stage.index, coreset=coreset, repeats=config.repeats)
-
-
-def votes_each(stage: int, config: PruneConfig) -> int:
-    """Votes that every candidate of a stage gets."""
-    if stage == 0 and config.mode == "unseen" and config.train_on == "fold":
-        return (config.folds - 1) * config.repeats
-    return config.repeats
 
 
 def warnings_of(config: PruneConfig, population: Population, stages: Sequence[Stage]) -> list[str]:
@@ -176,12 +149,14 @@ def model_name(config: PruneConfig) -> str:
     return name_of(plug_of(config.fit or config.model)[0])
 
 
-def _problems_over_epochs(config: PruneConfig, stages: Sequence[Stage], total: int) -> list[str]:
+def _problems_over_epochs(resolved: ResolvedRun, stages: Sequence[Stage], total: int) -> list[str]:
     """Scores over epochs that somebody asks for and the trainings have too few epochs for; others are left out."""
     problems: list[str] = []
-    scores = stored_scores(config)
-    for trained in sorted({task.trained for task in _task_plans(config, stages, total)}) if scores.over_epochs else ():
-        numbers = scored_epochs(config.recipe.epochs_in_all(trained), scores.every)
+    scores = resolved.scores
+    for trained in (
+        sorted({task.trained for task in _task_plans(resolved, stages, total)}) if scores.over_epochs else ()
+    ):
+        numbers = scored_epochs(resolved.config.recipe.epochs_in_all(trained), scores.every)
         for name in sorted(scores.asked & scores.over_epochs.keys()):
             trajectory = scores.over_epochs[name]
             try:
@@ -196,11 +171,10 @@ def _smallest_train(config: PruneConfig, total: int) -> int:
     return total // config.folds if config.train_on == "fold" else total - largest_fold
 
 
-def _task_plans(config: PruneConfig, stages: Sequence[Stage], total: int) -> list[TaskPlan]:
-    plans = []
-    scores = stored_scores(config)
+def _task_plans(resolved: ResolvedRun, stages: Sequence[Stage], total: int) -> list[TaskPlan]:
+    plans, config, scores = [], resolved.config, resolved.scores
     for stage in stages:
-        workers = config.gpus_per_fit if stage.index > 0 or config.mode == "fitting" else 1
+        workers = resolved.workers_of_fit(of_fold=stage.index == 0 and config.mode == "unseen")
         if stage.index > 0:
             sizes = [(stage.target - stage.added, total - stage.target + stage.added)]
         elif config.mode == "fitting":
@@ -223,6 +197,7 @@ def _task_plans(config: PruneConfig, stages: Sequence[Stage], total: int) -> lis
                     passes=len(scored_epochs(config.recipe.epochs_in_all(trained), scores.every))
                     if scores.over_epochs
                     else 1,
+                    workers=workers,
                 )
             )
     return plans

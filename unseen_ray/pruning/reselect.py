@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config.guards import SUSPECT, needs_probs, scores_read, suspects_of
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig, jsonable
 from unseen_ray.config.score_columns import of_probabilities, score_name
 from unseen_ray.core import scores as builtin_scores
-from unseen_ray.core import select
 from unseen_ray.core.samples.coreset import Coreset
 from unseen_ray.core.scorebook import ScoreBook, log_of_probs
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.plugins import did_you_mean, function_of, is_target, plug_of
+from unseen_ray.plugins import did_you_mean, is_target, plug_of
 from unseen_ray.pruning.merge import score_columns
 from unseen_ray.pruning.reselect_long import budget_of, select_long
 from unseen_ray.pruning.selection import Kept, apply_policy
 from unseen_ray.pruning.selection_by_passes import is_streamed
+from unseen_ray.pruning.suspects import SUSPECT, suspects_of
 from unseen_ray.pruning.warnings import check_selection
 from unseen_ray.runs.entries import Cost
-from unseen_ray.runs.features import load_features, reads_features
+from unseen_ray.runs.features import load_features
 from unseen_ray.runs.layout import CORESET, KEYS, probs_file, scores_file
 from unseen_ray.runs.manifest import Manifest
 from unseen_ray.runs.run import Run, choosing_s, load_run, open_selection
@@ -60,22 +60,22 @@ def reselect(
     """
     run = load_run(path, to_choose=True)
     config = _config(run.manifest, keep=keep, score=score, policy=policy, guard=guard, combine=combine, out=out)
-    if _as_stored(run, config) and is_streamed(config, run.manifest.source.num_samples):
+    resolved = ResolvedRun(config)
+    if _as_stored(run, resolved) and is_streamed(config, run.manifest.source.num_samples):
         long = LongTable(run.folder, scores_file(0), run.manifest.files).verified()
         _check_score(run, config, _score_names(long.schema.names))
         return select_long(run, config, long, chosen_from_s=_stage_zero_s(run.manifest))
     keys = run.table(KEYS)
     ids = keys.column("id").to_numpy()
     stored = run.table(scores_file(0))
-    table = _guarded(run, config, _scores(run, config, stored), stored)
+    table = _guarded(run, resolved, _scores(run, config, stored), stored)
     name = score_name(config.score)
     budget = budget_of(keep, len(ids))
     scores = table.column(name).to_numpy()
     nothing = np.empty(0, np.int64)
     kept = Kept.of(nothing, nothing, run.manifest.source.num_classes)
-    reads = reads_features(function_of(config.policy, select, field="policy"))
-    features = load_features(run.folder, run.manifest.files, ids) if reads else None
-    picked = apply_policy(config, table, budget=budget, kept=kept, features=features)
+    features = load_features(run.folder, run.manifest.files, ids) if resolved.policy.reads_features else None
+    picked = apply_policy(resolved, table, budget=budget, kept=kept, features=features)
     coreset = Coreset.empty().extend(0, ids[picked], scores[picked])
     places = pa.array(np.sort(picked))
     columns = {
@@ -175,34 +175,40 @@ def _stored_as(manifest: Manifest, name: str) -> Any:
     return next((value for value in named if score_name(value) == name), name)
 
 
-def _guarded(run: Run, config: PruneConfig, table: pa.Table, stored: pa.Table) -> pa.Table:
+def _guarded(run: Run, resolved: ResolvedRun, table: pa.Table, stored: pa.Table) -> pa.Table:
     """The scores with the suspects of the guard that is asked for."""
-    if _guarded_as_stored(run, config):
+    config, guard = resolved.config, resolved.guard
+    if _guarded_as_stored(run, resolved):
         if table is stored:
             return table
         known = stored.column(SUSPECT) if SUSPECT in stored.column_names else None
     else:
-        missing = [name for name in scores_read(config) if name not in table.column_names]
+        missing = [name for name in (guard.scores if guard else ()) if name not in table.column_names]
         if missing:
             raise ConfigError(
                 f"guard={score_name(config.guard)} reads the score {missing[0]}, which {run.folder.root} does not hold."
             )
-        probs = _probs(run, table.num_rows, f"guard={plug_of(config.guard)[0]}") if needs_probs(config) else None
-        found = suspects_of(config, table, probs)
+        probs = (
+            _probs(run, table.num_rows, f"guard={plug_of(config.guard)[0]}") if guard and guard.needs_probs else None
+        )
+        found = suspects_of(resolved, table, probs)
         known = None if found is None else pa.array(found)
     bare = table.drop_columns([SUSPECT]) if SUSPECT in table.column_names else table
     return bare if known is None else bare.append_column(SUSPECT, known)
 
 
-def _guarded_as_stored(run: Run, config: PruneConfig) -> bool:
-    as_merged = config.combine == run.manifest.asked["combine"] or needs_probs(config)  # the margin depends on the rule
+def _guarded_as_stored(run: Run, resolved: ResolvedRun) -> bool:
+    config, guard = resolved.config, resolved.guard
+    as_merged = config.combine == run.manifest.asked["combine"] or (
+        guard is not None and guard.needs_probs
+    )  # the margin depends on the rule
     return bool(config.guard == run.manifest.asked.get("guard", "none") and as_merged)
 
 
-def _as_stored(run: Run, config: PruneConfig) -> bool:
+def _as_stored(run: Run, resolved: ResolvedRun) -> bool:
     """Whether the scores and the suspects of stage 0 are those that are asked for."""
     rule = run.manifest.asked if run.manifest.kind == "select" else run.manifest.config
-    return _guarded_as_stored(run, config) and config.combine == rule["combine"]
+    return _guarded_as_stored(run, resolved) and resolved.config.combine == rule["combine"]
 
 
 def _probs(run: Run, rows: int, reader: str) -> np.ndarray:

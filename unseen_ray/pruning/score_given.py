@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import SCORE_FIELDS, PruneConfig
-from unseen_ray.config.score_columns import stored_scores
 from unseen_ray.core.arrays import FloatArray, IntArray, LabelArray
 from unseen_ray.core.samples.id_sets import AllIds
 from unseen_ray.core.samples.population import make_population
@@ -77,7 +77,8 @@ def score_probs(
     num_classes = votes[0].shape[1]
     asked = source if source is not None else {"use": "labels", "path": labels, "classes": num_classes}
     config = PruneConfig(source=asked, keep=0.5, out=out, save_probs=True, **fields)
-    check_functions(config, of_models=False)
+    resolved = ResolvedRun(config, of_models=False)
+    check_functions(resolved)
     opened = open_source(source_ref(config.source).absolute())
     info = opened.info
     _check_fit(votes, probs, info.labels_N, read_npy(labels), labels)
@@ -85,7 +86,7 @@ def score_probs(
     population = make_population(info.labels_N, info.num_classes)
     run = open_scores(config, with_population(source_entry(info), population, opened, np.empty(0, np.int64)))
     job = Job(
-        config=config,
+        resolved=resolved,
         source=source_ref(config.source),
         test=None,
         fingerprint=info.fingerprint,
@@ -175,7 +176,7 @@ def _parts_of(votes: list[FloatArray], folds_N: Any, path: str | None) -> list[t
 
 def _write(job: Job, index: int, ids_M: IntArray, probs_NC: FloatArray, labels_N: LabelArray) -> Receipt:
     """Put one model's votes on storage."""
-    functions = stored_scores(job.config, of_models=False).single
+    functions = job.resolved.scores.single
     probs, labels = probs_NC[ids_M].astype(np.float32), labels_N[ids_M]
     part = VotePart(
         index=index,

@@ -8,18 +8,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config.guards import open_positions
-from unseen_ray.config.run import PruneConfig
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.score_columns import CONSISTENCY, score_name
-from unseen_ray.core import select
 from unseen_ray.core.samples.population import Population
 from unseen_ray.errors import ConfigError, FitError
-from unseen_ray.plugins import function_of, offered
+from unseen_ray.plugins import offered
 from unseen_ray.pruning.selection_by_passes import is_streamed, rows_streamed, warn_of_memory
+from unseen_ray.pruning.suspects import open_positions
 from unseen_ray.runs.entries import Receipt
-from unseen_ray.runs.features import StoredFeatures, load_features, reads_features
+from unseen_ray.runs.features import StoredFeatures, load_features
 from unseen_ray.runs.run import Run
-from unseen_ray.runs.tasks import needs_features
 
 __all__ = ["Kept", "apply_policy", "features_for"]
 
@@ -39,7 +37,7 @@ class Kept:
 
 
 def apply_policy(
-    config: PruneConfig,
+    resolved: ResolvedRun,
     table: pa.Table,
     *,
     budget: int,
@@ -49,7 +47,7 @@ def apply_policy(
     """Rows that the run's policy picks of a score table without its suspects; checked: exactly `budget`, none twice.
 
     Args:
-        config: the run's.
+        resolved: the run's configuration.
         table: the scores of the candidates.
         budget: how many to pick.
         kept: what earlier stages kept.
@@ -59,43 +57,44 @@ def apply_policy(
         ConfigError: if the policy reads features, and the run has none.
         FitError: if a user's policy answers with something else.
     """
-    policy = function_of(config.policy, select, field="policy")
+    config, policy = resolved.config, resolved.policy
     if is_streamed(config, table.num_rows):
         return rows_streamed(config, table, budget=budget, kept_C=kept.counts_C)
     warn_of_memory(config, table.num_rows)
-    rows = open_positions(config, table, budget)
+    rows = open_positions(table, budget, seed=config.seed)
     names = (score_name(config.score), "label", "id", "p_label")
     scores_M, labels_M, ids_M, p_label_M = (table.column(name).to_numpy()[rows] for name in names)
     more: dict[str, Any] = {"p_label_M": p_label_M}
     if config.combine == "mean" and CONSISTENCY in table.column_names:  # by another rule it is no probability
         more[f"{CONSISTENCY}_M"] = table.column(CONSISTENCY).to_numpy()[rows]
-    if features is not None and reads_features(policy):
+    if features is not None and policy.reads_features:
         more |= {"features_MD": features.of(ids_M), "kept_features_KD": features.of(kept.ids_K)}
         more["kept_labels_K"] = kept.labels_K
-    name = score_name(config.policy)
-    if features is None and needs_features(config):
+    if features is None and policy.needs_features:
         raise ConfigError(
-            f"policy {name} reads the features of a model, which the run does not hold. Where it is a choice from another run, select from "
-            "that one; else prune in a new folder with save_features: true."
+            f"policy {policy.name} reads the features of a model, which the run does not hold. Where it is a choice from another run, "
+            "select from that one; else prune in a new folder with save_features: true."
         )
-    offers = offered(policy, more)
-    picked = np.asarray(policy(scores_M, labels_M, ids_M, budget, kept_C=kept.counts_C, seed=config.seed, **offers))
+    offers = offered(policy.function, more)
+    picked = np.asarray(
+        policy.function(scores_M, labels_M, ids_M, budget, kept_C=kept.counts_C, seed=config.seed, **offers)
+    )
     if picked.shape != (budget,) or picked.dtype.kind not in "iu":
         raise FitError(
-            f"policy {name} returned {picked.dtype} of shape {picked.shape}; it must return {budget} positions."
+            f"policy {policy.name} returned {picked.dtype} of shape {picked.shape}; it must return {budget} positions."
         )
     outside = budget and not 0 <= picked.min() <= picked.max() < len(ids_M)
     if outside or (np.bincount(picked, minlength=1) > 1).any():
-        raise FitError(f"policy {name} returned positions that repeat or lie outside 0..{len(ids_M) - 1}.")
+        raise FitError(f"policy {policy.name} returned positions that repeat or lie outside 0..{len(ids_M) - 1}.")
     chosen: np.ndarray = rows[picked]
     return chosen
 
 
 def features_for(
-    run: Run, config: PruneConfig, population: Population, receipts: list[Receipt]
+    run: Run, resolved: ResolvedRun, population: Population, receipts: list[Receipt]
 ) -> StoredFeatures | None:
     """The features of all samples, where the policy reads some that the run keeps."""
-    if not reads_features(function_of(config.policy, select, field="policy")):
+    if not resolved.policy.reads_features:
         return None
     files = dict(run.manifest.files)
     for receipt in receipts:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config.guards import SUSPECT, warn_of_needed
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.arrays import IntArray
@@ -18,6 +17,7 @@ from unseen_ray.core.outofcore.chunks import Chunk, Shards
 from unseen_ray.core.outofcore.select import choose, why_not_streamed
 from unseen_ray.core.outofcore.selection import Chosen
 from unseen_ray.plugins import plug_of
+from unseen_ray.pruning.suspects import SUSPECT, warn_of_needed
 from unseen_ray.storage import tables as parts
 
 __all__ = ["Batches", "batches_of", "choose_streamed", "is_streamed", "rows_streamed", "warn_of_memory"]

@@ -6,15 +6,13 @@ import logging
 
 import numpy as np
 
-from unseen_ray.config.guards import check_guard, scores_read
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
-from unseen_ray.config.score_columns import CONSISTENCY, of_probabilities, score_name, stored_scores
-from unseen_ray.core import select
+from unseen_ray.config.score_columns import CONSISTENCY, of_probabilities, score_name
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
-from unseen_ray.plugins import function_of, is_target, offered, plug_of
+from unseen_ray.plugins import function_of, offered
 from unseen_ray.runs.manifest import read_manifest
-from unseen_ray.runs.tasks import keeps_features, needs_features
 from unseen_ray.storage.filesystem import Folder, covers
 
 __all__ = ["check_functions", "check_lenders", "check_replaced", "check_test", "check_test_set"]
@@ -22,43 +20,42 @@ __all__ = ["check_functions", "check_lenders", "check_replaced", "check_test", "
 logger = logging.getLogger(__name__)
 
 
-def check_functions(config: PruneConfig, *, of_models: bool = True) -> None:
+def check_functions(resolved: ResolvedRun) -> None:
     """Import the functions that a configuration names, and check their options; ConfigError says what is wrong.
 
     Models are left out: to import one is to import torch.
-
-    Args:
-        config: the run's.
-        of_models: whether models of ours answer, rather than probabilities being given.
     """
-    _check_scores(config, of_models=of_models)
-    check_guard(config)
-    policy = function_of(config.policy, select, field="policy")
-    use, _ = plug_of(config.policy)
-    if isinstance(use, str) and not is_target(use):  # ours says itself what its options may be
+    config, policy = resolved.config, resolved.policy
+    _check_scores(resolved)
+    if resolved.guard is not None:
+        resolved.guard.check(config.seed)
+    if not policy.is_own:  # ours says itself what its options may be
         one = np.zeros(1, np.int64)
         tried = {"p_label_M": np.full(1, 0.5, np.float32)}
-        if config.combine == "mean" and CONSISTENCY in stored_scores(config, of_models=of_models).over_epochs:
+        if config.combine == "mean" and CONSISTENCY in resolved.scores.over_epochs:
             tried[f"{CONSISTENCY}_M"] = np.full(1, 0.5, np.float32)
-        if keeps_features(config):
+        if resolved.keeps_features:
             tried |= {"features_MD": np.zeros((1, 1), np.float32), "kept_features_KD": np.zeros((0, 1), np.float32)}
             tried["kept_labels_K"] = np.empty(0, np.int64)
-        more = offered(policy, tried)
-        policy(np.zeros(1, np.float32), one, one, 1, kept_C=one, seed=config.seed, **more)
+        more = offered(policy.function, tried)
+        policy.function(np.zeros(1, np.float32), one, one, 1, kept_C=one, seed=config.seed, **more)
     if config.fit is not None:
         function_of(config.fit, None, field="fit")
-        if needs_features(config):
+        if policy.needs_features:
             raise ConfigError(
-                f"policy {score_name(config.policy)} reads the features of a model, and fit answers with probabilities alone. "
+                f"policy {policy.name} reads the features of a model, and fit answers with probabilities alone. "
                 "Choose another policy, or model and recipe in place of fit."
             )
 
 
-def _check_scores(config: PruneConfig, *, of_models: bool) -> None:
-    stored = stored_scores(config, of_models=of_models)
+def _check_scores(resolved: ResolvedRun) -> None:
+    config, stored = resolved.config, resolved.scores
     name = score_name(config.score)
     problems: list[str] = []
-    for read, by in {name: "the choice", **dict.fromkeys(scores_read(config), "the guard")}.items():
+    for read, by in {
+        name: "the choice",
+        **dict.fromkeys(resolved.guard.scores if resolved.guard else (), "the guard"),
+    }.items():
         if config.combine == "mean_prob" and not (read in stored.single and of_probabilities(stored.single[read])):
             problems.append(
                 f"combine=mean_prob cannot be had of score {read}, which {by} reads: mean probabilities do not tell it. "

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config.guards import SUSPECT
 from unseen_ray.config.run import PruneConfig
-from unseen_ray.config.score_columns import score_name
+from unseen_ray.config.score_columns import SUSPECT, score_name
 from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.stats import rank_correlations
 from unseen_ray.plugins import plug_of

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from unseen_ray.config.guards import SUSPECT, suspects_kept
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
@@ -23,11 +23,11 @@ from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_c
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import is_target, plug_of
 from unseen_ray.pruning.selection import Kept, apply_policy
+from unseen_ray.pruning.suspects import SUSPECT, suspects_kept
 from unseen_ray.runs.evaluation_file import fullest_first, stored_tables
 from unseen_ray.runs.features import load_features
 from unseen_ray.runs.layout import CORESET, FITTING, KEYS, SELECTIONS, scores_file
 from unseen_ray.runs.run import Run, choosing_s, load_run
-from unseen_ray.runs.tasks import needs_features
 from unseen_ray.storage.checked_json import without_nan
 from unseen_ray.storage.filesystem import Folder
 
@@ -176,10 +176,10 @@ def _importance(run: Run, table: pa.Table, score: str) -> list[dict[str, Any]]:
     """For each later stage: how the order of its candidates by its own model agrees with their order in stage 0."""
     found = []
     coreset = run.table(CORESET)
-    config = PruneConfig.from_json(run.manifest.asked)
+    resolved = ResolvedRun(PruneConfig.from_json(run.manifest.asked))
     ids_M, zero_M = table.column("id").to_numpy(), table.column(score).to_numpy()
-    own = is_target(plug_of(config.policy)[0])  # a function of the user's own is not imported
-    reads = len(run.manifest.stages) > 1 and not own and needs_features(config)
+    own = is_target(plug_of(resolved.config.policy)[0])  # a function of the user's own is not imported
+    reads = len(run.manifest.stages) > 1 and not own and resolved.policy.needs_features
     features = load_features(run.folder, run.manifest.files, ids_M) if reads else None
     for stage in run.manifest.stages[1:]:
         later = run.table(scores_file(stage.index))
@@ -194,7 +194,7 @@ def _importance(run: Run, table: pa.Table, score: str) -> list[dict[str, Any]]:
         overlap = math.nan
         if not own:
             of_zero = table.take(pa.array(places))
-            as_before = apply_policy(config, of_zero, budget=stage.added, kept=kept, features=features)
+            as_before = apply_policy(resolved, of_zero, budget=stage.added, kept=kept, features=features)
             overlap = len(np.intersect1d(candidates[as_before], picked)) / stage.added
         found.append(
             {

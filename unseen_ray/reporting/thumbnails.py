@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config.guards import SUSPECT
+from unseen_ray.config.score_columns import SUSPECT
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.sources.registry import Source
 from unseen_ray.reporting.facts import ReportFacts, top_of

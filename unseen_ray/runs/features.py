@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +12,7 @@ from unseen_ray.errors import StorageError
 from unseen_ray.runs.layout import FEATURES
 from unseen_ray.storage.filesystem import Folder
 
-__all__ = ["StoredFeatures", "load_features", "reads_features"]
+__all__ = ["StoredFeatures", "load_features"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,8 +50,3 @@ def load_features(folder: Folder, files: Mapping[str, str], ids_N: IdArray) -> S
     if len(values) != len(ids_N):
         raise StorageError(f"{folder.path(FEATURES)} has {len(values)} rows for {len(ids_N)} candidates.")
     return StoredFeatures(ids_N, np.asarray(values))
-
-
-def reads_features(policy: Callable[..., Any]) -> bool:
-    """Whether a policy takes features where there are some."""
-    return "features_MD" in inspect.signature(policy).parameters

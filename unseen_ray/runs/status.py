@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from unseen_ray.core.tasks import stage_zero_count
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import CHECKPOINTS, MANIFEST, checkpoint_file, is_fit_folder, votes_folder
@@ -200,8 +201,9 @@ def _num_stages(manifest: Manifest) -> int:
 
 def _num_tasks(manifest: Manifest, stage: int) -> int:
     config = manifest.config
-    folds = config["folds"] if stage == 0 and config.get("mode") == "unseen" else 1
-    return int(folds * config["repeats"])
+    if stage:
+        return int(config["repeats"])
+    return stage_zero_count(mode=config.get("mode", ""), folds=config["folds"], repeats=config["repeats"])
 
 
 def _kept(manifest: Manifest) -> int:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from unseen_ray.config.guards import needs_probs
 from unseen_ray.config.recipe import Recipe
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig, jsonable
-from unseen_ray.config.score_columns import stored_scores
-from unseen_ray.core import select
 from unseen_ray.core.arrays import IdArray, LabelArray
 from unseen_ray.core.samples.id_sets import IdSet, digest_of_rule
 from unseen_ray.core.samples.population import Population, make_population
@@ -21,9 +18,8 @@ from unseen_ray.core.seeds import digest_ids
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import SourceRef
-from unseen_ray.plugins import function_of
 
-__all__ = ["EvalResult", "Job", "Progress", "carries_probs", "keeps_features", "needs_features"]
+__all__ = ["EvalResult", "Job", "Progress"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,7 +27,7 @@ class Job:
     """A run as its workers know it.
 
     Attributes:
-        config: with model, precision and everything else resolved.
+        resolved: the configuration, with model, precision and everything else.
         source: how to open the data.
         test: how to open what `evaluate` measures on, if it is not the holdout.
         fingerprint: the source's.
@@ -42,7 +38,7 @@ class Job:
         by_rule: whether sets of samples are named by their rules, because there are too many to be named one by one.
     """
 
-    config: PruneConfig
+    resolved: ResolvedRun
     source: SourceRef
     test: SourceRef | None
     fingerprint: str
@@ -58,22 +54,22 @@ class Job:
             labels_N, self.num_classes, holdout=self.config.holdout, seed=self.config.seed, skipped=self.skipped_ids
         )
 
-    def resolved(self, config: PruneConfig, skipped_ids: IdArray) -> Job:
-        """The job once an executor has found out what depends on the machines and the pixels."""
-        return replace(self, config=config, skipped_ids=skipped_ids)
+    @property
+    def config(self) -> PruneConfig:
+        """The configuration alone."""
+        return self.resolved.config
 
-    def keeps_probs(self) -> bool:
-        """Whether votes carry N x C probabilities."""
-        return carries_probs(self.config)
+    def prepared(self, resolved: ResolvedRun, skipped_ids: IdArray) -> Job:
+        """The job once an executor has found out what depends on the machines and the pixels."""
+        return replace(self, resolved=resolved, skipped_ids=skipped_ids)
 
     def keeps_features(self, task: ScoreTask) -> bool:
         """Whether a task's model is the one whose features the run keeps: the first of stage 0."""
-        return task.stage == 0 and task.index == 0 and keeps_features(self.config)
+        return task.stage == 0 and task.index == 0 and self.resolved.keeps_features
 
     def workers_of(self, task: ScoreTask | EvalTask) -> int:
         """Among how many workers a task's fit is divided: `gpus_per_fit` where one model trains alone, 1 for a fold."""
-        is_fold = isinstance(task, ScoreTask) and task.fold is not None
-        return 1 if is_fold or self.config.fit is not None else self.config.gpus_per_fit
+        return self.resolved.workers_of_fit(of_fold=isinstance(task, ScoreTask) and task.fold is not None)
 
     def fit_key(self, task: ScoreTask | EvalTask, population: Population) -> str:
         """The name of a task's trained model: a digest of everything that determines it."""
@@ -96,9 +92,8 @@ class Job:
 
     def task_keys(self, task: ScoreTask, population: Population) -> list[str]:
         """The names under which finished work may stand for a task: its own, and where less is kept now, that of more."""
-        config = self.config
-        fuller = [config.model_copy(update=dict.fromkeys(kept, True)) for kept in _KEPT]
-        keys = [replace(self, config=asked).task_key(task, population) for asked in (config, *fuller)]
+        fuller = [self.resolved.keeping(*kept) for kept in _KEPT]
+        keys = [replace(self, resolved=asked).task_key(task, population) for asked in (self.resolved, *fuller)]
         return list(dict.fromkeys(keys))
 
     def task_key(self, task: ScoreTask, population: Population) -> str:
@@ -106,11 +101,10 @@ class Job:
 
         Finished work under this name may stand for the task, wherever and whenever it was done.
         """
-        config = self.config
         determines = {
             "mode": task.mode,
-            **stored_scores(config).key,
-            "probs": self.keeps_probs(),
+            **self.resolved.scores.key,
+            "probs": self.resolved.keeps_probs,
             **({"features": True} if self.keeps_features(task) else {}),
         }
         return fingerprint_of(
@@ -190,19 +184,3 @@ def _determining(recipe: Recipe) -> dict[str, Any]:
 
 
 _KEPT = (("save_features",), ("save_probs",), ("save_features", "save_probs"))
-
-
-def carries_probs(config: PruneConfig) -> bool:
-    """Whether the votes of such a run carry N x C probabilities."""
-    return config.save_probs or config.combine == "mean_prob" or needs_probs(config)
-
-
-def keeps_features(config: PruneConfig) -> bool:
-    """Whether such a run keeps the features of a model: it is asked to, or its policy cannot do without."""
-    return config.save_features or needs_features(config)
-
-
-def needs_features(config: PruneConfig) -> bool:
-    """Whether the policy of a run cannot do without features."""
-    asked = inspect.signature(function_of(config.policy, select, field="policy")).parameters.get("features_MD")
-    return asked is not None and asked.default is inspect.Parameter.empty

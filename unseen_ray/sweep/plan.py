@@ -10,6 +10,7 @@ import numpy as np
 
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe
+from unseen_ray.config.resolved import ResolvedRun, with_model
 from unseen_ray.config.run import PruneConfig, jsonable
 from unseen_ray.core.samples.id_sets import ArrayIds
 from unseen_ray.core.samples.population import Population, make_population
@@ -17,7 +18,7 @@ from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.pruning.pipeline import make_job
-from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of, with_model
+from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of
 from unseen_ray.sweep.config import SweepConfig
 from unseen_ray.sweep.trials import planned_trials
 
@@ -114,8 +115,9 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
 
 
 def _add_run(summary: _Tally, sweep: SweepConfig, run: PruneConfig, info: SourceInfo, population: Population) -> None:
-    job = replace(make_job(run.model_copy(update={"out": "."}), info), test=None)
-    plan = plan_run(run, population)
+    resolved = ResolvedRun(run.model_copy(update={"out": "."}))
+    job = replace(make_job(resolved, info), test=None)
+    plan = plan_run(resolved, population)
     sizes = {(task.stage, task.trained): task for task in plan.tasks}
     keys = []
     for task in tasks_of(plan.stages[0], run, ArrayIds(np.empty(0, np.int64))):

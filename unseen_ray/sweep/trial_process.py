@@ -14,6 +14,7 @@ from ray import tune
 
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.sources.info import fingerprint_of
@@ -21,7 +22,6 @@ from unseen_ray.errors import UnseenError
 from unseen_ray.evaluation.trainings import Chosen, evaluate
 from unseen_ray.execution.ray.executor import ClusterContext, RayExecutor
 from unseen_ray.pruning.pipeline import prune
-from unseen_ray.pruning.plan import with_model
 from unseen_ray.runs.entries import Receipt, StageEntry
 from unseen_ray.runs.evaluation_file import known_results
 from unseen_ray.runs.layout import CORESET, vote_file
@@ -248,13 +248,13 @@ def _said(record: Record) -> dict[str, float]:
     return {"accuracy": record.accuracy, "cost": record.cost, **leads}
 
 
-def _proxied(sweep: SweepConfig, config: PruneConfig, ground: ClusterContext) -> PruneConfig:
+def _proxied(sweep: SweepConfig, config: PruneConfig, ground: ClusterContext) -> ResolvedRun:
     """What measures: the proxy's model and recipe, the same for every trial, whatever scored."""
     recipe = Recipe(**recipe_values(sweep.proxy.recipe or sweep.run.get("recipe") or "quick"))
     if recipe.precision == "auto":
         recipe = recipe.model_copy(update={"precision": ground.probe["precision"]})
     model = sweep.proxy.model or sweep.run.get("model")
-    return with_model(config.model_copy(update={"model": model, "recipe": recipe}), ground.size_px)
+    return ResolvedRun.of(config.model_copy(update={"model": model, "recipe": recipe}), ground.size_px)
 
 
 def _trainings_of(run: Run) -> tuple[tuple[int, str], ...]:

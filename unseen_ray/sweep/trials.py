@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unseen_ray.config.initial_weights import with_initial_weights
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig, jsonable
-from unseen_ray.config.score_columns import score_name, stored_scores
+from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import SourceInfo
 from unseen_ray.errors import ConfigError
-from unseen_ray.pruning.plan import plan_run, with_model
+from unseen_ray.pruning.plan import plan_run
 from unseen_ray.pruning.validate import check_functions
-from unseen_ray.runs.tasks import carries_probs, keeps_features
 from unseen_ray.storage.filesystem import absolute_path
 from unseen_ray.sweep.config import SweepConfig
 from unseen_ray.sweep.space import Knobs, corners, draws, fields_of, grid
@@ -110,10 +109,11 @@ def trial_of(sweep: SweepConfig, knobs: Knobs, keeping: Keeping) -> Trial:
 def keeping_for(runs: Sequence[PruneConfig]) -> Keeping:
     """What runs must store so that each can use the trainings and the scores of the others."""
     runs = [run for run in runs if run.fit is None]
-    stored = [stored_scores(run) for run in runs]
+    resolved = [ResolvedRun(run) for run in runs]
+    stored = [run.scores for run in resolved]
     save: dict[str, Any] = {
-        "save_probs": any(map(carries_probs, runs)) and not all(map(carries_probs, runs)),
-        "save_features": any(map(keeps_features, runs)) and not all(map(keeps_features, runs)),
+        "save_probs": len({run.keeps_probs for run in resolved}) > 1,
+        "save_features": len({run.keeps_features for run in resolved}) > 1,
     }
     if len({(scores.named, scores.every) for scores in stored}) < 2:
         return Keeping(**save)
@@ -150,14 +150,14 @@ def _named(sweep: SweepConfig, runs: Sequence[PruneConfig]) -> str:
 
 
 def _check(run: PruneConfig, info: SourceInfo, populations: dict[tuple[float, int], Population]) -> None:
-    check_functions(run)
     init = run.recipe.init
     if init is not None and init != absolute_path(init):
         raise ConfigError(
             f"recipe.init={init} is relative, and trials run in folders of their own. Give {absolute_path(init)}."
         )
-    with_initial_weights(run)
+    resolved = ResolvedRun.of(run, info.size_px)
+    check_functions(resolved)
     place = run.holdout, run.seed
     if place not in populations:
         populations[place] = make_population(info.labels_N, info.num_classes, holdout=run.holdout, seed=run.seed)
-    plan_run(with_model(run, info.size_px), populations[place])
+    plan_run(resolved, populations[place])

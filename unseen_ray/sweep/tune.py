@@ -15,6 +15,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from unseen_ray.config.resolved import ResolvedRun, with_model
 from unseen_ray.config.run import jsonable
 from unseen_ray.data.sources.registry import Source, source_ref
 from unseen_ray.errors import ConfigError
@@ -22,7 +23,6 @@ from unseen_ray.execution.ray.capacity import check_fits, slots, survey
 from unseen_ray.execution.ray.connect import ray_session, set_defaults
 from unseen_ray.execution.ray.executor import RayExecutor
 from unseen_ray.pruning.pipeline import check, make_job
-from unseen_ray.pruning.plan import with_model
 from unseen_ray.runs.work_cache import ClaimBook
 from unseen_ray.sweep.config import SweepConfig
 from unseen_ray.sweep.records import Record
@@ -72,7 +72,9 @@ def run_trials(
     """
     set_defaults(_ENVIRONMENT)
     for run in {json.dumps(jsonable(trial.runs[0].model)): trial.runs[0] for trial in trials}.values():
-        check(run, source.info)  # models are left out of the plan, which loads no torch
+        check(
+            ResolvedRun.of(run, source.info.size_px), source.info
+        )  # models are left out of the plan, which loads no torch
     with ray_session(sweep.address):
         at_once = _check_all_fit(sweep, trials)
         first = trials[0].runs[0]
@@ -81,7 +83,7 @@ def run_trials(
         try:
             recipe = first.recipe.model_copy(update={"precision": "auto"})
             config = with_model(first, source.info.size_px).model_copy(update={"recipe": recipe, "out": root})
-            executor.prepare(make_job(config, source.info), source)
+            executor.prepare(make_job(ResolvedRun(config), source.info), source)
             executor.rest()
             claims = _start_claims()
             common = Common(

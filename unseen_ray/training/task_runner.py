@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from unseen_ray.config.score_columns import StoredScores, stored_scores
+from unseen_ray.config.score_columns import StoredScores
 from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.tasks import Job, Progress
@@ -49,7 +49,6 @@ class TaskRunner:
     source: Callable[[], Source]
     device: str
     population: Population = field(init=False)
-    _scores: StoredScores | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.population = self.job.population(self.labels_N)
@@ -57,8 +56,7 @@ class TaskRunner:
     @property
     def scores(self) -> StoredScores:
         """What scoring stores. Functions that the configuration names are imported on first use: an evaluation needs none."""
-        self._scores = self._scores or stored_scores(self.job.config)
-        return self._scores
+        return self.job.resolved.scores
 
     def begun(self, name: str) -> Progress:
         """The event that a task has begun."""

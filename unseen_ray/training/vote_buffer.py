@@ -50,7 +50,7 @@ class VoteBuffer:
         self._p_top = np.empty(len(ids_M), np.float32)
         self._p_label = np.empty(len(ids_M), np.float32)
         self._scores = {name: np.empty(len(ids_M), np.float32) for name in scores.single}
-        self._probs = np.empty((len(ids_M), job.num_classes), np.float32) if job.keeps_probs() else None
+        self._probs = np.empty((len(ids_M), job.num_classes), np.float32) if job.resolved.keeps_probs else None
 
     def add(self, predictions: Predictions, population: Population) -> None:
         """Score a batch of predictions.

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from unseen_ray.cli.summary.text import several, table_of
-from unseen_ray.config.guards import SUSPECT, suspects_kept
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.execution.session import PruneResult
+from unseen_ray.pruning.suspects import SUSPECT, suspects_kept
 from unseen_ray.runs.layout import CORESET, scores_file
 from unseen_ray.storage.tables import LongTable
 

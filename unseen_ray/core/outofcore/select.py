@@ -23,6 +23,9 @@ __all__ = ["STREAMED", "choose", "why_not_streamed"]
 STREAMED = tuple(POLICIES)
 """Policies that choose from shards."""
 
+_NOT_STREAMED = {"window": ("start", "auto"), "beta": ("over", "epochs")}
+"""By policy, an option whose value reads what shards do not hold."""
+
 
 def why_not_streamed(policy: Any, options: Mapping[str, Any]) -> str | None:
     """Why a policy cannot choose from shards, and which can; None if it can.
@@ -35,9 +38,9 @@ def why_not_streamed(policy: Any, options: Mapping[str, Any]) -> str | None:
     if policy not in STREAMED:
         name = policy if isinstance(policy, str) else getattr(policy, "__name__", repr(policy))
         return f"policy {name} needs all candidates at once and cannot choose from score shards. {allowed}"
-    for name, value in (("start", "auto"), ("over", "epochs")):
-        if options.get(name) == value:
-            return f"policy {policy} with {name}: {value} reads more than score shards hold. {allowed}"
+    name, value = _NOT_STREAMED.get(policy, ("", None))
+    if name and options.get(name) == value:
+        return f"policy {policy} with {name}: {value} reads more than score shards hold. {allowed}"
     return None
 
 

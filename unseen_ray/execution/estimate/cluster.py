@@ -96,8 +96,7 @@ def cluster_cost(plan: RunPlan, config: PruneConfig, rates: Rates, workers: int)
     """
     if workers < 1:
         raise ConfigError(f"workers={workers} must be 1 or more: the GPUs, or CPU workers, that the cluster has.")
-    alone = config.mode == "fitting" or len(plan.stages) > 1
-    if alone and config.gpus_per_fit > workers:
+    if max(task.workers for task in plan.tasks) > workers:
         raise ConfigError(
             f"workers={workers} are fewer than gpus_per_fit={config.gpus_per_fit}, which share a training. Lower gpus_per_fit, or plan "
             "for more workers."
@@ -128,8 +127,7 @@ def hours_of(task: TaskPlan, rates: Rates) -> tuple[float, float] | None:
 
 def _stage_cost(stage: int, tasks: Sequence[TaskPlan], config: PruneConfig, rates: Rates, workers: int) -> StageCost:
     models = sum(task.models for task in tasks)
-    is_fold = stage == 0 and config.mode == "unseen"
-    each = 1 if is_fold or config.fit is not None else config.gpus_per_fit
+    each = tasks[0].workers
     sharing = _sharing(config) if each == 1 else 1
     slots = workers * sharing
     rounds = math.ceil(models / slots)

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from unseen_ray.config.run import PruneConfig, jsonable
-from unseen_ray.config.score_columns import stored_scores
 from unseen_ray.core.trajectory import scored_epochs
 from unseen_ray.data.images.memory import fits_in_memory
 from unseen_ray.errors import ConfigError
@@ -63,7 +62,7 @@ def values_of(
     faster = SCORING_SPEEDUP if not (rates.training and rates.scoring) else rates.scoring / rates.training
     most = max(config.gpus_per_fit, sum(task.models for task in plan.tasks))
     unbound = cluster_cost(plan, config.model_copy(update={"gpus_per_fold": None}), rates, most)
-    votes, tables = disk_bytes_of(plan, config)
+    votes, tables = disk_bytes_of(plan)
     return {
         "source": info.name,
         "note": info.note,
@@ -88,7 +87,7 @@ def values_of(
         "pixels_held": where_pixels_are(config, info),
         "pixels_in_memory": fits_in_memory(len(info), info.size_px, config.pixel_memory_gb),
         "disk_bytes": votes + tables,
-        "recorded_bytes": _recorded_bytes(plan, config),
+        "recorded_bytes": _recorded_bytes(plan),
         "rates": asdict(rates),
         "cluster": None if cluster is None else asdict(cluster),
         "needs": [asdict(need) for need in needs],
@@ -107,12 +106,12 @@ def _pays_after(total: float, plan: RunPlan, config: PruneConfig) -> float | Non
     return None if config.fit is not None or saved <= 0 else total / saved
 
 
-def _recorded_bytes(plan: RunPlan, config: PruneConfig) -> int:
+def _recorded_bytes(plan: RunPlan) -> int:
     """Memory that scores over epochs take of a worker while a model trains."""
-    scores = stored_scores(config)
+    scores = plan.resolved.scores
     most = 0
     for task in plan.tasks if scores.over_epochs else ():
-        numbers = scored_epochs(config.recipe.epochs_in_all(task.trained), scores.every)
+        numbers = scored_epochs(plan.resolved.config.recipe.epochs_in_all(task.trained), scores.every)
         each = 0
         for trajectory in scores.over_epochs.values():
             with contextlib.suppress(ConfigError):  # it is left out

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from unseen_ray.config.models import MODELS, ModelEntry
-from unseen_ray.config.score_columns import stored_scores
 from unseen_ray.plugins import plug_of
-from unseen_ray.runs.tasks import carries_probs
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
@@ -123,7 +121,7 @@ class Needs:
         return _need(f"read_{kind}", None if rate is None else rate * count, "B/s", how, "images_per_s")
 
     def _network(self) -> list[Need]:
-        votes, scores, checkpoint = *disk_bytes_of(self.plan, self.config), self._checkpoint()
+        votes, scores, checkpoint = *disk_bytes_of(self.plan), self._checkpoint()
         rows = [
             Need(
                 name="network_pixels",
@@ -149,14 +147,14 @@ class Needs:
         shared = self.config.gpus_per_fit
         weights = weights_of(self.config, self.plan.num_classes)
         if shared > 1 and weights is not None:
-            steps = sum(task.models * task.steps for task in self.plan.tasks if self._workers(task) > 1)
+            steps = sum(task.models * task.steps for task in self.plan.tasks if task.workers > 1)
             moved = 2 * (shared - 1) / shared * 4 * weights * steps
             how = f"= 2 (g - 1) / g x 4 bytes x {weights:,} weights x {steps:,} steps, of each of g = {shared} workers"
             rows.append(Need(name="network_gradients", value=moved, unit="B", how=how))
         return rows
 
     def _disk(self) -> list[Need]:
-        votes, scores, checkpoint = *disk_bytes_of(self.plan, self.config), self._checkpoint()
+        votes, scores, checkpoint = *disk_bytes_of(self.plan), self._checkpoint()
         if self.cluster is not None:
             at_once = max(stage.at_once for stage in self.cluster.stages)
         else:
@@ -175,7 +173,7 @@ class Needs:
                 name="disk_votes",
                 value=float(votes),
                 unit="B",
-                how="= votes x 24 bytes and 4 a score" + _and_probs(self.config),
+                how="= votes x 24 bytes and 4 a score" + _and_probs(self.plan),
             ),
             Need(name="disk_scores", value=float(scores), unit="B", how="= images x (32 bytes and 8 a score) x stages"),
             _need(
@@ -198,12 +196,8 @@ class Needs:
     def _pixels(self) -> int:
         return int(len(self.info) * self.info.size_px**2 * 3)
 
-    def _workers(self, task: TaskPlan) -> int:
-        alone = task.stage > 0 or self.config.mode == "fitting"
-        return self.config.gpus_per_fit if alone and self.config.fit is None else 1
-
     def _epochs(self, task: TaskPlan) -> int:
-        return self.config.recipe.epochs_in_all(task.trained, workers=self._workers(task)) if task.steps else 0
+        return self.config.recipe.epochs_in_all(task.trained, workers=task.workers) if task.steps else 0
 
     def _checkpoint(self) -> float | None:
         if self.checkpoint_bytes is not None or self.config.fit is not None:
@@ -218,12 +212,12 @@ def weights_of(config: PruneConfig, num_classes: int) -> int | None:
     return None if entry is None or config.fit is not None else entry.weights(num_classes)
 
 
-def disk_bytes_of(plan: RunPlan, config: PruneConfig) -> tuple[int, int]:
+def disk_bytes_of(plan: RunPlan) -> tuple[int, int]:
     """Bytes of the votes and of the tables of scores, before they are compressed."""
-    columns = len(stored_scores(config).named)
+    columns = len(plan.resolved.scores.named)
     scored = sum(task.models * task.scored for task in plan.tasks)
     votes = scored * (_VOTE_BYTES + 4 * columns)
-    if carries_probs(config):
+    if plan.resolved.keeps_probs:
         votes += scored * plan.num_classes * 4
     return votes, plan.num_samples * (32 + 8 * columns) * len(plan.stages)
 
@@ -247,5 +241,5 @@ def _said(count: float | None) -> str:
     return "" if count is None else f"{count / 1e6:,.1f} MB"
 
 
-def _and_probs(config: PruneConfig) -> str:
-    return ", and 4 a class" if carries_probs(config) else ""
+def _and_probs(plan: RunPlan) -> str:
+    return ", and 4 a class" if plan.resolved.keeps_probs else ""

@@ -122,10 +122,10 @@ class RayExecutor:
 
     def _prepared(self, job: Job, ground: ClusterContext, pool: FoldPool) -> Prepared:
         probe, skipped = pool.probes[0], ground.skipped_ids
-        config = job.config.with_hardware(
+        resolved = job.resolved.with_hardware(
             precision=probe["precision"], cpus_per_fold=pool.request["CPU"], gpus_per_fold=pool.request["GPU"]
         )
-        self._job = job.resolved(config, skipped)
+        self._job = job.prepared(resolved, skipped)
         self._shared = uuid.uuid4().hex, ray.put(self._job), ground.labels, ground.pixels
         nodes = len([node for node in ray.nodes() if node["Alive"]])
         environment = {
@@ -134,7 +134,7 @@ class RayExecutor:
             "nodes": nodes,
             **{k: v for k, v in probe.items() if k != "precision"},
         }
-        return Prepared(config=config, skipped_ids=skipped, environment=environment)
+        return Prepared(job=self._job, environment=environment)
 
     def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:
         """Train and score on the fold actors; a model that several GPUs train together is trained before it scores."""

@@ -1,0 +1,177 @@
+"""A run's configuration with everything resolved that it leaves open: made once, and what the work is done by.
+
+`PruneConfig` says what the user asked for. `ResolvedRun` adds what follows from it and from the data: the model by its name, the start
+weights by their digest, the functions that it names with their options bound, and what these read.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from unseen_ray.config.guards import Guard, guard_of
+from unseen_ray.config.initial_weights import check_digest, with_initial_weights
+from unseen_ray.config.models import default_model
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.config.score_columns import StoredScores, score_name, stored_scores
+from unseen_ray.core import select
+from unseen_ray.errors import ConfigError
+from unseen_ray.plugins import function_of, is_target, plug_of
+
+__all__ = ["Policy", "ResolvedRun", "with_model"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What picks samples by their scores, with its options bound.
+
+    Attributes:
+        function: see `core.select`.
+        name: how messages call it.
+        is_own: whether it is the user's.
+        reads_features: whether it takes features where there are some.
+        needs_features: whether it cannot do without.
+    """
+
+    function: Callable[..., Any]
+    name: str
+    is_own: bool
+    reads_features: bool
+    needs_features: bool
+
+
+def _policy_of(config: PruneConfig) -> Policy:
+    """The policy of a run.
+
+    Raises:
+        ConfigError: if it cannot be imported, or does not take its options.
+    """
+    function, (use, _) = function_of(config.policy, select, field="policy"), plug_of(config.policy)
+    features = inspect.signature(function).parameters.get("features_MD")
+    return Policy(
+        function=function,
+        name=score_name(config.policy),
+        is_own=not isinstance(use, str) or is_target(use),
+        reads_features=features is not None,
+        needs_features=features is not None and features.default is inspect.Parameter.empty,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ResolvedRun:
+    """See the module. `ResolvedRun.of` makes one that trains; one that only chooses needs no model: `ResolvedRun(config)`.
+
+    Attributes:
+        config: with the model named, and the start weights by their digest.
+        of_models: whether models of ours answer; else probabilities are given, and nothing else can be scored.
+    """
+
+    config: PruneConfig
+    of_models: bool = True
+
+    @classmethod
+    def of(cls, config: PruneConfig, size_px: int) -> ResolvedRun:
+        """Resolve a configuration for images of a size; reads the start weights once.
+
+        Raises:
+            ConfigError: if images of this size cannot be trained on so, or there are no such weights.
+        """
+        return cls(with_initial_weights(with_model(config, size_px)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The functions are resolved anew where it arrives: they may hold closures, and the worker has its own imports.
+        return type(self), (self.config, self.of_models)
+
+    @cached_property
+    def scores(self) -> StoredScores:
+        """The scores that are stored; ConfigError if one cannot be had."""
+        return stored_scores(self.config, self.guard, of_models=self.of_models)
+
+    @cached_property
+    def guard(self) -> Guard | None:
+        """What suspects labels; None where nothing does."""
+        return guard_of(self.config)
+
+    @cached_property
+    def policy(self) -> Policy:
+        """What picks the samples."""
+        return _policy_of(self.config)
+
+    @property
+    def keeps_probs(self) -> bool:
+        """Whether votes carry N x C probabilities."""
+        config, guard = self.config, self.guard
+        return config.save_probs or config.combine == "mean_prob" or (guard is not None and guard.needs_probs)
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether the features of a model are kept: they are asked for, or the policy cannot do without."""
+        return self.config.save_features or self.policy.needs_features
+
+    def workers_of_fit(self, *, of_fold: bool) -> int:
+        """Among how many workers a fit is divided: `gpus_per_fit` where one model trains alone, 1 for a fold or a user's fit."""
+        return 1 if of_fold or self.config.fit is not None else self.config.gpus_per_fit
+
+    def votes_each(self, stage: int) -> int:
+        """Votes that every candidate of a stage gets."""
+        config = self.config
+        if stage == 0 and config.mode == "unseen" and config.train_on == "fold":
+            return (config.folds - 1) * config.repeats
+        return config.repeats
+
+    def as_begun(self, precision: str, weights: str | None) -> ResolvedRun:
+        """The same as an earlier start of the run has begun: another machine must not change the bits.
+
+        Args:
+            precision: that it resolved.
+            weights: SHA-256 of the weights that it started from.
+
+        Raises:
+            ConfigError: if these weights are others.
+        """
+        recipe = self.config.recipe
+        if recipe.init is not None and recipe.init_sha256 is not None:
+            check_digest(recipe.init, recipe.init_sha256, weights)
+        return self.with_recipe(precision=precision)
+
+    def with_recipe(self, **changes: Any) -> ResolvedRun:
+        """The same with some fields of the recipe changed."""
+        return self._changed(recipe=self.config.recipe.model_copy(update=changes))
+
+    def with_hardware(self, *, precision: str, cpus_per_fold: float, gpus_per_fold: float) -> ResolvedRun:
+        """The same with everything resolved that depends on the machines."""
+        changed = self.with_recipe(precision=precision)
+        return changed._changed(cpus_per_fold=cpus_per_fold, gpus_per_fold=gpus_per_fold)
+
+    def keeping(self, *fields: str) -> ResolvedRun:
+        """The same with `save_probs` or `save_features` set."""
+        return self._changed(**dict.fromkeys(fields, True))
+
+    def _changed(self, **values: Any) -> ResolvedRun:
+        return replace(self, config=self.config.model_copy(update=values))
+
+
+def with_model(config: PruneConfig, size_px: int) -> PruneConfig:
+    """The configuration with its model named, if it trains one.
+
+    Raises:
+        ConfigError: if the recipe asks for a size of training crops where images of this size are not cropped so.
+    """
+    augment = config.recipe.augment_at(size_px)
+    if config.recipe.train_px is not None and augment != "resized_crop_flip":
+        raise ConfigError(
+            f"recipe.train_px={config.recipe.largest_crop()} has no effect: images of {size_px} px are augmented by {augment}. "
+            "Remove it, or set recipe.augment: resized_crop_flip."
+        )
+    largest = config.recipe.largest_crop()
+    if largest is not None and largest > size_px:
+        raise ConfigError(
+            f"recipe.train_px={largest} is larger than the images, of {size_px} px. Store them larger with "
+            f"source.size, or set recipe.train_px to at most {size_px}."
+        )
+    if config.fit is not None or config.model is not None:
+        return config
+    return config.changed(model=default_model(size_px))

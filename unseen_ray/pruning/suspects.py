@@ -1,0 +1,69 @@
+"""Suspected wrong labels in a score table: which there are, and what is left to choose from."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pyarrow as pa
+
+from unseen_ray.config.resolved import ResolvedRun
+from unseen_ray.config.score_columns import SUSPECT
+from unseen_ray.core.guard import allowed
+
+__all__ = ["SUSPECT", "open_positions", "suspects_kept", "suspects_of", "warn_of_needed", "with_suspects"]
+
+logger = logging.getLogger(__name__)
+
+
+def suspects_of(resolved: ResolvedRun, table: pa.Table, probs_MC: np.ndarray | None) -> np.ndarray | None:
+    """(M,) bool over the rows of a score table; None where the run has no guard.
+
+    Raises:
+        FitError: if a user's guard answers with something else.
+    """
+    if resolved.guard is None:
+        return None
+    columns = {f"{name}_M": table.column(name).to_numpy() for name in table.column_names if name not in ("id", "label")}
+    columns |= {"ids_M": table.column("id").to_numpy(), "labels_M": table.column("label").to_numpy()}
+    return resolved.guard.suspects({**columns, "probs_MC": probs_MC, "seed": resolved.config.seed}, table.num_rows)
+
+
+def with_suspects(table: pa.Table, zero: pa.Table) -> pa.Table:
+    """A later stage's scores with the suspects of stage 0, where most models have judged and none had seen the sample."""
+    if SUSPECT not in zero.column_names or SUSPECT in table.column_names:
+        return table
+    places = np.searchsorted(zero.column("id").to_numpy(), table.column("id").to_numpy())
+    return table.append_column(SUSPECT, zero.column(SUSPECT).take(pa.array(places)))
+
+
+def suspects_kept(table: pa.Table, kept_M: np.ndarray) -> dict[str, int] | None:
+    """How many suspects a score table has, and how many of them were kept; None where the run has no guard."""
+    if SUSPECT not in table.column_names:
+        return None
+    suspects = table.column(SUSPECT).to_numpy()
+    return {"found": int(suspects.sum()), "kept": int(suspects[kept_M].sum())}
+
+
+def open_positions(table: pa.Table, budget: int, *, seed: int) -> np.ndarray:
+    """(L,) rows of a score table that the policy may choose from; says so where the budget needs suspects too."""
+    if SUSPECT not in table.column_names:
+        return np.arange(table.num_rows)
+    suspects, p_label, ids = (table.column(name).to_numpy() for name in (SUSPECT, "p_label", "id"))
+    left = allowed(suspects, p_label, ids, budget, seed=seed)
+    needed = int(suspects[left].sum())
+    if needed:
+        warn_of_needed(int(suspects.sum()), table.num_rows, budget, needed)
+    return left
+
+
+def warn_of_needed(suspected: int, candidates: int, budget: int, needed: int) -> None:
+    """Say that a budget cannot do without suspects."""
+    logger.warning(
+        "the guard suspects %d of %d candidates, and %d are to be kept: the %d likeliest suspects are kept with them. "
+        "Suspect fewer, or keep less.",
+        suspected,
+        candidates,
+        budget,
+        needed,
+    )
