@@ -14,6 +14,8 @@ import pytest
 import unseen_ray as ur
 from tests.browser import check_in_browser, needs_browser
 from tests.conftest import class_pixels, png_bytes
+from unseen_ray.reporting import scan
+from unseen_ray.storage import tables
 from unseen_ray.storage.filesystem import Folder
 
 SECTIONS = ["kept", "accuracy", "distribution", "agreement", "stages", "classes", "images", "scores", "run"]
@@ -170,6 +172,31 @@ def test_a_function_that_the_run_names_is_not_called(tmp_path: Path) -> None:
     )
     ur.report(Path(result.path))
     assert "which is not called here" in page_of(result)
+
+
+def test_what_is_counted_and_shown_of_a_sampled_run_is_of_all_candidates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = prune_named(tmp_path, schedule=[0.3, 0.4, 0.5], guard="confident_learning", policy="class_balanced")
+    ur.evaluate(result, seeds=1, selections=2, against=("random", "fitting"))
+    whole = ur.report_values(result)
+    monkeypatch.setattr(tables, "_BATCH", 7)
+    assert ur.report_values(result) == whole
+    monkeypatch.setattr(scan, "HELD_ROWS", 90)
+    sampled = ur.report_values(result)
+    assert 60 < sampled.pop("sampled") < 120
+    of_the_sample = {"distribution", "agreement", "importance", "collinearity"}
+    assert {name for name in whole if whole[name] != sampled[name]} == of_the_sample
+    for kind in ("agreement", "importance"):
+        for row, wanted in zip(sampled[kind], whole[kind], strict=True):
+            assert abs(row["rank_correlation"] - wanted["rank_correlation"]) < 0.3
+            assert 0 <= row["overlap"] <= 1
+            assert {row.get(name) for name in ("stage", "candidates", "added")} == {
+                wanted.get(name) for name in ("stage", "candidates", "added")
+            }
+    ur.report(result)
+    assert "drawn by a hash of their ids" in page_of(result)
+    assert page_of(result).count("<img") > 20
 
 
 @pytest.mark.slow

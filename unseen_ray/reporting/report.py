@@ -11,7 +11,7 @@ from unseen_ray.execution.session import PruneResult, run_of
 from unseen_ray.reporting.dataset import source_of
 from unseen_ray.reporting.facts import gather
 from unseen_ray.reporting.page import render
-from unseen_ray.reporting.thumbnails import picked, thumbnails
+from unseen_ray.reporting.thumbnails import picked, thumbnails, with_extremes
 from unseen_ray.runs.layout import REPORT
 from unseen_ray.runs.run import Run
 from unseen_ray.storage.checked_json import without_nan
@@ -28,15 +28,16 @@ def report(result: PruneResult | str | os.PathLike[str]) -> str:
     run = run_of(result)
     facts = gather(run)
     source, reason = _source_to_show(run)
-    shots = {} if source is None else thumbnails(facts, source)
+    shots = {} if source is None else thumbnails(with_extremes(run, facts), source)
     run.folder.write(REPORT, render(facts, shots, reason).encode())
     return run.folder.path(REPORT)
 
 
 def report_values(result: PruneResult | str | os.PathLike[str]) -> dict[str, Any]:
     """Every number of the report, as JSON can hold it."""
-    facts = gather(run_of(result))
-    return {**facts.values, "images": without_nan(picked(facts))}
+    run = run_of(result)
+    facts = gather(run)
+    return {**facts.values, "images": without_nan(picked(with_extremes(run, facts)))}
 
 
 def _source_to_show(run: Run) -> tuple[Source | None, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,11 @@ import pyarrow as pa
 from unseen_ray.config.score_columns import SUSPECT
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.sources.registry import Source
-from unseen_ray.reporting.facts import ReportFacts, top_of
+from unseen_ray.reporting.facts import ReportFacts
+from unseen_ray.reporting.scan import Rows, rows_of, top_of
+from unseen_ray.runs.run import Run
 
-__all__ = ["GROUPS", "Thumbnail", "picked", "shown_classes", "thumbnails"]
+__all__ = ["GROUPS", "Thumbnail", "picked", "shown_classes", "thumbnails", "with_extremes"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ def shown_classes(facts: ReportFacts) -> list[int]:
     """At most 20 classes: those whose share differs most from the whole set's, in the order of their share."""
     share = np.array([np.nan if value is None else value for value in facts.values["classes"]["share"]], float)
     present = np.flatnonzero(np.isfinite(share))
-    mean = (facts.stage_M >= 0).mean()
+    mean = facts.values["kept"] / facts.values["samples"]
     changed = present[np.argsort(-np.abs(share[present] - mean), kind="stable")[:_CLASSES]]
     return [int(number) for number in changed[np.argsort(-share[changed], kind="stable")]]
 
@@ -64,8 +66,9 @@ def shown_classes(facts: ReportFacts) -> list[int]:
 def thumbnails(facts: ReportFacts, source: Source) -> dict[int, dict[str, list[Thumbnail]]]:
     """Small images by class and group; those that cannot be decoded are left out."""
     chosen = {number: _groups(facts, number) for number in shown_classes(facts)}
-    ids_M = facts.table.column("id").to_numpy()
-    wanted = np.unique(np.concatenate([ids_M[places] for groups in chosen.values() for places in groups.values()]))
+    wanted = np.unique(
+        np.concatenate([facts.rows.ids_M[places] for groups in chosen.values() for places in groups.values()])
+    )
     images = _images(source, wanted.tolist())
     return {
         number: {name: _described(facts, images, places) for name, places in groups.items()}
@@ -73,20 +76,33 @@ def thumbnails(facts: ReportFacts, source: Source) -> dict[int, dict[str, list[T
     }
 
 
+def with_extremes(run: Run, facts: ReportFacts) -> ReportFacts:
+    """Facts whose rows are those worth a look: of a sample, the extremes of all candidates in its place."""
+    if "sampled" not in facts.values:
+        return facts
+    classes, found = shown_classes(facts), []
+    for rows in rows_of(run, facts.values["score"], facts.last_stage):
+        piece = replace(facts, rows=rows)
+        groups = [places for number in classes for places in _groups(piece, number).values()]
+        found.append(rows.take(np.unique(np.concatenate(groups))))
+    return replace(facts, rows=Rows.joined(found))
+
+
 def _groups(facts: ReportFacts, number: int) -> dict[str, IdArray]:
     """Places of the candidates of a class in each group."""
     names = ("label", "pred", "p_label", facts.values["score"])
-    labels_M, preds_M, p_label_M, score_M = (facts.table.column(name).to_numpy() for name in names)
+    labels_M, preds_M, p_label_M, score_M = (facts.rows.table.column(name).to_numpy() for name in names)
     unlikely = 0.5 / len(facts.values["classes"]["names"])
     suspects_M = (preds_M != labels_M) & (p_label_M < unlikely)
-    if SUSPECT in facts.table.column_names:
-        suspects_M = facts.table.column(SUSPECT).to_numpy()
-    here, last = labels_M == number, facts.stage_M == facts.stage_M.max()
+    if SUSPECT in facts.rows.table.column_names:
+        suspects_M = facts.rows.table.column(SUSPECT).to_numpy()
+    stage_M, last_M = facts.rows.stage_M, facts.rows.last_M
+    here, last = labels_M == number, stage_M == facts.last_stage
     return {
         "easiest": top_of(score_M, here, _EACH, lowest=True),
         "hardest": top_of(score_M, here, _EACH),
-        "kept last": top_of(facts.last_M, here & last, _EACH, lowest=True),
-        "dropped first": top_of(facts.last_M, here & (facts.stage_M < 0), _EACH),
+        "kept last": top_of(last_M, here & last, _EACH, lowest=True),
+        "dropped first": top_of(last_M, here & (stage_M < 0), _EACH),
         "suspected mislabelled": top_of(p_label_M, here & suspects_M, _EACH, lowest=True),
     }
 
@@ -133,5 +149,5 @@ def _rows(facts: ReportFacts, places: IdArray) -> list[dict[str, Any]]:
             "score": row[score],
             "p_label": row["p_label"],
         }
-        for row in facts.table.take(pa.array(places)).to_pylist()
+        for row in facts.rows.table.take(pa.array(places)).to_pylist()
     ]
