@@ -19,7 +19,7 @@ from unseen_ray.runs.layout import CORESET, KEYS, scores_file
 from unseen_ray.runs.run import Run
 from unseen_ray.storage.tables import LongTable
 
-__all__ = ["HELD_ROWS", "Counts", "Rows", "Sample", "keys_of", "last_stage_of", "long_table", "rows_of", "top_of"]
+__all__ = ["HELD_ROWS", "Counts", "Rows", "Sample", "extremes_of", "keys_of", "last_stage_of", "long_table", "rows_of"]
 
 HELD_ROWS = 2**21
 """Rows that the report holds: all of a set of ImageNet's size, and a sample of a larger one."""
@@ -184,7 +184,7 @@ class Counts:
         }
         both = rows if self.unlikely is None else Rows.joined([self.unlikely, rows])
         likely_M, suspects_M = (both.table.column(name).to_numpy() for name in ("p_label", SUSPECT))
-        self.unlikely = both.take(top_of(likely_M, suspects_M, self.most_suspects, lowest=True))
+        self.unlikely = both.take(extremes_of(likely_M, suspects_M, self.most_suspects, lowest=True))
 
 
 def keys_of(run: Run, ids: Sequence[int]) -> dict[int, str]:
@@ -196,7 +196,7 @@ def keys_of(run: Run, ids: Sequence[int]) -> dict[int, str]:
     return found
 
 
-def top_of(values_M: FloatArray, where_M: np.ndarray, count: int, *, lowest: bool = False) -> IdArray:
+def extremes_of(values_M: FloatArray, where_M: np.ndarray, count: int, *, lowest: bool = False) -> IdArray:
     """Places of the candidates with the highest (or lowest) value among those that `where_M` marks and that have one."""
     places = np.flatnonzero(where_M & np.isfinite(values_M))
     values = values_M[places]

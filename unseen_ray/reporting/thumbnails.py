@@ -15,7 +15,7 @@ from unseen_ray.config.score_columns import SUSPECT
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.sources.registry import Source
 from unseen_ray.reporting.facts import ReportFacts
-from unseen_ray.reporting.scan import Rows, rows_of, top_of
+from unseen_ray.reporting.scan import Rows, extremes_of, rows_of
 from unseen_ray.runs.run import Run
 
 __all__ = ["GROUPS", "Thumbnail", "picked", "shown_classes", "thumbnails", "with_extremes"]
@@ -99,11 +99,11 @@ def _groups(facts: ReportFacts, number: int) -> dict[str, IdArray]:
     stage_M, last_M = facts.rows.stage_M, facts.rows.last_M
     here, last = labels_M == number, stage_M == facts.last_stage
     return {
-        "easiest": top_of(score_M, here, _EACH, lowest=True),
-        "hardest": top_of(score_M, here, _EACH),
-        "kept last": top_of(last_M, here & last, _EACH, lowest=True),
-        "dropped first": top_of(last_M, here & (stage_M < 0), _EACH),
-        "suspected mislabelled": top_of(p_label_M, here & suspects_M, _EACH, lowest=True),
+        "easiest": extremes_of(score_M, here, _EACH, lowest=True),
+        "hardest": extremes_of(score_M, here, _EACH),
+        "kept last": extremes_of(last_M, here & last, _EACH, lowest=True),
+        "dropped first": extremes_of(last_M, here & (stage_M < 0), _EACH),
+        "suspected mislabelled": extremes_of(p_label_M, here & suspects_M, _EACH, lowest=True),
     }
 
 
