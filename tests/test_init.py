@@ -90,6 +90,23 @@ def test_another_file_makes_another_run_and_another_place_does_not(tmp_path: Pat
     assert not np.array_equal(scores["init"], scores["other"])
 
 
+def test_start_weights_are_read_and_reported_once_a_run(
+    tmp_path: Path, init: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said() -> int:
+        count = sum("every training starts from" in record.message for record in caplog.records)
+        caplog.clear()
+        return count
+
+    with caplog.at_level("INFO"):
+        done = ur.prune(config(tmp_path / "run", init, holdout=0.2))
+        assert said() == 1
+        ur.evaluate(done, seeds=1, against=("full",))
+        assert said() == 1
+        ur.plan(config(tmp_path / "run", init))
+        assert said() == 1
+
+
 def test_keys_of_fits_without_start_weights_are_what_they_were(init: Path, tmp_path: Path) -> None:
     ids, info = np.arange(50), open_source(source_ref("digits")).info
     task = ScoreTask(stage=1, index=0, fold=None, repeat=0, train=ArrayIds(ids), scored=ArrayIds(ids))

@@ -14,6 +14,7 @@ from unseen_ray.errors import ConfigError
 __all__ = [
     "bind_options",
     "check_plug",
+    "current_names",
     "did_you_mean",
     "function_of",
     "import_target",
@@ -24,6 +25,13 @@ __all__ = [
 ]
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+_MOVED = {
+    "unseen_ray.core.baselines": "unseen_ray.evaluation.baselines",
+    "unseen_ray.core.classwise": "unseen_ray.core.policies.by_class",
+    "unseen_ray.core.diversity": "unseen_ray.core.policies.by_features",
+}
+"""Modules whose functions manifests and users' files may name as they were called in version 0.1.0, and where these are now."""
 
 
 def is_target(value: object) -> bool:
@@ -43,7 +51,7 @@ def import_target(target: str) -> Any:
     Raises:
         ConfigError: saying which half failed.
     """
-    module_name, _, attribute = target.partition(":")
+    module_name, _, attribute = current_names(target).partition(":")
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -64,6 +72,18 @@ def import_target(target: str) -> Any:
             )
         found = getattr(found, part)
     return found
+
+
+def current_names(value: Any) -> Any:
+    """What a configuration says as JSON, with functions of ours that have moved by their present names."""
+    if isinstance(value, dict):
+        return {key: current_names(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [current_names(item) for item in value]
+    if not is_target(value):
+        return value
+    module_name, _, attribute = value.partition(":")
+    return f"{_MOVED.get(module_name, module_name)}:{attribute}"
 
 
 def name_of(function: Callable[..., Any] | str) -> str:

@@ -190,6 +190,13 @@ def test_a_policy_that_needs_all_at_once_is_refused(policy: Any, options: dict[s
     assert str(raised.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("policy", "options"), [("ccs", {"start": "auto"}), ("window", {"over": "epochs"}), ("beta", {"start": "auto"})]
+)
+def test_an_option_speaks_against_its_own_policy_alone(policy: str, options: dict[str, Any]) -> None:
+    assert why_not_streamed(policy, options) is None
+
+
 @pytest.mark.parametrize("bad", [{"strata": 0}, {"cut": 1.0}])
 def test_options_are_checked_as_by_the_policy_itself(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="policy option"):

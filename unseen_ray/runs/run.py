@@ -16,6 +16,7 @@ import pyarrow as pa
 from unseen_ray.config.run import FREE_FIELDS, PruneConfig
 from unseen_ray.core.samples.coreset import Coreset
 from unseen_ray.errors import ClusterError, ConfigError, DataError, RunInUseError, StorageError
+from unseen_ray.plugins import current_names
 from unseen_ray.runs.entries import Cost, SourceEntry
 from unseen_ray.runs.layout import (
     CHECKPOINTS,
@@ -366,7 +367,7 @@ def _check_same(folder: Folder, manifest: Manifest, asked: dict[str, Any], sourc
     before = manifest.asked
     if manifest.kind != "prune":
         raise ConfigError(f"out={folder.root} holds the result of `unseen-ray {manifest.kind}`. Name a new folder.")
-    there, here = flat_fields(before), flat_fields(asked)
+    there, here = (flat_fields(current_names(fields)) for fields in (before, asked))
     differing = [
         f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
         for name in {**here, **there}

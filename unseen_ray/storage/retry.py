@@ -1,4 +1,4 @@
-"""Patience with storage: what fails for a while is tried again, what never answers is given up."""
+"""Retries of storage: what fails for a while is tried again, what never answers is given up."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Callable
 from typing import TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential
 
 __all__ = ["SilentStorageError", "may_pass", "retried", "retried_at_length", "wait_s"]
 
@@ -56,29 +57,36 @@ def wait_s() -> float:
 
 
 def retried(what: str, do: Callable[[], T]) -> T:
-    """Do something with a storage, again and again while it fails in ways that pass.
+    """Do something with a storage, and again while it fails in ways that pass.
 
     Args:
         what: the path, for the log.
         do: may be called several times, and in another thread.
 
     Raises:
-        OSError: what `do` raises and no waiting mends (a full disk, no permission, a missing file), or its last failure.
-        SilentStorageError: if one call took longer than `wait_s`; it is left to itself in its thread.
+        OSError: if `do` fails in a way that does not pass (a full disk, no permission, a missing file), or for longer than `wait_s`.
+        SilentStorageError: if one call took longer than `wait_s`; its thread is left alone.
     """
     limit = wait_s()
-    end, pause = time.monotonic() + limit, _FIRST_PAUSE_S
-    while True:
-        try:
-            return _answered(what, do, limit)
-        except SilentStorageError:
-            raise
-        except OSError as error:
-            if not may_pass(error) or time.monotonic() + pause > end:
-                raise
-            logger.warning("%s: %s; trying again in %.1f s", what, error, pause)
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def log(state: RetryCallState) -> None:
+        assert state.outcome is not None
+        logger.warning("%s: %s; trying again in %.1f s", what, state.outcome.exception(), state.upcoming_sleep)
+
+    retries = Retrying(
+        retry=retry_if_exception(_is_passing),
+        wait=wait_exponential(_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S),
+        stop=stop_before_delay(limit),
+        before_sleep=log,
+        reraise=True,
+    )
+    answer: T = retries(_answered, what, do, limit)
+    return answer
+
+
+def _is_passing(error: BaseException) -> bool:
+    # A silent storage has used up its time, and the call that hangs still holds its connection.
+    return isinstance(error, OSError) and not isinstance(error, SilentStorageError) and may_pass(error)
 
 
 def may_pass(error: OSError) -> bool:
@@ -89,10 +97,12 @@ def may_pass(error: OSError) -> bool:
 
 
 def retried_at_length(what: str, do: Callable[[], T]) -> T:
-    """Do something that is done very often, as `patiently` does from its first failure on; a read that hangs is waited for.
+    """Do something that is done very often: without a thread, and as `retried` from its first failure on.
+
+    A thread for each call would cost more than a short read, so the first call may hang as long as the storage does.
 
     Raises:
-        OSError: see `patiently`.
+        OSError: see `retried`.
     """
     try:
         return do()
@@ -103,6 +113,7 @@ def retried_at_length(what: str, do: Callable[[], T]) -> T:
 
 
 def _answered(what: str, do: Callable[[], T], limit_s: float) -> T:
+    """What `do` returns, waited for no longer than a limit."""
     results: list[T] = []
     errors: list[BaseException] = []
 
