@@ -25,13 +25,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from unseen_ray.config.limits import Limits
 from unseen_ray.core import select
 from unseen_ray.core.outofcore.chunks import Chunk, Memory
 from unseen_ray.core.outofcore.select import choose
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.storage.tables import PART_ROWS, LongTable, part_file
+from unseen_ray.storage.tables import StoredTable, part_file
 
 NAME = "scores.parquet"
+PART_ROWS = Limits().rows_of_a_part
 CHOICES: dict[str, dict[str, Any]] = {"top": {}, "class_balanced": {}, "ccs": {}}
 COMPARED: dict[str, dict[str, Any]] = {
     "top": {},
@@ -146,11 +148,11 @@ def written(folder: Path, samples: int, classes: int, *, probs: bool) -> None:
         list(pool.map(write, range(-(-samples // PART_ROWS))))
 
 
-def table_of(folder: Path, samples: int) -> LongTable:
-    return LongTable(Folder(str(folder)), NAME, {part_file(NAME, n): "" for n in range(-(-samples // PART_ROWS))})
+def table_of(folder: Path, samples: int) -> StoredTable:
+    return StoredTable(Folder(str(folder)), NAME, {part_file(NAME, n): "" for n in range(-(-samples // PART_ROWS))})
 
 
-def chunks(table: LongTable, columns: Sequence[str]) -> Iterator[Chunk]:
+def chunks(table: StoredTable, columns: Sequence[str]) -> Iterator[Chunk]:
     for batch in table.batches(["entropy" if name == "score" else name for name in columns]):
         yield {name: column.to_numpy() for name, column in zip(columns, batch.columns, strict=True)}
 

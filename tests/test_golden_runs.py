@@ -6,7 +6,6 @@ If a test fails here, runs that users have on storage are lost, or are trained a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -15,8 +14,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,34 +25,29 @@ import pytest
 
 import unseen_ray as ur
 from tests.golden import plugs
+from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 
 # --- All that is private of the package, to be adapted when it moves. What is below uses what users may use. ---
 
 
-@contextlib.contextmanager
-def small_limits() -> Iterator[None]:
-    """Within, a run of more than 60 samples takes the path of one of more than 16 million."""
-    from unseen_ray.core import folds
-    from unseen_ray.core.samples import population
-    from unseen_ray.storage import tables
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "MOST_ROWS", 60)
-        patch.setattr(tables, "PART_ROWS", 64)
-        patch.setattr(population, "CHUNK_ROWS", 64)
-        patch.setattr(folds, "DEALT_ROWS", 64)
-        yield
+def small_limits() -> Limits:
+    """With these, a run of more than 60 samples takes the path of one of more than 16 million."""
+    return Limits(rows_in_memory=60, rows_of_a_part=64, rows_of_a_chunk=64, rows_dealt_at_once=64)
 
 
 def real_limits() -> dict[str, int]:
     """What decides which runs are long, how their tables are cut into files, and how folds are dealt."""
-    from unseen_ray.core import folds
-    from unseen_ray.storage import tables
+    limits = Limits()
+    return {
+        "most_rows": limits.rows_in_memory,
+        "part_rows": limits.rows_of_a_part,
+        "dealt_rows": limits.rows_dealt_at_once,
+    }
 
-    return {"most_rows": tables.MOST_ROWS, "part_rows": tables.PART_ROWS, "dealt_rows": folds.DEALT_ROWS}
 
-
-def keys_of(fields: dict[str, Any], kept: pa.Table | None = None, *, by_rule: bool = False) -> list[list[Any]]:
+def keys_of(
+    fields: dict[str, Any], kept: pa.Table | None = None, *, limits: Limits = DEFAULT_LIMITS
+) -> list[list[Any]]:
     """Stage, index, name of the model and of the votes of each task of a run; of stage 0 alone if `kept` is None."""
     from unseen_ray.config.resolved import ResolvedRun
     from unseen_ray.core.samples.id_sets import ArrayIds
@@ -65,11 +57,11 @@ def keys_of(fields: dict[str, Any], kept: pa.Table | None = None, *, by_rule: bo
 
     config = ur.PruneConfig(**fields, out="nowhere")
     info = open_source(source_ref(config.source)).info
-    job = replace(make_job(ResolvedRun.of(config, info.size_px), info), by_rule=by_rule)
+    job = make_job(ResolvedRun.of(config, info.size_px), info, limits)
     population, keys = job.population(info.labels_N), []
     for stage in plan_run(job.resolved, population).stages[: 1 if kept is None else None]:
         ids = np.empty(0, np.int64) if kept is None else kept["id"].to_numpy()[kept["stage"].to_numpy() < stage.index]
-        for task in tasks_of(stage, job.config, ArrayIds(ids)):
+        for task in tasks_of(stage, job.config, ArrayIds(ids), limits=limits):
             names = job.fit_key(task, population), job.task_key(task, population)
             keys.append([stage.index, task.index, *names])
     return keys
@@ -180,8 +172,8 @@ def is_long(name: str) -> bool:
     return name.startswith("long")
 
 
-def limits_of(name: str) -> contextlib.AbstractContextManager[None]:
-    return small_limits() if is_long(name) else contextlib.nullcontext()
+def limits_of(name: str) -> Limits:
+    return small_limits() if is_long(name) else DEFAULT_LIMITS
 
 
 def copied(name: str, tmp_path: Path) -> Path:
@@ -348,8 +340,7 @@ def test_an_interrupted_run_is_watched(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FINISHED)
 def test_a_finished_run_has_nothing_left_to_do(name: str, tmp_path: Path) -> None:
     folder = copied(name, tmp_path)
-    with limits_of(name):
-        result = ur.prune(ur.PruneConfig(**fields_of(name), out=str(folder)))
+    result = ur.prune(ur.PruneConfig(**fields_of(name), out=str(folder)), limits=limits_of(name))
     assert result.coreset.ids.tolist() == expected()["runs"][name]["ids"]
     assert plugs.CALLS == []
     assert files_of(folder) == files_of(GOLDEN / name)
@@ -358,8 +349,7 @@ def test_a_finished_run_has_nothing_left_to_do(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["interrupted", "long_begun", "long_interrupted"])
 def test_an_interrupted_run_goes_on(name: str, tmp_path: Path) -> None:
     wanted, folder = expected()["runs"][name], copied(name, tmp_path)
-    with limits_of(name):
-        ur.prune(ur.PruneConfig(**fields_of(name), out=str(folder)))
+    ur.prune(ur.PruneConfig(**fields_of(name), out=str(folder)), limits=limits_of(name))
     assert [list(call) for call in plugs.CALLS] == wanted["left"]
     check_kept(folder, wanted)
     uninterrupted = GOLDEN / wanted["uninterrupted"]
@@ -395,15 +385,14 @@ def test_stages_are_made_again_of_the_votes_that_are_stored(name: str, tmp_path:
     folder = copied(name, tmp_path)
     lost = folder / ("stage-00/scores.parquet/part-00001.parquet" if is_long(name) else "stage-00/scores.parquet")
     lost.unlink()
-    with limits_of(name):
-        ur.prune(ur.PruneConfig(**fields_of(name), out=str(folder)))
+    ur.prune(ur.PruneConfig(**fields_of(name), out=str(folder)), limits=limits_of(name))
     check_made_of_votes(folder, name)
 
 
 @pytest.mark.parametrize("name", FINISHED)
 def test_another_run_uses_the_votes_that_are_stored(name: str, tmp_path: Path) -> None:
-    with limits_of(name):
-        ur.prune(ur.PruneConfig(**fields_of(name), reuse=[str(GOLDEN / name)], out=str(tmp_path / "new")))
+    config = ur.PruneConfig(**fields_of(name), reuse=[str(GOLDEN / name)], out=str(tmp_path / "new"))
+    ur.prune(config, limits=limits_of(name))
     check_made_of_votes(tmp_path / "new", name)
 
 
@@ -453,8 +442,8 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_a_selection_is_the_same(name: str, tmp_path: Path) -> None:
     wanted = expected()["selections"][name]
-    with small_limits() if wanted["long"] else contextlib.nullcontext():
-        ur.select(GOLDEN / wanted["of"], **wanted["asked"], out=tmp_path / "new")
+    limits = small_limits() if wanted["long"] else DEFAULT_LIMITS
+    ur.select(GOLDEN / wanted["of"], **wanted["asked"], out=tmp_path / "new", limits=limits)
     check_kept(tmp_path / "new", wanted)
     if wanted["any_cpu"] or plugs.cpu_kind() == expected()["cpu_kind"]:
         check_tables(tmp_path / "new", wanted["files"])
@@ -549,8 +538,7 @@ def test_scores_of_given_probabilities_are_read_and_chosen_from(tmp_path: Path) 
 def test_tasks_have_the_same_names(name: str) -> None:
     wanted = expected()["runs"][name]["tasks"]
     kept = pq.read_table(GOLDEN / name / "coreset.parquet") if name in FINISHED else None
-    with limits_of(name):
-        assert keys_of(fields_of(name), kept, by_rule=is_long(name)) == wanted
+    assert keys_of(fields_of(name), kept, limits=limits_of(name)) == wanted
     for stage, index, _, key in wanted:
         votes = GOLDEN / name / f"stage-{stage:02d}" / "votes" / f"{index:02d}.parquet"
         assert not votes.exists() or pq.read_schema(votes).metadata[b"unseen_ray.task"].decode() == key
@@ -558,8 +546,8 @@ def test_tasks_have_the_same_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_tasks_of_other_configurations_have_the_same_names(name: str) -> None:
-    for by_rule, wanted in zip((False, True), expected()["variants"][name], strict=True):
-        assert keys_of(variant(name), by_rule=by_rule) == wanted
+    for limits, wanted in zip((DEFAULT_LIMITS, Limits(rows_in_memory=0)), expected()["variants"][name], strict=True):
+        assert keys_of(variant(name), limits=limits) == wanted
 
 
 def test_sets_of_samples_have_the_same_names() -> None:
@@ -582,5 +570,5 @@ def test_a_model_is_found_where_stored_runs_say_that_it_is(tmp_path: Path) -> No
 def test_folds_are_dealt_alike() -> None:
     labels = np.arange(300) % 7
     assert ur.plan_folds(300, 4, 5, labels=labels).fold_of_N.tolist() == expected()["dealt"]["at once"]
-    with small_limits():
-        assert ur.plan_folds(300, 4, 5, labels=labels).fold_of_N.tolist() == expected()["dealt"]["by blocks"]
+    by_blocks = ur.plan_folds(300, 4, 5, labels=labels, block_rows=small_limits().rows_dealt_at_once)
+    assert by_blocks.fold_of_N.tolist() == expected()["dealt"]["by blocks"]

@@ -9,10 +9,9 @@ import pyarrow as pa
 import pytest
 
 from unseen_ray.config.run import PruneConfig
-from unseen_ray.pruning import warnings as judging
 from unseen_ray.pruning.warnings import check_selection
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.storage.tables import LongTable, write_table
+from unseen_ray.storage.tables import StoredTable, write_table
 
 LABELS = np.arange(400) % 4
 RIGHT = np.arange(400) >= 100
@@ -28,9 +27,18 @@ def config(**fields: object) -> PruneConfig:
     return PruneConfig(**{"source": "digits", "keep": 0.5, **fields})
 
 
-def said(caplog: pytest.LogCaptureFixture, *args: object) -> str:
+def said(
+    caplog: pytest.LogCaptureFixture, config: PruneConfig, scores: pa.Table, kept: np.ndarray, names: tuple[str, ...]
+) -> str:
     caplog.clear()
-    check_selection(*args)  # type: ignore[arg-type]
+    check_selection(
+        config,
+        StoredTable(Folder("nowhere"), "scores.parquet", {}, scores),
+        lambda ids: np.isin(ids, kept),
+        names,
+        sizes_C=np.bincount(LABELS),
+        kept_C=np.bincount(LABELS[kept], minlength=4),
+    )
     return caplog.text
 
 
@@ -73,23 +81,26 @@ def test_scores_that_order_alike_are_named(caplog: pytest.LogCaptureFixture) -> 
     )
 
 
-def test_classes_of_a_long_run_are_judged_by_their_sizes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_classes_of_a_long_run_are_judged_by_their_sizes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A sample of a few rows a class would miss the kept ones of some."""
-    monkeypatch.setattr(judging, "_JUDGED", 300)
     rng = np.random.default_rng(0)
     labels, kept = rng.integers(0, 100, 6000), np.sort(rng.permutation(6000)[:1800])
     columns = {"id": np.arange(6000), "label": labels, "pred": labels, "p_label": np.full(6000, 0.5, np.float32)}
     scores = pa.table({**columns, "entropy": rng.random(6000, np.float32), "std_entropy": np.zeros(6000, np.float32)})
-    files = write_table(Folder(str(tmp_path)), "scores.parquet", scores)
-    long = LongTable(Folder(str(tmp_path)), "scores.parquet", files)
+    files = write_table(Folder(str(tmp_path)), "scores.parquet", scores, part_rows=1000)
+    long = StoredTable(Folder(str(tmp_path)), "scores.parquet", files)
 
     def judged(kept_C: np.ndarray) -> str:
         caplog.clear()
         sizes_C = np.bincount(labels, minlength=100)
-        judging.check_long_selection(
-            config(policy="random"), long, lambda ids: np.isin(ids, kept), (), sizes_C=sizes_C, kept_C=kept_C
+        check_selection(
+            config(policy="random"),
+            long,
+            lambda ids: np.isin(ids, kept),
+            (),
+            sizes_C=sizes_C,
+            kept_C=kept_C,
+            sampled=300,
         )
         return caplog.text
 

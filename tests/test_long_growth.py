@@ -13,19 +13,24 @@ import pyarrow.parquet as pq
 import pytest
 
 import unseen_ray as ur
+from unseen_ray.config.limits import Limits
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
+from unseen_ray.core.samples.id_sets import AllIds
 from unseen_ray.core.samples.population import make_population
+from unseen_ray.core.schedule import Stage
 from unseen_ray.core.seeds import digest_ids
+from unseen_ray.data.sources.parquet import ParquetSource
 from unseen_ray.errors import StorageError
 from unseen_ray.execution.local import LocalExecutor
-from unseen_ray.pruning.coreset_builder_long import in_id_order
-from unseen_ray.pruning.pipeline import prune
+from unseen_ray.pruning.pipeline import make_job, prune
+from unseen_ray.pruning.plan import tasks_of
+from unseen_ray.pruning.row_streams import in_id_order
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.id_files import open_id_files
 from unseen_ray.runs.votes import find_receipt
-from unseen_ray.storage import tables as parts
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.storage.tables import LongTable, write_table
+from unseen_ray.storage.tables import StoredTable, write_table
 
 POLICIES: list[Any] = [
     "top",
@@ -38,10 +43,7 @@ POLICIES: list[Any] = [
 ]
 
 
-@pytest.fixture
-def short_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "MOST_ROWS", 90)
-    monkeypatch.setattr(parts, "PART_ROWS", 32)
+LONG = Limits(rows_in_memory=90, rows_of_a_part=32)
 
 
 def config_of(out: Path, **fields: Any) -> PruneConfig:
@@ -69,10 +71,7 @@ def of_centroids(policy: Any) -> dict[str, Any]:
 def test_a_long_run_keeps_what_a_short_one_does(policy: Any, tmp_path: Path) -> None:
     fields = of_centroids(policy)
     whole = ur.prune(config_of(tmp_path / "whole", **fields))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "MOST_ROWS", 90)
-        patch.setattr(parts, "PART_ROWS", 32)
-        long = ur.prune(config_of(tmp_path / "long", **fields))
+    long = ur.prune(config_of(tmp_path / "long", **fields), limits=LONG)
     for name in ("coreset.parquet", "keys.parquet", *(f"stage-{stage:02d}/scores.parquet" for stage in range(3))):
         assert (tmp_path / "long" / name).is_dir()
         assert pq.read_table(tmp_path / "long" / name).equals(pq.read_table(tmp_path / "whole" / name)), name
@@ -82,35 +81,33 @@ def test_a_long_run_keeps_what_a_short_one_does(policy: Any, tmp_path: Path) -> 
     assert not list((tmp_path / "long").glob("stage-*/coreset.parquet"))
 
 
-@pytest.mark.usefixtures("short_files")
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_long_run_goes_on_from_what_is_stored(stage: int, tmp_path: Path) -> None:
-    undisturbed = ur.prune(config_of(tmp_path / "undisturbed"))
+    undisturbed = ur.prune(config_of(tmp_path / "undisturbed"), limits=LONG)
 
     def stop(event: Any) -> None:
         if isinstance(event, Receipt) and event.task == f"stage {stage}":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prune(config_of(tmp_path / "stopped"), executor=LocalExecutor(), on_event=stop)
+        prune(config_of(tmp_path / "stopped"), executor=LocalExecutor(), on_event=stop, limits=LONG)
     assert (tmp_path / "stopped" / f"stage-{stage - 1:02d}/coreset.parquet").exists()
     seen: list[Receipt] = []
     events = lambda event: seen.append(event) if isinstance(event, Receipt) else None  # noqa: E731
-    prune(config_of(tmp_path / "stopped"), executor=LocalExecutor(), on_event=events)
+    prune(config_of(tmp_path / "stopped"), executor=LocalExecutor(), on_event=events, limits=LONG)
     assert [(receipt.task, receipt.reused) for receipt in seen] == [(f"stage {n}", n == stage) for n in range(stage, 3)]
     again = ur.load(tmp_path / "stopped")
     assert again.coreset.ids.tolist() == undisturbed.coreset.ids.tolist()
     assert json.loads((tmp_path / "stopped" / "manifest.json").read_text())["finished"]
 
 
-@pytest.mark.usefixtures("short_files")
 def test_what_a_task_trains_on_is_read_from_storage_and_damage_is_found(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     population = make_population(rng.integers(0, 4, 1000), 4)
     ids = np.sort(rng.permutation(1000)[:300])
     table = pa.table({"id": ids, "label": population.labels_of(ids)})
-    files = write_table(Folder(str(tmp_path)), "coreset.parquet", table)
-    stored, counts_C = open_id_files(LongTable(Folder(str(tmp_path)), "coreset.parquet", files), 4)
+    files = write_table(Folder(str(tmp_path)), "coreset.parquet", table, part_rows=32)
+    stored, counts_C = open_id_files(StoredTable(Folder(str(tmp_path)), "coreset.parquet", files), 4)
     assert len(stored.files) == 10
     assert (stored.count, stored.digest) == (300, digest_ids(ids))
     assert counts_C.tolist() == np.bincount(population.labels_of(ids), minlength=4).tolist()
@@ -140,9 +137,8 @@ def test_two_tables_in_the_order_of_their_ids(seed: int) -> None:
     assert pa.concat_tables(tables).column("label").to_pylist() == [number % 3 for number in range(60)]
 
 
-@pytest.mark.usefixtures("short_files")
 def test_votes_that_stand_are_found_without_being_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = ur.prune(config_of(tmp_path / "run"))
+    run = ur.prune(config_of(tmp_path / "run"), limits=LONG)
     receipt = run.manifest.stages[1].tasks[0]
     votes = next(name for name in receipt.files if name.endswith(".parquet"))
     key = pq.read_schema(tmp_path / "run" / votes).metadata[b"unseen_ray.task"].decode()
@@ -154,13 +150,12 @@ def test_votes_that_stand_are_found_without_being_held(tmp_path: Path, monkeypat
     assert find_receipt(folder, 1, 7, key) is None
 
 
-@pytest.mark.usefixtures("short_files")
 def test_what_a_killed_clean_up_left_goes_with_the_next_start(tmp_path: Path) -> None:
-    run = ur.prune(config_of(tmp_path / "run"))
+    run = ur.prune(config_of(tmp_path / "run"), limits=LONG)
     folder = Folder(run.path)
     for name in ("stage-00/coreset.parquet/part-00000.parquet", "stage-01/coreset.parquet"):
         folder.write(name, b"left")
-    assert ur.prune(config_of(tmp_path / "run")).coreset.ids.tolist() == run.coreset.ids.tolist()
+    assert ur.prune(config_of(tmp_path / "run"), limits=LONG).coreset.ids.tolist() == run.coreset.ids.tolist()
     assert not list((tmp_path / "run").glob("stage-*/coreset.parquet"))
 
 
@@ -170,17 +165,21 @@ def labels_of_a_fit(task: Any, *, source: Any) -> Iterator[tuple[np.ndarray, np.
     yield task.unseen_ids, np.full((len(task.unseen_ids), task.num_classes), -np.log(task.num_classes))
 
 
-@pytest.mark.usefixtures("short_files")
 def test_a_fit_is_given_int64_labels_of_a_long_source(tmp_path: Path) -> None:
     labels = np.random.default_rng(0).integers(0, 300, 1000)
     table = pa.table({"image": pa.array([b"P6\n1 1\n255\n\0\0\0"] * 1000), "label": labels})
     pq.write_table(table, tmp_path / "data.parquet")
     fields = {"source": str(tmp_path / "data.parquet"), "holdout": 0.0, "stratify": False, "fit": labels_of_a_fit}
-    run = ur.prune(config_of(tmp_path / "run", **fields))
-    assert len(run.coreset) == 600
+    config = config_of(tmp_path / "run", **fields)
+    source = ParquetSource(path=str(tmp_path / "data.parquet"), rows_in_memory=90)
+    assert source.info.labels_N.dtype == np.uint16
+    job = make_job(ResolvedRun(config), source.info, LONG)
+    executor = LocalExecutor()
+    executor.prepare(job, source)
+    tasks = tasks_of(Stage(index=0, target=300, added=300), config, AllIds())
+    assert sum(receipt.scored for receipt in executor.score(tasks, lambda _: None)) == 2000
 
 
-@pytest.mark.usefixtures("short_files")
 def test_a_guard_says_that_it_holds_all_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    ur.prune(config_of(tmp_path / "run", guard="label_margin"))
+    ur.prune(config_of(tmp_path / "run", guard="label_margin"), limits=LONG)
     assert "guard label_margin judges all 240 candidates at once: they are held in memory." in caplog.text

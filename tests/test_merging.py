@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import unseen_ray as ur
+from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.folds import plan_folds
@@ -19,30 +20,29 @@ from unseen_ray.core.tasks import VotePart
 from unseen_ray.data.sources.registry import source_ref
 from unseen_ray.errors import IncompleteScoreError, StorageError
 from unseen_ray.pruning import merge as merging
-from unseen_ray.pruning.merge import Merged, Merger, MergeRequest, ask_merge, join_ranges
+from unseen_ray.pruning.merge import Merged, Merger, MergeRequest, join_ranges, merge_request
 from unseen_ray.runs import votes
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import vote_file
 from unseen_ray.runs.tasks import Job
 from unseen_ray.runs.vote_ranges import check_votes, open_votes
 from unseen_ray.runs.votes import read_votes, write_votes
-from unseen_ray.storage import tables as parts
 from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.tables import read_table
 
 CLASSES, ROWS = 3, 500
+SMALL = Limits(rows_in_memory=100, rows_of_a_part=64, rows_merged_at_once=30)
 RNG = np.random.default_rng(3)
 CANDIDATES = np.sort(RNG.permutation(3 * ROWS)[:ROWS])
 LABELS = RNG.integers(0, CLASSES, 3 * ROWS)
 
 
 @pytest.fixture
-def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name, rows in ((parts, "MOST_ROWS", 100), (parts, "PART_ROWS", 64), (merging, "RANGE_ROWS", 30)):
-        monkeypatch.setattr(module, name, rows)
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(votes, "ROW_GROUP", 40)
 
 
-def job_of(out: Path, **fields: Any) -> Job:
+def job_of(out: Path, limits: Limits = SMALL, **fields: Any) -> Job:
     config = ur.PruneConfig(source="digits", keep=0.5, out=str(out), also_score="none", **fields)
     return Job(
         resolved=ResolvedRun(config),
@@ -53,6 +53,7 @@ def job_of(out: Path, **fields: Any) -> Job:
         size_px=8,
         skipped_ids=np.setdiff1d(np.arange(3 * ROWS), CANDIDATES),
         out=str(out),
+        limits=limits,
     )
 
 
@@ -83,15 +84,14 @@ def stage(out: Path, folds: int, *, probs: bool = False) -> None:
 
 def asked(job: Job, folds: int = 3, *, stage: int = 0, kept: int = 0) -> MergeRequest:
     population, ids = job.population(LABELS), ArrayIds(CANDIDATES[:kept])
-    return ask_merge(
-        job.config,
+    return merge_request(
+        job,
         population,
         stage=stage,
         kept=ids,
         num_kept=kept,
         num_parts=folds,
         votes_each=folds - 1,
-        tells_table=True,
     )
 
 
@@ -99,19 +99,18 @@ def merged(job: Job, folds: int = 3) -> Merged:
     return Merger(job, LABELS).merge(asked(job, folds))
 
 
-@pytest.mark.usefixtures("small_ranges")
+@pytest.mark.usefixtures("small_groups")
 @pytest.mark.parametrize("folds", [2, 3, 5])
 @pytest.mark.parametrize("combine", ["mean", "mean_prob"])
-def test_ranges_give_the_same_table(folds: int, combine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranges_give_the_same_table(folds: int, combine: str, tmp_path: Path) -> None:
     stage(tmp_path, folds, probs=combine == "mean_prob")
     job = job_of(tmp_path, combine=combine)
     by_range = merged(job, folds)
     assert by_range.table is None
     assert list(by_range.files) == [f"stage-00/scores.parquet/part-{number:05d}.parquet" for number in range(8)]
-    table = parts.read_table(Folder(job.out), "stage-00/scores.parquet", by_range.files)
-    monkeypatch.setattr(parts, "MOST_ROWS", ROWS)
+    table = read_table(Folder(job.out), "stage-00/scores.parquet", by_range.files)
     Folder(job.out).delete_folder("stage-00/scores.parquet")
-    at_once = merged(job, folds)
+    at_once = merged(job_of(tmp_path, DEFAULT_LIMITS, combine=combine), folds)
     assert list(at_once.files) == ["stage-00/scores.parquet"]
     assert at_once.table is not None and at_once.table.num_rows == ROWS
     assert table.equals(at_once.table)
@@ -120,7 +119,7 @@ def test_ranges_give_the_same_table(folds: int, combine: str, tmp_path: Path, mo
     assert by_range.summary.labels_C.tolist() == at_once.summary.labels_C.tolist()
 
 
-@pytest.mark.usefixtures("small_ranges")
+@pytest.mark.usefixtures("small_groups")
 def test_ranges_are_merged_in_any_order_and_by_anybody(tmp_path: Path) -> None:
     stage(tmp_path, 3)
     job = job_of(tmp_path)
@@ -132,7 +131,7 @@ def test_ranges_are_merged_in_any_order_and_by_anybody(tmp_path: Path) -> None:
     assert not Path(left).exists()
 
 
-@pytest.mark.usefixtures("small_ranges")
+@pytest.mark.usefixtures("small_groups")
 def test_no_more_than_a_range_of_votes_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage(tmp_path, 3)
     read: list[int] = []
@@ -143,19 +142,19 @@ def test_no_more_than_a_range_of_votes_is_read_at_once(tmp_path: Path, monkeypat
     assert max(read) <= 30 and sum(read) == 2 * ROWS
 
 
-@pytest.mark.usefixtures("small_ranges")
+@pytest.mark.usefixtures("small_groups")
 @pytest.mark.parametrize(
     "fields", [{"combine": "rank_mean"}, {"save_probs": True}, {"guard": "label_margin"}], ids=lambda f: next(iter(f))
 )
 def test_what_needs_all_candidates_is_merged_at_once(fields: dict[str, Any], tmp_path: Path) -> None:
-    assert asked(job_of(tmp_path, **fields)).range_rows is None
+    assert asked(job_of(tmp_path, **fields)).num_ranges == 1
     request = asked(job_of(tmp_path))
     assert (request.range_rows, request.num_ranges) == (64, 8)
-    assert asked(job_of(tmp_path), stage=1, kept=ROWS - 100).range_rows is None
+    assert asked(job_of(tmp_path), stage=1, kept=ROWS - 100).num_ranges == 1
     assert asked(job_of(tmp_path, guard="label_margin"), stage=1, kept=ROWS - 101).num_ranges == 8
 
 
-def test_a_range_is_that_of_the_whole(tmp_path: Path, small_ranges: None) -> None:
+def test_a_range_is_that_of_the_whole(tmp_path: Path, small_groups: None) -> None:
     stage(tmp_path, 3, probs=True)
     folder = Folder(str(tmp_path))
     whole, file = read_votes(folder, 0, 1), open_votes(folder, 0, 1)
@@ -170,7 +169,7 @@ def test_a_range_is_that_of_the_whole(tmp_path: Path, small_ranges: None) -> Non
         np.testing.assert_array_equal(part.probs_MC, whole.probs_MC[rows])
 
 
-@pytest.mark.usefixtures("small_ranges")
+@pytest.mark.usefixtures("small_groups")
 def test_gaps_strangers_and_damage_are_found(tmp_path: Path) -> None:
     job = job_of(tmp_path)
     stage(tmp_path, 3)
@@ -189,7 +188,7 @@ def test_gaps_strangers_and_damage_are_found(tmp_path: Path) -> None:
             merged(job)
 
 
-@pytest.mark.usefixtures("small_ranges")
+@pytest.mark.usefixtures("small_groups")
 @pytest.mark.parametrize("name", ["stage-00/votes/01.parquet", "stage-00/votes/01.probs.npy"])
 def test_a_flipped_bit_in_any_range_is_found(name: str, tmp_path: Path) -> None:
     stage(tmp_path, 3, probs=True)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from unseen_ray.core import folds as folds_module
 from unseen_ray.core.folds import plan_folds
-from unseen_ray.core.samples import id_sets as ids_module
 from unseen_ray.core.samples.id_sets import AllIds, ArrayIds, FoldIds, FoldSpec, IdSet, Outside, are_in, digest_of_rule
 from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.tasks import stage_zero_tasks
@@ -86,38 +83,24 @@ def test_a_set_survives_the_wire() -> None:
         np.testing.assert_array_equal(copy.resolve(population), ids.resolve(population))
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def forget() -> None:
-        ids_module._folds.cache_clear()
-        ids_module._dealing.cache_clear()
-
-    monkeypatch.setattr(folds_module, "DEALT_ROWS", 16)
-    forget()
-    yield
-    forget()
-
-
-@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("population", POPULATIONS, ids=["all", "holdout", "holdout and skipped"])
 @pytest.mark.parametrize("stratify", [False, True])
 @pytest.mark.parametrize("folds", [2, 5])
 def test_blocks_are_dealt_out_as_evenly_as_one(population: Population, folds: int, stratify: bool) -> None:
-    plan = plan_folds(len(population), folds, 11, labels=population.labels_N if stratify else None)
+    plan = plan_folds(len(population), folds, 11, labels=population.labels_N if stratify else None, block_rows=16)
     assert np.ptp(np.bincount(plan.fold_of_N, minlength=folds)) <= 1
     if stratify:
         counts = np.zeros((folds, 3), int)
         np.add.at(counts, (plan.fold_of_N, population.labels_N), 1)
         assert np.ptp(counts, axis=0).max() <= 1
-    spec = FoldSpec(num_folds=folds, seed=11, stratify=stratify)
+    spec = FoldSpec(num_folds=folds, seed=11, stratify=stratify, block_rows=16)
     for fold in range(folds):
         np.testing.assert_array_equal(FoldIds(spec, fold).resolve(population), population.ids_N[plan.train_ids(fold)])
 
 
-@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("population", POPULATIONS, ids=["all", "holdout", "holdout and skipped"])
 def test_a_range_of_a_set_is_that_of_the_whole(population: Population) -> None:
-    fold = FoldIds(FoldSpec(num_folds=3, seed=2), 1)
+    fold = FoldIds(FoldSpec(num_folds=3, seed=2, block_rows=16), 1)
     for ids in (
         AllIds(),
         fold,

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unseen_ray.core.samples import population as population_module
 from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.seeds import derive, tie_keys
 
@@ -135,14 +134,11 @@ def test_labels_of_a_held_out_id() -> None:
 
 @pytest.mark.parametrize("holdout", [0.0, 0.23])
 @pytest.mark.parametrize("skipped", [(), (3, 500, 999)])
-def test_one_that_is_read_by_ranges_is_the_same(
-    holdout: float, skipped: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_is_read_by_ranges_is_the_same(holdout: float, skipped: tuple[int, ...]) -> None:
     labels = np.random.default_rng(1).integers(0, 7, 1000)
     fields = {"holdout": holdout, "seed": 3, "skipped": np.array(skipped, np.int64)}
     whole = make_population(labels, 7, **fields)
-    monkeypatch.setattr(population_module, "CHUNK_ROWS", 64)
-    narrow = make_population(labels.astype(np.uint8), 7, **fields)
+    narrow = make_population(labels.astype(np.uint8), 7, **fields, chunk_rows=64)
     for name in ("ids_N", "labels_N", "holdout_ids", "excluded_ids"):
         np.testing.assert_array_equal(getattr(narrow, name), getattr(whole, name))
         assert getattr(narrow, name).dtype == np.int64

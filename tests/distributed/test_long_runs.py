@@ -15,25 +15,21 @@ import ray
 
 import unseen_ray as ur
 from tests.test_long_growth import config_of
+from unseen_ray.config.limits import Limits
 from unseen_ray.config.resolved import ResolvedRun
-from unseen_ray.core.samples import population
 from unseen_ray.core.samples.id_sets import AllIds, ArrayIds, FoldIds, Outside
 from unseen_ray.core.samples.population import Population
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import StorageError
 from unseen_ray.execution.ray.merge_actors import Aggregators
-from unseen_ray.pruning.merge import Merger, ask_merge
+from unseen_ray.pruning.merge import Merger, merge_request
 from unseen_ray.pruning.pipeline import make_job
 from unseen_ray.runs.id_files import IdFiles
-from unseen_ray.storage import tables as parts
 
 pytestmark = pytest.mark.usefixtures("session")
 
 
-@pytest.fixture
-def short_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "MOST_ROWS", 90)
-    monkeypatch.setattr(parts, "PART_ROWS", 32)
+LONG = Limits(rows_in_memory=90, rows_of_a_part=32, rows_of_a_chunk=64)
 
 
 def test_the_driver_of_a_long_run_holds_no_array_of_all_samples(
@@ -45,16 +41,13 @@ def test_the_driver_of_a_long_run_holds_no_array_of_all_samples(
         pytest.fail("the driver asked for the ids of all samples")
 
     with pytest.MonkeyPatch.context() as patch, caplog.at_level("INFO"):
-        patch.setattr(parts, "MOST_ROWS", 90)
-        patch.setattr(parts, "PART_ROWS", 32)
-        patch.setattr(population, "CHUNK_ROWS", 64)
         for name in ("ids_N", "labels_N"):
             patch.setattr(Population, name, property(refuse))
         for rule in (AllIds, FoldIds, Outside, IdFiles):
             patch.setattr(rule, "resolve", refuse)
         patch.setattr(Population, "labels_of", refuse)
         patch.setattr(ArrayIds, "within", refuse)
-        long = ur.prune(config_of(tmp_path / "long", executor="ray"))
+        long = ur.prune(config_of(tmp_path / "long", executor="ray"), limits=LONG)
     assert long.coreset.ids.tolist() == whole.coreset.ids.tolist()
     for stage in range(3):
         name = f"stage-{stage:02d}/scores.parquet"
@@ -64,20 +57,18 @@ def test_the_driver_of_a_long_run_holds_no_array_of_all_samples(
     assert merges == [f"8 ranges of ids are merged by {count} aggregators"] * 3
 
 
-@pytest.mark.usefixtures("short_files")
 def test_an_aggregator_that_is_killed_is_replaced(tmp_path: Path) -> None:
-    run = ur.prune(config_of(tmp_path / "run"))
+    run = ur.prune(config_of(tmp_path / "run"), limits=LONG)
     info = open_source(source_ref({"use": "digits", "limit": 300})).info
-    job = make_job(ResolvedRun(config_of(tmp_path / "run")), info)
-    request = ask_merge(
-        job.config,
+    job = make_job(ResolvedRun(config_of(tmp_path / "run")), info, LONG)
+    request = merge_request(
+        job,
         job.population(info.labels_N),
         stage=0,
         kept=AllIds(),
         num_kept=0,
         num_parts=3,
         votes_each=2,
-        tells_table=False,
     )
     wanted = Merger(job, info.labels_N).merge(request)
     assert wanted.files.items() <= run.manifest.files.items()
@@ -94,15 +85,14 @@ def test_an_aggregator_that_is_killed_is_replaced(tmp_path: Path) -> None:
     assert again.summary.labels_C.tolist() == np.asarray(wanted.summary.labels_C).tolist()
 
 
-@pytest.mark.usefixtures("short_files")
 def test_a_stage_whose_votes_are_damaged_is_not_merged(tmp_path: Path) -> None:
-    ur.prune(config_of(tmp_path / "run"))
+    ur.prune(config_of(tmp_path / "run"), limits=LONG)
     job = make_job(
-        ResolvedRun(config_of(tmp_path / "run")), open_source(source_ref({"use": "digits", "limit": 300})).info
+        ResolvedRun(config_of(tmp_path / "run")), open_source(source_ref({"use": "digits", "limit": 300})).info, LONG
     )
     labels = open_source(job.source).info.labels_N
-    request = ask_merge(
-        job.config, job.population(labels), stage=0, kept=AllIds(), num_kept=0, num_parts=3, votes_each=2, tells_table=False
+    request = merge_request(
+        job, job.population(labels), stage=0, kept=AllIds(), num_kept=0, num_parts=3, votes_each=2
     )  # fmt: skip
     votes = tmp_path / "run" / "stage-00" / "votes" / "01.parquet"
     before = votes.read_bytes()

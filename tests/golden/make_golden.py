@@ -13,7 +13,6 @@ sweep had absolute folders; the old code wrote their manifests again, with a new
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -35,6 +34,7 @@ import pyarrow.parquet as pq  # noqa: E402
 import unseen_ray as ur  # noqa: E402
 from tests import test_golden_runs as tests  # noqa: E402
 from tests.golden import plugs  # noqa: E402
+from unseen_ray.config.limits import DEFAULT_LIMITS, Limits  # noqa: E402
 
 COMMON: dict[str, Any] = {
     "source": {"use": "digits", "limit": 300},
@@ -128,8 +128,8 @@ def prune(fields: dict[str, Any], out: str, *, long: bool, die_after: int = 0) -
         if die_after and finished == die_after:
             os._exit(9)
 
-    with tests.small_limits() if long else contextlib.nullcontext():
-        ur.prune(ur.PruneConfig(**fields, out=out), on_event=on_event)
+    limits = tests.small_limits() if long else DEFAULT_LIMITS
+    ur.prune(ur.PruneConfig(**fields, out=out), on_event=on_event, limits=limits)
 
 
 def make_killed(fields: dict[str, Any], out: str, *, long: bool, die_after: int) -> None:
@@ -151,8 +151,7 @@ def make_runs() -> None:
         make_killed(fields, name, long=tests.is_long(name), die_after=count)
         clear(Path(name))
     for name, (of, asked, long) in STORED.items():
-        with tests.small_limits() if long else contextlib.nullcontext():
-            ur.select(of, **asked, out=name)
+        ur.select(of, **asked, out=name, limits=tests.small_limits() if long else DEFAULT_LIMITS)
         clear(Path(name))
     ur.evaluate("short", **{**EVALUATION, "against": tuple(EVALUATION["against"])})
     clear(Path("short"))
@@ -205,8 +204,7 @@ def expect_finished(name: str) -> dict[str, Any]:
 
 def tasks_of(name: str, fields: dict[str, Any], folder: Path) -> list[list[Any]]:
     """Names of the tasks, as the votes have them too."""
-    with tests.limits_of(name):
-        keys = tests.keys_of(fields, pq.read_table(folder / "coreset.parquet"), by_rule=tests.is_long(name))
+    keys = tests.keys_of(fields, pq.read_table(folder / "coreset.parquet"), limits=tests.limits_of(name))
     for stage, index, _, key in keys:
         votes = pq.read_schema(folder / f"stage-{stage:02d}" / "votes" / f"{index:02d}.parquet")
         assert votes.metadata[b"unseen_ray.task"].decode() == key, (name, stage, index)
@@ -234,8 +232,8 @@ def expect_selection(name: str, scratch: Path) -> dict[str, Any]:
     """What the old code chooses."""
     values = {"long": False, "any_cpu": True, **SELECTIONS[name]}
     out = scratch / f"selection {name}"
-    with tests.small_limits() if values["long"] else contextlib.nullcontext():
-        ur.select(values["of"], **values["asked"], out=out)
+    limits = tests.small_limits() if values["long"] else DEFAULT_LIMITS
+    ur.select(values["of"], **values["asked"], out=out, limits=limits)
     return {**values, **kept_of(out), "shape": sorted(tests.shape_of(tests.manifest_of(out)))}
 
 
@@ -265,8 +263,8 @@ def expect_all(scratch: Path) -> dict[str, Any]:
     tables = json.loads(Path("short/evaluation.json").read_text())["tables"]
     labels = np.arange(300) % 7
     dealt = {"at once": ur.plan_folds(300, 4, 5, labels=labels).fold_of_N.tolist()}
-    with tests.small_limits():
-        dealt["by blocks"] = ur.plan_folds(300, 4, 5, labels=labels).fold_of_N.tolist()
+    by_blocks = ur.plan_folds(300, 4, 5, labels=labels, block_rows=tests.small_limits().rows_dealt_at_once)
+    dealt["by blocks"] = by_blocks.fold_of_N.tolist()
     return {
         "made_by": {"unseen_ray": "0.1.0", "commit": "78a2aac", "pyarrow": pa.__version__, "numpy": np.__version__},
         "cpu_kind": plugs.cpu_kind(),
@@ -279,7 +277,10 @@ def expect_all(scratch: Path) -> dict[str, Any]:
         "sweep": expect_sweep(),
         "scored": {"asked": SCORED, **kept_of(scratch / "scored")},
         "variants": {
-            name: [tests.keys_of(tests.variant(name), by_rule=by_rule) for by_rule in (False, True)]
+            name: [
+                tests.keys_of(tests.variant(name), limits=limits)
+                for limits in (DEFAULT_LIMITS, Limits(rows_in_memory=0))
+            ]
             for name in tests.VARIANTS
         },
         "rules": tests.names_of_rules(),

@@ -10,32 +10,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from unseen_ray.core.samples import population
 from unseen_ray.data.sources.label_columns import digest_of_labels, gather_labels
 from unseen_ray.data.sources.parquet import ParquetSource
 from unseen_ray.errors import DataError
-from unseen_ray.storage import tables as parts
 
 PIXEL = b"P6\n1 1\n255\n\0\0\0"
-
-
-@pytest.fixture
-def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "MOST_ROWS", 50)
-    monkeypatch.setattr(population, "CHUNK_ROWS", 16)
 
 
 def pieces(labels: np.ndarray, size: int = 7) -> Iterator[np.ndarray]:
     return (labels[start : start + size] for start in range(0, len(labels), size))
 
 
-@pytest.mark.usefixtures("few_rows")
 @pytest.mark.parametrize(("classes", "dtype"), [(3, np.uint8), (256, np.uint8), (257, np.uint16), (70_000, np.uint32)])
 @pytest.mark.parametrize("stated", [False, True])
 def test_labels_are_as_narrow_as_the_classes_allow(classes: int, dtype: type, stated: bool) -> None:
     labels = np.random.default_rng(classes).integers(0, classes, 200)
     labels[150] = classes - 1
-    found, count = gather_labels(pieces(labels), 200, where="x", num_classes=classes if stated else None)
+    found, count = gather_labels(
+        pieces(labels), 200, where="x", num_classes=classes if stated else None, rows_in_memory=50
+    )
     assert isinstance(found, np.memmap)
     assert (found.dtype, count) == (np.dtype(dtype), classes)
     np.testing.assert_array_equal(found, labels)
@@ -49,7 +42,6 @@ def test_few_labels_are_what_they_were() -> None:
     assert digest_of_labels(found) == labels.tobytes()
 
 
-@pytest.mark.usefixtures("few_rows")
 def test_a_digest_does_not_depend_on_how_narrow_labels_are() -> None:
     labels = np.random.default_rng(0).integers(0, 5, 100)
     assert digest_of_labels(labels.astype(np.uint8)) == digest_of_labels(labels.astype(np.uint16))
@@ -58,15 +50,14 @@ def test_a_digest_does_not_depend_on_how_narrow_labels_are() -> None:
     assert digest_of_labels(labels.astype(np.uint8)) != digest_of_labels(other.astype(np.uint8))
 
 
-@pytest.mark.usefixtures("few_rows")
 def test_a_wrong_label_is_named_by_its_row() -> None:
     labels = np.zeros(100, np.int64)
     labels[77] = -3
     with pytest.raises(DataError, match="row 77 of x has label -3"):
-        gather_labels(pieces(labels), 100, where="x", num_classes=None)
+        gather_labels(pieces(labels), 100, where="x", num_classes=None, rows_in_memory=50)
     labels[77] = 12
     with pytest.raises(DataError, match="row 77 of x has label 12, but its metadata names 5 classes"):
-        gather_labels(pieces(labels), 100, where="x", num_classes=5)
+        gather_labels(pieces(labels), 100, where="x", num_classes=5, rows_in_memory=50)
 
 
 def test_a_long_parquet_source_is_the_same(tmp_path: Path) -> None:
@@ -75,9 +66,7 @@ def test_a_long_parquet_source_is_the_same(tmp_path: Path) -> None:
         table = pa.table({"image": pa.array([PIXEL] * len(part)), "label": part})
         pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=16)
     short = ParquetSource(path=str(tmp_path), limit=110).info
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "MOST_ROWS", 50)
-        long = ParquetSource(path=str(tmp_path), limit=110).info
+    long = ParquetSource(path=str(tmp_path), limit=110, rows_in_memory=50).info
     assert (len(long), long.num_classes, long.size_px) == (len(short), 4, 1)
     assert long.labels_N.dtype == np.uint8
     np.testing.assert_array_equal(long.labels_N, labels[:110])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,12 +13,12 @@ from unseen_ray.core.arrays import IdArray, IntArray, LabelArray
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import ConfigError
 
-__all__ = ["DEALT_ROWS", "Dealing", "FoldPlan", "TrainOn", "begin_dealing", "blocks_of", "plan_folds"]
+__all__ = ["ROWS_DEALT_AT_ONCE", "Dealing", "FoldPlan", "TrainOn", "begin_dealing", "blocks_of", "plan_folds"]
 
 TrainOn = Literal["fold", "complement"]
 
-DEALT_ROWS = 2**24
-"""Samples that are put in order together; of more, one such block is dealt out after the other."""
+ROWS_DEALT_AT_ONCE = 2**24
+"""Samples that are shuffled together; of more, one such block is dealt out after the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,11 +52,12 @@ def plan_folds(
     *,
     labels: IntArray | None = None,
     train_on: TrainOn = "fold",
+    block_rows: int = ROWS_DEALT_AT_ONCE,
 ) -> FoldPlan:
     """Split N samples into K disjoint folds whose sizes differ by at most one.
 
     The samples are put in the order of a seeded hash, within each class where `labels` are given, and dealt out one
-    fold after the other; above `DEALT_ROWS` samples one block of ids after the other. With labels, the count of a
+    fold after the other; above `block_rows` samples one block of ids after the other. With labels, the count of a
     class differs by at most one between folds as well.
 
     Args:
@@ -65,6 +66,7 @@ def plan_folds(
         seed: which of the partitions; non-negative.
         labels: (N,) integers to stratify by; None for a plain random partition.
         train_on: see `FoldPlan`.
+        block_rows: how many samples are shuffled together, which bounds the memory; other blocks give another plan.
 
     Returns:
         A `FoldPlan`; the same arguments give the same plan.
@@ -92,9 +94,10 @@ def plan_folds(
     if labels is not None and np.shape(labels) != (num_samples,):
         raise ConfigError(f"labels has {len(labels)} entries for {num_samples} samples; give one integer a sample.")
     labels = None if labels is None else np.unique(labels, return_inverse=True)[1]
-    dealing = begin_dealing(num_folds, seed, (_classes(labels, *block) for block in blocks_of(num_samples)))
+    blocks = blocks_of(num_samples, block_rows)
+    dealing = begin_dealing(num_folds, seed, (_classes(labels, *block) for block in blocks), block_rows)
     fold_of_N = np.empty(num_samples, np.int32)
-    for number, (start, stop) in enumerate(blocks_of(num_samples)):
+    for number, (start, stop) in enumerate(blocks):
         fold_of_N[start:stop] = dealing.folds_of(number, _classes(labels, start, stop))
     return FoldPlan(fold_of_N=fold_of_N, num_folds=num_folds, train_on=train_on)
 
@@ -110,15 +113,17 @@ class Dealing:
         num_folds: K.
         seed: of the hash.
         first_BC: (B, C) int64, the turn of the first sample of each class in each block.
+        block_rows: samples of each block, the last one shorter.
     """
 
     num_folds: int
     seed: int
     first_BC: IntArray
+    block_rows: int
 
     def folds_of(self, block: int, labels_M: LabelArray) -> LabelArray:
         """(M,) the fold of each sample of a block, whose classes are `labels_M`; as narrow as K allows."""
-        start = block * DEALT_ROWS
+        start = block * self.block_rows
         keys_M = tie_keys(np.arange(start, start + len(labels_M), dtype=np.int64), self.seed)
         by_key_M = np.argsort(keys_M)  # no two are equal
         narrow = np.min_scalar_type(self.first_BC.shape[1] - 1)  # few classes are put in order without comparing
@@ -130,13 +135,14 @@ class Dealing:
         return folds_M
 
 
-def begin_dealing(num_folds: int, seed: int, blocks: Iterator[LabelArray]) -> Dealing:
+def begin_dealing(num_folds: int, seed: int, blocks: Iterable[LabelArray], block_rows: int) -> Dealing:
     """Look at the classes of all samples, block by block, and say how they are dealt out.
 
     Args:
         num_folds: K.
         seed: of the plan.
-        blocks: (M,) classes of each block of `DEALT_ROWS` samples, the last one shorter; all 0 to deal without regard to classes.
+        blocks: (M,) classes of each block; all 0 to deal without regard to classes.
+        block_rows: samples of each block, the last one shorter.
     """
     sizes = [np.bincount(labels_M) for labels_M in blocks]
     sizes_BC = np.zeros((len(sizes), max(map(len, sizes))), np.int64)
@@ -144,12 +150,12 @@ def begin_dealing(num_folds: int, seed: int, blocks: Iterator[LabelArray]) -> De
         sizes_BC[number, : len(counts_C)] = counts_C
     sizes_C = sizes_BC.sum(axis=0)
     first_BC = np.cumsum(sizes_C) - sizes_C + np.cumsum(sizes_BC, axis=0) - sizes_BC
-    return Dealing(num_folds=num_folds, seed=derive(seed, "folds"), first_BC=first_BC)
+    return Dealing(num_folds=num_folds, seed=derive(seed, "folds"), first_BC=first_BC, block_rows=block_rows)
 
 
-def blocks_of(num_samples: int) -> Iterator[tuple[int, int]]:
+def blocks_of(num_samples: int, block_rows: int) -> list[tuple[int, int]]:
     """Begin and end of each block."""
-    return ((start, min(start + DEALT_ROWS, num_samples)) for start in range(0, num_samples, DEALT_ROWS))
+    return [(start, min(start + block_rows, num_samples)) for start in range(0, num_samples, block_rows)]
 
 
 def _classes(labels: IntArray | None, start: int, stop: int) -> LabelArray:

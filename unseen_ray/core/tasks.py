@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray
 from unseen_ray.core.folds import TrainOn
-from unseen_ray.core.samples import population as populations
 from unseen_ray.core.samples.id_sets import AllIds, FoldIds, FoldSpec, IdSet, Outside, are_in
 from unseen_ray.core.samples.population import Population
 from unseen_ray.errors import LeakError
@@ -142,8 +141,8 @@ def check_unseen(task: ScoreTask, ids_M: IdArray, population: Population) -> Non
     Raises:
         LeakError: naming how many there are, and the first.
     """
-    for start in range(0, len(ids_M), populations.CHUNK_ROWS):
-        some = ids_M[start : start + populations.CHUNK_ROWS]
+    for start in range(0, len(ids_M), population.chunk_rows):
+        some = ids_M[start : start + population.chunk_rows]
         if task.mode == "unseen":
             leaked = np.unique(some[are_in(some, task.train, population)])
             if leaked.size:

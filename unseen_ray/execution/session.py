@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.tasks import stage_zero_count
@@ -78,13 +79,20 @@ class PruneResult:
         return ray.data.from_arrow(self.scores)
 
 
-def prune(config: PruneConfig, *, fresh: bool = False, on_event: Observer | None = None) -> PruneResult:
+def prune(
+    config: PruneConfig,
+    *,
+    fresh: bool = False,
+    on_event: Observer | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> PruneResult:
     """Do a run, or what is left of it.
 
     Args:
         config: what to prune, and how; `out` names the folder.
         fresh: remove the run that `out` holds, and begin anew; it is removed last, when nothing speaks against the new one.
         on_event: is told of progress (`job.Progress`) and of finished tasks (`job.Receipt`).
+        limits: how many rows are held at once.
 
     Raises:
         ConfigError, DataError: before any training, where it can be known.
@@ -92,7 +100,7 @@ def prune(config: PruneConfig, *, fresh: bool = False, on_event: Observer | None
     """
     tasks = stage_zero_count(mode=config.mode, folds=config.folds, repeats=config.repeats)
     with executor_for(config, tasks) as executor, tracked(config, on_event or ignore) as observer:
-        run = pipeline.prune(config, executor=executor, on_event=observer, fresh=fresh)
+        run = pipeline.prune(config, executor=executor, on_event=observer, fresh=fresh, limits=limits)
     return PruneResult(run, config, in_hand=True)
 
 
@@ -111,10 +119,20 @@ def select(
     policy: Any = None,
     guard: Any = None,
     combine: str | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> PruneResult:
     """Choose again from stage 0 of a finished run, in one shot and without training; see `pruning.reselect`."""
     path = result.path if isinstance(result, PruneResult) else os.fspath(result)
-    run = reselect(path, keep=keep, out=os.fspath(out), score=score, policy=policy, guard=guard, combine=combine)
+    run = reselect(
+        path,
+        keep=keep,
+        out=os.fspath(out),
+        score=score,
+        policy=policy,
+        guard=guard,
+        combine=combine,
+        limits=limits,
+    )
     return PruneResult(run, PruneConfig.from_json(run.manifest.asked))
 
 

@@ -1,127 +1,158 @@
-"""What a run keeps, stage by stage: chosen, put on storage as `stage-NN/coreset.parquet`, in the end with the keys as `coreset.parquet`."""
+"""What a run keeps: `stage-NN/coreset.parquet` after each stage, and `coreset.parquet` with the keys at the end."""
 
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from collections.abc import Iterator
+from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
-from unseen_ray.core.samples.coreset import Coreset
+from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.samples.id_sets import ArrayIds, IdSet
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.data.sources.registry import Source, key_column
-from unseen_ray.pruning.coreset_builder_long import CoresetBuilderOnStorage, write_keys
-from unseen_ray.pruning.selection import Kept, apply_policy, features_for
-from unseen_ray.pruning.selection_by_passes import is_streamed
+from unseen_ray.pruning.row_streams import in_id_order
+from unseen_ray.pruning.selection import Kept, choose, features_for
 from unseen_ray.pruning.suspects import with_suspects
 from unseen_ray.pruning.warnings import check_selection
 from unseen_ray.runs.entries import Receipt
-from unseen_ray.runs.layout import CORESET, scores_file, stage_coreset
-from unseen_ray.runs.run import Run, coreset_of
-from unseen_ray.storage import tables as parts
-from unseen_ray.storage.tables import LongTable, write_table
+from unseen_ray.runs.id_files import open_id_files
+from unseen_ray.runs.layout import CORESET, KEYS, scores_file, stage_coreset
+from unseen_ray.runs.run import Run
+from unseen_ray.runs.tasks import Job
+from unseen_ray.storage.tables import StoredTable, TableWriter
 
-__all__ = ["CoresetBuilder", "open_builder"]
+__all__ = ["CoresetBuilder", "clear_stages"]
 
 logger = logging.getLogger(__name__)
 
+_KEYS_AT_ONCE = 2**18  # rows whose keys are spelled out together: Python strings take 100 bytes and more
 
-class CoresetBuilder(Protocol):
-    """What is kept so far.
 
-    Attributes:
-        in_memory: whether a stage's scores are wanted as one table.
+class CoresetBuilder:
+    """The coreset of a run, grown stage by stage, as its last finished stage has stored it.
+
+    The coreset of a long run stays on storage, and its tasks name it by its files; that of a short run is held.
+
+    Args:
+        run: with its finished stages.
+        job: what its tasks share.
+        population: its samples.
     """
 
-    in_memory: bool
-
-    @property
-    def ids(self) -> IdSet:
-        """The kept samples."""
-        ...
-
-    @property
-    def count(self) -> int:
-        """How many they are."""
-        ...
-
-    def extend(self, run: Run, stage: Stage, scores: pa.Table | LongTable, receipts: list[Receipt]) -> dict[str, str]:
-        """Choose what a stage adds, and put all that is kept on storage; returns the SHA-256 of each file."""
-        ...
-
-    def finish(self, run: Run, source: Source) -> dict[str, str]:
-        """Write the keys of all samples and the coreset with its keys, and say what it may suffer from."""
-        ...
-
-
-def open_builder(run: Run, resolved: ResolvedRun, population: Population) -> CoresetBuilder:
-    """What a run has kept, as its last finished stage has stored it; it stays there where it is long and the policy can choose so."""
-    config = resolved.config
-    if is_streamed(config, len(population)):
-        if config.guard == "none":
-            return CoresetBuilderOnStorage(run, config, population)
-        logger.warning(
-            "guard %s judges all %d candidates at once: they are held in memory.",
-            score_name(config.guard),
-            len(population),
-        )
-    return _CoresetBuilderInMemory(run, resolved, population)
-
-
-class _CoresetBuilderInMemory:
-    """What a run keeps, as one table of each stage; see `CoresetBuilder`."""
-
-    in_memory = True
-
-    def __init__(self, run: Run, resolved: ResolvedRun, population: Population) -> None:
-        self._resolved, self._population, self._coreset = resolved, population, Coreset.empty()
+    def __init__(self, run: Run, job: Job, population: Population) -> None:
+        self._resolved, self._limits, self._population = job.resolved, job.limits, population
+        self._is_long = len(population) > job.limits.rows_in_memory
+        self.ids: IdSet = ArrayIds(np.empty(0, np.int64))
+        self.count = 0
+        self._kept = Kept(np.zeros(population.num_classes, np.int64))
         if run.manifest.stages:
-            self._coreset = coreset_of(run.table(stage_coreset(run.manifest.stages[-1].index)))
+            self._keep(run.stored(stage_coreset(run.manifest.stages[-1].index), hold=not self._is_long))
+        if self._is_long and job.config.guard != "none":
+            logger.warning(
+                "guard %s judges all %d candidates at once: they are held in memory.",
+                score_name(job.config.guard),
+                len(population),
+            )
 
-    @property
-    def ids(self) -> IdSet:
-        return ArrayIds(self._coreset.ids)
+    def extend(self, run: Run, stage: Stage, scores: StoredTable, receipts: list[Receipt]) -> dict[str, str]:
+        """Choose what a stage adds, and store all that is kept.
 
-    @property
-    def count(self) -> int:
-        return len(self._coreset)
+        Args:
+            run: with the stages before this one.
+            stage: how many to keep.
+            scores: of the stage's candidates.
+            receipts: of the stage's tasks.
 
-    def extend(self, run: Run, stage: Stage, scores: pa.Table | LongTable, receipts: list[Receipt]) -> dict[str, str]:
-        population, before = self._population, self._coreset.ids
-        table = parts.read_table(scores.folder, scores.name, scores.files) if isinstance(scores, LongTable) else scores
-        guarded = with_suspects(table, run.table(scores_file(0)) if stage.index else table)
-        picked = apply_policy(
+        Returns:
+            The SHA-256 of each file written.
+        """
+        picked = choose(
             self._resolved,
-            guarded,
+            self._with_suspects(run, stage, scores),
             budget=stage.added,
-            kept=Kept.of(before, population.labels_of(before), population.num_classes),
-            features=features_for(run, self._resolved, population, receipts),
+            kept=self._kept,
+            features=features_for(run, self._resolved, lambda: self._population.ids_N, receipts),
+            limits=self._limits,
         )
-        ids, values = (
-            table.column(name).to_numpy()[picked] for name in ("id", score_name(self._resolved.config.score))
+        added = (
+            rows.add_column(2, "stage", pa.array(np.full(rows.num_rows, stage.index, np.int32))) for rows in picked()
         )
-        self._coreset = kept = self._coreset.extend(stage.index, ids, values)
-        labels = population.labels_of(kept.ids)
-        columns = {"id": kept.ids, "label": labels, "stage": kept.stages, "score": kept.scores}
-        return write_table(run.folder, stage_coreset(stage.index), pa.table(columns))
+        name, pieces = stage_coreset(stage.index), []
+        writer = TableWriter(run.folder, name, stage.target, part_rows=self._limits.part_rows(stage.target))
+        for rows in in_id_order(self._stored_rows(), added):
+            writer.add(rows)
+            if not self._is_long:
+                pieces.append(rows)
+        files = writer.close()
+        self._keep(StoredTable(run.folder, name, files, pa.concat_tables(pieces) if pieces else None))
+        return files
 
     def finish(self, run: Run, source: Source) -> dict[str, str]:
-        population, kept = self._population, self._coreset
-        table = pa.table(
-            {
-                "id": kept.ids,
-                "key": key_column(source, kept.ids),
-                "label": population.labels_of(kept.ids),
-                "stage": kept.stages,
-                "score": kept.scores,
-            }
+        """Write the keys of all samples and the coreset with its keys, and warn of what the choice may suffer from.
+
+        Returns:
+            The SHA-256 of each file written.
+        """
+        population = self._population
+        keys = TableWriter(run.folder, KEYS, len(population), part_rows=self._limits.part_rows(len(population)))
+        for start in range(0, len(population.labels_R), _KEYS_AT_ONCE):
+            ids = population.ids_within(start, start + _KEYS_AT_ONCE)
+            keys.add(pa.table({"id": ids, "key": key_column(source, ids)}))
+        coreset = TableWriter(run.folder, CORESET, self.count, part_rows=self._limits.part_rows(self.count))
+        for rows in self._stored_rows():
+            coreset.add(rows.add_column(1, "key", key_column(source, rows.column("id").to_numpy())))
+        files = {**keys.close(), **coreset.close()}
+        check_selection(
+            PruneConfig.from_json(run.manifest.asked),
+            run.stored(scores_file(0), hold=not self._is_long),
+            self._holds,
+            source.info.class_names,
+            sizes_C=population.class_counts(),
+            kept_C=self._kept.counts_C,
         )
-        files = {**write_keys(run.folder, source, population), **write_table(run.folder, CORESET, table)}
-        asked = PruneConfig.from_json(run.manifest.asked)
-        check_selection(asked, run.table(scores_file(0)), kept.ids, source.info.class_names)
         return files
+
+    def _with_suspects(self, run: Run, stage: Stage, scores: StoredTable) -> StoredTable:
+        if self._resolved.guard is None:
+            return scores
+        table = scores.table()
+        return replace(scores, held=with_suspects(table, run.table(scores_file(0)) if stage.index else table))
+
+    def _keep(self, rows: StoredTable) -> None:
+        """Go on from a stored stage."""
+        if rows.held is None:
+            stored, counts_C = open_id_files(rows, self._population.num_classes)
+            self.ids, self.count = stored, stored.count
+        else:
+            ids, labels = (rows.held.column(name).to_numpy() for name in ("id", "label"))
+            self.ids, self.count = ArrayIds(ids), len(ids)
+            counts_C = np.bincount(labels, minlength=self._population.num_classes)
+        self._kept = Kept(counts_C, rows)
+
+    def _holds(self, ids_M: IdArray) -> NDArray[np.bool_]:
+        """(M,) whether each of some rising ids is kept."""
+        kept = np.zeros(len(ids_M), bool)
+        for rows in self._stored_rows():
+            its = rows.column("id").to_numpy()
+            first, last = np.searchsorted(ids_M, (its[0], its[-1] + 1))
+            some = ids_M[first:last]
+            kept[first:last] |= its[np.searchsorted(its, some)] == some
+        return kept
+
+    def _stored_rows(self) -> Iterator[pa.Table]:
+        if self._kept.rows is not None:
+            yield from (pa.Table.from_batches([batch]) for batch in self._kept.rows.batches())
+
+
+def clear_stages(run: Run) -> None:
+    """Remove the coresets of a finished run's stages, which the final one holds."""
+    for stage in run.manifest.stages:
+        run.folder.delete_folder(stage_coreset(stage.index))
+        run.folder.delete(stage_coreset(stage.index))

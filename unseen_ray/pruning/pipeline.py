@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.models import model_builder
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
@@ -15,11 +16,10 @@ from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.data.sources.registry import Source, SourceInfo, default_test, open_source, source_ref
 from unseen_ray.plugins import is_target
-from unseen_ray.pruning.coreset_builder import CoresetBuilder, open_builder
-from unseen_ray.pruning.coreset_builder_long import clear_stages
+from unseen_ray.pruning.coreset_builder import CoresetBuilder, clear_stages
 from unseen_ray.pruning.executor import Executor, Observer
 from unseen_ray.pruning.manifest_entries import cost_of, source_entry, stage_entry, warn_of_chance, with_population
-from unseen_ray.pruning.merge import StageSummary, ask_merge, scores_of
+from unseen_ray.pruning.merge import StageSummary, merge_request, scores_of
 from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of
 from unseen_ray.pruning.stage import StageWork
 from unseen_ray.pruning.validate import check_functions, check_lenders, check_replaced, check_test
@@ -28,7 +28,6 @@ from unseen_ray.runs.layout import FEATURES, probs_file, stage_coreset
 from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels, open_run
 from unseen_ray.runs.tasks import EvalResult, Job, Progress
 from unseen_ray.runs.work_cache import WorkCache
-from unseen_ray.storage import tables as parts
 from unseen_ray.storage.filesystem import absolute_path
 from unseen_ray.storage.tables import parts_of
 
@@ -54,6 +53,7 @@ def prune(
     on_stage: StageObserver | None = None,
     checked: bool = False,
     fresh: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Run:
     """Do a run, or what is left of it; the same configuration gives the same ids.
 
@@ -65,6 +65,7 @@ def prune(
         on_stage: is told before each later stage what the stages before it were, and which ids they kept.
         checked: whether somebody has called `check` with this configuration before.
         fresh: whether the run that `out` holds gives way to this one, once nothing speaks against this one any more.
+        limits: how many rows are held at once; beyond, tables are stored in parts and read by pieces.
 
     Raises:
         UnseenError: see `unseen_ray.errors`; nothing that was finished is lost.
@@ -73,7 +74,7 @@ def prune(
     info = source.info
     resolved = ResolvedRun.of(config, info.size_px)
     if not checked:
-        check(resolved, info)
+        check(resolved, info, limits)
     if fresh:
         check_replaced(config)
     with open_run(config, source_entry(info), fresh=fresh) as run:
@@ -83,10 +84,12 @@ def prune(
             clear_stages(run)
             clear_pixels(run.folder)
             return run
-        return _prune(run, make_job(_as_before(resolved, run), info), source, executor, on_event, cache, on_stage)
+        return _prune(
+            run, make_job(_as_before(resolved, run), info, limits), source, executor, on_event, cache, on_stage
+        )
 
 
-def check(resolved: ResolvedRun, info: SourceInfo) -> None:
+def check(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_LIMITS) -> None:
     """Refuse a run that cannot be done, as far as that is known before anything starts.
 
     Raises:
@@ -96,7 +99,13 @@ def check(resolved: ResolvedRun, info: SourceInfo) -> None:
     check_functions(resolved)
     if isinstance(config.model, dict) or not isinstance(config.model, (str, type(None))) or is_target(config.model):
         model_builder(config.model)
-    population = make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
+    population = make_population(
+        info.labels_N,
+        info.num_classes,
+        holdout=config.holdout,
+        seed=config.seed,
+        chunk_rows=limits.rows_of_a_chunk,
+    )
     plan_run(resolved, population)
     check_test(config, info)
     check_lenders(config)
@@ -148,7 +157,7 @@ def _prune(
     return _finish(run, source, builder, elapsed_s)
 
 
-def make_job(resolved: ResolvedRun, info: SourceInfo) -> Job:
+def make_job(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_LIMITS) -> Job:
     """What every task of a run shares."""
     config = resolved.config
     ref = source_ref(config.source)
@@ -162,7 +171,7 @@ def make_job(resolved: ResolvedRun, info: SourceInfo) -> Job:
         num_classes=info.num_classes,
         size_px=info.size_px,
         out=absolute_path(config.out),
-        by_rule=len(info) > parts.MOST_ROWS,
+        limits=limits,
     )
 
 
@@ -170,22 +179,21 @@ def _grow(
     work: StageWork, plan: RunPlan, elapsed_s: Callable[[], float], on_stage: StageObserver | None
 ) -> tuple[Run, CoresetBuilder]:
     run, job, population, executor = work.run, work.job, work.population, work.executor
-    builder = open_builder(run, job.resolved, population)
+    builder = CoresetBuilder(run, job, population)
     for stage in plan.stages[len(run.manifest.stages) :]:
         if on_stage is not None and stage.index:
             on_stage(run.manifest.stages, builder.ids.resolve(population))
         began = time.monotonic()
-        tasks = tasks_of(stage, job.config, builder.ids)
+        tasks = tasks_of(stage, job.config, builder.ids, limits=job.limits)
         receipts = work.receipts(tasks)
-        request = ask_merge(
-            job.config,
+        request = merge_request(
+            job,
             population,
             stage=stage.index,
             kept=builder.ids,
             num_kept=builder.count,
             num_parts=len(tasks),
             votes_each=job.resolved.votes_each(stage.index),
-            tells_table=builder.in_memory,
         )
         run.check_ours()
         merged = executor.merge(request)

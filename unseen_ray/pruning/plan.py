@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.samples.id_sets import FoldSpec, IdSet
@@ -109,10 +110,15 @@ def plan_run(resolved: ResolvedRun, population: Population) -> RunPlan:
     )
 
 
-def tasks_of(stage: Stage, config: PruneConfig, coreset: IdSet) -> list[ScoreTask]:
+def tasks_of(stage: Stage, config: PruneConfig, coreset: IdSet, *, limits: Limits = DEFAULT_LIMITS) -> list[ScoreTask]:
     """The tasks of a stage: the folds (or the fitting model) in stage 0, models of the coreset afterwards."""
     if stage.index == 0:
-        spec = FoldSpec(num_folds=config.folds, seed=config.seed, stratify=config.stratify)
+        spec = FoldSpec(
+            num_folds=config.folds,
+            seed=config.seed,
+            stratify=config.stratify,
+            block_rows=limits.rows_dealt_at_once,
+        )
         return stage_zero_tasks(mode=config.mode, spec=spec, train_on=config.train_on, repeats=config.repeats)
     return later_tasks(stage=stage.index, coreset=coreset, repeats=config.repeats)
 

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.resolved import ResolvedRun
-from unseen_ray.config.run import PruneConfig, jsonable
-from unseen_ray.config.score_columns import of_probabilities, score_name
-from unseen_ray.core import scores as builtin_scores
-from unseen_ray.core.samples.coreset import Coreset
-from unseen_ray.core.scorebook import ScoreBook, log_of_probs
-from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.plugins import did_you_mean, is_target, plug_of
-from unseen_ray.pruning.merge import score_columns
-from unseen_ray.pruning.reselect_long import budget_of, select_long
-from unseen_ray.pruning.selection import Kept, apply_policy
-from unseen_ray.pruning.selection_by_passes import is_streamed
-from unseen_ray.pruning.suspects import SUSPECT, suspects_of
+from unseen_ray.config.run import PruneConfig
+from unseen_ray.core.outofcore.selection import IdBits
+from unseen_ray.errors import ConfigError
+from unseen_ray.plugins import is_target, plug_of
+from unseen_ray.pruning.recombine import as_stored, scores_asked_for
+from unseen_ray.pruning.row_streams import in_step
+from unseen_ray.pruning.selection import Kept, Picked, choose, features_for
 from unseen_ray.pruning.warnings import check_selection
 from unseen_ray.runs.entries import Cost
-from unseen_ray.runs.features import load_features
-from unseen_ray.runs.layout import CORESET, KEYS, probs_file, scores_file
+from unseen_ray.runs.layout import CORESET, KEYS, scores_file
 from unseen_ray.runs.manifest import Manifest
 from unseen_ray.runs.run import Run, choosing_s, load_run, open_selection
-from unseen_ray.runs.votes import read_votes
-from unseen_ray.storage.tables import LongTable, copy_table, write_table
+from unseen_ray.storage.tables import StoredTable, TableWriter, copy_table, write_table
 
 __all__ = ["reselect"]
 
@@ -42,6 +35,7 @@ def reselect(
     policy: Any = None,
     guard: Any = None,
     combine: str | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Run:
     """Choose `round(keep * N)` samples in one shot from the stored votes of stage 0.
 
@@ -54,50 +48,77 @@ def reselect(
             the user's own needs it named here.
         guard: which suspected wrong labels are not chosen; None for the run's, "none" for no guard.
         combine: `mean`, `rank_mean` or `mean_prob`; None for the run's.
+        limits: how many rows are held at once.
 
     Raises:
         ConfigError: if the run stores no such score, or no probabilities where they are needed.
+        StorageError: if a file is damaged, or keys and scores are not of the same samples.
     """
     run = load_run(path, to_choose=True)
     config = _config(run.manifest, keep=keep, score=score, policy=policy, guard=guard, combine=combine, out=out)
     resolved = ResolvedRun(config)
-    if _as_stored(run, resolved) and is_streamed(config, run.manifest.source.num_samples):
-        long = LongTable(run.folder, scores_file(0), run.manifest.files).verified()
-        _check_score(run, config, _score_names(long.schema.names))
-        return select_long(run, config, long, chosen_from_s=_stage_zero_s(run.manifest))
-    keys = run.table(KEYS)
-    ids = keys.column("id").to_numpy()
-    stored = run.table(scores_file(0))
-    table = _guarded(run, resolved, _scores(run, config, stored), stored)
-    name = score_name(config.score)
-    budget = budget_of(keep, len(ids))
-    scores = table.column(name).to_numpy()
-    nothing = np.empty(0, np.int64)
-    kept = Kept.of(nothing, nothing, run.manifest.source.num_classes)
-    features = load_features(run.folder, run.manifest.files, ids) if resolved.policy.reads_features else None
-    picked = apply_policy(resolved, table, budget=budget, kept=kept, features=features)
-    coreset = Coreset.empty().extend(0, ids[picked], scores[picked])
-    places = pa.array(np.sort(picked))
-    columns = {
-        "id": coreset.ids,
-        "key": keys.column("key").take(places),
-        "label": table.column("label").take(places),
-        "stage": coreset.stages,
-        "score": coreset.scores,
-    }
-    check_selection(config, table, coreset.ids, run.manifest.source.class_names)
+    keys, stored = _open(run, KEYS, limits), _open(run, scores_file(0), limits)
+    scores = scores_asked_for(run, resolved, stored)
+    budget = _budget_of(keep, scores.num_rows)
+    picked = choose(
+        resolved,
+        scores,
+        budget=budget,
+        kept=Kept(np.zeros(run.manifest.source.num_classes, np.int64)),
+        features=features_for(run, resolved, lambda: scores.table().column("id").to_numpy(), []),
+        limits=limits,
+    )
+    bits = _check(run, config, scores, picked)
     new = open_selection(run, config)
-    known = run.manifest.files
+    known, name = run.manifest.files, scores_file(0)
+    writer = TableWriter(new.folder, CORESET, budget, part_rows=limits.part_rows(budget))
     files = {
-        **write_table(new.folder, CORESET, pa.table(columns)),
+        **_write_coreset(writer, picked, keys, bits),
         **copy_table(new.folder, KEYS, run.folder, known),
         **(
-            copy_table(new.folder, scores_file(0), run.folder, known)
-            if table is stored
-            else write_table(new.folder, scores_file(0), table)
+            copy_table(new.folder, name, run.folder, known)
+            if as_stored(run, resolved)
+            else write_table(new.folder, name, scores.table(), part_rows=limits.part_rows(scores.num_rows))
         ),
     }
     return new.commit(files=files, cost=Cost(seconds=0.0, chosen_from_s=_stage_zero_s(run.manifest)), finished=True)
+
+
+def _open(run: Run, name: str, limits: Limits) -> StoredTable:
+    """A table of the run, found to be what was written: a short one is read, of a long one only the checksums are taken."""
+    if run.manifest.source.num_samples <= limits.rows_in_memory:
+        return run.stored(name, hold=True)
+    return run.stored(name, hold=False).verified()
+
+
+def _budget_of(keep: float, samples: int) -> int:
+    """How many are kept of so many; ConfigError if that is none or all."""
+    budget = round(keep * samples)
+    if not 1 <= budget < samples:
+        raise ConfigError(f"keep={keep} of {samples} samples is {budget}; it must leave 1 to {samples - 1}.")
+    return budget
+
+
+def _check(run: Run, config: PruneConfig, scores: StoredTable, picked: Picked) -> IdBits:
+    """Warn of what the choice may suffer from; returns its ids, a bit each."""
+    source, bits = run.manifest.source, IdBits()
+    kept_C = np.zeros(source.num_classes, np.int64)
+    for rows in picked():
+        bits.add(rows.column("id").to_numpy())
+        kept_C += np.bincount(rows.column("label").to_numpy(), minlength=len(kept_C))
+    sizes_C = np.asarray(source.class_counts)
+    check_selection(config, scores, bits.has, source.class_names, sizes_C=sizes_C, kept_C=kept_C)
+    return bits
+
+
+def _write_coreset(writer: TableWriter, picked: Picked, keys: StoredTable, bits: IdBits) -> dict[str, str]:
+    """The picked rows beside their keys; StorageError if these are not of the same samples."""
+    tables = (pa.Table.from_batches([batch]) for batch in keys.batches(["id", "key"]))
+    picked_keys = (table.filter(pa.array(bits.has(table.column("id").to_numpy()))) for table in tables)
+    for rows, beside in in_step(picked(), picked_keys):
+        stages = pa.array(np.zeros(rows.num_rows, np.int32))
+        writer.add(rows.add_column(1, "key", beside.column("key")).add_column(3, "stage", stages))
+    return writer.close()
 
 
 def _stage_zero_s(manifest: Manifest) -> float | None:
@@ -123,119 +144,3 @@ def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
     ):  # a choice from this one must know what is stored
         kept["also_score"] = [before, *(also if isinstance(also, list) else [])]
     return PruneConfig.from_json({**kept, **asked})
-
-
-def _scores(run: Run, config: PruneConfig, stored: pa.Table) -> pa.Table:
-    """The scores of stage 0 under `config.combine`, in the order of the ids; as they are stored where that is the run's rule."""
-    if run.manifest.kind == "select":
-        if config.combine != run.manifest.asked["combine"]:
-            raise ConfigError(
-                f"combine needs the votes, which {run.folder.root} does not hold: it is a choice from another run. Select from that run."
-            )
-        table = stored
-    elif config.combine == run.manifest.config["combine"]:
-        table = stored
-    elif config.combine == "mean_prob":
-        table = _of_mean_probs(run, stored)
-    else:
-        stage = run.manifest.stages[0]
-        votes = stored.column("votes").to_numpy()
-        book = ScoreBook(
-            ids_M=stored.column("id").to_numpy(),
-            labels_M=stored.column("label").to_numpy(),
-            num_parts=len(stage.tasks),
-            votes_each=int(votes[0]),
-        )
-        for index in range(len(stage.tasks)):
-            book.add(read_votes(run.folder, 0, index, run.manifest.files))
-        table = score_columns(book.merge(config.combine))
-    _check_score(run, config, _score_names(table.column_names))
-    return table
-
-
-def _check_score(run: Run, config: PruneConfig, names: list[str]) -> None:
-    """Refuse a score that is not stored, or is stored as another variant."""
-    name = score_name(config.score)
-    as_stored = _stored_as(run.manifest, name)
-    if name in names and jsonable(config.score) != as_stored:
-        raise ConfigError(
-            f"score={jsonable(config.score)!r} is another variant than the one that {run.folder.root} stores as {name}: {as_stored!r}. "
-            "Ask for that one, or prune with yours."
-        )
-    if name not in names:
-        raise ConfigError(
-            f"score={name!r} is not stored in {run.folder.root}; stored are {', '.join(names)}.{did_you_mean(name, names)}"
-        )
-
-
-def _stored_as(manifest: Manifest, name: str) -> Any:
-    """What the configuration says of a stored column: the score by its name, or with the options that it had."""
-    also = manifest.asked.get("also_score", "all")
-    named = [manifest.asked["score"], *(also if isinstance(also, list) else [])]
-    return next((value for value in named if score_name(value) == name), name)
-
-
-def _guarded(run: Run, resolved: ResolvedRun, table: pa.Table, stored: pa.Table) -> pa.Table:
-    """The scores with the suspects of the guard that is asked for."""
-    config, guard = resolved.config, resolved.guard
-    if _guarded_as_stored(run, resolved):
-        if table is stored:
-            return table
-        known = stored.column(SUSPECT) if SUSPECT in stored.column_names else None
-    else:
-        missing = [name for name in (guard.scores if guard else ()) if name not in table.column_names]
-        if missing:
-            raise ConfigError(
-                f"guard={score_name(config.guard)} reads the score {missing[0]}, which {run.folder.root} does not hold."
-            )
-        probs = (
-            _probs(run, table.num_rows, f"guard={plug_of(config.guard)[0]}") if guard and guard.needs_probs else None
-        )
-        found = suspects_of(resolved, table, probs)
-        known = None if found is None else pa.array(found)
-    bare = table.drop_columns([SUSPECT]) if SUSPECT in table.column_names else table
-    return bare if known is None else bare.append_column(SUSPECT, known)
-
-
-def _guarded_as_stored(run: Run, resolved: ResolvedRun) -> bool:
-    config, guard = resolved.config, resolved.guard
-    as_merged = config.combine == run.manifest.asked["combine"] or (
-        guard is not None and guard.needs_probs
-    )  # the margin depends on the rule
-    return bool(config.guard == run.manifest.asked.get("guard", "none") and as_merged)
-
-
-def _as_stored(run: Run, resolved: ResolvedRun) -> bool:
-    """Whether the scores and the suspects of stage 0 are those that are asked for."""
-    rule = run.manifest.asked if run.manifest.kind == "select" else run.manifest.config
-    return _guarded_as_stored(run, resolved) and resolved.config.combine == rule["combine"]
-
-
-def _probs(run: Run, rows: int, reader: str) -> np.ndarray:
-    """(N, C) mean probabilities of stage 0."""
-    if probs_file(0) not in run.manifest.files:
-        raise ConfigError(
-            f"{reader} needs the mean probabilities, which {run.folder.root} does not hold. "
-            "Prune in a new folder with save_probs: true."
-        )
-    probs: np.ndarray = run.folder.read_array(probs_file(0), run.manifest.files[probs_file(0)])
-    if len(probs) != rows:
-        raise StorageError(f"{run.folder.path(probs_file(0))} has {len(probs)} rows for {rows} candidates.")
-    return probs
-
-
-def _of_mean_probs(run: Run, stored: pa.Table) -> pa.Table:
-    probs = _probs(run, stored.num_rows, "combine=mean_prob")
-    labels = stored.column("label").to_numpy()
-    for name in _score_names(stored.column_names):
-        plain = name in builtin_scores.__all__ and _stored_as(run.manifest, name) == name
-        if plain and of_probabilities(getattr(builtin_scores, name)):
-            values = getattr(builtin_scores, name)(log_of_probs(probs), labels)
-            stored = stored.set_column(stored.column_names.index(name), name, pa.array(values, pa.float32()))
-        else:  # a variant, of features or epochs, or a function of somebody's, which is not imported: mean probabilities do not tell it
-            stored = stored.drop_columns([name, f"std_{name}"])
-    return stored
-
-
-def _score_names(names: Sequence[str]) -> list[str]:
-    return [column for column in names if f"std_{column}" in names]

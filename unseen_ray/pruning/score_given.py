@@ -103,7 +103,7 @@ def score_probs(
     for receipt in receipts:
         files |= receipt.files
     keys = pa.table({"id": ids_N, "key": pa.array(opened.keys(ids_N.tolist()), pa.string())})
-    files |= write_table(run.folder, KEYS, keys)
+    files |= write_table(run.folder, KEYS, keys, part_rows=job.limits.part_rows(len(ids_N)))
     stage = Stage(index=0, target=len(ids_N), added=0)
     entry = stage_entry(stage, merged.summary, receipts, time.monotonic() - began)
     return run.commit(stages=[entry], files=files, finished=True)

@@ -1,102 +1,140 @@
-"""A choice by scores: the policy of a run at work on a merged table, given what earlier stages kept and what features there are."""
+"""A choice by scores: what the run's policy picks of a stage's table, in memory or by passes over it."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from unseen_ray.config.limits import Limits
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.score_columns import CONSISTENCY, score_name
-from unseen_ray.core.samples.population import Population
+from unseen_ray.core.arrays import IntArray
+from unseen_ray.core.outofcore.select import why_not_streamed
 from unseen_ray.errors import ConfigError, FitError
-from unseen_ray.plugins import offered
-from unseen_ray.pruning.selection_by_passes import is_streamed, rows_streamed, warn_of_memory
+from unseen_ray.plugins import offered, plug_of
+from unseen_ray.pruning.selection_by_passes import choose_by_passes
 from unseen_ray.pruning.suspects import open_positions
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.features import StoredFeatures, load_features
 from unseen_ray.runs.run import Run
+from unseen_ray.storage.tables import StoredTable
 
-__all__ = ["Kept", "apply_policy", "features_for"]
+__all__ = ["Kept", "Picked", "choose", "features_for"]
+
+logger = logging.getLogger(__name__)
+
+Picked = Callable[[], Iterator[pa.Table]]
+"""Reads the picked rows anew, by pieces in the order of the ids: the columns id, label and score."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kept:
-    """What earlier stages kept: (K,) ids, (K,) their classes, (C,) how many of each class."""
+    """What earlier stages kept: (C,) how many of each class, and the table with their ids and labels, if there are any."""
 
-    ids_K: np.ndarray
-    labels_K: np.ndarray
-    counts_C: np.ndarray
-
-    @classmethod
-    def of(cls, ids_K: np.ndarray, labels_K: np.ndarray, num_classes: int) -> Kept:
-        """Of ids and their classes."""
-        return cls(ids_K, labels_K, np.bincount(labels_K, minlength=num_classes))
+    counts_C: IntArray
+    rows: StoredTable | None = None
 
 
-def apply_policy(
+def choose(
     resolved: ResolvedRun,
-    table: pa.Table,
+    scores: StoredTable,
     *,
     budget: int,
     kept: Kept,
     features: StoredFeatures | None,
-) -> np.ndarray:
-    """Rows that the run's policy picks of a score table without its suspects; checked: exactly `budget`, none twice.
+    limits: Limits,
+) -> Picked:
+    """Pick `budget` rows of a score table, without its suspects, by the run's policy.
+
+    This is the one place that decides between `core.select`, which sorts a table in memory, and `core.outofcore`, which picks the
+    same rows in a few passes over a table that is longer than `limits.rows_in_memory`.
 
     Args:
         resolved: the run's configuration.
-        table: the scores of the candidates.
+        scores: of the candidates.
         budget: how many to pick.
         kept: what earlier stages kept.
         features: of all samples, where the run has them.
+        limits: what is held in memory.
 
     Raises:
         ConfigError: if the policy reads features, and the run has none.
-        FitError: if a user's policy answers with something else.
+        FitError: if a user's policy returns something else than `budget` positions.
     """
+    config = resolved.config
+    if (rows := scores.num_rows) > limits.rows_in_memory:
+        why = why_not_streamed(*plug_of(config.policy))
+        if why is None:
+            return choose_by_passes(config, scores, budget=budget, kept_C=kept.counts_C)
+        logger.warning("%s All %d candidates are held in memory for it.", why, rows)
+    table = scores.table()
+    rows_M = np.sort(_apply_policy(resolved, table, budget=budget, kept=kept, features=features))
+    columns = {"id": "id", "label": "label", "score": score_name(config.score)}
+    picked = pa.table({name: table.column(column) for name, column in columns.items()}).take(pa.array(rows_M))
+    return lambda: iter((picked,))
+
+
+def _apply_policy(
+    resolved: ResolvedRun, table: pa.Table, *, budget: int, kept: Kept, features: StoredFeatures | None
+) -> np.ndarray:
+    """(budget,) rows of a table in memory that the policy picks; checked: none twice."""
     config, policy = resolved.config, resolved.policy
-    if is_streamed(config, table.num_rows):
-        return rows_streamed(config, table, budget=budget, kept_C=kept.counts_C)
-    warn_of_memory(config, table.num_rows)
-    rows = open_positions(table, budget, seed=config.seed)
-    names = (score_name(config.score), "label", "id", "p_label")
-    scores_M, labels_M, ids_M, p_label_M = (table.column(name).to_numpy()[rows] for name in names)
-    more: dict[str, Any] = {"p_label_M": p_label_M}
-    if config.combine == "mean" and CONSISTENCY in table.column_names:  # by another rule it is no probability
-        more[f"{CONSISTENCY}_M"] = table.column(CONSISTENCY).to_numpy()[rows]
-    if features is not None and policy.reads_features:
-        more |= {"features_MD": features.of(ids_M), "kept_features_KD": features.of(kept.ids_K)}
-        more["kept_labels_K"] = kept.labels_K
     if features is None and policy.needs_features:
         raise ConfigError(
             f"policy {policy.name} reads the features of a model, which the run does not hold. Where it is a choice from another run, "
             "select from that one; else prune in a new folder with save_features: true."
         )
-    offers = offered(policy.function, more)
-    picked = np.asarray(
-        policy.function(scores_M, labels_M, ids_M, budget, kept_C=kept.counts_C, seed=config.seed, **offers)
+    rows = open_positions(table, budget, seed=config.seed)
+    columns = (score_name(config.score), "label", "id", "p_label")
+    scores_M, labels_M, ids_M, p_label_M = (table.column(column).to_numpy()[rows] for column in columns)
+    more: dict[str, Any] = {"p_label_M": p_label_M}
+    if config.combine == "mean" and CONSISTENCY in table.column_names:  # by another rule it is no probability
+        more[f"{CONSISTENCY}_M"] = table.column(CONSISTENCY).to_numpy()[rows]
+    if features is not None and policy.reads_features:
+        more |= _features_offered(features, ids_M, kept)
+    answer = policy.function(
+        scores_M, labels_M, ids_M, budget, kept_C=kept.counts_C, seed=config.seed, **offered(policy.function, more)
     )
-    if picked.shape != (budget,) or picked.dtype.kind not in "iu":
-        raise FitError(
-            f"policy {policy.name} returned {picked.dtype} of shape {picked.shape}; it must return {budget} positions."
-        )
-    outside = budget and not 0 <= picked.min() <= picked.max() < len(ids_M)
-    if outside or (np.bincount(picked, minlength=1) > 1).any():
-        raise FitError(f"policy {policy.name} returned positions that repeat or lie outside 0..{len(ids_M) - 1}.")
+    picked = np.asarray(answer)
+    _check_positions(policy.name, picked, budget, len(ids_M))
     chosen: np.ndarray = rows[picked]
     return chosen
 
 
+def _features_offered(features: StoredFeatures, ids_M: np.ndarray, kept: Kept) -> dict[str, Any]:
+    ids_K = labels_K = np.empty(0, np.int64)
+    if kept.rows is not None:
+        ids_K, labels_K = (kept.rows.table().column(name).to_numpy() for name in ("id", "label"))
+    return {
+        "features_MD": features.of(ids_M),
+        "kept_features_KD": features.of(ids_K),
+        "kept_labels_K": labels_K,
+    }
+
+
+def _check_positions(name: str, picked: np.ndarray, budget: int, candidates: int) -> None:
+    """FitError unless a policy returned `budget` different positions among the candidates."""
+    if picked.shape != (budget,) or picked.dtype.kind not in "iu":
+        raise FitError(
+            f"policy {name} returned {picked.dtype} of shape {picked.shape}; it must return {budget} positions."
+        )
+    outside = budget and not 0 <= picked.min() <= picked.max() < candidates
+    if outside or (np.bincount(picked, minlength=1) > 1).any():
+        raise FitError(f"policy {name} returned positions that repeat or lie outside 0..{candidates - 1}.")
+
+
 def features_for(
-    run: Run, resolved: ResolvedRun, population: Population, receipts: list[Receipt]
+    run: Run, resolved: ResolvedRun, ids: Callable[[], np.ndarray], receipts: list[Receipt]
 ) -> StoredFeatures | None:
-    """The features of all samples, where the policy reads some that the run keeps."""
+    """The features of all samples, where the policy reads some that the run keeps; `ids` says of which samples."""
     if not resolved.policy.reads_features:
         return None
     files = dict(run.manifest.files)
     for receipt in receipts:
         files |= receipt.files
-    return load_features(run.folder, files, population.ids_N)
+    return load_features(run.folder, files, ids())

@@ -13,9 +13,9 @@ from unseen_ray.config.score_columns import SUSPECT, score_name
 from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.stats import rank_correlations
 from unseen_ray.plugins import plug_of
-from unseen_ray.storage.tables import LongTable
+from unseen_ray.storage.tables import StoredTable
 
-__all__ = ["check_long_selection", "check_selection"]
+__all__ = ["check_selection"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,63 +26,31 @@ _MANY_SUSPECTS = 0.1
 _NAMED = 5
 _COLLINEAR = 0.995
 _LOOKED_AT = 20_000
-_JUDGED = 200_000  # of a long run
+_SAMPLED = 200_000  # rows that shares are estimated from: their standard error is 0.1 % then
 
 
-def check_selection(config: PruneConfig, table: pa.Table, kept_ids: IdArray, class_names: Sequence[str]) -> None:
-    """Log what a choice is likely to suffer from.
-
-    Args:
-        config: the run's.
-        table: the scores of stage 0.
-        kept_ids: (M,) sorted ids of the coreset.
-        class_names: C names, or none.
-    """
-    labels = table.column("label").to_numpy()
-    kept = np.isin(table.column("id").to_numpy(), kept_ids)
-    sizes_C = np.bincount(labels)
-    _check(config, table, kept, class_names, sizes_C, np.bincount(labels[kept], minlength=len(sizes_C)))
-
-
-def check_long_selection(
+def check_selection(
     config: PruneConfig,
-    table: LongTable,
+    scores: StoredTable,
     is_kept: Callable[[IdArray], np.ndarray],
     class_names: Sequence[str],
     *,
     sizes_C: IntArray,
     kept_C: IntArray,
+    sampled: int = _SAMPLED,
 ) -> None:
-    """The same of scores that are too long for memory, by every so-manieth sample, but for the classes, whose sizes are known.
+    """Log what a choice is likely to suffer from; of many samples, every n-th is looked at.
 
     Args:
         config: the run's.
-        table: the scores of stage 0.
+        scores: of stage 0.
         is_kept: takes (M,) rising ids, returns (M,) whether each was kept.
         class_names: C names, or none.
         sizes_C, kept_C: (C,) samples of each class, and how many of them are kept.
+        sampled: how many samples are looked at, at least.
     """
-    some = _some_rows(table, max(1, int(sizes_C.sum()) // _JUDGED))
-    _check(config, some, is_kept(some.column("id").to_numpy()), class_names, sizes_C, kept_C)
-
-
-def _some_rows(table: LongTable, step: int) -> pa.Table:
-    """Every so-manieth row."""
-    found, begin = [], 0
-    for batch in table.batches():
-        found.append(pa.Table.from_batches([batch]).take(pa.array(np.arange(begin, batch.num_rows, step))))
-        begin = (begin - batch.num_rows) % step
-    return pa.concat_tables(found)
-
-
-def _check(
-    config: PruneConfig,
-    table: pa.Table,
-    kept: np.ndarray,
-    class_names: Sequence[str],
-    sizes_C: IntArray,
-    kept_C: IntArray,
-) -> None:
+    table = _every(scores, max(1, int(sizes_C.sum()) // sampled))
+    kept = is_kept(table.column("id").to_numpy())
     if not kept.any() or kept.all():
         return
     labels, preds = (table.column(name).to_numpy() for name in ("label", "pred"))
@@ -91,6 +59,17 @@ def _check(
         _warn_of_empty_classes(sizes_C, kept_C, class_names)
     _warn_of_suspects(config, table, kept, labels)
     _warn_of_collinearity(config, table)
+
+
+def _every(scores: StoredTable, step: int) -> pa.Table:
+    """Every `step`-th row."""
+    if step == 1 and scores.held is not None:
+        return scores.held
+    found, begin = [], 0
+    for batch in scores.batches():
+        found.append(pa.Table.from_batches([batch]).take(pa.array(np.arange(begin, batch.num_rows, step))))
+        begin = (begin - batch.num_rows) % step
+    return pa.concat_tables(found)
 
 
 def _warn_of_collapse(config: PruneConfig, kept: np.ndarray, *, right: np.ndarray) -> None:

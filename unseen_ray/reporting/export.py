@@ -22,7 +22,7 @@ from unseen_ray.runs.layout import CORESET
 from unseen_ray.storage.filesystem import ROW_GROUP, absolute_path, filesystem_of, is_uri
 from unseen_ray.storage.path_text import path_problem
 from unseen_ray.storage.retry import retried
-from unseen_ray.storage.tables import LongTable
+from unseen_ray.storage.tables import StoredTable
 
 if TYPE_CHECKING:
     from torch.utils.data import Subset
@@ -67,7 +67,7 @@ def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[s
             f"pruned data set.{did_you_mean(ending, ENDINGS)}"
         )
     check_file(to, run)
-    table = LongTable(run.folder, CORESET, run.manifest.files).verified()
+    table = StoredTable(run.folder, CORESET, run.manifest.files).verified()
     try:
         with _put_in_place(to) as stream:
             _WRITERS[ending](table, stream)
@@ -129,14 +129,14 @@ def _put_in_place(to: str) -> Iterator[IO[bytes]]:
             os.unlink(aside)
 
 
-def _write_ids(table: LongTable, stream: IO[bytes]) -> None:
+def _write_ids(table: StoredTable, stream: IO[bytes]) -> None:
     header = {"descr": "<i8", "fortran_order": False, "shape": (table.num_rows,)}
     np.lib.format.write_array_header_1_0(stream, header)
     for batch in table.batches(["id"]):
         stream.write(batch.column("id").to_numpy().astype("<i8", copy=False).tobytes())
 
 
-def _write_keys(table: LongTable, stream: IO[bytes]) -> None:
+def _write_keys(table: StoredTable, stream: IO[bytes]) -> None:
     for batch in table.batches(["key"]):
         column = batch.column("key")
         for start in range(0, len(column), _LINES):
@@ -149,7 +149,7 @@ def _write_keys(table: LongTable, stream: IO[bytes]) -> None:
             stream.write("".join(f"{key}\n" for key in keys).encode())
 
 
-def _write_csv(table: LongTable, stream: IO[bytes]) -> None:
+def _write_csv(table: StoredTable, stream: IO[bytes]) -> None:
     import pyarrow.csv
 
     with pyarrow.csv.CSVWriter(stream, table.schema) as writer:
@@ -157,7 +157,7 @@ def _write_csv(table: LongTable, stream: IO[bytes]) -> None:
             writer.write_batch(batch)
 
 
-def _write_parquet(table: LongTable, stream: IO[bytes]) -> None:
+def _write_parquet(table: StoredTable, stream: IO[bytes]) -> None:
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(stream, table.schema, compression="zstd") as writer:
@@ -177,7 +177,7 @@ def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-_WRITERS: dict[str, Callable[[LongTable, IO[bytes]], None]] = {
+_WRITERS: dict[str, Callable[[StoredTable, IO[bytes]], None]] = {
     ".npy": _write_ids,
     ".txt": _write_keys,
     ".csv": _write_csv,

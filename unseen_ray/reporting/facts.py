@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from unseen_ray.config.limits import DEFAULT_LIMITS
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
@@ -22,7 +23,7 @@ from unseen_ray.core.scorebook import mean_ranks
 from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation, rank_correlations
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import is_target, plug_of
-from unseen_ray.pruning.selection import Kept, apply_policy
+from unseen_ray.pruning.selection import Kept, choose
 from unseen_ray.reporting.scan import Counts, Rows, Sample, keys_of, last_stage_of, long_table, rows_of
 from unseen_ray.runs.evaluation_file import fullest_first, stored_tables
 from unseen_ray.runs.features import load_features
@@ -30,6 +31,7 @@ from unseen_ray.runs.layout import CORESET, FITTING, SELECTIONS, scores_file
 from unseen_ray.runs.run import Run, choosing_s, load_run
 from unseen_ray.storage.checked_json import without_nan
 from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.tables import StoredTable
 
 __all__ = ["ReportFacts", "gather", "score_columns_of"]
 
@@ -191,13 +193,13 @@ def _importance(run: Run, table: pa.Table, sample: Sample, score: str) -> list[d
         after = later.column(score).to_numpy()
         picked = coreset.filter(pc.equal(coreset.column("stage"), stage.index)).column("id").to_numpy()
         earlier = coreset.filter(pc.less(coreset.column("stage"), stage.index))
-        kept_ids, kept_labels = (earlier.column(name).to_numpy() for name in ("id", "label"))
-        kept = Kept.of(kept_ids, kept_labels, run.manifest.source.num_classes)
+        counts_C = np.bincount(earlier.column("label").to_numpy(), minlength=run.manifest.source.num_classes)
+        kept = Kept(counts_C, StoredTable(run.folder, CORESET, {}, earlier))
         overlap = math.nan
         if len(picked) and not left_out:
-            of_zero = table.take(pa.array(places))
-            as_before = apply_policy(resolved, of_zero, budget=len(picked), kept=kept, features=features)
-            overlap = len(np.intersect1d(candidates[as_before], picked)) / len(picked)
+            of_zero = StoredTable(run.folder, scores_file(0), {}, table.take(pa.array(places)))
+            again = choose(resolved, of_zero, budget=len(picked), kept=kept, features=features, limits=DEFAULT_LIMITS)
+            overlap = sum(int(np.isin(rows.column("id").to_numpy(), picked).sum()) for rows in again()) / len(picked)
         found.append(
             {
                 "stage": stage.index,

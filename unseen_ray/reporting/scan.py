@@ -17,7 +17,7 @@ from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file
 from unseen_ray.runs.run import Run
-from unseen_ray.storage.tables import LongTable
+from unseen_ray.storage.tables import StoredTable
 
 __all__ = ["HELD_ROWS", "Counts", "Rows", "Sample", "extremes_of", "keys_of", "last_stage_of", "long_table", "rows_of"]
 
@@ -94,9 +94,9 @@ class Rows:
         return Rows(table=self.table.take(pa.array(places)), stage_M=self.stage_M[places], last_M=self.last_M[places])
 
 
-def long_table(run: Run, name: str) -> LongTable:
+def long_table(run: Run, name: str) -> StoredTable:
     """A table of a run, found to be what was written."""
-    return LongTable(run.folder, name, run.manifest.files).verified()
+    return StoredTable(run.folder, name, run.manifest.files).verified()
 
 
 def last_stage_of(run: Run) -> int:
@@ -122,7 +122,7 @@ def rows_of(run: Run, score: str, last_stage: int) -> Iterator[Rows]:
 class _Cursor:
     """Goes through a column of a table beside others whose ids rise as well."""
 
-    def __init__(self, table: LongTable, column: str) -> None:
+    def __init__(self, table: StoredTable, column: str) -> None:
         self._batches = table.batches(["id", column])
         self._ids, self._values = np.empty(0, np.int64), np.empty(0)
 

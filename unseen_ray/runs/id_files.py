@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.samples.population import Population
 from unseen_ray.storage.filesystem import Folder, absolute_path
-from unseen_ray.storage.tables import LongTable, group_ends, parts_of, with_parquet
+from unseen_ray.storage.tables import StoredTable, group_ends, parts_of, with_parquet
 
 __all__ = ["IdFiles", "open_id_files"]
 
@@ -54,7 +54,7 @@ class IdFiles:
         return self.digest
 
 
-def open_id_files(table: LongTable, num_classes: int) -> tuple[IdFiles, IntArray]:
+def open_id_files(table: StoredTable, num_classes: int) -> tuple[IdFiles, IntArray]:
     """A table's ids as a set, and (C,) how many of each class there are; the columns `id` and `label` are read once, by pieces."""
     content, count, counts_C = hashlib.sha256(), 0, np.zeros(num_classes, np.int64)
     for batch in table.batches(["id", "label"]):

@@ -35,7 +35,7 @@ from unseen_ray.runs.manifest import Manifest, has_copy, read_manifest, write_ma
 from unseen_ray.storage.filesystem import Folder, absolute_path, is_uri
 from unseen_ray.storage.lock import RunLock, held
 from unseen_ray.storage.path_text import path_problem
-from unseen_ray.storage.tables import read_table, sha256_of_file
+from unseen_ray.storage.tables import StoredTable, read_table, sha256_of_file
 
 __all__ = [
     "Run",
@@ -89,6 +89,10 @@ class Run:
     def table(self, name: str) -> pa.Table:
         """A table of the run, from its file or its parts; StorageError if it is not what the manifest says was written."""
         return read_table(self.folder, name, self.manifest.files)
+
+    def stored(self, name: str, *, hold: bool) -> StoredTable:
+        """A table of the run, read whole if `hold` says so, else by whoever goes through it, piece by piece."""
+        return StoredTable(self.folder, name, self.manifest.files, self.table(name) if hold else None)
 
 
 @contextlib.contextmanager

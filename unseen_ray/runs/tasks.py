@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig, jsonable
@@ -35,7 +36,7 @@ class Job:
         size_px: height and width of the images.
         skipped_ids: rows that cannot be read, left out by `on_bad_sample: skip`.
         out: the run's folder.
-        by_rule: whether sets of samples are named by their rules, because there are too many to be named one by one.
+        limits: how many rows are held at once.
     """
 
     resolved: ResolvedRun
@@ -46,12 +47,17 @@ class Job:
     size_px: int
     skipped_ids: IdArray = field(default_factory=lambda: np.empty(0, np.int64))
     out: str
-    by_rule: bool = False
+    limits: Limits = DEFAULT_LIMITS
 
     def population(self, labels_N: LabelArray) -> Population:
         """The samples that take part; the same on every machine."""
         return make_population(
-            labels_N, self.num_classes, holdout=self.config.holdout, seed=self.config.seed, skipped=self.skipped_ids
+            labels_N,
+            self.num_classes,
+            holdout=self.config.holdout,
+            seed=self.config.seed,
+            skipped=self.skipped_ids,
+            chunk_rows=self.limits.rows_of_a_chunk,
         )
 
     @property
@@ -114,7 +120,10 @@ class Job:
         )
 
     def _name_of(self, ids: IdSet, population: Population) -> str:
-        return digest_of_rule(ids, population) if self.by_rule else digest_ids(ids.resolve(population))
+        # stored runs decide by the rows of the source, holdout and skipped rows included
+        if len(population.labels_R) > self.limits.rows_in_memory:
+            return digest_of_rule(ids, population)
+        return digest_ids(ids.resolve(population))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

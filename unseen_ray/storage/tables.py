@@ -1,6 +1,6 @@
 """Tables of a run that may be too long for one file: one Parquet file, or a folder of that name with parts in the order of the ids.
 
-Above `MOST_ROWS` rows `scores.parquet` is `scores.parquet/part-00000.parquet` and so on, which pyarrow, pandas and Ray Data read alike.
+A long `scores.parquet` is `scores.parquet/part-00000.parquet` and so on, which pyarrow, pandas and Ray Data read alike.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import pyarrow as pa
@@ -19,9 +19,7 @@ from unseen_ray.storage.filesystem import ROW_GROUP, Folder, filesystem_of, parq
 from unseen_ray.storage.retry import retried, retried_at_length
 
 __all__ = [
-    "MOST_ROWS",
-    "PART_ROWS",
-    "LongTable",
+    "StoredTable",
     "TableWriter",
     "copy_table",
     "group_ends",
@@ -34,12 +32,6 @@ __all__ = [
     "with_parquet",
     "write_table",
 ]
-
-MOST_ROWS = 16_000_000
-"""Of a table in one file, and of one that is chosen from in memory."""
-
-PART_ROWS = 2**22
-"""Of each part of a longer one."""
 
 _BATCH = 2**18
 _HASHED = 2**23
@@ -58,9 +50,9 @@ def parts_of(name: str, files: Mapping[str, str]) -> list[str]:
     return parts if parts and name not in files else [name]
 
 
-def write_table(folder: Folder, name: str, table: pa.Table) -> dict[str, str]:
-    """Write a table as one file or as parts; returns the SHA-256 of each; see `Folder.write`."""
-    writer = TableWriter(folder, name, table.num_rows)
+def write_table(folder: Folder, name: str, table: pa.Table, *, part_rows: int | None) -> dict[str, str]:
+    """Write a table; returns the SHA-256 of each file; see `TableWriter` and `Folder.write`."""
+    writer = TableWriter(folder, name, table.num_rows, part_rows=part_rows)
     writer.add(table)
     return writer.close()
 
@@ -85,23 +77,24 @@ def copy_table(folder: Folder, name: str, lender: Folder, files: Mapping[str, st
 
 
 class TableWriter:
-    """Writes a table of a known length piece by piece, and holds one row group of it, and one file as it is stored.
+    """Writes a table of a known length piece by piece; it holds one row group, and one file as it is stored.
 
     Args:
         folder: where it goes.
-        name: its own; a folder of that name if it is longer than `MOST_ROWS`.
+        name: its own.
         rows: how many it will have.
+        part_rows: rows of each part, in a folder called `name`; None for one file of that name.
     """
 
-    def __init__(self, folder: Folder, name: str, rows: int) -> None:
-        self._folder, self._name, self._rows = folder, name, rows
-        self._most = PART_ROWS if rows > MOST_ROWS else max(rows, 1)
+    def __init__(self, folder: Folder, name: str, rows: int, *, part_rows: int | None) -> None:
+        self._folder, self._name, self._in_parts = folder, name, part_rows is not None
+        self._most = part_rows or max(rows, 1)
         self._held: list[pa.Table] = []
         self._written = 0  # rows of the file that is open
         self._open: tuple[pa.BufferOutputStream, pq.ParquetWriter] | None = None
         self._files: dict[str, str] = {}
-        if rows > MOST_ROWS:
-            folder.delete_folder(name)  # what an interrupted start left would be read with the rest
+        if self._in_parts:
+            folder.delete_folder(name)  # readers take every part there is, so what an interrupted start left must go
             folder.delete(name)
 
     def add(self, table: pa.Table) -> None:
@@ -125,7 +118,8 @@ class TableWriter:
         return self._files
 
     def _write_group(self) -> None:
-        table, self._held = pa.concat_tables(self._held), []
+        # one chunk a column, so that the bytes do not depend on the pieces in which the rows came
+        table, self._held = pa.concat_tables(self._held).combine_chunks(), []
         if self._open is None:
             sink = pa.BufferOutputStream()
             self._open = sink, pq.ParquetWriter(sink, table.schema, **parquet_options(table.schema))
@@ -136,26 +130,28 @@ class TableWriter:
         assert self._open is not None, "a group was written"
         sink, writer = self._open
         writer.close()
-        name = self._name if self._rows <= MOST_ROWS else part_file(self._name, len(self._files))
+        name = part_file(self._name, len(self._files)) if self._in_parts else self._name
         self._files[name] = self._folder.write(name, memoryview(sink.getvalue()))
         self._open, self._written = None, 0
 
 
 @dataclass(frozen=True, slots=True)
-class LongTable:
-    """A table that is read by pieces, as often as is asked.
+class StoredTable:
+    """A table of a run, read by pieces as often as needed: from memory where it is held, else from storage.
 
     Attributes:
         folder: where it stands.
         name: its own.
         files: SHA-256 by file name.
+        held: all of its rows, where a short table was just made or read, so that storage is not asked again.
     """
 
     folder: Folder
     name: str
     files: Mapping[str, str]
+    held: pa.Table | None = field(default=None, repr=False)
 
-    def verified(self) -> LongTable:
+    def verified(self) -> StoredTable:
         """Itself, once every file of it is found to be what was written.
 
         Raises:
@@ -172,21 +168,33 @@ class LongTable:
 
     @property
     def num_rows(self) -> int:
-        """How many rows it has, by its footers."""
+        """How many rows it has; of what is not held, by the footers."""
+        if self.held is not None:
+            return int(self.held.num_rows)
         return sum(self._opened(part, lambda file: int(file.metadata.num_rows)) for part in self._parts())
 
     @property
     def schema(self) -> pa.Schema:
         """Its columns."""
+        if self.held is not None:
+            return self.held.schema
         return self._opened(self._parts()[0], lambda file: file.schema_arrow)
 
+    def table(self) -> pa.Table:
+        """All of it in memory; StorageError if a file is missing or damaged."""
+        return read_table(self.folder, self.name, self.files) if self.held is None else self.held
+
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Its rows in order, some columns of them, by pieces.
+        """Its rows in order, all or some columns of them, by pieces.
 
         Raises:
             StorageError: if a file is missing or damaged.
         """
         wanted = None if columns is None else list(columns)
+        if self.held is not None:
+            some = self.held if wanted is None else self.held.select(wanted)
+            yield from some.to_batches(max_chunksize=_BATCH)
+            return
         for part in self._parts():
             for group in range(self._opened(part, lambda file: int(file.num_row_groups))):
                 read = functools.partial(_row_group, group=group, columns=wanted)

@@ -13,7 +13,7 @@ from unseen_ray.config.score_columns import score_name
 from unseen_ray.execution.session import PruneResult
 from unseen_ray.pruning.suspects import SUSPECT, suspects_kept
 from unseen_ray.runs.layout import CORESET, scores_file
-from unseen_ray.storage.tables import LongTable
+from unseen_ray.storage.tables import StoredTable
 
 __all__ = ["class_table", "prune_lines", "prune_values", "stage_table"]
 
@@ -26,7 +26,7 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
     source = manifest.source
     counts = np.asarray(source.class_counts)
     kept = np.zeros(len(counts), np.int64)
-    for batch in LongTable(result.run.folder, CORESET, manifest.files).batches(["label"]):
+    for batch in StoredTable(result.run.folder, CORESET, manifest.files).batches(["label"]):
         kept += np.bincount(batch.column("label").to_numpy(), minlength=len(counts))
     values: dict[str, Any] = {
         "out": result.path,
@@ -56,7 +56,7 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
 
 def _suspects(result: PruneResult) -> dict[str, int] | None:
     """How many suspects there are, and are kept; None where the run has no guard."""
-    if SUSPECT not in LongTable(result.run.folder, scores_file(0), result.manifest.files).schema.names:
+    if SUSPECT not in StoredTable(result.run.folder, scores_file(0), result.manifest.files).schema.names:
         return None
     kept = np.isin(result.scores.column("id").to_numpy(), result.coreset.ids)
     return suspects_kept(result.scores, kept)

@@ -6,17 +6,15 @@ of a plan is four numbers, whatever the size of the data set. A range of a set i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core import folds
 from unseen_ray.core.arrays import IdArray, LabelArray
-from unseen_ray.core.folds import Dealing, begin_dealing, blocks_of
-from unseen_ray.core.samples import population as populations
+from unseen_ray.core.folds import ROWS_DEALT_AT_ONCE, Dealing, begin_dealing, blocks_of
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.seeds import digest_ids
 
@@ -58,11 +56,19 @@ def digest_of_rule(ids: IdSet, population: Population) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldSpec:
-    """What determines a fold plan, beside the population."""
+    """What determines a fold plan, beside the population; its `repr` names stored work, so it must not change.
+
+    Attributes:
+        num_folds: K.
+        seed: of the plan.
+        stratify: whether each class is spread evenly.
+        block_rows: see `plan_folds`; not named, because all stored runs have the same.
+    """
 
     num_folds: int
     seed: int
     stratify: bool = True
+    block_rows: int = field(default=ROWS_DEALT_AT_ONCE, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +100,9 @@ class FoldIds:
         ids = population.ids_within(low, high)
         if not len(ids):
             return ids
-        first, found = population.place_of(int(ids[0])), []
-        for number in range(first // folds.DEALT_ROWS, (first + len(ids) - 1) // folds.DEALT_ROWS + 1):
-            start = number * folds.DEALT_ROWS
+        first, rows, found = population.place_of(int(ids[0])), self.spec.block_rows, []
+        for number in range(first // rows, (first + len(ids) - 1) // rows + 1):
+            start = number * rows
             folds_M = _folds(population, self.spec, number)[max(first - start, 0) : first + len(ids) - start]
             begin = max(start - first, 0)
             found.append(ids[begin : begin + len(folds_M)][folds_M == self.fold])
@@ -144,7 +150,7 @@ class Outside:
 
     def resolve(self, population: Population) -> IdArray:
         """The complement."""
-        rows = populations.CHUNK_ROWS
+        rows = population.chunk_rows
         starts = range(0, len(population.labels_R), rows)
         return np.concatenate([self.within(population, start, start + rows) for start in starts])
 
@@ -161,12 +167,13 @@ def _folds(population: Population, spec: FoldSpec, block: int) -> LabelArray:
 
 @lru_cache(maxsize=4)
 def _dealing(population: Population, spec: FoldSpec) -> Dealing:
-    blocks = range(len(list(blocks_of(len(population)))))
-    return begin_dealing(spec.num_folds, spec.seed, (_classes(population, spec, block) for block in blocks))
+    blocks = range(len(blocks_of(len(population), spec.block_rows)))
+    classes = (_classes(population, spec, block) for block in blocks)
+    return begin_dealing(spec.num_folds, spec.seed, classes, spec.block_rows)
 
 
 def _classes(population: Population, spec: FoldSpec, block: int) -> LabelArray:
-    start = block * folds.DEALT_ROWS
-    low, high = population.id_at(start), population.id_at(min(start + folds.DEALT_ROWS, len(population)))
+    start = block * spec.block_rows
+    low, high = population.id_at(start), population.id_at(min(start + spec.block_rows, len(population)))
     ids = population.ids_within(low, high)
     return population.labels_R[ids] if spec.stratify else np.zeros(len(ids), np.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,12 +14,12 @@ from unseen_ray.core.outofcore.chunks import Chunk, Memory
 from unseen_ray.core.outofcore.threshold_search import Order, find_cuts
 from unseen_ray.core.seeds import derive, digest_ids, tie_keys
 
-__all__ = ["CHUNK_ROWS", "Population", "labels_by_chunk", "make_population"]
+__all__ = ["ROWS_OF_A_CHUNK", "Population", "labels_by_chunk", "make_population"]
 
-CHUNK_ROWS = 2**24
-"""Rows that are looked at together: what a set of samples takes beside itself does not grow beyond that."""
+ROWS_OF_A_CHUNK = 2**24
+"""Rows of a source that are worked on together, so that scratch memory does not grow with the source."""
 
-_DRAWN_ROWS = 2**20  # that a thread looks at for the holdout
+_DRAWN_ROWS = 2**20  # of a chunk when the holdout is drawn: each thread holds 64-bit keys of its own chunk
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,12 +31,14 @@ class Population:
         holdout_ids: (H,) int64 rows set aside, rising: never trained on, scored or kept.
         skipped_ids: (S,) int64 rows that cannot be read, rising.
         num_classes: C.
+        chunk_rows: rows that are worked on together.
     """
 
     labels_R: LabelArray
     holdout_ids: IdArray
     skipped_ids: IdArray
     num_classes: int
+    chunk_rows: int = ROWS_OF_A_CHUNK
 
     def __len__(self) -> int:
         return len(self.labels_R) - len(self.excluded_ids)
@@ -103,7 +105,7 @@ class Population:
         if ids_M is not None:
             return np.bincount(self.labels_of(ids_M), minlength=self.num_classes)
         counts_C = np.zeros(self.num_classes, np.int64)
-        for _, labels in labels_by_chunk(self.labels_R):
+        for _, labels in labels_by_chunk(self.labels_R, self.chunk_rows):
             counts_C += np.bincount(labels, minlength=self.num_classes)
         return counts_C - np.bincount(self._labels_at(self.excluded_ids), minlength=self.num_classes)
 
@@ -111,9 +113,8 @@ class Population:
         return self.labels_R[ids_M].astype(np.int64, copy=False)
 
 
-def labels_by_chunk(labels_R: LabelArray, rows: int | None = None) -> Iterator[tuple[int, LabelArray]]:
-    """The labels of all rows by pieces of `rows`, else of `CHUNK_ROWS`, each with the number of its first row."""
-    rows = rows or CHUNK_ROWS
+def labels_by_chunk(labels_R: LabelArray, rows: int = ROWS_OF_A_CHUNK) -> Iterator[tuple[int, LabelArray]]:
+    """The labels of all rows in pieces of `rows`, each with the number of its first row."""
     for start in range(0, len(labels_R), rows):
         yield start, labels_R[start : start + rows]
 
@@ -125,6 +126,7 @@ def make_population(
     holdout: float = 0.0,
     seed: int = 0,
     skipped: IdArray | None = None,
+    chunk_rows: int = ROWS_OF_A_CHUNK,
 ) -> Population:
     """Set the holdout aside and leave out the skipped rows.
 
@@ -137,18 +139,19 @@ def make_population(
         holdout: fraction in [0, 1).
         seed: the run's seed.
         skipped: ids of rows that cannot be read.
+        chunk_rows: rows that are worked on together.
     """
     everything = Population(
         labels_R=labels_N,
         holdout_ids=np.empty(0, np.int64),
         skipped_ids=np.empty(0, np.int64) if skipped is None else np.unique(skipped).astype(np.int64),
         num_classes=num_classes,
+        chunk_rows=chunk_rows,
     )
     if holdout <= 0:
         return everything
-    set_aside = _drawn_by_passes if len(labels_N) > CHUNK_ROWS else _drawn
-    held = set_aside(everything, holdout, derive(seed, "holdout"))
-    return Population(labels_R=labels_N, holdout_ids=held, skipped_ids=everything.skipped_ids, num_classes=num_classes)
+    set_aside = _drawn_by_passes if len(labels_N) > chunk_rows else _drawn
+    return replace(everything, holdout_ids=set_aside(everything, holdout, derive(seed, "holdout")))
 
 
 def _quota(counts_C: IntArray, holdout: float) -> IntArray:
@@ -166,7 +169,7 @@ def _drawn_by_passes(population: Population, holdout: float, seed: int) -> IdArr
     """The same, with no array of all rows: each class is cut at its quota in the order of the hash."""
 
     def shards(columns: Sequence[str]) -> Iterator[Chunk]:
-        for start, labels in labels_by_chunk(population.labels_R, min(CHUNK_ROWS, _DRAWN_ROWS)):
+        for start, labels in labels_by_chunk(population.labels_R, min(population.chunk_rows, _DRAWN_ROWS)):
             ids = population.ids_within(start, start + len(labels))
             yield {"id": ids, "label": labels[ids - start].astype(np.int64)}
 

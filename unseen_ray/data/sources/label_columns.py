@@ -15,13 +15,20 @@ from unseen_ray.core.arrays import LabelArray
 from unseen_ray.core.samples.population import labels_by_chunk
 from unseen_ray.data.sources.info import check_labels
 from unseen_ray.errors import ConfigError
-from unseen_ray.storage import tables as parts
 
-__all__ = ["digest_of_labels", "gather_labels"]
+__all__ = ["ROWS_IN_MEMORY", "digest_of_labels", "gather_labels"]
+
+ROWS_IN_MEMORY = 16_000_000
+"""Of labels and tables that are held as they are; of more, labels are narrow and lie in a file."""
 
 
 def gather_labels(
-    pieces: Iterable[NDArray[Any]], rows: int, *, where: str, num_classes: int | None
+    pieces: Iterable[NDArray[Any]],
+    rows: int,
+    *,
+    where: str,
+    num_classes: int | None,
+    rows_in_memory: int = ROWS_IN_MEMORY,
 ) -> tuple[LabelArray, int]:
     """All labels of a source, checked, and C; see `check_labels`.
 
@@ -30,11 +37,12 @@ def gather_labels(
         rows: N.
         where: how messages call the source.
         num_classes: C where the source's metadata states it.
+        rows_in_memory: up to how many rows labels are held as int64.
 
     Returns:
-        (N,) int64 up to `parts.MOST_ROWS` rows, else as narrow as the classes allow and mapped from a file without a name; and C.
+        (N,) int64 up to `rows_in_memory` rows, else as narrow as the classes allow and mapped from a file without a name; and C.
     """
-    if rows <= parts.MOST_ROWS:
+    if rows <= rows_in_memory:
         return check_labels(np.concatenate([np.empty(0, np.int64), *pieces]), where=where, num_classes=num_classes)
     labels, done, largest = _mapped(rows, (num_classes or 1) - 1), 0, 0
     for piece in pieces:

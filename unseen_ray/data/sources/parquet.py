@@ -20,7 +20,7 @@ from pyarrow.fs import FileSelector, FileType
 from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.data.sources.hf_schema import class_names
 from unseen_ray.data.sources.info import Encoded, RawImage, SourceInfo, fingerprint_of, probe_size
-from unseen_ray.data.sources.label_columns import digest_of_labels, gather_labels
+from unseen_ray.data.sources.label_columns import ROWS_IN_MEMORY, digest_of_labels, gather_labels
 from unseen_ray.data.sources.prepared import is_prepared
 from unseen_ray.errors import DataError
 from unseen_ray.plugins import did_you_mean
@@ -49,6 +49,7 @@ class ParquetSource:
         label: the label column.
         size: bring images to this many pixels a side; None for their own size, at most 64.
         limit: the first so many rows; None for all.
+        rows_in_memory: above so many rows labels lie in a file; see `gather_labels`.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class ParquetSource:
         label: str = "label",
         size: int | None = None,
         limit: int | None = None,
+        rows_in_memory: int = ROWS_IN_MEMORY,
     ) -> None:
         self._path, self._label, self._size, self._limit = path, label, size, limit
+        self._rows_in_memory = rows_in_memory
         self._fs, self._root = filesystem_of(path)
         self._prepared = False
         self._names, paths = self._find()
@@ -78,7 +81,13 @@ class ParquetSource:
         names = class_names(self._files[0].schema_arrow, self._label)
         total = int(self._starts[-1])
         rows = total if self._limit is None else min(self._limit, total)
-        labels, num_classes = gather_labels(self._labels(), rows, where=self._path, num_classes=len(names) or None)
+        labels, num_classes = gather_labels(
+            self._labels(),
+            rows,
+            where=self._path,
+            num_classes=len(names) or None,
+            rows_in_memory=self._rows_in_memory,
+        )
         probed = np.unique(np.linspace(0, min(len(labels), self._first_group_rows()) - 1, _PROBED).astype(int))
         size_px, original_px = probe_size((raw for _, raw in self.read(list(probed))), self._size)
         footers = [

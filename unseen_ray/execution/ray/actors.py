@@ -104,15 +104,15 @@ class Aggregator:
         self._merger: tuple[str, Merger] | None = None
 
     def merge(self, run_id: str, job: Job, labels_N: LabelArray, request: MergeRequest) -> Merged:
-        """See `merging.Merger.merge`."""
+        """See `merge.Merger.merge`."""
         return self._of(run_id, job, labels_N).merge(request)
 
     def check(self, run_id: str, job: Job, labels_N: LabelArray, request: MergeRequest, index: int) -> None:
-        """See `merging.Merger.check`."""
+        """See `merge.Merger.check`."""
         self._of(run_id, job, labels_N).check(request, index)
 
     def merge_range(self, run_id: str, job: Job, labels_N: LabelArray, request: MergeRequest, number: int) -> Merged:
-        """See `merging.Merger.merge_range`."""
+        """See `merge.Merger.merge_range`."""
         return self._of(run_id, job, labels_N).merge_range(request, number)
 
     def _of(self, run_id: str, job: Job, labels_N: LabelArray) -> Merger:

@@ -42,7 +42,7 @@ class Aggregators:
             out: the run's folder.
             request: the stage.
         """
-        if request.range_rows is None:
+        if request.num_ranges == 1:
             merged: Merged = self._first.call("merge", *shared, request)
             return merged
         given = (*shared, ray.put(request))

@@ -1,0 +1,160 @@
+"""The scores of a run's stage 0 as a new choice asks for them: as they are stored, or combined or guarded by another rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from unseen_ray.config.resolved import ResolvedRun
+from unseen_ray.config.run import PruneConfig, jsonable
+from unseen_ray.config.score_columns import of_probabilities, score_name
+from unseen_ray.core import scores as builtin_scores
+from unseen_ray.core.scorebook import ScoreBook, log_of_probs
+from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.plugins import did_you_mean, plug_of
+from unseen_ray.pruning.merge import score_columns
+from unseen_ray.pruning.suspects import SUSPECT, suspects_of
+from unseen_ray.runs.layout import probs_file
+from unseen_ray.runs.manifest import Manifest
+from unseen_ray.runs.run import Run
+from unseen_ray.runs.votes import read_votes
+from unseen_ray.storage.tables import StoredTable
+
+__all__ = ["as_stored", "scores_asked_for"]
+
+
+def scores_asked_for(run: Run, resolved: ResolvedRun, stored: StoredTable) -> StoredTable:
+    """The scores of stage 0 by the score, the rule and the guard of `resolved`; held, unless they are as stored.
+
+    Args:
+        run: a finished run.
+        resolved: what is asked for.
+        stored: the run's own scores.
+
+    Raises:
+        ConfigError: if the run does not hold what is needed for them.
+    """
+    config = resolved.config
+    if as_stored(run, resolved):
+        _check_score(run, config, _score_names(stored.schema.names))
+        return stored
+    table = stored.table()
+    combined = _combined(run, config, table)
+    _check_score(run, config, _score_names(combined.column_names))
+    return replace(stored, files={}, held=_guarded(run, resolved, combined, table))
+
+
+def as_stored(run: Run, resolved: ResolvedRun) -> bool:
+    """Whether the scores and the suspects of stage 0 are those that are asked for."""
+    rule = run.manifest.asked if run.manifest.kind == "select" else run.manifest.config
+    return _guarded_as_stored(run, resolved) and resolved.config.combine == rule["combine"]
+
+
+def _combined(run: Run, config: PruneConfig, stored: pa.Table) -> pa.Table:
+    """The scores combined by `config.combine`, in the order of the ids; `stored` itself where that is the run's rule."""
+    if run.manifest.kind == "select":
+        if config.combine != run.manifest.asked["combine"]:
+            raise ConfigError(
+                f"combine needs the votes, which {run.folder.root} does not hold: it is a choice from another run. Select from that run."
+            )
+        table = stored
+    elif config.combine == run.manifest.config["combine"]:
+        table = stored
+    elif config.combine == "mean_prob":
+        table = _of_mean_probs(run, stored)
+    else:
+        stage = run.manifest.stages[0]
+        votes = stored.column("votes").to_numpy()
+        book = ScoreBook(
+            ids_M=stored.column("id").to_numpy(),
+            labels_M=stored.column("label").to_numpy(),
+            num_parts=len(stage.tasks),
+            votes_each=int(votes[0]),
+        )
+        for index in range(len(stage.tasks)):
+            book.add(read_votes(run.folder, 0, index, run.manifest.files))
+        table = score_columns(book.merge(config.combine))
+    return table
+
+
+def _check_score(run: Run, config: PruneConfig, names: list[str]) -> None:
+    """Refuse a score that is not stored, or is stored as another variant."""
+    name = score_name(config.score)
+    as_stored = _stored_as(run.manifest, name)
+    if name in names and jsonable(config.score) != as_stored:
+        raise ConfigError(
+            f"score={jsonable(config.score)!r} is another variant than the one that {run.folder.root} stores as {name}: {as_stored!r}. "
+            "Ask for that one, or prune with yours."
+        )
+    if name not in names:
+        raise ConfigError(
+            f"score={name!r} is not stored in {run.folder.root}; stored are {', '.join(names)}.{did_you_mean(name, names)}"
+        )
+
+
+def _stored_as(manifest: Manifest, name: str) -> Any:
+    """What the configuration says of a stored column: the score by its name, or with the options that it had."""
+    also = manifest.asked.get("also_score", "all")
+    named = [manifest.asked["score"], *(also if isinstance(also, list) else [])]
+    return next((value for value in named if score_name(value) == name), name)
+
+
+def _guarded(run: Run, resolved: ResolvedRun, table: pa.Table, stored: pa.Table) -> pa.Table:
+    """The combined scores with the suspects of the guard that is asked for."""
+    config, guard = resolved.config, resolved.guard
+    if _guarded_as_stored(run, resolved):
+        known = stored.column(SUSPECT) if SUSPECT in stored.column_names else None
+    else:
+        missing = [name for name in (guard.scores if guard else ()) if name not in table.column_names]
+        if missing:
+            raise ConfigError(
+                f"guard={score_name(config.guard)} reads the score {missing[0]}, which {run.folder.root} does not hold."
+            )
+        probs = (
+            _probs(run, table.num_rows, f"guard={plug_of(config.guard)[0]}") if guard and guard.needs_probs else None
+        )
+        found = suspects_of(resolved, table, probs)
+        known = None if found is None else pa.array(found)
+    bare = table.drop_columns([SUSPECT]) if SUSPECT in table.column_names else table
+    return bare if known is None else bare.append_column(SUSPECT, known)
+
+
+def _guarded_as_stored(run: Run, resolved: ResolvedRun) -> bool:
+    config, guard = resolved.config, resolved.guard
+    by_probs = guard is not None and guard.needs_probs  # other guards read scores, which depend on the rule
+    as_merged = by_probs or config.combine == run.manifest.asked["combine"]
+    return bool(config.guard == run.manifest.asked.get("guard", "none") and as_merged)
+
+
+def _probs(run: Run, rows: int, reader: str) -> np.ndarray:
+    """(N, C) mean probabilities of stage 0."""
+    if probs_file(0) not in run.manifest.files:
+        raise ConfigError(
+            f"{reader} needs the mean probabilities, which {run.folder.root} does not hold. "
+            "Prune in a new folder with save_probs: true."
+        )
+    probs: np.ndarray = run.folder.read_array(probs_file(0), run.manifest.files[probs_file(0)])
+    if len(probs) != rows:
+        raise StorageError(f"{run.folder.path(probs_file(0))} has {len(probs)} rows for {rows} candidates.")
+    return probs
+
+
+def _of_mean_probs(run: Run, stored: pa.Table) -> pa.Table:
+    probs = _probs(run, stored.num_rows, "combine=mean_prob")
+    labels = stored.column("label").to_numpy()
+    for name in _score_names(stored.column_names):
+        plain = name in builtin_scores.__all__ and _stored_as(run.manifest, name) == name
+        if plain and of_probabilities(getattr(builtin_scores, name)):
+            values = getattr(builtin_scores, name)(log_of_probs(probs), labels)
+            stored = stored.set_column(stored.column_names.index(name), name, pa.array(values, pa.float32()))
+        else:  # mean probabilities do not give a variant, a score of features or epochs, or a user's own, which is not imported
+            stored = stored.drop_columns([name, f"std_{name}"])
+    return stored
+
+
+def _score_names(names: Sequence[str]) -> list[str]:
+    return [column for column in names if f"std_{column}" in names]
