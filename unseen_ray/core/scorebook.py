@@ -1,4 +1,4 @@
-"""The merge of out-of-fold votes: refuses gaps and conflicts, and gives the same table in whatever order votes came."""
+"""The merge of out-of-fold votes: refuses gaps and conflicts, and gives the same table in whatever order votes arrive."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ __all__ = ["Combine", "ScoreBook", "ScoreFunction", "ScoreTable", "log_of_probs"
 
 Combine = Literal["mean", "rank_mean", "mean_prob"]
 ScoreFunction = Callable[..., FloatArray]
-_MOST_VOTES = 1 << 18  # that are laid out at a time
+_MOST_VOTES = 1 << 18  # votes laid out at a time to find the majority: a few MB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ScoreTable:
-    """One row a candidate, in the order of the ids.
+    """Merged scores: one row for each candidate, in the order of the ids.
 
     Attributes:
         ids_M: (M,) int64, strictly rising.
         labels_M: (M,) int64.
-        votes_M: (M,) int32, models that scored the sample.
-        pred_M: (M,) int64, the class that most votes name.
+        votes_M: (M,) int32, number of models that scored the sample.
+        pred_M: (M,) int64, the class predicted by most votes.
         p_label_M: (M,) float32, probability of the true class, mean over votes.
-        scores: (M,) float32 a score, combined over votes; higher is kept first.
-        stds: (M,) float32 a score, population deviation over votes.
-        probs_MC: (M, C) float32 mean probabilities, only where the run keeps them.
+        scores: for each score (M,) float32, combined over votes; higher is kept first.
+        stds: for each score (M,) float32, population standard deviation over votes.
+        probs_MC: (M, C) float32 mean probabilities; None unless the run keeps them.
     """
 
     ids_M: IdArray
@@ -52,8 +52,8 @@ class ScoreBook:
     Args:
         ids_M: (M,) int64 candidates, strictly rising.
         labels_M: (M,) their classes.
-        num_parts: how many models vote in this stage.
-        votes_each: how many votes each candidate must get.
+        num_parts: number of models that vote in this stage.
+        votes_each: number of votes that each candidate must get.
     """
 
     ids_M: IdArray
@@ -63,11 +63,11 @@ class ScoreBook:
     parts: dict[int, VotePart] = field(default_factory=dict)
 
     def add(self, part: VotePart) -> None:
-        """Take one model's votes; the same votes twice count once.
+        """Take the votes of one model; delivering the same votes again has no effect.
 
         Raises:
-            IncompleteScoreError: if they are of no task of this stage, of samples that are no candidates, damaged, or
-                differ from what that task said before.
+            IncompleteScoreError: if the task is not of this stage, a sample is not a candidate, a value is not finite, or the votes
+                differ from an earlier delivery of the same task.
         """
         if not 0 <= part.index < self.num_parts:
             raise IncompleteScoreError(f"votes of task {part.index} in a stage of {self.num_parts} tasks.")
@@ -84,24 +84,24 @@ class ScoreBook:
         """Combine the votes in the order of the tasks.
 
         Args:
-            combine: `mean` of the votes' scores; `rank_mean`: mean of (rank - 0.5) / n within the n ids which a model
-                scored; `mean_prob`: the score of the mean probabilities.
-            functions: the score functions, needed for `mean_prob` alone, which leaves out scores that probabilities do not tell.
+            combine: `mean` of the votes' scores; `rank_mean`: mean of (rank - 0.5) / n among the n ids that a model scored;
+                `mean_prob`: the score of the mean probabilities.
+            functions: score functions of (log-probabilities, labels) for `mean_prob`; scores without one are left out.
 
         Raises:
-            IncompleteScoreError: if a task is missing, or a candidate has more or fewer votes than it must have.
+            IncompleteScoreError: if a task is missing, or a candidate has more or fewer than `votes_each` votes.
         """
         parts = self._complete()
         at = [positions_of(part.ids_M, self.ids_M) for part in parts]
-        votes = sum(
-            (np.bincount(where, minlength=len(self.ids_M)) for where in at), np.zeros(len(self.ids_M), np.int64)
-        )
+        votes = np.zeros(len(self.ids_M), np.int64)
+        for where in at:
+            votes += np.bincount(where, minlength=len(self.ids_M))
         self._check_votes(votes)
         kept = [part.probs_MC for part in parts if part.probs_MC is not None]
         probs = _mean(kept, at, votes) if len(kept) == len(parts) else None
+        given = functions if combine == "mean_prob" and functions is not None else parts[0].scores
         scores, stds = {}, {}
-        told = functions if combine == "mean_prob" and functions is not None else parts[0].scores
-        for name in (name for name in parts[0].scores if name in told):
+        for name in (name for name in parts[0].scores if name in given):
             columns = [part.scores[name] for part in parts]
             mean = _mean(columns, at, votes)
             stds[name] = _deviation(columns, mean, at, votes)
@@ -155,7 +155,7 @@ def mean_ranks(values_M: FloatArray) -> FloatArray:
 
 
 def log_of_probs(probs_NC: FloatArray) -> FloatArray:
-    """Natural logs of float32 probabilities, of the smallest normal float32 where one is below it."""
+    """Natural logarithms of float32 probabilities, which are raised to the smallest normal float32 so that no log is infinite."""
     smallest = np.finfo(np.float32).tiny
     return np.log(np.maximum(probs_NC.astype(np.float32), smallest))
 
@@ -212,9 +212,9 @@ def _deviation(
 
 
 def _majority(parts: list[VotePart], at: list[NDArray[np.intp]], num_rows: int, votes_each: int) -> NDArray[np.int64]:
-    """The class that most votes name; then the higher summed top-1 probability; then the lower number.
+    """(N,) the class with most votes; of several, the one with the higher summed top-1 probability, then the lower number.
 
-    Some rows at a time, the votes of each sorted by class, so that the time grows with the number of votes and no faster.
+    Works on some rows at a time and sorts the votes of each by class: time grows with the number of votes, not of classes.
     """
     best = np.full(num_rows, -1, np.int64)
     rows_each = max(_MOST_VOTES // votes_each, 1)
@@ -243,7 +243,7 @@ def _votes_of_rows(
 
 
 def _longest_run(pred_VR: NDArray[np.int64], p_top_VR: FloatArray) -> NDArray[np.int64]:
-    """Of (V, R) classes that rise down each column, the one that stands there most often; see `_majority`."""
+    """(R,) the most frequent class of each column of (V, R) sorted classes; see `_majority` for ties."""
     best: NDArray[np.int64] = pred_VR[0].copy()
     best_count, best_sum = np.ones(len(best), np.int64), p_top_VR[0].copy()
     count, total = best_count.copy(), best_sum.copy()

@@ -1,8 +1,16 @@
 """Policies: which of the scored candidates are kept.
 
-Each takes (M,) scores, labels and ids of the candidates and a budget, and returns (budget,) positions into these
-arrays, without repeats. `kept_C` counts what earlier stages kept of each class. Every random choice is a function of
-(seed, id), so that a policy gives the same answer whatever the order of the candidates, and on shards.
+All policies share these arguments and may add options of their own:
+
+- scores_M: (M,) float scores of the candidates; a higher score is harder and is kept first.
+- labels_M: (M,) int64 classes, 0 to C - 1.
+- ids_M: (M,) int64 sample ids, each once, in any order.
+- budget: how many samples to keep, 0 to M.
+- kept_C: (C,) int64, how many samples of each class earlier stages kept.
+- seed: non-negative; decides between equal scores and between equal remainders, and draws where a policy is random.
+
+They return (budget,) positions into the candidates' arrays, without repeats. Every random choice is a function of (seed, id), so that
+the samples kept depend neither on the order of the candidates nor on how they are sharded.
 """
 
 from __future__ import annotations
@@ -37,7 +45,7 @@ __all__ = [
 def top(
     scores_M: FloatArray, labels_M: IntArray, ids_M: IdArray, budget: int, *, kept_C: IntArray, seed: int
 ) -> Positions:
-    """Keep the highest scores; ties by the seeded hash of the id.
+    """Keep the highest scores; equal scores by the seeded hash of the id.
 
     Args:
         scores_M: (M,) scores, higher kept first.
@@ -58,7 +66,7 @@ def top(
 def random(
     scores_M: FloatArray, labels_M: IntArray, ids_M: IdArray, budget: int, *, kept_C: IntArray, seed: int
 ) -> Positions:
-    """Keep a uniformly random subset, whatever the scores: the baseline that every other policy must beat.
+    """Keep a uniformly random subset, whatever the scores: the baseline for every other policy.
 
     Args:
         scores_M: (M,) scores; unused here.
@@ -85,21 +93,16 @@ def ccs(
     strata: int = 50,
     cut: float = 0.0,
 ) -> Positions:
-    """Keep samples of every difficulty: equally many of each stratum of the score, without the hardest `cut`.
+    """Keep samples of every difficulty: equally many from each stratum of the score, leaving out the hardest `cut`.
 
-    After the cut the scores' range is divided into strata of equal width, the last one closed. From the smallest stratum
-    to the largest, each gives an equal share of what is left of the budget, or all that it has; within a stratum the
-    choice is random. Where fewer than `budget` would be left, less is cut.
+    After the cut, the range of scores is divided into strata of equal width, the last one closed. From the smallest stratum to the
+    largest, each gives an equal share of the remaining budget, or all it has; samples of a stratum are drawn at random. Less is cut
+    where fewer than `budget` candidates would remain.
 
     Args:
-        scores_M: (M,) scores, higher is harder.
-        labels_M: (M,) int64 classes; unused here.
-        ids_M: (M,) int64 sample ids.
-        budget: how many to keep, 0 to M.
-        kept_C: (C,) what earlier stages kept of each class; unused here.
-        seed: orders the ties, and which samples of a stratum.
-        strata: how many, 1 or more.
-        cut: share of the candidates with the highest scores that is left out, 0 up to 1: noise, where labels are noisy.
+        scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`; labels_M and kept_C are unused.
+        strata: number of strata, 1 or more.
+        cut: share of the candidates with the highest scores to leave out, from 0 up to but not 1; useful with noisy labels.
 
     Returns:
         (budget,) positions.
@@ -114,15 +117,18 @@ def ccs(
     check_share("cut", cut)
     order = best_first(scores_M, ids_M, seed)
     left = order[min(round(cut * len(order)), len(order) - budget) :]
-    if not len(left):
-        return left
-    stratum = strata_of(scores_M[left], float(scores_M[left].min()), float(scores_M[left].max()), strata)
-    by_key = np.lexsort((tie_keys(ids_M[left], derive(seed, "strata")), stratum))
-    sizes = np.bincount(stratum, minlength=strata)
+    return left[_from_strata(scores_M[left], ids_M[left], budget, seed, strata)] if len(left) else left
+
+
+def _from_strata(scores_L: FloatArray, ids_L: IdArray, budget: int, seed: int, strata: int) -> Positions:
+    """(budget,) positions into the candidates that the cut of `ccs` leaves, at least one."""
+    stratum_L = strata_of(scores_L, float(scores_L.min()), float(scores_L.max()), strata)
+    by_key = np.lexsort((tie_keys(ids_L, derive(seed, "strata")), stratum_L))
+    sizes = np.bincount(stratum_L, minlength=strata)
     starts = np.cumsum(sizes) - sizes
     takes = filled(sizes, budget)
     chosen: Positions = np.concatenate([by_key[a : a + take] for a, take in zip(starts, takes, strict=True)])
-    return left[chosen]
+    return chosen
 
 
 def window(
@@ -136,30 +142,24 @@ def window(
     start: float | str = 0.1,
     features_MD: FloatArray | None = None,
 ) -> Positions:
-    """Keep a window of the order: the hardest after leaving out the very hardest `start`.
+    """Keep a window of the order: the hardest samples after the very hardest `start`, which are left out.
 
-    With `start: auto` features choose the place: of the windows that begin at 0, 0.05, 0.1, ... the one from whose samples a ridge
-    regression on features learns to put most of the candidates into their class; the first of equally good ones.
+    With `start: auto`, features choose the window. Of the windows that begin at 0, 0.05, 0.1, ... it is the one whose samples let a
+    ridge regression on features classify most candidates correctly; the first of equally good ones.
 
     Args:
-        scores_M: (M,) scores, higher is harder.
-        labels_M: (M,) int64 classes; unused with a number.
-        ids_M: (M,) int64 sample ids.
-        budget: how many to keep, 0 to M.
-        kept_C: (C,) what earlier stages kept of each class; unused here.
-        seed: orders the ties.
-        start: share of the candidates above the window, 0 up to 1; less where the window would reach over the end. Or `auto`.
-        features_MD: (M, D) float16 or float32 features of the candidates; unused with a number.
+        scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`; labels_M and kept_C are used by `auto` only.
+        start: share of the candidates above the window, from 0 up to but not 1; less where the window would pass the end. Or `auto`.
+        features_MD: (M, D) float16 or float32 features of the candidates, for `auto`.
 
     Returns:
         (budget,) positions.
 
     Raises:
-        ConfigError: if `start` is outside its range, or is `auto` and there are no features.
-        FitError: if a feature is not finite.
+        ConfigError: if `start` is outside its range, or is `auto` without features; FitError if a feature is not finite.
 
-    Source: Choi, Ki and Chung, BWS: Best Window Selection (ICML 2024), arXiv 2406.03057, which places it as `auto` does; the penalty of
-    the regression, 0.01 of the features' variance, is ours.
+    Source: Choi, Ki and Chung, BWS: Best Window Selection (ICML 2024), arXiv 2406.03057, for `auto`; the penalty of the regression,
+    0.01 of the features' variance, is our choice.
     """
     order = best_first(scores_M, ids_M, seed)
     if start == "auto":
@@ -209,45 +209,54 @@ def beta(
     c: float = 4.0,
     over: str = "last",
 ) -> Positions:
-    """Draw by score and difficulty: the less is kept, the easier the samples that are favoured.
+    """Draw by score and difficulty: the fewer samples are kept, the easier the ones it prefers.
 
-    Without replacement, in proportion to score * Beta(a, b).pdf(p_y), with b = 15 (1 - m) (1 - r^c) and a = 16 - b; r is the
-    share that is pruned, m the mean p_y of the ten highest scores. Weighted draws are those of Efraimidis and Spirakis (2006),
-    from the seeded hash of the id. Scores that are not positive count from the lowest one.
+    Draws without replacement with weights score * Beta(a, b).pdf(p_y), b = 15 (1 - m) (1 - r^c), a = 16 - b, where r is the pruned
+    share and m the mean p_y of the ten highest scores. Negative scores are shifted up by the lowest one. Draws follow Efraimidis and
+    Spirakis (2006), from the seeded hash of the id.
 
     Args:
-        scores_M: (M,) scores, higher is drawn sooner.
-        labels_M: (M,) int64 classes; unused here.
-        ids_M: (M,) int64 sample ids.
-        budget: how many to keep, 0 to M.
-        kept_C: (C,) what earlier stages kept of each class; it counts as kept in r.
-        seed: which draw.
+        scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`; labels_M is unused, kept_C counts as kept in r.
         p_label_M: (M,) probability of the true class after the last epoch, mean over votes.
-        consistency_M: (M,) the score `consistency`, one minus its mean over epochs; None where it is not stored.
-        over: which of the two is p_y: `last`, or `epochs`, as the paper has it.
-        c: how late easy samples are favoured as more is pruned, above 0.
+        consistency_M: (M,) the score `consistency`, one minus the mean of that probability over epochs; None if it is not stored.
+        over: where p_y comes from: `last` epoch, or all `epochs` as in the paper.
+        c: above 0; the larger, the more must be pruned before easy samples are preferred.
 
     Returns:
-        (budget,) positions, the first drawn first.
+        (budget,) positions in the order of the draw.
 
     Raises:
-        ConfigError: if `c` or `over` is outside its range, or `over` is `epochs` and nothing was scored over epochs.
+        ConfigError: if `c` or `over` is outside its range, or `over` is `epochs` without `consistency_M`.
 
     Source: Cho, Shin and Yun, DUAL (ICML 2025), arXiv 2502.06905; c = 4 is the default of its code for CIFAR.
     """
+    probs_M = _chosen_probs(p_label_M, consistency_M, c, over)
+    return _beta_drawn(scores_M, probs_M, ids_M, budget, kept=int(kept_C.sum()), seed=seed, c=c)
+
+
+def _chosen_probs(p_label_M: FloatArray, consistency_M: FloatArray | None, c: float, over: str) -> FloatArray:
+    """(M,) the probabilities p_y that `over` names, once the options of `beta` are checked."""
     if isinstance(c, bool) or not isinstance(c, (int, float)) or not 0 < c < np.inf:
         raise ConfigError(f"policy option c={c!r} must be a number above 0.")
     if over not in ("last", "epochs"):
         raise ConfigError(f"policy option over={over!r} is neither last nor epochs.")
-    if over == "epochs" and consistency_M is None:
+    if over == "last":
+        return p_label_M
+    if consistency_M is None:
         raise ConfigError(
             "policy beta with over: epochs reads the score consistency, as the mean of votes. Take combine: mean and score_every: 1."
         )
+    probs_M: FloatArray = 1 - consistency_M
+    return probs_M
+
+
+def _beta_drawn(
+    scores_M: FloatArray, probs_M: FloatArray, ids_M: IdArray, budget: int, *, kept: int, seed: int, c: float
+) -> Positions:
     if not len(ids_M):
         return np.empty(0, np.intp)
-    order = best_first(scores_M, ids_M, seed)
-    probs_M = p_label_M if over == "last" or consistency_M is None else 1 - consistency_M
-    b = beta_shape(probs_M[order[:10]], candidates=len(ids_M), budget=budget, kept=int(kept_C.sum()), c=c)
-    ends = {"low": float(scores_M.min()), "high": float(scores_M.max())}
-    draws, keys = beta_draws(scores_M, probs_M, ids_M, b=b, **ends, seed=seed)
+    hardest = best_first(scores_M, ids_M, seed)[:10]
+    b = beta_shape(probs_M[hardest], candidates=len(ids_M), budget=budget, kept=kept, c=c)
+    low, high = float(scores_M.min()), float(scores_M.max())
+    draws, keys = beta_draws(scores_M, probs_M, ids_M, b=b, low=low, high=high, seed=seed)
     return np.lexsort((keys, -draws))[:budget]

@@ -1,13 +1,18 @@
-"""Policies that look at features: what is like what is kept already is kept later. See `core.select` for what they take.
+"""Policies that choose by features, so that what is kept is diverse. `core.select` documents the arguments they share.
 
-Features are those of one model for all samples (`save_features`), (M, D) float16 or float32, possibly a memory map; they are read
-by groups and blocks. More shape suffixes: G the samples of one group (a class, or all), D features, K what earlier stages kept.
+Features are those of one model for all samples (`save_features`): (M, D) float16 or float32, possibly a memory map that is read in
+groups and blocks. More shape suffixes: G samples of one group (a class, or all of them), D features, K samples of earlier stages.
+
+`d2` differs from the code that its authors published in four ways. Distances are Euclidean and divided by the median distance of the
+class's edges (zeros left out), so that exp(-d) means the same for every model. Where the lowest score is negative, all scores are
+shifted up by it instead of being cut off at 0. A sample kept at a score below 0 leaves its neighbours alone, instead of raising their
+scores. Samples of earlier stages send no messages, because their scores come from other models.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +26,7 @@ from unseen_ray.errors import ConfigError
 
 __all__ = ["d2", "k_center"]
 
-_FEW = 256  # of the farthest candidates that are looked at together
+_FEW = 256  # farthest candidates compared with one another in a round: large enough for BLAS, small enough for a core's cache
 
 
 def k_center(
@@ -37,48 +42,33 @@ def k_center(
     kept_labels_K: IntArray | None = None,
     within: str = "class",
 ) -> Positions:
-    """Keep samples far from each other: the next one is always the farthest from all that are kept.
+    """Keep samples that are far from each other: each pick is the farthest from all that are kept.
 
-    The first centre is the highest score, or, where earlier stages kept some, the farthest from those. Distances are Euclidean.
-    Costs N_c x budget_c x D multiplications a class, or N x budget x D over all; held are a group's features and, of the distances,
-    the running minimum alone. Wrong labels and outliers are far from everything, so they are kept: use a guard with it.
+    The first centre is the highest score or, after earlier stages, the sample farthest from theirs. Distances are Euclidean. Costs
+    N_c x budget_c x D multiplications a group. Outliers and wrong labels are far from all others and so are kept: use a guard.
 
     Args:
-        scores_M: (M,) scores; the highest is the first centre.
-        labels_M: (M,) int64 classes.
-        ids_M: (M,) int64 sample ids.
-        budget: how many to keep, 0 to M.
-        kept_C: (C,) what earlier stages kept of each class.
-        seed: orders the ties: equal distances, equal remainders.
+        scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`; the seed also orders equal distances.
         features_MD: (M, D) float16 or float32 features of the candidates.
-        kept_features_KD: (K, D) features of what earlier stages kept; these are centres from the start.
-        kept_labels_K: (K,) their classes.
-        within: `class` to cover each class, with shares as `class_balanced` has them, or `all` to cover everything at once.
+        kept_features_KD, kept_labels_K: (K, D) features and (K,) classes of samples of earlier stages, centres from the start.
+        within: `class` to cover each class, with the shares of `class_balanced`; `all` to cover all classes at once.
 
     Returns:
-        (budget,) positions, group by group; the first kept first, where not all of a group is kept.
+        (budget,) positions, group by group; in the order they were picked, except in groups that are kept whole.
 
     Raises:
-        ConfigError: if `within` is something else, or there are no features.
-        FitError: if a feature is not finite.
+        ConfigError: if `within` is neither, or there are no features; FitError if a feature is not finite.
 
     Source: Gonzalez (1985); Sener and Savarese, Active Learning for CNNs: A Core-Set Approach (ICLR 2018).
     """
-    if within not in ("class", "all"):
-        raise ConfigError(f"policy option within={within!r} is not allowed: write class or all.")
+    groups = _groups(within, labels_M, ids_M, budget, kept_C, seed)
     features = given_features(features_MD, "k_center")
-    groups: Iterator[tuple[int, Positions, int]] = _classes(labels_M, ids_M, budget, kept_C, seed)
-    if within == "all":
-        groups = iter([(-1, np.argsort(tie_keys(ids_M, seed)), budget)])
-    chosen = [np.empty(0, np.intp)]
-    for number, members, quota in groups:
-        if quota == len(members):
-            chosen.append(members)
-        elif quota:
-            kept = _kept_points(kept_features_KD, kept_labels_K, number)
-            picks = _farthest_first(points(features, members), quota, kept, int(scores_M[members].argmax()))
-            chosen.append(members[picks])
-    return np.concatenate(chosen)
+
+    def farthest(number: int, members: Positions, quota: int) -> Positions:
+        kept = _kept_points(kept_features_KD, kept_labels_K, number)
+        return _farthest_first(points(features, members), quota, kept, int(scores_M[members].argmax()))
+
+    return _picked(groups, farthest)
 
 
 def d2(
@@ -93,62 +83,82 @@ def d2(
     neighbours: int = 10,
     gamma: float = 1.0,
 ) -> Positions:
-    """Keep high scores in dense places, and less around each that is kept: messages over a graph of nearest neighbours.
+    """Keep high scores in dense regions, and fewer around each kept sample: messages over a nearest-neighbour graph.
 
-    In each class, two samples are joined where one is among the nearest of the other. First s_i += sum over j of exp(-d_ij) s_j; then
-    again and again the highest s_i is kept, and those joined to it lose exp(-gamma d_ij) s_i. Shares of classes are those of
-    `class_balanced`. Costs N_c^2 x D multiplications a class, in blocks of rows: no N_c x N_c matrix is held.
-
-    Unlike the published code: d is the Euclidean distance over the median of the joined ones of the class (those above 0), not of the
-    raw features, so that exp(-d) means the same whatever the model; scores that are not positive count from the lowest one, not as
-    0; and a sample that is kept at a score below 0 takes nothing from its neighbours, where it would have added to them. What
-    earlier stages kept sends no messages, for its scores are other models'.
+    In each class, an edge joins two samples if one is among the nearest of the other. First s_i += sum over j of exp(-d_ij) s_j; then,
+    repeatedly, the highest s_i is kept and its neighbours lose exp(-gamma d_ij) s_i. Classes have the shares of `class_balanced`. The
+    cost is N_c^2 x D multiplications a class, in blocks of rows; no N_c x N_c matrix is held.
 
     Args:
-        scores_M: (M,) scores, higher kept first.
-        labels_M: (M,) int64 classes.
-        ids_M: (M,) int64 sample ids.
-        budget: how many to keep, 0 to M.
-        kept_C: (C,) what earlier stages kept of each class.
-        seed: orders the ties: equal scores, equal distances, equal remainders.
+        scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`; the seed also orders equal distances.
         features_MD: (M, D) float16 or float32 features of the candidates.
-        neighbours: nearest ones of each sample, 1 or more; fewer where its class is smaller.
-        gamma: how fast what a kept sample takes fades with distance, 0 or more; the less it is, the more diverse.
+        neighbours: nearest neighbours of each sample, 1 or more; fewer in a smaller class.
+        gamma: how fast the penalty fades with distance, 0 or more; a smaller gamma gives a more diverse choice.
 
     Returns:
-        (budget,) positions, class by class; the first kept first, where not all of a class is kept.
+        (budget,) positions, class by class; in the order they were picked, except in classes that are kept whole.
 
     Raises:
-        ConfigError: if `neighbours` or `gamma` is outside its range, or there are no features.
-        FitError: if a feature is not finite.
+        ConfigError: if `neighbours` or `gamma` is outside its range, or there are no features; FitError if a feature is not finite.
 
     Source: Maharana, Yadav and Bansal, D2 Pruning (ICLR 2024), graph mode `sum`, sampling mode `weighted`, coreset mode `class`.
     """
+    _check_graph_options(neighbours, gamma)
+    features, scores = given_features(features_MD, "d2"), _from_zero(scores_M)
+
+    def by_messages(_: int, members: Positions, quota: int) -> Positions:
+        graph = _joined(points(features, members), neighbours)
+        return _by_messages(scores[members], quota, *graph, gamma)
+
+    return _picked(_classes(labels_M, ids_M, budget, kept_C, seed), by_messages)
+
+
+def _check_graph_options(neighbours: int, gamma: float) -> None:
     if isinstance(neighbours, bool) or not isinstance(neighbours, int) or neighbours < 1:
         raise ConfigError(f"policy option neighbours={neighbours!r} must be a whole number, 1 or more.")
     if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 <= gamma < np.inf:
         raise ConfigError(f"policy option gamma={gamma!r} must be a number, 0 or more.")
-    features = given_features(features_MD, "d2")
+
+
+def _from_zero(scores_M: FloatArray) -> NDArray[np.float64]:
+    """(M,) scores that are not negative, so that messages add; all 1 where every score is 0."""
     scores = scores_M.astype(np.float64)
     scores -= min(scores.min(initial=0.0), 0.0)
     if not scores.any():
         scores += 1.0
+    return scores
+
+
+def _picked(
+    groups: Iterator[tuple[int, Positions, int]], pick: Callable[[int, Positions, int], Positions]
+) -> Positions:
+    """The picks of all groups as positions of candidates; a group that is kept whole is not picked from."""
     chosen = [np.empty(0, np.intp)]
-    for _, members, quota in _classes(labels_M, ids_M, budget, kept_C, seed):
+    for number, members, quota in groups:
         if quota == len(members):
             chosen.append(members)
         elif quota:
-            graph = _joined(points(features, members), neighbours)
-            chosen.append(members[_by_messages(scores[members], quota, *graph, gamma)])
+            chosen.append(members[pick(number, members, quota)])
     return np.concatenate(chosen)
+
+
+def _groups(
+    within: str, labels_M: IntArray, ids_M: IdArray, budget: int, kept_C: IntArray, seed: int
+) -> Iterator[tuple[int, Positions, int]]:
+    """The classes, or one group of all candidates with the number -1."""
+    if within not in ("class", "all"):
+        raise ConfigError(f"policy option within={within!r} is not allowed: write class or all.")
+    if within == "all":
+        return iter([(-1, np.argsort(tie_keys(ids_M, seed)), budget)])
+    return _classes(labels_M, ids_M, budget, kept_C, seed)
 
 
 def _classes(
     labels_M: IntArray, ids_M: IdArray, budget: int, kept_C: IntArray, seed: int
 ) -> Iterator[tuple[int, Positions, int]]:
-    """Each class, its candidates from the lowest key to the highest, and how many of them are kept.
+    """Each class with its candidates, lowest key first, and how many of them to keep.
 
-    All that follows works in this order: the same bits whatever the order of the candidates, and ties to the lowest key.
+    Everything that follows works in this order: results do not depend on the order of the candidates, and ties go to the lowest key.
     """
     quota_C = even_quota(labels_M, budget, kept_C, seed)
     by_key = np.argsort(tie_keys(ids_M, seed))
@@ -159,7 +169,7 @@ def _classes(
 
 
 def _kept_points(features_KD: FloatArray | None, labels_K: IntArray | None, number: int) -> Points | None:
-    """What earlier stages kept of a class (-1: of all); None if that is nothing."""
+    """Samples of earlier stages in a class (-1: in all classes); None if there are none."""
     if features_KD is None or labels_K is None:
         return None
     rows = np.flatnonzero(labels_K == number) if number >= 0 else np.arange(len(labels_K))
@@ -167,24 +177,24 @@ def _kept_points(features_KD: FloatArray | None, labels_K: IntArray | None, numb
 
 
 def _farthest_first(group: Points, budget: int, kept: Points | None, first: int) -> Positions:
-    """(budget,) places in a group, each the farthest from the kept ones and from those before it.
+    """(budget,) places in a group, each the farthest from the kept samples and from the picks before it.
 
-    Several picks a round: among the farthest few, distances to the round's picks are kept up to date; as long as the farthest of
-    them is farther than all others were when the round began, it is the farthest of all. Then the round's picks are applied to all
-    in one product.
+    A round makes several picks. It keeps the distances of the `_FEW` farthest samples up to date. Distances only fall, so while the
+    farthest of the few is farther than every other sample was when the round began, it is the farthest of all. One matrix product
+    then updates all samples with the round's picks.
     """
     nearest_G = np.full(len(group), np.inf, np.float32)
     if kept is None:
         picks = [first]
         _approach(nearest_G, group, group.at(np.array(picks)))
-        nearest_G[picks] = -1.0
+        nearest_G[picks] = -1.0  # below every distance: a pick is not picked again, not even among copies at distance 0
     else:
         picks = []
         for begin in range(0, len(kept), _FEW):
             _approach(nearest_G, group, kept.at(slice(begin, begin + _FEW)))
     while len(picks) < budget:
         left = budget - len(picks)
-        if nearest_G.max() <= 0:  # the rest are copies of what is kept
+        if nearest_G.max() <= 0:  # the rest are copies of kept samples: any order is right, take that of the keys
             picks += np.flatnonzero(nearest_G == 0)[:left].tolist()
             break
         new = _round(group, nearest_G, left)
@@ -201,7 +211,7 @@ def _approach(nearest_G: NDArray[np.float32], group: Points, centres: Points) ->
 
 
 def _round(group: Points, nearest_G: NDArray[np.float32], most: int) -> Positions:
-    """The next picks that can be told from the farthest few alone: one at the least."""
+    """The next picks that the farthest few decide among themselves, at most `most` and at least one."""
     best, bound = int(nearest_G.argmax()), np.float32(-1.0)
     few = np.arange(len(nearest_G))
     if len(few) > _FEW:
@@ -217,14 +227,14 @@ def _round(group: Points, nearest_G: NDArray[np.float32], most: int) -> Position
             np.minimum(nearest[part], squared[0], out=nearest[part])
         nearest[place] = -1.0
         place = int(nearest.argmax())
-        if not nearest[place] > max(bound, 0):  # as far as one of the others: the next round tells
+        if not nearest[place] > max(bound, 0):  # another sample may be as far: leave it to the next round
             break
     chosen: Positions = few[np.array(picks)]
     return chosen
 
 
 def _joined(group: Points, neighbours: int) -> tuple[IntArray, IntArray, NDArray[np.float64]]:
-    """The graph of a class: (G + 1,) where each one's edges begin, (E,) the other end, (E,) distance over the median one."""
+    """The graph of a class: (G + 1,) where each sample's edges begin, (E,) their other ends, (E,) distances over the median."""
     size = len(group)
     near_GK, squared_GK = nearest_neighbours(group, min(neighbours, size - 1))
     ends = np.repeat(np.arange(size), near_GK.shape[1]), near_GK.ravel()
@@ -244,10 +254,7 @@ def _by_messages(
     distances_E: NDArray[np.float64],
     gamma: float,
 ) -> Positions:
-    """(budget,) places in a class by scores after messages.
-
-    Scores only fall, so that what stands in the heap is never too low: an entry is renewed when it comes to the top.
-    """
+    """(budget,) places in a class by their scores after messages, in the order they were picked."""
     ones_E = np.repeat(np.arange(len(scores_G)), np.diff(begins))
     messages_E = np.exp(-distances_E) * scores_G[others_E]
     sums_G = scores_G + np.bincount(ones_E, weights=messages_E, minlength=len(scores_G))
@@ -258,6 +265,7 @@ def _by_messages(
     while len(picks) < budget:
         known, place = heap[0]
         score = float(sums_G[place])
+        # Scores only fall, so an entry is never too low: a stale one is renewed when it reaches the top.
         if -known != score:
             heapq.heapreplace(heap, (-score, place))
             continue

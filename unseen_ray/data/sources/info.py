@@ -139,15 +139,15 @@ def check_labels(
 
     Args:
         values: (N,) what the source holds.
-        where: how the message calls the place.
-        num_classes: C where the source's metadata states it.
-        first_row: of which row the first one is.
+        where: the source's name in messages.
+        num_classes: C if the source's metadata states it.
+        first_row: row number of the first label, for messages.
 
     Returns:
-        (N,) int64 labels and C, which is the metadata's count, else the largest label + 1.
+        (N,) int64 labels, and C: the metadata's number of classes, else the largest label + 1.
 
     Raises:
-        DataError: if there are none, or one is negative, no integer, or above the metadata's count.
+        DataError: if there are no labels, or one is negative, not an integer, or not below C.
     """
     labels = np.asarray(values)
     if labels.size == 0:
@@ -158,6 +158,11 @@ def check_labels(
             "Map class names to numbers first."
         )
     labels = labels.astype(np.int64)
+    _check_range(labels, where, num_classes, first_row)
+    return labels, int(labels.max()) + 1 if num_classes is None else num_classes
+
+
+def _check_range(labels: IntArray, where: str, num_classes: int | None, first_row: int) -> None:
     if labels.min() < 0:
         row = int(np.argmin(labels))
         raise DataError(
@@ -169,11 +174,11 @@ def check_labels(
         raise DataError(
             f"row {first_row + row} of {where} has label {largest}, but its metadata names {num_classes} classes (0 to {num_classes - 1})."
         )
+    # Labels that are ids in disguise: counting them would take gigabytes, and a model a last layer of that width.
     if num_classes is None and largest >= 2**24:
         raise DataError(
             f"{where} has label {largest}: that would make {largest + 1} classes. Number the classes 0 to C - 1."
         )
-    return labels, largest + 1 if num_classes is None else num_classes
 
 
 def fingerprint_of(*parts: str | bytes | Iterable[object]) -> str:
