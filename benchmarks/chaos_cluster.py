@@ -109,7 +109,7 @@ def drive(fields: dict[str, Any], events: Path) -> int:
             stream.write(json.dumps(told) + "\n")
 
         try:
-            ur.prune(ur.PruneConfig(**fields), on_event=interruption.heeded(note))
+            ur.prune(ur.PruneConfig(**fields), on_event=interruption.interruptible(note))
         except KeyboardInterrupt:
             return 130
         except ur.UnseenError as error:

@@ -35,7 +35,7 @@ import unseen_ray as ur
 from unseen_ray.core.seeds import derive, rng_for
 from unseen_ray.evaluation.baselines import random_subset
 from unseen_ray.evaluation.table import Arm, Evaluation, differences_of
-from unseen_ray.evaluation.trainings import Chosen, evaluate
+from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
 from unseen_ray.execution.session import executor_for
 from unseen_ray.runs.run import choosing_s
 from unseen_ray.storage.checked_json import without_nan
@@ -165,15 +165,15 @@ class Case:
         """Each choice trained once, and measured on clean labels."""
         cost = choosing_s(self.run.manifest)
         chosen = {
-            arm_name(score, guard): Chosen((self.choice(score, guard).coreset.ids,), cost)
+            arm_name(score, guard): ArmSubsets((self.choice(score, guard).coreset.ids,), cost)
             for score in SCORES
             for guard in TRAINED
         }
-        chosen[RANDOM] = Chosen((self.drawn,), 0.0)
+        chosen[RANDOM] = ArmSubsets((self.drawn,), 0.0)
         test = {"use": "parquet", "path": str(self.args.test), "limit": self.args.try_on}
         config = self.config(test=test)
         with executor_for(config, len(chosen) + 1) as executor:
-            return evaluate(
+            return train_and_measure(
                 config,
                 chosen,
                 against=[*list(chosen)[1:], FULL],

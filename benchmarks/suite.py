@@ -40,7 +40,7 @@ from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_c
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.evaluation.baselines import random_subset
 from unseen_ray.evaluation.table import Arm, Evaluation, break_even_of, differences_of
-from unseen_ray.evaluation.trainings import Chosen, evaluate
+from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
 from unseen_ray.execution.session import executor_for
 from unseen_ray.runs.run import choosing_s
 from unseen_ray.runs.tasks import Progress
@@ -178,7 +178,7 @@ def schedule(asked: dict[str, Any], keep: float) -> dict[str, Any]:
     return shared if share is None else {**shared, "first": round(keep * share, 6)}
 
 
-def chosen_by(suite: Suite, choice: Choice) -> Chosen:
+def chosen_by(suite: Suite, choice: Choice) -> ArmSubsets:
     """The ids of a choice, for each seed, and what one cost."""
     subsets: list[np.ndarray] = []
     costs: list[float | None] = []
@@ -192,7 +192,7 @@ def chosen_by(suite: Suite, choice: Choice) -> Chosen:
         subsets.append(result.coreset.ids)
         costs.append(choosing_s(result.manifest))
     known = [cost for cost in costs if cost is not None]
-    return Chosen(tuple(subsets), sum(known) / len(known) if len(known) == len(costs) else None)
+    return ArmSubsets(tuple(subsets), sum(known) / len(known) if len(known) == len(costs) else None)
 
 
 def result_of(suite: Suite, choice: Choice, seed: int) -> ur.PruneResult:
@@ -216,7 +216,7 @@ def evaluated(suite: Suite) -> Evaluation:
     home, _ = suite.stage_zero(first, suite.seeds[0])  # what is measured goes there
     resolved = ResolvedRun.of(ur.PruneConfig(**asked, out=str(home)), suite.info.size_px)
     with executor_for(resolved.config, len(chosen) * len(suite.seeds)) as executor:
-        return evaluate(
+        return train_and_measure(
             resolved,
             chosen,
             against=[*others, FULL],

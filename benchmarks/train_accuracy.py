@@ -21,8 +21,7 @@ from unseen_ray.core.samples.id_sets import AllIds
 from unseen_ray.core.tasks import EvalTask
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.execution.local import LocalExecutor
-from unseen_ray.pruning.pipeline import make_job
-from unseen_ray.runs.tasks import Progress
+from unseen_ray.runs.tasks import Progress, make_job
 
 
 def say(event: Any) -> None:

@@ -316,7 +316,7 @@ def test_of_a_sweep_only_hours_are_planned(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit) as left:
         main(["plan", str(path), "--workers", "8"])
     assert left.value.code == 2
-    assert "--workers is for the plan of a run" in capsys.readouterr().err
+    assert "--workers has no effect on the plan of a sweep" in capsys.readouterr().err
 
 
 def test_a_source_may_say_what_it_stands_for(caplog: pytest.LogCaptureFixture, capsys: Any) -> None:

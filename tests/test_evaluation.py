@@ -279,7 +279,7 @@ def test_several_selections_need_a_test_set_that_no_seed_moves(tmp_path: Path) -
         executor="local",
         out=tmp_path,
     )
-    with pytest.raises(ur.ConfigError, match=r"holdout=0\.2 moves with the seed"):
+    with pytest.raises(ur.ConfigError, match=r"determines the samples of holdout=0\.2"):
         ur.evaluate(ur.prune(config), selections=2)
 
 
@@ -296,7 +296,7 @@ def test_functions_that_only_a_folder_names_are_not_imported(tmp_path: Path, cap
         ur.evaluate(tmp_path, **asked)
     for flag in ("--source tests.plugs:rows", "--policy tests.plugs:lowest", "--score tests.plugs:gini"):
         assert f"Name it yourself: {flag}" in str(refused.value)
-    with pytest.raises(ur.ConfigError, match=r"policy='top' is not the run's, which is 'tests.plugs:lowest'"):
+    with pytest.raises(ur.ConfigError, match=r"policy='top' differs from the run's 'tests.plugs:lowest'"):
         ur.evaluate(tmp_path, **asked, source=source, policy="top")
     with caplog.at_level("INFO", logger="unseen_ray"):
         table = ur.evaluate(tmp_path, **asked, source=source, **named)

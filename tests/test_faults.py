@@ -80,7 +80,7 @@ def test_evaluating_takes_what_says_how_and_nothing_of_what_was_pruned(tmp_path:
     result = run(tmp_path, holdout=0.2)
     with pytest.raises(ur.ConfigError, match=r"evaluate takes no 'keep'; it takes model, recipe"):
         ur.evaluate(result, keep=0.3)
-    with pytest.raises(ur.ConfigError, match="this run trained by its own `fit`"):
+    with pytest.raises(ur.ConfigError, match="this run used your own `fit`"):
         ur.evaluate(result)
     quick = {"use": "quick", "epochs": 1, "min_steps": 0}
     table = ur.evaluate(result, model="small_cnn", recipe=quick, seeds=1, against=("random",))

@@ -52,8 +52,8 @@ def keys_of(
     from unseen_ray.config.resolved import ResolvedRun
     from unseen_ray.core.samples.id_sets import ArrayIds
     from unseen_ray.data.sources.registry import open_source, source_ref
-    from unseen_ray.pruning.pipeline import make_job
     from unseen_ray.pruning.plan import plan_run, tasks_of
+    from unseen_ray.runs.tasks import make_job
 
     config = ur.PruneConfig(**fields, out="nowhere")
     info = open_source(source_ref(config.source)).info

@@ -23,9 +23,8 @@ from unseen_ray.core.samples.id_sets import ArrayIds
 from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.pruning.pipeline import make_job
 from unseen_ray.runs.entries import Receipt
-from unseen_ray.runs.tasks import Progress
+from unseen_ray.runs.tasks import Progress, make_job
 from unseen_ray.storage.filesystem import sha256_of
 from unseen_ray.training.initial_weights import start_from
 from unseen_ray.training.models import small_cnn
@@ -276,7 +275,7 @@ def test_plan_names_it(tmp_path: Path, init: Path) -> None:
     asked = config(tmp_path / "run", init)
     values = ur.plan_values(asked)
     (line,) = [line for line in plan_lines(values, asked, chosen=True) if "every training starts from" in line]
-    assert str(init) in line and sha256_of(init.read_bytes()) in line and "by your word" in line
+    assert str(init) in line and sha256_of(init.read_bytes()) in line and "you assert" in line
     assert values["recipe"]["init_sha256"] == sha256_of(init.read_bytes())
 
 

@@ -23,11 +23,12 @@ from unseen_ray.core.seeds import digest_ids
 from unseen_ray.data.sources.parquet import ParquetSource
 from unseen_ray.errors import StorageError
 from unseen_ray.execution.local import LocalExecutor
-from unseen_ray.pruning.pipeline import make_job, prune
+from unseen_ray.pruning.pipeline import prune
 from unseen_ray.pruning.plan import tasks_of
 from unseen_ray.pruning.row_streams import in_id_order
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.id_files import open_id_files
+from unseen_ray.runs.tasks import make_job
 from unseen_ray.runs.votes import find_receipt
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import StoredTable, write_table

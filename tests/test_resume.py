@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 import unseen_ray as ur
-from unseen_ray.cli.progress import watching
+from unseen_ray.cli.progress import run_progress
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.manifest import read_manifest, write_manifest
 from unseen_ray.runs.tasks import EvalResult, Progress
@@ -256,7 +256,7 @@ def test_a_training_that_goes_on_from_a_checkpoint_says_so(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         ur.prune(ur.PruneConfig(**fields, out=tmp_path), on_event=stop)
     said = io.StringIO()
-    with watching(Console(file=said, width=200)) as observe:
+    with run_progress(Console(file=said, width=200)) as observe:
 
         def until_resumed(event: Progress | Receipt | EvalResult) -> None:
             observe(event)
@@ -265,4 +265,4 @@ def test_a_training_that_goes_on_from_a_checkpoint_says_so(tmp_path: Path) -> No
 
         with pytest.raises(KeyboardInterrupt):
             ur.prune(ur.PruneConfig(**fields, out=tmp_path), on_event=until_resumed)
-    assert re.search(r"stage 0 fold 0 \(\S+, .+\): going on after epoch \d+/400\n", said.getvalue())
+    assert re.search(r"stage 0 fold 0 \(\S+, .+\): resuming after epoch \d+/400\n", said.getvalue())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import unseen_ray as ur
-from unseen_ray.evaluation import trainings as evaluation
+from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
 from unseen_ray.execution.local import LocalExecutor
 from unseen_ray.pruning import pipeline
 from unseen_ray.runs.entries import Receipt
@@ -103,11 +103,11 @@ def test_an_evaluation_is_shared_and_measures_on_the_holdout(tmp_path: Path) -> 
     book, made, tables = ClaimBook(), [], []
     for name in ("one", "two"):
         result, _ = run(tmp_path, name, book)
-        chosen = {"coreset": evaluation.Chosen((result.coreset.ids,), 0.0)}
+        chosen = {"coreset": ArmSubsets((result.coreset.ids,), 0.0)}
         config = ur.PruneConfig(**{**FIELDS, "out": str(tmp_path / name), "test": {"use": "digits", "limit": 50}})
         counted = Counted()
         with WorkCache(str(tmp_path / "work"), name, book) as cache:
-            table = evaluation.evaluate(
+            table = train_and_measure(
                 config,
                 chosen,
                 against=("random",),

@@ -11,7 +11,7 @@ import unseen_ray as ur
 from tests.browser import check_in_browser, needs_browser
 from tests.test_report import Page
 from unseen_ray.sweep.page import render_sweep
-from unseen_ray.sweep.records import Record, best_of, front_of, importances_of, table_of, trainings_of
+from unseen_ray.sweep.records import Record, best_of, front_of, importances_of, records_table, trainings_of
 from unseen_ray.sweep.space import grid
 
 SECTIONS = ["best", "knobs", "front", "trials", "sweep"]
@@ -45,7 +45,7 @@ def records() -> list[Record]:
 
 
 def page(its: list[Record]) -> str:
-    return render_sweep("runs/sweep", config(), its, table_of(its, list(SPACE)))
+    return render_sweep("runs/sweep", config(), its, records_table(its, list(SPACE)))
 
 
 def test_the_page_says_what_the_records_say() -> None:
@@ -72,7 +72,7 @@ def test_the_page_says_what_the_records_say() -> None:
 def test_a_sweep_of_which_nothing_or_little_has_finished_has_a_page() -> None:
     assert "No trial has finished." in page(records()[-1:])
     shown = " ".join("".join(Page(page(records()[:2])).text).split())
-    assert "Too few trials have finished to tell the knobs apart." in shown
+    assert "Too few trials have finished to tell the hyperparameters apart." in shown
 
 
 @needs_browser

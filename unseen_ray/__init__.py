@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from unseen_ray.reporting.report import report as report
     from unseen_ray.reporting.report import report_values as report_values
     from unseen_ray.sweep.config import SweepConfig as SweepConfig
+    from unseen_ray.sweep.plan import sweep_plan_values as sweep_plan_values
     from unseen_ray.sweep.sweep import SweepResult as SweepResult
     from unseen_ray.sweep.sweep import sweep as sweep
 
@@ -67,6 +68,7 @@ _HOME = {
     "score": "execution.session",
     "select": "execution.session",
     "sweep": "sweep.sweep",
+    "sweep_plan_values": "sweep.plan",
     "torch_subset": "reporting.export",
 }
 

@@ -72,7 +72,7 @@ def test_data_in_the_working_directory_is_shipped(
     (folder / "data").mkdir()
     (folder / "data" / "a.parquet").write_bytes(b"")
     said = refused(capsys, folder, "--source", "data/*.parquet", "--keep", "0.5", "--out", "~/runs/a")
-    assert "--address is missing: the URL of the head's dashboard" in said
+    assert "--address is missing: give the URL of the head's dashboard" in said
 
 
 @pytest.mark.parametrize("address", ["ray://10.0.0.1:10001", "http://me:secret@10.0.0.1:8265", "http://"])

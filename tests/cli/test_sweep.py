@@ -26,7 +26,7 @@ def test_the_command_line(tmp_path: Path) -> None:
         text=True,
     )
     assert bad.returncode == 2 and not (tmp_path / "x").exists()
-    assert "space.fold is no knob" in bad.stderr and "Set run.holdout: 0.1" in bad.stderr
+    assert "space.fold cannot be swept" in bad.stderr and "Set run.holdout: 0.1" in bad.stderr
     images = tmp_path / "images"
     for number in range(60):
         (images / str(number % 3)).mkdir(parents=True, exist_ok=True)

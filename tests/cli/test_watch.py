@@ -76,7 +76,7 @@ def test_a_run_is_watched_while_it_trains_is_killed_and_goes_on(
     assert any(re.match(r"stage 0 fold \d: epoch \d+/60, accuracy", line) for line in lines), lines
     assert any(line.startswith(f"held by process {run.pid} on ") for line in lines), lines
     assert lines[-2].endswith("finished, kept 180")
-    assert re.fullmatch(r"cost so far: \d+\.\d s of workers, 0\.0 s of GPUs", lines[-1])
+    assert re.fullmatch(r"cost so far: \d+\.\d worker-seconds, 0\.0 GPU-seconds", lines[-1])
     assert len(lines) == len(set(lines))
 
 
@@ -110,7 +110,7 @@ def test_a_terminal_gets_a_table(finished: Path) -> None:
         except OSError:
             break
     assert run.wait(30) == 0, said
-    assert b"sign of life" in said and b"stage 0 fold 1" in said and b"finished, kept" in said
+    assert b"last update" in said and b"stage 0 fold 1" in said and b"finished, kept" in said
 
 
 def test_where_no_run_is_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +126,7 @@ def test_it_waits_for_a_run_that_has_not_begun(finished: Path, tmp_path: Path) -
         [*LINE, "watch", str(late)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
         assert run.stderr is not None and run.stdout is not None
-        assert run.stderr.readline() == f"no run has begun in {late} yet: waiting for one, until Ctrl-C\n"
+        assert run.stderr.readline() == f"no run has started in {late} yet; waiting for one (Ctrl-C to stop)\n"
         assert run.poll() is None
         finished.rename(late)
         try:

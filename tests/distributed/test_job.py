@@ -206,7 +206,7 @@ def test_a_stopped_job_on_real_images_is_submitted_again_and_trains_no_fold_twic
     assert again.returncode == 0, again.stdout[-3000:]
     assert set(re.findall(r"(stage 0 fold \d) was finished before", again.stdout)) == finished.keys()
     assert not set(re.findall(r"(stage 0 fold \d) \(\S+, cpu\): started", again.stdout)) & finished.keys()
-    (going_on,) = re.findall(rf"{last} \(\S+, cpu\): going on after epoch (\d+)/20", again.stdout)
+    (going_on,) = re.findall(rf"{last} \(\S+, cpu\): resuming after epoch (\d+)/20", again.stdout)
     assert int(going_on) >= 2
     submitted = ur.load(out)
     assert {task["task"] for task in submitted.manifest.stages[0]["tasks"] if task["reused"]} == finished.keys()
@@ -238,7 +238,7 @@ def test_ctrl_c_ends_the_following_and_not_the_job(cluster: dict[str, str], fold
         run.send_signal(signal.SIGINT)
         text = run.stdout.read()
     assert run.returncode == 130, text[-3000:]
-    assert "no longer following; the job goes on" in text
+    assert "stopped following the log; the job goes on" in text
     status = subprocess.run([*ray, "status", "left"], env=cluster, capture_output=True, text=True)
     assert "RUNNING" in status.stdout + status.stderr
     second = subprocess.run(line, env=cluster, capture_output=True, text=True, timeout=240)

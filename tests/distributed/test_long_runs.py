@@ -23,8 +23,8 @@ from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import StorageError
 from unseen_ray.execution.ray.merge_actors import Aggregators
 from unseen_ray.pruning.merge import Merger, merge_request
-from unseen_ray.pruning.pipeline import make_job
 from unseen_ray.runs.id_files import IdFiles
+from unseen_ray.runs.tasks import make_job
 
 pytestmark = pytest.mark.usefixtures("session")
 

@@ -105,7 +105,7 @@ def test_other_data_and_other_folders_are_refused(swept: ur.SweepResult, tmp_pat
     with pytest.raises(ur.ConfigError, match=r"holds a sweep over other data \(300 samples there, 250 here"):
         ur.sweep(config(Path(swept.path), run={**RUN, "source": {"use": "digits", "limit": 250}}))
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ur.ConfigError, match=r"holds notes.txt and no sweep"):
+    with pytest.raises(ur.ConfigError, match=r"holds notes.txt, which is not a sweep"):
         ur.sweep(config(tmp_path))
     with pytest.raises(ur.ConfigError, match="holds a sweep; its trials are the folders below"):
         ur.load(swept.path)

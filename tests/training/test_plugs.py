@@ -67,7 +67,7 @@ def test_torch_subset_gives_the_kept_images(tmp_path: Path) -> None:
 def test_a_run_made_here_gives_the_images_of_its_own_function(tmp_path: Path) -> None:
     result = run(tmp_path, source=plugs.noise, fit="tests.plugs:centroids")
     assert len(ur.torch_subset(result)) == 300
-    with pytest.raises(ur.ConfigError, match=r"tests\.plugs:noise, a function of its user's own.*source="):
+    with pytest.raises(ur.ConfigError, match=r"tests\.plugs:noise, a user-defined function.*source="):
         ur.torch_subset(ur.load(tmp_path))
     assert len(ur.torch_subset(tmp_path, source=plugs.noise)) == 300
     with pytest.raises(ur.DataError, match="or is another one"):

@@ -1,4 +1,4 @@
-"""The command line: its group of commands, its exit codes, its log. stdout carries the answer, stderr the log and the progress."""
+"""The command line: its group of commands, exit codes and log. Answers go to stdout, the log and progress to stderr."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["entry", "main"]
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="unseen-ray", prog_name="unseen-ray")
-@click.option("-v", "--verbose", is_flag=True, help="Log what happens inside, too.")
+@click.option("-v", "--verbose", is_flag=True, help="Log details, too.")
 def cli(verbose: bool) -> None:
     """Prune training sets with scores from models that never saw the samples."""
     _start_logging(verbose)
@@ -41,7 +41,7 @@ for _command in (plan, prune, select, score, evaluate, report, export, list_name
 
 def main(args: list[str] | None = None) -> None:
     """Run a command and end with its exit code: 0 done, 2 bad configuration, 3 bad data, 4 failed, 130 interrupted."""
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, os.getcwd())  # `package.module:function` is found where the command is run, as with `python -m`
     interruption.listen()
     try:
         cli.main(args=args, prog_name="unseen-ray", standalone_mode=False)
@@ -52,26 +52,25 @@ def main(args: list[str] | None = None) -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; run the same line again to go on", err=True)
+        click.echo("interrupted; run the same line again to resume", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
+        # The reader, such as `head`, has what it wanted. Python flushes stdout at exit and would print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception:
-        logging.getLogger(__name__).exception("this is a bug in unseen_ray, or in a function of yours")
+        logging.getLogger(__name__).exception("this is a bug in unseen_ray, or in a function of your own")
         sys.exit(FAILED)
 
 
 def entry() -> None:
-    """The console script: `main`, then an end without the interpreter's tear-down.
-
-    Everything is closed by then; pyarrow's threads have been seen to abort the process while Python takes itself apart.
-    """
+    """The console script: `main`, then an exit without the interpreter's shutdown."""
     code: object = 0
     try:
         main()
     except SystemExit as ended:
         code = ended.code
+    # Everything is closed by now. pyarrow's threads have been seen to abort the process during Python's own shutdown.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 0)

@@ -21,10 +21,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class FieldCommand(click.Command):
-    """A command whose flags are fields: `-` and `_` are one, and fields of a mapping are dotted."""
+    """A command whose flags are fields: `-` and `_` are equal, and fields of a mapping are dotted."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Set dotted flags such as `--source.limit` aside, then parse the rest."""
+        """Take out dotted flags such as `--source.limit`, then parse the rest."""
         fields = {option[2:] for parameter in self.params for option in parameter.opts if option.startswith("--")}
         plain, nested = _split_nested(normalised(args), fields & set(_NESTED))
         ctx.meta[_NESTED_VALUES] = nested
@@ -36,7 +36,7 @@ def field_options(*, only: Iterable[str] | None = None, inherited: bool = False)
 
     Args:
         only: names of the fields; None for all, the recipe's included.
-        inherited: what is not given is taken from a finished run, not from the defaults.
+        inherited: fields that are not given come from a finished run, not from the defaults.
     """
     names = list(PruneConfig.model_fields) if only is None else list(only)
     rows = [(name, PruneConfig.model_fields[name], "") for name in names]
@@ -59,7 +59,7 @@ def field_options(*, only: Iterable[str] | None = None, inherited: bool = False)
 
 
 def normalised(args: Iterable[str]) -> list[str]:
-    """Flags with `_` for `-` in their names; values stay as they are."""
+    """The arguments with `_` instead of `-` in the names of flags; values are left alone."""
     changed = []
     for arg in args:
         if arg.startswith("--") and len(arg) > 2:
@@ -70,7 +70,7 @@ def normalised(args: Iterable[str]) -> list[str]:
 
 
 def merged_fields(yaml_path: str | None, flags: Mapping[str, str | None]) -> dict[str, Any]:
-    """Fields of a YAML file with flags on top; see `with_flags`.
+    """Fields of a YAML file overridden by flags; see `with_flags`.
 
     Raises:
         ConfigError: if the file cannot be read.
@@ -79,9 +79,10 @@ def merged_fields(yaml_path: str | None, flags: Mapping[str, str | None]) -> dic
 
 
 def with_flags(fields: Mapping[str, Any], flags: Mapping[str, str | None]) -> dict[str, Any]:
-    """Fields with those of flags on top, whose values are read as YAML."""
+    """Fields overridden by flags, whose values are read as YAML."""
     fields = dict(fields)
     nested = click.get_current_context().meta.get(_NESTED_VALUES, {})
+    # Whole fields first: `--score window --score.skip 0.1` changes an option of the score that this line names.
     for name, text in flags.items():
         if text is not None and "__" not in name:
             fields[name] = _value(text, plain=name in _TEXT)
@@ -96,7 +97,7 @@ def with_flags(fields: Mapping[str, Any], flags: Mapping[str, str | None]) -> di
 
 
 def given_flags(flags: Mapping[str, str | None]) -> list[str]:
-    """The flags of a command line as they were given, to be given again."""
+    """The flags of this command line, in a form that another command line takes."""
     nested = click.get_current_context().meta.get(_NESTED_VALUES, {})
     named = {name.replace("__", ".", 1): text for name, text in flags.items() if text is not None}
     return [part for name, text in {**named, **nested}.items() for part in (f"--{name}", text)]
@@ -119,7 +120,7 @@ def _split_nested(args: list[str], fields: set[str]) -> tuple[list[str], dict[st
 
 
 def _value(text: str, *, plain: bool = False) -> Any:
-    """A flag's value as YAML; as it stands where it is a path or a name, unless it is a mapping or a list."""
+    """A flag's value read as YAML; if `plain` (a path or a name), the text itself, unless it is a mapping or a list."""
     import yaml
 
     try:

@@ -1,4 +1,4 @@
-"""What commands print on stdout, and the codes that they end with."""
+"""How commands print to stdout, and their exit codes."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ FAILED = 4
 
 
 def print_lines(lines: list[str]) -> None:
-    """Sentences, one a line."""
+    """Print each sentence on a line of its own."""
     for line in lines:
         click.echo(line)
 
 
 def print_json(values: dict[str, Any]) -> None:
-    """Values as JSON."""
+    """Print values as JSON."""
     click.echo(json.dumps(values, indent=1))
 
 
 def print_table(table: Any) -> None:
-    """A table of rich."""
+    """Print a table of rich."""
     console_of().print(table)
 
 
 def console_of() -> Console:
-    """stdout as rich writes to it; of a fixed width where nobody looks at it."""
+    """stdout for rich; a pipe or file has a fixed width, since rich would assume 80 columns and cut cells."""
     from rich.console import Console
 
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)

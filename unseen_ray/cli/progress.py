@@ -1,23 +1,26 @@
-"""Progress that a person enjoys: one live table on a terminal, plain lines elsewhere. Writes to stderr."""
+"""Progress of a run, on stderr: one live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from unseen_ray.pruning.executor import Observer
+from unseen_ray.cli.live_log import logging_above
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.tasks import EvalResult, Progress
 
-__all__ = ["LineProgress", "TableProgress", "logging_above", "watching"]
+if TYPE_CHECKING:
+    from unseen_ray.pruning.executor import Observer
+
+__all__ = ["LineProgress", "TableProgress", "run_progress"]
 
 _LINE_EVERY_S = 10.0
 _SHOWN = 24
@@ -29,11 +32,12 @@ class _Row:
     began: float = field(default_factory=time.monotonic)
     said: float = field(default_factory=time.monotonic)
     result: Receipt | EvalResult | None = None
-    first: int | None = None  # epoch that this start of the task began after
+    first: int | None = None  # the epoch after which this start of the task began
 
     def take(self, event: Progress) -> None:
-        """Follow the task; the first epoch heard of may be the last of an earlier start."""
+        """Update from an event."""
         self.last = event
+        # Time left is estimated from the epochs of this start alone: the first event may report one of an earlier start.
         if self.first is None and event.done and event.doing == "train":
             self.first = 0 if event.done == 1 else event.done
 
@@ -46,7 +50,7 @@ class _Row:
 
 @dataclass(slots=True)
 class TableProgress:
-    """One row a task: node, device, epoch, loss, accuracy, images a second, time left."""
+    """One row per task: node, device, epoch, loss, accuracy, images per second, time left."""
 
     live: Live
     rows: dict[str, _Row] = field(default_factory=dict)
@@ -63,7 +67,7 @@ class TableProgress:
         self.live.update(self.table())
 
     def table(self) -> Table:
-        """The table as it stands."""
+        """The table of the latest tasks."""
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for title in ("task", "node", "device"):
             table.add_column(title)
@@ -76,58 +80,35 @@ class TableProgress:
 
 @dataclass(slots=True)
 class LineProgress:
-    """A line when a task begins, where it goes on from a checkpoint, every ten seconds, and when it is done."""
+    """A line when a task begins, when it resumes from a checkpoint, every ten seconds, and when it is done."""
 
     console: Console
     rows: dict[str, _Row] = field(default_factory=dict)
 
     def __call__(self, event: Progress | Receipt | EvalResult) -> None:
-        """Say an event, if it is time to."""
+        """Print an event, if it is due."""
         if isinstance(event, Progress):
             fresh = event.task not in self.rows
             row = self.rows.setdefault(event.task, _Row(event))
             row.take(event)
-            if fresh or _goes_on(event) or time.monotonic() - row.said >= _LINE_EVERY_S:
+            if fresh or _resumes(event) or time.monotonic() - row.said >= _LINE_EVERY_S:
                 row.said = time.monotonic()
-                self._say(f"{event.task} ({event.node}, {event.device}): {_sentence(row)}")
+                self._print(f"{event.task} ({event.node}, {event.device}): {_sentence(row)}")
         else:
-            self._say(f"{event.task} ({event.node}, {event.device}): {_closing(event)}")
+            self._print(f"{event.task} ({event.node}, {event.device}): {_closing(event)}")
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
-def watching(console: Console) -> Iterator[Observer]:
-    """An observer for this console: a live table on a terminal, else lines."""
+def run_progress(console: Console) -> Iterator[Observer]:
+    """An observer that shows a run on this console: a live table on a terminal, else lines."""
     if not console.is_terminal:
         yield LineProgress(console)
         return
     with Live(console=console, refresh_per_second=4, transient=False) as live, logging_above(live):
         yield TableProgress(live)
-
-
-@contextmanager
-def logging_above(live: Live) -> Iterator[None]:
-    """Have log lines scroll by above the table, where printing past it would leave copies of it behind."""
-    handler = _LiveHandler(live)
-    root = logging.getLogger("unseen_ray")
-    before = root.handlers
-    handler.setFormatter(before[0].formatter if before else None)
-    root.handlers = [handler]
-    try:
-        yield
-    finally:
-        root.handlers = before
-
-
-class _LiveHandler(logging.Handler):
-    def __init__(self, live: Live) -> None:
-        super().__init__()
-        self.live = live
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.live.console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
 def _cells(row: _Row) -> tuple[str, ...]:
@@ -157,15 +138,15 @@ def _sentence(row: _Row) -> str:
         return f"scoring {last.done:,} of {last.total:,}"
     if not last.done:
         return "started"
-    if _goes_on(last):
-        return f"going on after epoch {last.done}/{last.total}"
+    if _resumes(last):
+        return f"resuming after epoch {last.done}/{last.total}"
     eta = row.eta_s()
     left = "" if math.isnan(eta) or last.done < 2 else f", {eta:.0f} s left"
     return f"epoch {last.done}/{last.total}, loss {last.loss:.4f}, accuracy {last.accuracy:.3f}, {last.images_per_s:,.0f} images/s{left}"
 
 
-def _goes_on(event: Progress) -> bool:
-    """Whether a training goes on from where an earlier start, or a worker that was lost, had brought it."""
+def _resumes(event: Progress) -> bool:
+    """Whether a training resumes from the checkpoint of an earlier start or of a lost worker."""
     return event.doing == "train" and event.earlier and 0 < event.done < event.total
 
 
@@ -173,7 +154,7 @@ def _closing(event: Receipt | EvalResult) -> str:
     if isinstance(event, EvalResult):
         return f"accuracy {event.accuracy:.4f} after training on {event.trained:,} samples, {event.seconds:.1f} s"
     done = "done before" if event.reused else "done"
-    return f"{done}, scored {event.scored:,} samples, {event.accuracy:.4f} of them right, {event.seconds:.1f} s"
+    return f"{done}, scored {event.scored:,} samples with accuracy {event.accuracy:.4f}, {event.seconds:.1f} s"
 
 
 def _started(event: Receipt | EvalResult) -> Progress:

@@ -1,4 +1,4 @@
-"""Signals that end a command, remembered until it has ended."""
+"""Signals that end a command."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ E = TypeVar("E")
 class Interruption:
     """SIGINT, SIGTERM (`ray job stop`, Kubernetes) and SIGHUP (a closed terminal), each raised as KeyboardInterrupt.
 
-    Python drops an exception that is raised while a destructor or the callback of a weak reference runs, and the end of every
-    thread runs one. So the signal is remembered, and raised again at the next event of the run; of the dropped one nothing
-    is printed.
+    Python drops an exception that is raised inside a destructor or the callback of a weak reference, and every thread runs
+    one when it ends. So the signal is remembered and raised again at the run's next event. Python's report of the dropped
+    exception is suppressed.
     """
 
     def __init__(self) -> None:
         self._came = False
 
     def listen(self) -> None:
-        """Take the signals; one that the caller has chosen to ignore, such as SIGHUP under `nohup`, stays ignored."""
+        """Handle the signals, except those that the caller ignores, such as SIGHUP under `nohup`."""
         self._came = False
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -37,8 +37,8 @@ class Interruption:
 
         sys.unraisablehook = hook
 
-    def heeded(self, on_event: Callable[[E], None]) -> Callable[[E], None]:
-        """An observer that raises what was dropped, else tells `on_event`."""
+    def interruptible(self, on_event: Callable[[E], None]) -> Callable[[E], None]:
+        """`on_event`, preceded by a check that raises a signal whose exception was dropped."""
 
         def observe(event: E) -> None:
             if self._came:
@@ -53,4 +53,4 @@ class Interruption:
 
 
 interruption = Interruption()
-"""That of the command line."""
+"""The one of the command line."""

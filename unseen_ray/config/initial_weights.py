@@ -31,7 +31,7 @@ def with_initial_weights(config: PruneConfig) -> PruneConfig:
         return config
     found = recipe.model_copy(update={"init": absolute_path(recipe.init)})
     digest = sha256_of(read_weights(found))
-    word = "by your word they never saw a sample" if recipe.init_saw == "none" else "what they saw is not known"
+    word = "you assert that they never saw a sample" if recipe.init_saw == "none" else "what they saw is not known"
     logger.info("every training starts from %s (SHA-256 %s): %s", found.init, digest[:12], word)
     return config.model_copy(update={"recipe": found.model_copy(update={"init_sha256": digest})})
 

@@ -48,39 +48,48 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     use: str = Field("quick", description="the named recipe that the other fields change")
-    epochs: int | None = Field(15, ge=1, description="passes over the training ids; or set steps")
-    steps: int | None = Field(None, ge=1, description="optimiser steps in place of epochs")
-    min_steps: int = Field(300, ge=0, description="more epochs where a set is so small that it would get fewer steps")
-    batch_size: int = Field(64, ge=2, description="samples a step; shrinks to a smaller set")
+    epochs: int | None = Field(15, ge=1, description="passes over the training samples; or set steps")
+    steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
+    min_steps: int = Field(
+        300, ge=0, description="least number of steps: a small training set gets more epochs to reach it"
+    )
+    batch_size: int = Field(64, ge=2, description="samples per step; at most the size of the training set")
     lr: float = Field(0.1, gt=0, description="peak learning rate, as given: not scaled by the batch")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
+    min_lr: float = Field(0.0, ge=0, description="final learning rate")
     decay: Decay = Field("cosine", description="from lr to min_lr after the warm-up; linear makes a one-cycle triangle")
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum of SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="of weights; of norms and biases with decay_norms")
-    decay_norms: bool = Field(False, description="decay norms and biases too, as published recipes of ResNets do")
-    warmup: float = Field(2.0, ge=0, description="epochs of linear warm-up, at most a fifth of all")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay; includes norms and biases with decay_norms")
+    decay_norms: bool = Field(False, description="decay norms and biases, too, as published ResNet recipes do")
+    warmup: float = Field(2.0, ge=0, description="epochs of linear warm-up, at most a fifth of all epochs")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label spread over all classes")
-    precision: Precision = Field("auto", description="auto takes bf16 where the hardware has it")
+    precision: Precision = Field("auto", description="auto: bf16 if the hardware supports it")
     augment: Augment = Field("auto", description="auto: none below 16 px, crop_flip up to 64, resized_crop_flip above")
-    pad: Literal["reflect", "zeros"] = Field("reflect", description="what a shifted crop finds beyond the border")
+    pad: Literal["reflect", "zeros"] = Field("reflect", description="padding outside the border of a shifted crop")
     drop_last: bool = Field(
-        True, description="leave out the last short batch of an epoch, as is always done where workers share a fit"
+        True, description="leave out the last, shorter batch of an epoch; always so if several workers share a fit"
     )
     train_px: int | CropSizes | None = Field(
         None,
         description="side of the training crops of resized_crop_flip; or {first, last, ramp, step}: it grows; default as stored",
     )
-    compile: bool = Field(False, description="torch.compile the model, with CUDA graphs on a GPU; gives other bits")
-    deterministic: bool = Field(False, description="the same bits on one model of GPU; a CPU always gives them")
+    compile: bool = Field(
+        False, description="torch.compile the model, with CUDA graphs on a GPU; changes results in the last bits"
+    )
+    deterministic: bool = Field(
+        False, description="bit-identical results on one GPU model; results on a CPU always are"
+    )
     init: str | None = Field(
-        None, description="weights that every training starts from, safetensors or torch.save's; default fresh ones"
+        None,
+        description="file of weights that every training starts from, safetensors or torch.save; default random weights",
     )
     init_saw: Literal["none"] | None = Field(
         None,
-        description="none: your word that the weights of init never saw a sample of the source; mode unseen needs it",
+        description="none: you assert that the weights in init were never trained on a sample of the source; required by mode: unseen",
     )
     init_sha256: str | None = Field(
-        None, pattern="^[0-9a-f]{64}$", description="what the file of init must be; default as the run finds it"
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="expected digest of the file init; default the digest that the run finds",
     )
 
     @field_validator("init", mode="before")

@@ -58,13 +58,14 @@ class PruneConfig(BaseModel):
     )
     keep: float = Field(description="fraction kept, between 0 and 1: 30 % pruning is keep: 0.7")
     out: str | None = Field(
-        None, description="the run's folder, local or a URI; on a cluster one that every node shares"
+        None, description="the run's folder, local or a URI; on a cluster it must be on shared storage"
     )
     reuse: list[str] | None = Field(
-        None, description="folders of other runs: what they trained and scored alike is not done again"
+        None, description="folders of other runs, whose trainings and scores are reused where they are the same"
     )
     mode: Literal["unseen", "fitting"] = Field(
-        "unseen", description="fitting: one model of all data scores all data, the usual baseline"
+        "unseen",
+        description="unseen: models score only samples they were not trained on; fitting: one model, trained on all data, scores all data",
     )
     folds: int = Field(4, ge=2, description="K, the number of folds, from 2 to N")
     train_on: Literal["fold", "complement"] = Field(
@@ -72,11 +73,14 @@ class PruneConfig(BaseModel):
     )
     stratify: bool = Field(True, description="spread every class evenly over the folds")
     combine: Literal["mean", "rank_mean", "mean_prob"] = Field(
-        "mean", description="how a sample's votes become one score"
+        "mean", description="how the scores that several models give a sample (its votes) become one"
     )
-    repeats: int = Field(1, ge=1, description="models trained in place of each one")
+    repeats: int = Field(1, ge=1, description="models to train, with different seeds, for every single one")
     seed: int = Field(
-        0, ge=0, le=LARGEST_SEED, description="of the folds, the training and the ties, from 0 to 2**63 - 1"
+        0,
+        ge=0,
+        le=LARGEST_SEED,
+        description="seed of the folds, the trainings and the order of ties, from 0 to 2**63 - 1",
     )
     schedule: Any = Field(
         None, description="fractions of N ending in keep, or {first, stages, spacing: even|geometric}; default one shot"
@@ -87,40 +91,44 @@ class PruneConfig(BaseModel):
     holdout: float = Field(
         0.0, ge=0, lt=1, description="fraction of the source set aside first, per class, to evaluate on"
     )
-    score: Any = Field("entropy", description="the score that decides; see `unseen-ray list scores`")
-    also_score: Any = Field("all", description="scores stored beside it: all, none, or a list")
+    score: Any = Field("entropy", description="the score that ranks samples; see `unseen-ray list scores`")
+    also_score: Any = Field("all", description="further scores to store: all, none, or a list")
     score_every: int | None = Field(
         None,
         ge=1,
-        description="epochs from one scoring to the next, for scores over epochs; default 1 if one is asked for",
+        description="for scores over epochs: epochs between two scorings; default 1 if there is such a score",
     )
-    policy: Any = Field("top", description="which scores are kept; see `unseen-ray list policies`")
+    policy: Any = Field("top", description="how samples are chosen by their scores; see `unseen-ray list policies`")
     guard: Any = Field(
         "none",
-        description="which suspected wrong labels are not chosen: none, or one of `unseen-ray list guards`",
+        description="method that keeps suspected wrong labels out of the coreset: none, or one of `unseen-ray list guards`",
     )
     on_bad_sample: Literal["error", "skip"] = Field(
         "error", description="what to do with an image that cannot be decoded"
     )
     save_probs: bool = Field(False, description="store the mean out-of-fold probabilities, N x C")
     save_features: bool = Field(
-        False, description="store what the first model of stage 0 makes of every sample before its last layer, N x D"
+        False, description="store the penultimate features that the first model of stage 0 gives every sample, N x D"
     )
     pixel_memory_gb: float = Field(
-        4.0, ge=0, description="GiB of decoded pixels held in memory at most; those of a larger set are kept in files"
+        4.0,
+        ge=0,
+        description="largest size of all decoded pixels, in GiB, to hold in memory; those of a larger set are kept in files",
     )
     pixel_folder: str | None = Field(
         None,
-        description="where these files are kept, for other runs too; default in the run's folder till it is finished; "
+        description="folder of these files, which other runs can share; default inside the run's folder until it is finished; "
         "none: decode at every read",
     )
-    model: Any = Field(None, description="the scoring model; default by the image size, see `unseen-ray list models`")
+    model: Any = Field(
+        None, description="the scoring model; default depends on the image size, see `unseen-ray list models`"
+    )
     recipe: Recipe = Field(
         default_factory=Recipe, description="how models are trained: a name, or {use: name, field: value}"
     )
-    fit: Any = Field(None, description="your own training, package.module:function, in place of model and recipe")
+    fit: Any = Field(None, description="your own training, package.module:function, instead of model and recipe")
     threads: int = Field(1, ge=1, description="CPU threads of one fit")
-    cpus_per_fold: float | None = Field(None, gt=0, description="CPUs that one fit reserves; default threads")
+    cpus_per_fold: float | None = Field(None, gt=0, description="CPUs that one fit reserves; default: threads")
     gpus_per_fold: float | None = Field(
         None, ge=0, description="GPUs of one fold's training; default 1 where the cluster has some, else 0"
     )
@@ -132,12 +140,15 @@ class PruneConfig(BaseModel):
     max_retries: int = Field(
         3,
         ge=0,
-        description="times in a row that a task is started anew after losing its worker, without progress",
+        description="how often in a row a task is restarted after it lost its worker without having made progress",
     )
-    wait_s: float = Field(600, ge=0, description="seconds to wait for a node that a fold fits on, where there is none")
+    wait_s: float = Field(
+        600, ge=0, description="seconds to wait for a node with room for a fold, if the cluster has none"
+    )
     executor: Literal["ray", "local"] = Field("ray", description="local: one process, without Ray")
     log_to: Any = Field(
-        None, description="where every fit's epochs are logged: tensorboard (default), mlflow, wandb, a list, or none"
+        None,
+        description="where the epochs of every fit are logged: tensorboard (default), mlflow, wandb, a list, or none",
     )
     address: str | None = Field(None, description="the Ray cluster to join; default RAY_ADDRESS, else a private one")
 

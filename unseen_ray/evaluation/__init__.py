@@ -1,1 +1,1 @@
-"""Whether the coreset is as good as everything: trainings on it and on baselines, and their table."""
+"""Is the coreset as good as the full set? Trainings on both and on baselines, and their table."""

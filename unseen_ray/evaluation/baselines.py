@@ -1,4 +1,4 @@
-"""Subsets that a coreset is measured against: drawn at random, from keys of the ids alone."""
+"""Random subsets to compare a coreset with, drawn by a seeded hash of the ids."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def random_subset(ids_N: IdArray, size: int, seed: int) -> IdArray:
 
     Args:
         ids_N: (N,) int64 sample ids.
-        size: how many, 0 to N.
-        seed: which subset.
+        size: size of the subset, 0 to N.
+        seed: selects the subset.
 
     Returns:
         (size,) int64 ids, sorted.
@@ -26,13 +26,13 @@ def random_subset(ids_N: IdArray, size: int, seed: int) -> IdArray:
 
 
 def matched_subset(labels_N: IntArray, ids_N: IdArray, counts_C: IntArray, seed: int) -> IdArray:
-    """A random subset with as many samples of each class as a coreset has: what the choice within the classes is worth.
+    """A random subset with the coreset's class counts, which shows the effect of the choice within each class.
 
     Args:
         labels_N: (N,) int64 classes.
         ids_N: (N,) int64 sample ids.
-        counts_C: (C,) how many of each class, at most as many as there are.
-        seed: which subset.
+        counts_C: (C,) number of samples to draw of each class, at most its size.
+        seed: selects the subset.
 
     Returns:
         (counts_C.sum(),) int64 ids, sorted.

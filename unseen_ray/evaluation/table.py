@@ -1,9 +1,10 @@
-"""The table of an evaluation: accuracies of the arms, what the differences are worth, and when the pruning has paid."""
+"""The table of an evaluation: accuracies of its arms, confidence intervals of the differences, and when pruning saves time."""
 
 from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -21,23 +22,23 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One line of the table.
+    """One line of the table: a training set, and the models trained on it.
 
     Attributes:
-        name: `coreset`, or a baseline.
-        samples: how many the models trained on.
-        selections: among how many choices of the subset the trainings are divided, evenly and in order; `full` is one set
-            that is trained as often as the others.
+        name: `coreset`, or the name of a baseline.
+        samples: size of the training set.
+        selections: number of choices of the subset; the trainings are grouped by them, in order. `full` is always the
+            same set, trained as often as the others.
         accuracies: of each training, after the last epoch.
-        class_accuracy: (C,) mean over trainings, NaN where the test set has none of a class.
+        class_accuracy: (C,) mean over trainings; NaN for a class that the test set does not have.
         class_samples: (C,) mean number of training samples of each class.
-        seconds: of all trainings together, each added up over the workers that shared it.
+        seconds: worker-seconds of all trainings.
         seconds_each: their median.
         seconds_std: their standard deviation (n - 1), NaN for one.
-        choosing_s: seconds of workers that one choice of the subset took; 0 where it is drawn, None where it is not known.
-        devices: what they ran on.
-        choosing_devices: what the models ran on that a choice was made by; empty where it is not known, or the subset is drawn.
-        drawn: whether every training had a subset of its own, or all the same set: no choice is made twice.
+        choosing_s: worker-seconds that one choice of the subset took; 0 if it is drawn, None if unknown.
+        devices: the devices of the trainings.
+        choosing_devices: the devices of the scoring models; empty if unknown, or if the subset is drawn.
+        drawn: whether the arm is not chosen by scores: a new random subset for every training, or the full set.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Arm:
 
     @property
     def std_trainings(self) -> float:
-        """Standard deviation over trainings on the same subset, pooled; NaN where each has one, or a subset of its own."""
+        """Pooled standard deviation over trainings on the same subset; NaN with one training each, or if drawn."""
         if self.drawn:
             return math.nan
         spreads = [_std(row) for row in self.by_selection()]
@@ -74,9 +75,9 @@ class Arm:
 
     @property
     def std_selections(self) -> float:
-        """Standard deviation that choosing again adds: of the subsets' means, less what training again explains of it.
+        """Standard deviation that selecting again adds: that of the subsets' means, less the part due to training again.
 
-        0 where training again explains all; NaN for one subset, or where none is chosen twice or trained twice.
+        0 if training again explains all of it; NaN with one selection, with one training each, or if drawn.
         """
         rows = self.by_selection()
         return math.sqrt(
@@ -85,12 +86,12 @@ class Arm:
 
     @property
     def worst_class(self) -> float:
-        """Accuracy of the class that does worst."""
+        """Accuracy of the worst class."""
         return min(self._measured())
 
     @property
     def class_spread(self) -> float:
-        """Standard deviation of the classes' accuracies around their mean (n): the disparity between classes."""
+        """Population standard deviation of the class accuracies."""
         return statistics.pstdev(self._measured())
 
     def by_selection(self) -> list[tuple[float, ...]]:
@@ -99,7 +100,7 @@ class Arm:
         return [self.accuracies[start : start + each] for start in range(0, len(self.accuracies), each)]
 
     def to_json(self) -> dict[str, Any]:
-        """Fields and what follows from them."""
+        """The fields and the properties, ready for JSON."""
         derived = ("mean", "std", "std_trainings", "std_selections", "worst_class", "class_spread")
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
@@ -111,15 +112,14 @@ class Arm:
 class Difference:
     """How much more accurate the coreset is than a baseline.
 
-    Several choices of the coreset are compared choice by choice, by the means of their trainings (Student's t over the
-    choices): the interval is for the method. The trainings of one choice are compared as two samples (Welch's t): the
-    interval is for this coreset alone.
+    With several selections, the means of their trainings are compared in pairs (paired t-test): the interval is about the
+    method. With one selection, the trainings are two samples (Welch's t-test): the interval is about this coreset alone.
 
     Attributes:
         baseline: the arm's name.
-        mean: accuracy of the coreset less that of the baseline.
-        low, high: 95 % confidence interval of it, NaN where there is too little to tell.
-        choices: of the coreset.
+        mean: accuracy of the coreset minus that of the baseline.
+        low, high: its 95 % confidence interval; NaN if there are too few trainings.
+        choices: number of selections of the coreset.
     """
 
     baseline: str
@@ -131,13 +131,12 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakEven:
-    """When choosing the coreset has paid for itself.
+    """When pruning has saved more time than choosing the coreset took.
 
     Attributes:
-        choosing_s: seconds of workers that the choice took.
-        saved_s: seconds of workers that a training on the coreset is shorter than one on everything, by their medians.
-        trainings: after how many trainings on the coreset the sum is even; None where none is shorter by more than twice the
-            standard error of the measured seconds.
+        choosing_s: worker-seconds that choosing took.
+        saved_s: worker-seconds by which a training on the coreset is shorter than one on the full set (medians).
+        trainings: number of trainings on the coreset to break even; None if `saved_s` is within two standard errors.
     """
 
     choosing_s: float
@@ -147,20 +146,18 @@ class BreakEven:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The table, with what it was measured on, by which recipe, on what hardware and with which versions.
-
-    Every arm was trained by the one recipe; a table never mixes two.
+    """The table, with its test set, model, recipe, hardware and versions. Every arm was trained with the same recipe.
 
     Attributes:
-        test, test_samples: what was measured on.
-        model, recipe: what was trained.
-        budget: `epochs`: every arm as many passes over its own samples; `iterations`: every arm as many steps as everything gets.
+        test, test_samples: name and size of the test set.
+        model, recipe: what was trained on each set.
+        budget: `epochs`: as many epochs on every set; `iterations`: as many steps on every set as on the full set.
         environment: versions and hardware.
         class_names: names of the classes, by number.
         arms: the lines, `coreset` first.
         differences: the coreset against each baseline.
-        break_even: measured where `full` is among the arms, makes more steps than the coreset and ran on the same device, and
-            the choice's cost is known; else None.
+        break_even: None unless `full` is among the arms, takes more steps than the coreset and ran on the same device, and
+            the cost of choosing is known.
     """
 
     test: str
@@ -175,7 +172,7 @@ class Evaluation:
     break_even: BreakEven | None
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """All fields, ready for JSON."""
         values: dict[str, Any] = without_nan({**asdict(self), "arms": [arm.to_json() for arm in self.arms]})
         return values
 
@@ -189,10 +186,10 @@ def arm_of(
     choosing_devices: tuple[str, ...] = (),
     drawn: bool = False,
 ) -> Arm:
-    """A line from its trainings, in the order of (selection, repeat).
+    """A line of the table from its trainings, in the order of (selection, repeat).
 
     Args:
-        name: the arm's.
+        name: name of the arm.
         results: of each training.
         class_samples: (C,) training samples of each class, for each training.
         choosing_s, choosing_devices, drawn: see `Arm`.
@@ -216,13 +213,13 @@ def arm_of(
 
 
 def differences_of(arms: Sequence[Arm]) -> tuple[Difference, ...]:
-    """The first arm against each other one."""
+    """The first arm compared with every other one."""
     first, *others = arms
     return tuple(_difference(first, other) for other in others)
 
 
 def break_even_of(arms: Sequence[Arm]) -> BreakEven | None:
-    """From the first arm's cost and the time of `full`; None where either is missing, or different devices did these."""
+    """Break-even of the first arm against `full`; None if either time is unknown, or their devices differ."""
     coreset, full = arms[0], next((arm for arm in arms if arm.name == "full"), None)
     if full is None or coreset.choosing_s is None or coreset.devices != full.devices:
         return None
@@ -237,28 +234,24 @@ def break_even_of(arms: Sequence[Arm]) -> BreakEven | None:
 
 
 def _difference(first: Arm, other: Arm) -> Difference:
-    if first.selections > 1:
-        means = [[statistics.fmean(row) for row in arm.by_selection()] for arm in (first, other)]
-        gains = [one - two for one, two in zip(*means, strict=True)]
-        error, freedom = _std(gains) / math.sqrt(len(gains)), len(gains) - 1.0
-    else:
-        error, freedom = _welch(first.accuracies, other.accuracies)
-    mean, half = first.mean - other.mean, _half_width(error, freedom)
-    return Difference(baseline=other.name, mean=mean, low=mean - half, high=mean + half, choices=first.selections)
+    low, high = _interval(first, other)
+    return Difference(baseline=other.name, mean=first.mean - other.mean, low=low, high=high, choices=first.selections)
 
 
-def _welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """Standard error of a difference of means and its degrees of freedom; Welch, Biometrika 34 (1947)."""
-    one, two = (_std(values) ** 2 / len(values) for values in (first, second))
-    if math.isnan(one + two) or one + two == 0:
-        return (math.nan, math.nan) if math.isnan(one + two) else (0.0, 1.0)
-    return math.sqrt(one + two), (one + two) ** 2 / (one**2 / (len(first) - 1) + two**2 / (len(second) - 1))
+def _interval(first: Arm, other: Arm) -> tuple[float, float]:
+    """95 % interval of the difference of the means; see `Difference`."""
+    from scipy.stats import ttest_ind, ttest_rel
 
-
-def _half_width(error: float, freedom: float) -> float:
-    from scipy.special import stdtrit
-
-    return math.nan if math.isnan(error) else float(stdtrit(freedom, (1 + _LEVEL) / 2)) * error
+    # scipy warns about a single training and about equal results; its answers, NaN and an empty interval, are what we want.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        if first.selections > 1:
+            means = [[statistics.fmean(row) for row in arm.by_selection()] for arm in (first, other)]
+            test = ttest_rel(*means)
+        else:
+            test = ttest_ind(first.accuracies, other.accuracies, equal_var=False)
+        found = test.confidence_interval(_LEVEL)
+    return float(found.low), float(found.high)
 
 
 def _std(values: Sequence[float]) -> float:

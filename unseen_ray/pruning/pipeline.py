@@ -14,7 +14,7 @@ from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.schedule import Stage
-from unseen_ray.data.sources.registry import Source, SourceInfo, default_test, open_source, source_ref
+from unseen_ray.data.sources.registry import Source, SourceInfo, open_source, source_ref
 from unseen_ray.plugins import is_target
 from unseen_ray.pruning.coreset_builder import CoresetBuilder, clear_stages
 from unseen_ray.pruning.executor import Executor, Observer
@@ -26,15 +26,13 @@ from unseen_ray.pruning.validate import check_functions, check_lenders, check_re
 from unseen_ray.runs.entries import Cost, Receipt, StageEntry
 from unseen_ray.runs.layout import FEATURES, probs_file, stage_coreset
 from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels, open_run
-from unseen_ray.runs.tasks import EvalResult, Job, Progress
+from unseen_ray.runs.tasks import EvalResult, Job, Progress, make_job
 from unseen_ray.runs.work_cache import WorkCache
-from unseen_ray.storage.filesystem import absolute_path
 from unseen_ray.storage.tables import parts_of
 
 __all__ = [
     "StageObserver",
     "check",
-    "make_job",
     "prune",
 ]
 
@@ -155,24 +153,6 @@ def _prune(
     work = StageWork(run=run, job=job, population=population, executor=executor, on_event=observe, cache=cache)
     run, builder = _grow(work, plan, elapsed_s, on_stage)
     return _finish(run, source, builder, elapsed_s)
-
-
-def make_job(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_LIMITS) -> Job:
-    """What every task of a run shares."""
-    config = resolved.config
-    ref = source_ref(config.source)
-    test = source_ref(config.test, field="test") if config.test is not None else default_test(ref)
-    assert config.out is not None
-    return Job(
-        resolved=resolved,
-        source=ref.absolute(),
-        test=test and test.absolute(),
-        fingerprint=info.fingerprint,
-        num_classes=info.num_classes,
-        size_px=info.size_px,
-        out=absolute_path(config.out),
-        limits=limits,
-    )
 
 
 def _grow(

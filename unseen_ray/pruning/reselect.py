@@ -134,7 +134,7 @@ def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
     for field in ("policy", "guard"):
         if field not in asked and is_target(plug_of(kept.get(field))[0]):
             raise ConfigError(
-                f"the run's {field} {plug_of(kept[field])[0]} is a function of its user's own, "
+                f"the run's {field} {plug_of(kept[field])[0]} is a user-defined function, "
                 "and nothing that a run folder names is imported. "
                 f"Name it yourself: --{field} package.module:function."
             )

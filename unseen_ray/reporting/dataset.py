@@ -1,4 +1,4 @@
-"""The pruned data set itself, in the form that its source has: Parquet with all its columns, or images in class folders."""
+"""The pruned data set, in the form of its source: Parquet with all columns, or images in class folders."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ from unseen_ray.storage.retry import retried
 
 __all__ = ["check_file", "own_function", "pack", "source_of"]
 
-_AT_ONCE = 16  # files that are copied side by side
-_PART = 2048  # images in one part of what has no form of its own
+_AT_ONCE = 16  # files that are copied concurrently
+_PART = 2048  # images in one Parquet file that we make
 
 
 def pack(run: Run, to: str) -> int:
     """Write the kept samples into a new folder.
 
-    A Parquet source gives Parquet files of the same names, columns and metadata; a class-per-folder tree (`folder`, `imagenet`)
-    the same files, in a folder for every class; `digits` and `cifar*` give Parquet in the Hugging Face image schema. Images
-    that a Parquet file only names are written into it.
+    A Parquet source becomes Parquet files with the same names, columns and metadata; images that it only references are
+    embedded. A class-per-folder tree (`folder`, `imagenet`) becomes a tree with the same files and every class folder.
+    `digits` and `cifar*` become Parquet in the Hugging Face image schema.
 
     Args:
         run: a finished run, whose source can be opened without importing anything that the run folder names.
-        to: a folder or URI that does not exist, or is empty. A local one is filled when all is written.
+        to: a new or empty folder or URI. A local folder appears, or is filled, only once everything is written.
 
     Returns:
         How many samples were written.
 
     Raises:
-        ConfigError: if it holds anything, lies in the source, or cannot be written; or if the source is a user's function.
+        ConfigError: if `to` holds anything, lies in the source, or cannot be written; or if the source is a user's function.
         DataError: if the source is missing, or has changed since the run, or a key would lead out of the folder.
     """
     _check_place(to, run)
@@ -75,14 +75,16 @@ def source_of(run: Run, source: Any = None) -> Source:
 
     Args:
         run: a finished run.
-        source: the source in the caller's own words; None for what the folder says.
+        source: the source as the caller gives it; None for the one in the manifest.
 
     Raises:
         ConfigError: if it is a user's function that only the folder names.
         DataError: if it is missing, or is not the data that the run chose from.
     """
     if source is None and (name := own_function(run)):
-        raise ConfigError(f"the run's source is {name}, a function of its user's own, which is not called here.")
+        raise ConfigError(
+            f"the run's source is {name}, a user-defined function, which is not imported for a run folder."
+        )
     opened = open_source(_ref_of(run) if source is None else source_ref(source))
     if opened.info.fingerprint != run.manifest.source.fingerprint:
         raise DataError(
@@ -93,7 +95,7 @@ def source_of(run: Run, source: Any = None) -> Source:
 
 
 def own_function(run: Run) -> str:
-    """`package.module:function` where a run's source is a function of its user's own, else nothing."""
+    """`package.module:function` if a run's source is a user-defined function, else an empty string."""
     use = _ref_of(run).use
     return name_of(use) if is_target(use) else ""
 
@@ -109,7 +111,7 @@ def _check_place(to: str, run: Run) -> None:
         raise ConfigError(f"--to {to} {held}. Name a new or an empty folder for the pruned data set.")
     if own_function(run):
         raise ConfigError(
-            f"--to {to} cannot be made: the run's source is a function of its user's own, which export does not call. "
+            f"--to {to} cannot be made: the run's source is a user-defined function, which export does not call. "
             "Export ids (.npy) or keys (.txt) and take the samples from there; in Python, `ur.torch_subset(result, source=...)`."
         )
     for place in _places_of(run):
@@ -118,10 +120,10 @@ def _check_place(to: str, run: Run) -> None:
 
 
 def check_file(to: str, run: Run) -> None:
-    """Refuse a file that is one of the run's own, or that its source would read.
+    """Refuse a file that belongs to the run or to its source.
 
     Raises:
-        ConfigError: naming what would be changed.
+        ConfigError: naming what would be overwritten.
     """
     if is_uri(to) == is_uri(run.folder.root):
         inner = os.path.relpath(real_path(to), real_path(run.folder.root))
@@ -135,7 +137,7 @@ def check_file(to: str, run: Run) -> None:
 
 
 def _places_of(run: Run) -> list[str]:
-    """Where a run's source has its files; nowhere that is known, for a function of the user's own."""
+    """The paths of a run's source; none for a user-defined function."""
     if own_function(run):
         return []
     options = _ref_of(run).absolute().options
@@ -144,7 +146,7 @@ def _places_of(run: Run) -> list[str]:
 
 @contextlib.contextmanager
 def _aside(to: str) -> Iterator[Folder]:
-    """A folder to fill, whose content is in `to` in the end; what fails leaves nothing there."""
+    """A folder to fill; its content ends up in `to`, or, after an error, nowhere."""
     if is_uri(to):
         folder = Folder(to)
         try:
@@ -174,7 +176,8 @@ def _copy_files(source: FolderSource, ids: IdArray, folder: Folder) -> None:
     for key in keys:
         if any(part in ("", ".", "..") for part in key.split("/")):
             raise DataError(f"key {key!r} leads out of the folder or is no plain path. Rename the file.")
-    for name in source.info.class_names:  # one that keeps no image would renumber those after it
+    # Also classes that keep no image: classes are numbered by their folders, so a missing one would shift the others.
+    for name in source.info.class_names:
         fs, path = filesystem_of(folder.path(name))
         fs.create_dir(path, recursive=True)
 
@@ -198,7 +201,7 @@ def _copy_files(source: FolderSource, ids: IdArray, folder: Folder) -> None:
 
 
 def _parts_of(source: Source, ids: IdArray) -> Iterator[tuple[str, pa.Table]]:
-    """Name and rows of each piece; pieces of one file follow each other."""
+    """File name and rows of each piece; the pieces of a file are consecutive."""
     if isinstance(source, ParquetSource):
         yield from source.tables(ids.tolist())
         return
@@ -223,7 +226,7 @@ def _encoded(image: Any) -> bytes:
 
 
 def _write_parts(parts: Iterator[tuple[str, pa.Table]], folder: Folder) -> None:
-    """Write pieces, those of one name into one file; an object store is sent each file when it is whole."""
+    """Write the pieces of each file; an object store receives a file once it is complete."""
     remote = is_uri(folder.root)
     with tempfile.TemporaryDirectory(prefix="unseen-ray-export-") as scratch:
         for name, pieces in itertools.groupby(parts, key=lambda part: part[0]):

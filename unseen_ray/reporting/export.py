@@ -1,4 +1,4 @@
-"""The kept ids in the form that the next tool wants."""
+"""Export the coreset: ids, keys or all columns in a file, the pruned data set, or a torch Subset."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ __all__ = ["ENDINGS", "export", "torch_subset"]
 
 ENDINGS = {
     ".npy": "ids, int64, sorted",
-    ".txt": "keys, one a line",
+    ".txt": "keys, one per line",
     ".csv": "id, key, label, stage, score",
     ".parquet": "id, key, label, stage, score",
 }
 
-_LINES = 2**14  # keys that are Python's strings at once
+_LINES = 2**14  # keys that are Python strings at the same time
 
 
 def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[str]) -> int:
-    """Write the coreset of a finished run; what it holds follows from the file's ending.
+    """Write the coreset of a finished run; the file's ending determines the content.
 
     Args:
         result: a finished run, or its folder.
@@ -48,7 +48,7 @@ def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[s
             slash, a folder for the pruned data set itself, see `dataset.pack`.
 
     Returns:
-        How many samples were written.
+        The number of samples written.
 
     Raises:
         ConfigError: if the ending is none of these, or the file or folder cannot be written.
@@ -87,11 +87,11 @@ def torch_subset(
     Args:
         result: a finished run, or its folder.
         transform: applied to each image.
-        source: where the data is now, as `PruneConfig` takes it; None for where it was. A run that was read from its folder and
-            whose source is a function of your own needs it: nothing that a folder names is imported.
+        source: where the data is now, as in `PruneConfig`; None if it has not moved. Required for a run that was loaded from
+            its folder and whose source is a function of your own, since nothing that a folder names is imported.
 
     Raises:
-        ConfigError: if such a function is not given.
+        ConfigError: if such a source is not given.
         DataError: if the data is missing, or is not what the run chose from.
     """
     from unseen_ray.data.torch_dataset import subset_of
@@ -101,7 +101,7 @@ def torch_subset(
         source = done.config.source
     if source is None and (name := own_function(done.run)):
         raise ConfigError(
-            f"the run's source is {name}, a function of its user's own, and nothing that a run folder names is imported. "
+            f"the run's source is {name}, a user-defined function, and nothing that a run folder names is imported. "
             f'Give it yourself: torch_subset(result, source="{name}"), or the function itself.'
         )
     return subset_of(source_of(done.run, source), done.coreset.ids, transform)

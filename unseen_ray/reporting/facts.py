@@ -1,4 +1,4 @@
-"""Every number of the report, from the files of a run; nothing that the run names is imported.
+"""Every number of the report, read from the files of a run; nothing that the run names is imported.
 
 Shapes: M candidates of stage 0, C classes, S scores.
 """
@@ -46,7 +46,7 @@ class ReportFacts:
     """What the page shows.
 
     Attributes:
-        values: every number and name, as JSON can hold it.
+        values: every number and name, ready for JSON.
         rows: candidates of stage 0: all, or a sample of a long run's.
         last_stage: the last stage that kept anything.
     """
@@ -57,7 +57,7 @@ class ReportFacts:
 
 
 def gather(run: Run) -> ReportFacts:
-    """Read a finished run, its evaluation, and what else lies in its folder: its fitting baseline, its other choices."""
+    """Read a finished run, its evaluations, its fitting baseline and its further selections."""
     score = score_name(run.manifest.config["score"])
     tables = fullest_first(stored_tables(run.folder))
     evaluation = tables[0] if tables else None
@@ -113,7 +113,7 @@ def score_columns_of(table: pa.Table) -> list[str]:
 
 
 def _init(recipe: dict[str, Any]) -> dict[str, Any] | None:
-    """What every training started from, and the user's word on it; None where models were fresh."""
+    """The initial weights, and what the user asserts about them; None if weights were random."""
     if recipe.get("init") is None:
         return None
     return {"file": recipe["init"], "sha256": recipe.get("init_sha256"), "saw": recipe.get("init_saw")}
@@ -124,7 +124,7 @@ def _selections(run: Run) -> list[str]:
 
 
 def _neighbour(run: Run, name: str) -> Run | None:
-    """A finished run within the run's folder; None where there is none."""
+    """A finished run inside the run's folder, or None."""
     try:
         return load_run(run.folder.path(name))
     except ConfigError:
@@ -132,7 +132,7 @@ def _neighbour(run: Run, name: str) -> Run | None:
 
 
 def _distribution(run: Run, fitting: Run | None, table: pa.Table, sample: Sample, score: str) -> dict[str, Any]:
-    """The score's histogram over common bins, and which share of the samples the fullest of 20 bins holds."""
+    """The score's histogram over common bins, and the share of the samples in the fullest of 20 bins."""
     columns = {run.manifest.config["mode"]: table.column(score).to_numpy()}
     if fitting is not None:
         columns["fitting"] = sample.table(fitting, scores_file(0), ["id", score]).column(score).to_numpy()
@@ -149,7 +149,7 @@ def _distribution(run: Run, fitting: Run | None, table: pa.Table, sample: Sample
 
 
 def _agreement(run: Run, again: list[Run], sample: Sample, score: str) -> list[dict[str, Any]]:
-    """Rank correlation and overlap between choices with other seeds, unseen and, where it was made, fitting."""
+    """Rank correlation and overlap between selections with other seeds, for unseen and, if made, for fitting."""
     found = []
     for mode in ("unseen", "fitting"):
         runs = [run, *again]
@@ -175,7 +175,7 @@ def _agreement(run: Run, again: list[Run], sample: Sample, score: str) -> list[d
 
 
 def _importance(run: Run, table: pa.Table, sample: Sample, score: str) -> list[dict[str, Any]]:
-    """For each later stage: how the order of its candidates by its own model agrees with their order in stage 0."""
+    """For each later stage: how its model's ranking of the candidates agrees with that of stage 0."""
     found = []
     coreset = sample.table(run, CORESET, ["id", "label", "stage"])
     resolved = ResolvedRun(PruneConfig.from_json(run.manifest.asked))
@@ -214,7 +214,7 @@ def _importance(run: Run, table: pa.Table, sample: Sample, score: str) -> list[d
 
 
 def _cells(first_M: FloatArray, second_M: FloatArray) -> list[list[int]]:
-    """How many samples have such a rank in one and in the other, over 20 by 20 cells."""
+    """Number of samples by rank in both rankings, in 20 by 20 cells."""
     counts, _, _ = np.histogram2d(mean_ranks(first_M), mean_ranks(second_M), bins=_CELLS, range=[[0, 1], [0, 1]])
     return [[int(value) for value in row] for row in counts]
 
@@ -226,7 +226,7 @@ def _classes(
     *,
     mode: str,
 ) -> dict[str, Any]:
-    """What was kept of each class, beside how hard it is."""
+    """What was kept of each class, and how hard the class is."""
     with np.errstate(invalid="ignore"):
         share_C, unseen_C = counts.kept_C / counts.sizes_C, counts.right_C / counts.sizes_C
     arms = {arm["name"]: np.array(arm["class_accuracy"], float) for arm in (evaluation or {}).get("arms", [])}
@@ -245,14 +245,14 @@ def _classes(
 
 
 def _collinearity(table: pa.Table) -> dict[str, Any]:
-    """Rank correlation of each two stored scores."""
+    """Rank correlation of every pair of stored scores."""
     names = score_columns_of(table)
     columns = [table.column(name).to_numpy() for name in names]
     return {"scores": names, "rank_correlation": rank_correlations(columns)}
 
 
 def _suspects(run: Run, counts: Counts, names: list[str]) -> dict[str, Any] | None:
-    """What the guard suspects: how many, how many of these were kept, and the least likely labels; None without a guard."""
+    """Suspected labels: how many, how many of these were kept, and the least likely ones; None without a guard."""
     if counts.suspects is None or counts.unlikely is None:
         return None
     unlikely = counts.unlikely

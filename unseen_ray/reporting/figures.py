@@ -1,4 +1,4 @@
-"""The report's plots as SVG that takes its colours from the page, so that one plot serves light and dark."""
+"""The report's plots as SVG that takes its colours from the page, so that it fits the light and the dark theme."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LEVELS, _LARGEST = 12, 8.0
 
 
 def histogram(edges: Sequence[float], counts: dict[str, list[int]], *, label: str, title: str) -> str:
-    """Shares of the samples over a score, one outline a mode."""
+    """Histogram of a score, one outline per mode."""
 
     def draw(axes: Axes) -> None:
         for colour, (mode, values) in zip((FIRST, SECOND), counts.items(), strict=False):
@@ -51,7 +51,7 @@ def histogram(edges: Sequence[float], counts: dict[str, list[int]], *, label: st
 
 
 def density(cells: Sequence[Sequence[int]], *, across: str, up: str, title: str) -> str:
-    """How many samples have such a rank in one and in the other: a larger circle is more."""
+    """Two rankings of the same samples: the area of a circle is the number of samples in its cell."""
 
     def draw(axes: Axes) -> None:
         counts = np.array(cells, float)
@@ -86,7 +86,7 @@ def class_points(
 
 
 def accuracy_bars(names: Sequence[str], means: Sequence[float], stds: Sequence[float], *, title: str) -> str:
-    """Mean accuracy of each arm with its standard deviation over trainings."""
+    """Mean accuracy of each training set, with its standard deviation over trainings."""
 
     def draw(axes: Axes) -> None:
         places = np.arange(len(names))[::-1]
@@ -94,7 +94,7 @@ def accuracy_bars(names: Sequence[str], means: Sequence[float], stds: Sequence[f
         axes.set_yticks(places, names)
         axes.set_ylim(-0.6, len(names) - 0.4)
         axes.grid(axis="x", color=GRID, linewidth=0.5)
-        axes.set_xlabel("accuracy on the test set after the last epoch")
+        axes.set_xlabel("accuracy after the last epoch")
 
     return svg(draw, title=title, size=(6.4, 0.9 + 0.45 * len(names)))
 
@@ -103,7 +103,7 @@ def svg(draw: Callable[[Axes], None], *, title: str, size: tuple[float, float] =
     """An SVG element with an alternative text."""
     style: Any = {**_STYLE, "svg.hashsalt": title}
     with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has the letters
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # fonts come from the browser, which has the letters
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
         stream = io.StringIO()
@@ -114,7 +114,7 @@ def svg(draw: Callable[[Axes], None], *, title: str, size: tuple[float, float] =
     text = text[text.index("<svg") :]
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)  # the same in every plot, and no page may have two
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)  # ids repeat from plot to plot, and must be unique in a page
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)

@@ -1,21 +1,23 @@
-"""The page: facts, plots and thumbnails in one file of HTML that needs nothing else."""
+"""The page: facts, plots and thumbnails in one self-contained HTML file."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from unseen_ray.config.named_recipes import recipe_name
 from unseen_ray.reporting import figures
-from unseen_ray.reporting.facts import ReportFacts
-from unseen_ray.reporting.thumbnails import GROUPS, Thumbnail, shown_classes
+from unseen_ray.reporting.html import html_environment, number_text, safe
+from unseen_ray.reporting.thumbnails import GROUPS, shown_classes
 
-__all__ = ["html_environment", "render", "safe"]
+if TYPE_CHECKING:
+    from unseen_ray.reporting.facts import ReportFacts
+    from unseen_ray.reporting.thumbnails import Thumbnail
+
+__all__ = ["render"]
 
 _SECTIONS = [
     ("kept", "Kept and cost"),
@@ -33,12 +35,12 @@ _ALL_CLASSES = 40
 
 
 def render(facts: ReportFacts, shots: Mapping[int, dict[str, list[Thumbnail]]], no_images: str) -> str:
-    """The report as HTML; every text of the data is escaped.
+    """The report as HTML; all text that comes from the data is escaped.
 
     Args:
         facts: the numbers.
-        shots: thumbnails by class and group; empty where there are none.
-        no_images: what to say then.
+        shots: thumbnails by class and group; empty if there are none.
+        no_images: the sentence to show instead of thumbnails.
     """
     values = facts.values
     classes = values["classes"]
@@ -63,20 +65,8 @@ def render(facts: ReportFacts, shots: Mapping[int, dict[str, list[Thumbnail]]], 
     )
 
 
-def html_environment() -> Environment:
-    """Our templates; every text that is put into them is escaped."""
-    environment = Environment(
-        loader=PackageLoader("unseen_ray.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.globals |= {"percent": _percent, "duration": _duration, "number": _number}
-    return environment
-
-
 def _plots(values: dict[str, Any]) -> dict[str, Any]:
-    score, classes, evaluation = values["score"], values["classes"], values["evaluation"]
-    hardness = classes["accuracy"].get("full", classes["unseen_accuracy"])
-    known = [row for row, value in enumerate(hardness) if value is not None and classes["share"][row] is not None]
-    distribution = values["distribution"]
+    distribution, score, evaluation = values["distribution"], values["score"], values["evaluation"]
     plots: dict[str, Any] = {
         "distribution": figures.histogram(
             distribution["edges"],
@@ -84,58 +74,57 @@ def _plots(values: dict[str, Any]) -> dict[str, Any]:
             label=score,
             title=f"Distribution of {score} over the samples",
         ),
-        "agreement": [
-            figures.density(
-                row["cells"],
-                across=f"rank with seed {row['seeds'][0]}",
-                up=f"rank with seed {row['seeds'][1]}",
-                title=f"Ranks of the samples with two seeds, {row['mode']}: correlation {_number(row['rank_correlation'])}",
-            )
-            for row in values["agreement"]
-        ],
-        "importance": [
-            figures.density(
-                row["cells"],
-                across="rank in stage 0",
-                up=f"rank in stage {row['stage']}",
-                title=f"Ranks in stage 0 and stage {row['stage']}: correlation {_number(row['rank_correlation'])}",
-            )
-            for row in values["importance"]
-        ],
-        "classes": figures.class_points(
-            [hardness[row] for row in known],
-            [classes["share"][row] for row in known],
-            [classes["names"][row] for row in known],
-            label=f"accuracy of the class ({classes['hardness_of']})",
-            title="Share kept of each class over its accuracy",
-        ),
+        "agreement": [_agreement_plot(row) for row in values["agreement"]],
+        "importance": [_importance_plot(row) for row in values["importance"]],
+        "classes": _classes_plot(values["classes"]),
     }
     if evaluation:
-        arms = evaluation["arms"]
-        plots["accuracy"] = figures.accuracy_bars(
-            [arm["name"] for arm in arms],
-            [arm["mean"] for arm in arms],
-            [math.nan if arm["std"] is None else arm["std"] for arm in arms],
-            title="Accuracy of each arm: " + ", ".join(f"{arm['name']} {arm['mean']:.4f}" for arm in arms),
-        )
+        plots["accuracy"] = _accuracy_plot(evaluation["arms"])
     return plots
 
 
-def safe(svg: str | list[str]) -> Markup | list[Markup]:
-    """Plots are ours: every name in them was escaped where it was put in."""
-    return Markup(svg) if isinstance(svg, str) else [Markup(one) for one in svg]
+def _agreement_plot(row: dict[str, Any]) -> str:
+    first, second = row["seeds"][:2]
+    return figures.density(
+        row["cells"],
+        across=f"rank with seed {first}",
+        up=f"rank with seed {second}",
+        title=f"Ranks of the samples with two seeds, {row['mode']}: correlation {number_text(row['rank_correlation'])}",
+    )
+
+
+def _importance_plot(row: dict[str, Any]) -> str:
+    return figures.density(
+        row["cells"],
+        across="rank in stage 0",
+        up=f"rank in stage {row['stage']}",
+        title=f"Ranks in stage 0 and stage {row['stage']}: correlation {number_text(row['rank_correlation'])}",
+    )
+
+
+def _classes_plot(classes: dict[str, Any]) -> str:
+    hardness = classes["accuracy"].get("full", classes["unseen_accuracy"])
+    known = [row for row, value in enumerate(hardness) if value is not None and classes["share"][row] is not None]
+    return figures.class_points(
+        [hardness[row] for row in known],
+        [classes["share"][row] for row in known],
+        [classes["names"][row] for row in known],
+        label=f"accuracy of the class ({classes['hardness_of']})",
+        title="Share kept of each class against its accuracy",
+    )
+
+
+def _accuracy_plot(arms: list[dict[str, Any]]) -> str:
+    return figures.accuracy_bars(
+        [arm["name"] for arm in arms],
+        [arm["mean"] for arm in arms],
+        [math.nan if arm["std"] is None else arm["std"] for arm in arms],
+        title="Accuracy by training set: " + ", ".join(f"{arm['name']} {arm['mean']:.4f}" for arm in arms),
+    )
 
 
 def _yaml(values: Any) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{100 * value:.2f} %"
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
 
 
 def _leads_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,9 +133,3 @@ def _leads_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 def _points(value: float) -> str:
     return f"{100 * value:+.2f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 3600:
-        return f"{seconds / 3600:,.1f} h"
-    return f"{seconds / 60:,.1f} min" if seconds >= 60 else f"{seconds:,.1f} s"

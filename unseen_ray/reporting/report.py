@@ -20,10 +20,19 @@ __all__ = ["report", "report_values"]
 
 
 def report(result: PruneResult | str | os.PathLike[str]) -> str:
-    """Write one self-contained HTML page on a finished run into its folder; returns its path.
+    """Write one self-contained HTML page about a finished run into its folder.
 
-    What it shows of evaluations, of the fitting baseline and of other choices is what `evaluate` has left in the folder.
-    Images are shown where the source can be opened without importing anything that the folder names.
+    The page shows the evaluations, the fitting baseline and the further selections that `evaluate` stored in the folder.
+    It shows images if the source can be opened without importing anything that the folder names.
+
+    Args:
+        result: a finished run, or its folder.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ConfigError: if the folder holds no finished run.
     """
     run = run_of(result)
     facts = gather(run)
@@ -34,7 +43,14 @@ def report(result: PruneResult | str | os.PathLike[str]) -> str:
 
 
 def report_values(result: PruneResult | str | os.PathLike[str]) -> dict[str, Any]:
-    """Every number of the report, as JSON can hold it."""
+    """Every number of the report, ready for JSON.
+
+    Args:
+        result: a finished run, or its folder.
+
+    Raises:
+        ConfigError: if the folder holds no finished run.
+    """
     run = run_of(result)
     facts = gather(run)
     return {**facts.values, "images": without_nan(picked(with_extremes(run, facts)))}

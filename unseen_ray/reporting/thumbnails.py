@@ -1,4 +1,4 @@
-"""Images worth a look in each class: the easiest, the hardest, those on either side of the cut, the suspected mislabelled."""
+"""Sample images of each class: the easiest, the hardest, those on either side of the cut, the suspected wrong labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import io
 import logging
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +14,11 @@ import pyarrow as pa
 from unseen_ray.config.score_columns import SUSPECT
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.sources.registry import Source
-from unseen_ray.reporting.facts import ReportFacts
 from unseen_ray.reporting.scan import Rows, extremes_of, rows_of
-from unseen_ray.runs.run import Run
+
+if TYPE_CHECKING:
+    from unseen_ray.reporting.facts import ReportFacts
+    from unseen_ray.runs.run import Run
 
 __all__ = ["GROUPS", "Thumbnail", "picked", "shown_classes", "thumbnails", "with_extremes"]
 
@@ -26,11 +28,11 @@ _CLASSES = 20
 _EACH = 4
 _SIDE_PX = 48
 GROUPS = {
-    "easiest": "lowest score, right or not",
+    "easiest": "lowest score, whether predicted right or wrong",
     "hardest": "highest score",
-    "kept last": "lowest score of those that the last stage kept, by its own models",
-    "dropped first": "not kept, with the highest score by the last stage's models",
-    "suspected mislabelled": "by the guard; without one: predicted as another class, the given one less than half as probable as by chance",
+    "kept last": "lowest score, by the last stage's models, among the samples that this stage kept",
+    "dropped first": "highest score, by the last stage's models, among the samples that were not kept",
+    "suspected mislabelled": "by the guard; without one: predicted as another class, with the label less than half as probable as chance",
 }
 
 
@@ -40,9 +42,9 @@ class Thumbnail:
 
     Attributes:
         id: the sample's row in the source.
-        label, pred: names of its class and of the class that most votes say.
+        label, pred: names of its class and of the class that most models predict.
         score: its score in stage 0.
-        p_label: probability of its class, mean over votes.
+        p_label: probability of its class, mean over models.
         data: a `data:` address of a JPEG.
     """
 
@@ -55,7 +57,7 @@ class Thumbnail:
 
 
 def shown_classes(facts: ReportFacts) -> list[int]:
-    """At most 20 classes: those whose share differs most from the whole set's, in the order of their share."""
+    """At most 20 classes whose share kept differs most from that of the whole set, largest share first."""
     share = np.array([np.nan if value is None else value for value in facts.values["classes"]["share"]], float)
     present = np.flatnonzero(np.isfinite(share))
     mean = facts.values["kept"] / facts.values["samples"]
@@ -64,7 +66,7 @@ def shown_classes(facts: ReportFacts) -> list[int]:
 
 
 def thumbnails(facts: ReportFacts, source: Source) -> dict[int, dict[str, list[Thumbnail]]]:
-    """Small images by class and group; those that cannot be decoded are left out."""
+    """Small images by class and group, without those that cannot be decoded."""
     chosen = {number: _groups(facts, number) for number in shown_classes(facts)}
     wanted = np.unique(
         np.concatenate([facts.rows.ids_M[places] for groups in chosen.values() for places in groups.values()])
@@ -108,7 +110,7 @@ def _groups(facts: ReportFacts, number: int) -> dict[str, IdArray]:
 
 
 def picked(facts: ReportFacts) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """What thumbnails would show, by class and group, as JSON can hold it."""
+    """What the thumbnails show, by class and group, ready for JSON."""
     return {
         facts.values["classes"]["names"][number]: {
             name: _rows(facts, places) for name, places in _groups(facts, number).items()

@@ -18,9 +18,10 @@ from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.seeds import digest_ids
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.sources.info import fingerprint_of
-from unseen_ray.data.sources.registry import SourceRef
+from unseen_ray.data.sources.registry import SourceInfo, SourceRef, default_test, source_ref
+from unseen_ray.storage.filesystem import absolute_path
 
-__all__ = ["EvalResult", "Job", "Progress"]
+__all__ = ["EvalResult", "Job", "Progress", "make_job"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -124,6 +125,24 @@ class Job:
         if len(population.labels_R) > self.limits.rows_in_memory:
             return digest_of_rule(ids, population)
         return digest_ids(ids.resolve(population))
+
+
+def make_job(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_LIMITS) -> Job:
+    """What every task of a run shares, before an executor has looked at the machines and the pixels."""
+    config = resolved.config
+    ref = source_ref(config.source)
+    test = source_ref(config.test, field="test") if config.test is not None else default_test(ref)
+    assert config.out is not None
+    return Job(
+        resolved=resolved,
+        source=ref.absolute(),
+        test=test and test.absolute(),
+        fingerprint=info.fingerprint,
+        num_classes=info.num_classes,
+        size_px=info.size_px,
+        out=absolute_path(config.out),
+        limits=limits,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

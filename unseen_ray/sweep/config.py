@@ -1,4 +1,4 @@
-"""What to sweep: fields that all trials share, a space of others, how to search it, and what to measure."""
+"""The configuration of a sweep: fields that all trials share, the search space, the search, and what to measure."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from unseen_ray.config.run import PruneConfig, jsonable, load_yaml
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.storage.path_text import given_path
-from unseen_ray.sweep.space import KNOBS, check_space
+from unseen_ray.sweep.space import SWEEPABLE, check_space
 
 __all__ = ["AGAINST", "Halving", "Proxy", "SweepConfig"]
 
 AGAINST = ("random", "random_matched", "full")
 _NOT_SHARED = {
-    "out": "a sweep has an `out` of its own, and puts its trials below it",
+    "out": "set the sweep's own `out`; the trials go into folders below it",
     "mode": "put it into the space: mode: [unseen, fitting]",
     "seed": "set the sweep's own `seed`",
-    "reuse": "trials share their work by themselves",
+    "reuse": "trials share their work anyway",
     "log_to": "Ray Tune writes the sweep's TensorBoard files",
 }
 
@@ -37,18 +37,18 @@ class _Part(BaseModel):
 
 
 class Proxy(_Part):
-    """What every trial's coreset is measured by: one model and recipe for all of them."""
+    """The proxy: one model and recipe that measures the coreset of every trial."""
 
     model: Any = Field(None, description="model trained on each coreset; default the run's")
     recipe: Any = Field(None, description="its recipe; default the run's")
-    trainings: int = Field(1, ge=1, description="trainings of each coreset, with seeds of their own")
+    trainings: int = Field(1, ge=1, description="trainings of each coreset, with different seeds")
 
 
 class Halving(_Part):
-    """Asynchronous successive halving on stages (ASHA): what grows badly is stopped."""
+    """Asynchronous successive halving (ASHA): after a stage, trials whose coreset measures badly are stopped."""
 
     use: Literal["asha"] = Field("asha", description="Ray Tune's ASHAScheduler")
-    reduction: float = Field(2, gt=1, description="of trials that have grown as far, one in so many goes on")
+    reduction: float = Field(2, gt=1, description="one in this many of the trials that reached a stage continues")
     grace: float = Field(0, ge=0, lt=1, description="fraction of N below which no trial is stopped")
 
 
@@ -59,12 +59,12 @@ class SweepConfig(_Part):
         ConfigError: with every problem at once.
     """
 
-    run: dict[str, Any] = Field(
-        description="fields of a run that all trials share; holdout is what they are measured on"
+    run: dict[str, Any] = Field(description="fields of a run that all trials share; they are measured on its holdout")
+    space: dict[str, Any] = Field(
+        description="values to try of each hyperparameter: a list, or {min, max, log} for random and optuna"
     )
-    space: dict[str, Any] = Field(description="lists of values by knob, or {min, max, log} for random and optuna")
     out: str | None = Field(
-        None, description="the sweep's folder, local or a URI; on a cluster one that every node shares"
+        None, description="the sweep's folder, local or a URI; on a cluster it must be on shared storage"
     )
     search: Literal["grid", "random", "optuna"] = Field("grid", description="how the space is searched")
     trials: int | None = Field(None, ge=1, description="how many configurations random and optuna try")
@@ -75,18 +75,20 @@ class SweepConfig(_Part):
         le=2**32 - 1,  # the most that Optuna's samplers take
         description="of the first run of each configuration, and of the search, from 0 to 2**32 - 1",
     )
-    proxy: Proxy = Field(default_factory=Proxy, description="{model, recipe, trainings} that coresets are measured by")
+    proxy: Proxy = Field(default_factory=Proxy, description="{model, recipe, trainings}: how coresets are measured")
     against: tuple[str, ...] = Field(
-        ("random", "full"), description="baselines that are measured beside: random, random_matched, full"
+        ("random", "full"), description="baselines to measure, too: random, random_matched, full"
     )
     objective: Literal["accuracy", "pareto"] = Field(
-        "accuracy", description="what optuna seeks: accuracy alone, or accuracy against cost"
+        "accuracy", description="what optuna optimises: accuracy alone, or accuracy and cost (pareto)"
     )
     scheduler: Halving | None = Field(None, description="none, asha, or {use: asha, reduction, grace}")
     max_concurrent_trials: int | None = Field(
-        None, ge=1, description="trials at work at once; default what trains at once, at most 8"
+        None,
+        ge=1,
+        description="trials that run at the same time; default as many as the cluster can train at once, at most 8",
     )
-    max_failures: int = Field(2, ge=0, description="times that a trial is started anew after its process was lost")
+    max_failures: int = Field(2, ge=0, description="how often a trial is restarted after its process was lost")
     address: str | None = Field(None, description="the Ray cluster to join; default RAY_ADDRESS, else a private one")
 
     def __init__(self, /, **values: Any) -> None:
@@ -129,11 +131,11 @@ class SweepConfig(_Part):
         return given_path(str(info.field_name), value)
 
     def measured_against(self) -> tuple[str, ...]:
-        """The baselines; where trials are stopped early, a random subset of each stage's size is one of them."""
+        """The baselines; a scheduler adds `random`, because it compares trials by their lead over a random subset."""
         return self.against if self.scheduler is None else tuple(dict.fromkeys(["random", *self.against]))
 
     def to_json(self) -> dict[str, Any]:
-        """Every field as JSON can hold it."""
+        """Every field, ready for JSON."""
         values: dict[str, Any] = jsonable(self.model_dump())
         return values
 
@@ -141,26 +143,26 @@ class SweepConfig(_Part):
         problems = []
         if self.search == "grid" and self.trials is not None:
             problems.append(
-                f"trials={self.trials} has no effect with search: grid, which tries everything. Remove one of the two."
+                f"trials={self.trials} has no effect with search: grid, which tries every combination. Remove one of the two."
             )
         if self.search != "grid" and self.trials is None:
             problems.append(f"search: {self.search} needs `trials`: how many configurations to try.")
         if self.objective == "pareto" and self.search != "optuna":
             problems.append(
-                "objective=pareto has no effect but with search: optuna; the front is reported in any case. Remove it."
+                "objective=pareto has an effect only with search: optuna; the Pareto front is always reported. Remove it."
             )
         if self.scheduler is not None and self.seeds > 1:
             problems.append(
-                f"scheduler: asha compares single runs, and seeds={self.seeds}. Set seeds: 1, or scheduler: none."
+                f"scheduler: asha compares single runs, but seeds={self.seeds}. Set seeds: 1, or scheduler: none."
             )
         return problems
 
 
 def _check_run(run: Mapping[str, Any], space: Any) -> list[str]:
-    """What a sweep's `run` may not say; whether its trials are whole is found out one by one."""
-    problems = [f"run.{name} is not for a sweep: {why}." for name, why in _NOT_SHARED.items() if name in run]
+    """Problems with a sweep's `run`; whether each trial makes a valid run is checked later."""
+    problems = [f"run.{name} is not allowed in a sweep: {why}." for name, why in _NOT_SHARED.items() if name in run]
     for name in ("source", "keep"):
-        if run.get(name) is None and not (isinstance(space, Mapping) and name in space and name in KNOBS):
+        if run.get(name) is None and not (isinstance(space, Mapping) and name in space and name in SWEEPABLE):
             problems.append(f"run.{name} is missing: {PruneConfig.model_fields[name].description}.")
     if run.get("executor", "ray") != "ray":
         problems.append(f"run.executor={run['executor']!r}: a sweep runs on Ray Tune. Remove it.")
@@ -168,12 +170,12 @@ def _check_run(run: Mapping[str, Any], space: Any) -> list[str]:
         problems.append("run.address: name the cluster by the sweep's own `address`.")
     if not run.get("holdout"):
         problems.append(
-            "there is nothing to measure trials on: a sweep never looks at a test set, which would be chosen by. "
+            "there is nothing to measure trials on: a sweep never uses a test set, since choosing the best trial would overfit it. "
             "Set run.holdout: 0.1, which sets a part of the source aside."
         )
     if run.get("fit") is not None:
         problems.append(
-            "run.fit: a user's own training cannot be measured by a proxy. Remove it, or give a model and recipe."
+            "run.fit: a training of your own cannot be measured by the proxy. Remove it, or give a model and a recipe."
         )
     return problems
 
@@ -183,7 +185,7 @@ def _message(detail: Any) -> str:
     field, name = location[0], ".".join(location)
     if detail["type"] == "extra_forbidden":
         known = {"proxy": Proxy.model_fields, "scheduler": Halving.model_fields}.get(field, SweepConfig.model_fields)
-        return f"{name} is no field of a sweep.{did_you_mean(location[-1], known)} Allowed: {', '.join(known)}."
+        return f"{name} is not a field of a sweep.{did_you_mean(location[-1], known)} Allowed: {', '.join(known)}."
     if detail["type"] == "missing":
         return f"{name} is missing: {SweepConfig.model_fields[field].description}."
     if detail["type"] == "value_error":

@@ -1,4 +1,4 @@
-"""Which knob of a sweep matters: shares of the variance of its results, and what each value is worth, with intervals."""
+"""Which hyperparameters matter: their shares of the variance of a sweep's results, and the effect of each value."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """What a value of a knob is worth.
+    """The effect of a hyperparameter's value.
 
     Attributes:
         value: the value, or the range of values, as text.
-        trials: how many had it.
-        mean: the result to expect with it, the other knobs as they were over all trials.
-        low, high: 95 % interval of it, by resampling the trials.
+        trials: number of trials with it.
+        mean: expected result with it, averaged over the other hyperparameters of all trials.
+        low, high: its 95 % bootstrap interval over the trials.
     """
 
     value: str
@@ -38,13 +38,13 @@ class Effect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Importance:
-    """How much of the variance of the results a knob explains beyond all others.
+    """How much of the results' variance a hyperparameter explains beyond all others.
 
     Attributes:
         knob: its name.
-        share: of the variance; that which chance alone would explain is taken off (omega squared), so it may be below 0.
-        low, high: 95 % interval of it, by resampling the trials.
-        effects: what each of its values is worth.
+        share: share of the variance, less what chance alone would explain (omega squared); may be negative.
+        low, high: its 95 % bootstrap interval over the trials.
+        effects: the effect of each value.
     """
 
     knob: str
@@ -55,16 +55,16 @@ class Importance:
 
 
 def importances(groups: dict[str, tuple[list[str], IntArray]], results_T: FloatArray) -> list[Importance]:
-    """The knobs by how much they explain, the most important first, by an additive model of their values.
+    """The hyperparameters by their share of the variance, largest first, from an additive model of their values.
 
-    What knobs do only together is in none of the shares. Knobs with one value have no share.
+    Interactions are not included in any share. Hyperparameters with one value are left out.
 
     Args:
-        groups: by knob, the names of its values, and (T,) which of them each trial had; see `groups_of`.
-        results_T: (T,) what came out.
+        groups: for each hyperparameter, the names of its values, and (T,) the index of each trial's value; see `groups_of`.
+        results_T: (T,) the results.
 
     Returns:
-        Empty where the trials are too few to tell the knobs apart.
+        Empty if the trials are too few to tell the hyperparameters apart.
     """
     groups = {knob: (names, codes_T) for knob, (names, codes_T) in groups.items() if len(np.unique(codes_T)) > 1}
     total = len(results_T)
@@ -73,6 +73,7 @@ def importances(groups: dict[str, tuple[list[str], IntArray]], results_T: FloatA
         return []
     shares, means = _explained(groups, results_T, np.arange(total))
     rng = rng_for(derive(0, "importance"))
+    # Trials are resampled, not residuals: the noise of a trial may depend on its hyperparameters.
     drawn = [_explained(groups, results_T, rng.integers(total, size=total)) for _ in range(_RESAMPLES)]
     found = []
     for knob, (names, codes_T) in groups.items():
@@ -94,10 +95,10 @@ def importances(groups: dict[str, tuple[list[str], IntArray]], results_T: FloatA
 
 
 def groups_of(values_T: Sequence[Any]) -> tuple[list[str], IntArray]:
-    """The values of a knob as groups: each value one, many numbers as quarters of the trials.
+    """The values of a hyperparameter as groups: one per value, or quartiles of the trials if there are many numbers.
 
     Args:
-        values_T: (T,) the value of each trial; None where the knob had no effect.
+        values_T: (T,) the value of each trial; None if it had no effect there.
     """
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values_T)
     if numbers and len(set(values_T)) > _MOST_GROUPS:
@@ -114,7 +115,7 @@ def groups_of(values_T: Sequence[Any]) -> tuple[list[str], IntArray]:
 def _explained(
     groups: dict[str, tuple[list[str], IntArray]], results_T: FloatArray, rows: IntArray
 ) -> tuple[dict[str, float], dict[str, FloatArray]]:
-    """Omega squared of each knob, and the mean of each of its values, of some of the trials."""
+    """Omega squared of each hyperparameter, and the mean of each of its values, over some of the trials."""
     y = results_T[rows]
     blocks = {knob: _indicators(codes_T[rows], len(names)) for knob, (names, codes_T) in groups.items()}
     left, rank, weights = _fit(list(blocks.values()), y)
@@ -139,7 +140,7 @@ def _fit(blocks: list[FloatArray], y: FloatArray) -> tuple[float, int, FloatArra
 
 
 def _indicators(codes_T: IntArray, count: int) -> FloatArray:
-    """(T, count - 1): which value a trial had, the first one left out."""
+    """(T, count - 1) dummy coding; the first value is the reference."""
     columns: FloatArray = (codes_T[:, None] == np.arange(1, count)).astype(float)
     return columns
 

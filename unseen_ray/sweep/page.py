@@ -1,4 +1,4 @@
-"""The page of a sweep: every trial, what the knobs are worth, the front; one file of HTML that needs nothing else."""
+"""The page of a sweep: its trials, the effect of the hyperparameters and the Pareto front, in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import yaml
 
 from unseen_ray.config.run import jsonable
-from unseen_ray.reporting.page import html_environment, safe
+from unseen_ray.reporting.html import html_environment, safe
 from unseen_ray.sweep import figures
 from unseen_ray.sweep.config import SweepConfig
 from unseen_ray.sweep.records import FINISHED, Record, best_of, front_of, importances_of, knob_groups, trainings_of
@@ -27,7 +27,7 @@ def render_sweep(path: str, config: SweepConfig, records: Sequence[Record], tabl
         path: the sweep's folder.
         config: what was swept.
         records: what came out of each trial.
-        table: `sweeping.records.table_of` of them.
+        table: `records_table` of them.
     """
     done = [record for record in records if record.status == FINISHED]
     ranked = sorted(done, key=lambda record: (-record.accuracy, record.cost))
@@ -73,19 +73,23 @@ def _plots(done: Sequence[Record], knobs: Sequence[str]) -> dict[str, str]:
     gpus = any(record.gpu_seconds for record in done)
     plots = {
         "parallel": figures.parallel_coordinates(
-            knob_groups(done, knobs), accuracies, title=f"{len(done)} trials by their knobs and their accuracy"
+            knob_groups(done, knobs),
+            accuracies,
+            title=f"{len(done)} trials by their hyperparameters and their accuracy",
         ),
         "front": figures.front(
             costs,
             accuracies,
             [record.name in best for record in done],
-            unit="GPU-seconds" if gpus else "seconds of workers",
-            title="Accuracy over the cost of choosing",
+            unit="GPU-seconds" if gpus else "worker-seconds",
+            title="Accuracy against the cost of choosing",
         ),
     }
     found = importances_of(done, knobs)
-    said = ", ".join(f"{each.knob} {max(each.share, 0):.2f}" for each in found)
-    plots["importance"] = figures.importance_bars(found, title=f"Importance of the knobs: {said}") if found else ""
+    shares = ", ".join(f"{each.knob} {max(each.share, 0):.2f}" for each in found)
+    plots["importance"] = (
+        figures.importance_bars(found, title=f"Importance of the hyperparameters: {shares}") if found else ""
+    )
     return plots
 
 

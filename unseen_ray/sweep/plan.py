@@ -1,10 +1,11 @@
-"""What a sweep would do, worked out before it starts: its trials, what they share, what is left to train."""
+"""What a sweep would do, worked out before it starts: its trials, the work they share, and what remains to train."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -17,22 +18,24 @@ from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
-from unseen_ray.pruning.pipeline import make_job
+from unseen_ray.execution.estimate.cluster import SCORING_SPEEDUP
+from unseen_ray.execution.estimate.estimate import check_asked
 from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of
+from unseen_ray.runs.tasks import make_job
 from unseen_ray.sweep.config import SweepConfig
 from unseen_ray.sweep.trials import planned_trials
 
-__all__ = ["Share", "SweepPlan", "plan_sweep"]
+__all__ = ["PlannedTrainings", "SweepPlan", "plan_sweep", "sweep_plan_values"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """Trainings of a kind: `stage 0`, `stage 1`, ..., `proxy`.
+class PlannedTrainings:
+    """The trainings of a kind: `stage 0`, `stage 1`, ..., `proxy`.
 
     Attributes:
-        kind: which.
-        asked: what the trials need.
-        needed: how much of that is different work, at most: two coresets that turn out the same are known only then.
+        kind: the kind.
+        asked: requested by the trials.
+        needed: upper bound of the distinct ones; coresets that turn out equal save more.
         images_trained, images_scored: by the needed ones.
     """
 
@@ -48,21 +51,21 @@ class SweepPlan:
     """The sizes of a sweep.
 
     Attributes:
-        num_samples, num_holdout: what trials choose from, and what they are measured on.
-        trials: how many; of an open search, how many it may try.
+        num_samples, num_holdout: samples to choose from, and to measure on.
+        trials: number of trials; for an open search, the number it may try.
         exact: whether the trials are known before it starts.
-        shares: trainings by kind; of an open search, those of trials that have each value once.
+        shares: trainings by kind; for an open search, those of trials that try each value once.
     """
 
     num_samples: int
     num_holdout: int
     trials: int
     exact: bool
-    shares: tuple[Share, ...]
+    shares: tuple[PlannedTrainings, ...]
 
 
 class _Tally:
-    """Counts work by kind, each different piece once."""
+    """Counts trainings by kind, in all and without repeats."""
 
     def __init__(self) -> None:
         self._asked: Counter[str] = Counter()
@@ -72,9 +75,9 @@ class _Tally:
         self._asked[kind] += 1
         self._known.setdefault(kind, {})[key] = trained, scored
 
-    def shares(self) -> tuple[Share, ...]:
+    def shares(self) -> tuple[PlannedTrainings, ...]:
         return tuple(
-            Share(
+            PlannedTrainings(
                 kind=kind,
                 asked=self._asked[kind],
                 needed=len(works),
@@ -89,7 +92,7 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
     """Work out what a sweep would do; starts nothing and loads neither torch nor ray.
 
     Raises:
-        ConfigError, DataError: with what is wrong with the sweep or with one of its trials.
+        ConfigError, DataError: with the problems of the sweep or of one of its trials.
     """
     info = open_source(source_ref(sweep.run["source"])).info
     trials, _ = planned_trials(sweep, info)
@@ -112,6 +115,25 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
         exact=not open_search,
         shares=summary.shares(),
     )
+
+
+def sweep_plan_values(sweep: SweepConfig, *, images_per_s: float | None = None) -> dict[str, Any]:
+    """What `unseen-ray plan SWEEP.yaml --json` prints: the sizes of a sweep and, given a rate, its hours.
+
+    Args:
+        sweep: the sweep.
+        images_per_s: images per second that one worker trains.
+
+    Raises:
+        ConfigError, DataError: as `plan_sweep`; also if the rate is not above 0.
+    """
+    check_asked(None, {"training": images_per_s})
+    plan = plan_sweep(sweep)
+    trained, scored = (
+        sum(getattr(share, name) for share in plan.shares) for name in ("images_trained", "images_scored")
+    )
+    hours = None if images_per_s is None else (trained + scored / SCORING_SPEEDUP) / images_per_s / 3600
+    return {**asdict(plan), "images_trained": trained, "images_scored": scored, "worker_hours": hours}
 
 
 def _add_run(summary: _Tally, sweep: SweepConfig, run: PruneConfig, info: SourceInfo, population: Population) -> None:
@@ -137,7 +159,7 @@ def _add_run(summary: _Tally, sweep: SweepConfig, run: PruneConfig, info: Source
 def _add_proxies(
     summary: _Tally, sweep: SweepConfig, run: PruneConfig, plan: RunPlan, population: Population, chosen: str
 ) -> None:
-    """What measures the last coreset and the baselines; with a scheduler, that of every stage."""
+    """The proxy trainings on the last coreset and on the baselines; with a scheduler, on the coreset of every stage."""
     recipe = Recipe(**recipe_values(sweep.proxy.recipe or sweep.run.get("recipe") or "quick"))
     total, scored = len(population), len(population.holdout_ids)
     measured = plan.stages if sweep.scheduler is not None else plan.stages[-1:]
@@ -162,4 +184,4 @@ def _count(task: ScoreTask, population: Population) -> int:
 
 
 _CHOOSE = ("score", "combine", "policy", "guard", "seed", "repeats", "model", "threads")
-"""Fields beside the votes of stage 0 that say what a later stage trains on, and how."""
+"""Fields that, with the votes of stage 0, determine what a later stage trains on, and how."""

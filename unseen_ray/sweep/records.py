@@ -1,4 +1,4 @@
-"""What came out of a sweep: a record of each trial, the table of all of them, the best one and the front."""
+"""The results of a sweep: a record per trial, the table of all records, the best one and the Pareto front."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +17,15 @@ from unseen_ray.config.run import PruneConfig, jsonable
 from unseen_ray.core.arrays import IntArray
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.sweep.config import SweepConfig
 from unseen_ray.sweep.importance import Importance, groups_of, importances
+from unseen_ray.sweep.layout import TRIALS, record_name
 from unseen_ray.sweep.space import plain_value
-from unseen_ray.sweep.trials import Trial
+
+if TYPE_CHECKING:
+    from unseen_ray.sweep.config import SweepConfig
+    from unseen_ray.sweep.trials import Trial
 
 __all__ = [
-    "TABLE",
     "Record",
     "Trainings",
     "best_of",
@@ -32,37 +34,34 @@ __all__ = [
     "is_done",
     "knob_groups",
     "read_record",
-    "record_name",
     "records_below",
+    "records_table",
     "run_yaml",
-    "table_of",
     "trainings_of",
-    "trial_folder",
     "write_record",
 ]
 
 logger = logging.getLogger(__name__)
 
-TABLE = "sweep.parquet"
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What came out of a trial.
+    """The result of a trial.
 
     Attributes:
         name, knobs: the trial's.
         status: `finished`, `stopped` before its last stage, `failed`, or `running`.
-        kept: samples that the last measured coreset holds.
+        kept: size of the last measured coreset.
         accuracies: of each training of the proxy on the coreset, over runs and trainings.
         baselines: the same of each baseline.
-        choosing_seconds: of workers, for choosing, as if the trial were alone: work that others did is counted in; the mean over its runs.
-        gpu_seconds: of these, on GPUs.
-        image_passes: images that went through training and scoring for that, which does not depend on the machine.
+        choosing_seconds: worker-seconds to choose the coreset, mean over runs, as if the trial ran alone (shared work is counted).
+        gpu_seconds: the part of these on GPUs.
+        image_passes: images trained on and scored for that; unlike seconds, it does not depend on the machine.
         trainings: (stage, name of the work) of every scoring model that the trial needed.
-        measured: names of the trainings that it was measured by.
-        seconds: on the clock.
+        measured: names of the trainings that measured it.
+        seconds: wall-clock time.
         error: why it failed.
     """
 
@@ -92,36 +91,26 @@ class Record:
 
     @property
     def cost(self) -> float:
-        """Seconds that choosing takes: of GPUs where it runs on them, else of workers."""
+        """GPU-seconds to choose the coreset, or worker-seconds if no GPU was used."""
         return self.gpu_seconds or self.choosing_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trainings:
-    """How many trainings a sweep asked for and needed, of a kind: `stage 0`, `stage 1`, ..., `proxy`."""
+    """Trainings of a kind (`stage 0`, `stage 1`, ..., `proxy`): requested, and distinct."""
 
     kind: str
     asked: int
     needed: int
 
 
-def trial_folder(trial: str) -> str:
-    """Where a trial's runs and its record stand."""
-    return f"trials/{trial}"
-
-
-def record_name(trial: str) -> str:
-    """Where the record of a trial stands."""
-    return f"{trial_folder(trial)}/trial.json"
-
-
 def write_record(folder: Folder, record: Record) -> None:
-    """Put a record in place."""
+    """Store a record."""
     folder.write(record_name(record.name), to_checked_json(asdict(record)))
 
 
 def read_record(folder: Folder, trial: str) -> Record | None:
-    """The record of a trial; None where there is none, or a damaged one."""
+    """The record of a trial; None if it is missing or damaged."""
     data = folder.read(record_name(trial))
     if data is None:
         return None
@@ -138,18 +127,18 @@ def read_record(folder: Folder, trial: str) -> Record | None:
 
 def records_below(folder: Folder) -> list[Record]:
     """Every record of a sweep's folder, by name."""
-    names = sorted(name for name in Folder(folder.path("trials")).names())
+    names = sorted(Folder(folder.path(TRIALS)).names())
     return [record for name in names if (record := read_record(folder, name)) is not None]
 
 
 def is_done(record: Record, sweep: SweepConfig) -> bool:
-    """Whether a trial needs not be run again: it has finished, or was stopped by a scheduler, and every baseline was measured."""
+    """Whether a trial need not run again: it finished, or its scheduler stopped it, and every baseline was measured."""
     ended = (FINISHED,) if sweep.scheduler is None else (FINISHED, STOPPED)
     return record.status in ended and set(sweep.measured_against()) <= record.baselines.keys()
 
 
 def trainings_of(records: Sequence[Record]) -> list[Trainings]:
-    """Trainings by kind: what every trial needs, and how much of that is different work."""
+    """Trainings by kind: how many the trials need, and how many of these are distinct."""
     works: dict[str, list[str]] = {}
     for record in records:
         for stage, key in record.trainings:
@@ -160,13 +149,13 @@ def trainings_of(records: Sequence[Record]) -> list[Trainings]:
 
 
 def best_of(records: Sequence[Record]) -> Record | None:
-    """The finished trial of the highest mean accuracy, of those the one of the fewest image passes; None where none has finished."""
+    """The finished trial with the highest mean accuracy, at a tie the one with fewest image passes; None if none finished."""
     done = [record for record in records if record.status == FINISHED]
     return max(done, key=lambda record: (record.accuracy, -record.image_passes), default=None)
 
 
 def front_of(records: Sequence[Record]) -> list[Record]:
-    """Finished trials that no other one beats in accuracy without costing more (the Pareto front), the cheapest first."""
+    """The Pareto front, cheapest first: finished trials that no other one beats in accuracy without costing more."""
     front: list[Record] = []
     done = [record for record in records if record.status == FINISHED]
     for record in sorted(done, key=lambda record: (record.cost, -record.accuracy)):
@@ -176,7 +165,7 @@ def front_of(records: Sequence[Record]) -> list[Record]:
 
 
 def importances_of(records: Sequence[Record], knobs: Sequence[str]) -> list[Importance]:
-    """What the knobs are worth by the finished trials; empty where these are too few."""
+    """The effect of each hyperparameter on the finished trials; empty if these are too few."""
     done = [record for record in records if record.status == FINISHED]
     return (
         importances(knob_groups(done, knobs), np.array([record.accuracy for record in done])) if len(done) > 1 else []
@@ -184,13 +173,13 @@ def importances_of(records: Sequence[Record], knobs: Sequence[str]) -> list[Impo
 
 
 def knob_groups(records: Sequence[Record], knobs: Sequence[str]) -> dict[str, tuple[list[str], IntArray]]:
-    """By knob that varies among them, its values as text, and which of them each record has."""
+    """For each hyperparameter that varies: its values as text, and the index of each record's value."""
     groups = {knob: groups_of([plain_value(record.knobs.get(knob)) for record in records]) for knob in knobs}
     return {knob: (names, codes_T) for knob, (names, codes_T) in groups.items() if len(names) > 1}
 
 
-def table_of(records: Sequence[Record], knobs: Sequence[str]) -> pa.Table:
-    """One row a trial: what it was, what came out of it, what it cost."""
+def records_table(records: Sequence[Record], knobs: Sequence[str]) -> pa.Table:
+    """One row per trial: its hyperparameters, results and cost."""
     front = {record.name for record in front_of(records)}
     names = list(dict.fromkeys(name for record in records for name in record.baselines))
     columns: dict[str, Any] = {
@@ -213,7 +202,7 @@ def table_of(records: Sequence[Record], knobs: Sequence[str]) -> pa.Table:
 
 
 def run_yaml(trial: Trial, fields: Mapping[str, Any], record: Record) -> str:
-    """A trial as a YAML for `unseen-ray prune`, of the whole source: what was set aside to measure on is pruned, too."""
+    """A trial as a YAML for `unseen-ray prune`, without its holdout, so that the whole source is pruned."""
     import yaml
 
     kept = {name: jsonable(value) for name, value in fields.items() if name not in ("holdout", "executor")}
@@ -222,7 +211,7 @@ def run_yaml(trial: Trial, fields: Mapping[str, Any], record: Record) -> str:
         f"# {trial.said}\n# accuracy {record.accuracy:.4f} on a holdout of {trial.runs[0].holdout:g} of the source, which is left out "
         f"here.\n# To have the very run that was measured: holdout: {trial.runs[0].holdout:g}\n"
     )
-    PruneConfig(**{**kept, "seed": seed})  # a YAML that prune would refuse is a defect of ours
+    PruneConfig(**{**kept, "seed": seed})  # fails here rather than in the user's hands, if we wrote an invalid file
     return said + yaml.safe_dump({**kept, **({"seed": seed} if seed else {})}, sort_keys=False, allow_unicode=True)
 
 
@@ -235,7 +224,7 @@ def _numbers(values: Sequence[float]) -> pa.Array:
 
 
 def _column(values: Sequence[Any]) -> pa.Array:
-    """Values of a knob as numbers or truth values if they all are, else as text."""
+    """A hyperparameter's values as numbers or booleans if all are, else as text."""
     known = [value for value in values if value is not None]
     if all(isinstance(value, bool) for value in known) or all(
         isinstance(value, (int, float)) and not isinstance(value, bool) for value in known

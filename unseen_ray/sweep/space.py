@@ -1,4 +1,4 @@
-"""The configurations of a space of knobs: all of a grid, or some drawn at random."""
+"""The configurations of a search space: all of a grid, or some drawn at random. A hyperparameter is called a knob in the code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unseen_ray.core.seeds import derive, rng_for
 from unseen_ray.plugins import did_you_mean
 
 __all__ = [
-    "KNOBS",
+    "SWEEPABLE",
     "Knobs",
     "check_space",
     "corners",
@@ -49,7 +49,7 @@ _FIELDS = [
     "gpus_per_fold",
 ]
 _SCHEDULE = ("stages", "first", "first_share", "spacing")
-KNOBS = (
+SWEEPABLE = (
     *_FIELDS,
     *(f"schedule.{name}" for name in _SCHEDULE),
     *(f"recipe.{name}" for name in Recipe.model_fields if name != "use"),
@@ -60,24 +60,26 @@ _OF_UNSEEN = ("folds", "train_on", "stratify", "schedule", "guard")
 
 
 def check_space(space: Mapping[str, Any], *, ranges: bool) -> list[str]:
-    """What is wrong with a space.
+    """The problems of a search space.
 
     Args:
         space: values by knob.
-        ranges: whether knobs may be {min, max, log}.
+        ranges: whether {min, max, log} is allowed.
     """
     if not space:
-        return ["space is empty: name knobs and their values, such as folds: [2, 4, 8]."]
+        return ["space is empty: name hyperparameters and their values, such as folds: [2, 4, 8]."]
     problems = []
     for knob, values in space.items():
-        if knob not in KNOBS:
-            problems.append(f"space.{knob} is no knob.{did_you_mean(str(knob), KNOBS)} Allowed: {', '.join(KNOBS)}.")
+        if knob not in SWEEPABLE:
+            problems.append(
+                f"space.{knob} cannot be swept.{did_you_mean(str(knob), SWEEPABLE)} Allowed: {', '.join(SWEEPABLE)}."
+            )
         elif isinstance(values, Mapping):
             problems += (
                 _check_range(knob, values)
                 if ranges
                 else [
-                    f"space.{knob}={dict(values)} is a range, which search: grid cannot try in full. Give a list, or search: random."
+                    f"space.{knob}={dict(values)} is a range, which search: grid cannot enumerate. Give a list, or set search: random."
                 ]
             )
         elif not isinstance(values, Sequence) or isinstance(values, str) or not values:
@@ -86,13 +88,13 @@ def check_space(space: Mapping[str, Any], *, ranges: bool) -> list[str]:
             problems.append(f"space.{knob}={list(values)} names a value twice; name each once.")
     if {"schedule.first", "schedule.first_share"} <= space.keys():
         problems.append(
-            "space names both schedule.first and schedule.first_share, which say the same. Keep one of them."
+            "space names both schedule.first and schedule.first_share, which set the same value. Keep one of them."
         )
     return problems
 
 
 def value_range(values: Any) -> tuple[float, float, bool, bool] | None:
-    """A range's ends, whether it is logarithmic, and whether of whole numbers; None for a list."""
+    """Lower end, upper end, whether logarithmic, whether integers; None if the values are a list."""
     if not isinstance(values, Mapping):
         return None
     low, high = values["min"], values["max"]
@@ -105,12 +107,12 @@ def grid(space: Mapping[str, Sequence[Any]]) -> list[Knobs]:
 
 
 def draws(space: Mapping[str, Any], count: int, seed: int) -> list[Knobs]:
-    """Combinations drawn independently; the first ones stay when more are drawn."""
+    """Combinations drawn independently; a larger `count` only adds combinations."""
     return [{knob: _draw(values, seed, number, knob) for knob, values in space.items()} for number in range(count)]
 
 
 def corners(space: Mapping[str, Any]) -> list[Knobs]:
-    """Each value of each knob once at least, the other knobs at their first: to look at before an open search begins."""
+    """Combinations that try each value at least once, to check an open search before it begins."""
     ends = {
         knob: [values["min"], values["max"]] if isinstance(values, Mapping) else list(values)
         for knob, values in space.items()
@@ -120,7 +122,7 @@ def corners(space: Mapping[str, Any]) -> list[Knobs]:
 
 
 def fields_of(run: Mapping[str, Any], knobs: Knobs) -> dict[str, Any]:
-    """Fields of the run that knobs stand for; what has no effect by them is left out.
+    """The fields of a run with these hyperparameters, without fields that would have no effect.
 
     Args:
         run: fields that all trials share.
@@ -148,12 +150,12 @@ def fields_of(run: Mapping[str, Any], knobs: Knobs) -> dict[str, Any]:
 
 
 def plain_knobs(knobs: Knobs) -> Knobs:
-    """Knobs as files of Ray Tune and Optuna can hold them: mappings and lists as text."""
+    """Hyperparameters in a form that Ray Tune and Optuna can store: mappings and lists as text."""
     return {knob: plain_value(value) for knob, value in knobs.items()}
 
 
 def knobs_of(space: Mapping[str, Any], plain: Knobs) -> Knobs:
-    """The knobs of a space that `plain_knobs` described."""
+    """The inverse of `plain_knobs`."""
     known = {knob: [] if isinstance(values, Mapping) else list(values) for knob, values in space.items()}
     return {
         knob: next((value for value in known.get(knob, ()) if plain_value(value) == given), given)
@@ -162,7 +164,7 @@ def knobs_of(space: Mapping[str, Any], plain: Knobs) -> Knobs:
 
 
 def plain_value(value: Any) -> Any:
-    """A value as it is, where it is a number, text or nothing; else as JSON text."""
+    """The value itself if it is a number, text, bool or None; else as JSON text."""
     return value if isinstance(value, (str, int, float, bool)) or value is None else json.dumps(jsonable(value))
 
 
@@ -189,7 +191,7 @@ def _check_range(knob: str, values: Mapping[str, Any]) -> list[str]:
     if low >= high:
         return [f"{said}: min must be below max."]
     if values.get("log") and low <= 0:
-        return [f"{said}: a logarithmic range must lie above 0."]
+        return [f"{said}: a logarithmic range must be above 0."]
     return []
 
 
@@ -199,8 +201,8 @@ def _draw(values: Any, seed: int, number: int, knob: str) -> Any:
     if found is None:
         return values[int(rng.integers(len(values)))]
     low, high, log, whole = found
-    if whole:
-        low, high = low - (0 if log else 0.5), high + (0 if log else 0.5)
+    if whole and not log:  # after rounding, the ends are then as likely as the numbers between them
+        low, high = low - 0.5, high + 0.5
     value = math.exp(rng.uniform(math.log(low), math.log(high))) if log else rng.uniform(low, high)
     return int(np.clip(round(value), values["min"], values["max"])) if whole else float(value)
 

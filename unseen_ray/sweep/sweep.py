@@ -1,4 +1,4 @@
-"""A sweep from its configuration to its result: which trials are left, Ray Tune for those, the table, the best one, the page."""
+"""A sweep from its configuration to its result: run the trials that are left on Ray Tune, then write table, best run and page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.execution.session import ignore
 from unseen_ray.pruning.manifest_entries import source_entry
 from unseen_ray.runs.layout import LEASE, is_temporary
 from unseen_ray.runs.manifest import Manifest, read_manifest, write_manifest
@@ -18,10 +17,10 @@ from unseen_ray.runs.run import clear_pixels, now
 from unseen_ray.storage.filesystem import Folder, absolute_path
 from unseen_ray.storage.lock import held
 from unseen_ray.sweep.config import SweepConfig
+from unseen_ray.sweep.layout import BEST, PAGE, TABLE
 from unseen_ray.sweep.records import (
     FAILED,
     FINISHED,
-    TABLE,
     Record,
     Trainings,
     best_of,
@@ -29,8 +28,8 @@ from unseen_ray.sweep.records import (
     is_done,
     read_record,
     records_below,
+    records_table,
     run_yaml,
-    table_of,
     trainings_of,
 )
 from unseen_ray.sweep.space import fields_of
@@ -39,11 +38,9 @@ from unseen_ray.sweep.trials import Keeping, Trial, planned_trials, trial_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["BEST", "SweepResult", "sweep"]
+__all__ = ["SweepResult", "sweep"]
 
 logger = logging.getLogger(__name__)
-
-BEST, PAGE = "best.yaml", "sweep.html"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,8 +50,8 @@ class SweepResult:
     Attributes:
         path: its folder.
         config: what was swept.
-        records: what came out of each trial, in the order of the space.
-        best: the finished trial of the highest accuracy; None where none has finished.
+        records: the result of each trial, in the order of the space.
+        best: the finished trial with the highest accuracy; None if none has finished.
         reused: trials that an earlier start had finished.
     """
 
@@ -66,17 +63,17 @@ class SweepResult:
 
     @property
     def table(self) -> pa.Table:
-        """One row a trial, as sweep.parquet holds it."""
-        return table_of(self.records, list(self.config.space))
+        """One row per trial, as in sweep.parquet."""
+        return records_table(self.records, list(self.config.space))
 
     @property
     def front(self) -> list[Record]:
-        """Trials that no other one beats in accuracy without costing more, the cheapest first."""
+        """The Pareto front, cheapest first: trials that no other one beats in accuracy without costing more."""
         return front_of(self.records)
 
     @property
     def trainings(self) -> list[Trainings]:
-        """Trainings asked for and needed, by kind."""
+        """Trainings by kind: requested, and distinct."""
         return trainings_of(self.records)
 
     @property
@@ -99,18 +96,18 @@ class SweepResult:
 
 
 def sweep(config: SweepConfig, *, on_end: Callable[[Record], None] | None = None) -> SweepResult:
-    """Try the configurations of a space, each measured on a holdout of the source; the same call goes on with what is left.
+    """Try the configurations of a search space, each measured on a holdout of the source; the same call resumes the sweep.
 
     Args:
-        config: what to sweep, and how; `out` names the folder.
-        on_end: is told of each trial that has ended.
+        config: the sweep; `out` is required.
+        on_end: called with the record of each trial that has ended.
 
     Raises:
-        ConfigError, DataError: before any trial, where it can be known.
+        ConfigError, DataError: before any trial starts, if the problem is known by then.
         UnseenError: if the sweep itself failed; the same call resumes it.
     """
     if config.out is None:
-        raise ConfigError("out is missing: name a new folder for the sweep, or that of the sweep to go on with.")
+        raise ConfigError("out is missing: name a new folder, or the folder of the sweep to resume.")
     source = open_source(source_ref(config.run["source"]))
     trials, keeping = planned_trials(config, source.info)
     folder = Folder(absolute_path(config.out))
@@ -118,26 +115,28 @@ def sweep(config: SweepConfig, *, on_end: Callable[[Record], None] | None = None
     with held(folder):
         values = config.to_json()
         begun = Manifest(created=created, kind="sweep", config=values, asked=values, source=source_entry(source.info))
-        write_manifest(folder, begun)  # every node looks for it
+        write_manifest(folder, begun)  # trials on other nodes check that they see this folder
         done = [record for record in _records(folder, config, trials, keeping) if is_done(record, config)]
         if done:
-            logger.info("%d trials were finished before; their results are used", len(done))
+            logger.info("reusing the results of %d finished trials", len(done))
         wanted = len(trials) if config.search != "optuna" else config.trials or 0
         if len(done) < wanted:
+            from unseen_ray.sweep.trial_process import run_trial
             from unseen_ray.sweep.tune import run_trials
 
-            run_trials(config, trials, keeping, source, root=folder.root, done=done, on_end=on_end or ignore)
+            notify = on_end or (lambda record: None)
+            run_trials(config, trials, keeping, source, run_trial=run_trial, root=folder.root, done=done, on_end=notify)
             clear_pixels(folder)
         return _conclude(folder, config, trials, keeping, reused=len(done))
 
 
 def _check_folder(folder: Folder, config: SweepConfig, info: SourceInfo) -> str:
-    """Refuse a folder that holds something else; returns when its sweep began, which may be now."""
+    """Refuse a folder that holds something else; returns when its sweep began (now, if it is new)."""
     others = [name for name in folder.names() if name != LEASE and not is_temporary(name)]
     before = read_manifest(folder) if others else None
     if others and (before is None or before.kind != "sweep"):
         raise ConfigError(
-            f"out={config.out} holds {', '.join(others[:3])} and no sweep. Name a new or an empty folder."
+            f"out={config.out} holds {', '.join(others[:3])}, which is not a sweep. Name a new or an empty folder."
         )
     if before is not None and before.source.fingerprint != info.fingerprint:
         raise ConfigError(
@@ -148,7 +147,7 @@ def _check_folder(folder: Folder, config: SweepConfig, info: SourceInfo) -> str:
 
 
 def _records(folder: Folder, config: SweepConfig, trials: Sequence[Trial], keeping: Keeping) -> list[Record]:
-    """What the folder holds of this sweep's trials; where an open search went is known by the records alone."""
+    """The stored records of this sweep's trials. Which trials an open search made, only the records tell."""
     if config.search != "optuna":
         return [record for trial in trials if (record := read_record(folder, trial.name)) is not None]
     here = [record for record in records_below(folder) if record.knobs.keys() == config.space.keys()]
@@ -156,7 +155,7 @@ def _records(folder: Folder, config: SweepConfig, trials: Sequence[Trial], keepi
 
 
 def _is_of(config: SweepConfig, record: Record, keeping: Keeping) -> bool:
-    """Whether a record is that of this sweep's trial with these knobs: neither the run nor the proxy has changed."""
+    """Whether a record still holds: neither the run nor the proxy has changed since."""
     try:
         return trial_of(config, record.knobs, keeping).name == record.name
     except ConfigError:
@@ -166,7 +165,7 @@ def _is_of(config: SweepConfig, record: Record, keeping: Keeping) -> bool:
 def _conclude(
     folder: Folder, config: SweepConfig, trials: Sequence[Trial], keeping: Keeping, *, reused: int
 ) -> SweepResult:
-    """Put the table, the best configuration and the page in place."""
+    """Write the table, the best configuration and the page."""
     from unseen_ray.sweep.page import render_sweep
 
     records = _records(folder, config, trials, keeping)

@@ -1,12 +1,12 @@
-"""One trial of a sweep, as Ray Tune calls it: prune, measure the coreset on the holdout, leave a record."""
+"""One trial of a sweep, as Ray Tune calls it: prune, measure the coreset on the holdout, write a record."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -17,10 +17,8 @@ from unseen_ray.config.recipe import Recipe
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.errors import UnseenError
-from unseen_ray.evaluation.trainings import Chosen, evaluate
-from unseen_ray.execution.ray.executor import ClusterContext, RayExecutor
+from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
 from unseen_ray.pruning.pipeline import prune
 from unseen_ray.runs.entries import Receipt, StageEntry
 from unseen_ray.runs.evaluation_file import known_results
@@ -31,50 +29,30 @@ from unseen_ray.runs.votes import read_key
 from unseen_ray.runs.work_cache import WorkCache
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.sweep.config import SweepConfig
+from unseen_ray.sweep.context import CONFIG_KEY, SweepContext, trial_name
+from unseen_ray.sweep.layout import CACHE, trial_folder
 from unseen_ray.sweep.records import (
     FAILED,
     FINISHED,
     RUNNING,
-    STOPPED,
     Record,
     is_done,
     read_record,
-    trial_folder,
     write_record,
 )
-from unseen_ray.sweep.space import Knobs, knobs_of
-from unseen_ray.sweep.trials import Keeping, Trial, trial_of
+from unseen_ray.sweep.space import knobs_of
+from unseen_ray.sweep.trials import Trial, trial_of
 
-__all__ = ["KNOBS", "Common", "ended", "run_trial"]
+if TYPE_CHECKING:
+    from unseen_ray.execution.ray.executor import ClusterContext, RayExecutor
 
-KNOBS = "knobs"
-CACHE = "work"
+__all__ = ["run_trial"]
+
 _PAUSE_S = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Common:
-    """What all trials of a sweep are given.
-
-    Attributes:
-        sweep: the sweep.
-        keeping: what every run stores for the others.
-        root: the sweep's folder.
-        source: the data, by absolute paths: a trial runs in another folder.
-        claims: the actor of a `sharing.ClaimBook`.
-        groundwork: decoded pixels and what the first worker said of itself.
-    """
-
-    sweep: SweepConfig
-    keeping: Keeping
-    root: str
-    source: Any
-    claims: Any
-    groundwork: ClusterContext
-
-
 class _Claims:
-    """TaskClaims that an actor keeps."""
+    """`TaskClaims` kept by an actor, for all trials."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
@@ -90,53 +68,36 @@ class _Claims:
         self._actor.beat.remote(owner)
 
 
-def run_trial(config: dict[str, Any], *, common: Common) -> None:
-    """What Tune calls: a failure that would come again ends the trial, and is in its record."""
-    knobs = knobs_of(common.sweep.space, config.get(KNOBS, config))
-    folder, began = Folder(common.root), time.monotonic()
+def run_trial(config: dict[str, Any], *, context: SweepContext) -> None:
+    """Run the trial of a Tune configuration.
+
+    An error of ours would happen again, so it ends the trial and goes into its record; Tune starts the trial anew after
+    any other one.
+    """
+    knobs = knobs_of(context.sweep.space, config.get(CONFIG_KEY, config))
+    folder, began = Folder(context.root), time.monotonic()
     try:
-        trial = trial_of(common.sweep, knobs, common.keeping)
+        trial = trial_of(context.sweep, knobs, context.keeping)
         owner = tune.get_context().get_trial_id()
-        with WorkCache(folder.path(CACHE), owner, _Claims(common.claims)) as cache:
-            while not cache.claim([trial.name]):  # an open search may come to the same place twice
+        with WorkCache(folder.path(CACHE), owner, _Claims(context.claims)) as cache:
+            # An open search may propose one configuration twice at a time: the second trial waits for the first one's record.
+            while not cache.claim([trial.name]):
                 time.sleep(_PAUSE_S)
-            _Trial(common, trial, cache, began).run()
+            _Trial(context, trial, cache, began).run()
             cache.release([trial.name])
     except UnseenError as error:
         seconds = round(time.monotonic() - began, 3)
-        failed = Record(name=_name_of(common, knobs), knobs=knobs, status=FAILED, error=str(error), seconds=seconds)
+        failed = Record(name=trial_name(context, knobs), knobs=knobs, status=FAILED, error=str(error), seconds=seconds)
         write_record(folder, failed)
-        tune.report({"failed": 1})  # without any report Tune says so on stdout
-
-
-def ended(common: Common, config: Mapping[str, Any], error: str) -> Record:
-    """The record of a trial whose process is over, put in order: what is still running there was stopped, or lost."""
-    knobs = knobs_of(common.sweep.space, dict(config.get(KNOBS, config)))
-    name, folder = _name_of(common, knobs), Folder(common.root)
-    record = read_record(folder, name)
-    if record is None or error or record.status == RUNNING:
-        begun = record or Record(name=name, knobs=knobs, status=RUNNING)
-        lost = error or not begun.accuracies
-        record = replace(
-            begun, status=FAILED if lost else STOPPED, error=error or ("it left no result" if lost else "")
-        )
-        write_record(folder, record)
-    return record
-
-
-def _name_of(common: Common, knobs: Knobs) -> str:
-    try:
-        return trial_of(common.sweep, knobs, common.keeping).name
-    except UnseenError:  # a place in the space where no run can be
-        return fingerprint_of(*map(repr, sorted(knobs.items())))[:12]
+        tune.report({"failed": 1})  # Tune complains on stdout about a trial that reports nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outcome:
-    """What came out of one run of a trial; see `Record`."""
+    """The results of one run of a trial; see `Record`."""
 
     kept: int
-    fraction: float  # of N that the schedule has it keep
+    fraction: float  # of N that the schedule keeps at this stage
     accuracies: dict[str, tuple[float, ...]]  # of the coreset and of each baseline
     choosing_seconds: float
     gpu_seconds: float
@@ -148,24 +109,24 @@ class _Outcome:
 class _Trial:
     """The runs of one configuration, one after the other."""
 
-    def __init__(self, common: Common, trial: Trial, cache: WorkCache, began: float) -> None:
-        self._common, self._trial, self._cache, self._began = common, trial, cache, began
-        self._root = Folder(common.root)
+    def __init__(self, context: SweepContext, trial: Trial, cache: WorkCache, began: float) -> None:
+        self._context, self._trial, self._cache, self._began = context, trial, cache, began
+        self._root = Folder(context.root)
 
     def run(self) -> None:
-        """Do every run; the last report stands for all of them. What an earlier start has finished is only told."""
+        """Make every run, then report their mean; a trial that an earlier start finished only reports its record."""
         known = read_record(self._root, self._trial.name)
-        if known is not None and is_done(known, self._common.sweep):
-            tune.report(_said(known))
+        if known is not None and is_done(known, self._context.sweep):
+            tune.report(_metrics(known))
             return
         outcomes: list[_Outcome] = []
         for asked in self._trial.runs:
             out = self._root.path(f"{trial_folder(self._trial.name)}/seed-{asked.seed}")
-            outcomes.append(self._outcome_of(asked.model_copy(update={"source": self._common.source, "out": out})))
+            outcomes.append(self._outcome_of(asked.model_copy(update={"source": self._context.source, "out": out})))
         self._note(FINISHED, outcomes)
 
     def _outcome_of(self, config: PruneConfig) -> _Outcome:
-        executor = RayExecutor(address=None, tasks=0, groundwork=self._common.groundwork)
+        executor = self._context.new_executor()
         aside = config.model_copy(update={"out": f"{config.out}/measured"})
         before: list[str] = []
 
@@ -178,9 +139,9 @@ class _Trial:
             run = prune(
                 config,
                 executor=executor,
-                on_event=_unheard,
+                on_event=_drop,
                 cache=self._cache,
-                on_stage=on_stage if self._common.sweep.scheduler is not None else None,
+                on_stage=on_stage if self._context.sweep.scheduler is not None else None,
                 checked=True,
             )
             ids = np.asarray(run.table(CORESET).column("id"))
@@ -190,18 +151,18 @@ class _Trial:
         return replace(outcome, measured=(*dict.fromkeys([*before, *outcome.measured]),), trainings=_trainings_of(run))
 
     def _measure(self, executor: RayExecutor, config: PruneConfig, ids: IdArray, stages: list[StageEntry]) -> _Outcome:
-        """Train the proxy on a coreset and its baselines, and measure on the holdout."""
-        sweep = self._common.sweep
+        """Train the proxy on a coreset and on its baselines, and measure on the holdout."""
+        sweep = self._context.sweep
         try:
-            table = evaluate(
-                _proxied(sweep, config, self._common.groundwork),
-                {"coreset": Chosen((ids,), None)},
+            table = train_and_measure(
+                _proxied(sweep, config, self._context.cluster),
+                {"coreset": ArmSubsets((ids,), None)},
                 against=sweep.measured_against(),
-                skipped_ids=self._common.groundwork.skipped_ids,
+                skipped_ids=self._context.cluster.skipped_ids,
                 seeds=sweep.proxy.trainings,
                 budget="epochs",
                 executor=executor,
-                on_event=_unheard,
+                on_event=_drop,
                 on_holdout=True,
                 cache=self._cache,
             )
@@ -219,7 +180,7 @@ class _Trial:
         )
 
     def _note(self, status: str, outcomes: Sequence[_Outcome]) -> None:
-        """Leave a record, then tell Tune, which may end this process upon it."""
+        """Write a record, then report to Tune."""
         joined: dict[str, tuple[float, ...]] = {}
         for outcome in outcomes:
             for name, values in outcome.accuracies.items():
@@ -238,18 +199,19 @@ class _Trial:
             measured=tuple(each for outcome in outcomes for each in outcome.measured),
             seconds=round(time.monotonic() - self._began, 3),
         )
+        # In this order: the scheduler may stop this process as soon as it has the report.
         write_record(self._root, record)
-        tune.report({**_said(record), "kept_percent": 100 * outcomes[-1].fraction})
+        tune.report({**_metrics(record), "kept_percent": 100 * outcomes[-1].fraction})
 
 
-def _said(record: Record) -> dict[str, float]:
-    """What Tune and its schedulers are told."""
+def _metrics(record: Record) -> dict[str, float]:
+    """The metrics that Tune's search and scheduler read."""
     leads = {f"over_{name}": record.accuracy - statistics.fmean(its) for name, its in record.baselines.items()}
     return {"accuracy": record.accuracy, "cost": record.cost, **leads}
 
 
 def _proxied(sweep: SweepConfig, config: PruneConfig, ground: ClusterContext) -> ResolvedRun:
-    """What measures: the proxy's model and recipe, the same for every trial, whatever scored."""
+    """The run with the proxy's model and recipe, which are the same for every trial, whichever model scored."""
     recipe = Recipe(**recipe_values(sweep.proxy.recipe or sweep.run.get("recipe") or "quick"))
     if recipe.precision == "auto":
         recipe = recipe.model_copy(update={"precision": ground.probe["precision"]})
@@ -258,7 +220,7 @@ def _proxied(sweep: SweepConfig, config: PruneConfig, ground: ClusterContext) ->
 
 
 def _trainings_of(run: Run) -> tuple[tuple[int, str], ...]:
-    """Stage and name of every scoring model behind a run, whoever trained it."""
+    """Stage and key of every scoring model of a run, whether this trial or another one trained it."""
     return tuple(
         (stage.index, (read_key(run.folder, vote_file(stage.index, task.index)) or "unknown")[:16])
         for stage in run.manifest.stages
@@ -266,5 +228,5 @@ def _trainings_of(run: Run) -> tuple[tuple[int, str], ...]:
     )
 
 
-def _unheard(event: Progress | Receipt | EvalResult) -> None:
-    """Nobody listens inside a trial."""
+def _drop(event: Progress | Receipt | EvalResult) -> None:
+    """Progress inside a trial is not shown."""

@@ -1,4 +1,4 @@
-"""A sweep's trials: the runs of each configuration, checked before any is started, with stored scores that let them share work."""
+"""A sweep's trials: the runs of each configuration, checked before any starts, with stored scores that let them share work."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ __all__ = ["Keeping", "Trial", "keeping_for", "planned_trials", "trial_of"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keeping:
-    """What every trial stores beyond what it needs, so that other trials can use its work.
+    """What every trial stores beyond its own needs, so that other trials can reuse its work.
 
     Attributes:
-        also_score: the scores of all trials; None where each stores the same ones as it is.
+        also_score: the scores of all trials; None if all store the same scores anyway.
         score_every, save_probs, save_features: fields of every run.
     """
 
@@ -43,8 +43,8 @@ class Trial:
     """One configuration.
 
     Attributes:
-        name: a digest of everything that its result depends on.
-        knobs: its place in the space.
+        name: digest of everything that its result depends on.
+        knobs: its hyperparameters.
         runs: one for each seed, without `out`.
     """
 
@@ -54,22 +54,22 @@ class Trial:
 
     @property
     def said(self) -> str:
-        """The knobs as text."""
+        """The hyperparameters as text."""
         return ", ".join(f"{knob}={jsonable(value)}" for knob, value in self.knobs.items())
 
 
 def planned_trials(sweep: SweepConfig, info: SourceInfo) -> tuple[list[Trial], Keeping]:
-    """Every trial of a grid or a random search, each configuration once; for an open search, those that try every value once.
+    """Every trial of a grid or a random search, without repeats; for an open search, trials that try every value once.
 
     Args:
         sweep: what is swept.
         info: the source's.
 
     Returns:
-        The trials, and what all of them keep for the others.
+        The trials, and what all of them store for the others.
 
     Raises:
-        ConfigError: with what is wrong with each trial that could not be run.
+        ConfigError: with the problems of each invalid trial.
     """
     if sweep.search == "grid":
         combinations = grid(sweep.space)
@@ -97,17 +97,17 @@ def planned_trials(sweep: SweepConfig, info: SourceInfo) -> tuple[list[Trial], K
 
 
 def trial_of(sweep: SweepConfig, knobs: Knobs, keeping: Keeping) -> Trial:
-    """The trial at a place in the space.
+    """The trial with these hyperparameters.
 
     Raises:
-        ConfigError: if there is no such run.
+        ConfigError: if they do not make a valid run.
     """
     named = _named(sweep, _runs_of(sweep, knobs, Keeping()))
     return Trial(name=named, knobs=dict(knobs), runs=tuple(_runs_of(sweep, knobs, keeping)))
 
 
 def keeping_for(runs: Sequence[PruneConfig]) -> Keeping:
-    """What runs must store so that each can use the trainings and the scores of the others."""
+    """What runs must store so that each can reuse the trainings and scores of the others."""
     runs = [run for run in runs if run.fit is None]
     resolved = [ResolvedRun(run) for run in runs]
     stored = [run.scores for run in resolved]
@@ -117,7 +117,7 @@ def keeping_for(runs: Sequence[PruneConfig]) -> Keeping:
     }
     if len({(scores.named, scores.every) for scores in stored}) < 2:
         return Keeping(**save)
-    wanted: dict[str, Any] = {}  # by column; what a trial asks for comes before what it stores beside
+    wanted: dict[str, Any] = {}  # by column; a requested score takes precedence over one stored beside it
     asked: dict[str, str] = {}
     for scores in stored:
         for text in scores.named:
@@ -153,7 +153,7 @@ def _check(run: PruneConfig, info: SourceInfo, populations: dict[tuple[float, in
     init = run.recipe.init
     if init is not None and init != absolute_path(init):
         raise ConfigError(
-            f"recipe.init={init} is relative, and trials run in folders of their own. Give {absolute_path(init)}."
+            f"recipe.init={init} is a relative path, but every trial runs in a folder of its own. Give {absolute_path(init)}."
         )
     resolved = ResolvedRun.of(run, info.size_px)
     check_functions(resolved)

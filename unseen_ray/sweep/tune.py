@@ -1,14 +1,16 @@
-"""A sweep's trials on Ray Tune: each is a process that drives its runs and reserves next to nothing.
+"""A sweep's trials on Ray Tune: each is a process that drives its runs and reserves almost nothing itself.
 
-The fold actors of a trial ask the cluster for their GPUs themselves, by a named strategy, which keeps them out of the trial's
-placement group. What trials share is computed once: pixels are decoded by the sweep, trainings go over a shelf.
+The fold actors of a trial request their GPUs from the cluster by a named scheduling strategy, which keeps them out of the
+trial's placement group. Shared work is done once: the sweep decodes the pixels, and trials exchange trainings by a work cache.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -16,30 +18,32 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unseen_ray.config.resolved import ResolvedRun, with_model
-from unseen_ray.config.run import jsonable
+from unseen_ray.config.run import PruneConfig, jsonable
 from unseen_ray.data.sources.registry import Source, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.execution.ray.capacity import check_fits, slots, survey
 from unseen_ray.execution.ray.connect import ray_session, set_defaults
 from unseen_ray.execution.ray.executor import RayExecutor
-from unseen_ray.pruning.pipeline import check, make_job
+from unseen_ray.pruning.pipeline import check
+from unseen_ray.runs.tasks import make_job
 from unseen_ray.runs.work_cache import ClaimBook
 from unseen_ray.sweep.config import SweepConfig
+from unseen_ray.sweep.context import CONFIG_KEY, SweepContext, close_record
+from unseen_ray.sweep.layout import TUNE
 from unseen_ray.sweep.records import Record
 from unseen_ray.sweep.space import plain_knobs, plain_value, value_range
-from unseen_ray.sweep.trial_process import KNOBS, Common, ended, run_trial
 from unseen_ray.sweep.trials import Keeping, Trial
 
 __all__ = ["run_trials"]
 
 logger = logging.getLogger(__name__)
 
-_SLIVER = {"CPU": 0, "memory": 2**20}  # the least of a CPU would keep a fold off a node whose folds take all of them
+# Even 0.01 CPU would keep a fold off a node whose CPUs are all needed by folds; Tune wants some resource, so: 1 MiB.
+_SLIVER = {"CPU": 0, "memory": 2**20}
 _MOST_AT_ONCE = 8
-_TUNE = "tune"
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # functions of the user's own are found from where the sweep was started
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # user-defined functions are imported relative to where the sweep was started
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep as it ends a run
     "TUNE_WARN_INSUFFICIENT_RESOURCE_THRESHOLD_S": "1000000",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -52,60 +56,66 @@ def run_trials(
     keeping: Keeping,
     source: Source,
     *,
+    run_trial: Callable[..., None],
     root: str,
     done: Sequence[Record],
     on_end: Callable[[Record], None],
 ) -> None:
-    """Run trials that have no result yet; each leaves a record in the sweep's folder.
+    """Run the trials that have no result yet; each writes a record into the sweep's folder.
 
     Args:
         sweep: what is swept.
-        trials: those of a grid or a random search; for an open search, some to look at.
+        trials: those of a grid or a random search; for an open search, those that try every value once.
         keeping: what all trials store.
         source: the data.
+        run_trial: a trial, as Tune calls it in a process of its own; takes Tune's configuration and `context`.
         root: the sweep's folder, which holds a manifest.
         done: records of trials that have a result.
-        on_end: is told of each trial that has ended.
+        on_end: called with the record of each trial that has ended.
 
     Raises:
-        ConfigError: if a trial asks for more than the cluster can ever bring; nothing is started then.
+        ConfigError: if a trial needs more than the cluster can ever have; nothing is started then.
     """
     set_defaults(_ENVIRONMENT)
     for run in {json.dumps(jsonable(trial.runs[0].model)): trial.runs[0] for trial in trials}.values():
-        check(
-            ResolvedRun.of(run, source.info.size_px), source.info
-        )  # models are left out of the plan, which loads no torch
+        # The sweep's plan did not check the models, since it does not load torch.
+        check(ResolvedRun.of(run, source.info.size_px), source.info)
     with ray_session(sweep.address):
         at_once = _check_all_fit(sweep, trials)
-        first = trials[0].runs[0]
-        executor = RayExecutor(address=None, tasks=at_once)
-        claims: Any = None
-        try:
-            recipe = first.recipe.model_copy(update={"precision": "auto"})
-            config = with_model(first, source.info.size_px).model_copy(update={"recipe": recipe, "out": root})
-            executor.prepare(make_job(ResolvedRun(config), source.info), source)
-            executor.rest()
-            claims = _start_claims()
-            common = Common(
-                sweep=sweep,
-                keeping=keeping,
-                root=root,
-                claims=claims,
-                source=source_ref(first.source).absolute().plain(),
-                groundwork=executor.groundwork(),
-            )
-            _tune(sweep, trials, common, done, at_once, on_end)
-        finally:
-            if claims is not None:
-                ray.kill(claims)
-            executor.close()
+        with _context(sweep, trials[0].runs[0], keeping, source, root, at_once) as context:
+            _tune(sweep, trials, tune.with_parameters(run_trial, context=context), context, done, at_once, on_end)
+
+
+@contextmanager
+def _context(
+    sweep: SweepConfig, first: PruneConfig, keeping: Keeping, source: Source, root: str, at_once: int
+) -> Iterator[SweepContext]:
+    """What trials share, kept alive while they run: the decoded pixels and the claims."""
+    executor, claims = RayExecutor(address=None, tasks=at_once), None
+    try:
+        # precision: auto, so that the worker reports what its hardware can do, whatever the first trial asks for
+        recipe = first.recipe.model_copy(update={"precision": "auto"})
+        config = with_model(first, source.info.size_px).model_copy(update={"recipe": recipe, "out": root})
+        executor.prepare(make_job(ResolvedRun(config), source.info), source)
+        executor.rest()
+        claims, cluster = _start_claims(), executor.groundwork()
+        yield SweepContext(
+            sweep=sweep,
+            keeping=keeping,
+            root=root,
+            claims=claims,
+            source=source_ref(first.source).absolute().plain(),
+            cluster=cluster,
+            new_executor=functools.partial(RayExecutor, address=None, tasks=0, groundwork=cluster),
+        )
+    finally:
+        if claims is not None:
+            ray.kill(claims)
+        executor.close()
 
 
 def _check_all_fit(sweep: SweepConfig, trials: Sequence[Trial]) -> int:
-    """Refuse trials that could never run; returns how many to have at work at once.
-
-    Tune would wait for ever for a trial that does not fit.
-    """
+    """Refuse trials that could never run, since Tune would wait for them forever; returns how many to run at a time."""
     capacity = survey()
     problems: list[str] = []
     room = 1
@@ -120,7 +130,7 @@ def _check_all_fit(sweep: SweepConfig, trials: Sequence[Trial]) -> int:
 
 
 def _start_claims() -> Any:
-    """The claims of all trials, kept beside the sweep's driver: the two end together."""
+    """The actor that keeps the claims of all trials, on the driver's node: the two are then lost together."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
     return ray.remote(ClaimBook).options(**options).remote()
@@ -129,15 +139,15 @@ def _start_claims() -> Any:
 def _tune(
     sweep: SweepConfig,
     trials: Sequence[Trial],
-    common: Common,
+    trainable: Any,
+    context: SweepContext,
     done: Sequence[Record],
     at_once: int,
     on_end: Callable[[Record], None],
 ) -> None:
     known = {record.name for record in done}
     left = [trial for trial in trials if trial.name not in known]
-    search: dict[str, Any] = {}
-    space: dict[str, Any] = {}
+    search, space = dict[str, Any](), dict[str, Any]()
     if sweep.search == "optuna":
         number = sweep.trials or 0
         if sweep.objective == "accuracy":
@@ -145,11 +155,11 @@ def _tune(
         search = {"search_alg": _optuna(sweep, done), "num_samples": number}
     else:
         number = len(left)
-        space = {KNOBS: tune.grid_search([plain_knobs(trial.knobs) for trial in left])}
+        space = {CONFIG_KEY: tune.grid_search([plain_knobs(trial.knobs) for trial in left])}
     if number < 1:
         return
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, common=common), _SLIVER),
+        tune.with_resources(trainable, _SLIVER),
         param_space=space,
         tune_config=tune.TuneConfig(
             max_concurrent_trials=at_once,
@@ -158,32 +168,32 @@ def _tune(
             **search,
         ),
         run_config=tune.RunConfig(
-            name=_TUNE,
-            storage_path=common.root,
+            name=TUNE,
+            storage_path=context.root,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            callbacks=[_Endings(common, on_end)],
+            callbacks=[_Endings(context, on_end)],
         ),
     )
     tuner.fit()
 
 
 class _Endings(tune.Callback):  # type: ignore[misc]
-    """Tells of each trial that has ended, and gives back what it had claimed."""
+    """Closes the record of each trial that has ended, and releases its claims."""
 
-    def __init__(self, common: Common, on_end: Callable[[Record], None]) -> None:
-        self._common, self._on_end = common, on_end
+    def __init__(self, context: SweepContext, on_end: Callable[[Record], None]) -> None:
+        self._context, self._on_end = context, on_end
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial, "")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial, f"its process was lost, or failed in a way that none should; see {trial.path}/error.txt")
+        self._end(trial, f"its process was lost, or failed unexpectedly; see {trial.path}/error.txt")
 
     def _end(self, trial: Any, error: str) -> None:
-        # waited for: what is under way when its actor ends, Ray tells on stdout
-        ray.get(self._common.claims.drop.remote(trial.trial_id))
-        self._on_end(ended(self._common, trial.config, error))
+        # Waited for: Ray complains on stdout about calls that are pending when their actor ends.
+        ray.get(self._context.claims.drop.remote(trial.trial_id))
+        self._on_end(close_record(self._context, trial.config, error))
 
 
 def _folder_of(trial: Any) -> str:
@@ -191,7 +201,7 @@ def _folder_of(trial: Any) -> str:
 
 
 def _scheduler(sweep: SweepConfig, trials: Sequence[Trial]) -> Any:
-    """ASHA over the share of N that a stage keeps, by how much better its coreset is than a random one of that size."""
+    """ASHA: time is the percentage of N that a stage keeps, the metric its coreset's lead over a random one of equal size."""
     halving = sweep.scheduler
     if halving is None:
         return None
@@ -210,7 +220,7 @@ def _scheduler(sweep: SweepConfig, trials: Sequence[Trial]) -> Any:
 
 
 def _optuna(sweep: SweepConfig, done: Sequence[Record]) -> Any:
-    """Optuna's search, told of what an earlier start of the sweep has found."""
+    """Optuna's search, which starts from the results of an earlier start of the sweep."""
     try:
         import optuna
         from ray.tune.search.optuna import OptunaSearch
@@ -220,7 +230,8 @@ def _optuna(sweep: SweepConfig, done: Sequence[Record]) -> Any:
     pareto = sweep.objective == "pareto"
     points = [plain_knobs(record.knobs) for record in done]
     earlier: dict[str, Any] = {"points_to_evaluate": points} if points else {}
-    if points and not pareto:  # of two objectives Ray cannot tell Optuna; those trials only read their records
+    # Ray cannot pass known results of two objectives to Optuna; those trials run again, but only read their records.
+    if points and not pareto:
         earlier["evaluated_rewards"] = [record.accuracy for record in done]
     return OptunaSearch(
         space={knob: _domain(values) for knob, values in sweep.space.items()},

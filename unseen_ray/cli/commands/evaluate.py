@@ -16,25 +16,25 @@ __all__ = ["evaluate"]
 
 @click.command(cls=FieldCommand)
 @click.argument("run_dir")
-@click.option("--seeds", type=int, default=None, metavar="INT", help="trainings of each arm  [default: 3]")
+@click.option("--seeds", type=int, default=None, metavar="INT", help="trainings of each subset  [default: 3]")
 @click.option(
     "--against",
     default=None,
     metavar="NAMES",
-    help="baselines among random, random_matched (the coreset's class counts), full, fitting  [default: random,full]",
+    help="baselines: random, random_matched (with the coreset's class counts), full, fitting  [default: random,full]",
 )
 @click.option(
     "--selections",
     type=int,
     default=None,
     metavar="INT",
-    help="choices of the coreset, each by a whole prune with another seed  [default: 1]",
+    help="how often the coreset is chosen, each further time by a whole prune with another seed  [default: 1]",
 )
 @click.option(
     "--budget",
     default=None,
     metavar="WHAT",
-    help="epochs: every arm as many passes over its own samples; iterations: as many steps as full  [default: epochs]",
+    help="epochs: as many epochs on every subset; iterations: as many steps on every subset as on all samples  [default: epochs]",
 )
 @field_options(
     only=("test", "model", "recipe", "threads", "gpus_per_fit", "log_to", *EXECUTOR_FIELDS, *NAMED_FIELDS),
@@ -50,7 +50,7 @@ def evaluate(
     as_json: bool,
     **flags: str | None,
 ) -> None:
-    """Train on the coreset and on baselines by the same recipe, and measure after the last epoch.
+    """Train on the coreset and on baselines with the same recipe, and measure after the last epoch.
 
     \b
     unseen-ray evaluate runs/cifar --test cifar10-test.parquet --seeds 3 --against random,full
@@ -58,7 +58,7 @@ def evaluate(
     from rich.console import Console
 
     import unseen_ray as ur
-    from unseen_ray.cli.progress import watching
+    from unseen_ray.cli.progress import run_progress
     from unseen_ray.cli.summary import evaluation as summary
 
     asked: dict[str, Any] = merged_fields(None, flags)
@@ -66,8 +66,8 @@ def evaluate(
     asked |= {name: value for name, value in given.items() if value is not None}
     if against is not None:
         asked["against"] = tuple(name.strip() for name in against.split(",") if name.strip())
-    with watching(Console(stderr=True)) as observer:
-        evaluation = ur.evaluate(run_dir, on_event=interruption.heeded(observer), **asked)
+    with run_progress(Console(stderr=True)) as observer:
+        evaluation = ur.evaluate(run_dir, on_event=interruption.interruptible(observer), **asked)
     if as_json:
         return print_json(evaluation.to_json())
     first, *rest = summary.evaluation_lines(evaluation)

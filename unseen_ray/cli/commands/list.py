@@ -1,4 +1,4 @@
-"""`unseen-ray list`: what goes by a bare name, with the first line of its docstring."""
+"""`unseen-ray list`: the built-in scores, policies, guards, sources, models and recipes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["entries", "list_names"]
 @click.command("list", cls=FieldCommand)
 @click.argument("what", type=click.Choice(["scores", "policies", "guards", "sources", "models", "recipes"]))
 def list_names(what: str) -> None:
-    """List what goes by a bare name, with a line on each."""
+    """List the built-in names that a field takes, with a line on each."""
     rows = entries(what)
     width = max(len(name) for name, _ in rows)
     print_lines([f"{name:<{width}}  {line}" for name, line in rows])

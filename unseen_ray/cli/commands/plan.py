@@ -1,4 +1,4 @@
-"""`unseen-ray plan`: what a run, or a sweep, would do and cost."""
+"""`unseen-ray plan`: what a run or a sweep would do and cost."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ _OF_CLUSTER = ("workers", "images_per_s", "scoring_images_per_s", "decode_images
 
 
 def _cluster_options(command: Command) -> Command:
-    """A decorator that adds what `plan` is told of a cluster."""
+    """A decorator that adds the options that describe a cluster."""
     rows: list[tuple[str, Any, str | None, str]] = [
-        ("--workers", int, "INT", "GPUs, or CPU workers, that the cluster has: for waves, idle workers, hours"),
-        ("--images_per_s", float, "NUMBER", "images a second that one worker trains, to estimate hours"),
-        ("--scoring_images_per_s", float, "NUMBER", "that one worker scores  [default: 3 x images_per_s]"),
-        ("--decode_images_per_s", float, "NUMBER", "that one core decodes"),
+        ("--workers", int, "INT", "GPUs (or CPU workers) of the cluster: adds waves, idle workers and hours"),
+        ("--images_per_s", float, "NUMBER", "images per second that one worker trains on, to estimate hours"),
+        (
+            "--scoring_images_per_s",
+            float,
+            "NUMBER",
+            "images per second that one worker scores  [default: 3 x images_per_s]",
+        ),
+        ("--decode_images_per_s", float, "NUMBER", "images per second that one core decodes"),
     ]
     command = click.option(
-        "--measure", is_flag=True, help="measure here what of these is not given; takes half a minute"
+        "--measure", is_flag=True, help="measure on this machine the rates that are not given; takes half a minute"
     )(command)
     for name, kind, metavar, text in reversed(rows):
         command = click.option(name, type=kind, default=None, metavar=metavar, help=text)(command)
@@ -41,7 +46,7 @@ def _cluster_options(command: Command) -> Command:
 @_cluster_options
 @click.option("--json", "as_json", is_flag=True, help="print the plan as JSON")
 def plan(run_yaml: str | None, as_json: bool, **flags: Any) -> None:
-    """Show what a run, or a sweep, would do and cost; start nothing.
+    """Show what a run or a sweep would do and cost, without starting it.
 
     \b
     unseen-ray plan --source digits --keep 0.7 --schedule '[0.5,0.6,0.7]'
@@ -73,20 +78,17 @@ def plan(run_yaml: str | None, as_json: bool, **flags: Any) -> None:
 
 def _plan_sweep(path: str, flags: Mapping[str, str | None], asked: Mapping[str, Any], as_json: bool) -> None:
     """Show what a sweep would do and cost."""
+    import unseen_ray as ur
     from unseen_ray.cli.summary import sweep as summary
-    from unseen_ray.execution.estimate.estimate import check_asked
-    from unseen_ray.sweep.config import SweepConfig
-    from unseen_ray.sweep.plan import plan_sweep
 
     if idle := [name for name in _OF_CLUSTER if name != "images_per_s" and asked[name]]:
         raise ConfigError(
-            f"--{idle[0]} is for the plan of a run; of a sweep, --images_per_s gives the hours. Leave it out."
+            f"--{idle[0]} has no effect on the plan of a sweep, which takes only --images_per_s. Remove it."
         )
-    rate = asked["images_per_s"]
-    check_asked(None, {"training": rate})
-    values = summary.plan_values(plan_sweep(SweepConfig(**sweep_fields(path, flags))), rate)
+    config = ur.SweepConfig(**sweep_fields(path, flags))
+    values = ur.sweep_plan_values(config, images_per_s=asked["images_per_s"])
     if as_json:
         return print_json(values)
-    print_lines(summary.plan_lines(values))
-    print_table(summary.plan_table(values))
+    print_lines(summary.sweep_plan_lines(values))
+    print_table(summary.sweep_plan_table(values))
     return None

@@ -19,28 +19,30 @@ _NEEDED = {"source": "name what to pack, such as a folder of class folders", "ou
 @click.command(cls=FieldCommand)
 @click.argument("place", metavar="SOURCE", required=False)
 @field_options(only=("source",))
-@click.option("--out", default=None, metavar="DIR", help="a new folder or URI; one that was begun goes on")
+@click.option("--out", default=None, metavar="DIR", help="a new folder or URI; an unfinished one is resumed")
 @click.option(
     "--size",
     type=int,
     default=None,
     metavar="INT",
-    help="pixels of a JPEG's short side, never enlarged; height and width of a raw square  [default: 256]",
+    help="jpeg: pixels of the short side, images are never enlarged; raw: side of the square  [default: 256]",
 )
 @click.option(
     "--as",
     "kind",
     default=None,
     metavar="jpeg|raw",
-    help="jpeg: upright, RGB, scaled; raw: the pixels that a run of this size makes  [default: jpeg]",
+    help="jpeg: upright, RGB, scaled; raw: the decoded pixels that a run of this size uses  [default: jpeg]",
 )
-@click.option("--quality", type=int, default=None, metavar="INT", help="of jpeg, 1 to 100  [default: 90]")
-@click.option("--shard_mb", type=float, default=None, metavar="NUMBER", help="MB of a file, about  [default: 128]")
-@click.option("--workers", type=int, default=None, metavar="INT", help="processes  [default: one a core]")
+@click.option("--quality", type=int, default=None, metavar="INT", help="JPEG quality, 1 to 100  [default: 90]")
+@click.option(
+    "--shard_mb", type=float, default=None, metavar="NUMBER", help="approximate size of a file in MB  [default: 128]"
+)
+@click.option("--workers", type=int, default=None, metavar="INT", help="number of processes  [default: one per core]")
 @field_options(only=("on_bad_sample",))
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def prepare(place: str | None, as_json: bool, **flags: Any) -> None:
-    """Pack a source once into Parquet that decodes fast, ids as they were; run the same line again to go on.
+    """Pack a source once into Parquet that decodes fast, with the same ids; run the same line again to resume.
 
     \b
     unseen-ray prepare imagenet --source.root /data/imagenet --out /data/imagenet-256
@@ -52,14 +54,14 @@ def prepare(place: str | None, as_json: bool, **flags: Any) -> None:
     from unseen_ray.cli.summary import prepare as summary
 
     if place is not None and flags["source"] is not None:
-        raise ConfigError(f"SOURCE {place} and --source {flags['source']} name two sources. Give one.")
+        raise ConfigError(f"SOURCE {place} and --source {flags['source']} are two sources. Give one.")
     options = {name: flags.pop(name) for name in ("out", "size", "kind", "quality", "shard_mb", "workers")}
     fields = merged_fields(None, {**flags, "source": place or flags["source"]})
     missing = [f"{name} is missing: {what}." for name, what in _NEEDED.items() if not {**options, **fields}.get(name)]
     if missing:
         raise ConfigError(missing)
     given = {name: value for name, value in {**options, **fields}.items() if value is not None}
-    with summary.watching(Console(stderr=True)) as teller:
-        prepared = ur.prepare(**given, on_event=interruption.heeded(teller))
+    with summary.prepare_progress(Console(stderr=True)) as show:
+        prepared = ur.prepare(**given, on_event=interruption.interruptible(show))
     values = summary.prepare_values(prepared)
     return print_json(values) if as_json else print_lines(summary.prepare_lines(values))

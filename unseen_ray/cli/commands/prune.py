@@ -15,8 +15,8 @@ __all__ = ["prune"]
 @click.command(cls=FieldCommand)
 @click.argument("run_yaml", required=False)
 @field_options()
-@click.option("--fresh", is_flag=True, help="remove the run that out holds, if it holds nothing else, and begin anew")
-@click.option("--json", "as_json", is_flag=True, help="print the closing summary as JSON")
+@click.option("--fresh", is_flag=True, help="delete the run in out (refused if out holds anything else) and start over")
+@click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def prune(run_yaml: str | None, fresh: bool, as_json: bool, **flags: str | None) -> None:
     """Prune a training set; run the same line again to resume.
 
@@ -27,12 +27,12 @@ def prune(run_yaml: str | None, fresh: bool, as_json: bool, **flags: str | None)
     from rich.console import Console
 
     import unseen_ray as ur
-    from unseen_ray.cli.progress import watching
+    from unseen_ray.cli.progress import run_progress
     from unseen_ray.cli.summary import run as summary
 
     config = PruneConfig(**merged_fields(run_yaml, flags))
-    with watching(Console(stderr=True)) as observer:
-        result = ur.prune(config, fresh=fresh, on_event=interruption.heeded(observer))
+    with run_progress(Console(stderr=True)) as observer:
+        result = ur.prune(config, fresh=fresh, on_event=interruption.interruptible(observer))
     values = summary.prune_values(result)
     if as_json:
         return print_json(values)

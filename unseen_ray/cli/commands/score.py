@@ -1,4 +1,4 @@
-"""`unseen-ray score`: scores of probabilities that the user has."""
+"""`unseen-ray score`: scores from your own probabilities."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ __all__ = ["score"]
 
 
 @click.command(cls=FieldCommand)
-@click.option("--probs", multiple=True, required=True, metavar="FILE", help=".npy of (N, C) probabilities, one a model")
+@click.option(
+    "--probs", multiple=True, required=True, metavar="FILE", help=".npy of (N, C) probabilities; one file per model"
+)
 @click.option("--labels", required=True, metavar="FILE", help=".npy of (N,) integer labels")
 @click.option(
-    "--folds", default=None, metavar="FILE", help=".npy of (N,) folds, where one file holds all folds' answers"
+    "--folds",
+    default=None,
+    metavar="FILE",
+    help=".npy of (N,) fold numbers, if one file holds the predictions of all folds",
 )
 @field_options(only=("out", "source", *SCORE_FIELDS))
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def score(probs: tuple[str, ...], labels: str, folds: str | None, as_json: bool, **flags: str | None) -> None:
-    """Score samples by out-of-fold probabilities of your own; `select` chooses by them.
+    """Score samples by your own out-of-fold probabilities; `select` then chooses a coreset.
 
     \b
     unseen-ray score --probs oof.npy --labels labels.npy --out runs/scores
-    unseen-ray score --probs a.npy --probs b.npy --labels labels.npy --out runs/scores     # NaN rows: not scored by that model
+    unseen-ray score --probs a.npy --probs b.npy --labels labels.npy --out runs/scores     # NaN rows: not scored by this model
     """
     import unseen_ray as ur
 
@@ -37,9 +42,9 @@ def score(probs: tuple[str, ...], labels: str, folds: str | None, as_json: bool,
         return print_json(values)
     print_lines(
         [
-            f"Scored {values['samples']:,} samples of {values['classes']} classes with {values['votes']} votes each, "
-            f"{values['accuracy']:.1%} of which are right.",
-            f"Choose by them: unseen-ray select {values['out']} --keep 0.7 --score {values['score']} --out NEW",
+            f"Scored {values['samples']:,} samples of {values['classes']} classes with {values['votes']} predictions each; "
+            f"{values['accuracy']:.1%} are right.",
+            f"Choose a coreset: unseen-ray select {values['out']} --keep 0.7 --score {values['score']} --out NEW",
         ]
     )
     return None

@@ -1,4 +1,4 @@
-"""`unseen-ray select`: choose again without training."""
+"""`unseen-ray select`: choose another coreset without training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["select"]
 @field_options(only=("keep", "out", "score", "policy", "guard", "combine"), inherited=True)
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
-    """Choose again from stage 0 of a finished run, without training.
+    """Choose another coreset from the stage-0 scores of a finished run, without training.
 
     \b
     unseen-ray select runs/digits --keep 0.5 --score margin --policy class_balanced --out runs/digits-half

@@ -1,4 +1,4 @@
-"""`unseen-ray submit`: a prune as a job of a Ray cluster."""
+"""`unseen-ray submit`: prune as a job of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _FIELDS = [name for name in PruneConfig.model_fields if name not in ("address", 
 @click.command(cls=FieldCommand)
 @click.argument("run_yaml", required=False)
 @field_options(only=_FIELDS)
-@click.option("--fresh", is_flag=True, help="remove the run that out holds, if it holds nothing else, and begin anew")
+@click.option("--fresh", is_flag=True, help="delete the run in out (refused if out holds anything else) and start over")
 @click.option("--address", default=None, metavar="URL", help="the head's dashboard  [default: RAY_API_SERVER_ADDRESS]")
 @click.option(
     "--working_dir",
     default=".",
     metavar="DIR",
-    help="the folder that the job gets a copy of: the YAML and your own functions  [default: .]",
+    help="folder that is copied to the cluster: the YAML and your own functions  [default: .]",
 )
-@click.option("--no_wait", is_flag=True, help="print the job's id and leave, without following it")
-@click.option("--submission_id", default=None, metavar="ID", help="the job's id  [default: Ray makes one]")
+@click.option("--no_wait", is_flag=True, help="print the job's id and exit, without following its log")
+@click.option("--submission_id", default=None, metavar="ID", help="the job's id  [default: made by Ray]")
 def submit(
     run_yaml: str | None,
     fresh: bool,
@@ -47,22 +47,12 @@ def submit(
     unseen-ray submit run.yaml --out /shared/runs/mine --address http://127.0.0.1:8265
     unseen-ray submit run.yaml --out s3://bucket/runs/mine --no-wait
     """
-    from unseen_ray.execution.job_files import shippable, shipped_yaml
+    from unseen_ray.execution.job_files import shippable
 
-    yaml = [] if run_yaml is None else [shipped_yaml(run_yaml, working_dir)]
-    if run_yaml is not None and is_sweep(run_yaml):
-        raise ConfigError(
-            f"{run_yaml} is a sweep. Submit it by: ray job submit --working-dir {shlex.quote(working_dir)} -- unseen-ray sweep "
-            f"{shlex.join(yaml)} --out /shared/runs/sweep"
-        )
+    yaml = _shipped(run_yaml, working_dir)
     config = shippable(merged_fields(run_yaml, flags), working_dir)
-    address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
-    if address is None:
-        raise ConfigError(
-            "--address is missing: the URL of the head's dashboard, such as http://127.0.0.1:8265 through a tunnel. "
-            "RAY_API_SERVER_ADDRESS in the environment does as well."
-        )
-    from unseen_ray.execution.ray import jobs as submission
+    address = _dashboard(address)
+    from unseen_ray.execution.ray import jobs as submission  # loads Ray: only once nothing above was refused
 
     client = submission.connect(address)
     submission.check_cluster(client, config)
@@ -76,15 +66,40 @@ def submit(
     try:
         ending = submission.follow(client, job, _write)
     except KeyboardInterrupt:
-        click.echo(f"\nno longer following; the job goes on.\n{_hints(job, address)}", err=True)
+        click.echo(f"\nstopped following the log; the job goes on.\n{_hints(job, address)}", err=True)
         sys.exit(INTERRUPTED)
     click.echo(f"job {job} {ending.said}", err=True)
     sys.exit(ending.code)
 
 
+def _shipped(run_yaml: str | None, working_dir: str) -> list[str]:
+    """The YAML's argument within the job's copy of the working directory."""
+    from unseen_ray.execution.job_files import shipped_yaml
+
+    if run_yaml is None:
+        return []
+    inside = shipped_yaml(run_yaml, working_dir)
+    if is_sweep(run_yaml):
+        raise ConfigError(
+            f"{run_yaml} is a sweep. Submit it by: ray job submit --working-dir {shlex.quote(working_dir)} -- unseen-ray sweep "
+            f"{shlex.quote(inside)} --out /shared/runs/sweep"
+        )
+    return [inside]
+
+
+def _dashboard(address: str | None) -> str:
+    found = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if found is None:
+        raise ConfigError(
+            "--address is missing: give the URL of the head's dashboard, such as http://127.0.0.1:8265 through a tunnel, "
+            "or set RAY_API_SERVER_ADDRESS."
+        )
+    return found
+
+
 def _hints(job: str, address: str) -> str:
     there = f"--address {address} {job}"
-    return f"  its log:       ray job logs --follow {there}\n  how it stands: ray job status {there}\n  to stop it:    ray job stop {there}"
+    return f"  its log:       ray job logs --follow {there}\n  its status:    ray job status {there}\n  to stop it:    ray job stop {there}"
 
 
 def _write(text: str) -> None:

@@ -22,13 +22,17 @@ _OF_TRIALS = [name for name in PruneConfig.model_fields if name not in _LEFT_OUT
 @click.command(cls=FieldCommand)
 @click.argument("sweep_yaml")
 @field_options(only=_OF_TRIALS)
-@click.option("--out", default=None, metavar="DIR", help="the sweep's folder; the same one goes on")
+@click.option("--out", default=None, metavar="DIR", help="the sweep's folder; run with the same one to resume")
 @click.option("--trials", type=int, default=None, metavar="INT", help="how many configurations random and optuna try")
 @click.option("--seeds", type=int, default=None, metavar="INT", help="runs of each configuration  [default: 1]")
 @click.option(
-    "--seed", type=int, default=None, metavar="INT", help="of the first of them, and of the search  [default: 0]"
+    "--seed",
+    type=int,
+    default=None,
+    metavar="INT",
+    help="seed of the first of these runs, and of the search  [default: 0]",
 )
-@click.option("--max_concurrent_trials", type=int, default=None, metavar="INT", help="trials at work at once")
+@click.option("--max_concurrent_trials", type=int, default=None, metavar="INT", help="trials that run at the same time")
 @click.option("--address", default=None, metavar="ADDRESS", help="the Ray cluster to join  [default: RAY_ADDRESS]")
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def sweep(
@@ -42,7 +46,9 @@ def sweep(
     as_json: bool,
     **flags: str | None,
 ) -> None:
-    """Try many configurations, each measured on a holdout; run the same line again to resume. Fields of a run are those that all share.
+    """Try many configurations, each measured on a holdout; run the same line again to resume.
+
+    Options that name a field of a run apply to every trial.
 
     \b
     unseen-ray plan sweep.yaml
@@ -55,7 +61,7 @@ def sweep(
     own["max_concurrent_trials"] = max_concurrent_trials
     given = {name: value for name, value in own.items() if value is not None}
     config = ur.SweepConfig(**{**sweep_fields(sweep_yaml, flags), **given})
-    result = ur.sweep(config, on_end=interruption.heeded(summary.teller(config)))
+    result = ur.sweep(config, on_end=interruption.interruptible(summary.trial_logger(config)))
     if as_json:
         print_json(summary.sweep_values(result))
     else:

@@ -1,4 +1,4 @@
-"""`unseen-ray watch`: how a run stands, from its folder alone."""
+"""`unseen-ray watch`: the progress of a run, read from its folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["watch"]
 
 @click.command(cls=FieldCommand)
 @click.argument("run_dir")
-@click.option("--once", is_flag=True, help="print how it stands, and leave")
+@click.option("--once", is_flag=True, help="print the current state and exit")
 def watch(run_dir: str, once: bool) -> None:
-    """Show how a run stands, from its folder alone, until it has finished; on any machine that sees the folder. It may begin later.
+    """Follow a run until it has finished, on any machine that sees its folder. The run may start later.
 
     \b
     unseen-ray watch /shared/runs/mine
@@ -30,9 +30,9 @@ def watch(run_dir: str, once: bool) -> None:
         console.print(summary.view_of(watcher.look()))
         return
     if not watcher.has_begun():
-        click.echo(f"no run has begun in {run_dir} yet: waiting for one, until Ctrl-C", err=True)
+        click.echo(f"no run has started in {run_dir} yet; waiting for one (Ctrl-C to stop)", err=True)
         summary.wait_for(watcher)
     if console.is_terminal:
         summary.show_live(watcher, console)
     else:
-        summary.say_changes(watcher, click.echo)
+        summary.print_changes(watcher, click.echo)

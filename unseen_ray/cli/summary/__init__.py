@@ -1,1 +1,1 @@
-"""The answers of the commands, as text for stdout and as values for `--json`."""
+"""What commands print: text for stdout, and values for `--json`."""

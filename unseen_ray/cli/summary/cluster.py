@@ -1,4 +1,4 @@
-"""What a run takes of a stated cluster, as lines and tables."""
+"""The resources and hours that a run takes on a cluster, as lines and tables."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Any
 
 from rich.table import Table
 
-from unseen_ray.cli.summary.text import bytes_text, hours_text, table_of
+from unseen_ray.cli.summary.text import bare_table, bytes_text, hours_text
 
 __all__ = ["cluster_lines", "cluster_table", "needs_table"]
 
 _NAMES = {
     "decode_core_hours": "decoding, core hours",
-    "decode_cores_training": "cores that decode for a worker in training",
-    "decode_cores_scoring": "cores that decode for a worker in scoring",
-    "decode_cores_in_all": "cores that decode, in all",
-    "encoded_bytes": "an image as stored",
-    "read_encoded": "read to decode",
-    "read_training": "read by a worker in training",
-    "read_scoring": "read by a worker in scoring",
-    "read_in_all": "read in all, at most",
+    "decode_cores_training": "decoding cores per worker, training",
+    "decode_cores_scoring": "decoding cores per worker, scoring",
+    "decode_cores_in_all": "decoding cores, total",
+    "encoded_bytes": "a stored image",
+    "read_encoded": "read for decoding",
+    "read_training": "read per worker, training",
+    "read_scoring": "read per worker, scoring",
+    "read_in_all": "read, total at most",
     "read_bytes": "read over the whole run",
     "network_pixels": "network: pixels",
     "network_votes": "network: votes and scores",
@@ -29,27 +29,27 @@ _NAMES = {
     "disk_votes": "disk: votes",
     "disk_scores": "disk: scores",
     "disk_checkpoints": "disk: checkpoints at once",
-    "out_write": "out takes",
-    "out_read": "out gives",
+    "out_write": "writes to out",
+    "out_read": "reads from out",
 }
 
 
 def cluster_lines(values: dict[str, Any]) -> list[str]:
-    """The rates that were taken, and what the whole cluster takes for how long."""
+    """The assumed rates, and how long the whole cluster takes."""
     rates, cluster = values["rates"], values["cluster"]
-    said = [
+    rates_text = [
         f"{what} {rates[name]:,.0f} ({rates['how'][name]})"
         for name, what in (("training", "training"), ("scoring", "scoring"), ("decode", "decoding on one core"))
         if rates[name] is not None
     ]
-    lines = [f"images/s: {', '.join(said)}"] if said else []
+    lines = [f"images/s: {', '.join(rates_text)}"] if rates_text else []
     if cluster is None or cluster["wall_hours"] is None:
         return lines
     gap = cluster["occupied_hours"] - cluster["worker_hours"]
     return [
         *lines,
-        f"on {cluster['workers']} workers that are kept fed: {hours_text(cluster['wall_hours'])} over all stages (= the sum of their wall "
-        f"hours), {hours_text(cluster['worker_hours'])} of workers' time (= images / rate / 3600), {cluster['utilisation']:.0%} used "
+        f"on {cluster['workers']} workers that never wait for data: {hours_text(cluster['wall_hours'])} over all stages (= the sum of "
+        f"their wall hours), {hours_text(cluster['worker_hours'])} of worker time (= images / rate), {cluster['utilisation']:.0%} used "
         f"(= these / workers x wall hours; {hours_text(gap)} are idle); stage {cluster['bottleneck']} takes longest",
     ]
 
@@ -57,8 +57,8 @@ def cluster_lines(values: dict[str, Any]) -> list[str]:
 def cluster_table(values: dict[str, Any]) -> Table:
     """Waves, idle workers and hours of each stage, the longest one marked."""
     cluster = values["cluster"]
-    table = table_of(
-        "stage", "trainings", "workers each", "waves", "idle in the last", "wall", "workers' time", "used", ""
+    table = bare_table(
+        "stage", "trainings", "workers each", "waves", "idle in the last", "wall", "worker time", "used", ""
     )
     for stage in cluster["stages"]:
         known = stage["wall_hours"] is not None
@@ -77,15 +77,15 @@ def cluster_table(values: dict[str, Any]) -> Table:
 
 
 def needs_table(values: dict[str, Any]) -> Table:
-    """Each number and how it was computed."""
-    table = table_of("what", "", "how")
+    """Each resource, and how it was computed."""
+    table = bare_table("what", "", "how")
     table.columns[2].justify = "left"
     for need in values["needs"]:
-        table.add_row(_NAMES[need["name"]], _said(need["value"], need["unit"]), need["how"])
+        table.add_row(_NAMES[need["name"]], _value_text(need["value"], need["unit"]), need["how"])
     return table
 
 
-def _said(value: float | None, unit: str) -> str:
+def _value_text(value: float | None, unit: str) -> str:
     if value is None:
         return "?"
     if unit in ("B", "B/s"):

@@ -1,22 +1,25 @@
-"""The table of an evaluation, and what is said around it."""
+"""The table of an evaluation, and the sentences around it."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from unseen_ray.cli.summary.text import several, table_of
+from unseen_ray.cli.summary.text import bare_table, several
 from unseen_ray.config.named_recipes import recipe_name
-from unseen_ray.evaluation.table import Difference, Evaluation
+
+if TYPE_CHECKING:
+    from unseen_ray.evaluation.table import Difference, Evaluation
 
 __all__ = ["evaluation_lines", "evaluation_table"]
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """Accuracy of each arm, the coreset's lead over it, the disparity between its classes, and its cost."""
-    table = table_of(
-        "trained on", "samples", "accuracy", "std", "trainings", "coreset less this", "worst class", "spread of classes",
+    """Accuracy of each arm, the coreset's lead over it, the spread of its class accuracies, and its cost."""
+    table = bare_table(
+        "trained on", "samples", "accuracy", "std", "trainings", "lead of coreset", "worst class", "class std",
         "seconds each", "seconds to choose", "on",
     )  # fmt: skip
     leads = {difference.baseline: difference for difference in evaluation.differences}
@@ -38,7 +41,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def evaluation_lines(evaluation: Evaluation) -> list[str]:
-    """What the table was measured by, and the lines below it."""
+    """The line above the table, then the lines below it."""
     recipe = evaluation.recipe
     budget = f"{recipe['epochs']} epochs each" if evaluation.budget == "epochs" else f"{recipe['steps']:,} steps each"
     lines = [
@@ -47,19 +50,22 @@ def evaluation_lines(evaluation: Evaluation) -> list[str]:
     ]
     coreset = evaluation.arms[0]
     if any(not math.isnan(difference.low) for difference in evaluation.differences):
-        of = f"over its {coreset.selections} choices" if coreset.selections > 1 else "for this one choice of it"
-        lines.append(f"The coreset's lead is given with its 95 % interval, {of}.")
+        of = f"over its {coreset.selections} selections" if coreset.selections > 1 else "for this one selection"
+        lines.append(
+            f"The lead of the coreset is its accuracy minus the baseline's, with a 95 % confidence interval {of}."
+        )
     if not math.isnan(coreset.std_selections):
         lines.append(
-            f"Of the coreset's deviation, choosing again adds {coreset.std_selections:.4f}, training again {coreset.std_trainings:.4f}."
+            f"The coreset's std has two parts: {coreset.std_selections:.4f} from selecting again, "
+            f"{coreset.std_trainings:.4f} from training again."
         )
     if (even := evaluation.break_even) is not None:
-        cost = f"choosing took {even.choosing_s:,.1f} s of workers' time, and a training on the coreset"
+        cost = f"choosing took {even.choosing_s:,.1f} s of worker time, and a training on the coreset"
         lines.append(
-            f"The pruning has not paid: {cost} is not measurably shorter than one on everything."
+            f"Pruning has not saved time: {cost} is not measurably shorter than one on the full set."
             if even.trainings is None
-            else f"The pruning has paid for its time after {several(math.ceil(even.trainings), 'training')}: {cost} "
-            f"is {even.saved_s:,.1f} s shorter than one on everything."
+            else f"Pruning saves time after {several(math.ceil(even.trainings), 'training')}: {cost} "
+            f"is {even.saved_s:,.1f} s shorter than one on the full set."
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""What a prepared folder says of itself, and how far one is."""
+"""The summary of a prepared folder, and the progress while it is made."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from unseen_ray.cli.progress import logging_above
+from unseen_ray.cli.live_log import logging_above
 from unseen_ray.cli.summary.text import several
-from unseen_ray.data.prepare.prepare import Prepared, PrepareProgress
 
-__all__ = ["prepare_lines", "prepare_values", "watching"]
+if TYPE_CHECKING:
+    from unseen_ray.data.prepare.prepare import Prepared, PrepareProgress
+
+__all__ = ["prepare_lines", "prepare_progress", "prepare_values"]
 
 _LINE_EVERY_S = 10.0
 
 
 def prepare_values(prepared: Prepared) -> dict[str, Any]:
-    """What was made, as JSON can hold it."""
+    """What was made, ready for JSON."""
     made = [receipt for receipt in prepared.receipts if not receipt.reused]
     return {
         "out": prepared.path,
@@ -43,13 +45,13 @@ def prepare_values(prepared: Prepared) -> dict[str, Any]:
 
 
 def prepare_lines(values: dict[str, Any]) -> list[str]:
-    """The same as a person reads it."""
+    """The same in sentences."""
     quality = "" if values["quality"] is None else f", quality {values['quality']}"
     there = values["shards"] - values["shards_made"]
     made = f"{several(values['shards'], 'file')}, {values['bytes'] / 1e6:,.1f} MB"
     lines = [
         f"Prepared {values['num_samples']:,} samples of {values['num_classes']} classes of {values['source']} as {values['as']} "
-        f"of {values['size']} px{quality}: {made}{f', {there:,} of them there before' if there else ''}, "
+        f"of {values['size']} px{quality}: {made}{f', {there:,} of them made earlier' if there else ''}, "
         f"{values['seconds']:.1f} s."
     ]
     if values["bad"]:
@@ -63,8 +65,8 @@ def prepare_lines(values: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def watching(console: Console) -> Iterator[Callable[[PrepareProgress], None]]:
-    """A teller of progress: one live line on a terminal, else a line every ten seconds."""
+def prepare_progress(console: Console) -> Iterator[Callable[[PrepareProgress], None]]:
+    """An observer that shows the progress: one live line on a terminal, else a line every ten seconds."""
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live, logging_above(live):
             yield lambda event: live.update(Text(_sentence(event)))

@@ -1,19 +1,21 @@
-"""What a finished run says of itself."""
+"""The summary of a finished run."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from unseen_ray.cli.summary.text import several, table_of
+from unseen_ray.cli.summary.text import bare_table, several
 from unseen_ray.config.score_columns import score_name
-from unseen_ray.execution.session import PruneResult
 from unseen_ray.pruning.suspects import SUSPECT, suspects_kept
 from unseen_ray.runs.layout import CORESET, scores_file
 from unseen_ray.storage.tables import StoredTable
+
+if TYPE_CHECKING:
+    from unseen_ray.execution.session import PruneResult
 
 __all__ = ["class_table", "prune_lines", "prune_values", "stage_table"]
 
@@ -21,7 +23,7 @@ _CLASSES_SHOWN = 20
 
 
 def prune_values(result: PruneResult) -> dict[str, Any]:
-    """What a finished run amounts to."""
+    """The numbers of a finished run, ready for JSON."""
     manifest = result.manifest
     source = manifest.source
     counts = np.asarray(source.class_counts)
@@ -55,7 +57,7 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
 
 
 def _suspects(result: PruneResult) -> dict[str, int] | None:
-    """How many suspects there are, and are kept; None where the run has no guard."""
+    """How many labels are suspected, and how many of these samples are kept; None without a guard."""
     if SUSPECT not in StoredTable(result.run.folder, scores_file(0), result.manifest.files).schema.names:
         return None
     kept = np.isin(result.scores.column("id").to_numpy(), result.coreset.ids)
@@ -63,7 +65,7 @@ def _suspects(result: PruneResult) -> dict[str, int] | None:
 
 
 def prune_lines(values: dict[str, Any]) -> list[str]:
-    """The first and the last lines of a closing summary."""
+    """The line above the tables, then the lines below them."""
     kept = f"Kept {values['kept']:,} of {values['num_samples']:,} samples of {values['source']}"
     stages = values["stages"]
     if stages:
@@ -74,21 +76,21 @@ def prune_lines(values: dict[str, Any]) -> list[str]:
             f"{measured} accuracy {stages[0]['accuracy']:.4f}, {values['cost'].get('seconds', 0):.1f} s."
         )
     else:
-        first = f"{kept} by {values['score']}, {values['policy']}, chosen again from stage 0 without training."
-    where = f"The ids are in {values['coreset']}, the scores of each stage in {values['out']}/stage-*/scores.parquet."
+        first = f"{kept} by {values['score']}, {values['policy']}, chosen from the stage-0 scores of an earlier run, without training."
+    where = (
+        f"The kept ids are in {values['coreset']}, the scores of each stage in {values['out']}/stage-*/scores.parquet."
+    )
     suspects = values.get("suspects")
     if not suspects:
         return [first, where]
-    guard = (
-        f"The guard suspects {suspects['found']:,} labels to be wrong; {suspects['kept']:,} of these samples are kept."
-    )
+    guard = f"The guard suspects that {suspects['found']:,} labels are wrong; {suspects['kept']:,} of these samples are kept."
     return [first, guard, where]
 
 
 def stage_table(values: dict[str, Any]) -> Table:
     """Sizes, accuracy and seconds of each stage."""
-    measured = "accuracy on unseen" if values["mode"] == "unseen" else "accuracy on what it fitted"
-    table = table_of("stage", "kept", "added", "scored by", measured, "seconds")
+    measured = "accuracy on unseen samples" if values["mode"] == "unseen" else "accuracy on fitted samples"
+    table = bare_table("stage", "kept", "added", "scored by", measured, "seconds")
     for stage in values["stages"]:
         models = round(stage["scored"] / stage["candidates"]) if stage["candidates"] else 0
         table.add_row(
@@ -103,9 +105,9 @@ def stage_table(values: dict[str, Any]) -> Table:
 
 
 def class_table(values: dict[str, Any]) -> Table:
-    """What was kept of each class: all of them, or of many the least and the most kept."""
+    """What was kept of each class; with many classes, of those with the largest and the smallest share."""
     rows = sorted(values["classes"], key=lambda row: row["kept"] / row["samples"], reverse=True)
-    table = table_of("class", "samples", "kept", "share")
+    table = bare_table("class", "samples", "kept", "share")
     cut = len(rows) > _CLASSES_SHOWN
     half = _CLASSES_SHOWN // 2
     for row in [*rows[:half], *rows[-half:]] if cut else rows:

@@ -1,31 +1,31 @@
-"""What a sweep says of itself."""
+"""The plan and the summary of a sweep."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from unseen_ray.cli.summary.text import several, table_of
+from unseen_ray.cli.summary.text import bare_table, several
 from unseen_ray.config.run import jsonable
-from unseen_ray.execution.estimate.cluster import SCORING_SPEEDUP
 from unseen_ray.storage.checked_json import without_nan
-from unseen_ray.sweep.config import SweepConfig
-from unseen_ray.sweep.plan import SweepPlan
-from unseen_ray.sweep.records import FAILED, FINISHED, TABLE, Record, importances_of
-from unseen_ray.sweep.sweep import BEST, PAGE, SweepResult
+from unseen_ray.sweep.layout import BEST, PAGE, TABLE
+from unseen_ray.sweep.records import FAILED, FINISHED, importances_of
+
+if TYPE_CHECKING:
+    from unseen_ray.sweep.config import SweepConfig
+    from unseen_ray.sweep.records import Record
+    from unseen_ray.sweep.sweep import SweepResult
 
 __all__ = [
-    "plan_lines",
-    "plan_table",
-    "plan_values",
     "sweep_lines",
+    "sweep_plan_lines",
+    "sweep_plan_table",
     "sweep_values",
-    "teller",
     "trainings_table",
+    "trial_logger",
     "trials_table",
 ]
 
@@ -34,34 +34,29 @@ logger = logging.getLogger(__name__)
 _SHOWN = 10
 
 
-def plan_values(plan: SweepPlan, images_per_s: float | None) -> dict[str, Any]:
-    """What a sweep would do and cost."""
-    trained, scored = (
-        sum(getattr(share, name) for share in plan.shares) for name in ("images_trained", "images_scored")
-    )
-    hours = None if images_per_s is None else (trained + scored / SCORING_SPEEDUP) / images_per_s / 3600
-    return {**asdict(plan), "images_trained": trained, "images_scored": scored, "worker_hours": hours}
-
-
-def plan_lines(values: dict[str, Any]) -> list[str]:
+def sweep_plan_lines(values: dict[str, Any]) -> list[str]:
     """A sweep's plan in sentences."""
     lines = [
-        f"{several(values['trials'], 'trial')} on {values['num_samples']:,} samples, measured on {values['num_holdout']:,} held out",
+        f"{several(values['trials'], 'trial')} on {values['num_samples']:,} samples, measured on a holdout of {values['num_holdout']:,}",
         f"{values['images_trained']:,} images through training, {values['images_scored']:,} through scoring"
-        + ("" if values["exact"] else ", by trials that try each value once; an open search goes where it goes"),
+        + (
+            ""
+            if values["exact"]
+            else ", for trials that try each value once; what Optuna will try is not known in advance"
+        ),
     ]
     hours = values["worker_hours"]
     lines.append(
-        "for hours, say how fast one worker trains: --images_per_s NUMBER"
+        "to estimate hours, give the speed of one worker: --images_per_s NUMBER"
         if hours is None
-        else f"{hours:,.1f} hours of one worker's time"
+        else f"{hours:,.1f} hours of worker time"
     )
     return lines
 
 
-def plan_table(values: dict[str, Any]) -> Table:
+def sweep_plan_table(values: dict[str, Any]) -> Table:
     """Trainings by kind."""
-    table = table_of("trainings", "asked for", "to be done, at most", "images trained", "images scored")
+    table = bare_table("trainings", "requested", "to do, at most", "images trained", "images scored")
     for row in values["shares"]:
         table.add_row(
             row["kind"], *(f"{row[name]:,}" for name in ("asked", "needed", "images_trained", "images_scored"))
@@ -69,21 +64,21 @@ def plan_table(values: dict[str, Any]) -> Table:
     return table
 
 
-def teller(config: SweepConfig) -> Callable[[Record], None]:
+def trial_logger(config: SweepConfig) -> Callable[[Record], None]:
     """An observer that logs each trial as it ends."""
     count = 0
 
     def tell(record: Record) -> None:
         nonlocal count
         count += 1
-        said = ", ".join(f"{knob}={jsonable(record.knobs.get(knob))}" for knob in config.space)
+        values = ", ".join(f"{knob}={jsonable(record.knobs.get(knob))}" for knob in config.space)
         if record.status == FAILED:
-            logger.warning("trial %d (%s) failed: %s", count, said, record.error)
+            logger.warning("trial %d (%s) failed: %s", count, values, record.error)
             return
         logger.info(
             "trial %d (%s) %s: accuracy %.4f of %d samples kept, %.0f s",
             count,
-            said,
+            values,
             record.status,
             record.accuracy,
             record.kept,
@@ -94,7 +89,7 @@ def teller(config: SweepConfig) -> Callable[[Record], None]:
 
 
 def sweep_values(result: SweepResult) -> dict[str, Any]:
-    """What a sweep amounts to."""
+    """The results of a sweep, ready for JSON."""
     best = result.best
     values: dict[str, Any] = {
         "out": result.path,
@@ -126,17 +121,17 @@ def sweep_values(result: SweepResult) -> dict[str, Any]:
 
 
 def sweep_lines(result: SweepResult) -> list[str]:
-    """The first and the last lines of a closing summary."""
+    """The line above the tables, then the lines below them."""
     values = sweep_values(result)
     failed = f", {several(values['failed'], 'trial')} failed" if values["failed"] else ""
-    reused = f", {values['reused']} of them before" if values["reused"] else ""
+    reused = f", {values['reused']} of them earlier" if values["reused"] else ""
     first = f"{values['finished']} of {several(values['trials'], 'trial')} finished{reused}{failed}."
     if result.best is None:
-        return [first, f"Nothing to choose from; {values['table']} says why."]
+        return [first, f"There is no best trial; the column `error` of {values['table']} says why."]
     return [
         first,
-        f"The best as a run of the whole source: unseen-ray prune {result.path}/{BEST} --out NEW",
-        f"Every trial is in {values['table']}; what the knobs are worth is on {values['page']}.",
+        f"Run the best configuration on the whole source: unseen-ray prune {result.path}/{BEST} --out NEW",
+        f"Every trial is in {values['table']}; the effect of each hyperparameter is on {values['page']}.",
     ]
 
 
@@ -149,7 +144,7 @@ def trials_table(result: SweepResult) -> Table:
     )
     baselines = list(dict.fromkeys(name for record in done for name in record.baselines))
     unit = "GPU-seconds" if any(record.gpu_seconds for record in done) else "seconds"
-    table = table_of(*knobs, "accuracy", *baselines, f"{unit} to choose", "trial")
+    table = bare_table(*knobs, "accuracy", *baselines, f"{unit} to choose", "trial")
     for record in done[:_SHOWN]:
         beside = [f"{sum(record.baselines[name]) / len(record.baselines[name]):.4f}" for name in baselines]
         values = [str(jsonable(record.knobs.get(knob))) for knob in knobs]
@@ -158,8 +153,8 @@ def trials_table(result: SweepResult) -> Table:
 
 
 def trainings_table(result: SweepResult) -> Table:
-    """Trainings that the trials asked for, how many were made, and how often one of these was used again."""
-    table = table_of("trainings", "asked for", "done", "reused")
+    """Trainings by kind: requested by the trials, done, and reused."""
+    table = bare_table("trainings", "requested", "done", "reused")
     for row in result.trainings:
         table.add_row(row.kind, f"{row.asked:,}", f"{row.needed:,}", f"{row.asked - row.needed:,}")
     return table

@@ -1,0 +1,92 @@
+"""What an evaluation may ask for, and what it measures on; refused before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from unseen_ray.config.resolved import ResolvedRun
+from unseen_ray.core.samples.population import Population
+from unseen_ray.core.seeds import digest_ids
+from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
+from unseen_ray.errors import ConfigError
+from unseen_ray.evaluation.table import Budget
+from unseen_ray.plugins import did_you_mean
+from unseen_ray.pruning.validate import check_test_set
+from unseen_ray.runs.tasks import Job, make_job
+
+__all__ = ["ARMS", "BUDGETS", "DEFAULT_AGAINST", "DEFAULT_SEEDS", "MeasuredSet", "check_evaluable", "test_set_of"]
+
+ARMS = ("random", "random_matched", "full", "fitting")
+BUDGETS: tuple[Budget, ...] = ("epochs", "iterations")
+DEFAULT_SEEDS = 3
+DEFAULT_AGAINST = ("random", "full")
+
+
+class MeasuredSet(NamedTuple):
+    """The data that accuracies are measured on."""
+
+    name: str
+    samples: int
+    fingerprint: str
+
+
+def check_evaluable(resolved: ResolvedRun, *, against: Sequence[str], seeds: int, selections: int, budget: str) -> None:
+    """Refuse an evaluation that cannot be made, before anything is trained.
+
+    Raises:
+        ConfigError: with every problem at once, or if there is nothing to measure on.
+        DataError: if the test set has classes that the source does not have.
+    """
+    config = resolved.config
+    problems = [
+        f"against={name!r} is none of {', '.join(ARMS)}.{did_you_mean(name, ARMS)}"
+        for name in against
+        if name not in ARMS
+    ]
+    if twice := sorted({name for name in against if list(against).count(name) > 1}):
+        problems.append(f"against names {twice[0]!r} more than once; name each baseline once.")
+    if seeds < 1:
+        problems.append(f"seeds={seeds} must be 1 or more; use at least 3 for an interval that means something.")
+    if selections < 1:
+        problems.append(f"selections={selections} must be 1 or more: how often the coreset is chosen.")
+    if budget not in BUDGETS:
+        problems.append(f"budget={budget!r} is none of {', '.join(BUDGETS)}.{did_you_mean(budget, BUDGETS)}")
+    if config.fit is not None:
+        problems.append(
+            "this run used your own `fit`, which evaluate cannot call. Name a model and recipe to train: --model small_cnn --recipe quick."
+        )
+    if selections > 1 and config.holdout:
+        problems.append(
+            f"selections={selections} uses several seeds, but the seed also determines the samples of holdout={config.holdout:g}. "
+            "Measure on a test set, from a run without a holdout."
+        )
+    if problems:
+        raise ConfigError(problems)
+    info = open_source(source_ref(config.source)).info
+    job = make_job(resolved, info)
+    test_set_of(job, job.population(info.labels_N), info)
+
+
+def test_set_of(job: Job, population: Population, info: SourceInfo) -> MeasuredSet:
+    """The job's test set, else the holdout of its source.
+
+    Raises:
+        ConfigError: if there is neither.
+        DataError: if the test set has classes that the source does not have.
+    """
+    if job.test is not None:
+        test = open_source(job.test).info
+        check_test_set(test, info)
+        asked = job.config.test
+        name = asked if isinstance(asked, str) else test.name
+        if test.fingerprint == info.fingerprint:
+            name += " (the very data that is pruned)"
+        return MeasuredSet(name, len(test), test.fingerprint)
+    if not len(population.holdout_ids):
+        raise ConfigError(
+            f"there is nothing to measure on: source {info.name} has no test split of its own. Give --test SOURCE with the same "
+            "classes, or prune with holdout: 0.2, which sets a part of the source aside."
+        )
+    holdout_ids = population.holdout_ids
+    return MeasuredSet(f"holdout of {info.name}", len(holdout_ids), digest_ids(holdout_ids))

@@ -1,0 +1,39 @@
+"""Templates of our pages, and how they show numbers."""
+
+from __future__ import annotations
+
+import math
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+__all__ = ["html_environment", "number_text", "safe"]
+
+
+def html_environment() -> Environment:
+    """Our templates; all text that is inserted into them is escaped."""
+    environment = Environment(
+        loader=PackageLoader("unseen_ray.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.globals |= {"percent": _percent, "duration": _duration, "number": number_text}
+    return environment
+
+
+def safe(svg: str | list[str]) -> Markup | list[Markup]:
+    """Mark our own plots as safe HTML; names were escaped when they were drawn."""
+    return Markup(svg) if isinstance(svg, str) else [Markup(one) for one in svg]
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{100 * value:.2f} %"
+
+
+def number_text(value: float | None) -> str:
+    """Three decimals, or `undefined`."""
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 3600:
+        return f"{seconds / 3600:,.1f} h"
+    return f"{seconds / 60:,.1f} min" if seconds >= 60 else f"{seconds:,.1f} s"
