@@ -88,7 +88,7 @@ def start_of(kind: str) -> float:
             for _ in range(3):
                 began = time.monotonic()
                 actor = ray.remote(FoldWorker).options(num_cpus=1, num_gpus=1).remote()
-                ray.get(actor.probe.remote("auto", out, kind == "own fit"))
+                ray.get(actor.describe.remote("auto", out, kind == "own fit"))
                 seconds.append(time.monotonic() - began)
                 ray.kill(actor)
             return statistics.median(seconds)

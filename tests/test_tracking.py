@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import unseen_ray as ur
-from unseen_ray.execution.tracking import Teller
+from unseen_ray.execution.tracking import BackgroundLogger
 from unseen_ray.runs.layout import TENSORBOARD
 from unseen_ray.runs.tasks import Progress
 
@@ -112,7 +112,7 @@ def test_a_log_that_fails_is_named_and_costs_no_training(tmp_path: Path, caplog:
 
     result = ur.prune(ur.PruneConfig(**FIELDS, out=tmp_path), on_event=block)
     assert len(result.coreset.ids) == 180
-    assert [record.message for record in caplog.records if "tensorboard is told no more" in record.message]
+    assert [record.message for record in caplog.records if "tensorboard logs no more" in record.message]
 
 
 def test_mlflow_gets_each_fit_with_its_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,26 +168,26 @@ def fail() -> None:
 
 def test_a_logger_that_fails_is_told_no_more(caplog: pytest.LogCaptureFixture) -> None:
     told = Told(fail)
-    teller = Teller("service", told)
+    background = BackgroundLogger("service", told)
     for _ in range(5):
-        teller.tell("log_trial_result", iteration=1)
-    teller.close()
+        background.submit("log_trial_result", iteration=1)
+    background.close()
     assert told.calls == 1
     assert [record.message for record in caplog.records] == [
-        "service is told no more of this run: ConnectionError: https://host refused"
+        "service logs no more of this run: ConnectionError: https://host refused"
     ]
 
 
 def test_a_logger_that_hangs_holds_nobody_up(caplog: pytest.LogCaptureFixture) -> None:
     hangs = threading.Event()
-    teller = Teller("service", Told(hangs.wait))
+    background = BackgroundLogger("service", Told(hangs.wait))
     began = time.monotonic()
     for _ in range(2000):
-        teller.tell("log_trial_result", iteration=1)
+        background.submit("log_trial_result", iteration=1)
     assert time.monotonic() - began < 1
-    assert "service is told no more of this run: it does not keep up" in caplog.text
+    assert "service logs no more of this run: it does not keep up" in caplog.text
     hangs.set()
-    teller.close()
+    background.close()
 
 
 @pytest.mark.parametrize("field", ["source", "test", "out", "reuse"])

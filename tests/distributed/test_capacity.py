@@ -30,12 +30,12 @@ def test_plain_nodes_are_those_without_gpu_that_have_room() -> None:
 
 
 def test_waiting_ends_where_there_is_no_hope_and_not_while_others_hold_what_is_asked_for() -> None:
-    waiting = Wait(asked="a GPU", wait_s=-1)  # any moment is too long
+    waiting = Wait(requested="a GPU", wait_s=-1)  # any moment is too long
     for came, may_come in ((True, False), (False, True), (True, True)):
         waiting.check(came=came, may_come=may_come, otherwise="no GPU came")
     with pytest.raises(ClusterError, match="no GPU came"):
         waiting.check(came=False, may_come=False, otherwise="no GPU came")
-    Wait(asked="a GPU", wait_s=60).check(came=False, may_come=False, otherwise="no GPU came")
+    Wait(requested="a GPU", wait_s=60).check(came=False, may_come=False, otherwise="no GPU came")
 
 
 def test_folds_take_a_gpu_where_there_is_one_or_may_be_one() -> None:
@@ -87,8 +87,8 @@ def test_a_task_that_gets_on_is_started_again_however_often_it_is_lost() -> None
     attempts = Attempts(max_retries=1)
     for done in range(1, 20):
         assert attempts.failed("worker lost") == "retry"
-        attempts.heard(epoch(done))
-    attempts.heard(epoch(5, "score"))
+        attempts.note(epoch(done))
+    attempts.note(epoch(5, "score"))
     assert attempts.failed("worker lost") == "retry"
     assert attempts.count == 20
 
@@ -98,12 +98,12 @@ def test_a_task_that_is_lost_at_the_same_place_is_given_up() -> None:
     answers = []
     for _ in range(3):
         for done in (3, 4, 5):  # from its checkpoint to where it is lost
-            attempts.heard(epoch(done))
+            attempts.note(epoch(done))
         answers.append(attempts.failed("worker lost"))
     assert answers == ["retry", "retry", "give up"]
 
 
 def test_a_bug_is_no_bad_luck_however_far_the_task_got() -> None:
     attempts = Attempts(max_retries=3)
-    attempts.heard(epoch(7))
+    attempts.note(epoch(7))
     assert attempts.failed("error") == "give up"

@@ -94,7 +94,7 @@ def test_a_node_that_does_not_see_the_folder_is_named(simulated: Path) -> None:
 
     actor = ray.remote(FoldWorker).options(num_cpus=0).remote()
     with pytest.raises(ur.ConfigError, match="does not see the run's folder: out=/nowhere/run must be on storage"):
-        ray.get(actor.probe.remote("auto", "/nowhere/run"))
+        ray.get(actor.describe.remote("auto", "/nowhere/run"))
     ray.kill(actor)
 
 
@@ -110,18 +110,18 @@ def test_a_node_that_computes_in_another_way_is_not_used(simulated: Path, tmp_pa
         out=str(tmp_path),
     )
     try:
-        real = pool.first_probe()
+        real = pool.first_worker()
         assert computes_alike(real, real)
         other = {**real, "supported": [p for p in ("float32", "bf16") if p == "float32" or p not in real["supported"]]}
         assert not computes_alike(other, real)
         pool.close()
-        pool.probes[:] = [other]
-        pool.ask_for(1)
+        pool.worker_infos[:] = [other]
+        pool.request_actors(1)
         deadline = time.monotonic() + 60
         while not pool._parked and time.monotonic() < deadline:
             pool._admit(ray.wait(list(pool._coming), num_returns=1, timeout=1)[0])
         assert len(pool._parked) == 1
-        assert not pool.anyone_up()
-        assert pool.probes == [other]
+        assert not pool.has_actors()
+        assert pool.worker_infos == [other]
     finally:
         pool.close()

@@ -124,16 +124,16 @@ def test_a_pool_knows_who_left(cluster: Cluster, tmp_path: Path) -> None:
         request=request, capacity=survey(), precision="float32", max_retries=0, wait_s=60, out=str(tmp_path)
     )
     try:
-        assert "node_id" not in pool.first_probe()
-        assert pool.anyone_up()
+        assert "node_id" not in pool.first_worker()
+        assert pool.has_actors()
         cluster.remove_node(node, allow_graceful=False)
         waited = threading.Event()
         for _ in range(300):
-            pool.ask_for(1)
-            if not pool.anyone_up():
+            pool.request_actors(1)
+            if not pool.has_actors():
                 break
             waited.wait(0.1)
-        assert not pool.anyone_up()
+        assert not pool.has_actors()
         assert slots(pool.capacity, request) == 0
     finally:
         pool.close()

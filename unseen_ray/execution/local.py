@@ -11,7 +11,7 @@ import torch
 
 from unseen_ray.data.images.loading import load_plane
 from unseen_ray.errors import FoldFailedError, UnseenError
-from unseen_ray.pruning.executor import Observer, Prepared
+from unseen_ray.pruning.executor import ExecutorSetup, Observer
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.pixel_cache import plan_files
@@ -34,7 +34,7 @@ class LocalExecutor:
     def __init__(self) -> None:
         self._bench: UserTask | ModelTask | None = None
 
-    def prepare(self, job: Job, source: Source) -> Prepared:
+    def prepare(self, job: Job, source: Source) -> ExecutorSetup:
         """Decode the pixels, find bad samples, resolve the precision."""
         wants_gpu = job.config.gpus_per_fold is None or job.config.gpus_per_fold > 0
         device = torch.device("cuda", 0) if wants_gpu and torch.cuda.is_available() else torch.device("cpu")
@@ -50,7 +50,7 @@ class LocalExecutor:
             cpus_per_fold=float(job.config.threads),
             gpus_per_fold=1.0 if device.type == "cuda" else 0.0,
         )
-        prepared = Prepared(
+        prepared = ExecutorSetup(
             job=job.prepared(resolved, skipped),
             environment={"executor": "local", "node": platform.node(), **describe_hardware(device)},
         )

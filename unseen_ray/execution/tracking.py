@@ -1,4 +1,4 @@
-"""Every fit's epochs, told to TensorBoard, to MLflow through Ray's own logger, and to Weights & Biases.
+"""Every fit's epochs, logged to TensorBoard, to MLflow through Ray's own logger, and to Weights & Biases.
 
 Ray's logger for W&B would put the API key into a runtime environment, which Ray writes to its logs; W&B is called directly.
 """
@@ -36,21 +36,21 @@ logger = logging.getLogger(__name__)
 
 _PROJECT = "unseen-ray"
 _STEP = "training_iteration"
-_WAITING = 1000  # what a logger may be behind
-_END_S = 30.0  # what a run waits for its loggers in the end
+_QUEUED = 1000  # events that a logger may be behind
+_END_S = 30.0  # how long a run waits for its loggers at its end
 _USERINFO = re.compile(r"(?<=//)[^/@\s]+@")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Fit:
-    """One fit, as Ray's loggers want to know a trial.
+class LoggedFit:
+    """One fit, with the attributes that Ray's loggers read of a trial.
 
     Attributes:
         name: the task's.
         config: fields of the run, those of its recipe dotted.
-        trial_id: unlike any other's.
-        experiment_dir_name: the run that it belongs to.
-        after: the epoch before the first that is told.
+        trial_id: unique.
+        experiment_dir_name: the run's name.
+        after: the epoch before the first that is logged.
     """
 
     name: str
@@ -78,10 +78,10 @@ class TensorBoard:
 
     def __init__(self, out: str) -> None:
         self._out = Folder(out)
-        self._writers: dict[Fit, Any] = {}
+        self._writers: dict[LoggedFit, Any] = {}
         self._aside = tempfile.TemporaryDirectory(prefix="unseen-ray-tensorboard-") if is_uri(out) else None
 
-    def log_trial_start(self, trial: Fit) -> None:
+    def log_trial_start(self, trial: LoggedFit) -> None:
         from tensorboardX import SummaryWriter
 
         root = self._aside.name if self._aside else self._out.path(TENSORBOARD)
@@ -92,12 +92,12 @@ class TensorBoard:
             filename_suffix=f".{trial.trial_id}",
         )
 
-    def log_trial_result(self, iteration: int, trial: Fit, result: dict[str, Any]) -> None:
+    def log_trial_result(self, iteration: int, trial: LoggedFit, result: dict[str, Any]) -> None:
         for name, value in result.items():
             if name != _STEP:
                 self._writers[trial].add_scalar(name, value, iteration)
 
-    def log_trial_end(self, trial: Fit, failed: bool = False) -> None:
+    def log_trial_end(self, trial: LoggedFit, failed: bool = False) -> None:
         writer = self._writers.pop(trial)
         writer.close()
         if self._aside:
@@ -121,31 +121,31 @@ class Wandb:
         self._options = {"project": os.environ.get("WANDB_PROJECT", _PROJECT), **options}
         self._aside = tempfile.TemporaryDirectory(prefix="unseen-ray-wandb-") if is_uri(out) else None
         self._folder = self._aside.name if self._aside else out
-        self._runs: dict[Fit, Any] = {}
+        self._runs: dict[LoggedFit, Any] = {}
 
-    def log_trial_start(self, trial: Fit) -> None:
-        asked = {"group": trial.experiment_dir_name, **self._options, "name": trial.name, "config": trial.config}
-        self._runs[trial] = self._init(**asked, dir=self._folder, reinit="create_new")
+    def log_trial_start(self, trial: LoggedFit) -> None:
+        settings = {"group": trial.experiment_dir_name, **self._options, "name": trial.name, "config": trial.config}
+        self._runs[trial] = self._init(**settings, dir=self._folder, reinit="create_new")
 
-    def log_trial_result(self, iteration: int, trial: Fit, result: dict[str, Any]) -> None:
+    def log_trial_result(self, iteration: int, trial: LoggedFit, result: dict[str, Any]) -> None:
         self._runs[trial].log(result, step=iteration)
 
-    def log_trial_end(self, trial: Fit, failed: bool = False) -> None:
+    def log_trial_end(self, trial: LoggedFit, failed: bool = False) -> None:
         self._runs.pop(trial).finish(exit_code=int(failed))
 
 
-class Teller:
-    """A logger with a thread of its own: one that is slow, silent or fails is told no more, and the run goes on."""
+class BackgroundLogger:
+    """A logger in a thread of its own. One that fails, hangs or falls behind gets no more events, and the run goes on."""
 
-    def __init__(self, name: str, told: Logger) -> None:
-        self._name, self._told = name, told
-        self._queue: queue.Queue[tuple[str, dict[str, Any]] | None] = queue.Queue(_WAITING)
+    def __init__(self, name: str, logger: Logger) -> None:
+        self._name, self._logger = name, logger
+        self._queue: queue.Queue[tuple[str, dict[str, Any]] | None] = queue.Queue(_QUEUED)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True, name=f"log to {name}")
         self._thread.start()
 
-    def tell(self, method: str, **arguments: Any) -> None:
-        """Leave something to be told; never waits."""
+    def submit(self, method: str, **arguments: Any) -> None:
+        """Queue a call of a method; never waits."""
         if not self._over.is_set():
             try:
                 self._queue.put_nowait((method, arguments))
@@ -153,7 +153,7 @@ class Teller:
                 self._give_up("it does not keep up")
 
     def close(self) -> None:
-        """Wait until all is told, but no longer than half a minute."""
+        """Wait until the queue is empty, at most half a minute."""
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=_END_S)
         self._thread.join(_END_S)
@@ -166,25 +166,25 @@ class Teller:
                 continue
             method, arguments = item
             try:
-                getattr(self._told, method)(**arguments)
-            except Exception as error:  # whatever a service answers: the training is worth more than its log
+                getattr(self._logger, method)(**arguments)
+            except Exception as error:  # of any service: a log must not fail the training
                 self._give_up(f"{type(error).__name__}: {error}")
 
     def _give_up(self, reason: str) -> None:
         self._over.set()
-        logger.warning("%s is told no more of this run: %s", self._name, _USERINFO.sub("", reason))
+        logger.warning("%s logs no more of this run: %s", self._name, _USERINFO.sub("", reason))
 
 
 class Tracker:
-    """An observer of a run's tasks that tells its loggers."""
+    """An observer of a run's tasks that logs them."""
 
-    def __init__(self, config: PruneConfig, within: str, tellers: list[Teller]) -> None:
-        self._config, self._within, self._tellers = config, within, tellers
-        self._fits: dict[str, Fit] = {}
+    def __init__(self, config: PruneConfig, within: str, loggers: list[BackgroundLogger]) -> None:
+        self._config, self._within, self._loggers = config, within, loggers
+        self._fits: dict[str, LoggedFit] = {}
         self._epochs: dict[str, int] = {}
 
     def __call__(self, event: Progress | Receipt | EvalResult) -> None:
-        """Tell an epoch once, however often its fit was started, and what a finished task has measured."""
+        """Log an epoch once, however often its fit was started, and what a finished task has measured."""
         if isinstance(event, Progress):
             if event.doing == "train" and event.done > 0:
                 self._epoch(event)
@@ -194,10 +194,10 @@ class Tracker:
     def close(self) -> None:
         """End what has not ended, as failed."""
         for fit in self._fits.values():
-            self._tell("log_trial_end", trial=fit, failed=True)
+            self._submit("log_trial_end", trial=fit, failed=True)
         self._fits.clear()
-        for teller in self._tellers:
-            teller.close()
+        for each in self._loggers:
+            each.close()
 
     def _epoch(self, event: Progress) -> None:
         fit = self._fit(event.task, after=event.done - 1)
@@ -210,45 +210,45 @@ class Tracker:
         fit = self._fit(event.task, after=0)
         kind = "score" if isinstance(event, Receipt) else "test"
         self._measured(fit, {f"{kind}/accuracy": event.accuracy, "seconds": event.seconds})
-        self._tell("log_trial_end", trial=self._fits.pop(event.task))
+        self._submit("log_trial_end", trial=self._fits.pop(event.task))
 
-    def _fit(self, task: str, *, after: int) -> Fit:
+    def _fit(self, task: str, *, after: int) -> LoggedFit:
         if task not in self._fits:
             assert self._config.out is not None
             self._epochs[task] = after
-            self._fits[task] = Fit(
+            self._fits[task] = LoggedFit(
                 name=f"{self._within}/{task}" if self._within else task,
                 config={"task": task, **flat_fields(self._config.to_json())},
                 trial_id=os.urandom(4).hex(),
                 experiment_dir_name=os.path.basename(self._config.out.rstrip("/")),
                 after=after,
             )
-            self._tell("log_trial_start", trial=self._fits[task])
+            self._submit("log_trial_start", trial=self._fits[task])
         return self._fits[task]
 
-    def _measured(self, fit: Fit, values: dict[str, float]) -> None:
+    def _measured(self, fit: LoggedFit, values: dict[str, float]) -> None:
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         epoch = self._epochs[fit.config["task"]]
-        self._tell("log_trial_result", iteration=epoch, trial=fit, result={_STEP: epoch, **finite})
+        self._submit("log_trial_result", iteration=epoch, trial=fit, result={_STEP: epoch, **finite})
 
-    def _tell(self, method: str, **arguments: Any) -> None:
-        for teller in self._tellers:
-            teller.tell(method, **arguments)
+    def _submit(self, method: str, **arguments: Any) -> None:
+        for each in self._loggers:
+            each.submit(method, **arguments)
 
 
 @contextlib.contextmanager
 def tracked(config: PruneConfig, on_event: Observer, *, within: str = "") -> Iterator[Observer]:
-    """An observer that tells the loggers of `log_to`, then `on_event`.
+    """An observer that logs to `log_to`, then calls `on_event`.
 
     Args:
         config: the run's.
-        on_event: is told after the loggers.
+        on_event: called after the loggers.
         within: a folder for the fits, where a run has several of one name.
 
     Raises:
         ConfigError: if a logger is not installed, or its service refuses; nothing has been trained by then.
     """
-    tracker = Tracker(config, within, [Teller(name, told) for name, told in _loggers_of(config).items()])
+    tracker = Tracker(config, within, [BackgroundLogger(name, made) for name, made in _loggers_of(config).items()])
 
     def both(event: Progress | Receipt | EvalResult) -> None:
         tracker(event)
@@ -261,20 +261,20 @@ def tracked(config: PruneConfig, on_event: Observer, *, within: str = "") -> Ite
 
 
 def _loggers_of(config: PruneConfig) -> dict[str, Logger]:
-    asked = config.log_to
-    if asked == "none" or not config.out:
+    names = config.log_to
+    if names == "none" or not config.out:
         return {}
-    if asked is None:
-        asked = "tensorboard" if importlib.util.find_spec("tensorboardX") else []
+    if names is None:
+        names = "tensorboard" if importlib.util.find_spec("tensorboardX") else []
     found = {}
-    for name, options in map(plug_of, asked if isinstance(asked, list) else [asked]):
+    for name, options in map(plug_of, names if isinstance(names, list) else [names]):
         try:
             found[str(name)] = _logger(str(name), options, config.out)
         except ConfigError:
             raise
         except ModuleNotFoundError as error:
             raise ConfigError(f"log_to: {name} needs {error.name}. Install it: pip install {error.name}.") from None
-        except Exception as error:  # whatever a service answers
+        except Exception as error:  # of any service
             reason = _USERINFO.sub("", f"{type(error).__name__}: {error}")
             raise ConfigError(f"log_to: {name} cannot be used: {reason}") from None
     return found
@@ -290,7 +290,7 @@ def _logger(name: str, options: dict[str, Any], out: str) -> Logger:
     import mlflow  # noqa: F401
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-    told = MLflowLoggerCallback(**{"experiment_name": _PROJECT, **options})
-    told.setup()
-    found: Logger = told
+    callback = MLflowLoggerCallback(**{"experiment_name": _PROJECT, **options})
+    callback.setup()
+    found: Logger = callback
     return found

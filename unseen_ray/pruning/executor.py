@@ -12,13 +12,13 @@ from unseen_ray.pruning.merge import Merged, MergeRequest
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.tasks import EvalResult, Job, Progress
 
-__all__ = ["Executor", "Observer", "Prepared"]
+__all__ = ["Executor", "ExecutorSetup", "Observer"]
 
 Observer = Callable[[Progress | Receipt | EvalResult], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
+class ExecutorSetup:
     """What an executor found out while it got ready.
 
     Attributes:
@@ -33,7 +33,7 @@ class Prepared:
 class Executor(Protocol):
     """Where the work is done: in this process, or on a Ray cluster."""
 
-    def prepare(self, job: Job, source: Source) -> Prepared:
+    def prepare(self, job: Job, source: Source) -> ExecutorSetup:
         """Get hold of machines and pixels; find bad samples and resolve what depends on the hardware."""
         ...
 

@@ -131,7 +131,7 @@ class _Trial:
         before: list[str] = []
 
         def on_stage(stages: list[StageEntry], ids: IdArray) -> None:
-            outcome = self._measure(executor.beside(), aside, ids, stages)
+            outcome = self._measure(executor.sharing_pool(), aside, ids, stages)
             before.extend(outcome.measured)
             self._note(RUNNING, [outcome])
 
@@ -145,7 +145,7 @@ class _Trial:
                 checked=True,
             )
             ids = np.asarray(run.table(CORESET).column("id"))
-            outcome = self._measure(executor.beside(), config, ids, run.manifest.stages)
+            outcome = self._measure(executor.sharing_pool(), config, ids, run.manifest.stages)
         finally:
             executor.close()
         return replace(outcome, measured=(*dict.fromkeys([*before, *outcome.measured]),), trainings=_trainings_of(run))
@@ -210,13 +210,13 @@ def _metrics(record: Record) -> dict[str, float]:
     return {"accuracy": record.accuracy, "cost": record.cost, **leads}
 
 
-def _proxied(sweep: SweepConfig, config: PruneConfig, ground: ClusterContext) -> ResolvedRun:
+def _proxied(sweep: SweepConfig, config: PruneConfig, cluster: ClusterContext) -> ResolvedRun:
     """The run with the proxy's model and recipe, which are the same for every trial, whichever model scored."""
     recipe = Recipe(**recipe_values(sweep.proxy.recipe or sweep.run.get("recipe") or "quick"))
     if recipe.precision == "auto":
-        recipe = recipe.model_copy(update={"precision": ground.probe["precision"]})
+        recipe = recipe.model_copy(update={"precision": cluster.worker_info["precision"]})
     model = sweep.proxy.model or sweep.run.get("model")
-    return ResolvedRun.of(config.model_copy(update={"model": model, "recipe": recipe}), ground.size_px)
+    return ResolvedRun.of(config.model_copy(update={"model": model, "recipe": recipe}), cluster.size_px)
 
 
 def _trainings_of(run: Run) -> tuple[tuple[int, str], ...]:

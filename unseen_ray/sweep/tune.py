@@ -98,7 +98,7 @@ def _context(
         config = with_model(first, source.info.size_px).model_copy(update={"recipe": recipe, "out": root})
         executor.prepare(make_job(ResolvedRun(config), source.info), source)
         executor.rest()
-        claims, cluster = _start_claims(), executor.groundwork()
+        claims, cluster = _start_claims(), executor.context()
         yield SweepContext(
             sweep=sweep,
             keeping=keeping,
@@ -106,7 +106,7 @@ def _context(
             claims=claims,
             source=source_ref(first.source).absolute().plain(),
             cluster=cluster,
-            new_executor=functools.partial(RayExecutor, address=None, tasks=0, groundwork=cluster),
+            new_executor=functools.partial(RayExecutor, address=None, tasks=0, context=cluster),
         )
     finally:
         if claims is not None:

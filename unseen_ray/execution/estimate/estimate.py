@@ -10,7 +10,7 @@ from unseen_ray.data.images.memory import fits_in_memory
 from unseen_ray.data.sources.registry import Source, SourceInfo, encoded_of
 from unseen_ray.errors import ConfigError
 from unseen_ray.execution.estimate.cluster import SCORING_SPEEDUP, ClusterCost, Rates, cluster_cost
-from unseen_ray.execution.estimate.resources import Need, Needs, Pixels
+from unseen_ray.execution.estimate.resources import Need, Needs, PixelPlace
 from unseen_ray.storage.filesystem import is_uri
 from unseen_ray.storage.speed import storage_speed
 
@@ -88,7 +88,7 @@ def estimate(
     return Estimate(rates=rates, cluster=cluster, needs=needs)
 
 
-def where_pixels_are(config: PruneConfig, info: SourceInfo) -> Pixels:
+def where_pixels_are(config: PruneConfig, info: SourceInfo) -> PixelPlace:
     """Where a run will hold its decoded pixels, if the disk has room for their files."""
     if fits_in_memory(len(info), info.size_px, config.pixel_memory_gb):
         return "memory"

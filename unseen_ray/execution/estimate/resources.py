@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from unseen_ray.execution.estimate.cluster import ClusterCost, Rates
     from unseen_ray.pruning.plan import RunPlan, TaskPlan
 
-__all__ = ["Need", "Needs", "Pixels", "disk_bytes_of", "weights_of"]
+__all__ = ["Need", "Needs", "PixelPlace", "disk_bytes_of", "weights_of"]
 
-Pixels = Literal["memory", "files", "none"]
+PixelPlace = Literal["memory", "files", "none"]
 
 _VOTE_BYTES = 8 + 8 + 4 + 4
 _HOUR_S = 3600
@@ -59,7 +59,7 @@ class Needs:
     info: SourceInfo
     encoded: Encoded
     rates: Rates
-    pixels: Pixels
+    pixels: PixelPlace
     cluster: ClusterCost | None = None
     checkpoint_bytes: float | None = None
 

@@ -1,4 +1,4 @@
-"""A pool of fold actors that works off a queue, and outlives the loss of any of them."""
+"""A pool of fold actors that works through a queue of tasks, and survives the loss of any actor."""
 
 from __future__ import annotations
 
@@ -17,29 +17,36 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from unseen_ray.errors import FoldFailedError
 from unseen_ray.execution.ray.actors import FoldWorker
 from unseen_ray.execution.ray.capacity import Capacity, Resources, computes_alike, plain_nodes, slots, survey
-from unseen_ray.execution.ray.failures import Attempts, decide
-from unseen_ray.execution.ray.ray_errors import explain, failure_of, first_line, raise_own, settle
+from unseen_ray.execution.ray.failures import (
+    Attempts,
+    decide,
+    explain,
+    failure_of,
+    first_line,
+    handle_failure,
+    raise_own,
+)
 from unseen_ray.execution.ray.waiting import Wait
 from unseen_ray.runs.tasks import Progress
 
 if TYPE_CHECKING:
     from unseen_ray.config.recipe import Precision
 
-__all__ = ["FoldPool", "Work"]
+__all__ = ["FoldPool", "PoolTask"]
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 1.0
-_LOOK_EVERY_S = 3.0
+_SURVEY_EVERY_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """One entry of the queue.
+class PoolTask:
+    """A task in the queue.
 
     Attributes:
-        name: how messages call it.
-        start: begins it on an actor; the generator's last value is the result.
+        name: for messages.
+        start: starts it on an actor and returns a generator of references, the last of which is to the result.
     """
 
     name: str
@@ -48,21 +55,25 @@ class Work:
 
 @dataclass(slots=True, kw_only=True)
 class FoldPool:
-    """Fold actors, each with its own share of one node.
+    """Fold actors, each with CPUs and GPUs of one node.
 
-    Actors are asked for one a task, up to what fits on a fixed cluster, so that an autoscaler sees the demand; whoever
-    comes up first takes the next task, and those that never did are let go when the queue is empty. The cluster is looked at
-    again while the work goes on: nodes may join and leave.
+    The pool requests an actor for each task, up to what fits on a fixed cluster: an autoscaler sees that demand. The first
+    actor to come up takes the next task; actors that are still pending when the queue is empty are killed. The pool surveys
+    the cluster every few seconds while it works, as nodes may join and leave.
 
     Args:
         request: CPUs and GPUs of one actor.
         capacity: the cluster's, as it was at the start.
-        precision: what a probe is to resolve.
-        max_retries: how often in a row a task is started again after its actor was lost, and a new actor asked for.
-        wait_s: how long to wait for a node that an actor fits on, where there is none.
+        precision: the configuration's, which the first actor resolves for the run.
+        max_retries: how often in a row a task is started again after its actor was lost, and an actor replaced.
+        wait_s: how long to wait for a node that an actor fits on.
         out: the run's folder, which each actor must see.
-        own_fit: whether a user's own function trains.
-        on_retry: is told the name of a task that is started again.
+        user_fit: whether a user's own function trains.
+        on_retry: called with the name of a task that is started again.
+
+    Attributes:
+        worker_infos: what each actor said of itself when it came up, the first of which all others must match.
+        lost_at_start: how many actors in a row were lost before they came up.
     """
 
     request: Resources
@@ -71,27 +82,29 @@ class FoldPool:
     max_retries: int
     wait_s: float
     out: str
-    own_fit: bool = False
+    user_fit: bool = False
     on_retry: Callable[[str], None] = lambda name: None
-    probes: list[dict[str, Any]] = field(default_factory=list)
+    worker_infos: list[dict[str, Any]] = field(default_factory=list)
     lost_at_start: int = 0
     _idle: list[Any] = field(default_factory=list)
-    _parked: list[Any] = field(default_factory=list)  # they hold the place on a node that would give other numbers
+    _parked: list[Any] = field(
+        default_factory=list
+    )  # unused, but they keep Ray from placing another actor on their node
     _coming: dict[Any, Any] = field(default_factory=dict)
     _busy: dict[Any, tuple[Any, int]] = field(default_factory=dict)
-    _homes: dict[Any, str] = field(default_factory=dict)  # the node that each actor is on, or asked for
-    _looked: float = field(default_factory=time.monotonic)
+    _nodes: dict[Any, str] = field(default_factory=dict)  # of each actor, or the one it was requested on
+    _last_survey: float = field(default_factory=time.monotonic)
 
-    def ask_for(self, tasks: int) -> None:
-        """Have as many actors up or coming as `tasks` tasks can use, and no more."""
-        self._look()
+    def request_actors(self, tasks: int) -> None:
+        """Have as many actors up or pending as `tasks` tasks can use, and no more."""
+        self._survey()
         limit = tasks if self.capacity.autoscaling else min(tasks, max(self._room(), 1))
         while len(self._idle) + len(self._busy) > limit and self._idle:
             ray.kill(self._idle.pop())
         while len(self._idle) + len(self._busy) + len(self._coming) > limit and self._coming:
             ray.kill(self._coming.popitem()[1])
         for _ in range(limit - len(self._idle) - len(self._busy) - len(self._coming)):
-            home, strategy = self._place()
+            node, strategy = self._placement()
             actor = (
                 ray.remote(FoldWorker)
                 .options(
@@ -103,60 +116,60 @@ class FoldPool:
                 )
                 .remote()
             )
-            self._homes[actor] = home
-            self._coming[actor.probe.remote(self.precision, self.out, self.own_fit)] = actor
+            self._nodes[actor] = node
+            self._coming[actor.describe.remote(self.precision, self.out, self.user_fit)] = actor
 
-    def first_probe(self) -> dict[str, Any]:
-        """What the first actor that comes up says of itself; waits for it.
+    def first_worker(self) -> dict[str, Any]:
+        """Wait for the first actor; returns what it says of itself.
 
         Raises:
-            ClusterError: if there is no node that fits, and none comes in time.
-            FoldFailedError: if actors are lost whenever they come up.
+            ClusterError: if no node fits, and none joins in time.
+            FoldFailedError: if too many actors are lost as they come up.
         """
         waiting = self._wait()
-        while not self.probes:
-            self.ask_for(max(len(self._coming), 1))
+        while not self.worker_infos:
+            self.request_actors(max(len(self._coming), 1))
             self._admit(ray.wait(list(self._coming), num_returns=1, timeout=_POLL_S)[0])
             self._check(waiting)
-        return self.probes[0]
+        return self.worker_infos[0]
 
-    def run(self, works: Sequence[Work], on_event: Callable[[Any], None], *, keep: int = 0) -> list[Any]:
-        """Work off the queue; results in the order of `works`.
+    def run(self, tasks: Sequence[PoolTask], on_event: Callable[[Any], None], *, keep: int = 0) -> list[Any]:
+        """PoolTask off the queue; results in the order of `works`.
 
         Args:
-            works: what to do.
-            on_event: is told every value that a task yields.
-            keep: how many actors to keep for what comes after, though the queue needs them no longer.
+            tasks: what to do.
+            on_event: called with every value that a task yields.
+            keep: how many actors to keep for later tasks, even if the queue no longer needs them.
 
         Raises:
-            UnseenError: of a task, as it was raised there.
-            ClusterError: if the last node that fits has left, and none comes in time.
+            UnseenError: as a task raised it.
+            ClusterError: if the last node that fits has left, and none joins in time.
             FoldFailedError: if a task failed for good.
         """
         results: dict[int, Any] = {}
-        for place, value in self.stream(works, keep=keep):
+        for place, value in self.stream(tasks, keep=keep):
             results[place] = value
             on_event(value)
-        return [results[place] for place in range(len(works))]
+        return [results[place] for place in range(len(tasks))]
 
-    def stream(self, works: Sequence[Work], *, keep: int = 0) -> Iterator[tuple[int, Any]]:
+    def stream(self, tasks: Sequence[PoolTask], *, keep: int = 0) -> Iterator[tuple[int, Any]]:
         """Every value that the tasks yield, with the place of the task; see `run`."""
-        queue = deque(range(len(works)))
+        queue = deque(range(len(tasks)))
         finished: set[int] = set()
-        attempts = [Attempts(self.max_retries) for _ in works]
+        attempts = [Attempts(self.max_retries) for _ in tasks]
         waiting = self._wait()
         while queue or self._busy:
-            self.ask_for(max(len(queue) + len(self._busy), keep))
+            self.request_actors(max(len(queue) + len(self._busy), keep))
             while queue and self._idle:
                 actor, place = self._idle.pop(0), queue.popleft()
-                self._busy[works[place].start(actor)] = actor, place
+                self._busy[tasks[place].start(actor)] = actor, place
             ready, _ = ray.wait([*self._busy, *self._coming], num_returns=1, timeout=_POLL_S, fetch_local=False)
             self._admit([ref for ref in ready if ref in self._coming])
             for generator in [ref for ref in ready if ref in self._busy]:
                 actor, place = self._busy[generator]
                 try:
                     value = ray.get(next(generator))
-                    attempts[place].heard(value)
+                    attempts[place].note(value)
                     if not isinstance(value, Progress):
                         finished.add(place)
                     yield place, value
@@ -166,30 +179,30 @@ class FoldPool:
                 except RayError as error:
                     del self._busy[generator]
                     ray.kill(actor)
-                    self._look_again()
+                    self._survey_soon()
                     if place not in finished:
-                        settle(error, works[place].name, attempts[place])
-                        self.on_retry(works[place].name)
+                        handle_failure(error, tasks[place].name, attempts[place])
+                        self.on_retry(tasks[place].name)
                         queue.append(place)
             if queue:
                 self._check(waiting)
 
     def close(self) -> None:
-        """Let every actor go."""
+        """Kill every actor."""
         for actor in [*self._idle, *self._parked, *self._coming.values(), *(actor for actor, _ in self._busy.values())]:
             ray.kill(actor)
-        self._idle, self._parked, self._coming, self._busy, self._homes = [], [], {}, {}, {}
+        self._idle, self._parked, self._coming, self._busy, self._nodes = [], [], {}, {}, {}
 
-    def anyone_up(self) -> bool:
+    def has_actors(self) -> bool:
         """Whether an actor is up."""
         return bool(self._idle or self._busy)
 
-    def _place(self) -> tuple[str, Any]:
-        """Where the next actor is best: one that needs no GPU where there is none, as long as such a node has room."""
+    def _placement(self) -> tuple[str, Any]:
+        """Node and scheduling strategy of the next actor. One that needs no GPU goes to a node without GPUs while there is room."""
         if self.request["GPU"] > 0 or not any(node.get("GPU", 0) for node in self.capacity.nodes):
             return "", "SPREAD"
         ours = [*self._idle, *self._parked, *self._coming.values(), *(actor for actor, _ in self._busy.values())]
-        taken = Counter(self._homes[actor] for actor in ours)
+        taken = Counter(self._nodes[actor] for actor in ours)
         plain = plain_nodes(self.capacity, self.request)
         node = max(plain, key=lambda node: plain[node] - taken[node], default="")
         if not node or plain[node] <= taken[node]:
@@ -197,63 +210,63 @@ class FoldPool:
         return node, NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
 
     def _room(self) -> int:
-        """How many actors the nodes that are there hold, less those that hold a place and are not used."""
+        """How many usable actors fit on the present nodes."""
         return slots(self.capacity, self.request) - len(self._parked)
 
-    def _look_again(self) -> None:
-        self._looked = -math.inf
+    def _survey_soon(self) -> None:
+        self._last_survey = -math.inf
 
-    def _look(self) -> None:
-        """See which nodes there are, every few seconds and after a loss, and forget actors of nodes that have left."""
+    def _survey(self) -> None:
+        """Survey the nodes, every few seconds and after a loss, and forget actors of nodes that have left."""
         now = time.monotonic()
-        if now - self._looked < _LOOK_EVERY_S:
+        if now - self._last_survey < _SURVEY_EVERY_S:
             return
-        before, self.capacity, self._looked = self.capacity, survey(), now
+        before, self.capacity, self._last_survey = self.capacity, survey(), now
         here = set(self.capacity.node_ids)
-        self._idle = [actor for actor in self._idle if self._homes[actor] in here]
-        self._parked = [actor for actor in self._parked if self._homes[actor] in here]
+        self._idle = [actor for actor in self._idle if self._nodes[actor] in here]
+        self._parked = [actor for actor in self._parked if self._nodes[actor] in here]
         if here != set(before.node_ids):
             room = slots(self.capacity, self.request)
             logger.info("the cluster has %d nodes now, with room for %d folds", len(here), room)
 
     def _wait(self) -> Wait:
-        return Wait(asked=_said(self.request), wait_s=self.wait_s)
+        return Wait(requested=_text(self.request), wait_s=self.wait_s)
 
     def _check(self, waiting: Wait) -> None:
-        asked = _said(self.request)
+        requested = _text(self.request)
         otherwise = (
-            f"the autoscaler was asked for {asked}, and no such node came within wait_s={self.wait_s:g} s. Raise wait_s, ask for less "
+            f"the autoscaler was asked for {requested}, and no such node came within wait_s={self.wait_s:g} s. Raise wait_s, ask for less "
             "(gpus_per_fold, cpus_per_fold), or look at the autoscaler's log; then run the same line again."
             if self.capacity.autoscaling
-            else f"no node with {asked} is left, and none joined the cluster within wait_s={self.wait_s:g} s. Start such nodes again "
+            else f"no node with {requested} is left, and none joined the cluster within wait_s={self.wait_s:g} s. Start such nodes again "
             "(ray start --address), or raise wait_s; then run the same line again: what was finished is kept."
         )
-        waiting.check(came=self.anyone_up(), may_come=self._room() > 0, otherwise=otherwise)
+        waiting.check(came=self.has_actors(), may_come=self._room() > 0, otherwise=otherwise)
 
-    def _admit(self, probes: Sequence[Any]) -> None:
-        for ref in probes:
+    def _admit(self, ready: Sequence[Any]) -> None:
+        for ref in ready:
             actor = self._coming.pop(ref)
             try:
-                probe = ray.get(ref)
-                self._homes[actor] = probe.pop("node_id")
-                if self.probes and not computes_alike(self.probes[0], probe):
+                info = ray.get(ref)
+                self._nodes[actor] = info.pop("node_id")
+                if self.worker_infos and not computes_alike(self.worker_infos[0], info):
                     self._parked.append(actor)
                     logger.warning(
-                        "%s computes %s in another way: it is not used", probe["node"], self.probes[0]["precision"]
+                        "%s computes %s in another way: it is not used", info["node"], self.worker_infos[0]["precision"]
                     )
                     continue
-                self.probes.append(probe)
+                self.worker_infos.append(info)
                 self._idle.append(actor)
                 self.lost_at_start = 0
             except RayError as error:
                 raise_own(error)
                 self.lost_at_start += 1
-                self._look_again()
+                self._survey_soon()
                 failure = failure_of(error)
                 if decide(failure, failed=self.lost_at_start, max_retries=self.max_retries) == "give up":
                     raise FoldFailedError("a fold actor", self.lost_at_start, explain(error, failure)) from None
                 logger.warning("an actor was lost while it came up: %s", first_line(error))
 
 
-def _said(request: Resources) -> str:
+def _text(request: Resources) -> str:
     return f"{request['CPU']:g} CPU and {request['GPU']:g} GPU for a fold"

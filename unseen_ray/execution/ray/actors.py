@@ -1,4 +1,4 @@
-"""The actors: thin shells over plain classes that know nothing of Ray."""
+"""The actors: thin shells over classes that know nothing of Ray."""
 
 from __future__ import annotations
 
@@ -27,23 +27,26 @@ __all__ = ["Aggregator", "FoldWorker", "device_of_actor"]
 
 
 class FoldWorker:
-    """Owns the training of one fold at a time, on a device of its own. The constructor does nothing that can fail."""
+    """Trains and scores one fold at a time, on a device of its own.
+
+    The constructor does nothing that can fail: Ray reports an error there as a lost actor, without its message.
+    """
 
     def __init__(self) -> None:
         self._source: tuple[SourceRef, Source] | None = None
-        self._bench: tuple[str, Any] | None = None
+        self._tasks: tuple[str, Any] | None = None
         self._test: tuple[str, Any] | None = None
 
-    def probe(self, precision: Precision, out: str, own_fit: bool = False) -> dict[str, Any]:
-        """Where this worker runs, what it has, and what precision it would compute with; loads what training needs.
+    def describe(self, precision: Precision, out: str, user_fit: bool = False) -> dict[str, Any]:
+        """The node, the hardware and the precision of this worker. Imports what training needs, so that the first task starts fast.
 
         Args:
             precision: the configuration's.
             out: the run's folder.
-            own_fit: whether a user's own function trains, which needs no torch of ours.
+            user_fit: whether a user's own function trains, which may need no torch.
 
         Raises:
-            ConfigError: if it does not see the run's folder, in which the driver has put a manifest.
+            ConfigError: if it does not see the run's folder, where the driver has put a manifest.
         """
         if all(Folder(out).read(name) is None for name in (MANIFEST, MANIFEST_COPY)):
             raise ConfigError(
@@ -52,26 +55,26 @@ class FoldWorker:
             )
         import ray
 
-        where = {"node": platform.node(), "node_id": ray.get_runtime_context().get_node_id()}
-        return {**where, **(_without_torch(precision) if own_fit and not _may_have_gpu() else _with_torch(precision))}
+        place = {"node": platform.node(), "node_id": ray.get_runtime_context().get_node_id()}
+        return {**place, **(_without_torch(precision) if user_fit and not _may_have_gpu() else _with_torch(precision))}
 
     def decode(self, ref: SourceRef, start: int, stop: int, size_px: int) -> Iterator[tuple[Any, list[BadSample]]]:
         """Pixels of a range of rows, and the bad ones."""
         yield decode_range(self._open(ref), range(start, stop), size_px)
 
     def find_bad(self, ref: SourceRef, start: int, stop: int, size_px: int) -> Iterator[tuple[None, list[BadSample]]]:
-        """The bad samples of a range of rows, without keeping its pixels."""
+        """The bad samples of a range of rows; its pixels are dropped."""
         yield None, decode_range(self._open(ref), range(start, stop), size_px)[1]
 
-    def keep(self, ref: SourceRef, start: int, files: PixelFiles) -> Iterator[tuple[None, list[BadSample]]]:
-        """The bad samples of the file that begins with a row, its pixels put in place."""
+    def write_pixels(self, ref: SourceRef, start: int, files: PixelFiles) -> Iterator[tuple[None, list[BadSample]]]:
+        """Write the file of pixels that begins with row `start`; its bad samples."""
         yield None, write_file(files, self._open(ref), start)
 
     def score(
         self, run_id: str, job: Job, labels_N: LabelArray, pixels: Held, task: ScoreTask
     ) -> Iterator[Progress | Receipt]:
-        """Train the task's model, score, put the votes on storage, then hand over the receipt."""
-        yield from self._workbench(run_id, job, labels_N, pixels).score(task)
+        """Train the task's model, score its samples and write the votes; the last value is the receipt."""
+        yield from self._tasks_of(run_id, job, labels_N, pixels).score(task)
 
     def evaluate(
         self, run_id: str, job: Job, labels_N: LabelArray, pixels: Held, task: EvalTask
@@ -79,17 +82,17 @@ class FoldWorker:
         """Train on the task's subset and measure."""
         from unseen_ray.training.model_task import open_test
 
-        bench = self._workbench(run_id, job, labels_N, pixels)
+        tasks = self._tasks_of(run_id, job, labels_N, pixels)
         if self._test is None or self._test[0] != run_id:
-            self._test = run_id, open_test(bench.runner)
-        yield from bench.evaluate(task, self._test[1])
+            self._test = run_id, open_test(tasks.runner)
+        yield from tasks.evaluate(task, self._test[1])
 
-    def _workbench(self, run_id: str, job: Job, labels_N: LabelArray, pixels: Held) -> Any:
-        if self._bench is None or self._bench[0] != run_id:
+    def _tasks_of(self, run_id: str, job: Job, labels_N: LabelArray, pixels: Held) -> Any:
+        if self._tasks is None or self._tasks[0] != run_id:
             plane = plane_of(pixels, lambda: self._open(job.source), job.size_px)
-            make = _workbench if job.config.fit is None else _own_bench
-            self._bench = run_id, make(job, labels_N, plane, lambda: self._open(job.source))
-        return self._bench[1]
+            make = _model_tasks if job.config.fit is None else _user_tasks
+            self._tasks = run_id, make(job, labels_N, plane, lambda: self._open(job.source))
+        return self._tasks[1]
 
     def _open(self, ref: SourceRef) -> Source:
         if self._source is None or self._source[0] != ref:
@@ -98,21 +101,21 @@ class FoldWorker:
 
 
 class Aggregator:
-    """Merges a stage's votes, in the order of the tasks, and puts the scores on storage: all of them, or a range of the ids."""
+    """Merges a stage's votes, in the order of the tasks, and writes the scores: of all ids, or of a range."""
 
     def __init__(self) -> None:
         self._merger: tuple[str, Merger] | None = None
 
     def merge(self, run_id: str, job: Job, labels_N: LabelArray, request: MergeRequest) -> Merged:
-        """See `merge.Merger.merge`."""
+        """See `Merger.merge`."""
         return self._of(run_id, job, labels_N).merge(request)
 
     def check(self, run_id: str, job: Job, labels_N: LabelArray, request: MergeRequest, index: int) -> None:
-        """See `merge.Merger.check`."""
+        """See `Merger.check`."""
         self._of(run_id, job, labels_N).check(request, index)
 
     def merge_range(self, run_id: str, job: Job, labels_N: LabelArray, request: MergeRequest, number: int) -> Merged:
-        """See `merge.Merger.merge_range`."""
+        """See `Merger.merge_range`."""
         return self._of(run_id, job, labels_N).merge_range(request, number)
 
     def _of(self, run_id: str, job: Job, labels_N: LabelArray) -> Merger:
@@ -122,7 +125,7 @@ class Aggregator:
 
 
 def device_of_actor() -> Any:
-    """The GPU that Ray gave this actor, else the CPU; an actor without one may see the others' GPUs all the same."""
+    """The GPU that Ray gave this actor, else the CPU: torch may see a GPU that Ray gave to another actor."""
     import ray
     import torch
 
@@ -156,7 +159,7 @@ def _without_torch(precision: Precision) -> dict[str, Any]:
     return {"precision": cpu_precision(precision), "supported": cpu_precisions(), **describe_machine("cpu")}
 
 
-def _workbench(job: Job, labels_N: LabelArray, plane: Plane, source: Callable[[], Source]) -> Any:
+def _model_tasks(job: Job, labels_N: LabelArray, plane: Plane, source: Callable[[], Source]) -> Any:
     from unseen_ray.training.hardware import device_name
     from unseen_ray.training.model_task import ModelTask
     from unseen_ray.training.task_runner import TaskRunner
@@ -166,7 +169,7 @@ def _workbench(job: Job, labels_N: LabelArray, plane: Plane, source: Callable[[]
     return ModelTask(runner=runner, device=device)
 
 
-def _own_bench(job: Job, labels_N: LabelArray, plane: Plane, source: Callable[[], Source]) -> Any:
+def _user_tasks(job: Job, labels_N: LabelArray, plane: Plane, source: Callable[[], Source]) -> Any:
     from unseen_ray.training.task_runner import TaskRunner
     from unseen_ray.training.user_task import UserTask
 

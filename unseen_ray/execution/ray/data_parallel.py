@@ -1,7 +1,7 @@
-"""One fit divided among several workers by Ray Train: data parallel, over NCCL on GPUs and gloo on CPUs.
+"""One fit on several workers by Ray Train: data parallel, over NCCL on GPUs and gloo on CPUs.
 
-The workers leave the model in the fit's checkpoint on the run's storage, where a fold actor finds it and scores with it. That
-checkpoint is also what a fit goes on from after a worker was lost; Ray Train keeps none of its own.
+The workers leave the model in the fit's checkpoint on the run's storage, from which a fold actor loads it to score. The fit also
+resumes from that checkpoint after a worker was lost; Ray Train keeps no checkpoint.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ Outcome = tuple[Failure, str] | None
 def train_together(
     job: Job, shared: tuple[Any, ...], task: ScoreTask | EvalTask, request: Resources, on_event: Observer
 ) -> None:
-    """Train a task's model on `gpus_per_fit` workers; it is in the fit's last checkpoint then.
+    """Train a task's model on `gpus_per_fit` workers, which leave it in the fit's last checkpoint.
 
     Args:
         job: with the hardware resolved.
         shared: references to the job, the labels and the pixels.
         task: whose model to train.
         request: CPUs and GPUs of one worker.
-        on_event: is told of each epoch.
+        on_event: called after each epoch.
 
     Raises:
         UnseenError: as a worker raised it.
@@ -66,7 +66,7 @@ def train_together(
     logger.info("%s: %d workers train one model together", task.name, job.workers_of(task))
 
     def observe(event: Progress | Receipt | EvalResult) -> None:
-        attempts.heard(event)
+        attempts.note(event)
         on_event(event)
 
     while (outcome := _attempt(job, shared, task, request, observe)) is not None:
@@ -80,74 +80,84 @@ def train_together(
 def _attempt(
     job: Job, shared: tuple[Any, ...], task: ScoreTask | EvalTask, request: Resources, on_event: Observer
 ) -> Outcome:
-    """Start the workers once and follow them; what went wrong, if something did."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    foreman = (
-        ray.remote(Foreman)
-        .options(
-            num_cpus=0,
-            max_concurrency=4,
-            scheduling_strategy=here,
-            runtime_env={"env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0"}},  # a user's function may open a relative path
-        )
-        .remote()
-    )
+    """Start the workers once and follow them; returns what failed, or None."""
+    driver = _start_driver()
     try:
-        ended = foreman.train.remote(
-            shared, task, job.workers_of(task), dict(request), Folder(job.out).path(CHECKPOINTS)
-        )
-        workers = f"{job.workers_of(task)} workers of {request['CPU']:g} CPU and {request['GPU']:g} GPU"
-        otherwise = (
-            f"{task.name} asked for {workers}, which did not come up together within wait_s={job.config.wait_s:g} s. Raise wait_s, "
-            "lower gpus_per_fit, or free the cluster; then run the same line again."
-        )
-        waiting, heard = Wait(asked=workers, wait_s=job.config.wait_s), False
-        while True:
-            done, _ = ray.wait([ended], timeout=_POLL_S)
-            for event in ray.get(foreman.take.remote()):
-                heard = True
-                if isinstance(event, UnseenError):
-                    raise event
-                on_event(event)
-            if done:
-                outcome: Outcome = ray.get(ended)
-                return outcome
-            waiting.check(came=heard, may_come=False, otherwise=otherwise)
+        storage = Folder(job.out).path(CHECKPOINTS)
+        ended = driver.train.remote(shared, task, job.workers_of(task), dict(request), storage)
+        return _follow(driver, ended, job, task, request, on_event)
     except RayTaskError as error:
         return "error", f"the actor that starts the workers raised an error:\n{error}"
     except RayError as error:
         return "worker lost", f"the actor that starts the workers: {type(error).__name__}"
     finally:
-        ray.kill(foreman)  # and with it, should they still run, Ray Train's controller and workers
+        ray.kill(driver)  # this also ends Ray Train's controller and workers, should they still run
 
 
-class Foreman:
-    """Starts the workers, and keeps what they have to tell until the driver asks. Whatever it started ends with it."""
+def _start_driver() -> Any:
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return (
+        ray.remote(TrainDriver)
+        .options(
+            num_cpus=0,
+            max_concurrency=4,  # workers put events and this process takes them while `train` runs
+            scheduling_strategy=here,
+            runtime_env={"env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0"}},  # a user's function may open a relative path
+        )
+        .remote()
+    )
+
+
+def _follow(
+    driver: Any, ended: Any, job: Job, task: ScoreTask | EvalTask, request: Resources, on_event: Observer
+) -> Outcome:
+    """Pass on the workers' events until they have ended; ClusterError if they do not come up in time."""
+    workers = f"{job.workers_of(task)} workers of {request['CPU']:g} CPU and {request['GPU']:g} GPU"
+    otherwise = (
+        f"{task.name} asked for {workers}, which did not come up together within wait_s={job.config.wait_s:g} s. Raise wait_s, "
+        "lower gpus_per_fit, or free the cluster; then run the same line again."
+    )
+    waiting, has_started = Wait(requested=workers, wait_s=job.config.wait_s), False
+    while True:
+        done, _ = ray.wait([ended], timeout=_POLL_S)
+        for event in ray.get(driver.take.remote()):
+            has_started = True
+            if isinstance(event, UnseenError):
+                raise event
+            on_event(event)
+        if done:
+            outcome: Outcome = ray.get(ended)
+            return outcome
+        waiting.check(came=has_started, may_come=False, otherwise=otherwise)
+
+
+class TrainDriver:
+    """The actor that runs Ray Train's trainer and collects the workers' events. Whatever it started ends with it."""
 
     def __init__(self) -> None:
         self._events: list[Progress | UnseenError] = []
 
     def put(self, event: Progress | UnseenError) -> None:
-        """Called by a worker."""
+        """Take a worker's event."""
         self._events.append(event)
 
     def take(self) -> list[Progress | UnseenError]:
-        """Called by the driver; what was not taken before, in the order it came."""
+        """The events since the last call, in order."""
         events, self._events = self._events, []
         return events
 
     def train(
         self, shared: tuple[Any, ...], task: ScoreTask | EvalTask, workers: int, request: dict[str, float], storage: str
     ) -> Outcome:
-        """Have the workers train; what went wrong, if something did."""
+        """Have the workers train; returns what failed, or None."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
-        foreman = ray.get_runtime_context().current_actor
+        driver = ray.get_runtime_context().current_actor
         try:
             TorchTrainer(
                 _train_shard,
-                train_loop_config={"shared": shared, "task": task, "foreman": foreman},
+                train_loop_config={"shared": shared, "task": task, "driver": driver},
                 scaling_config=ScalingConfig(
                     num_workers=workers,
                     use_gpu=request["GPU"] > 0,
@@ -157,13 +167,13 @@ class Foreman:
                     name=RAY_TRAIN, storage_path=storage, failure_config=FailureConfig(max_failures=0)
                 ),
             ).fit()
-        except Exception as error:  # it may not survive the way to the driver
+        except Exception as error:  # not every exception can be pickled on its way out
             return _classify(error)
         return None
 
 
 def _train_shard(config: dict[str, Any]) -> None:
-    """What every worker does."""
+    """Train one shard: what every worker does."""
     import ray.train
     from ray.train.torch import get_device
 
@@ -172,7 +182,7 @@ def _train_shard(config: dict[str, Any]) -> None:
     from unseen_ray.training.model_task import ModelTask
     from unseen_ray.training.task_runner import TaskRunner
 
-    context, foreman = ray.train.get_context(), config["foreman"]
+    context, driver = ray.train.get_context(), config["driver"]
     shard = Shard(context.get_world_rank(), context.get_world_size())
     _, job_ref, labels_ref, pixels_ref = config["shared"]
     job, labels_N = ray.get([job_ref, labels_ref])
@@ -189,14 +199,14 @@ def _train_shard(config: dict[str, Any]) -> None:
         )
         for progress in ModelTask(runner=runner, device=device).train_shard(config["task"], shard):
             if shard.rank == 0:
-                ray.get(foreman.put.remote(progress))
+                ray.get(driver.put.remote(progress))
     except UnseenError as error:
-        ray.get(foreman.put.remote(error))
+        ray.get(driver.put.remote(error))
         raise
 
 
 def _classify(error: Exception) -> tuple[Failure, str]:
-    """Whether workers were lost, which breaks the others' connections too, or a worker's own code is at fault."""
+    """Whether workers were lost, which breaks the connections of the others too, or a worker's code raised an error."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     lost = {rank: failure for rank, failure in failures.items() if _is_loss(failure)}
     if lost and len(lost) == len(failures):

@@ -1,4 +1,4 @@
-"""Decoding images on the cluster: on nodes without GPU where folds train on GPUs, else by the fold actors themselves."""
+"""Decoding images on the cluster: on nodes without GPUs if folds train on GPUs, else by the fold actors."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from unseen_ray.data.images.pixel_files import PixelFiles, write_file
 from unseen_ray.data.images.planes import BadSample, decode_range
 from unseen_ray.data.sources.registry import Source, SourceRef, open_source
-from unseen_ray.execution.ray.actor_pool import FoldPool, Work
+from unseen_ray.execution.ray.actor_pool import FoldPool, PoolTask
 from unseen_ray.execution.ray.capacity import Capacity, plain_nodes, survey
-from unseen_ray.execution.ray.failures import Attempts
-from unseen_ray.execution.ray.ray_errors import settle
+from unseen_ray.execution.ray.failures import Attempts, handle_failure
 
 __all__ = ["Decoded", "Wanted", "decode_rows", "decode_spread"]
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 1.0
-_LOOK_EVERY_S = 3.0
-_PATIENCE_S = 30.0  # without a task at work: others hold the CPUs
+_SURVEY_EVERY_S = 3.0
+_START_WITHIN_S = 30.0  # if no task starts for so long, other jobs use the CPUs
 
 _REQUEST = {"CPU": 1.0, "GPU": 0.0}
 
@@ -36,12 +35,12 @@ Decoded = tuple[Any, list[BadSample]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What is made of decoded rows.
+    """What to do with decoded rows.
 
     Attributes:
         size_px: height and width to bring images to.
-        held: whether the pixels are handed over, or only the bad samples.
-        files: where they are put instead; each range is the rows of one file then.
+        held: whether to return the pixels, or only the bad samples.
+        files: where to write them instead; each range is then the rows of one file.
     """
 
     size_px: int
@@ -49,54 +48,54 @@ class Wanted:
     files: PixelFiles | None = None
 
     def starter(self, ref: SourceRef, start: int, stop: int) -> Callable[[Any], Any]:
-        """Begins a range on a fold actor."""
+        """A function that starts a range on a fold actor."""
         method, args = ("decode" if self.held else "find_bad"), (ref, start, stop, self.size_px)
         if self.files is not None:
-            method, args = "keep", (ref, start, self.files)  # type: ignore[assignment]
+            method, args = "write_pixels", (ref, start, self.files)  # type: ignore[assignment]
         return lambda actor: getattr(actor, method).options(num_returns="streaming").remote(*args)
 
 
-_opened: list[tuple[SourceRef, Source]] = []  # by this process, which does one range after the other
+_opened: list[tuple[SourceRef, Source]] = []  # by this process of Ray, which decodes one range after the other
 
 
 def decode_spread(
     pool: FoldPool, ref: SourceRef, ranges: Sequence[tuple[int, int]], wanted: Wanted, *, keep: int
 ) -> Iterator[tuple[int, Decoded]]:
-    """Decode every range once, wherever that is; the pixels are the same.
+    """Decode every range once; the pixels are the same wherever that happens.
 
-    Nodes without GPU come first where folds train on GPUs: the CPUs beside a GPU are for trainings. Whatever they do not get
-    to, because there are none, they leave, or others hold their CPUs, the fold actors do, which need no CPU but their own.
+    If folds train on GPUs, nodes without GPUs decode first: the CPUs beside a GPU are for training. The fold actors, which
+    need no further CPUs, decode what is left: all if there are no such nodes, and the rest if they leave or are busy.
 
     Args:
         pool: the fold actors.
         ref: the source.
         ranges: rows [start, stop) of each range.
-        wanted: what is made of the pixels.
-        keep: how many fold actors to keep for what comes after.
+        wanted: what to do with the pixels.
+        keep: how many fold actors to keep for later tasks.
 
     Yields:
-        The place of a range with its pixels, None where they are not handed over, and its bad samples.
+        The place of a range, its pixels (None unless they are held), and its bad samples.
 
     Raises:
-        UnseenError: of a source, as it was raised there.
+        UnseenError: as the source raised it.
         FoldFailedError: if workers were lost too often.
     """
     left = dict(enumerate(ranges))
     if pool.request["GPU"] > 0:
-        for place, decoded in _Apart(ref, ranges, wanted, max_retries=pool.max_retries).decoded():
+        for place, decoded in _CpuNodes(ref, ranges, wanted, max_retries=pool.max_retries).decoded():
             del left[place]
             yield place, decoded
     if not left:
         return
     logger.info("decoding %d images on the fold actors", sum(stop - start for start, stop in left.values()))
-    works = [Work(name=_name(*rows), start=wanted.starter(ref, *rows)) for rows in left.values()]
+    tasks = [PoolTask(name=_name(*rows), start=wanted.starter(ref, *rows)) for rows in left.values()]
     places = list(left)
-    for number, decoded in pool.stream(works, keep=keep):
+    for number, decoded in pool.stream(tasks, keep=keep):
         yield places[number], decoded
 
 
 def decode_rows(ref: SourceRef, start: int, stop: int, wanted: Wanted) -> Iterator[Decoded | None]:
-    """What a task of Ray does: say that it has begun, then hand over what it made of the rows."""
+    """The Ray task: yields None once it has started, then the decoded rows."""
     yield None
     if not _opened or _opened[0][0] != ref:
         _opened[:] = [(ref, open_source(ref))]
@@ -108,22 +107,22 @@ def decode_rows(ref: SourceRef, start: int, stop: int, wanted: Wanted) -> Iterat
     yield (pixels if wanted.held else None), bad
 
 
-class _Apart:
-    """Ranges on nodes without GPU, one for each CPU at a time, so that no more pixels lie around than are being made."""
+class _CpuNodes:
+    """Decodes ranges on nodes without GPUs, one a CPU at a time, so that few decoded pixels wait to be collected."""
 
     def __init__(self, ref: SourceRef, ranges: Sequence[tuple[int, int]], wanted: Wanted, *, max_retries: int) -> None:
         self._ref, self._ranges, self._wanted = ref, ranges, wanted
         self._queue = deque(range(len(ranges)))
         self._attempts = [Attempts(max_retries) for _ in ranges]
         self._running: dict[Any, tuple[str, int]] = {}
-        self._begun: set[Any] = set()
-        self._gone: set[str] = set()
+        self._started: set[Any] = set()
+        self._left: set[str] = set()
         self._nodes: dict[str, int] = {}
-        self._looked = -_LOOK_EVERY_S
+        self._last_survey = -_SURVEY_EVERY_S
 
     def decoded(self) -> Iterator[tuple[int, Decoded]]:
-        """What the nodes get to; ends early where there are none, or none begins for a while."""
-        task, quiet_since = ray.remote(decode_rows), time.monotonic()
+        """The ranges that these nodes decode; ends early if there are no such nodes, or no task starts for a while."""
+        task, idle_since = ray.remote(decode_rows), time.monotonic()
         try:
             while self._queue or self._running:
                 self._fill(task)
@@ -132,9 +131,9 @@ class _Apart:
                 ready, _ = ray.wait(list(self._running), num_returns=1, timeout=_POLL_S, fetch_local=False)
                 for generator in ready:
                     yield from self._take(generator)
-                if ready or self._begun:
-                    quiet_since = time.monotonic()
-                elif time.monotonic() - quiet_since > _PATIENCE_S:
+                if ready or self._started:
+                    idle_since = time.monotonic()
+                elif time.monotonic() - idle_since > _START_WITHIN_S:
                     logger.info("the nodes without GPU are busy with other work")
                     return
         finally:
@@ -142,12 +141,12 @@ class _Apart:
                 ray.cancel(generator, force=True)
 
     def _fill(self, task: Any) -> None:
-        if time.monotonic() - self._looked >= _LOOK_EVERY_S:
-            self._look(survey())
+        if time.monotonic() - self._last_survey >= _SURVEY_EVERY_S:
+            self._update(survey())
         taken = [node for node, _ in self._running.values()]
         for node, cpus in self._nodes.items():
             for _ in range(cpus - taken.count(node)):
-                if not self._queue or node in self._gone:
+                if not self._queue or node in self._left:
                     break
                 place = self._queue.popleft()
                 there = NodeAffinitySchedulingStrategy(node, soft=False)
@@ -160,8 +159,8 @@ class _Apart:
                 generator = task.options(**options).remote(self._ref, *self._ranges[place], self._wanted)
                 self._running[generator] = node, place
 
-    def _look(self, capacity: Capacity) -> None:
-        self._looked = time.monotonic()
+    def _update(self, capacity: Capacity) -> None:
+        self._last_survey = time.monotonic()
         nodes = plain_nodes(capacity, _REQUEST)
         if nodes and not self._nodes:
             total = sum(stop - start for start, stop in self._ranges)
@@ -175,21 +174,21 @@ class _Apart:
         except RayError as error:
             self._forget(generator)
             if isinstance(error, TaskUnschedulableError):
-                self._gone.add(node)  # it has left, which is no fault of the task
+                self._left.add(node)  # the node has left, which is no failure of the task
             else:
-                settle(error, _name(*self._ranges[place]), self._attempts[place])
-                self._looked = -_LOOK_EVERY_S
+                handle_failure(error, _name(*self._ranges[place]), self._attempts[place])
+                self._last_survey = -_SURVEY_EVERY_S
             self._queue.appendleft(place)
             return
         if decoded is None:
-            self._begun.add(generator)
+            self._started.add(generator)
             return
         self._forget(generator)
         yield place, decoded
 
     def _forget(self, generator: Any) -> None:
         del self._running[generator]
-        self._begun.discard(generator)
+        self._started.discard(generator)
 
 
 def _name(start: int, stop: int) -> str:

@@ -1,4 +1,4 @@
-"""The work on a Ray cluster: fold actors, an aggregator actor, and a driver that holds no state of its own."""
+"""A run on a Ray cluster: fold actors, aggregator actors, and a driver without state that matters."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import ray
 from unseen_ray.data.images.loading import Held, load_plane, settle_bad
 from unseen_ray.data.images.memory import fits_in_memory
 from unseen_ray.data.images.planes import BadSample, MemoryPlane, chunks_of
-from unseen_ray.execution.ray.actor_pool import FoldPool, Work
+from unseen_ray.execution.ray.actor_pool import FoldPool, PoolTask
 from unseen_ray.execution.ray.capacity import check_fits, fit_request, survey
 from unseen_ray.execution.ray.connect import ray_session
 from unseen_ray.execution.ray.data_parallel import train_together
 from unseen_ray.execution.ray.decoding import Wanted, decode_spread
 from unseen_ray.execution.ray.merge_actors import Aggregators
 from unseen_ray.execution.ray.metrics import Meter
-from unseen_ray.pruning.executor import Observer, Prepared
+from unseen_ray.pruning.executor import ExecutorSetup, Observer
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.pixel_cache import plan_files
@@ -39,25 +39,25 @@ __all__ = ["ClusterContext", "RayExecutor"]
 
 logger = logging.getLogger(__name__)
 
-_DECODED_BY_DRIVER = 4096
+_DECODED_BY_DRIVER = 4096  # for so few, actors would take longer to come up than the driver to decode
 _CHUNK = 2048
-_SAY_EVERY_S = 30.0
+_LOG_EVERY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClusterContext:
-    """What an executor has found out and put into the object store, for others that work on the same data and cluster.
+    """What an executor knows of the cluster and has put into its object store, for other executors on the same data.
 
     Attributes:
-        out: its folder, which every actor must see.
-        probe: what its first actor said of itself; all others must compute alike.
+        out: its run's folder, which every actor must see.
+        worker_info: what its first actor said of itself; all others must compute alike.
         skipped_ids: rows that cannot be read.
         size_px: of the source's images.
-        labels, pixels: references to the labels, and to the pixels where they fit in memory, or to what says in which files they are.
+        labels, pixels: references to the labels, and to the pixels if they fit in memory, else to the description of their files.
     """
 
     out: str
-    probe: dict[str, Any]
+    worker_info: dict[str, Any]
     skipped_ids: IdArray
     size_px: int
     labels: Any
@@ -69,13 +69,13 @@ class RayExecutor:
 
     Args:
         address: the cluster to join; None for RAY_ADDRESS, else a private one.
-        tasks: how many tasks the largest step has: what actors are asked for at the start.
-        groundwork: of another executor, which spares this one a first actor and the decoding.
+        tasks: how many tasks the largest step has, for which it requests actors at the start.
+        context: of another executor; saves the wait for a first actor, and the decoding.
     """
 
-    def __init__(self, *, address: str | None, tasks: int, groundwork: ClusterContext | None = None) -> None:
+    def __init__(self, *, address: str | None, tasks: int, context: ClusterContext | None = None) -> None:
         self._address, self._tasks = address, tasks
-        self._given, self._groundwork = groundwork, groundwork
+        self._given, self._context = context, context
         self._shares_pool = False
         self._open = contextlib.ExitStack()
         self._pool: FoldPool | None = None
@@ -85,63 +85,64 @@ class RayExecutor:
         self._meter = Meter("")
         self._later_tasks = 1
 
-    def prepare(self, job: Job, source: Source) -> Prepared:
-        """Connect, ask for actors, put the pixels into the object store once, resolve the precision."""
+    def prepare(self, job: Job, source: Source) -> ExecutorSetup:
+        """Connect, request actors, put the pixels into the object store once, and resolve the precision."""
         self._open.enter_context(ray_session(self._address))
         self._meter = Meter(job.out)
         pool = self._make_pool(job)
-        if self._tasks:  # else actors are asked for when there is work, and those of a shared pool stay
-            pool.ask_for(self._tasks)
+        if self._tasks:  # an executor that shares a pool requests nothing yet, which would kill the pool's actors
+            pool.request_actors(self._tasks)
         self._later_tasks = job.config.repeats if job.config.gpus_per_fit == 1 else 0
         if self._given is not None:
-            asked = job.config.recipe.precision
-            pool.probes[:] = [{**self._given.probe, **({} if asked == "auto" else {"precision": asked})}]
+            requested = job.config.recipe.precision
+            known = self._given.worker_info
+            pool.worker_infos[:] = [known if requested == "auto" else {**known, "precision": requested}]
             return self._prepared(job, self._given, pool)
-        self._aggregators = Aggregators(max_retries=job.config.max_retries)  # one comes up while folds train
+        self._aggregators = Aggregators(max_retries=job.config.max_retries)  # the first comes up while folds train
         held, skipped = self._load(job, source, pool)
-        self._groundwork = ClusterContext(
+        self._context = ClusterContext(
             out=job.out,
-            probe=pool.first_probe(),
+            worker_info=pool.first_worker(),
             skipped_ids=skipped,
             size_px=job.size_px,
             labels=ray.put(np.asarray(source.info.labels_N)),
             pixels=None if held is None else ray.put(held),
         )
-        return self._prepared(job, self._groundwork, pool)
+        return self._prepared(job, self._context, pool)
 
-    def groundwork(self) -> ClusterContext:
-        """What `prepare` has found out, for other executors while this one is open."""
-        assert self._groundwork is not None, "prepare comes first"
-        return self._groundwork
+    def context(self) -> ClusterContext:
+        """What `prepare` found out, for other executors while this one is open."""
+        assert self._context is not None, "prepare comes first"
+        return self._context
 
-    def beside(self) -> RayExecutor:
-        """One for another job of the same source, which works on this one's actors while this one does not."""
-        other = RayExecutor(address=None, tasks=0, groundwork=self.groundwork())
+    def sharing_pool(self) -> RayExecutor:
+        """An executor for another job of the same source, which uses this one's actors while this one does not."""
+        other = RayExecutor(address=None, tasks=0, context=self.context())
         other._pool, other._shares_pool = self._pool, True
         return other
 
-    def _prepared(self, job: Job, ground: ClusterContext, pool: FoldPool) -> Prepared:
-        probe, skipped = pool.probes[0], ground.skipped_ids
+    def _prepared(self, job: Job, context: ClusterContext, pool: FoldPool) -> ExecutorSetup:
+        info, skipped = pool.worker_infos[0], context.skipped_ids
         resolved = job.resolved.with_hardware(
-            precision=probe["precision"], cpus_per_fold=pool.request["CPU"], gpus_per_fold=pool.request["GPU"]
+            precision=info["precision"], cpus_per_fold=pool.request["CPU"], gpus_per_fold=pool.request["GPU"]
         )
         self._job = job.prepared(resolved, skipped)
-        self._shared = uuid.uuid4().hex, ray.put(self._job), ground.labels, ground.pixels
+        self._shared = uuid.uuid4().hex, ray.put(self._job), context.labels, context.pixels
         nodes = len([node for node in ray.nodes() if node["Alive"]])
         environment = {
             "executor": "ray",
             "ray": ray.__version__,
             "nodes": nodes,
-            **{k: v for k, v in probe.items() if k != "precision"},
+            **{name: value for name, value in info.items() if name != "precision"},
         }
-        return Prepared(job=self._job, environment=environment)
+        return ExecutorSetup(job=self._job, environment=environment)
 
     def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:
-        """Train and score on the fold actors; a model that several GPUs train together is trained before it scores."""
+        """Train and score on the fold actors; models that several workers share are trained first."""
         return self._run("score", tasks, on_event, keep=self._later_tasks)
 
     def merge(self, request: MergeRequest) -> Merged:
-        """Merge on aggregator actors; a trial of a sweep is an actor itself, and does it."""
+        """Merge on aggregator actors. With another executor's context this process merges: it is a trial, an actor itself."""
         assert self._job is not None, "prepare comes first"
         if self._given is not None:
             return Merger(self._job, ray.get(self._given.labels)).merge(request)
@@ -149,25 +150,25 @@ class RayExecutor:
         return self._aggregators.merge(self._shared[:3], self._job.out, request)
 
     def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
-        """Train and measure on the fold actors; a model that several GPUs train together is trained before."""
+        """Train and measure on the fold actors; models that several workers share are trained first."""
         return self._run("evaluate", tasks, on_event, keep=0)
 
     def _train_together(self, tasks: Sequence[ScoreTask | EvalTask], on_event: Observer) -> None:
-        """Train those models that are divided among workers, one after the other, on what the fold actors let go."""
+        """Train the models that several workers share, one after the other, on the resources of the idle fold actors."""
         pool, job = self._pool, self._job
         assert pool is not None and job is not None, "prepare comes first"
         for task in tasks:
             if job.workers_of(task) > 1:
-                pool.ask_for(0)
+                pool.request_actors(0)
                 train_together(job, self._shared, task, fit_request(pool.request), on_event)
 
     def rest(self) -> None:
-        """Let the actors go that wait for work."""
+        """Kill the actors that wait for work."""
         if self._pool is not None:
-            self._pool.ask_for(0)
+            self._pool.request_actors(0)
 
     def close(self) -> None:
-        """Let the actors go, and the cluster if it was private."""
+        """Kill the actors, and end the cluster if it is private."""
         self._meter.close()
         if ray.is_initialized():
             for actors in (None if self._shares_pool else self._pool, self._aggregators):
@@ -196,13 +197,13 @@ class RayExecutor:
             max_retries=config.max_retries,
             wait_s=config.wait_s,
             out=job.out if self._given is None else self._given.out,
-            own_fit=config.fit is not None,
+            user_fit=config.fit is not None,
             on_retry=self._meter.retried,
         )
         return self._pool
 
     def _load(self, job: Job, source: Source, pool: FoldPool) -> tuple[Held, IdArray]:
-        """Pixels that fit in memory or are put into files, decoded once: by the driver if they are few, else by the cluster."""
+        """The pixels, in memory or in files, and the bad ids; decoded once, by the driver if they are few, else by the cluster."""
         config, total = job.config, len(source.info)
         files, held = plan_files(job, total), fits_in_memory(total, job.size_px, config.pixel_memory_gb)
         as_read = files is None and not held and config.on_bad_sample == "error"
@@ -215,10 +216,10 @@ class RayExecutor:
         ranges = chunks_of(total, _CHUNK) if files is None else files.ranges()
         wanted = Wanted(size_px=job.size_px, held=held, files=files)
         bad: list[BadSample] = []
-        counted = _Counted(total)
+        progress = _DecodingProgress(total)
         for place, (chunk, failed) in decode_spread(pool, job.source, ranges, wanted, keep=self._tasks):
             bad += failed
-            counted.add(ranges[place][1] - ranges[place][0])
+            progress.add(ranges[place][1] - ranges[place][0])
             if pixels is not None:
                 start, stop = ranges[place]
                 pixels[start:stop] = chunk
@@ -229,26 +230,28 @@ class RayExecutor:
         self._meter.begin(tasks)
         on_event = self._meter.observing(on_event)
         self._train_together(tasks, on_event)
-        works = [Work(name=task.name, start=_starter(method, *self._shared, task)) for task in tasks]
-        return self._pool.run(works, on_event, keep=keep)
+        queue = [PoolTask(name=task.name, start=_starter(method, *self._shared, task)) for task in tasks]
+        return self._pool.run(queue, on_event, keep=keep)
 
 
 @dataclass(slots=True)
-class _Counted:
-    """Says now and then how many images are decoded."""
+class _DecodingProgress:
+    """Logs now and then how many images are decoded."""
 
     total: int
     done: int = 0
-    _began: tuple[float, int] | None = None  # when the first ones were done, and how many: workers come up before
-    _said: float = field(default_factory=time.monotonic)
+    _began: tuple[float, int] | None = (
+        None  # when the first images were done, and how many: the rate leaves out the start of the workers
+    )
+    _last_log: float = field(default_factory=time.monotonic)
 
     def add(self, images: int) -> None:
-        """So many more."""
+        """Count images that were decoded."""
         self.done += images
         now = time.monotonic()
         began, first = self._began = self._began or (now, self.done)
-        if now - self._said >= _SAY_EVERY_S and first < self.done < self.total:
-            self._said, rate = now, (self.done - first) / (now - began)
+        if now - self._last_log >= _LOG_EVERY_S and first < self.done < self.total:
+            self._last_log, rate = now, (self.done - first) / (now - began)
             left_min = (self.total - self.done) / rate / 60
             logger.info("decoded %d of %d images, %.0f a second: %.0f min left", self.done, self.total, rate, left_min)
 

@@ -1,30 +1,55 @@
-"""What to do about a task that failed: a decision as a value, apart from the machinery that acts on it."""
+"""What a failure on the cluster means, and what to do about it: start the task again, or give up."""
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from unseen_ray.errors import FoldFailedError, UnseenError
 from unseen_ray.runs.tasks import Progress
 
-__all__ = ["Attempts", "Decision", "Failure", "decide"]
+__all__ = [
+    "Attempts",
+    "Decision",
+    "Failure",
+    "decide",
+    "explain",
+    "failure_of",
+    "first_line",
+    "handle_failure",
+    "raise_own",
+]
+
+logger = logging.getLogger(__name__)
 
 Failure = Literal["worker lost", "out of memory", "error"]
 Decision = Literal["retry", "give up"]
 
 _MEMORY_RETRIES = 1
+_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
 
 
 def decide(failure: Failure, *, failed: int, max_retries: int) -> Decision:
     """Whether to start a task again.
 
-    A lost worker says nothing against the task. Running out of memory may be a neighbour's doing once. An error raised
-    by the task itself would be raised again.
+    A lost worker is no fault of the task. A task that ran out of memory may have shared the node with a large one, and gets
+    another chance. An error that the task itself raised would be raised again.
 
     Args:
         failure: what happened.
-        failed: how often in a row this task has failed in this way, this time included.
+        failed: how often in a row the task has failed in this way, including this time.
         max_retries: the configuration's.
     """
     allowed = {"worker lost": max_retries, "out of memory": min(_MEMORY_RETRIES, max_retries), "error": 0}[failure]
@@ -33,11 +58,11 @@ def decide(failure: Failure, *, failed: int, max_retries: int) -> Decision:
 
 @dataclass(slots=True)
 class Attempts:
-    """A task's failures in a row: one that trains an epoch further than ever before begins to count anew.
+    """Counts a task's failures in a row; an epoch further than ever before resets the count.
 
     Attributes:
         max_retries: the configuration's.
-        count: how often the task has failed in all.
+        count: the total number of failures.
     """
 
     max_retries: int
@@ -45,8 +70,9 @@ class Attempts:
     _reached: tuple[bool, int] = (False, 0)
     _in_a_row: Counter[Failure] = field(default_factory=Counter)
 
-    def heard(self, event: object) -> None:
-        """Take a value that the task has yielded. Scoring comes after all training, and begins anew after every loss."""
+    def note(self, event: object) -> None:
+        """Take note of a value that the task has yielded."""
+        # Progress in scoring resets nothing: it starts over with every worker, so a task could fail there for ever.
         if isinstance(event, Progress):
             at = event.doing == "score", event.done if event.doing == "train" else 0
             if at > self._reached:
@@ -54,7 +80,48 @@ class Attempts:
                 self._in_a_row.clear()
 
     def failed(self, failure: Failure) -> Decision:
-        """Count a failure and decide."""
+        """Count a failure, and decide what to do."""
         self.count += 1
         self._in_a_row[failure] += 1
         return decide(failure, failed=self._in_a_row[failure], max_retries=self.max_retries)
+
+
+def handle_failure(error: RayError, name: str, attempts: Attempts) -> None:
+    """Log that the task is started again, or raise what ends the run.
+
+    Raises:
+        UnseenError: as the task raised it.
+        FoldFailedError: if it has failed too often.
+    """
+    failure = failure_of(error)
+    raise_own(error)
+    if attempts.failed(failure) == "give up":
+        raise FoldFailedError(name, attempts.count, explain(error, failure)) from None
+    logger.warning("%s: %s (%s); starting it again, attempt %d", name, failure, first_line(error), attempts.count + 1)
+
+
+def raise_own(error: RayError) -> None:
+    """Raise an error of this package as the worker raised it; do nothing for any other error."""
+    if isinstance(cause := getattr(error, "cause", None), UnseenError) and failure_of(error) == "error":
+        raise cause from None
+
+
+def failure_of(error: RayError) -> Failure:
+    """The kind of a failure."""
+    if isinstance(error, OutOfMemoryError):
+        return "out of memory"
+    return "worker lost" if isinstance(error, _LOST) else "error"
+
+
+def explain(error: RayError, failure: Failure) -> str:
+    """The user's message about the last failure."""
+    if failure == "out of memory":
+        return "it ran out of memory. Lower recipe.batch_size, or let fewer folds run on a node (higher cpus_per_fold)."
+    if isinstance(error, RayTaskError):
+        return f"its own code raised an error:\n{str(error).strip()}"
+    return first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has no message."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

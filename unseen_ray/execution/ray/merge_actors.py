@@ -1,4 +1,4 @@
-"""The aggregator actors: one that merges a stage, and as many beside it as a long stage has ranges for."""
+"""The aggregator actors: one merges a stage, several merge the ranges of a long one side by side."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["Aggregators"]
 
 logger = logging.getLogger(__name__)
 
-_MOST_OF_NODE = 4  # storage feeds no more
+_MOST_OF_NODE = 4  # beyond that a node waits for storage
 
 
 class Aggregators:
-    """Merges on actors; what an actor was at when it was lost is done by another one.
+    """Merges stages on actors; when one is lost, another repeats its call.
 
     Args:
-        max_retries: how often a call is made again.
+        max_retries: how often a call is repeated.
     """
 
     def __init__(self, *, max_retries: int) -> None:
@@ -38,55 +38,55 @@ class Aggregators:
         """Merge a stage: on one actor, or range by range on several.
 
         Args:
-            shared: what every call begins with: the run's name, references to its job and to the labels.
+            shared: the first arguments of every call: the run's id, references to its job and to the labels.
             out: the run's folder.
             request: the stage.
         """
         if request.num_ranges == 1:
             merged: Merged = self._first.call("merge", *shared, request)
             return merged
-        given = (*shared, ray.put(request))
-        with self._several(request.num_ranges) as keepers:
-            logger.info("%d ranges of ids are merged by %d aggregators", request.num_ranges, keepers.qsize())
-            _spread(keepers, "check", [(*given, index) for index in range(request.num_parts)])
-            ranges = _spread(keepers, "merge_range", [(*given, n) for n in range(request.num_ranges)])
+        args = (*shared, ray.put(request))
+        with self._several(request.num_ranges) as aggregators:
+            logger.info("%d ranges of ids are merged by %d aggregators", request.num_ranges, aggregators.qsize())
+            _spread(aggregators, "check", [(*args, index) for index in range(request.num_parts)])
+            ranges = _spread(aggregators, "merge_range", [(*args, n) for n in range(request.num_ranges)])
         return join_ranges(Folder(out), request, ranges)
 
     def close(self) -> None:
-        """Let the actor go."""
+        """Kill the actor."""
         self._first.close()
 
     @contextlib.contextmanager
     def _several(self, most: int) -> Iterator[queue.SimpleQueue[SupervisedActor]]:
-        """At most so many aggregators, for a while: up to four on each node, where it has the CPUs."""
+        """Up to `most` aggregators for a while: at most four a node, and one a CPU."""
         nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         count = max(min(most, sum(min(cpus, _MOST_OF_NODE) for cpus in nodes)), 1)
         more = [SupervisedActor(Aggregator, max_retries=self._max_retries) for _ in range(count - 1)]
-        keepers: queue.SimpleQueue[SupervisedActor] = queue.SimpleQueue()
-        for keeper in (self._first, *more):
-            keepers.put(keeper)
+        free: queue.SimpleQueue[SupervisedActor] = queue.SimpleQueue()
+        for aggregator in (self._first, *more):
+            free.put(aggregator)
         try:
-            yield keepers
+            yield free
         finally:
-            for keeper in more:
-                keeper.close()
+            for aggregator in more:
+                aggregator.close()
 
 
-def _spread(keepers: queue.SimpleQueue[SupervisedActor], method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
-    """The answers to calls, in their order, each made by whichever is free; none is begun after one has failed."""
+def _spread(free: queue.SimpleQueue[SupervisedActor], method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
+    """Make each call on an aggregator that is free; results in the order of the calls. No call begins after one has failed."""
 
     def call(args: tuple[Any, ...]) -> Any:
-        keeper = keepers.get()
+        aggregator = free.get()
         try:
-            return keeper.call(method, *args)
+            return aggregator.call(method, *args)
         finally:
-            keepers.put(keeper)
+            free.put(aggregator)
 
-    pool = ThreadPoolExecutor(keepers.qsize())
+    pool = ThreadPoolExecutor(free.qsize())
     try:
-        answers = [pool.submit(call, args) for args in calls]
-        wait(answers, return_when=FIRST_EXCEPTION)
+        futures = [pool.submit(call, args) for args in calls]
+        wait(futures, return_when=FIRST_EXCEPTION)
     finally:
         pool.shutdown(cancel_futures=True)
-    failed = [answer for answer in answers if not answer.cancelled() and answer.exception() is not None]
-    return [answer.result() for answer in failed or answers]
+    failed = [future for future in futures if not future.cancelled() and future.exception() is not None]
+    return [future.result() for future in failed or futures]  # the first failure raises

@@ -1,4 +1,4 @@
-"""One actor that is always there."""
+"""An actor that is replaced when it is lost."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import ray
 from ray.exceptions import RayError
 
 from unseen_ray.errors import FoldFailedError
-from unseen_ray.execution.ray.failures import decide
-from unseen_ray.execution.ray.ray_errors import explain, failure_of, first_line, raise_own
+from unseen_ray.execution.ray.failures import decide, explain, failure_of, first_line, raise_own
 
 __all__ = ["SupervisedActor"]
 
@@ -18,11 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 class SupervisedActor:
-    """Keeps one actor of a class that needs no CPU of its own; another one takes its place if it is lost.
+    """One actor of a class that needs no CPU of its own; a new one takes its place when it is lost.
 
     Args:
         cls: the plain class.
-        max_retries: how often a call is made again.
+        max_retries: how often a call is repeated.
     """
 
     def __init__(self, cls: type, *, max_retries: int) -> None:
@@ -30,10 +29,10 @@ class SupervisedActor:
         self._actor = self._start()
 
     def call(self, method: str, *args: Any) -> Any:
-        """Call a method and wait for its answer.
+        """Call a method and wait for its result.
 
         Raises:
-            UnseenError: as the method raised it.
+            UnseenError: as the method raised it on the actor.
             FoldFailedError: if it failed for good.
         """
         name = f"{self._cls.__name__}.{method}"
@@ -50,7 +49,7 @@ class SupervisedActor:
         raise AssertionError("the loop returns or raises")
 
     def close(self) -> None:
-        """Let the actor go."""
+        """Kill the actor."""
         ray.kill(self._actor)
 
     def _start(self) -> Any:
