@@ -23,6 +23,7 @@ from unseen_ray.cli.commands.watch import watch
 from unseen_ray.cli.output import FAILED, INTERRUPTED
 from unseen_ray.cli.signals import interruption
 from unseen_ray.errors import UnseenError
+from unseen_ray.training.machine import claim_process
 
 __all__ = ["entry", "main"]
 
@@ -65,6 +66,7 @@ def main(args: list[str] | None = None) -> None:
 
 def entry() -> None:
     """The console script: `main`, then an exit without the interpreter's shutdown."""
+    claim_process()
     code: object = 0
     try:
         main()

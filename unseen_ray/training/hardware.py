@@ -1,4 +1,4 @@
-"""What a machine can do: devices and number formats."""
+"""Devices and number formats, and the torch settings that decide a fit's bits and speed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """What `auto` means on this device: bf16 where the hardware has it, fp16 on an older GPU, else float32.
+    """The precision that `auto` resolves to: bf16 where the hardware has it, fp16 on an older GPU, else float32.
 
     Raises:
         ConfigError: if fp16 is asked for on a CPU, where nothing scales the loss.
@@ -50,14 +50,14 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def supported_precisions(device: torch.device) -> list[Precision]:
-    """Number formats that the hardware computes in, rather than emulates."""
+    """Number formats that the device has in hardware, rather than emulates."""
     half: list[Precision] = ["bf16"] if _has_bf16(device) else []
     scaled: list[Precision] = ["fp16"] if device.type == "cuda" else []
     return ["float32", *half, *scaled]
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
-    """Refuse a device that lacks what the run was started with; FitError says so."""
+    """FitError if the device lacks the precision that the run was started with."""
     if precision == "bf16" and device.type == "cuda" and not _has_bf16(device):
         raise FitError(
             f"{torch.cuda.get_device_name(device)} has no bf16, with which this run computes. "
@@ -72,12 +72,12 @@ def describe_hardware(device: torch.device) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def numerics(threads: int, deterministic: bool, device: torch.device) -> Iterator[None]:
-    """Set what decides the bits and the speed of a fit, keep torch's generators apart, and put everything back.
+    """Set what decides the bits and the speed of a fit; restore the settings and torch's generators afterwards.
 
     Args:
-        threads: of torch and of the BLAS libraries that a user's own training may call.
-        deterministic: whether to refuse algorithms that give other bits from run to run.
-        device: whose generator is kept apart beside the CPU's; other GPUs are not touched.
+        threads: of torch, and of the BLAS libraries that a user's own training may call.
+        deterministic: whether to refuse algorithms whose bits differ from run to run.
+        device: whose generator is restored beside the CPU's; other GPUs are not touched.
     """
     from threadpoolctl import threadpool_limits
 

@@ -1,4 +1,4 @@
-"""What can be told of a machine, and set on it, without torch."""
+"""The machine and this process: what can be found out and set without torch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unseen_ray.config.recipe import Precision
 
-__all__ = ["cpu_precision", "cpu_precisions", "describe_machine", "freed_memory_kept", "may_have_gpu"]
+__all__ = ["claim_process", "cpu_precision", "cpu_precisions", "describe_machine", "freed_memory_kept", "may_have_gpu"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_MOST_MMAP_THRESHOLD = 32 << 20  # the most that glibc takes
 _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, the same under WSL, AMD
 _BF16 = "avx512_bf16"
 
+_is_own = False
+
 
 def may_have_gpu() -> bool:
-    """Whether a driver of GPUs is there; where it is not, torch would find none."""
+    """Whether a GPU driver is installed; without one torch finds no GPU."""
     return any(os.path.exists(path) for path in _GPU_FILES)
 
 
@@ -41,36 +44,43 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def cpu_precisions() -> list[Precision]:
-    """Number formats that this CPU computes in, rather than emulates."""
+    """Number formats that this CPU has in hardware."""
     return ["float32", "bf16"] if _BF16 in _cpu_line("flags").split() else ["float32"]
 
 
 def cpu_precision(precision: Precision) -> Precision:
-    """What `auto` means on this CPU."""
+    """The precision that `auto` resolves to on this CPU."""
     return cpu_precisions()[-1] if precision == "auto" else precision
+
+
+def claim_process() -> None:
+    """Say that this process is the package's own: a worker, or the `unseen-ray` command. A user's Python is not."""
+    global _is_own
+    _is_own = True
 
 
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Have glibc keep what a step on a CPU frees for the next step, and give it back in the end.
+    """Within a process of our own, have glibc keep what a training step on a CPU frees for the next step.
 
-    Left alone it returns large parts to the system and faults them in again, for 2 to 8 % of a step. Other C libraries are left alone.
+    By default glibc returns large blocks to the system and faults them in again, which costs 2 to 8 % of a step. Its thresholds
+    can be set but neither read nor reset to adapt by themselves, so the allocator of a user's Python stays as it is.
     """
     libc = ctypes.CDLL(None)
-    if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
+    if not (_is_own and hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
         yield
         return
-    libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes, and what it comes to by itself
+    libc.mallopt(_M_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield
     finally:
-        libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _MOST_MMAP_THRESHOLD)  # what glibc arrives at by itself
         libc.malloc_trim(0)
 
 
 def _cpu_line(name: str) -> str:
-    """What /proc/cpuinfo says of the first CPU under a name; nothing where it does not."""
+    """The value of a name in /proc/cpuinfo, for the first CPU; empty if it has none."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")

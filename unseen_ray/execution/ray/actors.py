@@ -15,6 +15,7 @@ from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import MANIFEST, MANIFEST_COPY
 from unseen_ray.storage.filesystem import Folder
+from unseen_ray.training.machine import claim_process
 
 if TYPE_CHECKING:
     from unseen_ray.config.recipe import Precision
@@ -55,6 +56,7 @@ class FoldWorker:
             )
         import ray
 
+        claim_process()
         place = {"node": platform.node(), "node_id": ray.get_runtime_context().get_node_id()}
         return {**place, **(_without_torch(precision) if user_fit and not _may_have_gpu() else _with_torch(precision))}
 
