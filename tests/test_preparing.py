@@ -352,7 +352,7 @@ def test_a_process_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_source_that_changes_under_way_is_noticed(tmp_path: Path, parquet_file: Callable[..., Path]) -> None:
     source, other = parquet_file(count=40), parquet_file(count=41, name="other.parquet")
-    work = shards.Work(
+    work = shards.ShardJob(
         ref=source_ref(str(other)),
         fingerprint=open_source(source_ref(str(source))).info.fingerprint,
         form=shards.Form(kind="raw", size_px=8, quality=None),

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Subset
 
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.images.decode import UndecodableError, open_image
-from unseen_ray.data.sources.registry import Source
+from unseen_ray.data.sources.info import Source
 from unseen_ray.errors import BadSampleError
 
 __all__ = ["SourceDataset", "subset_of"]

@@ -19,7 +19,7 @@ from unseen_ray.execution.session import PruneResult, load, run_of
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.reporting.dataset import check_file, own_function, pack, source_of
 from unseen_ray.runs.layout import CORESET
-from unseen_ray.storage.filesystem import ROW_GROUP, absolute_path, filesystem_of, is_uri
+from unseen_ray.storage.filesystem import DEFAULT_ROW_GROUP, absolute_path, filesystem_of, is_uri
 from unseen_ray.storage.path_text import path_problem
 from unseen_ray.storage.retry import retried
 from unseen_ray.storage.tables import StoredTable
@@ -170,7 +170,7 @@ def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
     held: list[pa.RecordBatch] = []
     for batch in batches:
         held.append(batch)
-        if sum(each.num_rows for each in held) >= ROW_GROUP:
+        if sum(each.num_rows for each in held) >= DEFAULT_ROW_GROUP:
             yield pa.Table.from_batches(held)
             held = []
     if held:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 __all__ = [
-    "ROW_GROUP",
+    "DEFAULT_ROW_GROUP",
     "Folder",
     "absolute_path",
     "covers",
@@ -31,7 +31,9 @@ __all__ = [
 ]
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
-ROW_GROUP = 2**20  # rows of a table that are read at once: a range of ids is found among them by their statistics
+DEFAULT_ROW_GROUP = (
+    2**20
+)  # rows of a table that are read at once: a range of ids is found among them by their statistics
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -154,13 +156,13 @@ class Folder:
             name: the file.
             table: its rows.
             new: see `write`.
-            row_group: rows that are read at once; None for `ROW_GROUP`.
+            row_group: rows that are read at once; None for `DEFAULT_ROW_GROUP`.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, row_group_size=row_group or ROW_GROUP, **parquet_options(table.schema))
+        pq.write_table(table, sink, row_group_size=row_group or DEFAULT_ROW_GROUP, **parquet_options(table.schema))
         return self.write(name, memoryview(sink.getvalue()), new=new)
 
     def write_array(self, name: str, array: Any) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unseen_ray.errors import StorageError
-from unseen_ray.storage.filesystem import ROW_GROUP, Folder, filesystem_of, parquet_options
+from unseen_ray.storage.filesystem import DEFAULT_ROW_GROUP, Folder, filesystem_of, parquet_options
 from unseen_ray.storage.retry import retried, retried_at_length
 
 __all__ = [
@@ -101,7 +101,7 @@ class TableWriter:
         """Take the next rows."""
         while table.num_rows or not (self._held or self._open or self._files):
             held = sum(each.num_rows for each in self._held)
-            group = min(ROW_GROUP, self._most - self._written)
+            group = min(DEFAULT_ROW_GROUP, self._most - self._written)
             self._held.append(table.slice(0, group - held))
             table = table.slice(group - held)
             if held + self._held[-1].num_rows == group:
@@ -123,7 +123,7 @@ class TableWriter:
         if self._open is None:
             sink = pa.BufferOutputStream()
             self._open = sink, pq.ParquetWriter(sink, table.schema, **parquet_options(table.schema))
-        self._open[1].write_table(table, row_group_size=ROW_GROUP)
+        self._open[1].write_table(table, row_group_size=DEFAULT_ROW_GROUP)
         self._written += table.num_rows
 
     def _close_file(self) -> None:

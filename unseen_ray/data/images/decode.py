@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from unseen_ray.data.images.jpeg import pixels_of_jpeg, scaled
 from unseen_ray.data.images.pillow_warnings import quietly
-from unseen_ray.data.sources.registry import RawImage
+from unseen_ray.data.sources.info import RawImage
 
 __all__ = ["BROKEN", "UndecodableError", "open_image", "orientation_of", "pixels_of_ppm", "to_pixels"]
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from unseen_ray.data.images.decode import UndecodableError, open_image, orientation_of, to_pixels
 from unseen_ray.data.images.pillow_warnings import quietly
-from unseen_ray.data.sources.registry import RawImage
+from unseen_ray.data.sources.info import RawImage
 
 __all__ = ["to_jpeg", "to_ppm"]
 

@@ -20,7 +20,7 @@ from unseen_ray.data.images.planes import (
     chunks_of,
     decode_range,
 )
-from unseen_ray.data.sources.registry import Source
+from unseen_ray.data.sources.info import Source
 
 __all__ = ["Held", "load_plane", "plane_of", "settle_bad"]
 

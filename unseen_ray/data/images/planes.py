@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.images.decode import UndecodableError, to_pixels
 from unseen_ray.data.images.pillow_warnings import quietly
-from unseen_ray.data.sources.registry import RawImage, Source
+from unseen_ray.data.sources.info import RawImage, Source
 from unseen_ray.errors import BadSampleError
 
 __all__ = [

@@ -6,12 +6,15 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.data.images.planes import Plane
+
+if TYPE_CHECKING:
+    from unseen_ray.data.images.planes import Plane
 
 __all__ = ["fetched_ahead"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unseen_ray.data.images.planes import BadSample, bad_sample_error, usable_cores
-from unseen_ray.data.prepare.shards import Form, Receipt, Shard, Work
+from unseen_ray.data.prepare.shards import Form, Shard, ShardJob, ShardReceipt
 from unseen_ray.data.prepare.state import begin, finish
 from unseen_ray.data.prepare.workers import made_by
 from unseen_ray.data.sources.registry import SourceRef, open_source, source_ref
@@ -64,7 +64,7 @@ class Prepared:
     num_samples: int
     num_classes: int
     form: Form
-    receipts: tuple[Receipt, ...]
+    receipts: tuple[ShardReceipt, ...]
     workers: int
     seconds: float
 
@@ -115,10 +115,12 @@ def prepare(
     _check_place(folder, ref)
     opened = open_source(ref)
     begun = begin(folder, opened, form, shard_mb)
-    work = Work(ref=ref, fingerprint=opened.info.fingerprint, form=form, out=folder.root, skip=on_bad_sample == "skip")
+    work = ShardJob(
+        ref=ref, fingerprint=opened.info.fingerprint, form=form, out=folder.root, skip=on_bad_sample == "skip"
+    )
     tasks = [(shard, begun.receipts.get(shard.name)) for shard in begun.shards]
     count = min(workers or usable_cores(), len(tasks))
-    receipts: dict[str, Receipt] = {}
+    receipts: dict[str, ShardReceipt] = {}
     for receipt in made_by(count, work, tasks):
         if receipt.bad and not work.skip:
             raise bad_sample_error(receipt.bad)
@@ -174,7 +176,7 @@ def _check_place(folder: Folder, ref: SourceRef) -> None:
             )
 
 
-def _progress(receipts: dict[str, Receipt], shards: list[Shard], began: float) -> PrepareProgress:
+def _progress(receipts: dict[str, ShardReceipt], shards: list[Shard], began: float) -> PrepareProgress:
     done = list(receipts.values())
     return PrepareProgress(
         shards_done=len(done),

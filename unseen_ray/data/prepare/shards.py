@@ -19,7 +19,7 @@ from unseen_ray.errors import DataError
 from unseen_ray.storage.checked_json import to_checked_json
 from unseen_ray.storage.filesystem import Folder, sha256_of
 
-__all__ = ["Form", "Receipt", "Shard", "Work", "receipt_file", "settled"]
+__all__ = ["Form", "Shard", "ShardJob", "ShardReceipt", "receipt_file", "settled"]
 
 _GROUP_ROWS, _GROUP_BYTES = 128, 4 * 2**20  # of a row group, which a reader reads whole
 _COMPRESSION = {"image.bytes": "none", "image.path": "none", "label": "zstd", "key": "zstd"}
@@ -60,7 +60,7 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
+class ShardReceipt:
     """What is known of a shard that was made.
 
     Attributes:
@@ -84,13 +84,13 @@ class Receipt:
         return {name: value for name, value in asdict(self).items() if name != "reused"}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Receipt:
+    def from_json(cls, values: dict[str, Any]) -> ShardReceipt:
         """What `to_json` described; ValueError, KeyError or TypeError where it is none."""
         return cls(**{**values, "bad": tuple(BadSample(**sample) for sample in values["bad"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class ShardJob:
     """What all shards of a folder share; travels to the processes that make them.
 
     Attributes:
@@ -111,7 +111,7 @@ class Work:
 _opened: list[tuple[SourceRef, Source]] = []  # by this process
 
 
-def settled(work: Work, shard: Shard, before: Receipt | None) -> Receipt:
+def settled(work: ShardJob, shard: Shard, before: ShardReceipt | None) -> ShardReceipt:
     """Have a shard in place: as it stands, if it is the one that `before` tells of, else made and put there.
 
     Raises:
@@ -122,16 +122,16 @@ def settled(work: Work, shard: Shard, before: Receipt | None) -> Receipt:
     if before is not None and (before.start, before.rows) == (shard.start, shard.stop - shard.start):
         data = folder.read(shard.name)
         if data is not None and sha256_of(data) == before.sha256:
-            return Receipt.from_json({**before.to_json(), "reused": True})
+            return ShardReceipt.from_json({**before.to_json(), "reused": True})
     source = _open(work)
     data, bad = _file_of(source, work.form, shard)
-    receipt = Receipt(
+    receipt = ShardReceipt(
         name=shard.name, start=shard.start, rows=shard.stop - shard.start, size=len(data), sha256="", bad=bad
     )
     if bad and not work.skip:
         return receipt
     digest = folder.write(shard.name, data)
-    receipt = Receipt.from_json({**receipt.to_json(), "sha256": digest})
+    receipt = ShardReceipt.from_json({**receipt.to_json(), "sha256": digest})
     folder.write(receipt_file(shard.name), to_checked_json({"shard": receipt.to_json()}))
     return receipt
 
@@ -141,7 +141,7 @@ def receipt_file(name: str) -> str:
     return f"{PREPARING}/{name}.json"
 
 
-def _open(work: Work) -> Source:
+def _open(work: ShardJob) -> Source:
     if not _opened or _opened[0][0] != work.ref:
         _opened[:] = [(work.ref, open_source(work.ref))]
     source = _opened[0][1]

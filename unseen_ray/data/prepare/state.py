@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from unseen_ray.data.images.decode import UndecodableError
-from unseen_ray.data.prepare.shards import Form, Receipt, Shard, receipt_file
+from unseen_ray.data.prepare.shards import Form, Shard, ShardReceipt, receipt_file
+from unseen_ray.data.sources.info import Source, SourceInfo
 from unseen_ray.data.sources.prepared import PLAN, PREPARED, PREPARING
-from unseen_ray.data.sources.registry import Source, SourceInfo
 from unseen_ray.errors import ConfigError, DataError, StorageError
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
 from unseen_ray.storage.filesystem import Folder
@@ -42,7 +42,7 @@ class Begun:
     """
 
     plan: dict[str, Any]
-    receipts: dict[str, Receipt]
+    receipts: dict[str, ShardReceipt]
 
     @property
     def shards(self) -> list[Shard]:
@@ -102,14 +102,16 @@ def _check_same(folder: Folder, found: dict[str, Any], info: SourceInfo, form: F
         raise ConfigError(f"out={folder.root} holds this source as {there}, not as {form}. {other}")
 
 
-def _receipts(folder: Folder, found: dict[str, Any]) -> dict[str, Receipt]:
+def _receipts(folder: Folder, found: dict[str, Any]) -> dict[str, ShardReceipt]:
     """What is said of the shards; who makes them looks whether it is still so."""
-    receipts = {values["name"]: Receipt.from_json(values) for values in found.get("shards", ())}
+    receipts = {values["name"]: ShardReceipt.from_json(values) for values in found.get("shards", ())}
     for file in Folder(folder.path(PREPARING)).names():
         name = file.removesuffix(".json")
         if _OURS.fullmatch(name) and file != name:
             try:
-                receipts[name] = Receipt.from_json(from_checked_json(folder.read(receipt_file(name)) or b"")["shard"])
+                receipts[name] = ShardReceipt.from_json(
+                    from_checked_json(folder.read(receipt_file(name)) or b"")["shard"]
+                )
             except (ValueError, KeyError, TypeError):
                 logger.warning("%s is damaged: %s is made anew", receipt_file(name), name)
     return receipts
@@ -141,7 +143,7 @@ def _row_bytes(source: Source, form: Form) -> float:
     return _ROW_BYTES + (sum(sizes) / len(sizes) if sizes else 0)
 
 
-def finish(folder: Folder, begun: Begun, receipts: Sequence[Receipt]) -> None:
+def finish(folder: Folder, begun: Begun, receipts: Sequence[ShardReceipt]) -> None:
     """Say what the folder holds, then tidy up."""
     bad = [sample for receipt in receipts for sample in receipt.bad]
     for sample in bad[:_SHOWN]:

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
-from unseen_ray.data.prepare.shards import Receipt, Shard, Work, settled
+from unseen_ray.data.prepare.shards import Shard, ShardJob, ShardReceipt, settled
 from unseen_ray.errors import ConfigError, UnseenError
 
 __all__ = ["made_by"]
 
 
-def made_by(workers: int, work: Work, tasks: Sequence[tuple[Shard, Receipt | None]]) -> Iterator[Receipt]:
+def made_by(workers: int, work: ShardJob, tasks: Sequence[tuple[Shard, ShardReceipt | None]]) -> Iterator[ShardReceipt]:
     """Have shards in place, in whatever order they come.
 
     Args:
