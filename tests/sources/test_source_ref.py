@@ -120,7 +120,9 @@ def test_the_default_test_is_the_source_s_own_whole_test_split(name: str, split:
 
 
 @pytest.mark.parametrize(
-    "value", ["digits", "x.parquet", "lab:pets", a_source, {"use": "folder", "path": "x"}], ids=str
+    "value",
+    ["digits", "x.parquet", "lab:pets", a_source, {"use": "folder", "path": "x"}],
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_other_sources_have_no_default_test(value: Any) -> None:
     assert default_test(source_ref(value)) is None
