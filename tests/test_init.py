@@ -76,7 +76,7 @@ def test_a_run_starts_from_the_weights_and_says_so(tmp_path: Path, init: Path) -
     assert ur.report_values(begun)["init"] == {"file": str(init), "sha256": digest, "saw": "none"}
     page = Path(ur.report(begun)).read_text()
     assert digest in page and "never saw a sample of the source" in page
-    assert "began with the weights" not in Path(ur.report(plain)).read_text()
+    assert "started from the weights" not in Path(ur.report(plain)).read_text()
 
 
 def test_another_file_makes_another_run_and_another_place_does_not(tmp_path: Path, init: Path) -> None:
@@ -174,7 +174,7 @@ def test_mode_unseen_needs_the_user_s_word(tmp_path: Path, init: Path) -> None:
     fitted = ur.PruneConfig(**fields, mode="fitting", recipe={**QUICK, "init": str(init)})
     result = ur.prune(fitted)
     assert "init_saw" not in result.manifest.config["recipe"]
-    assert "nothing is known of what they saw" in Path(ur.report(result)).read_text()
+    assert "nothing is known about the data they saw" in Path(ur.report(result)).read_text()
 
 
 @pytest.mark.parametrize("field", [{"init_saw": "none"}, {"init_sha256": "a" * 64}])
@@ -298,7 +298,10 @@ def test_a_sweep_wants_a_place_that_its_trials_find(
 
     monkeypatch.chdir(tmp_path)
     run = {"source": BASE["source"], "keep": 0.5, "holdout": 0.2}
-    for place, message in ((init.name, f"is relative.*Give {init}"), ("/nowhere/w.safetensors", "cannot be read")):
+    for place, message in (
+        (init.name, f"is a relative path.*Give {init}"),
+        ("/nowhere/w.safetensors", "cannot be read"),
+    ):
         recipe = {**QUICK, "init": place, "init_saw": "none"}
         with pytest.raises(ConfigError, match=message):
             plan_sweep(ur.SweepConfig(run={**run, "recipe": recipe}, space={"folds": [2, 3]}, out="x"))

@@ -131,7 +131,7 @@ def test_a_bare_run_says_how_to_fill_the_page(tmp_path: Path) -> None:
         "trains on the coreset and on baselines",
         "--against fitting",
         "--selections 2",
-        "A schedule of several",
+        "With a schedule of several",
     ):
         assert hint in shown
 
@@ -171,7 +171,7 @@ def test_a_function_that_the_run_names_is_not_called(tmp_path: Path) -> None:
         ur.PruneConfig(source="tests.plugs:noise", keep=0.5, folds=2, recipe=FAST, executor="local", out=tmp_path)
     )
     ur.report(Path(result.path))
-    assert "which is not called here" in page_of(result)
+    assert "which is not imported for a run folder" in page_of(result)
 
 
 def test_what_is_counted_and_shown_of_a_sampled_run_is_of_all_candidates(

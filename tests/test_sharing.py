@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import unseen_ray as ur
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
 from unseen_ray.execution.local import LocalExecutor
 from unseen_ray.pruning import pipeline
@@ -108,7 +109,7 @@ def test_an_evaluation_is_shared_and_measures_on_the_holdout(tmp_path: Path) -> 
         counted = Counted()
         with WorkCache(str(tmp_path / "work"), name, book) as cache:
             table = train_and_measure(
-                config,
+                ResolvedRun.of(config, 8),
                 chosen,
                 against=("random",),
                 skipped_ids=result.coreset.ids[:0],
