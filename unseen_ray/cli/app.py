@@ -36,6 +36,7 @@ def cli(verbose: bool) -> None:
     _start_logging(verbose)
 
 
+# The commands import their work inside themselves: --help must answer within half a second.
 for _command in (plan, prune, select, score, evaluate, report, export, list_names, prepare, submit, sweep, watch):
     cli.add_command(_command)
 
@@ -45,6 +46,7 @@ def main(args: list[str] | None = None) -> None:
     sys.path.insert(0, os.getcwd())  # `package.module:function` is found where the command is run, as with `python -m`
     interruption.listen()
     try:
+        # Not standalone: click would end the process itself, and know nothing of our exit codes.
         cli.main(args=args, prog_name="unseen-ray", standalone_mode=False)
     except click.ClickException as error:
         error.show(file=sys.stderr)

@@ -14,7 +14,9 @@ from unseen_ray.errors import ConfigError
 
 __all__ = ["FieldCommand", "field_options", "given_flags", "merged_fields", "normalised", "with_flags"]
 
+# Fields whose value may be a mapping, so that `--score.skip 0.1` sets an option of the score.
 _NESTED = ("source", "test", "schedule", "score", "policy", "guard", "model", "fit", "log_to")
+# Read as text: YAML would turn a folder named 2026 into a number, and one named `on` into a boolean.
 _TEXT = ("source", "test", "out", "reuse", "address", "pixel_folder")
 _NESTED_VALUES = "unseen_ray.nested"
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -44,9 +46,11 @@ def field_options(*, only: Iterable[str] | None = None, inherited: bool = False)
         rows += [(name, field, "recipe.") for name, field in Recipe.model_fields.items() if name != "use"]
 
     def decorate(command: Command) -> Command:
+        # Decorators apply from the inside out, so the option that is added last is shown first.
         for name, field, prefix in reversed(rows):
             option = click.option(
                 f"--{prefix}{name}",
+                # Python names cannot hold a dot.
                 f"{prefix}{name}".replace(".", "__"),
                 metavar=_metavar(field),
                 help=_help(field, inherited=inherited),
@@ -141,6 +145,7 @@ def _help(field: FieldInfo, *, inherited: bool) -> str:
     default = field.get_default(call_default_factory=True)
     if isinstance(default, Recipe):
         default = default.use
+    # `out` is required here, whatever its default is: the new folder is never that of the run.
     if inherited and not field.is_required() and field.description != PruneConfig.model_fields["out"].description:
         return f"{field.description}  [default: the run's]"
     if field.is_required() or default is None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["LineProgress", "TableProgress", "run_progress"]
 
 _LINE_EVERY_S = 10.0
+# A live table that is taller than the terminal is cut at its lower end, where the active tasks are.
 _SHOWN = 24
 
 
@@ -104,6 +105,7 @@ class LineProgress:
 @contextmanager
 def run_progress(console: Console) -> Iterator[Observer]:
     """An observer that shows a run on this console: a live table on a terminal, else lines."""
+    # A table would fill a log file with copies of itself.
     if not console.is_terminal:
         yield LineProgress(console)
         return

@@ -27,6 +27,7 @@ class Interruption:
         """Handle the signals, except those that the caller ignores, such as SIGHUP under `nohup`."""
         self._came = False
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # `nohup` ignores SIGHUP before it starts us, and that must stay so.
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._take)
         print_dropped = sys.unraisablehook

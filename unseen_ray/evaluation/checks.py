@@ -56,6 +56,7 @@ def check_evaluable(resolved: ResolvedRun, *, against: Sequence[str], seeds: int
         problems.append(
             "this run used your own `fit`, which evaluate cannot call. Name a model and recipe to train: --model small_cnn --recipe quick."
         )
+    # Samples held out under one seed would be trained on under the next.
     if selections > 1 and config.holdout:
         problems.append(
             f"selections={selections} uses several seeds, but the seed also determines the samples of holdout={config.holdout:g}. "

@@ -102,15 +102,19 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
         )
     asked = {**changes, "out": done.path} | ({"test": test} if test is not None else {})
     recipe = asked.get("recipe")
+    # Only the fields that are given change; the others are the run's, not the defaults.
     if isinstance(recipe, dict) and "use" not in recipe:
         asked["recipe"] = recipe_values(recipe, base=done.config.recipe)
+    # The run's values of these mean something only on Ray, and one process refuses them.
     if asked.get("executor") == "local":
         asked = {"address": None, "gpus_per_fit": 1, **asked}
     if done.config.fit is not None and "model" in changes:
         asked["fit"] = None
     config = done.config.changed(**asked)
+    # A run folder is data, so a function that only it names may be anybody's code.
     if not done.in_hand:
         _check_named(config, changes if test is None else {**changes, "test": test}, prunes=prunes)
+    # The precision that the run resolved: `auto` could choose another one on this machine.
     if recipe is None:
         precision = done.manifest.config["recipe"]["precision"]
         config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"precision": precision})})
@@ -174,6 +178,7 @@ def _again(done: PruneResult, config: PruneConfig, number: int, on_event: Observ
 def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) -> PruneResult:
     """The coreset of the usual baseline: the same score and policy, but models that were trained on what they score."""
     given = _given(done, config)
+    # These have no effect in mode: fitting, which refuses them.
     for name in ("folds", "train_on", "stratify", "schedule", "guard"):
         given.pop(name, None)
     return prune(PruneConfig(**{**given, "mode": "fitting"}, out=done.run.folder.path(FITTING)), on_event=on_event)
@@ -181,6 +186,7 @@ def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) 
 
 def _given(done: PruneResult, config: PruneConfig) -> dict[str, Any]:
     """The fields that the run was given, except its folders, with the evaluation's choice of where to run."""
+    # Without the defaults: a field that is set and has no effect, such as folds in mode: fitting, would be refused.
     given = {name: getattr(done.config, name) for name in done.config.model_fields_set - {"out", "reuse"}}
     if config.executor == "local":
         given.pop("gpus_per_fit", None)

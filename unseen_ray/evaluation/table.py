@@ -223,12 +223,14 @@ def break_even_of(arms: Sequence[Arm]) -> BreakEven | None:
     coreset, full = arms[0], next((arm for arm in arms if arm.name == "full"), None)
     if full is None or coreset.choosing_s is None or coreset.devices != full.devices:
         return None
+    # Seconds of a CPU and of a GPU cannot be added up.
     if coreset.choosing_devices and coreset.choosing_devices != full.devices:
         return None
     saved_s = full.seconds_each - coreset.seconds_each
     error_s = math.sqrt(
         sum(arm.seconds_std**2 / len(arm.accuracies) for arm in (coreset, full) if len(arm.accuracies) > 1)
     )
+    # A difference within its measurement error would promise savings that may not exist.
     trainings = coreset.choosing_s / saved_s if saved_s > 2 * error_s else None
     return BreakEven(choosing_s=round(coreset.choosing_s, 3), saved_s=round(saved_s, 3), trainings=trainings)
 
@@ -245,6 +247,7 @@ def _interval(first: Arm, other: Arm) -> tuple[float, float]:
     # scipy warns about a single training and about equal results; its answers, NaN and an empty interval, are what we want.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
+        # Selections are the independent units; trainings on one selection share its subset.
         if first.selections > 1:
             means = [[statistics.fmean(row) for row in arm.by_selection()] for arm in (first, other)]
             test = ttest_rel(*means)

@@ -106,6 +106,7 @@ def train_and_measure(
     with held(folder := Folder(work.job.out)) as lock:
         stored = _train(work, folder, executor, on_event, lock, cache)
         table = _table(work, stored, environment)
+        # Another driver may have taken over the folder during the trainings.
         lock.check()
         store_results(folder, stored, with_table(stored_tables(folder), table.to_json()))
         _clear(folder)
@@ -134,6 +135,7 @@ def _prepared(
     source = open_source(source_ref(resolved.config.source))
     info = source.info
     job = make_job(resolved, info).prepared(resolved, skipped_ids)
+    # A sweep chooses by this accuracy, so it must never see the test set.
     if on_holdout:
         job = replace(job, test=None)
     population = job.population(info.labels_N)
@@ -194,6 +196,7 @@ def _train(
         if isinstance(event, EvalResult):
             key = keys[event.arm, event.selection, event.repeat]
             stored[key] = event
+            # After every training, so that an interrupted evaluation loses none.
             store_results(folder, stored, tables)
             if cache is not None:
                 cache.lend_result(key, event)
@@ -255,6 +258,7 @@ def _tasks(
 
 
 def _drawn(arm: str, coreset_ids: IdArray, population: Population, seed: int, selection: int, repeat: int) -> IdArray:
+    # The form must stay as it is: stored results are found by the subsets that it draws.
     which = f"{selection}.{repeat}" if selection else str(repeat)
     drawn = derive(derive(seed, "evaluate random"), which)
     if arm == "random":

@@ -131,6 +131,7 @@ def check_file(to: str, run: Run) -> None:
         if inner in own or any(name.startswith(f"{inner}/") for name in own):
             raise ConfigError(f"--to {to} is a file of the run itself. Name another one.")
     for place in _places_of(run):
+        # A source may be a glob, or a folder whose .parquet files are all read.
         read = fnmatch.fnmatch(real_path(to), real_path(place)) or (to.endswith(".parquet") and covers(place, to))
         if read:
             raise ConfigError(f"--to {to} is part of the source {place}, which it would change. Name another file.")
@@ -152,6 +153,7 @@ def _aside(to: str) -> Iterator[Folder]:
         try:
             yield folder
         except BaseException:
+            # An object store has no rename, so what was written is taken back.
             for name in folder.names():
                 folder.delete_folder(name)
             for name in folder.files():
@@ -159,6 +161,7 @@ def _aside(to: str) -> Iterator[Folder]:
             raise
         return
     there = os.path.isdir(to)
+    # In the same file system as `to`, because only there os.replace is atomic.
     made = os.path.join(to if there else os.path.dirname(absolute_path(to)), f".{uuid.uuid4().hex[:8]}.tmp")
     os.makedirs(made)
     try:
@@ -190,6 +193,7 @@ def _copy_files(source: FolderSource, ids: IdArray, folder: Folder) -> None:
         begun: deque[Future[None]] = deque()
         try:
             for number, key in zip(ids.tolist(), keys, strict=True):
+                # A bounded queue, so that files that are read do not pile up before they are written.
                 if len(begun) == 2 * _AT_ONCE:
                     begun.popleft().result()
                 begun.append(pool.submit(copy, number, key))
@@ -232,6 +236,7 @@ def _write_parts(parts: Iterator[tuple[str, pa.Table]], folder: Folder) -> None:
         for name, pieces in itertools.groupby(parts, key=lambda part: part[0]):
             path = os.path.join(scratch if remote else folder.root, name)
             os.makedirs(os.path.dirname(path), exist_ok=True)
+            # The writer needs the schema before the first row.
             first = next(pieces)[1]
             with pq.ParquetWriter(path, first.schema, compression="zstd", write_page_checksum=True) as writer:
                 for table in itertools.chain([first], (piece for _, piece in pieces)):

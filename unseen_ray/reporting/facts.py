@@ -136,6 +136,7 @@ def _distribution(run: Run, fitting: Run | None, table: pa.Table, sample: Sample
     columns = {run.manifest.config["mode"]: table.column(score).to_numpy()}
     if fitting is not None:
         columns["fitting"] = sample.table(fitting, scores_file(0), ["id", score]).column(score).to_numpy()
+    # Common bins, since the fullest of each mode's own bins could not be compared.
     within = common_range(columns.values())
     edges = np.linspace(*within, _BINS + 1)
     return {
@@ -151,6 +152,7 @@ def _distribution(run: Run, fitting: Run | None, table: pa.Table, sample: Sample
 def _agreement(run: Run, again: list[Run], sample: Sample, score: str) -> list[dict[str, Any]]:
     """Rank correlation and overlap between selections with other seeds, for unseen and, if made, for fitting."""
     found = []
+    # UNSEEN compares both: scores of fitted samples are said to depend more on the seed.
     for mode in ("unseen", "fitting"):
         runs = [run, *again]
         if mode == "fitting":
@@ -227,6 +229,7 @@ def _classes(
     mode: str,
 ) -> dict[str, Any]:
     """What was kept of each class, and how hard the class is."""
+    # A class without candidates gives 0 / 0: NaN here, an empty cell on the page.
     with np.errstate(invalid="ignore"):
         share_C, unseen_C = counts.kept_C / counts.sizes_C, counts.right_C / counts.sizes_C
     arms = {arm["name"]: np.array(arm["class_accuracy"], float) for arm in (evaluation or {}).get("arms", [])}

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 __all__ = ["FIRST", "GRID", "INK", "SECOND", "accuracy_bars", "class_points", "density", "histogram", "svg"]
 
+# Stand-ins: `svg` replaces them by variables of the page's style, which follow the theme.
 INK, GRID, FIRST, SECOND = "#010101", "#020202", "#030303", "#040404"
 _VARIABLES = {INK: "var(--ink)", GRID: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
 _STYLE: dict[str, Any] = {
@@ -101,9 +102,11 @@ def accuracy_bars(names: Sequence[str], means: Sequence[float], stds: Sequence[f
 
 def svg(draw: Callable[[Axes], None], *, title: str, size: tuple[float, float] = (6.4, 3.4)) -> str:
     """An SVG element with an alternative text."""
+    # The salt makes the SVG's ids, and with them the page's bytes, the same from run to run.
     style: Any = {**_STYLE, "svg.hashsalt": title}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # fonts come from the browser, which has the letters
+        # Not by pyplot, whose figures are global and stay in memory.
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
         stream = io.StringIO()
@@ -116,6 +119,7 @@ def svg(draw: Callable[[Axes], None], *, title: str, size: tuple[float, float] =
         text = text.replace(colour, variable)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)  # ids repeat from plot to plot, and must be unique in a page
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Without a size of its own, a plot takes the width of its column.
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(title)}"', 1)

@@ -12,6 +12,7 @@ __all__ = ["html_environment", "number_text", "safe"]
 
 def html_environment() -> Environment:
     """Our templates; all text that is inserted into them is escaped."""
+    # Strict: a misspelled name in a template is an error, not an empty cell.
     environment = Environment(
         loader=PackageLoader("unseen_ray.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

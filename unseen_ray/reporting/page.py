@@ -51,6 +51,7 @@ def render(facts: ReportFacts, shots: Mapping[int, dict[str, list[Thumbnail]]], 
         facts=values,
         sections=_SECTIONS,
         figures={name: safe(svg) for name, svg in _plots(values).items()},
+        # A table of a thousand classes helps nobody; the JSON has all of them.
         class_rows=[row for row in range(len(classes["names"])) if classes["samples"][row]]
         if few
         else shown_classes(facts),

@@ -60,5 +60,6 @@ def _source_to_show(run: Run) -> tuple[Source | None, str]:
     """The run's source, or why its images are not shown."""
     try:
         return source_of(run), ""
+    # The page is still worth having without its images.
     except UnseenError as error:
         return None, f"Images are not shown: {error}"

@@ -94,6 +94,7 @@ def _groups(facts: ReportFacts, number: int) -> dict[str, IdArray]:
     """Places of the candidates of a class in each group."""
     names = ("label", "pred", "p_label", facts.values["score"])
     labels_M, preds_M, p_label_M, score_M = (facts.rows.table.column(name).to_numpy() for name in names)
+    # Half of what guessing gives: the page needs some suspects where a run has no guard.
     unlikely = 0.5 / len(facts.values["classes"]["names"])
     suspects_M = (preds_M != labels_M) & (p_label_M < unlikely)
     if SUSPECT in facts.rows.table.column_names:
@@ -127,6 +128,7 @@ def _images(source: Source, ids: list[int]) -> dict[int, str]:
     for number, raw in source.read(ids):
         try:
             image = open_image(raw, draft_px=_SIDE_PX)
+        # The run may have skipped it; a report is no place to fail.
         except UndecodableError as error:
             logger.warning("%s is not shown: %s", source.keys([number])[0], error)
             continue

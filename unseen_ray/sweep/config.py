@@ -97,10 +97,12 @@ class SweepConfig(_Part):
             super().__init__(**values)
         except ValidationError as error:
             problems = [_message(detail) for detail in error.errors()]
+        # Checked even if other fields are wrong, to report all problems at once.
         if isinstance(values.get("space"), Mapping):
             problems += check_space(values["space"], ranges=values.get("search", "grid") != "grid")
         if isinstance(values.get("run"), Mapping):
             problems += _check_run(values["run"], values.get("space"))
+        # Checks across fields need valid fields.
         if not problems:
             problems = self._problems()
         if problems:

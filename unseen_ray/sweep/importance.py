@@ -69,6 +69,7 @@ def importances(groups: dict[str, tuple[list[str], IntArray]], results_T: FloatA
     groups = {knob: (names, codes_T) for knob, (names, codes_T) in groups.items() if len(np.unique(codes_T)) > 1}
     total = len(results_T)
     parameters = 1 + sum(len(names) - 1 for names, _ in groups.values())
+    # At least one degree of freedom must be left to estimate the noise.
     if not groups or total < parameters + 2 or np.ptp(results_T) == 0:
         return []
     shares, means = _explained(groups, results_T, np.arange(total))
@@ -124,6 +125,7 @@ def _explained(
     shares, means, at = {}, {}, 1
     for knob, block in blocks.items():
         without, rank_without, _ = _fit([other for name, other in blocks.items() if name != knob], y)
+        # Omega squared: the noise that these columns explain by chance is taken off.
         shares[knob] = (without - left - (rank - rank_without) * noise) / (spread + noise) if spread else 0.0
         its = np.concatenate([[0.0], weights[at : at + block.shape[1]]])
         at += block.shape[1]
@@ -147,6 +149,7 @@ def _indicators(codes_T: IntArray, count: int) -> FloatArray:
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
     tail = (1 - _LEVEL) / 2
+    # A resample may lack a value, whose mean is then NaN.
     low, high = np.nanquantile(np.asarray(values, float), [tail, 1 - tail])
     return float(low), float(high)
 

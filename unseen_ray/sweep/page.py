@@ -31,6 +31,7 @@ def render_sweep(path: str, config: SweepConfig, records: Sequence[Record], tabl
     """
     done = [record for record in records if record.status == FINISHED]
     ranked = sorted(done, key=lambda record: (-record.accuracy, record.cost))
+    # Failed and stopped trials come last: their accuracies do not compare.
     others = [record for record in records if record.status != FINISHED]
     baselines = list(dict.fromkeys(name for record in records for name in record.baselines))
     knobs = list(config.space)

@@ -101,6 +101,7 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
         for asked in trial.runs:
             run = with_model(asked, info.size_px)
             place = run.holdout, run.seed
+            # Labels are partitioned once for each holdout and seed, not for each trial.
             if place not in populations:
                 populations[place] = make_population(
                     info.labels_N, info.num_classes, holdout=run.holdout, seed=run.seed
@@ -137,6 +138,7 @@ def sweep_plan_values(sweep: SweepConfig, *, images_per_s: float | None = None) 
 
 
 def _add_run(summary: _Tally, sweep: SweepConfig, run: PruneConfig, info: SourceInfo, population: Population) -> None:
+    # A job needs a folder, but the keys of its trainings do not depend on it.
     resolved = ResolvedRun(run.model_copy(update={"out": "."}))
     job = replace(make_job(resolved, info), test=None)
     plan = plan_run(resolved, population)
@@ -147,6 +149,7 @@ def _add_run(summary: _Tally, sweep: SweepConfig, run: PruneConfig, info: Source
         size = sizes[0, _count(task, population)]
         keys.append(key)
         summary.add("stage 0", key, size.image_passes, size.scored * size.passes)
+    # Which samples a stage keeps is known only after training, so its key is what determines them.
     chosen = fingerprint_of(*sorted(keys), *(json.dumps(jsonable(getattr(run, name))) for name in _CHOOSE))
     for stage in plan.stages[1:]:
         size = next(task for task in plan.tasks if task.stage == stage.index)

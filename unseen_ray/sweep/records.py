@@ -120,6 +120,7 @@ def read_record(folder: Folder, trial: str) -> Record | None:
         baselines = {name: tuple(its) for name, its in values["baselines"].items()}
         trainings = tuple((int(stage), str(key)) for stage, key in values["trainings"])
         return Record(**{**values, **lists, "baselines": baselines, "trainings": trainings})
+    # A damaged record is as good as none: the trial runs again, with its stored work.
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("%s cannot be used (%s)", folder.path(record_name(trial)), error)
         return None
@@ -158,6 +159,7 @@ def front_of(records: Sequence[Record]) -> list[Record]:
     """The Pareto front, cheapest first: finished trials that no other one beats in accuracy without costing more."""
     front: list[Record] = []
     done = [record for record in records if record.status == FINISHED]
+    # From cheap to expensive, a trial is on the front if it is more accurate than all before it.
     for record in sorted(done, key=lambda record: (record.cost, -record.accuracy)):
         if not front or record.accuracy > front[-1].accuracy:
             front.append(record)

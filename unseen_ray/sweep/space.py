@@ -56,6 +56,7 @@ SWEEPABLE = (
 )
 """What a space may vary. `schedule.first_share` is the first target as a share of the budget, `schedule.first` as one of N."""
 
+# Fields that mode: fitting refuses because they would have no effect.
 _OF_UNSEEN = ("folds", "train_on", "stratify", "schedule", "guard")
 
 
@@ -84,6 +85,7 @@ def check_space(space: Mapping[str, Any], *, ranges: bool) -> list[str]:
             )
         elif not isinstance(values, Sequence) or isinstance(values, str) or not values:
             problems.append(f"space.{knob}={values!r} must be a list of values, such as [2, 4, 8].")
+        # By their text: 1, 1.0 and True are equal to Python, and different values here.
         elif len({_text(value) for value in values}) < len(values):
             problems.append(f"space.{knob}={list(values)} names a value twice; name each once.")
     if {"schedule.first", "schedule.first_share"} <= space.keys():
@@ -196,6 +198,7 @@ def _check_range(knob: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def _draw(values: Any, seed: int, number: int, knob: str) -> Any:
+    # A generator for each hyperparameter and trial: more of either leave earlier draws alone.
     rng = rng_for(derive(seed, f"sweep {knob}"), number)
     found = value_range(values)
     if found is None:

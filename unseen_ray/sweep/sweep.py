@@ -121,6 +121,7 @@ def sweep(config: SweepConfig, *, on_end: Callable[[Record], None] | None = None
             logger.info("reusing the results of %d finished trials", len(done))
         wanted = len(trials) if config.search != "optuna" else config.trials or 0
         if len(done) < wanted:
+            # Here, because Ray takes seconds to import and a finished sweep does not need it.
             from unseen_ray.sweep.trial_process import run_trial
             from unseen_ray.sweep.tune import run_trials
 
@@ -132,6 +133,7 @@ def sweep(config: SweepConfig, *, on_end: Callable[[Record], None] | None = None
 
 def _check_folder(folder: Folder, config: SweepConfig, info: SourceInfo) -> str:
     """Refuse a folder that holds something else; returns when its sweep began (now, if it is new)."""
+    # The lock is ours, and what is temporary may be left by a writer that died.
     others = [name for name in folder.names() if name != LEASE and not is_temporary(name)]
     before = read_manifest(folder) if others else None
     if others and (before is None or before.kind != "sweep"):

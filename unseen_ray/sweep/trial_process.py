@@ -127,6 +127,7 @@ class _Trial:
 
     def _outcome_of(self, config: PruneConfig) -> _Outcome:
         executor = self._context.new_executor()
+        # A folder of its own: the run's own folder gets the measurement of its last stage alone.
         aside = config.model_copy(update={"out": f"{config.out}/measured"})
         before: list[str] = []
 
@@ -141,6 +142,7 @@ class _Trial:
                 executor=executor,
                 on_event=_drop,
                 cache=self._cache,
+                # Only a scheduler needs the coresets of earlier stages, and each costs trainings.
                 on_stage=on_stage if self._context.sweep.scheduler is not None else None,
                 checked=True,
             )

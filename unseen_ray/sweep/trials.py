@@ -89,6 +89,7 @@ def planned_trials(sweep: SweepConfig, info: SourceInfo) -> tuple[list[Trial], K
             plain.setdefault(_named(sweep, runs), (knobs, runs))
         except ConfigError as error:
             said = ", ".join(f"{knob}={value}" for knob, value in knobs.items())
+            # Many trials share a problem; it is reported with the first one.
             problems |= {problem: said for problem in error.problems if problem not in problems}
     if problems:
         raise ConfigError([f"trial {said}: {problem}" for problem, said in problems.items()])
@@ -102,6 +103,7 @@ def trial_of(sweep: SweepConfig, knobs: Knobs, keeping: Keeping) -> Trial:
     Raises:
         ConfigError: if they do not make a valid run.
     """
+    # By the plain run: what it stores for others depends on them, and must not change its name.
     named = _named(sweep, _runs_of(sweep, knobs, Keeping()))
     return Trial(name=named, knobs=dict(knobs), runs=tuple(_runs_of(sweep, knobs, keeping)))
 

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 # Even 0.01 CPU would keep a fold off a node whose CPUs are all needed by folds; Tune wants some resource, so: 1 MiB.
 _SLIVER = {"CPU": 0, "memory": 2**20}
+# Each trial is a driver process of some hundred MB.
 _MOST_AT_ONCE = 8
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -132,6 +133,7 @@ def _check_all_fit(sweep: SweepConfig, trials: Sequence[Trial]) -> int:
 def _start_claims() -> Any:
     """The actor that keeps the claims of all trials, on the driver's node: the two are then lost together."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Restarted without limit: without the claims no trial could continue.
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
     return ray.remote(ClaimBook).options(**options).remote()
 
@@ -145,12 +147,12 @@ def _tune(
     at_once: int,
     on_end: Callable[[Record], None],
 ) -> None:
-    known = {record.name for record in done}
-    left = [trial for trial in trials if trial.name not in known]
+    left = [trial for trial in trials if trial.name not in {record.name for record in done}]
     search, space = dict[str, Any](), dict[str, Any]()
     if sweep.search == "optuna":
         number = sweep.trials or 0
         if sweep.objective == "accuracy":
+            # With known results Optuna does not try these again; with pareto it does, see `_optuna`.
             number -= len(done)
         search = {"search_alg": _optuna(sweep, done), "num_samples": number}
     else:
@@ -213,6 +215,7 @@ def _scheduler(sweep: SweepConfig, trials: Sequence[Trial]) -> Any:
         time_attr="kept_percent",
         metric="over_random",
         mode="max",
+        # Above 100 %, so that ASHA never ends a trial because its last stage was reached.
         max_t=101,
         grace_period=int(grace),
         reduction_factor=halving.reduction,
@@ -248,5 +251,6 @@ def _domain(values: Any) -> Any:
         return tune.choice([plain_value(value) for value in values])
     low, high, log, whole = found
     if whole:
+        # The upper end is exclusive in Tune, and part of the range here.
         return tune.lograndint(int(low), int(high) + 1) if log else tune.randint(int(low), int(high) + 1)
     return tune.loguniform(low, high) if log else tune.uniform(low, high)

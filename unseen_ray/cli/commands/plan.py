@@ -71,6 +71,7 @@ def plan(run_yaml: str | None, as_json: bool, **flags: Any) -> None:
         print_table(of_cluster.cluster_table(values))
     if values["needs"]:
         print_table(of_cluster.needs_table(values))
+    # To the log, since stdout carries the answer.
     for warning in values["warnings"]:
         logging.getLogger(__name__).warning("%s", warning)
     return None

@@ -16,6 +16,7 @@ from unseen_ray.errors import ConfigError
 
 __all__ = ["submit"]
 
+# A job runs on the cluster that it is submitted to, and on Ray.
 _FIELDS = [name for name in PruneConfig.model_fields if name not in ("address", "executor")]
 
 

@@ -15,6 +15,7 @@ from unseen_ray.config.run import PruneConfig, load_yaml
 
 __all__ = ["is_sweep", "sweep", "sweep_fields"]
 
+# What a sweep sets for its trials, or refuses.
 _LEFT_OUT = ("address", "executor", "out", "seed", "mode", "reuse", "log_to", "test", "fit")
 _OF_TRIALS = [name for name in PruneConfig.model_fields if name not in _LEFT_OUT]
 
@@ -70,6 +71,7 @@ def sweep(
         print_table(summary.trials_table(result))
         print_table(summary.trainings_table(result))
         print_lines(rest)
+    # No trial has finished: a script must not go on to best.yaml.
     if result.best is None:
         sys.exit(FAILED)
 

@@ -49,6 +49,7 @@ def evaluation_lines(evaluation: Evaluation) -> list[str]:
         f"on {evaluation.test_samples:,} samples of {evaluation.test}"
     ]
     coreset = evaluation.arms[0]
+    # With one training of each set there are no intervals to explain.
     if any(not math.isnan(difference.low) for difference in evaluation.differences):
         of = f"over its {coreset.selections} selections" if coreset.selections > 1 else "for this one selection"
         lines.append(

@@ -35,7 +35,6 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
             _work_line(values),
             *_start_lines(values["recipe"]),
             *_raised_lines(values, config),
-            *_time_lines(values),
         ]
     else:
         lines.append(f"{several(values['models'], 'training')}, {values['images_scored']:,} samples scored")

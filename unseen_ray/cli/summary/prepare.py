@@ -68,6 +68,7 @@ def prepare_lines(values: dict[str, Any]) -> list[str]:
 def prepare_progress(console: Console) -> Iterator[Callable[[PrepareProgress], None]]:
     """An observer that shows the progress: one live line on a terminal, else a line every ten seconds."""
     if console.is_terminal:
+        # Transient: the summary that follows says the same.
         with Live(console=console, refresh_per_second=4, transient=True) as live, logging_above(live):
             yield lambda event: live.update(Text(_sentence(event)))
         return

@@ -28,6 +28,7 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
     source = manifest.source
     counts = np.asarray(source.class_counts)
     kept = np.zeros(len(counts), np.int64)
+    # By pieces: the coreset may have more rows than fit in memory.
     for batch in StoredTable(result.run.folder, CORESET, manifest.files).batches(["label"]):
         kept += np.bincount(batch.column("label").to_numpy(), minlength=len(counts))
     values: dict[str, Any] = {
@@ -92,6 +93,7 @@ def stage_table(values: dict[str, Any]) -> Table:
     measured = "accuracy on unseen samples" if values["mode"] == "unseen" else "accuracy on fitted samples"
     table = bare_table("stage", "kept", "added", "scored by", measured, "seconds")
     for stage in values["stages"]:
+        # Every candidate of a stage has the same number of votes.
         models = round(stage["scored"] / stage["candidates"]) if stage["candidates"] else 0
         table.add_row(
             str(stage["index"]),

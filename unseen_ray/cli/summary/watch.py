@@ -21,6 +21,7 @@ __all__ = ["headline", "print_changes", "show_live", "view_of", "wait_for"]
 _PAUSE_S = 2.0
 _LINE_EVERY_S = 10.0
 _SHOWN = 24
+# A driver renews its lock far more often than this.
 _SILENT_S = 60.0
 
 
@@ -119,6 +120,7 @@ class _Changes:
                     f"{task.images_per_s:,.0f} images/s, {task.seconds:.1f} s"
                 )
         who = driver(status)
+        # A new holder is news; that its last sign of life is older than a moment ago is not.
         if who.partition(", last heard")[0] != self.who:
             self.who = who.partition(", last heard")[0]
             if who:
