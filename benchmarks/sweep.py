@@ -19,10 +19,11 @@ from timing import conditions, write
 
 import unseen_ray as ur
 from unseen_ray.cli.summary.sweep import sweep_values
-from unseen_ray.config.run import jsonable, load_yaml
+from unseen_ray.config.run import load_yaml
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.execution.ray.connect import ray_session
-from unseen_ray.sweep.trials import planned_trials
+from unseen_ray.plugins import jsonable
+from unseen_ray.sweeps.trials import planned_trials
 
 
 def main() -> None:

@@ -89,11 +89,13 @@ def names_of_rules() -> dict[str, str]:
 def prune_beside(fields: dict[str, Any], out: Path, work: Path) -> None:
     """A run that shares work with others, as the trials of a sweep do."""
     from unseen_ray.execution.local import LocalExecutor
-    from unseen_ray.pruning.pipeline import prune
+    from unseen_ray.pruning.pipeline import run_pipeline
     from unseen_ray.runs.work_cache import ClaimBook, WorkCache
 
     config = ur.PruneConfig(**{**fields, "out": str(out)})
-    prune(config, executor=LocalExecutor(), on_event=lambda _: None, cache=WorkCache(str(work), "golden", ClaimBook()))
+    run_pipeline(
+        config, executor=LocalExecutor(), on_event=lambda _: None, cache=WorkCache(str(work), "golden", ClaimBook())
+    )
 
 
 # --- What is expected. ---

@@ -294,7 +294,7 @@ def test_it_is_given_by_flags(tmp_path: Path, init: Path, capsys: pytest.Capture
 def test_a_sweep_wants_a_place_that_its_trials_find(
     tmp_path: Path, init: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unseen_ray.sweep.plan import plan_sweep
+    from unseen_ray.sweeps.plan import plan_sweep
 
     monkeypatch.chdir(tmp_path)
     run = {"source": BASE["source"], "keep": 0.5, "holdout": 0.2}

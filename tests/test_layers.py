@@ -18,7 +18,7 @@ IN_FUNCTIONS = "~"  # before a library: only inside the function that needs it
 TABLE: dict[str, tuple[int, str]] = {
     "errors": (0, ""),
     "core": (1, "numpy"),
-    "storage": (1, "pyarrow ~numpy tenacity"),
+    "storage": (1, "numpy pyarrow tenacity"),
     "plugins": (2, ""),
     "data": (3, "numpy torch PIL"),
     "data/sources": (3, "numpy pyarrow ~PIL ~sklearn"),
@@ -34,7 +34,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "execution/ray": (7, "numpy ray ~torch"),
     "evaluation": (8, "numpy ~scipy"),
     "reporting": (9, "numpy pyarrow jinja2 markupsafe matplotlib yaml ~PIL"),
-    "sweep": (10, "numpy pyarrow pydantic ray matplotlib yaml ~optuna"),
+    "sweeps": (10, "numpy pyarrow pydantic ray matplotlib yaml ~optuna"),
     "cli": (11, "click rich pydantic ~yaml"),
     "cli/commands": (11, "click ~rich"),
     "cli/summary": (11, "numpy rich"),

@@ -23,14 +23,14 @@ from unseen_ray.core.seeds import digest_ids
 from unseen_ray.data.sources.parquet import ParquetSource
 from unseen_ray.errors import StorageError
 from unseen_ray.execution.local import LocalExecutor
-from unseen_ray.pruning.pipeline import prune
+from unseen_ray.pruning.pipeline import run_pipeline
 from unseen_ray.pruning.plan import tasks_of
-from unseen_ray.pruning.row_streams import in_id_order
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.id_files import open_id_files
 from unseen_ray.runs.tasks import make_job
 from unseen_ray.runs.votes import find_receipt
 from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.row_streams import in_id_order
 from unseen_ray.storage.tables import StoredTable, write_table
 
 POLICIES: list[Any] = [
@@ -91,11 +91,11 @@ def test_a_long_run_goes_on_from_what_is_stored(stage: int, tmp_path: Path) -> N
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prune(config_of(tmp_path / "stopped"), executor=LocalExecutor(), on_event=stop, limits=LONG)
+        run_pipeline(config_of(tmp_path / "stopped"), executor=LocalExecutor(), on_event=stop, limits=LONG)
     assert (tmp_path / "stopped" / f"stage-{stage - 1:02d}/coreset.parquet").exists()
     seen: list[Receipt] = []
     events = lambda event: seen.append(event) if isinstance(event, Receipt) else None  # noqa: E731
-    prune(config_of(tmp_path / "stopped"), executor=LocalExecutor(), on_event=events, limits=LONG)
+    run_pipeline(config_of(tmp_path / "stopped"), executor=LocalExecutor(), on_event=events, limits=LONG)
     assert [(receipt.task, receipt.reused) for receipt in seen] == [(f"stage {n}", n == stage) for n in range(stage, 3)]
     again = ur.load(tmp_path / "stopped")
     assert again.coreset.ids.tolist() == undisturbed.coreset.ids.tolist()

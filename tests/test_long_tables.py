@@ -19,9 +19,9 @@ from unseen_ray.cli import main
 from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.core.arrays import IntArray
 from unseen_ray.errors import StorageError
-from unseen_ray.pruning.row_streams import in_step
 from unseen_ray.runs.manifest import read_manifest, write_manifest
 from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.row_streams import in_step
 from unseen_ray.storage.tables import StoredTable, TableWriter, read_table, write_table
 
 LONG = Limits(rows_in_memory=90, rows_of_a_part=32)

@@ -47,10 +47,10 @@ def run(tmp_path: Path, name: str, book: ClaimBook | None, **fields: object) -> 
     config = ur.PruneConfig(**{**FIELDS, "out": str(tmp_path / name), **fields})
     counted, executor = Counted(), LocalExecutor()
     if book is None:
-        pipeline.prune(config, executor=executor, on_event=counted)
+        pipeline.run_pipeline(config, executor=executor, on_event=counted)
     else:
         with WorkCache(str(tmp_path / "work"), name, book) as cache:
-            pipeline.prune(config, executor=executor, on_event=counted, cache=cache)
+            pipeline.run_pipeline(config, executor=executor, on_event=counted, cache=cache)
     return ur.load(tmp_path / name), counted
 
 

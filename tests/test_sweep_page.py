@@ -10,9 +10,9 @@ import pytest
 import unseen_ray as ur
 from tests.browser import check_in_browser, needs_browser
 from tests.test_report import Page
-from unseen_ray.sweep.page import render_sweep
-from unseen_ray.sweep.records import Record, best_of, front_of, importances_of, records_table, trainings_of
-from unseen_ray.sweep.space import grid
+from unseen_ray.sweeps.page import render_sweep
+from unseen_ray.sweeps.records import Record, best_of, front_of, importances_of, records_table, trainings_of
+from unseen_ray.sweeps.space import grid
 
 SECTIONS = ["best", "knobs", "front", "trials", "sweep"]
 NASTY = "</script><script>alert(1)</script>"

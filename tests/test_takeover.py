@@ -15,7 +15,7 @@ import unseen_ray as ur
 from unseen_ray.core.tasks import ScoreTask, VotePart
 from unseen_ray.execution.local import LocalExecutor
 from unseen_ray.pruning.executor import Observer
-from unseen_ray.pruning.pipeline import prune
+from unseen_ray.pruning.pipeline import run_pipeline
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import vote_file
 from unseen_ray.runs.tasks import Progress
@@ -87,7 +87,7 @@ def test_votes_that_come_after_the_run_is_done_change_nothing(
 ) -> None:
     caplog.set_level("INFO")
     executor, out = Shadowed(), tmp_path / "run"
-    prune(ur.PruneConfig(**FIELDS, out=out), executor=executor, on_event=lambda event: None)
+    run_pipeline(ur.PruneConfig(**FIELDS, out=out), executor=executor, on_event=lambda event: None)
     for shadow in executor.shadows:
         *_, last = shadow
         assert isinstance(last, Receipt)
@@ -109,7 +109,7 @@ def test_whoever_took_over_does_not_train_on_when_the_votes_come(
                 *_, receipt = executor.shadows.pop(0)
                 assert isinstance(receipt, Receipt)
 
-    prune(ur.PruneConfig(**FIELDS, out=out), executor=executor, on_event=observe)
+    run_pipeline(ur.PruneConfig(**FIELDS, out=out), executor=executor, on_event=observe)
     assert trained == [("stage 0 fold 0", 1), ("stage 0 fold 1", 1)]
     assert not (out / "checkpoints").exists()
     assert_whole(out, undisturbed, caplog)
@@ -128,7 +128,7 @@ def test_votes_that_come_before_those_of_whoever_took_over_stand(
             assert isinstance(receipt, Receipt)
             early.update(receipt.files)
 
-    prune(ur.PruneConfig(**FIELDS, out=out), executor=executor, on_event=observe)
+    run_pipeline(ur.PruneConfig(**FIELDS, out=out), executor=executor, on_event=observe)
     assert len(early) == 4
     assert early.items() <= ur.load(out).manifest.files.items()
     assert not (out / "checkpoints").exists()

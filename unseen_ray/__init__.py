@@ -6,8 +6,6 @@ Importing this package loads neither torch nor ray; what a name needs is importe
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,10 +33,10 @@ if TYPE_CHECKING:
     from unseen_ray.reporting.export import torch_subset as torch_subset
     from unseen_ray.reporting.report import report as report
     from unseen_ray.reporting.report import report_values as report_values
-    from unseen_ray.sweep.config import SweepConfig as SweepConfig
-    from unseen_ray.sweep.plan import sweep_plan_values as sweep_plan_values
-    from unseen_ray.sweep.sweep import SweepResult as SweepResult
-    from unseen_ray.sweep.sweep import sweep as sweep
+    from unseen_ray.sweeps.config import SweepConfig as SweepConfig
+    from unseen_ray.sweeps.plan import sweep_plan_values as sweep_plan_values
+    from unseen_ray.sweeps.sweep import SweepResult as SweepResult
+    from unseen_ray.sweeps.sweep import sweep as sweep
 
 __version__ = "0.1.0"
 
@@ -52,8 +50,8 @@ _HOME = {
     "PruneConfig": "config.run",
     "PruneResult": "execution.session",
     "Recipe": "config.recipe",
-    "SweepConfig": "sweep.config",
-    "SweepResult": "sweep.sweep",
+    "SweepConfig": "sweeps.config",
+    "SweepResult": "sweeps.sweep",
     "UnseenError": "errors",
     "evaluate": "evaluation.evaluate",
     "export": "reporting.export",
@@ -67,23 +65,12 @@ _HOME = {
     "report_values": "reporting.report",
     "score": "execution.session",
     "select": "execution.session",
-    "sweep": "sweep.sweep",
-    "sweep_plan_values": "sweep.plan",
+    "sweep": "sweeps.sweep",
+    "sweep_plan_values": "sweeps.plan",
     "torch_subset": "reporting.export",
 }
 
 __all__ = ["__version__", "core", *sorted(_HOME)]
-
-
-class _Package(ModuleType):
-    """This package: importing its folder `sweep` does not put that module in the place of the function."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _HOME or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

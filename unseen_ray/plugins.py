@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from unseen_ray.errors import ConfigError
@@ -109,7 +109,9 @@ _OFFERED = {
 """What a function is given where its signature asks for it."""
 
 
-def bind_options(function: Callable[..., Any], options: dict[str, Any], *, field: str, name: str) -> None:
+def bind_options(
+    function: Callable[..., Any], options: dict[str, Any], *, field: str, name: str, more: Iterable[str] = ()
+) -> None:
     """Check keyword options against a function's signature, before anything starts.
 
     Args:
@@ -117,6 +119,7 @@ def bind_options(function: Callable[..., Any], options: dict[str, Any], *, field
         options: by name.
         field: of the configuration; what this kind of function is given anyway is no option.
         name: how messages call the function.
+        more: what else the function is given if its signature asks for it, such as the scores that a guard reads.
 
     Raises:
         ConfigError: naming each option that the function does not take.
@@ -127,7 +130,7 @@ def bind_options(function: Callable[..., Any], options: dict[str, Any], *, field
         return
     parameters = signature.parameters.values()
     positional, always = _GIVEN.get(field, (0, ()))
-    keywords = (*always, *(name for name in _offered_to(field) if name in signature.parameters))
+    keywords = (*always, *(name for name in (*_OFFERED.get(field, ()), *more) if name in signature.parameters))
     given = [
         *[p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:positional],
         *keywords,
@@ -151,19 +154,21 @@ def bind_options(function: Callable[..., Any], options: dict[str, Any], *, field
         ) from None
 
 
-def _offered_to(field: str) -> tuple[str, ...]:
-    """What a function of this kind may ask for; a guard for any score by its name."""
-    if field != "guard":
-        return _OFFERED.get(field, ())
-    from unseen_ray.core import dynamics, scores
-
-    return (*_OFFERED[field], *(f"{name}_M" for name in (*scores.__all__, *dynamics.__all__)))
-
-
 def offered(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
     """Those of the values that a function's signature asks for by name."""
     parameters = inspect.signature(function).parameters
     return {name: value for name, value in values.items() if name in parameters}
+
+
+def jsonable(value: Any) -> Any:
+    """A value as JSON can hold it; functions by `package.module:name`."""
+    if callable(value):
+        return name_of(value)
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    return value
 
 
 def plug_of(value: Any) -> tuple[str | Callable[..., Any], dict[str, Any]]:
@@ -197,7 +202,7 @@ def check_plug(value: Any, *, field: str, names: Iterable[str], kind: str) -> li
     return [f"{field}={value!r} is no {kind}. Allowed: {allowed}.{did_you_mean(value, names)}"]
 
 
-def function_of(value: Any, module: Any, *, field: str) -> Callable[..., Any]:
+def function_of(value: Any, module: Any, *, field: str, more: Iterable[str] = ()) -> Callable[..., Any]:
     """The function of a plug with its options bound, from `module` where it is a bare name.
 
     Raises:
@@ -211,5 +216,5 @@ def function_of(value: Any, module: Any, *, field: str) -> Callable[..., Any]:
         function = import_target(use) if is_target(use) else getattr(module, use)
     if not callable(function):
         raise ConfigError(f"{field}: {name_of(use)} is a {type(function).__name__}, not a function.")
-    bind_options(function, options, field=field, name=name_of(use))
+    bind_options(function, options, field=field, name=name_of(use), more=more)
     return functools.partial(function, **options) if options else function

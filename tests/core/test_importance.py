@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from unseen_ray.sweep.importance import groups_of, importances
+from unseen_ray.sweeps.importance import groups_of, importances
 
 
 def design(*knobs: tuple[str, list[object]]) -> list[dict[str, object]]:

@@ -13,7 +13,7 @@ import yaml
 
 import unseen_ray as ur
 from unseen_ray.config.run import load_yaml
-from unseen_ray.sweep.plan import plan_sweep
+from unseen_ray.sweeps.plan import plan_sweep
 
 RUN = {
     "source": {"use": "digits", "limit": 500},

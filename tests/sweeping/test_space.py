@@ -11,8 +11,8 @@ import pytest
 import unseen_ray as ur
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.data.sources.registry import open_source, source_ref
-from unseen_ray.sweep.space import corners, draws, fields_of, grid, knobs_of, plain_knobs
-from unseen_ray.sweep.trials import planned_trials
+from unseen_ray.sweeps.space import corners, draws, fields_of, grid, knobs_of, plain_knobs
+from unseen_ray.sweeps.trials import planned_trials
 
 RUN = {"source": {"use": "digits", "limit": 300}, "keep": 0.6, "holdout": 0.2, "model": "small_cnn"}
 INFO = open_source(source_ref(RUN["source"])).info

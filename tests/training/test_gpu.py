@@ -11,7 +11,7 @@ import torch
 from tests.training.fitting import recipe, train
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.data.images.planes import MemoryPlane
-from unseen_ray.training.loop.batches import BatchLoader, Normalisation, Pixels, Shard, hold_pixels
+from unseen_ray.training.loop.batches import BatchLoader, Normalisation, Pixels, WorkerShare, hold_pixels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,7 +27,7 @@ def test_batches_are_those_of_the_cpu(augment: str) -> None:
 
     def epoch(pixels: Pixels) -> torch.Tensor:
         feed, rng = BatchLoader(pixels, norm), np.random.default_rng(1)
-        batches = feed.epoch(ids, ids, Recipe(augment=augment), shape=(3, 8), rng=rng, shard=Shard())  # type: ignore[arg-type]
+        batches = feed.epoch(ids, ids, Recipe(augment=augment), shape=(3, 8), rng=rng, shard=WorkerShare())  # type: ignore[arg-type]
         return torch.cat([inputs for inputs, _ in batches]).cpu()
 
     held = hold_pixels(plane, GPU)

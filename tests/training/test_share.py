@@ -21,7 +21,7 @@ from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics
 from unseen_ray.training.loop import resume as standing
-from unseen_ray.training.loop.batches import BatchLoader, Shard, hold_pixels, measure
+from unseen_ray.training.loop.batches import BatchLoader, WorkerShare, hold_pixels, measure
 from unseen_ray.training.loop.checkpoints import Checkpoints
 from unseen_ray.training.loop.fit import FitPlan, fit
 
@@ -41,7 +41,7 @@ def wavering_net() -> nn.Module:
 
 
 def weights_of(
-    shard: Shard, make: Callable[[], nn.Module] = net, checkpoints: Checkpoints | None = None
+    shard: WorkerShare, make: Callable[[], nn.Module] = net, checkpoints: Checkpoints | None = None
 ) -> dict[str, torch.Tensor]:
     """Of a net that was trained on digits."""
     source = open_source(source_ref("digits"))
@@ -67,7 +67,7 @@ def met(rank: int, folder: str) -> Iterator[None]:
 
 def work(rank: int, folder: str) -> None:
     with met(rank, folder):
-        weights = weights_of(Shard(rank, 2))
+        weights = weights_of(WorkerShare(rank, 2))
     save_file({name: value.contiguous() for name, value in weights.items()}, f"{folder}/{rank}.safetensors")
 
 
@@ -88,7 +88,7 @@ def work_until(rank: int, folder: str, stop_at: int | None, kept: bool) -> None:
     Checkpoints.due = lambda self, trained_s: True  # type: ignore[method-assign]
     with met(rank, folder):
         checkpoints = Checkpoints(Folder(f"{folder}/../out"), "b" * 64) if kept else None
-        weights = weights_of(Shard(rank, 2), wavering_net, checkpoints)
+        weights = weights_of(WorkerShare(rank, 2), wavering_net, checkpoints)
     save_file({name: value.contiguous() for name, value in weights.items()}, f"{folder}/{rank}.safetensors")
     Path(f"{folder}/{rank}.given").write_text(str(given))
 
@@ -125,7 +125,7 @@ def test_workers_that_end_within_an_epoch_go_on_from_there(tmp_path: Path, stop_
 
 def test_two_workers_make_the_steps_that_one_makes(tmp_path: Path) -> None:
     assert both(tmp_path, work) == [0, 0]
-    alone = weights_of(Shard())
+    alone = weights_of(WorkerShare())
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     for name, value in alone.items():
         assert first[name].equal(second[name]), name

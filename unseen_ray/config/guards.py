@@ -5,17 +5,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unseen_ray.config.run import PruneConfig
 from unseen_ray.core import dynamics, scores
 from unseen_ray.core import guard as builtin_guards
 from unseen_ray.errors import FitError
 from unseen_ray.plugins import function_of, is_target, name_of, offered, plug_of
 
+if TYPE_CHECKING:
+    from unseen_ray.config.run import PruneConfig
+
 __all__ = ["Guard", "guard_of"]
+
+_SCORES = (*scores.__all__, *dynamics.__all__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +74,13 @@ def guard_of(config: PruneConfig) -> Guard | None:
     """
     if config.guard == "none":
         return None
-    function, (use, _) = function_of(config.guard, builtin_guards, field="guard"), plug_of(config.guard)
+    function = function_of(config.guard, builtin_guards, field="guard", more=[f"{name}_M" for name in _SCORES])
+    use, _ = plug_of(config.guard)
     parameters = inspect.signature(function).parameters
     return Guard(
         function=function,
         name=name_of(use),
         is_own=not isinstance(use, str) or is_target(use),
-        scores=tuple(name for name in (*scores.__all__, *dynamics.__all__) if f"{name}_M" in parameters),
+        scores=tuple(name for name in _SCORES if f"{name}_M" in parameters),
         needs_probs="probs_MC" in parameters,
     )

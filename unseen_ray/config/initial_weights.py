@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import TYPE_CHECKING
 
 from unseen_ray.config.recipe import Recipe
-from unseen_ray.config.run import PruneConfig
 from unseen_ray.errors import ConfigError
 from unseen_ray.storage.filesystem import absolute_path, filesystem_of, read_file, sha256_of
+
+if TYPE_CHECKING:
+    from unseen_ray.config.run import PruneConfig
 
 __all__ = ["SAFETENSORS", "TORCH", "check_digest", "form_of", "read_weights", "with_initial_weights"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unseen_ray.core.arrays import ROWS_OF_A_CHUNK
 from unseen_ray.core.folds import ROWS_DEALT_AT_ONCE
-from unseen_ray.core.samples.population import ROWS_OF_A_CHUNK
 from unseen_ray.data.sources.label_columns import ROWS_IN_MEMORY
 
 __all__ = ["DEFAULT_LIMITS", "Limits"]

@@ -10,16 +10,18 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unseen_ray.config.guards import Guard, guard_of
 from unseen_ray.config.initial_weights import check_digest, with_initial_weights
 from unseen_ray.config.models import default_model
-from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import StoredScores, score_name, stored_scores
 from unseen_ray.core import select
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import function_of, is_target, plug_of
+
+if TYPE_CHECKING:
+    from unseen_ray.config.run import PruneConfig
 
 __all__ = ["Policy", "ResolvedRun", "with_model"]
 

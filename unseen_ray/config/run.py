@@ -12,7 +12,7 @@ from unseen_ray.config.checks import CHECKS, keep_message
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe, refuse_boolean
 from unseen_ray.errors import ConfigError
-from unseen_ray.plugins import did_you_mean, name_of
+from unseen_ray.plugins import did_you_mean, jsonable
 from unseen_ray.storage.path_text import as_text, given_path, path_problem
 
 __all__ = ["EXECUTOR_FIELDS", "FREE_FIELDS", "LARGEST_SEED", "NAMED_FIELDS", "SCORE_FIELDS", "PruneConfig", "load_yaml"]
@@ -237,17 +237,6 @@ class PruneConfig(BaseModel):
         given = {name: value for name, value in values.items() if name not in fields or value != defaults[name]}
         sources: dict[str, Any] = {name: given[name] for name in ("source", "test") if name in given}
         return cls(**{**given, **dict.fromkeys(sources, "digits")}).model_copy(update=sources)
-
-
-def jsonable(value: Any) -> Any:
-    """A value as JSON can hold it; functions by `package.module:name`."""
-    if callable(value):
-        return name_of(value)
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(item) for item in value]
-    return value
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:

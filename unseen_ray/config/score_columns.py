@@ -6,17 +6,19 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unseen_ray.config.guards import Guard
-from unseen_ray.config.run import PruneConfig, jsonable
 from unseen_ray.core import dynamics, scores
 from unseen_ray.core.scorebook import ScoreFunction
 from unseen_ray.core.trajectory import Trajectory
 from unseen_ray.errors import ConfigError
-from unseen_ray.plugins import bind_options, function_of, import_target, is_target, name_of, plug_of
+from unseen_ray.plugins import bind_options, function_of, import_target, is_target, jsonable, name_of, plug_of
+
+if TYPE_CHECKING:
+    from unseen_ray.config.run import PruneConfig
 
 __all__ = ["CONSISTENCY", "SUSPECT", "StoredScores", "of_probabilities", "score_name", "stored_scores"]
 

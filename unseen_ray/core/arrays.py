@@ -5,18 +5,32 @@ Shape suffixes used in the whole package: N samples, C classes, K folds, M a sub
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FloatArray", "IdArray", "IntArray", "LabelArray", "as_ids", "first_of_each_class", "positions_of"]
+__all__ = [
+    "ROWS_OF_A_CHUNK",
+    "FloatArray",
+    "IdArray",
+    "IntArray",
+    "LabelArray",
+    "as_ids",
+    "first_of_each_class",
+    "labels_by_chunk",
+    "positions_of",
+]
 
 IdArray = NDArray[np.int64]
 IntArray = NDArray[np.int64]
 LabelArray = NDArray[np.integer[Any]]
 """Classes as they are stored: as narrow as may be, where there are many."""
 FloatArray = NDArray[np.floating[Any]]
+
+ROWS_OF_A_CHUNK = 2**24
+"""Rows of a source that are worked on together, so that scratch memory does not grow with the source."""
 
 
 def as_ids(values: Any, *, name: str = "ids") -> IdArray:
@@ -74,3 +88,9 @@ def first_of_each_class(order_M: NDArray[np.intp], labels_M: IntArray, quota_C: 
     by_class = order_M[np.argsort(labels_M[order_M], kind="stable")]
     rank_in_class = np.arange(len(by_class)) - np.repeat(np.cumsum(sizes_C) - sizes_C, sizes_C)
     return by_class[rank_in_class < np.repeat(quota_C, sizes_C)]
+
+
+def labels_by_chunk(labels_R: LabelArray, rows: int = ROWS_OF_A_CHUNK) -> Iterator[tuple[int, LabelArray]]:
+    """The labels of all rows in pieces of `rows`, each with the number of its first row."""
+    for start in range(0, len(labels_R), rows):
+        yield start, labels_R[start : start + rows]

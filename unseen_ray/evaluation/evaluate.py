@@ -12,7 +12,7 @@ import numpy as np
 
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.resolved import ResolvedRun
-from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS, PruneConfig, jsonable
+from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS, PruneConfig
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.evaluation.checks import DEFAULT_AGAINST, DEFAULT_SEEDS, check_evaluable
@@ -20,7 +20,7 @@ from unseen_ray.evaluation.table import Budget, Evaluation
 from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
 from unseen_ray.execution.session import PruneResult, executor_for, ignore, load, prune
 from unseen_ray.execution.tracking import tracked
-from unseen_ray.plugins import is_target
+from unseen_ray.plugins import is_target, jsonable
 from unseen_ray.pruning.executor import Observer
 from unseen_ray.runs.layout import FITTING, selection_folder
 from unseen_ray.runs.run import choosing_s

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from unseen_ray.config.resolved import ResolvedRun
-from unseen_ray.config.run import jsonable
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.samples.id_sets import AllIds, ArrayIds, IdSet
 from unseen_ray.core.samples.population import Population
@@ -20,6 +18,7 @@ from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.evaluation.baselines import matched_subset, random_subset
 from unseen_ray.evaluation.checks import MeasuredSet, test_set_of
 from unseen_ray.evaluation.table import Arm, Budget, Evaluation, arm_of, break_even_of, differences_of
+from unseen_ray.plugins import jsonable
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.evaluation_file import known_results, store_results, stored_tables, with_table
 from unseen_ray.runs.layout import CHECKPOINTS
@@ -30,6 +29,7 @@ from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.lock import RunLock, held
 
 if TYPE_CHECKING:
+    from unseen_ray.config.resolved import ResolvedRun
     from unseen_ray.pruning.executor import Executor, Observer
 
 __all__ = ["ArmSubsets", "train_and_measure"]

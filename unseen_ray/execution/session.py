@@ -14,7 +14,7 @@ from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.tasks import stage_zero_count
 from unseen_ray.execution.tracking import tracked
-from unseen_ray.pruning import pipeline
+from unseen_ray.pruning.pipeline import run_pipeline
 from unseen_ray.pruning.reselect import reselect
 from unseen_ray.pruning.score_given import score_probs
 from unseen_ray.runs.layout import CORESET, scores_file
@@ -100,7 +100,7 @@ def prune(
     """
     tasks = stage_zero_count(mode=config.mode, folds=config.folds, repeats=config.repeats)
     with executor_for(config, tasks) as executor, tracked(config, on_event or ignore) as observer:
-        run = pipeline.prune(config, executor=executor, on_event=observer, fresh=fresh, limits=limits)
+        run = run_pipeline(config, executor=executor, on_event=observer, fresh=fresh, limits=limits)
     return PruneResult(run, config, in_hand=True)
 
 

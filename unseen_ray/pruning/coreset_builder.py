@@ -17,8 +17,7 @@ from unseen_ray.core.samples.id_sets import ArrayIds, IdSet
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.data.sources.registry import Source, key_column
-from unseen_ray.pruning.row_streams import in_id_order
-from unseen_ray.pruning.selection import Kept, choose, features_for
+from unseen_ray.pruning.selection import Kept, features_for, pick
 from unseen_ray.pruning.suspects import with_suspects
 from unseen_ray.pruning.warnings import check_selection
 from unseen_ray.runs.entries import Receipt
@@ -26,6 +25,7 @@ from unseen_ray.runs.id_files import open_id_files
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file, stage_coreset
 from unseen_ray.runs.run import Run
 from unseen_ray.runs.tasks import Job
+from unseen_ray.storage.row_streams import in_id_order
 from unseen_ray.storage.tables import StoredTable, TableWriter
 
 __all__ = ["CoresetBuilder", "clear_stages"]
@@ -73,7 +73,7 @@ class CoresetBuilder:
         Returns:
             The SHA-256 of each file written.
         """
-        picked = choose(
+        picked = pick(
             self._resolved,
             self._with_suspects(run, stage, scores),
             budget=stage.added,

@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config.score_columns import of_probabilities
-from unseen_ray.core.arrays import FloatArray, IntArray, LabelArray
+from unseen_ray.core.arrays import FloatArray, LabelArray
 from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.scorebook import ScoreBook, ScoreFunction, ScoreTable
 from unseen_ray.pruning.suspects import SUSPECT, suspects_of
+from unseen_ray.runs.entries import StageSummary
 from unseen_ray.runs.layout import probs_file, scores_file
 from unseen_ray.runs.tasks import Job
 from unseen_ray.runs.vote_ranges import check_votes, open_votes
@@ -29,7 +30,6 @@ __all__ = [
     "MergeRequest",
     "Merged",
     "Merger",
-    "StageSummary",
     "join_ranges",
     "merge_request",
     "score_columns",
@@ -60,23 +60,6 @@ class MergeRequest:
     votes_each: int
     num_ranges: int = 1
     range_rows: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StageSummary:
-    """What the manifest says of merged scores.
-
-    Attributes:
-        rows: candidates.
-        right: those whose majority of votes names their class.
-        labels_C: (C,) candidates of each class.
-        suspects: of the guard; None where the table holds none.
-    """
-
-    rows: int
-    right: int
-    labels_C: IntArray
-    suspects: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -5,35 +5,47 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.models import model_builder
 from unseen_ray.config.resolved import ResolvedRun
-from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.data.sources.registry import Source, SourceInfo, open_source, source_ref
 from unseen_ray.plugins import is_target
 from unseen_ray.pruning.coreset_builder import CoresetBuilder, clear_stages
 from unseen_ray.pruning.executor import Executor, Observer
-from unseen_ray.pruning.manifest_entries import cost_of, source_entry, stage_entry, warn_of_chance, with_population
-from unseen_ray.pruning.merge import StageSummary, merge_request, scores_of
+from unseen_ray.pruning.merge import merge_request, scores_of
 from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of
 from unseen_ray.pruning.stage import StageWork
 from unseen_ray.pruning.validate import check_functions, check_lenders, check_replaced, check_test
-from unseen_ray.runs.entries import Cost, Receipt, StageEntry
+from unseen_ray.pruning.warnings import warn_of_chance
+from unseen_ray.runs.entries import (
+    Cost,
+    Receipt,
+    StageEntry,
+    StageSummary,
+    cost_of,
+    source_entry,
+    stage_entry,
+    with_population,
+)
 from unseen_ray.runs.layout import FEATURES, probs_file, stage_coreset
 from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels, open_run
 from unseen_ray.runs.tasks import EvalResult, Job, Progress, make_job
 from unseen_ray.runs.work_cache import WorkCache
 from unseen_ray.storage.tables import parts_of
 
+if TYPE_CHECKING:
+    from unseen_ray.config.run import PruneConfig
+
 __all__ = [
     "StageObserver",
     "check",
-    "prune",
+    "run_pipeline",
 ]
 
 logger = logging.getLogger(__name__)
@@ -42,7 +54,7 @@ StageObserver = Callable[[list[StageEntry], np.ndarray], None]
 """Takes the manifest's entries of the finished stages, and the ids that they kept."""
 
 
-def prune(
+def run_pipeline(
     config: PruneConfig,
     *,
     executor: Executor,

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config.resolved import ResolvedRun
-from unseen_ray.config.run import PruneConfig, jsonable
 from unseen_ray.config.score_columns import of_probabilities, score_name
 from unseen_ray.core import scores as builtin_scores
 from unseen_ray.core.scorebook import ScoreBook, log_of_probs
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.plugins import did_you_mean, plug_of
+from unseen_ray.plugins import did_you_mean, jsonable, plug_of
 from unseen_ray.pruning.merge import score_columns
 from unseen_ray.pruning.suspects import SUSPECT, suspects_of
 from unseen_ray.runs.layout import probs_file
@@ -23,6 +21,10 @@ from unseen_ray.runs.manifest import Manifest
 from unseen_ray.runs.run import Run
 from unseen_ray.runs.votes import read_votes
 from unseen_ray.storage.tables import StoredTable
+
+if TYPE_CHECKING:
+    from unseen_ray.config.resolved import ResolvedRun
+    from unseen_ray.config.run import PruneConfig
 
 __all__ = ["as_stored", "scores_asked_for"]
 

@@ -14,13 +14,13 @@ from unseen_ray.core.outofcore.selection import IdBits
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import is_target, plug_of
 from unseen_ray.pruning.recombine import as_stored, scores_asked_for
-from unseen_ray.pruning.row_streams import in_step
-from unseen_ray.pruning.selection import Kept, Picked, choose, features_for
+from unseen_ray.pruning.selection import Kept, Picked, features_for, pick
 from unseen_ray.pruning.warnings import check_selection
 from unseen_ray.runs.entries import Cost
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file
 from unseen_ray.runs.manifest import Manifest
 from unseen_ray.runs.run import Run, choosing_s, load_run, open_selection
+from unseen_ray.storage.row_streams import in_step
 from unseen_ray.storage.tables import StoredTable, TableWriter, copy_table, write_table
 
 __all__ = ["reselect"]
@@ -60,7 +60,7 @@ def reselect(
     keys, stored = _open(run, KEYS, limits), _open(run, scores_file(0), limits)
     scores = scores_asked_for(run, resolved, stored)
     budget = _budget_of(keep, scores.num_rows)
-    picked = choose(
+    picked = pick(
         resolved,
         scores,
         budget=budget,

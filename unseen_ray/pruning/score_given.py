@@ -26,10 +26,9 @@ from unseen_ray.data.sources.labels_only import read_npy
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.plugins import did_you_mean
-from unseen_ray.pruning.manifest_entries import source_entry, stage_entry, with_population
 from unseen_ray.pruning.merge import Merger, MergeRequest
 from unseen_ray.pruning.validate import check_functions
-from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.entries import Receipt, source_entry, stage_entry, with_population
 from unseen_ray.runs.layout import KEYS, vote_file
 from unseen_ray.runs.run import Run, open_scores
 from unseen_ray.runs.tasks import Job

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config.limits import Limits
-from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.score_columns import CONSISTENCY, score_name
 from unseen_ray.core.arrays import IntArray
-from unseen_ray.core.outofcore.select import why_not_streamed
+from unseen_ray.core.outofcore.chunks import Chunk, Shards
+from unseen_ray.core.outofcore.select import choose, why_not_streamed
+from unseen_ray.core.outofcore.selection import Chosen
 from unseen_ray.errors import ConfigError, FitError
 from unseen_ray.plugins import offered, plug_of
-from unseen_ray.pruning.selection_by_passes import choose_by_passes
-from unseen_ray.pruning.suspects import open_positions
+from unseen_ray.pruning.suspects import SUSPECT, open_positions, warn_of_needed
 from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.features import StoredFeatures, load_features
 from unseen_ray.runs.run import Run
 from unseen_ray.storage.tables import StoredTable
 
-__all__ = ["Kept", "Picked", "choose", "features_for"]
+if TYPE_CHECKING:
+    from unseen_ray.config.resolved import ResolvedRun
+    from unseen_ray.config.run import PruneConfig
+
+__all__ = ["Kept", "Picked", "features_for", "pick"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +45,7 @@ class Kept:
     rows: StoredTable | None = None
 
 
-def choose(
+def pick(
     resolved: ResolvedRun,
     scores: StoredTable,
     *,
@@ -70,7 +75,7 @@ def choose(
     if (rows := scores.num_rows) > limits.rows_in_memory:
         why = why_not_streamed(*plug_of(config.policy))
         if why is None:
-            return choose_by_passes(config, scores, budget=budget, kept_C=kept.counts_C)
+            return _pick_by_passes(config, scores, budget=budget, kept_C=kept.counts_C)
         logger.warning("%s All %d candidates are held in memory for it.", why, rows)
     table = scores.table()
     rows_M = np.sort(_apply_policy(resolved, table, budget=budget, kept=kept, features=features))
@@ -138,3 +143,56 @@ def features_for(
     for receipt in receipts:
         files |= receipt.files
     return load_features(run.folder, files, ids())
+
+
+def _pick_by_passes(
+    config: PruneConfig, scores: StoredTable, *, budget: int, kept_C: IntArray
+) -> Callable[[], Iterator[pa.Table]]:
+    """Pick rows of a score table without its suspects, and read them anew with each call; see `pick`.
+
+    Args:
+        config: the run's; its policy is one that chooses from shards.
+        scores: the table.
+        budget: how many to pick.
+        kept_C: (C,) what earlier stages kept of each class.
+    """
+    policy, options = plug_of(config.policy)
+    assert isinstance(policy, str), "why_not_streamed refuses functions"
+    read = functools.partial(_chunks, scores, {"score": score_name(config.score)})
+    shards = _without_suspects(config, scores, read, budget) if SUSPECT in scores.schema.names else read
+    chosen = choose(policy, shards, budget, kept_C=kept_C, seed=config.seed, options=options)
+    return lambda: (pa.table(dict(chunk)) for chunk in chosen.rows(shards, ("id", "label", "score")))
+
+
+def _chunks(scores: StoredTable, called: dict[str, str], columns: Sequence[str]) -> Iterator[Chunk]:
+    """Chunks of the columns, by the names that policies know them by."""
+    for batch in scores.batches([called.get(name, name) for name in columns]):
+        yield {name: column.to_numpy(zero_copy_only=False) for name, column in zip(columns, batch.columns, strict=True)}
+
+
+def _without_suspects(config: PruneConfig, scores: StoredTable, read: Shards, budget: int) -> Shards:
+    """The shards without the suspects, but for as many of the likeliest of them as the budget needs."""
+    total = suspected = 0
+    for chunk in read((SUSPECT,)):
+        total, suspected = total + len(chunk[SUSPECT]), suspected + int(chunk[SUSPECT].sum())
+    needed = max(budget - (total - suspected), 0)
+    let: Chosen | None = None
+    if needed:
+        warn_of_needed(suspected, total, budget, needed)
+        by_label = functools.partial(_chunks, scores, {"score": "p_label"})
+
+        def suspects(columns: Sequence[str]) -> Iterator[Chunk]:
+            for chunk in by_label((*columns, SUSPECT)):
+                yield {name: chunk[name][chunk[SUSPECT]] for name in columns}
+
+        let = choose("top", suspects, needed, kept_C=np.zeros(1, np.int64), seed=config.seed)
+
+    def shards(columns: Sequence[str]) -> Iterator[Chunk]:
+        more = (SUSPECT,) if let is None else (SUSPECT, "id", "p_label")
+        for chunk in read(tuple(dict.fromkeys((*columns, *more)))):
+            rows: Any = ~chunk[SUSPECT]
+            if let is not None:
+                rows |= chunk[SUSPECT] & let.takes({"id": chunk["id"], "score": chunk["p_label"]})
+            yield {name: chunk[name][rows] for name in columns}
+
+    return shards

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.score_columns import SUSPECT
 from unseen_ray.core.guard import allowed
+
+if TYPE_CHECKING:
+    from unseen_ray.config.resolved import ResolvedRun
 
 __all__ = ["SUSPECT", "open_positions", "suspects_kept", "suspects_of", "warn_of_needed", "with_suspects"]
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unseen_ray.config.resolved import ResolvedRun
-from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import CONSISTENCY, of_probabilities, score_name
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.plugins import function_of, offered
 from unseen_ray.runs.manifest import read_manifest
 from unseen_ray.storage.filesystem import Folder, covers
+
+if TYPE_CHECKING:
+    from unseen_ray.config.resolved import ResolvedRun
+    from unseen_ray.config.run import PruneConfig
 
 __all__ = ["check_functions", "check_lenders", "check_replaced", "check_test", "check_test_set"]
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import SUSPECT, score_name
 from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.stats import rank_correlations
 from unseen_ray.plugins import plug_of
+from unseen_ray.runs.entries import StageEntry, StageSummary
 from unseen_ray.storage.tables import StoredTable
 
-__all__ = ["check_selection"]
+if TYPE_CHECKING:
+    from unseen_ray.config.run import PruneConfig
+
+__all__ = ["check_selection", "warn_of_chance"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,4 +135,17 @@ def _warn_of_collinearity(config: PruneConfig, table: pa.Table) -> None:
             "s" if len(near) == 1 else "",
             decides,
             _COLLINEAR,
+        )
+
+
+def warn_of_chance(entry: StageEntry, summary: StageSummary) -> None:
+    """Say it if a stage's models are hardly better than naming the largest class."""
+    largest = float(summary.labels_C.max() / summary.rows)
+    if entry.vote_accuracy < min(2 * largest, 0.9 * largest + 0.1):
+        logger.warning(
+            "the models of stage %d are right on %.1f %% of what they scored, and always naming the largest class on %.1f %%: "
+            "their scores mean little. Train longer (recipe.epochs), with fewer folds, or by another recipe.",
+            entry.index,
+            100 * entry.vote_accuracy,
+            100 * largest,
         )

@@ -23,7 +23,7 @@ from unseen_ray.core.scorebook import mean_ranks
 from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation, rank_correlations
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import is_target, plug_of
-from unseen_ray.pruning.selection import Kept, choose
+from unseen_ray.pruning.selection import Kept, pick
 from unseen_ray.reporting.scan import Counts, Rows, Sample, keys_of, last_stage_of, long_table, rows_of
 from unseen_ray.runs.evaluation_file import fullest_first, stored_tables
 from unseen_ray.runs.features import load_features
@@ -200,7 +200,7 @@ def _importance(run: Run, table: pa.Table, sample: Sample, score: str) -> list[d
         overlap = math.nan
         if len(picked) and not left_out:
             of_zero = StoredTable(run.folder, scores_file(0), {}, table.take(pa.array(places)))
-            again = choose(resolved, of_zero, budget=len(picked), kept=kept, features=features, limits=DEFAULT_LIMITS)
+            again = pick(resolved, of_zero, budget=len(picked), kept=kept, features=features, limits=DEFAULT_LIMITS)
             overlap = sum(int(np.isin(rows.column("id").to_numpy(), picked).sum()) for rows in again()) / len(picked)
         found.append(
             {

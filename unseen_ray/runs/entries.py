@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -15,7 +17,25 @@ from pydantic import (
     model_serializer,
 )
 
-__all__ = ["Cost", "Entry", "Receipt", "SourceEntry", "StageCost", "StageEntry"]
+if TYPE_CHECKING:
+    from unseen_ray.core.arrays import IdArray, IntArray
+    from unseen_ray.core.samples.population import Population
+    from unseen_ray.core.schedule import Stage
+    from unseen_ray.data.sources.info import Source, SourceInfo
+
+__all__ = [
+    "Cost",
+    "Entry",
+    "Receipt",
+    "SourceEntry",
+    "StageCost",
+    "StageEntry",
+    "StageSummary",
+    "cost_of",
+    "source_entry",
+    "stage_entry",
+    "with_population",
+]
 
 Number = int | float  # a union, so that an int stays one on its way through JSON
 Unknown = Annotated[
@@ -187,3 +207,85 @@ class Cost(Entry):
     scored: int | None = None
     stages: list[StageCost] = []
     chosen_from_s: Number | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StageSummary:
+    """What the manifest says of merged scores.
+
+    Attributes:
+        rows: candidates.
+        right: those whose majority of votes names their class.
+        labels_C: (C,) candidates of each class.
+        suspects: of the guard; None where the table holds none.
+    """
+
+    rows: int
+    right: int
+    labels_C: IntArray
+    suspects: int | None = None
+
+
+_SUMMED = ("fit_seconds", "gpu_seconds", "trained", "image_passes", "scored")
+
+
+def source_entry(info: SourceInfo) -> SourceEntry:
+    """What the manifest says of a source."""
+    return SourceEntry(
+        name=info.name,
+        fingerprint=info.fingerprint,
+        num_samples=len(info),
+        num_classes=info.num_classes,
+        class_names=list(info.class_names),
+        size_px=info.size_px,
+        rows=len(info),
+    )
+
+
+def with_population(entry: SourceEntry, population: Population, source: Source, skipped: IdArray) -> SourceEntry:
+    """The same with the samples that a run chooses from."""
+    found = {
+        "num_samples": len(population),
+        "holdout": len(population.holdout_ids),
+        "skipped": source.keys(skipped.tolist()),
+        "skipped_ids": skipped.tolist(),
+        "class_counts": population.class_counts().tolist(),
+    }
+    return entry.model_copy(update=found)
+
+
+def stage_entry(stage: Stage, summary: StageSummary, receipts: list[Receipt], seconds: float) -> StageEntry:
+    """What the manifest says of a finished stage.
+
+    Args:
+        stage: its sizes.
+        summary: of its merged scores.
+        receipts: of its tasks.
+        seconds: what it took on the clock.
+    """
+    guarded = {} if summary.suspects is None else {"suspects": summary.suspects}
+    return StageEntry(
+        index=stage.index,
+        target=stage.target,
+        added=stage.added,
+        candidates=summary.rows,
+        accuracy=float(np.average([r.accuracy for r in receipts], weights=[r.scored for r in receipts])),
+        vote_accuracy=summary.right / summary.rows,
+        seconds=round(seconds, 3),
+        fit_seconds=round(sum(r.worker_seconds for r in receipts), 3),
+        gpu_seconds=round(sum(r.gpu_seconds for r in receipts), 3),
+        trained=sum(r.trained for r in receipts),
+        image_passes=sum(r.image_passes for r in receipts),
+        scored=sum(r.scored for r in receipts),
+        tasks=receipts,
+        **guarded,
+    )
+
+
+def cost_of(stages: list[StageEntry], seconds: float) -> Cost:
+    """The cost of a run of these stages, in all and each."""
+    return Cost(
+        seconds=seconds,
+        **{name: round(sum(getattr(stage, name) for stage in stages), 3) for name in _SUMMED},
+        stages=[StageCost(**stage.model_dump(include={"index", "seconds", *_SUMMED})) for stage in stages],
+    )

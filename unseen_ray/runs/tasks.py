@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
-from unseen_ray.config.recipe import Recipe
-from unseen_ray.config.resolved import ResolvedRun
-from unseen_ray.config.run import PruneConfig, jsonable
 from unseen_ray.core.arrays import IdArray, LabelArray
 from unseen_ray.core.samples.id_sets import IdSet, digest_of_rule
 from unseen_ray.core.samples.population import Population, make_population
@@ -19,7 +16,13 @@ from unseen_ray.core.seeds import digest_ids
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import SourceInfo, SourceRef, default_test, source_ref
+from unseen_ray.plugins import jsonable
 from unseen_ray.storage.filesystem import absolute_path
+
+if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Recipe
+    from unseen_ray.config.resolved import ResolvedRun
+    from unseen_ray.config.run import PruneConfig
 
 __all__ = ["EvalResult", "Job", "Progress", "make_job"]
 

@@ -16,7 +16,7 @@ __all__ = ["SilentStorageError", "may_pass", "retried", "retried_at_length", "wa
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 WAIT_VARIABLE = "UNSEEN_RAY_STORAGE_WAIT_S"
 _DEFAULT_WAIT_S = 120.0
@@ -56,7 +56,7 @@ def wait_s() -> float:
         return _DEFAULT_WAIT_S
 
 
-def retried(what: str, do: Callable[[], T]) -> T:
+def retried(what: str, do: Callable[[], _T]) -> _T:
     """Do something with a storage, and again while it fails in ways that pass.
 
     Args:
@@ -80,7 +80,7 @@ def retried(what: str, do: Callable[[], T]) -> T:
         before_sleep=log,
         reraise=True,
     )
-    answer: T = retries(_answered, what, do, limit)
+    answer: _T = retries(_answered, what, do, limit)
     return answer
 
 
@@ -96,7 +96,7 @@ def may_pass(error: OSError) -> bool:
     return error.errno in _PASSING
 
 
-def retried_at_length(what: str, do: Callable[[], T]) -> T:
+def retried_at_length(what: str, do: Callable[[], _T]) -> _T:
     """Do something that is done very often: without a thread, and as `retried` from its first failure on.
 
     A thread for each call would cost more than a short read, so the first call may hang as long as the storage does.
@@ -112,9 +112,9 @@ def retried_at_length(what: str, do: Callable[[], T]) -> T:
     return retried(what, do)
 
 
-def _answered(what: str, do: Callable[[], T], limit_s: float) -> T:
+def _answered(what: str, do: Callable[[], _T], limit_s: float) -> _T:
     """What `do` returns, waited for no longer than a limit."""
-    results: list[T] = []
+    results: list[_T] = []
     errors: list[BaseException] = []
 
     def ask() -> None:

@@ -36,7 +36,7 @@ __all__ = [
 _BATCH = 2**18
 _HASHED = 2**23
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def part_file(name: str, number: int) -> str:
@@ -203,14 +203,14 @@ class StoredTable:
     def _parts(self) -> list[str]:
         return parts_of(self.name, self.files)
 
-    def _opened(self, part: str, do: Callable[[pq.ParquetFile], T]) -> T:
+    def _opened(self, part: str, do: Callable[[pq.ParquetFile], _T]) -> _T:
         return with_parquet(self.folder, part, do)
 
 
-def with_parquet(folder: Folder, name: str, do: Callable[[pq.ParquetFile], T], *, at_length: bool = False) -> T:
+def with_parquet(folder: Folder, name: str, do: Callable[[pq.ParquetFile], _T], *, at_length: bool = False) -> _T:
     """Do something with an open Parquet file, which may be done again where storage fails in passing; see `with_file`."""
 
-    def open_and_do(stream: pa.NativeFile) -> T:
+    def open_and_do(stream: pa.NativeFile) -> _T:
         with pq.ParquetFile(stream, page_checksum_verification=True) as file:
             return do(file)
 
@@ -228,7 +228,7 @@ def group_ends(file: pq.ParquetFile) -> list[tuple[int, int, int]]:
     return groups
 
 
-def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], T], *, at_length: bool = False) -> T:
+def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], _T], *, at_length: bool = False) -> _T:
     """Do something with an open file.
 
     Args:
@@ -242,7 +242,7 @@ def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], T], *, at
     path = folder.path(name)
     fs, inner = filesystem_of(path)
 
-    def attempt() -> T:
+    def attempt() -> _T:
         with fs.open_input_file(inner) as stream:
             return do(stream)
 

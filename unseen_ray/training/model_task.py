@@ -26,7 +26,7 @@ from unseen_ray.runs.tasks import EvalResult, Progress
 from unseen_ray.storage.filesystem import Folder, is_uri
 from unseen_ray.training.hardware import check_precision, numerics, seed_generators
 from unseen_ray.training.initial_weights import start_from
-from unseen_ray.training.loop.batches import BatchLoader, Pixels, Shard, hold_pixels, measure
+from unseen_ray.training.loop.batches import BatchLoader, Pixels, WorkerShare, hold_pixels, measure
 from unseen_ray.training.loop.checkpoints import Checkpoints
 from unseen_ray.training.loop.epochs import EpochStats
 from unseen_ray.training.loop.fit import FitPlan, finished_fit, fit
@@ -110,7 +110,7 @@ class ModelTask:
             return
         yield self.runner.begun(task.name)
         with self._numerics():
-            fitting = self._fit(scoring.train_ids, task, Shard())
+            fitting = self._fit(scoring.train_ids, task, WorkerShare())
             recorder = self._recorder(task, fitting, scoring.votes) if self.runner.scores.over_epochs else None
             stats = EpochStats(epoch=0, epochs=0)
             for stats in self._train(fitting, task, recorder):
@@ -144,7 +144,7 @@ class ModelTask:
         is_right = np.zeros(len(test.ids_M), bool)
         stats = EpochStats(epoch=0, epochs=0)
         with self._numerics():
-            fitting = self._fit(train_ids, task, Shard())
+            fitting = self._fit(train_ids, task, WorkerShare())
             for stats in self._train(fitting, task):
                 yield self.runner.trained(task, len(train_ids), stats)
             loader = BatchLoader(self._pixels_of(test.plane), fitting.loader.norm)
@@ -182,7 +182,7 @@ class ModelTask:
             device=self.runner.device,
         )
 
-    def train_shard(self, task: ScoreTask | EvalTask, shard: Shard) -> Iterator[Progress]:
+    def train_shard(self, task: ScoreTask | EvalTask, shard: WorkerShare) -> Iterator[Progress]:
         """Train as one of several workers that share a fit; its model is in the fit's last checkpoint then."""
         with self._numerics():
             train_ids = task.train.resolve(self.runner.population)
@@ -214,7 +214,7 @@ class ModelTask:
     ) -> Iterable[EpochStats]:
         return fitting.train(recorder) if self.runner.job.workers_of(task) == 1 else [fitting.load_trained()]
 
-    def _fit(self, train_ids: IdArray, task: ScoreTask | EvalTask, shard: Shard) -> _Fit:
+    def _fit(self, train_ids: IdArray, task: ScoreTask | EvalTask, shard: WorkerShare) -> _Fit:
         """A fresh model and what training it takes."""
         runner, config = self.runner, self.runner.job.config
         check_precision(config.recipe.precision, self.device)

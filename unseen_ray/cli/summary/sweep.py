@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from unseen_ray.cli.summary.text import bare_table, several
-from unseen_ray.config.run import jsonable
+from unseen_ray.plugins import jsonable
 from unseen_ray.storage.checked_json import without_nan
-from unseen_ray.sweep.layout import BEST, PAGE, TABLE
-from unseen_ray.sweep.records import FAILED, FINISHED, importances_of
+from unseen_ray.sweeps.layout import BEST, PAGE, TABLE
+from unseen_ray.sweeps.records import FAILED, FINISHED, importances_of
 
 if TYPE_CHECKING:
-    from unseen_ray.sweep.config import SweepConfig
-    from unseen_ray.sweep.records import Record
-    from unseen_ray.sweep.sweep import SweepResult
+    from unseen_ray.sweeps.config import SweepConfig
+    from unseen_ray.sweeps.records import Record
+    from unseen_ray.sweeps.sweep import SweepResult
 
 __all__ = [
     "sweep_lines",

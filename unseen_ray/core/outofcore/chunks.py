@@ -19,7 +19,7 @@ Chunk = Mapping[str, NDArray[Any]]
 Shards = Callable[[Sequence[str]], Iterable[Chunk]]
 """Reads the named columns anew each time, by chunks, of whatever sizes."""
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +37,13 @@ class Memory:
     threads: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
 
 
-def spread(chunks: Iterable[Chunk], work: Callable[[Chunk], T], threads: int) -> Iterator[T]:
+def spread(chunks: Iterable[Chunk], work: Callable[[Chunk], _T], threads: int) -> Iterator[_T]:
     """What is made of each chunk, in their order, by several threads while the next ones are read."""
     if threads == 1:
         yield from map(work, chunks)
         return
     with ThreadPoolExecutor(threads) as pool:
-        begun: deque[Future[T]] = deque()
+        begun: deque[Future[_T]] = deque()
         try:
             for chunk in chunks:
                 if len(begun) == 2 * threads:

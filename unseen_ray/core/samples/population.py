@@ -9,15 +9,12 @@ from functools import cached_property
 
 import numpy as np
 
-from unseen_ray.core.arrays import IdArray, IntArray, LabelArray, first_of_each_class
+from unseen_ray.core.arrays import ROWS_OF_A_CHUNK, IdArray, IntArray, LabelArray, first_of_each_class, labels_by_chunk
 from unseen_ray.core.outofcore.chunks import Chunk, Memory
 from unseen_ray.core.outofcore.threshold_search import Order, find_cuts
 from unseen_ray.core.seeds import derive, digest_ids, tie_keys
 
-__all__ = ["ROWS_OF_A_CHUNK", "Population", "labels_by_chunk", "make_population"]
-
-ROWS_OF_A_CHUNK = 2**24
-"""Rows of a source that are worked on together, so that scratch memory does not grow with the source."""
+__all__ = ["Population", "make_population"]
 
 _DRAWN_ROWS = 2**20  # of a chunk when the holdout is drawn: each thread holds 64-bit keys of its own chunk
 
@@ -111,12 +108,6 @@ class Population:
 
     def _labels_at(self, ids_M: IdArray) -> IntArray:
         return self.labels_R[ids_M].astype(np.int64, copy=False)
-
-
-def labels_by_chunk(labels_R: LabelArray, rows: int = ROWS_OF_A_CHUNK) -> Iterator[tuple[int, LabelArray]]:
-    """The labels of all rows in pieces of `rows`, each with the number of its first row."""
-    for start in range(0, len(labels_R), rows):
-        yield start, labels_R[start : start + rows]
 
 
 def make_population(

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import LabelArray
-from unseen_ray.core.samples.population import labels_by_chunk
+from unseen_ray.core.arrays import LabelArray, labels_by_chunk
 from unseen_ray.data.sources.info import check_labels
 from unseen_ray.errors import ConfigError
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
     from unseen_ray.pruning.plan import RunPlan, TaskPlan
 
-__all__ = ["SCORING_SPEEDUP", "ClusterCost", "Rates", "StageCost", "cluster_cost", "hours_of"]
+__all__ = ["SCORING_SPEEDUP", "ClusterCost", "Rates", "StageEstimate", "cluster_cost", "hours_of"]
 
 SCORING_SPEEDUP = 3.0  # a forward pass beside forward, backward and step
 _HOUR_S = 3600
@@ -35,7 +35,7 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageCost:
+class StageEstimate:
     """What a stage takes of a cluster.
 
     Attributes:
@@ -80,7 +80,7 @@ class ClusterCost:
     """
 
     workers: int
-    stages: tuple[StageCost, ...]
+    stages: tuple[StageEstimate, ...]
     wall_hours: float | None
     worker_hours: float | None
     occupied_hours: float | None
@@ -125,7 +125,9 @@ def hours_of(task: TaskPlan, rates: Rates) -> tuple[float, float] | None:
     return task.image_passes / rates.training / _HOUR_S, task.scored * task.passes / rates.scoring / _HOUR_S
 
 
-def _stage_cost(stage: int, tasks: Sequence[TaskPlan], config: PruneConfig, rates: Rates, workers: int) -> StageCost:
+def _stage_cost(
+    stage: int, tasks: Sequence[TaskPlan], config: PruneConfig, rates: Rates, workers: int
+) -> StageEstimate:
     models = sum(task.models for task in tasks)
     each = tasks[0].workers
     sharing = _sharing(config) if each == 1 else 1
@@ -141,7 +143,7 @@ def _stage_cost(stage: int, tasks: Sequence[TaskPlan], config: PruneConfig, rate
         wall = sum(sum(hours) for hours in known[::slots])
         if each > 1:  # they are trained one after the other, and score side by side
             wall = sum(train for train, _ in known) / each + sum(score for _, score in known[::slots])
-    return StageCost(
+    return StageEstimate(
         stage=stage,
         models=models,
         workers_each=each,

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from unseen_ray.config.run import PruneConfig, jsonable
 from unseen_ray.core.trajectory import scored_epochs
 from unseen_ray.data.images.memory import fits_in_memory
 from unseen_ray.errors import ConfigError
 from unseen_ray.execution.estimate.cluster import SCORING_SPEEDUP, ClusterCost, Rates, cluster_cost
 from unseen_ray.execution.estimate.estimate import where_pixels_are
 from unseen_ray.execution.estimate.resources import Need, disk_bytes_of
+from unseen_ray.plugins import jsonable
 
 if TYPE_CHECKING:
+    from unseen_ray.config.run import PruneConfig
     from unseen_ray.data.sources.registry import SourceInfo
     from unseen_ray.pruning.plan import RunPlan
 

@@ -24,7 +24,7 @@ from unseen_ray.data.images.decode import UndecodableError, to_pixels
 from unseen_ray.data.images.planes import MemoryPlane
 from unseen_ray.errors import DataError
 from unseen_ray.training.hardware import device_name, numerics, resolve_precision, seed_generators
-from unseen_ray.training.loop.batches import BatchLoader, Shard, hold_pixels, measure
+from unseen_ray.training.loop.batches import BatchLoader, WorkerShare, hold_pixels, measure
 from unseen_ray.training.loop.predict import predict
 from unseen_ray.training.loop.trainer import Trainer
 from unseen_ray.training.model_task import build_model
@@ -167,7 +167,7 @@ def _stepping(
                 recipe,
                 shape=(per_epoch, batch),
                 rng=rng_for(0, epoch),
-                shard=Shard(),
+                shard=WorkerShare(),
                 progress=progress,
             )
 

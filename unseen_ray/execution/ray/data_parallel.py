@@ -178,14 +178,14 @@ def _train_shard(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     from unseen_ray.training.hardware import device_name
-    from unseen_ray.training.loop.batches import Shard
+    from unseen_ray.training.loop.batches import WorkerShare
     from unseen_ray.training.machine import claim_process
     from unseen_ray.training.model_task import ModelTask
     from unseen_ray.training.task_runner import TaskRunner
 
     claim_process()
     context, driver = ray.train.get_context(), config["driver"]
-    shard = Shard(context.get_world_rank(), context.get_world_size())
+    shard = WorkerShare(context.get_world_rank(), context.get_world_size())
     _, job_ref, labels_ref, pixels_ref = config["shared"]
     job, labels_N = ray.get([job_ref, labels_ref])
     try:

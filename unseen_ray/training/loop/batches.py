@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from unseen_ray.config.recipe import Recipe
     from unseen_ray.core.arrays import IdArray, IntArray
 
-__all__ = ["BatchLoader", "Normalisation", "Pixels", "Shard", "hold_pixels", "measure"]
+__all__ = ["BatchLoader", "Normalisation", "Pixels", "WorkerShare", "hold_pixels", "measure"]
 
 _MEASURED = 10_000
 _GPU_SHARE = 0.5  # of the free GPU memory that pixels may take
@@ -37,7 +37,7 @@ class Normalisation:
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class WorkerShare:
     """Which part of every batch a worker takes: samples rank, rank + workers, ... of it."""
 
     rank: int = 0
@@ -129,7 +129,7 @@ class BatchLoader:
         *,
         shape: tuple[int, int],
         rng: np.random.Generator,
-        shard: Shard,
+        shard: WorkerShare,
         progress: tuple[int, int] = (0, 1),
         first: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unseen_ray.core.seeds import rng_for, torch_seed_for
 from unseen_ray.errors import FitError, StorageError
 from unseen_ray.training.hardware import seed_generators
-from unseen_ray.training.loop.batches import BatchLoader, Shard
+from unseen_ray.training.loop.batches import BatchLoader, WorkerShare
 from unseen_ray.training.loop.epochs import EpochStats
 from unseen_ray.training.loop.resume import CheckpointWriter, TrainState, resumed
 from unseen_ray.training.loop.trainer import Trainer, learning_rate
@@ -46,7 +46,7 @@ class FitPlan:
     num_classes: int
     recipe: Recipe
     seed: int
-    shard: Shard = field(default_factory=Shard)
+    shard: WorkerShare = field(default_factory=WorkerShare)
 
     def sizes(self) -> tuple[int, int, int]:
         """Batch size over all workers, steps of an epoch, steps in all."""
@@ -195,7 +195,7 @@ def _finite(mean_loss: float, epoch: int, recipe: Recipe) -> float:
     return mean_loss
 
 
-def _check_same_state(state: TrainState, shard: Shard, device: torch.device) -> None:
+def _check_same_state(state: TrainState, shard: WorkerShare, device: torch.device) -> None:
     """Refuse to train on where the workers of a fit have read different checkpoints."""
     if shard.workers == 1:
         return

@@ -13,7 +13,7 @@ from torch import Tensor
 from unseen_ray.training.loop.epochs import EpochStats
 
 if TYPE_CHECKING:
-    from unseen_ray.training.loop.batches import Shard
+    from unseen_ray.training.loop.batches import WorkerShare
     from unseen_ray.training.loop.checkpoints import Checkpoints
     from unseen_ray.training.loop.trainer import Trainer
     from unseen_ray.training.loop.trajectory_recorder import TrajectoryRecorder
@@ -64,7 +64,7 @@ class TrainState:
         """What a checkpoint holds beside the trainer's tensors."""
         return {} if self.sums is None else {_SUMS: self.sums, **self.generators, **self.others}
 
-    def gathered(self, shard: Shard) -> TrainState:
+    def gathered(self, shard: WorkerShare) -> TrainState:
         """The same with the other workers' states; a collective call: all workers make it at the same step."""
         if shard.workers == 1 or self.sums is None:
             return self
@@ -94,7 +94,7 @@ class CheckpointWriter:
 
     trainer: Trainer
     checkpoints: Checkpoints
-    shard: Shard
+    shard: WorkerShare
     recorder: TrajectoryRecorder | None = None
     _last_write: float = field(init=False, default_factory=time.monotonic)
 

@@ -18,21 +18,22 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unseen_ray.config.resolved import ResolvedRun, with_model
-from unseen_ray.config.run import PruneConfig, jsonable
+from unseen_ray.config.run import PruneConfig
 from unseen_ray.data.sources.registry import Source, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.execution.ray.capacity import check_fits, slots, survey
 from unseen_ray.execution.ray.connect import ray_session, set_defaults
 from unseen_ray.execution.ray.executor import RayExecutor
+from unseen_ray.plugins import jsonable
 from unseen_ray.pruning.pipeline import check
 from unseen_ray.runs.tasks import make_job
 from unseen_ray.runs.work_cache import ClaimBook
-from unseen_ray.sweep.config import SweepConfig
-from unseen_ray.sweep.context import CONFIG_KEY, SweepContext, close_record
-from unseen_ray.sweep.layout import TUNE
-from unseen_ray.sweep.records import Record
-from unseen_ray.sweep.space import plain_knobs, plain_value, value_range
-from unseen_ray.sweep.trials import Keeping, Trial
+from unseen_ray.sweeps.config import SweepConfig
+from unseen_ray.sweeps.context import CONFIG_KEY, SweepContext, close_record
+from unseen_ray.sweeps.layout import TUNE
+from unseen_ray.sweeps.records import Record
+from unseen_ray.sweeps.space import plain_knobs, plain_value, value_range
+from unseen_ray.sweeps.trials import Keeping, Trial
 
 __all__ = ["run_trials"]
 

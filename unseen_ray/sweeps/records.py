@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config.run import PruneConfig, jsonable
+from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.arrays import IntArray
+from unseen_ray.plugins import jsonable
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.sweep.importance import Importance, groups_of, importances
-from unseen_ray.sweep.layout import TRIALS, record_name
-from unseen_ray.sweep.space import plain_value
+from unseen_ray.sweeps.importance import Importance, groups_of, importances
+from unseen_ray.sweeps.layout import TRIALS, record_name
+from unseen_ray.sweeps.space import plain_value
 
 if TYPE_CHECKING:
-    from unseen_ray.sweep.config import SweepConfig
-    from unseen_ray.sweep.trials import Trial
+    from unseen_ray.sweeps.config import SweepConfig
+    from unseen_ray.sweeps.trials import Trial
 
 __all__ = [
     "Record",

@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection
 
 from unseen_ray.core.arrays import FloatArray, IntArray
 from unseen_ray.reporting.figures import FIRST, GRID, SECOND, svg
-from unseen_ray.sweep.importance import Importance
+from unseen_ray.sweeps.importance import Importance
 
 __all__ = ["front", "importance_bars", "parallel_coordinates"]
 

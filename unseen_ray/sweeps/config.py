@@ -9,11 +9,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from unseen_ray.config.recipe import refuse_boolean
-from unseen_ray.config.run import PruneConfig, jsonable, load_yaml
+from unseen_ray.config.run import PruneConfig, load_yaml
 from unseen_ray.errors import ConfigError
-from unseen_ray.plugins import did_you_mean
+from unseen_ray.plugins import did_you_mean, jsonable
 from unseen_ray.storage.path_text import given_path
-from unseen_ray.sweep.space import SWEEPABLE, check_space
+from unseen_ray.sweeps.space import SWEEPABLE, check_space
 
 __all__ = ["AGAINST", "Halving", "Proxy", "SweepConfig"]
 

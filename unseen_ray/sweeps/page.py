@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from unseen_ray.config.run import jsonable
+from unseen_ray.plugins import jsonable
 from unseen_ray.reporting.html import html_environment, safe
-from unseen_ray.sweep import figures
-from unseen_ray.sweep.config import SweepConfig
-from unseen_ray.sweep.records import FINISHED, Record, best_of, front_of, importances_of, knob_groups, trainings_of
+from unseen_ray.sweeps import figures
+from unseen_ray.sweeps.config import SweepConfig
+from unseen_ray.sweeps.records import FINISHED, Record, best_of, front_of, importances_of, knob_groups, trainings_of
 
 __all__ = ["render_sweep"]
 

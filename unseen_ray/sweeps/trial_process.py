@@ -19,7 +19,7 @@ from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.errors import UnseenError
 from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
-from unseen_ray.pruning.pipeline import prune
+from unseen_ray.pruning.pipeline import run_pipeline
 from unseen_ray.runs.entries import Receipt, StageEntry
 from unseen_ray.runs.evaluation_file import known_results
 from unseen_ray.runs.layout import CORESET, vote_file
@@ -28,10 +28,10 @@ from unseen_ray.runs.tasks import EvalResult, Progress
 from unseen_ray.runs.votes import read_key
 from unseen_ray.runs.work_cache import WorkCache
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.sweep.config import SweepConfig
-from unseen_ray.sweep.context import CONFIG_KEY, SweepContext, trial_name
-from unseen_ray.sweep.layout import CACHE, trial_folder
-from unseen_ray.sweep.records import (
+from unseen_ray.sweeps.config import SweepConfig
+from unseen_ray.sweeps.context import CONFIG_KEY, SweepContext, trial_name
+from unseen_ray.sweeps.layout import CACHE, trial_folder
+from unseen_ray.sweeps.records import (
     FAILED,
     FINISHED,
     RUNNING,
@@ -40,8 +40,8 @@ from unseen_ray.sweep.records import (
     read_record,
     write_record,
 )
-from unseen_ray.sweep.space import knobs_of
-from unseen_ray.sweep.trials import Trial, trial_of
+from unseen_ray.sweeps.space import knobs_of
+from unseen_ray.sweeps.trials import Trial, trial_of
 
 if TYPE_CHECKING:
     from unseen_ray.execution.ray.executor import ClusterContext, RayExecutor
@@ -137,7 +137,7 @@ class _Trial:
             self._note(RUNNING, [outcome])
 
         try:
-            run = prune(
+            run = run_pipeline(
                 config,
                 executor=executor,
                 on_event=_drop,

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from unseen_ray.config.resolved import ResolvedRun
-from unseen_ray.config.run import PruneConfig, jsonable
+from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import SourceInfo
 from unseen_ray.errors import ConfigError
+from unseen_ray.plugins import jsonable
 from unseen_ray.pruning.plan import plan_run
 from unseen_ray.pruning.validate import check_functions
 from unseen_ray.storage.filesystem import absolute_path
-from unseen_ray.sweep.config import SweepConfig
-from unseen_ray.sweep.space import Knobs, corners, draws, fields_of, grid
+from unseen_ray.sweeps.config import SweepConfig
+from unseen_ray.sweeps.space import Knobs, corners, draws, fields_of, grid
 
 __all__ = ["Keeping", "Trial", "keeping_for", "planned_trials", "trial_of"]
 

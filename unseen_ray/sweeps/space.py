@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from unseen_ray.config.recipe import Recipe
-from unseen_ray.config.run import jsonable
 from unseen_ray.core.seeds import derive, rng_for
-from unseen_ray.plugins import did_you_mean
+from unseen_ray.plugins import did_you_mean, jsonable
 
 __all__ = [
     "SWEEPABLE",

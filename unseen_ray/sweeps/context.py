@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.errors import UnseenError
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.sweep.config import SweepConfig
-from unseen_ray.sweep.records import FAILED, RUNNING, STOPPED, Record, read_record, write_record
-from unseen_ray.sweep.space import Knobs, knobs_of
-from unseen_ray.sweep.trials import Keeping, trial_of
+from unseen_ray.sweeps.config import SweepConfig
+from unseen_ray.sweeps.records import FAILED, RUNNING, STOPPED, Record, read_record, write_record
+from unseen_ray.sweeps.space import Knobs, knobs_of
+from unseen_ray.sweeps.trials import Keeping, trial_of
 
 if TYPE_CHECKING:
     from unseen_ray.execution.ray.executor import ClusterContext, RayExecutor

@@ -12,7 +12,7 @@ import numpy as np
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.config.resolved import ResolvedRun, with_model
-from unseen_ray.config.run import PruneConfig, jsonable
+from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.samples.id_sets import ArrayIds
 from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.tasks import ScoreTask
@@ -20,10 +20,11 @@ from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.execution.estimate.cluster import SCORING_SPEEDUP
 from unseen_ray.execution.estimate.estimate import check_asked
+from unseen_ray.plugins import jsonable
 from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of
 from unseen_ray.runs.tasks import make_job
-from unseen_ray.sweep.config import SweepConfig
-from unseen_ray.sweep.trials import planned_trials
+from unseen_ray.sweeps.config import SweepConfig
+from unseen_ray.sweeps.trials import planned_trials
 
 __all__ = ["PlannedTrainings", "SweepPlan", "plan_sweep", "sweep_plan_values"]
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.pruning.manifest_entries import source_entry
+from unseen_ray.runs.entries import source_entry
 from unseen_ray.runs.layout import LEASE, is_temporary
 from unseen_ray.runs.manifest import Manifest, read_manifest, write_manifest
 from unseen_ray.runs.run import clear_pixels, now
 from unseen_ray.storage.filesystem import Folder, absolute_path
 from unseen_ray.storage.lock import held
-from unseen_ray.sweep.config import SweepConfig
-from unseen_ray.sweep.layout import BEST, PAGE, TABLE
-from unseen_ray.sweep.records import (
+from unseen_ray.sweeps.config import SweepConfig
+from unseen_ray.sweeps.layout import BEST, PAGE, TABLE
+from unseen_ray.sweeps.records import (
     FAILED,
     FINISHED,
     Record,
@@ -32,8 +32,8 @@ from unseen_ray.sweep.records import (
     run_yaml,
     trainings_of,
 )
-from unseen_ray.sweep.space import fields_of
-from unseen_ray.sweep.trials import Keeping, Trial, planned_trials, trial_of
+from unseen_ray.sweeps.space import fields_of
+from unseen_ray.sweeps.trials import Keeping, Trial, planned_trials, trial_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -122,8 +122,8 @@ def sweep(config: SweepConfig, *, on_end: Callable[[Record], None] | None = None
         wanted = len(trials) if config.search != "optuna" else config.trials or 0
         if len(done) < wanted:
             # Here, because Ray takes seconds to import and a finished sweep does not need it.
-            from unseen_ray.sweep.trial_process import run_trial
-            from unseen_ray.sweep.tune import run_trials
+            from unseen_ray.sweeps.trial_process import run_trial
+            from unseen_ray.sweeps.tune import run_trials
 
             notify = on_end or (lambda record: None)
             run_trials(config, trials, keeping, source, run_trial=run_trial, root=folder.root, done=done, on_end=notify)
@@ -168,7 +168,7 @@ def _conclude(
     folder: Folder, config: SweepConfig, trials: Sequence[Trial], keeping: Keeping, *, reused: int
 ) -> SweepResult:
     """Write the table, the best configuration and the page."""
-    from unseen_ray.sweep.page import render_sweep
+    from unseen_ray.sweeps.page import render_sweep
 
     records = _records(folder, config, trials, keeping)
     result = SweepResult(folder.root, config, tuple(records), best_of(records), reused)
