@@ -17,7 +17,7 @@ demo: install  ## prune the bundled digits on a private Ray cluster: 4 folds, 3 
 	$(BIN)/unseen-ray prune benchmarks/digits.yaml --out runs/demo
 
 test: install  ## everything that is quick
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: install  ## what takes minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"

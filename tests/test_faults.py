@@ -120,12 +120,13 @@ def test_mean_prob_of_a_users_own_score_is_refused_when_choosing_again(tmp_path:
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_with_130_and_the_line_resumes(tmp_path: Path, sent: signal.Signals) -> None:
     line = [sys.executable, "-m", "unseen_ray", "prune", "--source", "digits", "--keep", "0.5", "--executor", "local"]
-    line += ["--recipe.epochs", "30", "--folds", "3", "--out", str(tmp_path)]
+    line += ["--recipe.epochs", "30", "--recipe.min_steps", "0", "--folds", "3", "--out", str(tmp_path)]
     restore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **restore)
     deadline = time.monotonic() + 120
     while not (tmp_path / "stage-00" / "votes" / "00.parquet").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
     process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -138,7 +139,7 @@ def test_a_signal_ends_with_130_and_the_line_resumes(tmp_path: Path, sent: signa
 
 def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "unseen_ray", "prune", "--source", "digits", "--keep", "0.5", "--executor", "local"]
-    line += ["--recipe.epochs", "5", "--folds", "2", "--out", str(tmp_path)]
+    line += ["--recipe.epochs", "5", "--recipe.min_steps", "0", "--folds", "2", "--out", str(tmp_path)]
     ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **ignoring)
     while not (tmp_path / "manifest.json").exists():
@@ -151,7 +152,18 @@ def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path: Path) -> None:
 
 def test_a_signal_that_python_drops_ends_the_run_nevertheless(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "unseen_ray", "prune", "--source", "digits", "--keep", "0.5", "--executor", "local"]
-    line += ["--recipe.epochs", "1", "--folds", "2", "--score", "tests.plugs:terminating", "--out", str(tmp_path)]
+    line += [
+        "--recipe.epochs",
+        "1",
+        "--recipe.min_steps",
+        "0",
+        "--folds",
+        "2",
+        "--score",
+        "tests.plugs:terminating",
+        "--out",
+        str(tmp_path),
+    ]
     ended = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 130, ended.stderr
     assert "interrupted; run the same line again to go on" in ended.stderr

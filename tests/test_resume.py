@@ -103,6 +103,7 @@ def test_a_killed_process_is_resumed_by_the_same_line(tmp_path: Path, undisturbe
     while not (tmp_path / "stage-00" / "votes" / "00.parquet").exists() and time.monotonic() < deadline:
         if process.poll() is not None:
             break
+        time.sleep(0.02)
     process.kill()
     process.wait()
     manifest = read_manifest(Folder(str(tmp_path)))

@@ -19,10 +19,12 @@ import pytest
 
 from unseen_ray.core import select
 from unseen_ray.core.policies import by_features as diversity
-from unseen_ray.core.seeds import derive
+from unseen_ray.core.seeds import derive as derived
 
 CLASSES = 4
 MASK = 2**64 - 1
+derive = functools.cache(derived)
+exactly = functools.cache(Fraction)
 
 
 @dataclass(frozen=True)
@@ -93,14 +95,13 @@ def ref_ccs(case: Case, *, strata: int = 50, cut: float = 0.0) -> list[int]:
             left.pop(0)
     if not left:
         return []
-    low, high = (Fraction(end(case.scores[i] for i in left)) for end in (min, max))
+    low, high = (exactly(end(case.scores[i] for i in left)) for end in (min, max))
     bins: dict[int, list[int]] = {number: [] for number in range(strata)}
     for i in left:
-        number = 0 if low == high else int((Fraction(case.scores[i]) - low) * strata / (high - low))
+        number = 0 if low == high else int((exactly(case.scores[i]) - low) * strata / (high - low))
         bins[min(number, strata - 1)].append(i)  # the last one is closed
     chosen: list[int] = []
-    while bins:
-        smallest = min(bins, key=lambda number: (len(bins[number]), number))
+    for smallest in sorted(bins, key=lambda number: (len(bins[number]), number)):
         share = (case.budget - len(chosen)) // len(bins)
         chosen += drawn(case, bins.pop(smallest), "strata")[:share]
     return chosen
@@ -187,9 +188,9 @@ def ref_class_floor(case: Case, *, floor: float = 0.5) -> list[int]:
 
 def ref_class_quota(case: Case, *, strength: int = 1) -> list[int]:
     """The shares are size * mean score^strength times one level, cut off at what a class has and at what there is of it."""
-    lowest = min([Fraction(0), *map(Fraction, case.scores)])
+    lowest = min([Fraction(0), *map(exactly, case.scores)])
     means = [
-        sum((Fraction(case.scores[i]) - lowest for i in its), Fraction(0)) / max(len(its), 1) for its in case.members
+        sum((exactly(case.scores[i]) - lowest for i in its), Fraction(0)) / max(len(its), 1) for its in case.members
     ]
     if not any(means):
         means = [Fraction(1)] * CLASSES

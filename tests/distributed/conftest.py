@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 
 import unseen_ray as ur
@@ -39,22 +40,37 @@ def on_images(images: Path, tmp_path_factory: pytest.TempPathFactory) -> ur.Prun
     return ur.prune(ur.PruneConfig(**fields, executor="local", out=tmp_path_factory.mktemp("on-images")))
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    """A private Ray cluster on this machine's CPUs, shared by a module's tests."""
-    with ray_session(None):
-        yield
+SHARED = contextlib.ExitStack()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ends_with_the_tests() -> Iterator[None]:
+    yield
+    SHARED.close()
 
 
 @pytest.fixture(scope="module")
-def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def session() -> None:
+    """A private Ray cluster on this machine's CPUs, shared by every module that takes it, until one wants to be alone."""
+    if not ray.is_initialized():
+        SHARED.enter_context(ray_session(None))
+
+
+@pytest.fixture(scope="module")
+def alone() -> None:
+    """No cluster that an earlier module has left open."""
+    SHARED.close()
+
+
+@pytest.fixture(scope="module")
+def simulated(alone: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Three Ray nodes on this machine: a head without GPU, and two workers with a pretended GPU each; a folder to write to."""
     with cluster_of_workers(gpus=1):
         yield tmp_path_factory.mktemp("simulated")
 
 
 @pytest.fixture(scope="module")
-def four_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def four_gpus(alone: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The same with two pretended GPUs each."""
     with cluster_of_workers(gpus=2):
         yield tmp_path_factory.mktemp("four_gpus")
@@ -65,7 +81,6 @@ def cluster_of_workers(*, gpus: int) -> Iterator[None]:
     """A head of one CPU, and two workers of so many CPUs and pretended GPUs; this process is connected to it."""
     import logging
 
-    import ray
     from ray.cluster_utils import Cluster
 
     memory = 200 * 2**20

@@ -35,7 +35,7 @@ ONE_GPU = {"CPU": 1.0, "GPU": 1.0}
 
 
 @pytest.fixture(scope="module")
-def mixed() -> Iterator[tuple[Cluster, list[str], list[str]]]:
+def mixed(alone: None) -> Iterator[tuple[Cluster, list[str], list[str]]]:
     """A head without CPUs, two nodes with CPUs alone, one with a pretended GPU; ids of the former and of the latter."""
     patch = pytest.MonkeyPatch()
     for name, value in HEALTH.items():

@@ -31,7 +31,7 @@ HEALTH = {"initial_delay_ms": "1000", "period_ms": "1000", "timeout_ms": "1000",
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(alone: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head without CPUs, to which a test adds nodes; a lost one is noticed within seconds."""
     for name, value in HEALTH.items():
         monkeypatch.setenv(f"RAY_health_check_{name}", value)

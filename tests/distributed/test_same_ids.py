@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,15 +31,21 @@ def everything(result: ur.PruneResult) -> dict[str, object]:
     return tables
 
 
-@pytest.mark.parametrize("folds", [2, 3, 5])
-@pytest.mark.parametrize("train_on", ["fold", "complement"])
-def test_local_and_ray_give_the_same(tmp_path: Path, session: None, train_on: str, folds: int) -> None:
+QUICK = [("fold", 2, 1), ("fold", 5, 2), ("complement", 3, 2), ("complement", 5, 1)]
+EVERY = [*product(("fold", "complement"), (2, 3, 5), (1, 2))]
+
+
+@pytest.mark.parametrize(
+    ("train_on", "folds", "cpus_per_fold"),
+    [*QUICK, *(pytest.param(*each, marks=pytest.mark.slow) for each in EVERY if each not in QUICK)],
+)
+def test_local_and_ray_give_the_same(
+    tmp_path: Path, session: None, train_on: str, folds: int, cpus_per_fold: int
+) -> None:
     fields = {"train_on": train_on, "folds": folds, "schedule": [0.4, 0.6]}
     local = everything(run(tmp_path / "local", executor="local", **fields))
     assert len([name for name in local if "votes" in name]) == folds + 1
-    for workers, cpus_per_fold in ((1, 2), (2, 1)):
-        spread = everything(run(tmp_path / f"ray-{workers}", cpus_per_fold=cpus_per_fold, **fields))
-        assert spread == local
+    assert everything(run(tmp_path / "ray", cpus_per_fold=cpus_per_fold, **fields)) == local
 
 
 def test_both_geometries_coincide_at_two_folds(tmp_path: Path) -> None:

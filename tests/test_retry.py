@@ -37,6 +37,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
         yield server
 
 
+OUTAGE_S = 0.7  # tried again after 0.2, 0.6 and 1.4 s
+
+
 def fails_until(end: float, status: int = 500) -> object:
     return lambda method, path: status if time.monotonic() < end else None
 
@@ -46,7 +49,7 @@ def test_an_outage_is_waited_for(server: S3Server, status: int) -> None:
     folder = Folder("s3://runs/outage")
     folder.write("there", b"before")
     for do in (lambda: folder.write("new", b"x" * 100), lambda: folder.read("there"), lambda: folder.delete("new")):
-        asked, server.fault = server.requests, fails_until(time.monotonic() + 2)
+        asked, server.fault = server.requests, fails_until(time.monotonic() + OUTAGE_S)
         do()
         assert server.requests > asked + 2
     assert folder.read("there") == b"before"
@@ -123,9 +126,9 @@ def test_a_source_that_fails_for_a_while_is_waited_for(server: S3Server, tmp_pat
     for number, image in enumerate(images):
         Folder("s3://runs/tree").write(f"{'ab'[number % 2]}/{number:02d}.png", image)
     for path in ("s3://runs/data/data.parquet", "s3://runs/tree"):
-        asked, server.fault = server.requests, fails_until(time.monotonic() + 2, 503)
+        asked, server.fault = server.requests, fails_until(time.monotonic() + OUTAGE_S, 503)
         source = open_source(source_ref(path))
-        server.fault = fails_until(time.monotonic() + 2)
+        server.fault = fails_until(time.monotonic() + OUTAGE_S)
         assert len(list(source.read(range(40)))) == len(source.info) == 40
         assert server.requests > asked + 4
 
