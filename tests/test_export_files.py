@@ -47,7 +47,7 @@ def long_coreset(result: ur.PruneResult, out: Path, rows: int, key: Callable[[in
     columns = {"id": ids, "key": pa.array([key(number) for number in range(rows)]), "label": ids % 10}
     more = {"stage": np.zeros(rows, np.int32), "score": (ids % 977).astype(np.float32) / 977}
     folder = Folder(str(out))
-    writer = TableWriter(folder, "coreset.parquet", rows)
+    writer = TableWriter(folder, "coreset.parquet", rows, part_rows=None)
     writer.add(pa.table({**columns, **more}))
     manifest = result.manifest.changed(files={**result.manifest.files, **writer.close()})
     return replace(result, run=replace(result.run, folder=folder, manifest=manifest))

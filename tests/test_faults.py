@@ -130,7 +130,7 @@ def test_a_signal_ends_with_130_and_the_line_resumes(tmp_path: Path, sent: signa
     process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; run the same line again to go on" in stderr
+    assert "interrupted; run the same line again to resume" in stderr
     assert "Traceback" not in stderr
     again = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0
@@ -166,5 +166,5 @@ def test_a_signal_that_python_drops_ends_the_run_nevertheless(tmp_path: Path) ->
     ]
     ended = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 130, ended.stderr
-    assert "interrupted; run the same line again to go on" in ended.stderr
+    assert "interrupted; run the same line again to resume" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -76,14 +76,14 @@ def test_another_guard_is_chosen_afterwards(guarded: ur.PruneResult, tmp_path: P
     by_margin = chosen("margin", {"use": "label_margin", "cut": 0.25})
     assert by_margin.scores.column("suspect").to_numpy().sum() == 200
     assert share_of_wrong(by_margin) < 0.2
-    own = chosen("own", {"use": "tests.test_guarding:margins_above", "most": 1.0})
+    own = chosen("own", {"use": "tests.test_suspects:margins_above", "most": 1.0})
     assert (
         own.scores.column("suspect").to_numpy().tolist() == (own.scores.column("label_margin").to_numpy() > 1).tolist()
     )
     again = ur.select(same, keep=0.2, out=tmp_path / "again")
     assert again.scores.column("suspect").equals(same.scores.column("suspect"))
     with pytest.raises(
-        ur.ConfigError, match=r"the run's guard tests.test_guarding:margins_above is a user-defined function"
+        ur.ConfigError, match=r"the run's guard tests.test_suspects:margins_above is a user-defined function"
     ):
         ur.select(own, keep=0.2, out=tmp_path / "refused")
 
@@ -123,7 +123,7 @@ def test_a_guard_that_leaves_too_few_gives_back_the_likeliest(
         ("confident", "guard='confident' is no guard. Allowed: none, aum, confident_learning, label_margin"),
         ({"use": "label_margin", "cut": 2}, "guard option cut=2 is outside 0 up to 1"),
         ({"use": "label_margin", "share": 0.1}, "takes no option 'share'; it takes cut"),
-        ("tests.test_guarding:halved", r"guard tests.test_guarding:halved returned bool of shape \(400,\)"),
+        ("tests.test_suspects:halved", r"guard tests.test_suspects:halved returned bool of shape \(400,\)"),
     ],
 )
 def test_a_bad_guard_is_refused(data: str, tmp_path: Path, guard: object, message: str) -> None:

@@ -215,10 +215,10 @@ def test_a_run_beyond_memory_keeps_what_one_in_memory_keeps(tmp_path: Path) -> N
 def test_too_small_a_disk_is_told_of_and_images_are_decoded_at_every_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from unseen_ray.data.images import loading
+    from unseen_ray.runs import pixel_cache
 
     source_of(tmp_path)
-    monkeypatch.setattr(loading, "_SPARE", 1 << 62)
+    monkeypatch.setattr(pixel_cache, "_SPARE", 1 << 62)
     fields = {**FIELDS, "pixel_memory_gb": 0, "out": tmp_path / "run"}
     ur.prune(ur.PruneConfig(source=str(tmp_path / "a.parquet"), **fields))
     assert "images are decoded whenever they are read. Free space, or name another disk by pixel_folder" in caplog.text

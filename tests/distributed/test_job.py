@@ -278,7 +278,7 @@ def test_a_job_of_a_bad_configuration_fails_with_the_message(cluster: dict[str, 
 
 PRIVATE = """
 import os, stat, ray
-from unseen_ray.distributed.session import ray_session
+from unseen_ray.execution.ray.connect import ray_session
 with ray_session(None):
     path = os.environ["RAY_AUTH_TOKEN_PATH"]
     print(ray.get_runtime_context().gcs_address, len(ray.nodes()), oct(stat.S_IMODE(os.stat(path).st_mode)))
