@@ -32,7 +32,9 @@ from suite import noted_start, say
 from timing import conditions, write
 
 import unseen_ray as ur
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.seeds import derive, rng_for
+from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.evaluation.baselines import random_subset
 from unseen_ray.evaluation.table import Arm, Evaluation, differences_of
 from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
@@ -174,7 +176,7 @@ class Case:
         config = self.config(test=test)
         with executor_for(config, len(chosen) + 1) as executor:
             return train_and_measure(
-                config,
+                ResolvedRun.of(config, open_source(source_ref(config.source)).info.size_px),
                 chosen,
                 against=[*list(chosen)[1:], FULL],
                 skipped_ids=np.empty(0, np.int64),

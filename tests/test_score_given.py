@@ -95,7 +95,7 @@ def test_the_command(tmp_path: Path) -> None:
     scored = [*line, "score", "--probs", files["probs"], "--labels", files["labels"], "--out", str(tmp_path / "scored")]
     done = subprocess.run([*scored, "--guard", "confident_learning"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Scored 60 samples of 4 classes with 1 votes each" in done.stdout
+    assert "Scored 60 samples of 4 classes with 1 vote each" in done.stdout
     again = subprocess.run(scored, capture_output=True, text=True, check=False)
     assert again.returncode == 2 and "Name a new or an empty folder" in again.stderr
     selected = [*line, "select", str(tmp_path / "scored"), "--keep", "0.5", "--out", str(tmp_path / "half"), "--json"]

@@ -174,7 +174,7 @@ def test_fold_actors_decode_what_others_leave_no_cpu_for(
 ) -> None:
     """Somebody else holds every CPU of the nodes without GPU, and does not let go."""
     _, plain, with_gpu = mixed
-    monkeypatch.setattr(decoding, "_PATIENCE_S", 3.0)
+    monkeypatch.setattr(decoding, "_START_WITHIN_S", 3.0)
 
     class Holder:
         def ready(self) -> bool:

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.data.images.planes import MemoryPlane
 from unseen_ray.training.loop.augment import Draws, draw, resize_crops
-from unseen_ray.training.loop.batches import BatchLoader, Normalisation, Pixels, Shard, hold_pixels
+from unseen_ray.training.loop.batches import BatchLoader, Normalisation, Pixels, WorkerShare, hold_pixels
 
 CPU = torch.device("cpu")
 RAW = Normalisation(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -27,7 +27,7 @@ def epoch(pixels: Pixels, augment: str, *, batch: int, **fields: object) -> torc
     recipe = Recipe(augment=augment, **fields)  # type: ignore[arg-type]
     ids = np.arange(count)
     batches = BatchLoader(pixels, RAW).epoch(
-        ids, ids, recipe, shape=(count // batch, batch), rng=np.random.default_rng(SEED), shard=Shard()
+        ids, ids, recipe, shape=(count // batch, batch), rng=np.random.default_rng(SEED), shard=WorkerShare()
     )
     inputs, labels = zip(*batches, strict=True)
     gathered = torch.cat(inputs).permute(0, 2, 3, 1)
@@ -116,12 +116,12 @@ def test_shares_of_a_batch_add_up_to_it(augment: str) -> None:
     pixels = hold_pixels(MemoryPlane(images(24, 16)), CPU)
     ids = np.arange(24)
 
-    def batches(shard: Shard) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(shard: WorkerShare) -> list[tuple[torch.Tensor, torch.Tensor]]:
         feed, rng = BatchLoader(pixels, RAW), np.random.default_rng(SEED)
         return list(feed.epoch(ids, ids, Recipe(augment=augment), shape=(4, 6), rng=rng, shard=shard))  # type: ignore[arg-type]
 
-    whole = batches(Shard())
-    parts = [batches(Shard(rank, 3)) for rank in range(3)]
+    whole = batches(WorkerShare())
+    parts = [batches(WorkerShare(rank, 3)) for rank in range(3)]
     for step, (inputs, labels) in enumerate(whole):
         for rank in range(3):
             assert torch.equal(parts[rank][step][1], labels[rank::3])

@@ -33,6 +33,7 @@ def score(probs: tuple[str, ...], labels: str, folds: str | None, as_json: bool,
     unseen-ray score --probs a.npy --probs b.npy --labels labels.npy --out runs/scores     # NaN rows: not scored by this model
     """
     import unseen_ray as ur
+    from unseen_ray.cli.summary.text import several
 
     fields = merged_fields(None, flags)
     if "out" not in fields:
@@ -42,7 +43,7 @@ def score(probs: tuple[str, ...], labels: str, folds: str | None, as_json: bool,
         return print_json(values)
     print_lines(
         [
-            f"Scored {values['samples']:,} samples of {values['classes']} classes with {values['votes']} predictions each; "
+            f"Scored {values['samples']:,} samples of {values['classes']} classes with {several(values['votes'], 'vote')} each; "
             f"{values['accuracy']:.1%} are right.",
             f"Choose a coreset: unseen-ray select {values['out']} --keep 0.7 --score {values['score']} --out NEW",
         ]
