@@ -223,7 +223,7 @@ def command(*args: object) -> list[str]:
 @pytest.mark.slow
 def test_what_is_killed_goes_on_with_what_was_finished(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    line = command("tests.test_preparing:slow_noise", "--out", out, "--size", 8, "--shard_mb", 0.004, "--workers", 2)
+    line = command("tests.test_prepare:slow_noise", "--out", out, "--size", 8, "--shard_mb", 0.004, "--workers", 2)
     line += ["--as", "raw"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(line, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -347,7 +347,7 @@ def test_a_process_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("NOT_TO_DIE", str(os.getpid()))
     message = "a process that prepares images died. .* fewer workers .*run the same line again"
     options = {"size": 8, "kind": "raw", "shard_mb": 0.001, "workers": 2}
-    refused(ur.UnseenError, message, "tests.test_preparing:dying", tmp_path / "x", **options)
+    refused(ur.UnseenError, message, "tests.test_prepare:dying", tmp_path / "x", **options)
 
 
 def test_a_source_that_changes_under_way_is_noticed(tmp_path: Path, parquet_file: Callable[..., Path]) -> None:

@@ -14,8 +14,11 @@ import unseen_ray as ur
 from unseen_ray.errors import FoldFailedError, LeakError
 from unseen_ray.execution.ray.actor_pool import FoldPool
 from unseen_ray.execution.ray.capacity import computes_alike, survey
+from unseen_ray.runs.entries import SourceEntry
 from unseen_ray.runs.manifest import Manifest, write_manifest
 from unseen_ray.storage.filesystem import Folder
+
+NO_SOURCE = SourceEntry(fingerprint="", num_samples=0, num_classes=0, class_names=[])
 
 pytestmark = pytest.mark.ray
 
@@ -100,7 +103,7 @@ def test_a_node_that_does_not_see_the_folder_is_named(simulated: Path) -> None:
 
 def test_a_node_that_computes_in_another_way_is_not_used(simulated: Path, tmp_path: Path) -> None:
     """The first worker is made up: of hardware that has what this one lacks, or lacks what this one has."""
-    write_manifest(Folder(str(tmp_path)), Manifest(created="", config={}, asked={}, source={}))
+    write_manifest(Folder(str(tmp_path)), Manifest(created="", config={}, asked={}, source=NO_SOURCE))
     pool = FoldPool(
         request={"CPU": 1.0, "GPU": 0.0},
         capacity=survey(),

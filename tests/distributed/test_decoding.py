@@ -23,8 +23,11 @@ from unseen_ray.execution.ray import decoding
 from unseen_ray.execution.ray.actor_pool import FoldPool
 from unseen_ray.execution.ray.capacity import plain_nodes, survey
 from unseen_ray.execution.ray.decoding import Wanted, decode_spread
+from unseen_ray.runs.entries import SourceEntry
 from unseen_ray.runs.manifest import Manifest, write_manifest
 from unseen_ray.storage.filesystem import Folder
+
+NO_SOURCE = SourceEntry(fingerprint="", num_samples=0, num_classes=0, class_names=[])
 
 pytestmark = pytest.mark.ray
 
@@ -57,7 +60,7 @@ def pool(mixed: object, tmp_path: Path) -> Iterator[Callable[..., FoldPool]]:
     made = []
 
     def make(request: dict[str, float] = ONE_GPU, max_retries: int = 2) -> FoldPool:
-        write_manifest(Folder(str(tmp_path)), Manifest(created="", config={}, asked={}, source={}))
+        write_manifest(Folder(str(tmp_path)), Manifest(created="", config={}, asked={}, source=NO_SOURCE))
         capacity, out = survey(), str(tmp_path)
         made.append(
             FoldPool(

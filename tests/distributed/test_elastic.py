@@ -20,8 +20,11 @@ from tests.distributed.nodes import BIN, stop
 from unseen_ray.errors import ClusterError
 from unseen_ray.execution.ray.actor_pool import FoldPool
 from unseen_ray.execution.ray.capacity import slots, survey
+from unseen_ray.runs.entries import SourceEntry
 from unseen_ray.runs.manifest import Manifest, write_manifest
 from unseen_ray.storage.filesystem import Folder
+
+NO_SOURCE = SourceEntry(fingerprint="", num_samples=0, num_classes=0, class_names=[])
 
 pytestmark = pytest.mark.ray
 
@@ -117,7 +120,7 @@ def test_a_run_without_nodes_ends_after_a_while_and_goes_on_later(cluster: Clust
 
 def test_a_pool_knows_who_left(cluster: Cluster, tmp_path: Path) -> None:
     """Actors that were idle on a node that is gone are forgotten, and count as no failure of the next task."""
-    write_manifest(Folder(str(tmp_path)), Manifest(created="", config={}, asked={}, source={}))
+    write_manifest(Folder(str(tmp_path)), Manifest(created="", config={}, asked={}, source=NO_SOURCE))
     node = add(cluster)
     request = {"CPU": 1.0, "GPU": 0.0}
     pool = FoldPool(
