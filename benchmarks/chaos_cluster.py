@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import unseen_ray as ur
 from tests.distributed.nodes import free_ports, start, wait_for
 from unseen_ray.cli.signals import Interruption
-from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import Progress
 
 WORKERS = 2

@@ -30,7 +30,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
 import unseen_ray as ur
-from unseen_ray.data.images.planes import decode_range
+from unseen_ray.data.images.pixel_store import decode_range
 from unseen_ray.data.prepare.shards import Form
 from unseen_ray.data.sources.registry import open_source, source_ref
 

@@ -38,7 +38,7 @@ from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.evaluation.baselines import random_subset
 from unseen_ray.evaluation.table import Arm, Evaluation, differences_of
 from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
-from unseen_ray.execution.session import executor_for
+from unseen_ray.execution.api import executor_for
 from unseen_ray.runs.run import choosing_s
 from unseen_ray.storage.checked_json import without_nan
 

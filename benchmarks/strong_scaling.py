@@ -77,8 +77,8 @@ def start_of(kind: str) -> float:
     import ray
 
     from unseen_ray.execution.ray.actors import FoldWorker
-    from unseen_ray.runs.entries import SourceEntry
     from unseen_ray.runs.manifest import Manifest, write_manifest
+    from unseen_ray.runs.manifest_entries import SourceEntry
     from unseen_ray.storage.filesystem import Folder
 
     ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)

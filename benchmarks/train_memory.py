@@ -57,7 +57,7 @@ def work(case: Any, answer: Connection) -> None:
     import numpy as np
     from train_speed import Paced, pixels, recipe
 
-    from unseen_ray.data.images.planes import MemoryPlane
+    from unseen_ray.data.images.pixel_store import MemoryPlane
     from unseen_ray.training.hardware import numerics, resolve_precision
     from unseen_ray.training.loop.batches import BatchLoader, hold_pixels, measure
     from unseen_ray.training.loop.predict import predict

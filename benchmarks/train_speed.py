@@ -27,7 +27,7 @@ from timing import Round, conditions, interleaved, quartiles, ratio, write
 from torch import Tensor, nn
 
 from unseen_ray.config.recipe import Recipe
-from unseen_ray.data.images.planes import MemoryPlane
+from unseen_ray.data.images.pixel_store import MemoryPlane
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics, resolve_precision
 from unseen_ray.training.loop.batches import BatchLoader, hold_pixels, measure

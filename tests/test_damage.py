@@ -12,7 +12,7 @@ import pytest
 
 import unseen_ray as ur
 from unseen_ray.errors import StorageError
-from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.run import clear_run
 from unseen_ray.runs.votes import find_receipt, read_votes
 from unseen_ray.storage.filesystem import Folder

@@ -23,7 +23,7 @@ from unseen_ray.core.samples.id_sets import ArrayIds
 from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import Progress, make_job
 from unseen_ray.storage.filesystem import sha256_of
 from unseen_ray.training.initial_weights import start_from
@@ -308,7 +308,7 @@ def test_a_sweep_wants_a_place_that_its_trials_find(
 
 
 def test_a_job_must_find_it(tmp_path: Path, init: Path) -> None:
-    from unseen_ray.execution.job_files import shippable
+    from unseen_ray.execution.job_checks import shippable
 
     fields = {"source": "digits", "keep": 0.5, "out": "/shared/runs/x"}
     for place, found in (("nowhere.safetensors", False), (init.name, True), ("/shared/w.safetensors", True)):

@@ -25,8 +25,8 @@ from unseen_ray.errors import StorageError
 from unseen_ray.execution.local import LocalExecutor
 from unseen_ray.pruning.pipeline import run_pipeline
 from unseen_ray.pruning.plan import tasks_of
-from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.id_files import open_id_files
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import make_job
 from unseen_ray.runs.votes import find_receipt
 from unseen_ray.storage.filesystem import Folder

@@ -11,9 +11,9 @@ import pytest
 
 import unseen_ray as ur
 from unseen_ray.errors import StorageError
-from unseen_ray.runs.entries import Cost, Receipt, StageEntry
 from unseen_ray.runs.layout import MANIFEST, MANIFEST_COPY
 from unseen_ray.runs.manifest import Manifest, read_manifest, write_manifest
+from unseen_ray.runs.manifest_entries import Cost, Receipt, StageEntry
 from unseen_ray.runs.run import choosing_s
 from unseen_ray.storage.checked_json import to_checked_json
 from unseen_ray.storage.filesystem import Folder

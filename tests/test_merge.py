@@ -22,8 +22,8 @@ from unseen_ray.errors import IncompleteScoreError, StorageError
 from unseen_ray.pruning import merge as merging
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest, join_ranges, merge_request
 from unseen_ray.runs import votes
-from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import vote_file
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import Job
 from unseen_ray.runs.vote_ranges import check_votes, open_votes
 from unseen_ray.runs.votes import read_votes, write_votes

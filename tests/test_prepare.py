@@ -24,7 +24,7 @@ from tests.conftest import class_pixels, png_bytes, write_parquet
 from tests.data.sources.test_cifar import write_cifar10
 from tests.plugs import Noise
 from tests.s3 import s3_server
-from unseen_ray.data.images.planes import decode_range
+from unseen_ray.data.images.pixel_store import decode_range
 from unseen_ray.data.prepare import shards
 from unseen_ray.data.prepare import workers as workshop
 from unseen_ray.data.sources.registry import open_source, source_ref

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import unseen_ray as ur
-from unseen_ray.data.images.planes import decode_range
+from unseen_ray.data.images.pixel_store import decode_range
 from unseen_ray.data.sources.registry import open_source, source_ref
 
 pytestmark = pytest.mark.realdata

@@ -14,7 +14,7 @@ import pytest
 import unseen_ray as ur
 from tests.browser import check_in_browser, needs_browser
 from tests.conftest import class_pixels, png_bytes
-from unseen_ray.reporting import scan
+from unseen_ray.reporting import score_tables
 from unseen_ray.storage import tables
 from unseen_ray.storage.filesystem import Folder
 
@@ -182,7 +182,7 @@ def test_what_is_counted_and_shown_of_a_sampled_run_is_of_all_candidates(
     whole = ur.report_values(result)
     monkeypatch.setattr(tables, "_BATCH", 7)
     assert ur.report_values(result) == whole
-    monkeypatch.setattr(scan, "HELD_ROWS", 90)
+    monkeypatch.setattr(score_tables, "HELD_ROWS", 90)
     sampled = ur.report_values(result)
     assert 60 < sampled.pop("sampled") < 120
     of_the_sample = {"distribution", "agreement", "importance", "collinearity"}

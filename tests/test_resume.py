@@ -15,8 +15,8 @@ from rich.console import Console
 
 import unseen_ray as ur
 from unseen_ray.cli.progress import run_progress
-from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.manifest import read_manifest, write_manifest
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import EvalResult, Progress
 from unseen_ray.storage.filesystem import Folder
 

@@ -16,8 +16,8 @@ from unseen_ray.core.tasks import ScoreTask, VotePart
 from unseen_ray.execution.local import LocalExecutor
 from unseen_ray.pruning.executor import Observer
 from unseen_ray.pruning.pipeline import run_pipeline
-from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import vote_file
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import Progress
 from unseen_ray.runs.votes import write_votes
 from unseen_ray.storage.filesystem import Folder, sha256_of

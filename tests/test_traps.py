@@ -8,7 +8,7 @@
   tests/core/test_golden_policies.py::test_a_policy_keeps_what_its_formula_keeps |
 | quantile strata that tie: more or fewer kept than asked for | tests/core/test_select.py::test_exact_budget_without_repeats |
 | ties broken by index | tests/core/test_select.py::test_equal_scores_favour_no_ids |
-| ranks passed as scores | tests/test_score_given.py::test_files_that_are_not_what_they_should_be |
+| ranks passed as scores | tests/test_score_probs.py::test_files_that_are_not_what_they_should_be |
 | labels that must not be a list | tests/data/sources/test_custom.py::test_labels_may_be_any_integers |
 | the furthest sample taken for the nearest |
   tests/core/test_policy_orientation.py::test_moderate_takes_neither_the_surest_nor_the_hardest |

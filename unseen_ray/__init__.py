@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from unseen_ray.errors import UnseenError as UnseenError
     from unseen_ray.evaluation.evaluate import evaluate as evaluate
     from unseen_ray.evaluation.table import Evaluation as Evaluation
+    from unseen_ray.execution.api import PruneResult as PruneResult
+    from unseen_ray.execution.api import load as load
+    from unseen_ray.execution.api import prune as prune
+    from unseen_ray.execution.api import score as score
+    from unseen_ray.execution.api import select as select
     from unseen_ray.execution.plan import plan as plan
     from unseen_ray.execution.plan import plan_values as plan_values
-    from unseen_ray.execution.session import PruneResult as PruneResult
-    from unseen_ray.execution.session import load as load
-    from unseen_ray.execution.session import prune as prune
-    from unseen_ray.execution.session import score as score
-    from unseen_ray.execution.session import select as select
     from unseen_ray.reporting.export import export as export
     from unseen_ray.reporting.export import torch_subset as torch_subset
     from unseen_ray.reporting.report import report as report
@@ -48,23 +48,23 @@ _HOME = {
     "FoldPlan": "core.folds",
     "Prepared": "data.prepare.prepare",
     "PruneConfig": "config.run",
-    "PruneResult": "execution.session",
+    "PruneResult": "execution.api",
     "Recipe": "config.recipe",
     "SweepConfig": "sweeps.config",
     "SweepResult": "sweeps.sweep",
     "UnseenError": "errors",
     "evaluate": "evaluation.evaluate",
     "export": "reporting.export",
-    "load": "execution.session",
+    "load": "execution.api",
     "plan": "execution.plan",
     "plan_folds": "core.folds",
     "plan_values": "execution.plan",
     "prepare": "data.prepare.prepare",
-    "prune": "execution.session",
+    "prune": "execution.api",
     "report": "reporting.report",
     "report_values": "reporting.report",
-    "score": "execution.session",
-    "select": "execution.session",
+    "score": "execution.api",
+    "select": "execution.api",
     "sweep": "sweeps.sweep",
     "sweep_plan_values": "sweeps.plan",
     "torch_subset": "reporting.export",

@@ -20,7 +20,7 @@ from tests.conftest import class_pixels, png_bytes, write_parquet
 from unseen_ray.data.images.decode import UndecodableError, open_image, pixels_of_ppm, to_pixels
 from unseen_ray.data.images.encode import to_jpeg
 from unseen_ray.data.images.loading import load_plane, settle_bad
-from unseen_ray.data.images.planes import BadSample, LazyPlane, MemoryPlane, chunks_of, decode_range
+from unseen_ray.data.images.pixel_store import BadSample, LazyPlane, MemoryPlane, chunks_of, decode_range
 from unseen_ray.data.sources.folder import FolderSource
 from unseen_ray.data.sources.info import probe_size
 from unseen_ray.data.sources.parquet import ParquetSource

@@ -14,8 +14,8 @@ import unseen_ray as ur
 from unseen_ray.errors import FoldFailedError, LeakError
 from unseen_ray.execution.ray.actor_pool import FoldPool
 from unseen_ray.execution.ray.capacity import computes_alike, survey
-from unseen_ray.runs.entries import SourceEntry
 from unseen_ray.runs.manifest import Manifest, write_manifest
+from unseen_ray.runs.manifest_entries import SourceEntry
 from unseen_ray.storage.filesystem import Folder
 
 NO_SOURCE = SourceEntry(fingerprint="", num_samples=0, num_classes=0, class_names=[])

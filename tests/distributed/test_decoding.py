@@ -16,15 +16,15 @@ from ray.cluster_utils import Cluster
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes, write_parquet
 from unseen_ray.data.images.loading import load_plane
-from unseen_ray.data.images.planes import MemoryPlane, chunks_of
+from unseen_ray.data.images.pixel_store import MemoryPlane, chunks_of
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import BadSampleError, DataError
 from unseen_ray.execution.ray import decoding
 from unseen_ray.execution.ray.actor_pool import FoldPool
 from unseen_ray.execution.ray.capacity import plain_nodes, survey
 from unseen_ray.execution.ray.decoding import Wanted, decode_spread
-from unseen_ray.runs.entries import SourceEntry
 from unseen_ray.runs.manifest import Manifest, write_manifest
+from unseen_ray.runs.manifest_entries import SourceEntry
 from unseen_ray.storage.filesystem import Folder
 
 NO_SOURCE = SourceEntry(fingerprint="", num_samples=0, num_classes=0, class_names=[])

@@ -20,8 +20,8 @@ from tests.distributed.nodes import BIN, stop
 from unseen_ray.errors import ClusterError
 from unseen_ray.execution.ray.actor_pool import FoldPool
 from unseen_ray.execution.ray.capacity import slots, survey
-from unseen_ray.runs.entries import SourceEntry
 from unseen_ray.runs.manifest import Manifest, write_manifest
+from unseen_ray.runs.manifest_entries import SourceEntry
 from unseen_ray.storage.filesystem import Folder
 
 NO_SOURCE = SourceEntry(fingerprint="", num_samples=0, num_classes=0, class_names=[])

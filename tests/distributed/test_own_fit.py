@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import unseen_ray as ur
-from unseen_ray.training.machine import cpu_precision, cpu_precisions, describe_machine
+from unseen_ray.training.host import cpu_precision, cpu_precisions, describe_machine
 from unseen_ray.training.user_task import when_imported
 
 pytestmark = pytest.mark.ray

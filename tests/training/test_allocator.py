@@ -13,7 +13,7 @@ import pytest
 CODE = """
 import ctypes, sys
 import unseen_ray as ur
-from unseen_ray.training.machine import claim_process
+from unseen_ray.training.host import claim_process
 
 if sys.argv[1] == "own":
     claim_process()

@@ -8,7 +8,7 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from unseen_ray.config.recipe import Recipe
-from unseen_ray.data.images.planes import MemoryPlane
+from unseen_ray.data.images.pixel_store import MemoryPlane
 from unseen_ray.training.loop.augment import Draws, draw, resize_crops
 from unseen_ray.training.loop.batches import BatchLoader, Normalisation, Pixels, WorkerShare, hold_pixels
 

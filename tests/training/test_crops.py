@@ -17,7 +17,7 @@ from tests.training.fitting import CPU
 from unseen_ray.config.crops import CropSizes
 from unseen_ray.config.named_recipes import RECIPES, recipe_name
 from unseen_ray.config.recipe import Recipe
-from unseen_ray.data.images.planes import MemoryPlane
+from unseen_ray.data.images.pixel_store import MemoryPlane
 from unseen_ray.errors import ConfigError
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics

@@ -10,7 +10,7 @@ import torch
 
 from tests.training.fitting import recipe, train
 from unseen_ray.config.recipe import Recipe
-from unseen_ray.data.images.planes import MemoryPlane
+from unseen_ray.data.images.pixel_store import MemoryPlane
 from unseen_ray.training.loop.batches import BatchLoader, Normalisation, Pixels, WorkerShare, hold_pixels
 
 pytestmark = [

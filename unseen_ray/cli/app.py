@@ -23,7 +23,7 @@ from unseen_ray.cli.commands.watch import watch
 from unseen_ray.cli.output import FAILED, INTERRUPTED
 from unseen_ray.cli.signals import interruption
 from unseen_ray.errors import UnseenError
-from unseen_ray.training.machine import claim_process
+from unseen_ray.training.host import claim_process
 
 __all__ = ["entry", "main"]
 

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from unseen_ray.cli.live_log import logging_above
-from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import EvalResult, Progress
 
 if TYPE_CHECKING:

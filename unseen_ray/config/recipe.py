@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from unseen_ray.config.crops import CropSizes, crops_of
-from unseen_ray.storage.path_text import given_path
+from unseen_ray.storage.path_validation import given_path
 
 __all__ = ["Augment", "Precision", "Recipe", "refuse_boolean"]
 

@@ -13,7 +13,7 @@ from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe, refuse_boolean
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import did_you_mean, jsonable
-from unseen_ray.storage.path_text import as_text, given_path, path_problem
+from unseen_ray.storage.path_validation import as_text, given_path, path_problem
 
 __all__ = ["EXECUTOR_FIELDS", "FREE_FIELDS", "LARGEST_SEED", "NAMED_FIELDS", "SCORE_FIELDS", "PruneConfig", "load_yaml"]
 

@@ -18,7 +18,7 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.evaluation.checks import DEFAULT_AGAINST, DEFAULT_SEEDS, check_evaluable
 from unseen_ray.evaluation.table import Budget, Evaluation
 from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
-from unseen_ray.execution.session import PruneResult, executor_for, ignore, load, prune
+from unseen_ray.execution.api import PruneResult, executor_for, ignore, load, prune
 from unseen_ray.execution.tracking import tracked
 from unseen_ray.plugins import is_target, jsonable
 from unseen_ray.pruning.executor import Observer

@@ -19,12 +19,12 @@ from unseen_ray.evaluation.baselines import matched_subset, random_subset
 from unseen_ray.evaluation.checks import MeasuredSet, test_set_of
 from unseen_ray.evaluation.table import Arm, Budget, Evaluation, arm_of, break_even_of, differences_of
 from unseen_ray.plugins import jsonable
-from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.evaluation_file import known_results, store_results, stored_tables, with_table
 from unseen_ray.runs.layout import CHECKPOINTS
+from unseen_ray.runs.manifest_entries import Receipt
+from unseen_ray.runs.result_cache import WorkCache, once
 from unseen_ray.runs.run import clear_checkpoints, clear_pixels
 from unseen_ray.runs.tasks import EvalResult, Job, Progress, make_job
-from unseen_ray.runs.work_cache import WorkCache, once
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.lock import RunLock, held
 

@@ -13,7 +13,7 @@ from unseen_ray.data.images.loading import load_plane
 from unseen_ray.errors import FoldFailedError, UnseenError
 from unseen_ray.pruning.executor import ExecutorSetup, Observer
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
-from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.pixel_cache import plan_files
 from unseen_ray.runs.tasks import EvalResult, Job, Progress
 from unseen_ray.training.hardware import describe_hardware, device_name, resolve_precision

@@ -8,7 +8,7 @@ from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.data.sources.registry import Source, SourceInfo, open_source, source_ref
 from unseen_ray.execution.estimate.estimate import check_asked, estimate
-from unseen_ray.execution.estimate.plan_values import values_of
+from unseen_ray.execution.estimate.plan_json import values_of
 from unseen_ray.pruning.plan import RunPlan, plan_run
 from unseen_ray.pruning.validate import check_functions
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import plug_of
-from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import TENSORBOARD
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.run import flat_fields
 from unseen_ray.runs.tasks import EvalResult, Progress
 from unseen_ray.storage.filesystem import Folder, is_uri

@@ -20,9 +20,9 @@ from unseen_ray.data.sources.registry import Source, key_column
 from unseen_ray.pruning.selection import Kept, features_for, pick
 from unseen_ray.pruning.suspects import with_suspects
 from unseen_ray.pruning.warnings import check_selection
-from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.id_files import open_id_files
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file, stage_coreset
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.run import Run
 from unseen_ray.runs.tasks import Job
 from unseen_ray.storage.row_streams import in_id_order

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.sources.registry import Source
 from unseen_ray.pruning.merge import Merged, MergeRequest
-from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import EvalResult, Job, Progress
 
 __all__ = ["Executor", "ExecutorSetup", "Observer"]

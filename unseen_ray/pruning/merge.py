@@ -18,8 +18,8 @@ from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.scorebook import ScoreBook, ScoreFunction, ScoreTable
 from unseen_ray.pruning.suspects import SUSPECT, suspects_of
-from unseen_ray.runs.entries import StageSummary
 from unseen_ray.runs.layout import probs_file, scores_file
+from unseen_ray.runs.manifest_entries import StageSummary
 from unseen_ray.runs.tasks import Job
 from unseen_ray.runs.vote_ranges import check_votes, open_votes
 from unseen_ray.runs.votes import read_votes

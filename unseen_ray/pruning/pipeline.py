@@ -23,7 +23,8 @@ from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of
 from unseen_ray.pruning.stage import StageWork
 from unseen_ray.pruning.validate import check_functions, check_lenders, check_replaced, check_test
 from unseen_ray.pruning.warnings import warn_of_chance
-from unseen_ray.runs.entries import (
+from unseen_ray.runs.layout import FEATURES, probs_file, stage_coreset
+from unseen_ray.runs.manifest_entries import (
     Cost,
     Receipt,
     StageEntry,
@@ -33,10 +34,9 @@ from unseen_ray.runs.entries import (
     stage_entry,
     with_population,
 )
-from unseen_ray.runs.layout import FEATURES, probs_file, stage_coreset
+from unseen_ray.runs.result_cache import WorkCache
 from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels, open_run
 from unseen_ray.runs.tasks import EvalResult, Job, Progress, make_job
-from unseen_ray.runs.work_cache import WorkCache
 from unseen_ray.storage.tables import parts_of
 
 if TYPE_CHECKING:

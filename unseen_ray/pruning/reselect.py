@@ -13,12 +13,12 @@ from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.outofcore.selection import IdBits
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import is_target, plug_of
-from unseen_ray.pruning.recombine import as_stored, scores_asked_for
+from unseen_ray.pruning.reselect_scores import as_stored, scores_asked_for
 from unseen_ray.pruning.selection import Kept, Picked, features_for, pick
 from unseen_ray.pruning.warnings import check_selection
-from unseen_ray.runs.entries import Cost
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file
 from unseen_ray.runs.manifest import Manifest
+from unseen_ray.runs.manifest_entries import Cost
 from unseen_ray.runs.run import Run, choosing_s, load_run, open_selection
 from unseen_ray.storage.row_streams import in_step
 from unseen_ray.storage.tables import StoredTable, TableWriter, copy_table, write_table

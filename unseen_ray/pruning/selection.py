@@ -20,8 +20,8 @@ from unseen_ray.core.outofcore.selection import Chosen
 from unseen_ray.errors import ConfigError, FitError
 from unseen_ray.plugins import offered, plug_of
 from unseen_ray.pruning.suspects import SUSPECT, open_positions, warn_of_needed
-from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.features import StoredFeatures, load_features
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.run import Run
 from unseen_ray.storage.tables import StoredTable
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.pruning.executor import Executor, Observer
-from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.manifest_entries import Receipt
+from unseen_ray.runs.result_cache import WorkCache, once
 from unseen_ray.runs.run import Run
 from unseen_ray.runs.tasks import EvalResult, Job, Progress
 from unseen_ray.runs.votes import borrow_votes, find_receipt
-from unseen_ray.runs.work_cache import WorkCache, once
 from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["StageWork"]

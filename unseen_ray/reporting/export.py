@@ -15,12 +15,12 @@ import pyarrow as pa
 from pyarrow.fs import copy_files
 
 from unseen_ray.errors import ConfigError
-from unseen_ray.execution.session import PruneResult, load, run_of
+from unseen_ray.execution.api import PruneResult, load, run_of
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.reporting.dataset import check_file, own_function, pack, source_of
 from unseen_ray.runs.layout import CORESET
 from unseen_ray.storage.filesystem import DEFAULT_ROW_GROUP, absolute_path, filesystem_of, is_uri
-from unseen_ray.storage.path_text import path_problem
+from unseen_ray.storage.path_validation import path_problem
 from unseen_ray.storage.retry import retried
 from unseen_ray.storage.tables import StoredTable
 

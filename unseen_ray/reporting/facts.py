@@ -24,7 +24,7 @@ from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_c
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import is_target, plug_of
 from unseen_ray.pruning.selection import Kept, pick
-from unseen_ray.reporting.scan import Counts, Rows, Sample, keys_of, last_stage_of, long_table, rows_of
+from unseen_ray.reporting.score_tables import Counts, Rows, Sample, keys_of, last_stage_of, long_table, rows_of
 from unseen_ray.runs.evaluation_file import fullest_first, stored_tables
 from unseen_ray.runs.features import load_features
 from unseen_ray.runs.layout import CORESET, FITTING, SELECTIONS, scores_file

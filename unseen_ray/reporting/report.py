@@ -7,7 +7,7 @@ from typing import Any
 
 from unseen_ray.data.sources.registry import Source
 from unseen_ray.errors import UnseenError
-from unseen_ray.execution.session import PruneResult, run_of
+from unseen_ray.execution.api import PruneResult, run_of
 from unseen_ray.reporting.dataset import source_of
 from unseen_ray.reporting.facts import gather
 from unseen_ray.reporting.page import render

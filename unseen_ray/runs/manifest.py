@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.runs.entries import Cost, SourceEntry, StageEntry
 from unseen_ray.runs.layout import MANIFEST, MANIFEST_COPY, is_result
+from unseen_ray.runs.manifest_entries import Cost, SourceEntry, StageEntry
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
 from unseen_ray.storage.filesystem import Folder
 

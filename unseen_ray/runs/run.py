@@ -17,7 +17,6 @@ from unseen_ray.config.run import FREE_FIELDS, PruneConfig
 from unseen_ray.core.samples.coreset import Coreset
 from unseen_ray.errors import ClusterError, ConfigError, DataError, RunInUseError, StorageError
 from unseen_ray.plugins import current_names
-from unseen_ray.runs.entries import Cost, SourceEntry
 from unseen_ray.runs.layout import (
     CHECKPOINTS,
     LEASE,
@@ -32,9 +31,10 @@ from unseen_ray.runs.layout import (
     votes_folder,
 )
 from unseen_ray.runs.manifest import Manifest, has_copy, read_manifest, write_manifest
+from unseen_ray.runs.manifest_entries import Cost, SourceEntry
 from unseen_ray.storage.filesystem import Folder, absolute_path, is_uri
 from unseen_ray.storage.lock import RunLock, held
-from unseen_ray.storage.path_text import path_problem
+from unseen_ray.storage.path_validation import path_problem
 from unseen_ray.storage.tables import StoredTable, read_table, sha256_of_file
 
 __all__ = [

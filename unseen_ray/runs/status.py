@@ -10,9 +10,9 @@ from typing import Any
 
 from unseen_ray.core.tasks import stage_zero_count
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import CHECKPOINTS, MANIFEST, checkpoint_file, is_fit_folder, votes_folder
 from unseen_ray.runs.manifest import Manifest, read_manifest
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.votes import read_receipt
 from unseen_ray.storage.filesystem import Folder, filesystem_of
 from unseen_ray.storage.lock import Holder, holder_of

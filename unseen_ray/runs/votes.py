@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from unseen_ray.core.arrays import FloatArray
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import StorageError
-from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import FEATURES, probs_beside, vote_file
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.storage.filesystem import Folder, filesystem_of
 from unseen_ray.storage.retry import may_pass, retried_at_length
 from unseen_ray.storage.tables import sha256_of_file, sha256_of_stream

@@ -12,7 +12,7 @@ from unseen_ray.config.recipe import refuse_boolean
 from unseen_ray.config.run import PruneConfig, load_yaml
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import did_you_mean, jsonable
-from unseen_ray.storage.path_text import given_path
+from unseen_ray.storage.path_validation import given_path
 from unseen_ray.sweeps.space import SWEEPABLE, check_space
 
 __all__ = ["AGAINST", "Halving", "Proxy", "SweepConfig"]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.runs.entries import source_entry
 from unseen_ray.runs.layout import LEASE, is_temporary
 from unseen_ray.runs.manifest import Manifest, read_manifest, write_manifest
+from unseen_ray.runs.manifest_entries import source_entry
 from unseen_ray.runs.run import clear_pixels, now
 from unseen_ray.storage.filesystem import Folder, absolute_path
 from unseen_ray.storage.lock import held

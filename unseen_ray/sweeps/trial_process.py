@@ -20,13 +20,13 @@ from unseen_ray.core.arrays import IdArray
 from unseen_ray.errors import UnseenError
 from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
 from unseen_ray.pruning.pipeline import run_pipeline
-from unseen_ray.runs.entries import Receipt, StageEntry
 from unseen_ray.runs.evaluation_file import known_results
 from unseen_ray.runs.layout import CORESET, vote_file
+from unseen_ray.runs.manifest_entries import Receipt, StageEntry
+from unseen_ray.runs.result_cache import WorkCache
 from unseen_ray.runs.run import Run
 from unseen_ray.runs.tasks import EvalResult, Progress
 from unseen_ray.runs.votes import read_key
-from unseen_ray.runs.work_cache import WorkCache
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.sweeps.config import SweepConfig
 from unseen_ray.sweeps.context import CONFIG_KEY, SweepContext, trial_name

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from unseen_ray.errors import ConfigError, FitError
-from unseen_ray.training.machine import describe_machine, freed_memory_kept
+from unseen_ray.training.host import describe_machine, freed_memory_kept
 
 if TYPE_CHECKING:
     from unseen_ray.config.recipe import Precision

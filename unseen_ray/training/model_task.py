@@ -21,7 +21,7 @@ from unseen_ray.data.images.loading import load_plane
 from unseen_ray.data.sources.registry import open_source
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import name_of, plug_of
-from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import EvalResult, Progress
 from unseen_ray.storage.filesystem import Folder, is_uri
 from unseen_ray.training.hardware import check_precision, numerics, seed_generators
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from unseen_ray.core.arrays import IdArray, IntArray
     from unseen_ray.core.predictions import Predictions
     from unseen_ray.core.tasks import EvalTask, ScoreTask
-    from unseen_ray.data.images.planes import Plane
+    from unseen_ray.data.images.pixel_store import Plane
     from unseen_ray.training.task_runner import TaskRunner
     from unseen_ray.training.vote_buffer import VoteBuffer
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unseen_ray.config.score_columns import StoredScores
 from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen
-from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import Job, Progress
 from unseen_ray.runs.votes import find_receipt, write_votes
 from unseen_ray.storage.filesystem import Folder
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unseen_ray.core.arrays import FloatArray, LabelArray
     from unseen_ray.core.predictions import Predictions
     from unseen_ray.core.samples.population import Population
-    from unseen_ray.data.images.planes import Plane
+    from unseen_ray.data.images.pixel_store import Plane
     from unseen_ray.data.sources.info import Source
     from unseen_ray.training.loop.epochs import EpochStats
 

@@ -21,7 +21,7 @@ from unseen_ray.storage.filesystem import Folder, filesystem_of
 
 if TYPE_CHECKING:
     from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, LabelArray
-    from unseen_ray.data.images.planes import Plane
+    from unseen_ray.data.images.pixel_store import Plane
     from unseen_ray.data.sources.registry import Source
     from unseen_ray.training.task_runner import ScoringTask
 

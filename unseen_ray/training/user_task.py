@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from unseen_ray.training.machine import freed_memory_kept
+from unseen_ray.training.host import freed_memory_kept
 from unseen_ray.training.task_runner import ScoringTask
 from unseen_ray.training.user_fit import user_predictions
 
 if TYPE_CHECKING:
     from unseen_ray.core.tasks import ScoreTask
-    from unseen_ray.runs.entries import Receipt
+    from unseen_ray.runs.manifest_entries import Receipt
     from unseen_ray.runs.tasks import Progress
     from unseen_ray.training.task_runner import TaskRunner
 

@@ -48,7 +48,7 @@ def submit(
     unseen-ray submit run.yaml --out /shared/runs/mine --address http://127.0.0.1:8265
     unseen-ray submit run.yaml --out s3://bucket/runs/mine --no-wait
     """
-    from unseen_ray.execution.job_files import shippable
+    from unseen_ray.execution.job_checks import shippable
 
     yaml = _shipped(run_yaml, working_dir)
     config = shippable(merged_fields(run_yaml, flags), working_dir)
@@ -75,7 +75,7 @@ def submit(
 
 def _shipped(run_yaml: str | None, working_dir: str) -> list[str]:
     """The YAML's argument within the job's copy of the working directory."""
-    from unseen_ray.execution.job_files import shipped_yaml
+    from unseen_ray.execution.job_checks import shipped_yaml
 
     if run_yaml is None:
         return []

@@ -15,7 +15,7 @@ from unseen_ray.runs.layout import CORESET, scores_file
 from unseen_ray.storage.tables import StoredTable
 
 if TYPE_CHECKING:
-    from unseen_ray.execution.session import PruneResult
+    from unseen_ray.execution.api import PruneResult
 
 __all__ = ["class_table", "prune_lines", "prune_values", "stage_table"]
 

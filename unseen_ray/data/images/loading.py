@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.images.memory import PIXEL_MEMORY_GB, fits_in_memory
 from unseen_ray.data.images.pixel_files import FilePlane, PixelFiles, write_file
-from unseen_ray.data.images.planes import (
+from unseen_ray.data.images.pixel_store import (
     BadSample,
     LazyPlane,
     MemoryPlane,

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.data.images.planes import BadSample, chunks_of, decode_range
+from unseen_ray.data.images.pixel_store import BadSample, chunks_of, decode_range
 from unseen_ray.data.sources.info import Source
 from unseen_ray.errors import StorageError
 from unseen_ray.storage.filesystem import Folder, filesystem_of

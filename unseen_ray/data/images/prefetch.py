@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unseen_ray.core.arrays import IdArray
 
 if TYPE_CHECKING:
-    from unseen_ray.data.images.planes import Plane
+    from unseen_ray.data.images.pixel_store import Plane
 
 __all__ = ["fetched_ahead"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from unseen_ray.data.images.planes import BadSample, bad_sample_error, usable_cores
+from unseen_ray.data.images.pixel_store import BadSample, bad_sample_error, usable_cores
 from unseen_ray.data.prepare.shards import Form, Shard, ShardJob, ShardReceipt
 from unseen_ray.data.prepare.state import begin, finish
 from unseen_ray.data.prepare.workers import made_by

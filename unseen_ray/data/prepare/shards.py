@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from unseen_ray.data.images.decode import UndecodableError
 from unseen_ray.data.images.encode import to_jpeg, to_ppm
-from unseen_ray.data.images.planes import BadSample
+from unseen_ray.data.images.pixel_store import BadSample
 from unseen_ray.data.sources.prepared import PREPARING
 from unseen_ray.data.sources.registry import RawImage, Source, SourceInfo, SourceRef, open_source
 from unseen_ray.errors import DataError

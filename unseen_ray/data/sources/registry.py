@@ -11,7 +11,7 @@ from unseen_ray.data.sources.info import Encoded, RawImage, Source, SourceInfo, 
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import bind_options, did_you_mean, import_target, is_target, name_of
 from unseen_ray.storage.filesystem import absolute_path
-from unseen_ray.storage.path_text import as_text, path_problem
+from unseen_ray.storage.path_validation import as_text, path_problem
 
 __all__ = [
     "SOURCES",

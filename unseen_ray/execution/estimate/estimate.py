@@ -12,7 +12,7 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.execution.estimate.cluster import SCORING_SPEEDUP, ClusterCost, Rates, cluster_cost
 from unseen_ray.execution.estimate.resources import Need, Needs, PixelPlace
 from unseen_ray.storage.filesystem import is_uri
-from unseen_ray.storage.speed import storage_speed
+from unseen_ray.storage.throughput import storage_speed
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig

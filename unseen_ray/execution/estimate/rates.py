@@ -21,7 +21,7 @@ from torch import Tensor
 
 from unseen_ray.core.seeds import rng_for, torch_seed_for
 from unseen_ray.data.images.decode import UndecodableError, to_pixels
-from unseen_ray.data.images.planes import MemoryPlane
+from unseen_ray.data.images.pixel_store import MemoryPlane
 from unseen_ray.errors import DataError
 from unseen_ray.training.hardware import device_name, numerics, resolve_precision, seed_generators
 from unseen_ray.training.loop.batches import BatchLoader, WorkerShare, hold_pixels, measure

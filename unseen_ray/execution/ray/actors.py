@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from unseen_ray.data.images.loading import Held, plane_of
 from unseen_ray.data.images.pixel_files import PixelFiles, write_file
-from unseen_ray.data.images.planes import BadSample, Plane, decode_range
+from unseen_ray.data.images.pixel_store import BadSample, Plane, decode_range
 from unseen_ray.data.sources.registry import Source, SourceRef, open_source
 from unseen_ray.errors import ConfigError
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
-from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.layout import MANIFEST, MANIFEST_COPY
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.training.machine import claim_process
+from unseen_ray.training.host import claim_process
 
 if TYPE_CHECKING:
     from unseen_ray.config.recipe import Precision
     from unseen_ray.core.arrays import LabelArray
     from unseen_ray.core.tasks import EvalTask, ScoreTask
-    from unseen_ray.runs.entries import Receipt
+    from unseen_ray.runs.manifest_entries import Receipt
     from unseen_ray.runs.tasks import EvalResult, Job, Progress
 
 __all__ = ["Aggregator", "FoldWorker", "device_of_actor"]
@@ -137,7 +137,7 @@ def device_of_actor() -> Any:
 def _may_have_gpu() -> bool:
     import ray
 
-    from unseen_ray.training.machine import may_have_gpu
+    from unseen_ray.training.host import may_have_gpu
 
     return bool(ray.get_gpu_ids()) and may_have_gpu()
 
@@ -156,7 +156,7 @@ def _with_torch(precision: Precision) -> dict[str, Any]:
 
 def _without_torch(precision: Precision) -> dict[str, Any]:
     import unseen_ray.training.user_task  # noqa: F401
-    from unseen_ray.training.machine import cpu_precision, cpu_precisions, describe_machine
+    from unseen_ray.training.host import cpu_precision, cpu_precisions, describe_machine
 
     return {"precision": cpu_precision(precision), "supported": cpu_precisions(), **describe_machine("cpu")}
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from unseen_ray.core.tasks import EvalTask, ScoreTask
     from unseen_ray.execution.ray.capacity import Resources
     from unseen_ray.pruning.executor import Observer
-    from unseen_ray.runs.entries import Receipt
+    from unseen_ray.runs.manifest_entries import Receipt
     from unseen_ray.runs.tasks import EvalResult, Job, Progress
 
 __all__ = ["train_together"]
@@ -178,8 +178,8 @@ def _train_shard(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     from unseen_ray.training.hardware import device_name
+    from unseen_ray.training.host import claim_process
     from unseen_ray.training.loop.batches import WorkerShare
-    from unseen_ray.training.machine import claim_process
     from unseen_ray.training.model_task import ModelTask
     from unseen_ray.training.task_runner import TaskRunner
 

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unseen_ray.data.images.pixel_files import PixelFiles, write_file
-from unseen_ray.data.images.planes import BadSample, decode_range
+from unseen_ray.data.images.pixel_store import BadSample, decode_range
 from unseen_ray.data.sources.registry import Source, SourceRef, open_source
 from unseen_ray.execution.ray.actor_pool import FoldPool, PoolTask
 from unseen_ray.execution.ray.capacity import Capacity, plain_nodes, survey

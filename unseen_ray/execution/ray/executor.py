@@ -15,7 +15,7 @@ import ray
 
 from unseen_ray.data.images.loading import Held, load_plane, settle_bad
 from unseen_ray.data.images.memory import fits_in_memory
-from unseen_ray.data.images.planes import BadSample, MemoryPlane, chunks_of
+from unseen_ray.data.images.pixel_store import BadSample, MemoryPlane, chunks_of
 from unseen_ray.execution.ray.actor_pool import FoldPool, PoolTask
 from unseen_ray.execution.ray.capacity import check_fits, fit_request, survey
 from unseen_ray.execution.ray.connect import ray_session
@@ -25,14 +25,14 @@ from unseen_ray.execution.ray.merge_actors import Aggregators
 from unseen_ray.execution.ray.metrics import Meter
 from unseen_ray.pruning.executor import ExecutorSetup, Observer
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
-from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.pixel_cache import plan_files
 
 if TYPE_CHECKING:
     from unseen_ray.core.arrays import IdArray
     from unseen_ray.core.tasks import EvalTask, ScoreTask
     from unseen_ray.data.sources.registry import Source
-    from unseen_ray.runs.entries import Receipt
+    from unseen_ray.runs.manifest_entries import Receipt
     from unseen_ray.runs.tasks import EvalResult, Job
 
 __all__ = ["ClusterContext", "RayExecutor"]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unseen_ray.data.images.planes import MemoryPlane, Plane, chunks_of
+from unseen_ray.data.images.pixel_store import MemoryPlane, Plane, chunks_of
 from unseen_ray.data.images.prefetch import fetched_ahead
 from unseen_ray.training.loop.augment import Draws, cut_out, draw, outside, pixel_index, resize_crops
 

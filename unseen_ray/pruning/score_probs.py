@@ -28,8 +28,8 @@ from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.pruning.merge import Merger, MergeRequest
 from unseen_ray.pruning.validate import check_functions
-from unseen_ray.runs.entries import Receipt, source_entry, stage_entry, with_population
 from unseen_ray.runs.layout import KEYS, vote_file
+from unseen_ray.runs.manifest_entries import Receipt, source_entry, stage_entry, with_population
 from unseen_ray.runs.run import Run, open_scores
 from unseen_ray.runs.tasks import Job
 from unseen_ray.runs.votes import write_votes

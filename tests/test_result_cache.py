@@ -13,9 +13,9 @@ from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
 from unseen_ray.execution.local import LocalExecutor
 from unseen_ray.pruning import pipeline
-from unseen_ray.runs.entries import Receipt
+from unseen_ray.runs.manifest_entries import Receipt
+from unseen_ray.runs.result_cache import ClaimBook, WorkCache, once
 from unseen_ray.runs.tasks import EvalResult, Progress
-from unseen_ray.runs.work_cache import ClaimBook, WorkCache, once
 
 FIELDS = {
     "source": {"use": "digits", "limit": 300},

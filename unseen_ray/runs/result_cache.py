@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Protocol, TypeVar
 
-from unseen_ray.runs.entries import Receipt
 from unseen_ray.runs.evaluation_file import result_of
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import EvalResult
 from unseen_ray.runs.votes import borrow_votes, find_receipt
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json, without_nan

@@ -16,7 +16,7 @@ from unseen_ray.core.tasks import stage_zero_count
 from unseen_ray.execution.tracking import tracked
 from unseen_ray.pruning.pipeline import run_pipeline
 from unseen_ray.pruning.reselect import reselect
-from unseen_ray.pruning.score_given import score_probs
+from unseen_ray.pruning.score_probs import score_probs
 from unseen_ray.runs.layout import CORESET, scores_file
 from unseen_ray.runs.run import Run, coreset_of, load_run
 
@@ -145,7 +145,7 @@ def score(
     source: Any = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    """Score samples by out-of-fold probabilities of one's own, for `select` to choose by; see `pruning.score_given`.
+    """Score samples by out-of-fold probabilities of one's own, for `select` to choose by; see `pruning.score_probs`.
 
     Returns:
         `out`, `samples`, `classes`, `votes` of a sample, `accuracy` of the votes, and the deciding `score`.
