@@ -57,7 +57,7 @@ def work(case: Any, answer: Connection) -> None:
     import numpy as np
     from train_speed import Paced, pixels, recipe
 
-    from unseen_ray.data.images.pixel_store import MemoryPlane
+    from unseen_ray.data.images.pixel_store import MemoryPixelStore
     from unseen_ray.training.hardware import numerics, resolve_precision
     from unseen_ray.training.loop.batches import BatchLoader, hold_pixels, measure
     from unseen_ray.training.loop.predict import predict
@@ -67,12 +67,12 @@ def work(case: Any, answer: Connection) -> None:
     images, labels = pixels(case, SAMPLES if case.size_px == 32 else SAMPLES // 5)
     few = case.images
     with tempfile.TemporaryDirectory() as folder, numerics(1, False, device):
-        ids, plane = np.arange(few), MemoryPlane(images)
+        ids, pixel_store = np.arange(few), MemoryPixelStore(images)
         training = Paced(case, images, labels[:few], folder, device, precision)
         for _ in range(2):
             training.epoch()
         training.settle()
-        model, feed = training.model, BatchLoader(hold_pixels(plane, device), measure(plane, ids))
+        model, feed = training.model, BatchLoader(hold_pixels(pixel_store, device), measure(pixel_store, ids))
         for _ in predict(model, feed, np.arange(1024), recipe(case, precision)):
             pass
     peak = memory("VmHWM")

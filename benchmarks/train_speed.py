@@ -27,7 +27,7 @@ from timing import Round, conditions, interleaved, quartiles, ratio, write
 from torch import Tensor, nn
 
 from unseen_ray.config.recipe import Recipe
-from unseen_ray.data.images.pixel_store import MemoryPlane
+from unseen_ray.data.images.pixel_store import MemoryPixelStore
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics, resolve_precision
 from unseen_ray.training.loop.batches import BatchLoader, hold_pixels, measure
@@ -166,9 +166,9 @@ class Paced:
     def __init__(
         self, case: Case, images: np.ndarray, labels: np.ndarray, folder: str, device: torch.device, precision: str
     ) -> None:
-        ids, plane = np.arange(len(labels)), MemoryPlane(images)
+        ids, pixel_store = np.arange(len(labels)), MemoryPixelStore(images)
         plan = FitPlan(ids_M=ids, labels_M=labels, num_classes=CLASSES, recipe=recipe(case, precision), seed=0)
-        feed = BatchLoader(hold_pixels(plane, device), measure(plane, ids))
+        feed = BatchLoader(hold_pixels(pixel_store, device), measure(pixel_store, ids))
         self._device = device
         self._checkpoints = Checkpoints(Folder(folder), case.name, beside=device.type == "cuda")
         self.model = model_for(case, device)
@@ -255,8 +255,8 @@ def bare_forward(case: Case, device: torch.device, precision: str) -> Round:
 
 def our_scoring(case: Case, device: torch.device, precision: str) -> Round:
     images, _ = pixels(case, case.scored)
-    ids, plane = np.arange(len(images)), MemoryPlane(images)
-    feed, model = BatchLoader(hold_pixels(plane, device), measure(plane, ids)), model_for(case, device)
+    ids, pixel_store = np.arange(len(images)), MemoryPixelStore(images)
+    feed, model = BatchLoader(hold_pixels(pixel_store, device), measure(pixel_store, ids)), model_for(case, device)
 
     def one_round() -> None:
         for _ in predict(model, feed, ids, recipe(case, precision)):

@@ -90,11 +90,11 @@ def prune_beside(fields: dict[str, Any], out: Path, work: Path) -> None:
     """A run that shares work with others, as the trials of a sweep do."""
     from unseen_ray.execution.local import LocalExecutor
     from unseen_ray.pruning.pipeline import run_pipeline
-    from unseen_ray.runs.result_cache import ClaimBook, WorkCache
+    from unseen_ray.runs.result_cache import ClaimBook, ResultCache
 
     config = ur.PruneConfig(**{**fields, "out": str(out)})
     run_pipeline(
-        config, executor=LocalExecutor(), on_event=lambda _: None, cache=WorkCache(str(work), "golden", ClaimBook())
+        config, executor=LocalExecutor(), on_event=lambda _: None, cache=ResultCache(str(work), "golden", ClaimBook())
     )
 
 

@@ -14,7 +14,7 @@ from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
 from unseen_ray.execution.local import LocalExecutor
 from unseen_ray.pruning import pipeline
 from unseen_ray.runs.manifest_entries import Receipt
-from unseen_ray.runs.result_cache import ClaimBook, WorkCache, once
+from unseen_ray.runs.result_cache import ClaimBook, ResultCache, once
 from unseen_ray.runs.tasks import EvalResult, Progress
 
 FIELDS = {
@@ -49,7 +49,7 @@ def run(tmp_path: Path, name: str, book: ClaimBook | None, **fields: object) -> 
     if book is None:
         pipeline.run_pipeline(config, executor=executor, on_event=counted)
     else:
-        with WorkCache(str(tmp_path / "work"), name, book) as cache:
+        with ResultCache(str(tmp_path / "work"), name, book) as cache:
             pipeline.run_pipeline(config, executor=executor, on_event=counted, cache=cache)
     return ur.load(tmp_path / name), counted
 
@@ -107,7 +107,7 @@ def test_an_evaluation_is_shared_and_measures_on_the_holdout(tmp_path: Path) -> 
         chosen = {"coreset": ArmSubsets((result.coreset.ids,), 0.0)}
         config = ur.PruneConfig(**{**FIELDS, "out": str(tmp_path / name), "test": {"use": "digits", "limit": 50}})
         counted = Counted()
-        with WorkCache(str(tmp_path / "work"), name, book) as cache:
+        with ResultCache(str(tmp_path / "work"), name, book) as cache:
             table = train_and_measure(
                 ResolvedRun.of(config, 8),
                 chosen,
@@ -168,5 +168,7 @@ def test_a_failing_task_gives_its_claims_back(tmp_path: Path) -> None:
         raise ur.DataError("no such thing")
 
     with pytest.raises(ur.DataError, match="no such thing"):
-        once(["t"], ["k"], known=lambda _: None, do=fails, cache=WorkCache(str(tmp_path), "a", book), rest=lambda: None)
+        once(
+            ["t"], ["k"], known=lambda _: None, do=fails, cache=ResultCache(str(tmp_path), "a", book), rest=lambda: None
+        )
     assert book.claim("b", ["k"]) == ["k"]

@@ -19,8 +19,8 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from tests.conftest import class_pixels, png_bytes, write_parquet
 from unseen_ray.data.images.decode import UndecodableError, open_image, pixels_of_ppm, to_pixels
 from unseen_ray.data.images.encode import to_jpeg
-from unseen_ray.data.images.loading import load_plane, settle_bad
-from unseen_ray.data.images.pixel_store import BadSample, LazyPlane, MemoryPlane, chunks_of, decode_range
+from unseen_ray.data.images.loading import load_pixel_store, settle_bad
+from unseen_ray.data.images.pixel_store import BadSample, LazyPixelStore, MemoryPixelStore, chunks_of, decode_range
 from unseen_ray.data.sources.folder import FolderSource
 from unseen_ray.data.sources.info import probe_size
 from unseen_ray.data.sources.parquet import ParquetSource
@@ -238,10 +238,10 @@ def test_bad_samples_are_told_by_id_key_and_reason(tmp_path: Path) -> None:
     assert np.array_equal(pixels, expected[ids])
 
 
-def test_both_planes_give_the_same_images_for_any_order_of_ids(tmp_path: Path) -> None:
+def test_both_pixel_stores_give_the_same_images_for_any_order_of_ids(tmp_path: Path) -> None:
     source = source_of(tmp_path)
     held, _ = decode_range(source, np.arange(COUNT), 12)
-    memory, lazy = MemoryPlane(held), LazyPlane(source, 12)
+    memory, lazy = MemoryPixelStore(held), LazyPixelStore(source, 12)
     assert memory.size_px == lazy.size_px == 12
     rng = np.random.default_rng(0)
     for ids in (
@@ -255,25 +255,25 @@ def test_both_planes_give_the_same_images_for_any_order_of_ids(tmp_path: Path) -
         assert memory.images(ids).shape == (len(ids), 12, 12, 3)
 
 
-def test_images_of_a_plane_are_copies(tmp_path: Path) -> None:
+def test_images_of_a_pixel_store_are_copies(tmp_path: Path) -> None:
     held, _ = decode_range(source_of(tmp_path), np.arange(COUNT), 12)
     held.flags.writeable = False
-    images = MemoryPlane(held).images(np.arange(3))
+    images = MemoryPixelStore(held).images(np.arange(3))
     images[:] = 0
     assert held[:3].any()
 
 
-def test_a_lazy_plane_tells_a_bad_sample_by_key(tmp_path: Path) -> None:
-    plane = LazyPlane(source_of(tmp_path, bad=BAD), 10)
-    assert plane.images(np.array([0, 1, 2])).any()
+def test_a_lazy_pixel_store_tells_a_bad_sample_by_key(tmp_path: Path) -> None:
+    pixel_store = LazyPixelStore(source_of(tmp_path, bad=BAD), 10)
+    assert pixel_store.images(np.array([0, 1, 2])).any()
     with pytest.raises(BadSampleError, match=r"sample a\.parquet:11 cannot be decoded"):
-        plane.images(np.array([12, 11]))
+        pixel_store.images(np.array([12, 11]))
 
 
 def test_loading_holds_small_sets_in_memory(tmp_path: Path) -> None:
-    plane, skipped = load_plane(source_of(tmp_path), 10)
-    assert isinstance(plane, MemoryPlane) and skipped.size == 0 and skipped.dtype == np.int64
-    assert np.array_equal(plane.pixels_NHWC, class_pixels(np.arange(COUNT) % 3, 10))
+    pixel_store, skipped = load_pixel_store(source_of(tmp_path), 10)
+    assert isinstance(pixel_store, MemoryPixelStore) and skipped.size == 0 and skipped.dtype == np.int64
+    assert np.array_equal(pixel_store.pixels_NHWC, class_pixels(np.arange(COUNT) % 3, 10))
 
 
 def test_bad_samples_stop_the_loading_unless_they_are_skipped(tmp_path: Path) -> None:
@@ -283,21 +283,21 @@ def test_bad_samples_stop_the_loading_unless_they_are_skipped(tmp_path: Path) ->
         r"Mend or remove them, or set `on_bad_sample: skip`"
     )
     with pytest.raises(BadSampleError, match=message) as caught:
-        load_plane(source, 10)
+        load_pixel_store(source, 10)
     assert (caught.value.keys[0], caught.value.total, caught.value.exit_code) == ("a.parquet:3", 3, 3)
-    plane, skipped = load_plane(source, 10, on_bad_sample="skip")
+    pixel_store, skipped = load_pixel_store(source, 10, on_bad_sample="skip")
     assert skipped.tolist() == sorted(BAD)
     good = np.setdiff1d(np.arange(COUNT), skipped)
-    assert np.array_equal(plane.images(good), class_pixels(np.arange(COUNT) % 3, 10)[good])
+    assert np.array_equal(pixel_store.images(good), class_pixels(np.arange(COUNT) % 3, 10)[good])
 
 
 def test_sets_that_do_not_fit_in_memory_are_decoded_on_demand(tmp_path: Path) -> None:
     too_little = (COUNT * 10 * 10 * 3 - 1) / 2**30
     source = source_of(tmp_path, bad=BAD)
-    plane, skipped = load_plane(source, 10, memory_gb=too_little)
-    assert isinstance(plane, LazyPlane) and skipped.size == 0
-    plane, skipped = load_plane(source, 10, on_bad_sample="skip", memory_gb=too_little)
-    assert isinstance(plane, LazyPlane) and skipped.tolist() == sorted(BAD)
+    pixel_store, skipped = load_pixel_store(source, 10, memory_gb=too_little)
+    assert isinstance(pixel_store, LazyPixelStore) and skipped.size == 0
+    pixel_store, skipped = load_pixel_store(source, 10, on_bad_sample="skip", memory_gb=too_little)
+    assert isinstance(pixel_store, LazyPixelStore) and skipped.tolist() == sorted(BAD)
 
 
 def test_bad_samples_are_settled_in_the_order_of_their_ids() -> None:
@@ -445,7 +445,7 @@ def test_a_truncated_jpeg_is_told_by_its_key(tmp_path: Path) -> None:
     (tmp_path / "cat" / "a.JPEG").write_bytes(whole)
     (tmp_path / "cat" / "b.JPEG").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadSampleError, match=r"sample cat/b\.JPEG cannot be decoded: .*truncated"):
-        LazyPlane(FolderSource(path=str(tmp_path)), 16).images(np.arange(2))
+        LazyPixelStore(FolderSource(path=str(tmp_path)), 16).images(np.arange(2))
 
 
 def test_progressive_and_greyscale_jpegs_are_what_their_plain_twins_are() -> None:

@@ -16,8 +16,8 @@ import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes, write_parquet
 from tests.s3 import s3_server
 from unseen_ray.data.images import pixel_files
-from unseen_ray.data.images.loading import load_plane
-from unseen_ray.data.images.pixel_files import FilePlane, PixelFiles, write_file
+from unseen_ray.data.images.loading import load_pixel_store
+from unseen_ray.data.images.pixel_files import FilePixelStore, PixelFiles, write_file
 from unseen_ray.data.images.prefetch import fetched_ahead
 from unseen_ray.data.sources.registry import Source, open_source, source_ref
 from unseen_ray.errors import BadSampleError, StorageError
@@ -59,15 +59,15 @@ def files_in(folder: Path) -> PixelFiles:
 @pytest.fixture
 def kept(tmp_path: Path) -> tuple[Counting, PixelFiles]:
     source, files = Counting(source_of(tmp_path)), files_in(tmp_path)
-    load_plane(source, SIZE, files=files)
+    load_pixel_store(source, SIZE, files=files)
     return source, files
 
 
 def test_images_are_those_of_memory_for_any_order_of_ids(kept: tuple[Counting, PixelFiles]) -> None:
     source, files = kept
-    memory, _ = load_plane(source, SIZE)
-    plane, rng = FilePlane(files), np.random.default_rng(0)
-    assert plane.size_px == SIZE
+    memory, _ = load_pixel_store(source, SIZE)
+    pixel_store, rng = FilePixelStore(files), np.random.default_rng(0)
+    assert pixel_store.size_px == SIZE
     orders = [
         np.arange(COUNT),
         rng.permutation(COUNT),
@@ -76,8 +76,8 @@ def test_images_are_those_of_memory_for_any_order_of_ids(kept: tuple[Counting, P
         np.array([5, 5, 4]),
     ]
     for ids in (*orders, np.array([], np.int64)):
-        assert np.array_equal(plane.images(ids), memory.images(ids))
-        assert plane.images(ids).shape == (len(ids), SIZE, SIZE, 3)
+        assert np.array_equal(pixel_store.images(ids), memory.images(ids))
+        assert pixel_store.images(ids).shape == (len(ids), SIZE, SIZE, 3)
 
 
 def test_rows_are_spread_over_files_that_hold_them_once() -> None:
@@ -92,8 +92,8 @@ def test_each_image_is_decoded_once_however_often_it_is_read(kept: tuple[Countin
     source, files = kept
     assert (source.reads == 1).all()
     for _ in range(3):
-        plane, _ = load_plane(source, SIZE, files=files)
-        plane.images(np.arange(COUNT))
+        pixel_store, _ = load_pixel_store(source, SIZE, files=files)
+        pixel_store.images(np.arange(COUNT))
     assert (source.reads == 1).all()
 
 
@@ -113,10 +113,12 @@ def test_a_damaged_file_is_decoded_anew_and_no_other(kept: tuple[Counting, Pixel
         path.with_suffix(".json").write_text("[")
     else:
         path.with_suffix(".json").unlink()
-    plane, _ = load_plane(source, SIZE, files=files)
+    pixel_store, _ = load_pixel_store(source, SIZE, files=files)
     start, stop = files.ranges()[2]
     assert np.flatnonzero(source.reads == 2).tolist() == list(range(start, stop))
-    assert np.array_equal(plane.images(np.arange(COUNT)), load_plane(source, SIZE)[0].images(np.arange(COUNT)))
+    assert np.array_equal(
+        pixel_store.images(np.arange(COUNT)), load_pixel_store(source, SIZE)[0].images(np.arange(COUNT))
+    )
 
 
 def test_bad_samples_are_told_and_known_again(tmp_path: Path) -> None:
@@ -124,9 +126,9 @@ def test_bad_samples_are_told_and_known_again(tmp_path: Path) -> None:
     with pytest.raises(
         BadSampleError, match=r"sample a\.parquet:3 cannot be decoded: it is empty\. So are a\.parquet:71"
     ):
-        load_plane(source, SIZE, files=files)
+        load_pixel_store(source, SIZE, files=files)
     for _ in range(2):
-        _, skipped = load_plane(source, SIZE, on_bad_sample="skip", files=files)
+        _, skipped = load_pixel_store(source, SIZE, on_bad_sample="skip", files=files)
         assert skipped.tolist() == sorted(BAD)
     assert (source.reads == 1).all()
 
@@ -138,7 +140,7 @@ def test_files_that_go_away_are_told_of(kept: tuple[Counting, PixelFiles], short
     path.write_bytes(path.read_bytes()[:50]) if short else path.unlink()
     reason = "it is too short" if short else "No such file"
     with pytest.raises(StorageError, match=rf"00000\.pixels cannot be read: .*{reason}.* Run the same\s+line again"):
-        FilePlane(files).images(np.array([4]))
+        FilePixelStore(files).images(np.array([4]))
 
 
 def test_few_files_are_open_at_a_time_though_threads_read_all(
@@ -146,10 +148,10 @@ def test_few_files_are_open_at_a_time_though_threads_read_all(
 ) -> None:
     source, files = kept
     monkeypatch.setattr(pixel_files, "_OPEN_FILES", 2)
-    plane, expected = FilePlane(files), load_plane(source, SIZE)[0].images(np.arange(COUNT))
+    pixel_store, expected = FilePixelStore(files), load_pixel_store(source, SIZE)[0].images(np.arange(COUNT))
     orders = [np.random.default_rng(seed).permutation(COUNT) for seed in range(40)]
     with ThreadPoolExecutor(4) as pool:
-        for ids, images in zip(orders, pool.map(plane.images, orders), strict=True):
+        for ids, images in zip(orders, pool.map(pixel_store.images, orders), strict=True):
             assert np.array_equal(images, expected[ids])
     open_now = [link for link in Path("/proc/self/fd").iterdir() if str(link.resolve()).endswith(".pixels")]
     assert len(open_now) <= 2
@@ -160,8 +162,8 @@ def test_files_on_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     files = PixelFiles(folder="s3://runs/pixels", num_samples=COUNT, size_px=SIZE)
     ids = np.random.default_rng(0).permutation(COUNT)
     with s3_server(monkeypatch):
-        plane, _ = load_plane(source, SIZE, files=files)
-        assert np.array_equal(plane.images(ids), load_plane(source, SIZE)[0].images(ids))
+        pixel_store, _ = load_pixel_store(source, SIZE, files=files)
+        assert np.array_equal(pixel_store.images(ids), load_pixel_store(source, SIZE)[0].images(ids))
         counting = Counting(source)
         assert write_file(files, counting, 0) == []
         assert not counting.reads.any()
@@ -190,7 +192,7 @@ def test_batches_are_fetched_ahead_within_bounds() -> None:
 
 def test_an_error_while_fetching_reaches_whoever_reads(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be read"):
-        list(fetched_ahead(FilePlane(files_in(tmp_path)), [np.array([1])]))
+        list(fetched_ahead(FilePixelStore(files_in(tmp_path)), [np.array([1])]))
 
 
 def test_a_run_beyond_memory_keeps_what_one_in_memory_keeps(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from ray.cluster_utils import Cluster
 
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes, write_parquet
-from unseen_ray.data.images.loading import load_plane
-from unseen_ray.data.images.pixel_store import MemoryPlane, chunks_of
+from unseen_ray.data.images.loading import load_pixel_store
+from unseen_ray.data.images.pixel_store import MemoryPixelStore, chunks_of
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import BadSampleError, DataError
 from unseen_ray.execution.ray import decoding
@@ -132,8 +132,8 @@ def test_every_pixel_and_every_bad_sample_are_those_of_one_process(
     images = [png_bytes(pixels) for pixels in class_pixels(labels, 10)]
     images[7], images[433] = b"", images[433][:50]
     ref = source_ref(str(write_parquet(tmp_path / "some.parquet", labels, images)))
-    plane, skipped = load_plane(open_source(ref), 8, on_bad_sample="skip")
-    assert isinstance(plane, MemoryPlane)
+    pixel_store, skipped = load_pixel_store(open_source(ref), 8, on_bad_sample="skip")
+    assert isinstance(pixel_store, MemoryPixelStore)
     ranges = chunks_of(600, 100)
     for held in (True, False):
         found = dict(decode_spread(pool(), ref, ranges, Wanted(size_px=8, held=held), keep=0))
@@ -141,7 +141,7 @@ def test_every_pixel_and_every_bad_sample_are_those_of_one_process(
         assert sorted(bad.id for _, failed in found.values() for bad in failed) == skipped.tolist() == [7, 433]
         for place, (pixels, _) in found.items():
             assert (pixels is None) is not held
-            assert pixels is None or np.array_equal(pixels, plane.pixels_NHWC[slice(*ranges[place])])
+            assert pixels is None or np.array_equal(pixels, pixel_store.pixels_NHWC[slice(*ranges[place])])
 
 
 def test_what_memory_does_not_hold_is_decoded_into_files_once(mixed: object, tmp_path: Path) -> None:

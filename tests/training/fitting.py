@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from unseen_ray.config.recipe import Recipe
-from unseen_ray.data.images.loading import load_plane
+from unseen_ray.data.images.loading import load_pixel_store
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics
@@ -35,13 +35,13 @@ def prepare(
 ) -> tuple[nn.Module, BatchLoader, FitPlan, Checkpoints | None]:
     """A fresh model of the first 600 digits, with checkpoints in `folder` if there is one."""
     source = open_source(source_ref("digits"))
-    plane, _ = load_plane(source, 8)
+    pixel_store, _ = load_pixel_store(source, 8)
     ids = np.arange(600)
     plan = FitPlan(ids_M=ids, labels_M=source.info.labels_N[ids], num_classes=10, recipe=recipe, seed=5)
     torch.manual_seed(5)
     model = net().to(device).to(memory_format=torch.channels_last)
     checkpoints = None if folder is None else Checkpoints(Folder(str(folder)), "a" * 64, beside=device.type == "cuda")
-    return model, BatchLoader(hold_pixels(plane, device), measure(plane, ids)), plan, checkpoints
+    return model, BatchLoader(hold_pixels(pixel_store, device), measure(pixel_store, ids)), plan, checkpoints
 
 
 def train(

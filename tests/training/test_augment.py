@@ -8,7 +8,7 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from unseen_ray.config.recipe import Recipe
-from unseen_ray.data.images.pixel_store import MemoryPlane
+from unseen_ray.data.images.pixel_store import MemoryPixelStore
 from unseen_ray.training.loop.augment import Draws, draw, resize_crops
 from unseen_ray.training.loop.batches import BatchLoader, Normalisation, Pixels, WorkerShare, hold_pixels
 
@@ -23,7 +23,7 @@ def images(count: int, size_px: int) -> np.ndarray:
 
 def epoch(pixels: Pixels, augment: str, *, batch: int, **fields: object) -> torch.Tensor:
     """All inputs of an epoch as (M, S, S, 3), the labels being the ids."""
-    count = len(pixels.plane.images(np.arange(24)))
+    count = len(pixels.pixel_store.images(np.arange(24)))
     recipe = Recipe(augment=augment, **fields)  # type: ignore[arg-type]
     ids = np.arange(count)
     batches = BatchLoader(pixels, RAW).epoch(
@@ -64,14 +64,14 @@ def one_by_one(stack: np.ndarray, augment: str, pad: str = "reflect") -> torch.T
 @pytest.mark.parametrize("augment", ["none", "flip", "crop", "crop_flip", "crop_flip_cutout"])
 def test_batches_equal_images_changed_one_by_one(augment: str, size_px: int) -> None:
     stack = images(24, size_px)
-    given = epoch(hold_pixels(MemoryPlane(stack), CPU), augment, batch=8)
+    given = epoch(hold_pixels(MemoryPixelStore(stack), CPU), augment, batch=8)
     assert torch.equal(given, one_by_one(stack, augment))
 
 
 def test_zeros_lie_beyond_the_border_where_they_are_asked_for() -> None:
     stack = images(24, 32)
     for augment in ("crop", "crop_flip"):
-        given = epoch(hold_pixels(MemoryPlane(stack), CPU), augment, batch=8, pad="zeros")
+        given = epoch(hold_pixels(MemoryPixelStore(stack), CPU), augment, batch=8, pad="zeros")
         assert torch.equal(given, one_by_one(stack, augment, "constant"))
 
 
@@ -80,7 +80,7 @@ def test_resized_crops_equal_those_of_torchvision(out_px: int) -> None:
     stack = images(24, 48)
     order, draws = drawn("resized_crop_flip", 48)
     assert draws.box_M4 is not None
-    given = epoch(hold_pixels(MemoryPlane(stack), CPU), "resized_crop_flip", batch=8, train_px=out_px)
+    given = epoch(hold_pixels(MemoryPixelStore(stack), CPU), "resized_crop_flip", batch=8, train_px=out_px)
     for place, number in enumerate(order):
         image = torch.from_numpy(stack[number]).permute(2, 0, 1).float()
         box = [int(value) for value in draws.box_M4[place]]
@@ -113,7 +113,7 @@ def test_a_whole_box_changes_nothing() -> None:
 
 @pytest.mark.parametrize("augment", ["none", "crop_flip", "resized_crop_flip"])
 def test_shares_of_a_batch_add_up_to_it(augment: str) -> None:
-    pixels = hold_pixels(MemoryPlane(images(24, 16)), CPU)
+    pixels = hold_pixels(MemoryPixelStore(images(24, 16)), CPU)
     ids = np.arange(24)
 
     def batches(shard: WorkerShare) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -129,11 +129,11 @@ def test_shares_of_a_batch_add_up_to_it(augment: str) -> None:
 
 
 def test_pixels_that_are_not_held_give_the_same_batches() -> None:
-    plane = MemoryPlane(images(24, 16))
+    pixel_store = MemoryPixelStore(images(24, 16))
     for augment in ("crop_flip_cutout", "resized_crop_flip"):
         held, asked = (
-            epoch(hold_pixels(plane, CPU), augment, batch=8),
-            epoch(Pixels(plane, CPU, None), augment, batch=8),
+            epoch(hold_pixels(pixel_store, CPU), augment, batch=8),
+            epoch(Pixels(pixel_store, CPU, None), augment, batch=8),
         )
         assert torch.equal(held, asked)
 
@@ -141,7 +141,7 @@ def test_pixels_that_are_not_held_give_the_same_batches() -> None:
 def test_pixels_in_memory_are_not_copied() -> None:
     stack = images(4, 8)
     stack.flags.writeable = False
-    held = hold_pixels(MemoryPlane(stack), CPU).all_NHWC
+    held = hold_pixels(MemoryPixelStore(stack), CPU).all_NHWC
     assert held is not None
     assert held.data_ptr() == stack.ctypes.data
 

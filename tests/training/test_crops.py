@@ -17,7 +17,7 @@ from tests.training.fitting import CPU
 from unseen_ray.config.crops import CropSizes
 from unseen_ray.config.named_recipes import RECIPES, recipe_name
 from unseen_ray.config.recipe import Recipe
-from unseen_ray.data.images.pixel_store import MemoryPlane
+from unseen_ray.data.images.pixel_store import MemoryPixelStore
 from unseen_ray.errors import ConfigError
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics
@@ -47,14 +47,14 @@ def train(
 ) -> tuple[dict[str, torch.Tensor], list[int], list[int]]:
     """Weights, the side of every batch that went into the model, and the epochs told of."""
     labels = np.arange(128) % 4
-    plane = MemoryPlane(class_pixels(labels, 24))
+    pixel_store = MemoryPixelStore(class_pixels(labels, 24))
     sides: list[int] = []
     with numerics(1, False, CPU):
         torch.manual_seed(3)
         model = small_cnn(4, width=8).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.register_forward_pre_hook(lambda _, args: sides.append(args[0].shape[-1]))
         plan = FitPlan(ids_M=np.arange(128), labels_M=labels, num_classes=4, recipe=given, seed=5)
-        feed = BatchLoader(hold_pixels(plane, CPU), measure(plane, plan.ids_M))
+        feed = BatchLoader(hold_pixels(pixel_store, CPU), measure(pixel_store, plan.ids_M))
         checkpoints = None if folder is None else _EveryEpoch(Folder(str(folder)), "b" * 64)
         told = [stats.epoch for stats in itertools.islice(fit(model, feed, plan, checkpoints), stop_after)]
     return model.state_dict(), sides, told

@@ -10,7 +10,7 @@ import torch
 
 from tests.training.fitting import recipe, train
 from unseen_ray.config.recipe import Recipe
-from unseen_ray.data.images.pixel_store import MemoryPlane
+from unseen_ray.data.images.pixel_store import MemoryPixelStore
 from unseen_ray.training.loop.batches import BatchLoader, Normalisation, Pixels, WorkerShare, hold_pixels
 
 pytestmark = [
@@ -23,18 +23,22 @@ GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 @pytest.mark.parametrize("augment", ["none", "crop_flip", "crop_flip_cutout", "resized_crop_flip"])
 def test_batches_are_those_of_the_cpu(augment: str) -> None:
     images = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), np.uint8)
-    plane, ids, norm = MemoryPlane(images), np.arange(24), Normalisation((100.0, 110.0, 120.0), (50.0, 60.0, 70.0))
+    pixel_store, ids, norm = (
+        MemoryPixelStore(images),
+        np.arange(24),
+        Normalisation((100.0, 110.0, 120.0), (50.0, 60.0, 70.0)),
+    )
 
     def epoch(pixels: Pixels) -> torch.Tensor:
         feed, rng = BatchLoader(pixels, norm), np.random.default_rng(1)
         batches = feed.epoch(ids, ids, Recipe(augment=augment), shape=(3, 8), rng=rng, shard=WorkerShare())  # type: ignore[arg-type]
         return torch.cat([inputs for inputs, _ in batches]).cpu()
 
-    held = hold_pixels(plane, GPU)
+    held = hold_pixels(pixel_store, GPU)
     assert held.all_NHWC is not None
     assert held.all_NHWC.dtype == torch.uint8
-    for pixels in (held, Pixels(plane, GPU, None)):
-        torch.testing.assert_close(epoch(pixels), epoch(hold_pixels(plane, CPU)), atol=1e-2, rtol=0)
+    for pixels in (held, Pixels(pixel_store, GPU, None)):
+        torch.testing.assert_close(epoch(pixels), epoch(hold_pixels(pixel_store, CPU)), atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from unseen_ray.config.recipe import Recipe
-from unseen_ray.data.images.loading import load_plane
+from unseen_ray.data.images.loading import load_pixel_store
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics
@@ -45,13 +45,13 @@ def weights_of(
 ) -> dict[str, torch.Tensor]:
     """Of a net that was trained on digits."""
     source = open_source(source_ref("digits"))
-    plane, _ = load_plane(source, 8)
+    pixel_store, _ = load_pixel_store(source, 8)
     ids = np.arange(256)
     plan = FitPlan(ids_M=ids, labels_M=source.info.labels_N[ids], num_classes=10, recipe=RECIPE, seed=5, shard=shard)
     torch.manual_seed(5)
     model = make()
     with numerics(1, False, CPU):
-        for _ in fit(model, BatchLoader(hold_pixels(plane, CPU), measure(plane, ids)), plan, checkpoints):
+        for _ in fit(model, BatchLoader(hold_pixels(pixel_store, CPU), measure(pixel_store, ids)), plan, checkpoints):
             pass
     if checkpoints is not None:
         checkpoints.flush()

@@ -83,22 +83,22 @@ def test_batches_that_were_done_are_not_fetched_again(tmp_path: Path, monkeypatc
     asked: list[int] = []
     with numerics(1, False, CPU):
         model, feed, plan, checkpoints = prepare(tmp_path, recipe(EPOCHS), CPU)
-        plane = feed.pixels.plane
-        beyond = BatchLoader(type(feed.pixels)(Noting(plane, asked), CPU, None), feed.norm)
+        pixel_store = feed.pixels.pixel_store
+        beyond = BatchLoader(type(feed.pixels)(Noting(pixel_store, asked), CPU, None), feed.norm)
         list(fit(model, beyond, plan, checkpoints))
     assert len(asked) == 64 * (STEPS - 4 + STEPS)
 
 
 class Noting:
-    """A plane that notes how many images were asked for."""
+    """A pixel store that notes how many images were asked for."""
 
-    def __init__(self, plane: Any, asked: list[int]) -> None:
-        self._plane, self._asked = plane, asked
-        self.size_px = plane.size_px
+    def __init__(self, pixel_store: Any, asked: list[int]) -> None:
+        self._pixel_store, self._asked = pixel_store, asked
+        self.size_px = pixel_store.size_px
 
     def images(self, ids_B: Any) -> Any:
         self._asked += ids_B.tolist()
-        return self._plane.images(ids_B)
+        return self._pixel_store.images(ids_B)
 
 
 def heads(out: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from unseen_ray.plugins import jsonable
 from unseen_ray.runs.evaluation_file import known_results, store_results, stored_tables, with_table
 from unseen_ray.runs.layout import CHECKPOINTS
 from unseen_ray.runs.manifest_entries import Receipt
-from unseen_ray.runs.result_cache import WorkCache, once
+from unseen_ray.runs.result_cache import ResultCache, once
 from unseen_ray.runs.run import clear_checkpoints, clear_pixels
 from unseen_ray.runs.tasks import EvalResult, Job, Progress, make_job
 from unseen_ray.storage.filesystem import Folder
@@ -82,7 +82,7 @@ def train_and_measure(
     executor: Executor,
     on_event: Observer,
     on_holdout: bool = False,
-    cache: WorkCache | None = None,
+    cache: ResultCache | None = None,
 ) -> Evaluation:
     """Train and measure every arm with every seed; results that `config.out` already holds are reused.
 
@@ -185,7 +185,7 @@ def _train(
     executor: Executor,
     on_event: Observer,
     lock: RunLock,
-    cache: WorkCache | None,
+    cache: ResultCache | None,
 ) -> dict[str, EvalResult]:
     """Results by key: those that the folder already holds, and those of the remaining trainings."""
     stored, tables = known_results(folder), stored_tables(folder)

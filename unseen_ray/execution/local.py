@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from unseen_ray.data.images.loading import load_plane
+from unseen_ray.data.images.loading import load_pixel_store
 from unseen_ray.errors import FoldFailedError, UnseenError
 from unseen_ray.pruning.executor import ExecutorSetup, Observer
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
@@ -38,7 +38,7 @@ class LocalExecutor:
         """Decode the pixels, find bad samples, resolve the precision."""
         wants_gpu = job.config.gpus_per_fold is None or job.config.gpus_per_fold > 0
         device = torch.device("cuda", 0) if wants_gpu and torch.cuda.is_available() else torch.device("cpu")
-        plane, skipped = load_plane(
+        pixel_store, skipped = load_pixel_store(
             source,
             job.size_px,
             on_bad_sample=job.config.on_bad_sample,
@@ -57,7 +57,7 @@ class LocalExecutor:
         runner = TaskRunner(
             job=prepared.job,
             labels_N=source.info.labels_N,
-            plane=plane,
+            pixel_store=pixel_store,
             source=lambda: source,
             device=device_name(device),
         )

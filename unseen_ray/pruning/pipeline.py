@@ -34,7 +34,7 @@ from unseen_ray.runs.manifest_entries import (
     stage_entry,
     with_population,
 )
-from unseen_ray.runs.result_cache import WorkCache
+from unseen_ray.runs.result_cache import ResultCache
 from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels, open_run
 from unseen_ray.runs.tasks import EvalResult, Job, Progress, make_job
 from unseen_ray.storage.tables import parts_of
@@ -59,7 +59,7 @@ def run_pipeline(
     *,
     executor: Executor,
     on_event: Observer,
-    cache: WorkCache | None = None,
+    cache: ResultCache | None = None,
     on_stage: StageObserver | None = None,
     checked: bool = False,
     fresh: bool = False,
@@ -138,7 +138,7 @@ def _prune(
     source: Source,
     executor: Executor,
     on_event: Observer,
-    cache: WorkCache | None,
+    cache: ResultCache | None,
     on_stage: StageObserver | None,
 ) -> Run:
     began = time.monotonic()

@@ -9,7 +9,7 @@ from unseen_ray.core.samples.population import Population
 from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.pruning.executor import Executor, Observer
 from unseen_ray.runs.manifest_entries import Receipt
-from unseen_ray.runs.result_cache import WorkCache, once
+from unseen_ray.runs.result_cache import ResultCache, once
 from unseen_ray.runs.run import Run
 from unseen_ray.runs.tasks import EvalResult, Job, Progress
 from unseen_ray.runs.votes import borrow_votes, find_receipt
@@ -36,7 +36,7 @@ class StageWork:
     population: Population
     executor: Executor
     on_event: Observer
-    cache: WorkCache | None = None
+    cache: ResultCache | None = None
 
     def receipts(self, tasks: list[ScoreTask]) -> list[Receipt]:
         """Receipts in the order of the tasks; work that is on storage already is not done again."""

@@ -15,7 +15,7 @@ from unseen_ray.runs.votes import borrow_votes, find_receipt
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json, without_nan
 from unseen_ray.storage.filesystem import Folder
 
-__all__ = ["ClaimBook", "TaskClaims", "WorkCache", "once"]
+__all__ = ["ClaimBook", "ResultCache", "TaskClaims", "once"]
 
 _SILENCE_S = 60.0
 _BEAT_S = 10.0
@@ -83,7 +83,7 @@ class ClaimBook:
         return time.monotonic() - self._heard[owner] < self.silence_s
 
 
-class WorkCache:
+class ResultCache:
     """One run's view of the work that it shares with others. Use as a context, in which it says that it lives.
 
     Args:
@@ -96,7 +96,7 @@ class WorkCache:
         self._root, self._owner, self._claims = Folder(root), owner, claims
         self._over = threading.Event()
 
-    def __enter__(self) -> WorkCache:
+    def __enter__(self) -> ResultCache:
         threading.Thread(target=self._beat, daemon=True, name="shelf").start()
         return self
 
@@ -146,7 +146,7 @@ def once(
     *,
     known: Callable[[Task], Result | None],
     do: Callable[[list[Task]], list[Result]],
-    cache: WorkCache,
+    cache: ResultCache,
     rest: Callable[[], None],
 ) -> list[Result]:
     """Have each task done once among all that share a shelf; returns the results in no certain order.

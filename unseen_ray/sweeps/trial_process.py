@@ -23,7 +23,7 @@ from unseen_ray.pruning.pipeline import run_pipeline
 from unseen_ray.runs.evaluation_file import known_results
 from unseen_ray.runs.layout import CORESET, vote_file
 from unseen_ray.runs.manifest_entries import Receipt, StageEntry
-from unseen_ray.runs.result_cache import WorkCache
+from unseen_ray.runs.result_cache import ResultCache
 from unseen_ray.runs.run import Run
 from unseen_ray.runs.tasks import EvalResult, Progress
 from unseen_ray.runs.votes import read_key
@@ -79,7 +79,7 @@ def run_trial(config: dict[str, Any], *, context: SweepContext) -> None:
     try:
         trial = trial_of(context.sweep, knobs, context.keeping)
         owner = tune.get_context().get_trial_id()
-        with WorkCache(folder.path(CACHE), owner, _Claims(context.claims)) as cache:
+        with ResultCache(folder.path(CACHE), owner, _Claims(context.claims)) as cache:
             # An open search may propose one configuration twice at a time: the second trial waits for the first one's record.
             while not cache.claim([trial.name]):
                 time.sleep(_PAUSE_S)
@@ -109,7 +109,7 @@ class _Outcome:
 class _Trial:
     """The runs of one configuration, one after the other."""
 
-    def __init__(self, context: SweepContext, trial: Trial, cache: WorkCache, began: float) -> None:
+    def __init__(self, context: SweepContext, trial: Trial, cache: ResultCache, began: float) -> None:
         self._context, self._trial, self._cache, self._began = context, trial, cache, began
         self._root = Folder(context.root)
 

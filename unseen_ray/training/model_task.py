@@ -17,7 +17,7 @@ from torch import nn
 
 from unseen_ray.config.models import model_builder
 from unseen_ray.core.seeds import digest_ids, fit_seed, torch_seed_for
-from unseen_ray.data.images.loading import load_plane
+from unseen_ray.data.images.loading import load_pixel_store
 from unseen_ray.data.sources.registry import open_source
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import name_of, plug_of
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from unseen_ray.core.arrays import IdArray, IntArray
     from unseen_ray.core.predictions import Predictions
     from unseen_ray.core.tasks import EvalTask, ScoreTask
-    from unseen_ray.data.images.pixel_store import Plane
+    from unseen_ray.data.images.pixel_store import PixelStore
     from unseen_ray.training.task_runner import TaskRunner
     from unseen_ray.training.vote_buffer import VoteBuffer
 
@@ -48,9 +48,9 @@ __all__ = ["ModelTask", "TestSet", "build_model", "open_test"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TestSet:
-    """What `evaluate` measures on: ids of a plane, and their classes."""
+    """What `evaluate` measures on: ids of a pixel store, and their classes."""
 
-    plane: Plane
+    pixel_store: PixelStore
     ids_M: IdArray
     labels_M: IntArray
 
@@ -147,7 +147,7 @@ class ModelTask:
             fitting = self._fit(train_ids, task, WorkerShare())
             for stats in self._train(fitting, task):
                 yield self.runner.trained(task, len(train_ids), stats)
-            loader = BatchLoader(self._pixels_of(test.plane), fitting.loader.norm)
+            loader = BatchLoader(self._pixels_of(test.pixel_store), fitting.loader.norm)
             done = 0
             for predictions in predict(fitting.model, loader, test.ids_M, fitting.plan.recipe):
                 stop = done + len(predictions.ids_B)
@@ -231,15 +231,15 @@ class ModelTask:
             seed=seed,
             shard=shard,
         )
-        loader = BatchLoader(self._pixels_of(runner.plane), measure(runner.plane, train_ids))
+        loader = BatchLoader(self._pixels_of(runner.pixel_store), measure(runner.pixel_store, train_ids))
         return _Fit(model=model, loader=loader, plan=plan, checkpoints=self._checkpoints(task))
 
-    def _pixels_of(self, plane: Plane) -> Pixels:
-        """A plane's pixels on the device, copied there once for all tasks."""
+    def _pixels_of(self, pixel_store: PixelStore) -> Pixels:
+        """The pixels of a store on the device, copied there once for all tasks."""
         for pixels in self._pixels:
-            if pixels.plane is plane:
+            if pixels.pixel_store is pixel_store:
                 return pixels
-        self._pixels.append(hold_pixels(plane, self.device))
+        self._pixels.append(hold_pixels(pixel_store, self.device))
         return self._pixels[-1]
 
     def _checkpoints(self, task: ScoreTask | EvalTask) -> Checkpoints:
@@ -257,10 +257,10 @@ def open_test(runner: TaskRunner) -> TestSet:
     job = runner.job
     if job.test is None:
         ids = runner.population.holdout_ids
-        return TestSet(runner.plane, ids, runner.labels_N[ids].astype(np.int64))
+        return TestSet(runner.pixel_store, ids, runner.labels_N[ids].astype(np.int64))
     source = open_source(job.test)
-    plane, _ = load_plane(source, job.size_px)
-    return TestSet(plane, np.arange(len(source.info), dtype=np.int64), source.info.labels_N.astype(np.int64))
+    pixel_store, _ = load_pixel_store(source, job.size_px)
+    return TestSet(pixel_store, np.arange(len(source.info), dtype=np.int64), source.info.labels_N.astype(np.int64))
 
 
 def build_model(value: Any, num_classes: int) -> nn.Module:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unseen_ray.core.arrays import FloatArray, LabelArray
     from unseen_ray.core.predictions import Predictions
     from unseen_ray.core.samples.population import Population
-    from unseen_ray.data.images.pixel_store import Plane
+    from unseen_ray.data.images.pixel_store import PixelStore
     from unseen_ray.data.sources.info import Source
     from unseen_ray.training.loop.epochs import EpochStats
 
@@ -38,14 +38,14 @@ class TaskRunner:
     Args:
         job: what the tasks share.
         labels_N: labels of all rows of the source.
-        plane: its pixels.
+        pixel_store: its pixels.
         source: opens the source, for a user's own training.
         device: where tasks run: the model of a GPU, or `cpu`.
     """
 
     job: Job
     labels_N: LabelArray
-    plane: Plane
+    pixel_store: PixelStore
     source: Callable[[], Source]
     device: str
     population: Population = field(init=False)

@@ -21,7 +21,7 @@ from unseen_ray.storage.filesystem import Folder, filesystem_of
 
 if TYPE_CHECKING:
     from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, LabelArray
-    from unseen_ray.data.images.pixel_store import Plane
+    from unseen_ray.data.images.pixel_store import PixelStore
     from unseen_ray.data.sources.registry import Source
     from unseen_ray.training.task_runner import ScoringTask
 
@@ -59,20 +59,20 @@ class FitTask:
 class FitSamples:
     """The source as a user's `fit` sees it; ids are row numbers of the source."""
 
-    def __init__(self, plane: Plane, labels_N: LabelArray, source: Callable[[], Source]) -> None:
-        self._labels, self._plane, self._source = labels_N, plane, source
+    def __init__(self, pixel_store: PixelStore, labels_N: LabelArray, source: Callable[[], Source]) -> None:
+        self._labels, self._pixel_store, self._source = labels_N, pixel_store, source
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
         """(H, W, 3) uint8."""
-        image: NDArray[np.uint8] = self._plane.images(np.array([number], np.int64))[0]
+        image: NDArray[np.uint8] = self._pixel_store.images(np.array([number], np.int64))[0]
         return image
 
     def images(self, ids: IdArray) -> NDArray[np.uint8]:
         """(M, H, W, 3) uint8 of many ids at once."""
-        return self._plane.images(np.asarray(ids, np.int64))
+        return self._pixel_store.images(np.asarray(ids, np.int64))
 
     @functools.cached_property
     def labels(self) -> IntArray:
@@ -110,7 +110,7 @@ def user_predictions(scoring: ScoringTask) -> Iterator[Predictions]:
             threads=config.threads,
             checkpoint_dir=_checkpoint_dir(job.out, scoring.key, scratch),
         )
-        yielded = function(fit_task, source=FitSamples(runner.plane, runner.labels_N, runner.source))
+        yielded = function(fit_task, source=FitSamples(runner.pixel_store, runner.labels_N, runner.source))
         if not hasattr(yielded, "__iter__"):
             raise FitError(f"fit {name} returned a {type(yielded).__name__}; it must yield (ids, log_probs) pairs.")
         for pair in yielded:

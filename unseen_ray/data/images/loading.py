@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.images.memory import PIXEL_MEMORY_GB, fits_in_memory
-from unseen_ray.data.images.pixel_files import FilePlane, PixelFiles, write_file
+from unseen_ray.data.images.pixel_files import FilePixelStore, PixelFiles, write_file
 from unseen_ray.data.images.pixel_store import (
     BadSample,
-    LazyPlane,
-    MemoryPlane,
-    Plane,
+    LazyPixelStore,
+    MemoryPixelStore,
+    PixelStore,
     bad_sample_error,
     chunks_of,
     decode_range,
 )
 from unseen_ray.data.sources.info import Source
 
-__all__ = ["Held", "load_plane", "plane_of", "settle_bad"]
+__all__ = ["Held", "load_pixel_store", "pixel_store_of", "settle_bad"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +32,14 @@ Held = NDArray[np.uint8] | PixelFiles | None
 """All pixels, the files that they are in, or neither: images are decoded when they are read."""
 
 
-def load_plane(
+def load_pixel_store(
     source: Source,
     size_px: int,
     *,
     on_bad_sample: str = "error",
     memory_gb: float = PIXEL_MEMORY_GB,
     files: PixelFiles | None = None,
-) -> tuple[Plane, IdArray]:
+) -> tuple[PixelStore, IdArray]:
     """The pixels of a source, decoded once where they fit in memory or files hold them.
 
     Args:
@@ -50,7 +50,7 @@ def load_plane(
         files: where to keep more than that; None to decode them whenever they are read.
 
     Returns:
-        The plane, and the ids of samples that cannot be decoded.
+        The pixel store, and the ids of samples that cannot be decoded.
 
     Raises:
         BadSampleError: if there is such a sample and it is not to be skipped.
@@ -60,25 +60,25 @@ def load_plane(
     if files is not None:
         for start, _ in files.ranges():
             bad += write_file(files, source, start)
-        return FilePlane(files), settle_bad(bad, on_bad_sample)
+        return FilePixelStore(files), settle_bad(bad, on_bad_sample)
     held = fits_in_memory(total, size_px, memory_gb)
     if not held and on_bad_sample == "error":
-        return LazyPlane(source, size_px), np.empty(0, np.int64)
+        return LazyPixelStore(source, size_px), np.empty(0, np.int64)
     pixels = np.empty((total, size_px, size_px, 3), np.uint8) if held else None
     for start, stop in chunks_of(total):
         chunk, failed = decode_range(source, np.arange(start, stop), size_px)
         bad += failed
         if pixels is not None:
             pixels[start:stop] = chunk
-    plane = LazyPlane(source, size_px) if pixels is None else MemoryPlane(pixels)
-    return plane, settle_bad(bad, on_bad_sample)
+    pixel_store = LazyPixelStore(source, size_px) if pixels is None else MemoryPixelStore(pixels)
+    return pixel_store, settle_bad(bad, on_bad_sample)
 
 
-def plane_of(held: Held, source: Callable[[], Source], size_px: int) -> Plane:
-    """The plane over what is held of a source's pixels; the source is opened where nothing is."""
+def pixel_store_of(held: Held, source: Callable[[], Source], size_px: int) -> PixelStore:
+    """The pixel store over what is held of a source's pixels; the source is opened where nothing is."""
     if held is None:
-        return LazyPlane(source(), size_px)
-    return FilePlane(held) if isinstance(held, PixelFiles) else MemoryPlane(held)
+        return LazyPixelStore(source(), size_px)
+    return FilePixelStore(held) if isinstance(held, PixelFiles) else MemoryPixelStore(held)
 
 
 def settle_bad(bad: list[BadSample], on_bad_sample: str) -> IdArray:

@@ -24,7 +24,7 @@ from unseen_ray.data.sources.info import Source
 from unseen_ray.errors import StorageError
 from unseen_ray.storage.filesystem import Folder, filesystem_of
 
-__all__ = ["FilePlane", "PixelFiles", "write_file"]
+__all__ = ["FilePixelStore", "PixelFiles", "write_file"]
 
 _FILE_BYTES = 64 << 20
 _LEAST_FILES = 8  # so that a smaller set is decoded by several workers, too
@@ -114,7 +114,7 @@ def write_file(files: PixelFiles, source: Source, start: int) -> list[BadSample]
 
 
 @dataclass(slots=True, eq=False)
-class FilePlane:
+class FilePixelStore:
     """Pixels read from files as they are asked for; a read takes no more memory than what it returns."""
 
     files: PixelFiles

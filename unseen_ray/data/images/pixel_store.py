@@ -21,9 +21,9 @@ from unseen_ray.errors import BadSampleError
 
 __all__ = [
     "BadSample",
-    "LazyPlane",
-    "MemoryPlane",
-    "Plane",
+    "LazyPixelStore",
+    "MemoryPixelStore",
+    "PixelStore",
     "bad_sample_error",
     "chunks_of",
     "decode_range",
@@ -35,7 +35,7 @@ _SLICE = 16  # images that one thread takes at a time
 _MOST_THREADS = 4  # others decode beside this process
 
 
-class Plane(Protocol):
+class PixelStore(Protocol):
     """Pixels by id."""
 
     @property
@@ -58,7 +58,7 @@ class BadSample:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MemoryPlane:
+class MemoryPixelStore:
     """All pixels as one (N, H, W, 3) uint8 array, which may be shared between processes and read-only."""
 
     pixels_NHWC: NDArray[np.uint8]
@@ -74,7 +74,7 @@ class MemoryPlane:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LazyPlane:
+class LazyPixelStore:
     """Images decoded when they are asked for; for sets that do not fit in memory."""
 
     source: Source

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unseen_ray.core.arrays import IdArray
 
 if TYPE_CHECKING:
-    from unseen_ray.data.images.pixel_store import Plane
+    from unseen_ray.data.images.pixel_store import PixelStore
 
 __all__ = ["fetched_ahead"]
 
@@ -23,11 +23,11 @@ _MOST_AHEAD = 8
 _THREADS = 2
 
 
-def fetched_ahead(plane: Plane, batches: Sequence[IdArray]) -> Iterator[NDArray[np.uint8]]:
+def fetched_ahead(pixel_store: PixelStore, batches: Sequence[IdArray]) -> Iterator[NDArray[np.uint8]]:
     """Images of one batch of ids after the other.
 
     Args:
-        plane: where they come from; it is read by several threads at once.
+        pixel_store: where they come from; it is read by several threads at once.
         batches: (B,) ids each; the first is the largest.
 
     Yields:
@@ -35,15 +35,17 @@ def fetched_ahead(plane: Plane, batches: Sequence[IdArray]) -> Iterator[NDArray[
     """
     if not batches:
         return
-    batch_bytes = len(batches[0]) * plane.size_px**2 * 3
+    batch_bytes = len(batches[0]) * pixel_store.size_px**2 * 3
     depth = max(1, min(_MOST_AHEAD, _WAITING_BYTES // max(batch_bytes, 1)))
     left = iter(batches)
     with ThreadPoolExecutor(min(_THREADS, depth), thread_name_prefix="fetch") as pool:
-        coming: deque[Future[NDArray[np.uint8]]] = deque(pool.submit(plane.images, ids) for ids in islice(left, depth))
+        coming: deque[Future[NDArray[np.uint8]]] = deque(
+            pool.submit(pixel_store.images, ids) for ids in islice(left, depth)
+        )
         try:
             while coming:
                 images = coming.popleft().result()
-                coming.extend(pool.submit(plane.images, ids) for ids in islice(left, 1))
+                coming.extend(pool.submit(pixel_store.images, ids) for ids in islice(left, 1))
                 yield images
         finally:
             for future in coming:

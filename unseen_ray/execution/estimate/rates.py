@@ -21,7 +21,7 @@ from torch import Tensor
 
 from unseen_ray.core.seeds import rng_for, torch_seed_for
 from unseen_ray.data.images.decode import UndecodableError, to_pixels
-from unseen_ray.data.images.pixel_store import MemoryPlane
+from unseen_ray.data.images.pixel_store import MemoryPixelStore
 from unseen_ray.errors import DataError
 from unseen_ray.training.hardware import device_name, numerics, resolve_precision, seed_generators
 from unseen_ray.training.loop.batches import BatchLoader, WorkerShare, hold_pixels, measure
@@ -91,8 +91,8 @@ def measure_rates(config: PruneConfig, source: Source) -> MeasuredRates:
         seed_generators(torch_seed_for(config.seed), device)
         model = build_model(config.model, source.info.num_classes)
         model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        plane = MemoryPlane(pixels)
-        loader = BatchLoader(hold_pixels(plane, device), measure(plane, places))
+        pixel_store = MemoryPixelStore(pixels)
+        loader = BatchLoader(hold_pixels(pixel_store, device), measure(pixel_store, places))
         trainer = Trainer(model, recipe, num_classes=source.info.num_classes, device=device, replicas=1)
         training = _training_rate(trainer, loader, labels, recipe)
         some = places[: 2 * batch]

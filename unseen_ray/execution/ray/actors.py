@@ -6,9 +6,9 @@ import platform
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from unseen_ray.data.images.loading import Held, plane_of
+from unseen_ray.data.images.loading import Held, pixel_store_of
 from unseen_ray.data.images.pixel_files import PixelFiles, write_file
-from unseen_ray.data.images.pixel_store import BadSample, Plane, decode_range
+from unseen_ray.data.images.pixel_store import BadSample, PixelStore, decode_range
 from unseen_ray.data.sources.registry import Source, SourceRef, open_source
 from unseen_ray.errors import ConfigError
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
@@ -91,9 +91,9 @@ class FoldWorker:
 
     def _tasks_of(self, run_id: str, job: Job, labels_N: LabelArray, pixels: Held) -> Any:
         if self._tasks is None or self._tasks[0] != run_id:
-            plane = plane_of(pixels, lambda: self._open(job.source), job.size_px)
+            pixel_store = pixel_store_of(pixels, lambda: self._open(job.source), job.size_px)
             make = _model_tasks if job.config.fit is None else _user_tasks
-            self._tasks = run_id, make(job, labels_N, plane, lambda: self._open(job.source))
+            self._tasks = run_id, make(job, labels_N, pixel_store, lambda: self._open(job.source))
         return self._tasks[1]
 
     def _open(self, ref: SourceRef) -> Source:
@@ -161,17 +161,17 @@ def _without_torch(precision: Precision) -> dict[str, Any]:
     return {"precision": cpu_precision(precision), "supported": cpu_precisions(), **describe_machine("cpu")}
 
 
-def _model_tasks(job: Job, labels_N: LabelArray, plane: Plane, source: Callable[[], Source]) -> Any:
+def _model_tasks(job: Job, labels_N: LabelArray, pixel_store: PixelStore, source: Callable[[], Source]) -> Any:
     from unseen_ray.training.hardware import device_name
     from unseen_ray.training.model_task import ModelTask
     from unseen_ray.training.task_runner import TaskRunner
 
     device = device_of_actor()
-    runner = TaskRunner(job=job, labels_N=labels_N, plane=plane, source=source, device=device_name(device))
+    runner = TaskRunner(job=job, labels_N=labels_N, pixel_store=pixel_store, source=source, device=device_name(device))
     return ModelTask(runner=runner, device=device)
 
 
-def _user_tasks(job: Job, labels_N: LabelArray, plane: Plane, source: Callable[[], Source]) -> Any:
+def _user_tasks(job: Job, labels_N: LabelArray, pixel_store: PixelStore, source: Callable[[], Source]) -> Any:
     from unseen_ray.training.task_runner import TaskRunner
     from unseen_ray.training.user_task import UserTask
 
@@ -181,5 +181,6 @@ def _user_tasks(job: Job, labels_N: LabelArray, plane: Plane, source: Callable[[
 
         device, name = found, device_name(found)
     return UserTask(
-        runner=TaskRunner(job=job, labels_N=labels_N, plane=plane, source=source, device=name), device=device
+        runner=TaskRunner(job=job, labels_N=labels_N, pixel_store=pixel_store, source=source, device=name),
+        device=device,
     )

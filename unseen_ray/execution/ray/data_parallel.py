@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from unseen_ray.data.images.loading import plane_of
+from unseen_ray.data.images.loading import pixel_store_of
 from unseen_ray.data.sources.registry import open_source
 from unseen_ray.errors import FoldFailedError, UnseenError
 from unseen_ray.execution.ray.failures import Attempts, Failure
@@ -190,12 +190,12 @@ def _train_shard(config: dict[str, Any]) -> None:
     job, labels_N = ray.get([job_ref, labels_ref])
     try:
         held = None if pixels_ref is None else ray.get(pixels_ref)
-        plane = plane_of(held, lambda: open_source(job.source), job.size_px)
+        pixel_store = pixel_store_of(held, lambda: open_source(job.source), job.size_px)
         device = get_device()
         runner = TaskRunner(
             job=job,
             labels_N=labels_N,
-            plane=plane,
+            pixel_store=pixel_store,
             source=lambda: open_source(job.source),
             device=device_name(device),
         )

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from unseen_ray.data.images.loading import Held, load_plane, settle_bad
+from unseen_ray.data.images.loading import Held, load_pixel_store, settle_bad
 from unseen_ray.data.images.memory import fits_in_memory
-from unseen_ray.data.images.pixel_store import BadSample, MemoryPlane, chunks_of
+from unseen_ray.data.images.pixel_store import BadSample, MemoryPixelStore, chunks_of
 from unseen_ray.execution.ray.actor_pool import FoldPool, PoolTask
 from unseen_ray.execution.ray.capacity import check_fits, fit_request, survey
 from unseen_ray.execution.ray.connect import ray_session
@@ -208,10 +208,10 @@ class RayExecutor:
         files, held = plan_files(job, total), fits_in_memory(total, job.size_px, config.pixel_memory_gb)
         as_read = files is None and not held and config.on_bad_sample == "error"
         if total <= _DECODED_BY_DRIVER or as_read:
-            plane, skipped = load_plane(
+            pixel_store, skipped = load_pixel_store(
                 source, job.size_px, on_bad_sample=config.on_bad_sample, memory_gb=config.pixel_memory_gb, files=files
             )
-            return plane.pixels_NHWC if isinstance(plane, MemoryPlane) else files, skipped
+            return pixel_store.pixels_NHWC if isinstance(pixel_store, MemoryPixelStore) else files, skipped
         pixels = np.empty((total, job.size_px, job.size_px, 3), np.uint8) if held else None
         ranges = chunks_of(total, _CHUNK) if files is None else files.ranges()
         wanted = Wanted(size_px=job.size_px, held=held, files=files)

@@ -1,6 +1,6 @@
 """From ids to normalised batches on a device: gathered, augmented and scaled as tensors, never image by image.
 
-Shapes: N rows of a plane, M samples of an epoch, B samples of a batch, H height, W width.
+Shapes: N rows of a pixel store, M samples of an epoch, B samples of a batch, H height, W width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unseen_ray.data.images.pixel_store import MemoryPlane, Plane, chunks_of
+from unseen_ray.data.images.pixel_store import MemoryPixelStore, PixelStore, chunks_of
 from unseen_ray.data.images.prefetch import fetched_ahead
 from unseen_ray.training.loop.augment import Draws, cut_out, draw, outside, pixel_index, resize_crops
 
@@ -46,15 +46,15 @@ class WorkerShare:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pixels:
-    """The pixels of a plane as one device sees them.
+    """The pixels of a store as one device sees them.
 
     Attributes:
-        plane: where they come from.
+        pixel_store: where they come from.
         device: where batches are made.
-        all_NHWC: (N, H, W, 3) uint8 on the device where the plane is in memory and fits there, without a copy on a CPU; else None.
+        all_NHWC: (N, H, W, 3) uint8 on the device where the pixel store is in memory and fits there, without a copy on a CPU; else None.
     """
 
-    plane: Plane
+    pixel_store: PixelStore
     device: torch.device
     all_NHWC: Tensor | None
 
@@ -69,24 +69,24 @@ class Pixels:
             for part in parts:
                 yield self.all_NHWC, places_M[part]
             return
-        for images in fetched_ahead(self.plane, [ids_M[part] for part in parts]):
+        for images in fetched_ahead(self.pixel_store, [ids_M[part] for part in parts]):
             stack = torch.from_numpy(images).to(self.device, non_blocking=True)
             yield stack, torch.arange(len(images), device=self.device)
 
 
-def hold_pixels(plane: Plane, device: torch.device) -> Pixels:
-    """Bring a plane's pixels to a device, once for everything that is trained there."""
-    if not isinstance(plane, MemoryPlane):
-        return Pixels(plane, device, None)
+def hold_pixels(pixel_store: PixelStore, device: torch.device) -> Pixels:
+    """Bring the pixels of a store to a device, once for everything that is trained there."""
+    if not isinstance(pixel_store, MemoryPixelStore):
+        return Pixels(pixel_store, device, None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they are read-only in the object store, and only read
-        pixels = torch.from_numpy(plane.pixels_NHWC)
+        pixels = torch.from_numpy(pixel_store.pixels_NHWC)
     if device.type == "cuda" and pixels.nbytes > _GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return Pixels(plane, device, None)
-    return Pixels(plane, device, pixels.to(device))
+        return Pixels(pixel_store, device, None)
+    return Pixels(pixel_store, device, pixels.to(device))
 
 
-def measure(plane: Plane, train_ids: IdArray) -> Normalisation:
+def measure(pixel_store: PixelStore, train_ids: IdArray) -> Normalisation:
     """Channel statistics of the training samples alone, so that not even these come from unseen ones.
 
     From all of up to 10,000 samples, else from 10,000 spread evenly over them. Exact integer sums.
@@ -96,7 +96,7 @@ def measure(plane: Plane, train_ids: IdArray) -> Normalisation:
         ids = ids[np.linspace(0, len(ids) - 1, _MEASURED).astype(np.int64)]
     histogram = np.zeros((3, 256), np.int64)
     for start, stop in chunks_of(len(ids)):
-        images = plane.images(ids[start:stop])
+        images = pixel_store.images(ids[start:stop])
         for channel in range(3):
             histogram[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
     levels = np.arange(256)
@@ -107,7 +107,7 @@ def measure(plane: Plane, train_ids: IdArray) -> Normalisation:
 
 
 class BatchLoader:
-    """Batches of a plane for one fit.
+    """Batches of a pixel store for one fit.
 
     Args:
         pixels: where images come from.
@@ -148,7 +148,7 @@ class BatchLoader:
         Yields:
             (B, 3, H, W) float32 inputs, channels_last in memory, and (B,) int64 labels.
         """
-        device, size_px = self.pixels.device, self.pixels.plane.size_px
+        device, size_px = self.pixels.device, self.pixels.pixel_store.size_px
         steps, size = shape
         kind, crop_px = recipe.augment_at(size_px), recipe.crop_px(*progress, size_px)
         order = rng.permutation(len(ids_M))[: steps * size]

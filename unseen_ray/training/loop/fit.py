@@ -1,4 +1,4 @@
-"""Train one model over ids of a plane, an epoch at a time, from its last checkpoint on, which may be within an epoch."""
+"""Train one model over ids of a pixel store, an epoch at a time, from its last checkpoint on, which may be within an epoch."""
 
 from __future__ import annotations
 
