@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ from unseen_ray.pruning.executor import ExecutorSetup, Observer
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.pixel_cache import plan_files
-from unseen_ray.runs.tasks import EvalResult, Job, Progress
+from unseen_ray.runs.tasks import EvalResult, Job
 from unseen_ray.training.hardware import describe_hardware, device_name, resolve_precision
 from unseen_ray.training.model_task import ModelTask, open_test
 from unseen_ray.training.task_runner import TaskRunner
@@ -32,7 +33,7 @@ class LocalExecutor:
     """Does one task after the other, on the first GPU where there is one and `gpus_per_fold` is not 0."""
 
     def __init__(self) -> None:
-        self._bench: UserTask | ModelTask | None = None
+        self._worker: UserTask | ModelTask | None = None
 
     def prepare(self, job: Job, source: Source) -> ExecutorSetup:
         """Decode the pixels, find bad samples, resolve the precision."""
@@ -62,13 +63,19 @@ class LocalExecutor:
             device=device_name(device),
         )
         own = UserTask(runner=runner, device=device if device.type == "cuda" else None)
-        self._bench = ModelTask(runner=runner, device=device) if job.config.fit is None else own
+        self._worker = ModelTask(runner=runner, device=device) if job.config.fit is None else own
         return prepared
 
     def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:
         """Train and score in this process."""
-        bench = self._ready()
-        return [last for task in tasks if isinstance(last := _follow(task.name, bench.score(task), on_event), Receipt)]
+        worker, receipts = self._ready(), []
+        for task in tasks:
+            with _fold_errors(task.name):
+                for event in worker.score(task):
+                    on_event(event)
+                    if isinstance(event, Receipt):
+                        receipts.append(event)
+        return receipts
 
     def merge(self, request: MergeRequest) -> Merged:
         """Merge in this process."""
@@ -77,36 +84,35 @@ class LocalExecutor:
 
     def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
         """Train and measure in this process."""
-        bench = self._ready()
-        assert isinstance(bench, ModelTask), "what a user's own fit has trained is not evaluated"
-        test = open_test(bench.runner)
-        return [
-            last
-            for task in tasks
-            if isinstance(last := _follow(task.name, bench.evaluate(task, test), on_event), EvalResult)
-        ]
+        worker = self._ready()
+        assert isinstance(worker, ModelTask), "what a user's own fit has trained is not evaluated"
+        test, results = open_test(worker.runner), []
+        for task in tasks:
+            with _fold_errors(task.name):
+                for event in worker.evaluate(task, test):
+                    on_event(event)
+                    if isinstance(event, EvalResult):
+                        results.append(event)
+        return results
 
     def rest(self) -> None:
         """Nothing waits in one process."""
 
     def close(self) -> None:
         """Let go of the pixels."""
-        self._bench = None
+        self._worker = None
 
     def _ready(self) -> UserTask | ModelTask:
-        assert self._bench is not None, "prepare comes first"
-        return self._bench
+        assert self._worker is not None, "prepare comes first"
+        return self._worker
 
 
-def _follow(
-    name: str, events: Iterable[Progress | Receipt | EvalResult], on_event: Observer
-) -> Progress | Receipt | EvalResult | None:
-    last: Progress | Receipt | EvalResult | None = None
+@contextlib.contextmanager
+def _fold_errors(name: str) -> Iterator[None]:
+    """Within, what the code of a task's model, score or `fit` raises becomes a FoldFailedError, as it does on a cluster."""
     try:
-        for last in events:
-            on_event(last)
+        yield
     except UnseenError:
         raise
     except Exception as error:
         raise FoldFailedError(name, 1, f"its own code raised an error:\n{traceback.format_exc().strip()}") from error
-    return last

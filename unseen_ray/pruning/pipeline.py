@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,27 +16,21 @@ from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.data.sources.registry import Source, SourceInfo, open_source, source_ref
 from unseen_ray.plugins import is_target
-from unseen_ray.pruning.coreset_builder import CoresetBuilder, clear_stages
+from unseen_ray.pruning.coreset_builder import clear_stages
 from unseen_ray.pruning.executor import Executor, Observer
-from unseen_ray.pruning.merge import merge_request, scores_of
-from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of
-from unseen_ray.pruning.stage import StageWork
+from unseen_ray.pruning.plan import plan_run
+from unseen_ray.pruning.stage import StageRunner
 from unseen_ray.pruning.validate import check_functions, check_lenders, check_replaced, check_test
-from unseen_ray.pruning.warnings import warn_of_chance
 from unseen_ray.runs.layout import FEATURES, probs_file, stage_coreset
 from unseen_ray.runs.manifest_entries import (
-    Cost,
-    Receipt,
     StageEntry,
-    StageSummary,
     cost_of,
     source_entry,
-    stage_entry,
     with_population,
 )
 from unseen_ray.runs.result_cache import ResultCache
 from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels, open_run
-from unseen_ray.runs.tasks import EvalResult, Job, Progress, make_job
+from unseen_ray.runs.tasks import Job, make_job
 from unseen_ray.storage.tables import parts_of
 
 if TYPE_CHECKING:
@@ -69,34 +63,33 @@ def run_pipeline(
 
     Args:
         config: the run.
-        executor: where the work is done.
-        on_event: is told of progress and of finished tasks.
-        shelf: work that is shared with runs at work beside this one.
-        on_stage: is told before each later stage what the stages before it were, and which ids they kept.
-        checked: whether somebody has called `check` with this configuration before.
-        fresh: whether the run that `out` holds gives way to this one, once nothing speaks against this one any more.
-        limits: how many rows are held at once; beyond, tables are stored in parts and read by pieces.
+        executor: where tasks run.
+        on_event: receives progress and finished tasks.
+        cache: work shared with concurrent runs.
+        on_stage: called before each later stage with the entries of the stages before it, and the ids that they kept.
+        checked: whether `check` has passed for this configuration.
+        fresh: whether to delete the run that `out` holds, once all checks of this one have passed.
+        limits: how many rows are held at once; longer tables are stored in parts and read in pieces.
 
     Raises:
-        UnseenError: see `unseen_ray.errors`; nothing that was finished is lost.
+        UnseenError: see `unseen_ray.errors`; finished work is kept.
     """
     source = open_source(source_ref(config.source))
-    info = source.info
-    resolved = ResolvedRun.of(config, info.size_px)
+    resolved = ResolvedRun.of(config, source.info.size_px)
     if not checked:
-        check(resolved, info, limits)
+        check(resolved, source.info, limits)
     if fresh:
         check_replaced(config)
-    with open_run(config, source_entry(info), fresh=fresh) as run:
+    with open_run(config, source_entry(source.info), fresh=fresh) as run:
         if run.manifest.finished:
-            logger.info("%s is finished already; nothing to do", run.folder.root)
-            _warn_of_late_wishes(config, run)
-            clear_stages(run)
-            clear_pixels(run.folder)
-            return run
-        return _prune(
-            run, make_job(_as_before(resolved, run), info, limits), source, executor, on_event, cache, on_stage
-        )
+            return _already_finished(run, config)
+        job = make_job(_as_before(resolved, run), source.info, limits)
+        runner, stages = _prepare(run, job, source, executor, on_event, cache)
+        for stage in stages:
+            if on_stage is not None and stage.index:
+                on_stage(runner.run.manifest.stages, runner.builder.ids.resolve(runner.population))
+            runner.extend(stage)
+        return _finish(runner, source)
 
 
 def check(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -121,8 +114,9 @@ def check(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_LIMI
     check_lenders(config)
 
 
-def _warn_of_late_wishes(config: PruneConfig, run: Run) -> None:
-    """Say what a finished run does not hold and is asked to keep."""
+def _already_finished(run: Run, config: PruneConfig) -> Run:
+    """Clear what an interrupted end left; name files that are requested now and that the run did not keep."""
+    logger.info("%s is finished already; nothing to do", run.folder.root)
     for field, name in (("save_features", FEATURES), ("save_probs", probs_file(0))):
         if getattr(config, field) and name not in run.manifest.files:
             logger.warning(
@@ -130,18 +124,16 @@ def _warn_of_late_wishes(config: PruneConfig, run: Run) -> None:
                 field,
                 run.folder.root,
             )
+    clear_stages(run)
+    clear_pixels(run.folder)
+    return run
 
 
-def _prune(
-    run: Run,
-    job: Job,
-    source: Source,
-    executor: Executor,
-    on_event: Observer,
-    cache: ResultCache | None,
-    on_stage: StageObserver | None,
-) -> Run:
-    began = time.monotonic()
+def _prepare(
+    run: Run, job: Job, source: Source, executor: Executor, on_event: Observer, cache: ResultCache | None
+) -> tuple[StageRunner, Sequence[Stage]]:
+    """Get the executor ready and commit what that resolved; what runs the stages, and those that are left."""
+    started = time.monotonic()
     prepared = executor.prepare(job, source)
     job = prepared.job
     population = job.population(source.info.labels_N)
@@ -153,74 +145,20 @@ def _prune(
         environment=prepared.environment,
         source=with_population(run.manifest.source, population, source, job.skipped_ids),
     )
-    before = run.manifest.cost.seconds  # of earlier starts, up to their last finished stage
-
-    def elapsed_s() -> float:
-        return round(before + time.monotonic() - began, 3)
-
-    def observe(event: Progress | Receipt | EvalResult) -> None:
-        run.check_ours()
-        on_event(event)
-
-    work = StageWork(run=run, job=job, population=population, executor=executor, on_event=observe, cache=cache)
-    run, builder = _grow(work, plan, elapsed_s, on_stage)
-    return _finish(run, source, builder, elapsed_s)
-
-
-def _grow(
-    work: StageWork, plan: RunPlan, elapsed_s: Callable[[], float], on_stage: StageObserver | None
-) -> tuple[Run, CoresetBuilder]:
-    run, job, population, executor = work.run, work.job, work.population, work.executor
-    builder = CoresetBuilder(run, job, population)
-    for stage in plan.stages[len(run.manifest.stages) :]:
-        if on_stage is not None and stage.index:
-            on_stage(run.manifest.stages, builder.ids.resolve(population))
-        began = time.monotonic()
-        tasks = tasks_of(stage, job.config, builder.ids, limits=job.limits)
-        receipts = work.receipts(tasks)
-        request = merge_request(
-            job,
-            population,
-            stage=stage.index,
-            kept=builder.ids,
-            num_kept=builder.count,
-            num_parts=len(tasks),
-            votes_each=job.resolved.votes_each(stage.index),
-        )
-        run.check_ours()
-        merged = executor.merge(request)
-        run.check_ours()
-        grown = builder.extend(run, stage, scores_of(merged, run.folder, stage.index), receipts)
-        files = {**run.manifest.files, **merged.files, **grown}
-        for receipt in receipts:
-            files |= receipt.files
-        entry = _finished_stage(stage, merged.summary, receipts, time.monotonic() - began)
-        run = run.commit(stages=[*run.manifest.stages, entry], files=files, cost=Cost(seconds=elapsed_s()))
-    return run, builder
-
-
-def _finished_stage(stage: Stage, summary: StageSummary, receipts: list[Receipt], seconds: float) -> StageEntry:
-    """What the manifest says of a stage whose coreset is on storage."""
-    entry = stage_entry(stage, summary, receipts, seconds)
-    warn_of_chance(entry, summary)
-    logger.info(
-        "stage=%d kept=%d added=%d accuracy=%.4f seconds=%.1f",
-        stage.index,
-        stage.target,
-        stage.added,
-        entry.accuracy,
-        seconds,
+    runner = StageRunner(
+        run=run, job=job, population=population, executor=executor, observer=on_event, cache=cache, started=started
     )
-    return entry
+    return runner, plan.stages[len(run.manifest.stages) :]
 
 
-def _finish(run: Run, source: Source, builder: CoresetBuilder, elapsed_s: Callable[[], float]) -> Run:
+def _finish(runner: StageRunner, source: Source) -> Run:
+    run = runner.run
     run.check_ours()
-    files = builder.finish(run, source)
+    files = runner.builder.finish(run, source)
     stages, before = run.manifest.stages, run.manifest.files
     grown = {part for stage in stages for part in parts_of(stage_coreset(stage.index), before)}
     kept = {name: digest for name, digest in before.items() if name not in grown}
-    run = run.commit(files={**kept, **files}, cost=cost_of(stages, elapsed_s()), finished=True)
+    run = run.commit(files={**kept, **files}, cost=cost_of(stages, runner.elapsed_s()), finished=True)
     clear_stages(run)
     clear_checkpoints(run.folder)
     clear_pixels(run.folder)

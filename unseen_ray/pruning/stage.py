@@ -1,85 +1,101 @@
-"""The tasks of a stage: those that are done already, in this run or in others, and those that are left to do."""
+"""The stages of a run, one after the other: tasks, merged scores, a larger coreset, a commit to the manifest."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from unseen_ray.core.samples.population import Population
+from unseen_ray.core.schedule import Stage
 from unseen_ray.core.tasks import ScoreTask
+from unseen_ray.pruning.coreset_builder import CoresetBuilder
 from unseen_ray.pruning.executor import Executor, Observer
-from unseen_ray.runs.manifest_entries import Receipt
+from unseen_ray.pruning.merge import merge_request, scores_of
+from unseen_ray.pruning.plan import tasks_of
+from unseen_ray.pruning.warnings import warn_of_chance
+from unseen_ray.runs.manifest_entries import Cost, Receipt, StageEntry, StageSummary, stage_entry
 from unseen_ray.runs.result_cache import ResultCache, once
 from unseen_ray.runs.run import Run
 from unseen_ray.runs.tasks import EvalResult, Job, Progress
 from unseen_ray.runs.votes import borrow_votes, find_receipt
 from unseen_ray.storage.filesystem import Folder
 
-__all__ = ["StageWork"]
+__all__ = ["StageRunner"]
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StageWork:
-    """A run's way to have tasks done.
+@dataclass(slots=True, kw_only=True, eq=False)
+class StageRunner:
+    """Runs the stages of a run that are left.
 
     Attributes:
-        run, job, population: the run.
-        executor: where the work is done.
-        on_event: is told of progress and of finished tasks.
-        shelf: work that is shared with other runs; None for a run by itself.
+        run: with its finished stages; each stage adds its own.
+        job, population: what the run's tasks share.
+        executor: where tasks run.
+        observer: receives progress and the receipts of finished tasks.
+        cache: work shared with concurrent runs; None for a run on its own.
+        started: `time.monotonic()` when this process took up the run.
+        builder: the coreset so far.
     """
 
     run: Run
     job: Job
     population: Population
     executor: Executor
-    on_event: Observer
-    cache: ResultCache | None = None
+    observer: Observer
+    cache: ResultCache | None
+    started: float
+    builder: CoresetBuilder = field(init=False)
+    _earlier_s: float = field(init=False)
 
-    def receipts(self, tasks: list[ScoreTask]) -> list[Receipt]:
-        """Receipts in the order of the tasks; work that is on storage already is not done again."""
-        known = {task.index: self._found(task) for task in tasks}
-        reused = [receipt for receipt in known.values() if receipt is not None]
-        for receipt in reused:
+    def __post_init__(self) -> None:
+        self.builder = CoresetBuilder(self.run, self.job, self.population)
+        self._earlier_s = self.run.manifest.cost.seconds  # earlier starts, up to their last finished stage
+
+    def elapsed_s(self) -> float:
+        """Seconds that the run has taken, those of earlier starts included."""
+        return round(self._earlier_s + time.monotonic() - self.started, 3)
+
+    def extend(self, stage: Stage) -> None:
+        """Run a stage: score its candidates, merge their scores, add the top, commit."""
+        began, job, executor = time.monotonic(), self.job, self.executor
+        tasks = tasks_of(stage, job.config, self.builder.ids, limits=job.limits)
+        receipts = self._reused(tasks)
+        done = {receipt.index for receipt in receipts}
+        if left := [task for task in tasks if task.index not in done]:
+            receipts += executor.score(left, self._observe) if self.cache is None else self._score_shared(left)
+        receipts.sort(key=lambda receipt: receipt.index)
+        request = merge_request(
+            job,
+            self.population,
+            stage=stage.index,
+            kept=self.builder.ids,
+            num_kept=self.builder.count,
+            num_parts=len(tasks),
+            votes_each=job.resolved.votes_each(stage.index),
+        )
+        self.run.check_ours()
+        merged = executor.merge(request)
+        self.run.check_ours()
+        grown = self.builder.extend(self.run, stage, scores_of(merged, self.run.folder, stage.index), receipts)
+        files = {**self.run.manifest.files, **merged.files, **grown}
+        for receipt in receipts:
+            files |= receipt.files
+        entry = _finished_stage(stage, merged.summary, receipts, time.monotonic() - began)
+        stages = [*self.run.manifest.stages, entry]
+        self.run = self.run.commit(stages=stages, files=files, cost=Cost(seconds=self.elapsed_s()))
+
+    def _reused(self, tasks: list[ScoreTask]) -> list[Receipt]:
+        """Receipts of the tasks whose votes are on storage already, in this run or in others that it may use."""
+        receipts = [receipt for task in tasks if (receipt := self._find(task)) is not None]
+        for receipt in receipts:
             logger.info("%s was finished before; its votes are used", receipt.task)
-            self.on_event(receipt)
-        left = [task for task in tasks if known[task.index] is None]
-        return sorted([*reused, *self._done(left)], key=lambda receipt: receipt.index)
+            self._observe(receipt)
+        return receipts
 
-    def _done(self, tasks: list[ScoreTask]) -> list[Receipt]:
-        """Do tasks, or have them from another run that does them meanwhile."""
-        if not tasks:
-            return []
-        if self.cache is None:
-            return self.executor.score(tasks, self.on_event)
-        keys = [self.job.task_key(task, self.population) for task in tasks]
-        return once(tasks, keys, known=self._awaited, do=self._lending, cache=self.cache, rest=self.executor.rest)
-
-    def _awaited(self, task: ScoreTask) -> Receipt | None:
-        receipt = self._in_cache(task)
-        if receipt is not None:
-            self.on_event(receipt)
-        return receipt
-
-    def _lending(self, tasks: list[ScoreTask]) -> list[Receipt]:
-        """Do tasks, and put each one's votes on the shelf as it is done."""
-        cache, by_index = self.cache, {task.index: task for task in tasks}
-        assert cache is not None
-
-        def lend(event: Progress | Receipt | EvalResult) -> None:
-            if isinstance(event, Receipt):
-                task = by_index[event.index]
-                key = self.job.task_key(task, self.population)
-                cache.lend_votes(self.run.folder, task.stage, task.index, key)
-                cache.release([key])
-            self.on_event(event)
-
-        return self.executor.score(tasks, lend)
-
-    def _found(self, task: ScoreTask) -> Receipt | None:
-        """The receipt of a task that this run, or one whose work it may use, has done."""
+    def _find(self, task: ScoreTask) -> Receipt | None:
         keys, folder = self.job.task_keys(task, self.population), self.run.folder
         for key in keys:
             if (receipt := find_receipt(folder, task.stage, task.index, key)) is not None:
@@ -90,13 +106,57 @@ class StageWork:
             for key in keys:
                 if (receipt := borrow_votes(Folder(lender), folder, task.stage, task.index, key)) is not None:
                     return receipt
-        return self._in_cache(task)
+        return None if self.cache is None else self._find_in_cache(self.cache, task)
 
-    def _in_cache(self, task: ScoreTask) -> Receipt | None:
-        if self.cache is None:
-            return None
+    def _find_in_cache(self, cache: ResultCache, task: ScoreTask) -> Receipt | None:
         for key in self.job.task_keys(task, self.population):
-            receipt = self.cache.borrow_votes(self.run.folder, task.stage, task.index, key, task.name)
+            receipt = cache.borrow_votes(self.run.folder, task.stage, task.index, key, task.name)
             if receipt is not None:
                 return receipt
         return None
+
+    def _score_shared(self, tasks: list[ScoreTask]) -> list[Receipt]:
+        """Score tasks, each once among all runs that share the cache; wait for those that another run is scoring."""
+        cache = self.cache
+        assert cache is not None
+        key_of = {task.index: self.job.task_key(task, self.population) for task in tasks}
+
+        def find(task: ScoreTask) -> Receipt | None:
+            if (receipt := self._find_in_cache(cache, task)) is not None:
+                self._observe(receipt)
+            return receipt
+
+        def lend(event: Progress | Receipt | EvalResult) -> None:
+            if isinstance(event, Receipt):
+                key = key_of[event.index]
+                cache.lend_votes(self.run.folder, tasks[0].stage, event.index, key)
+                cache.release([key])
+            self._observe(event)
+
+        return once(
+            tasks,
+            [key_of[task.index] for task in tasks],
+            known=find,
+            do=lambda mine: self.executor.score(mine, lend),
+            cache=cache,
+            rest=self.executor.rest,
+        )
+
+    def _observe(self, event: Progress | Receipt | EvalResult) -> None:
+        self.run.check_ours()
+        self.observer(event)
+
+
+def _finished_stage(stage: Stage, summary: StageSummary, receipts: list[Receipt], seconds: float) -> StageEntry:
+    """The manifest's entry of a stage whose coreset is on storage."""
+    entry = stage_entry(stage, summary, receipts, seconds)
+    warn_of_chance(entry, summary)
+    logger.info(
+        "stage=%d kept=%d added=%d accuracy=%.4f seconds=%.1f",
+        stage.index,
+        stage.target,
+        stage.added,
+        entry.accuracy,
+        seconds,
+    )
+    return entry
