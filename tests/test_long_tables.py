@@ -220,7 +220,7 @@ def test_tables_of_other_pieces_go_in_step() -> None:
     assert pa.concat_tables([one for one, _ in pairs]).equals(table)
     others = table.set_column(0, "id", pa.array(np.append(np.arange(19), 99)))
     for longer, shorter in ((first, second[:1]), (second[:1], first), (first, [others])):
-        with pytest.raises(StorageError, match="keys and scores of the run are not of the same samples"):
+        with pytest.raises(StorageError, match="keys and the scores of the run name different samples"):
             list(in_step(longer, shorter))
 
 
@@ -234,5 +234,5 @@ def test_keys_of_other_samples_are_found(limits: Limits, score: str, runs: tuple
     assert manifest is not None
     digest = folder.write_table("keys.parquet", keys.set_column(0, "id", pa.array(ids)))
     write_manifest(folder, manifest.changed(files={**manifest.files, "keys.parquet": digest}))
-    with pytest.raises(StorageError, match="keys and scores of the run are not of the same samples"):
+    with pytest.raises(StorageError, match="keys and the scores of the run name different samples"):
         ur.select(run, keep=0.5, score=score, out=tmp_path / "new", limits=limits)

@@ -56,7 +56,7 @@ def test_a_write_that_fails_keeps_what_stood_there(tmp_path: Path) -> None:
 def test_a_file_in_the_way_of_a_folder_is_told_by_path(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(
-        StorageError, match=r"out/manifest\.json cannot be written: .*\. Free space or mend the storage"
+        StorageError, match=r"out/manifest\.json cannot be written: .*\. Free space or repair the storage"
     ):
         folder(tmp_path / "out").write("manifest.json", b"{}")
     assert files_under(tmp_path) == ["out"]

@@ -1,1 +1,1 @@
-"""Files on local disks and object stores: whole or not there, retried, checksummed, locked. Needs pyarrow."""
+"""Files on local disks and object stores: atomic writes, retries, checksums and locks. Needs pyarrow."""

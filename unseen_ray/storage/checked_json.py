@@ -1,4 +1,4 @@
-"""JSON files that carry the SHA-256 of their own entries."""
+"""JSON files that contain the SHA-256 of their own entries."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _DIGEST = "sha256"
 
 
 def to_checked_json(values: dict[str, Any]) -> bytes:
-    """A JSON object as the bytes of a file, with the digest of its entries beside them."""
-    read_back = json.loads(json.dumps(values))
+    """Serialise a JSON object together with the digest of its entries."""
+    read_back = json.loads(json.dumps(values))  # the digest must be of what a reader gets: lists for tuples, text keys
     return (json.dumps({**read_back, _DIGEST: _digest(read_back)}, indent=1) + "\n").encode()
 
 
 def from_checked_json(data: bytes) -> dict[str, Any]:
-    """The entries of a JSON object, without the digest.
+    """The entries of a JSON object, without the digest; an object that has no digest is not checked.
 
     Raises:
-        ValueError: if it is none, or its entries are not those that were written; one without a digest is taken as it is.
+        ValueError: if the data is not a JSON object, or its entries do not match its digest.
     """
     values = json.loads(data)
     if not isinstance(values, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     if values.pop(_DIGEST, None) not in (None, _digest(values)):
-        raise ValueError("its entries are not those that were written")
+        raise ValueError("its entries do not match its checksum")
     return values
 
 
@@ -38,7 +38,7 @@ def _digest(values: dict[str, Any]) -> str:
 
 
 def without_nan(value: Any) -> Any:
-    """Nested values with None for each NaN, which JSON has no word for."""
+    """Replace each NaN in nested values by None, since JSON has no NaN."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Files anywhere pyarrow.fs reaches: local paths, s3://, gs://. A reader never sees a half-written file."""
+"""Files anywhere that pyarrow.fs reaches: local paths, s3://, gs://. A reader never sees a half-written file."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ __all__ = [
 ]
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
-DEFAULT_ROW_GROUP = (
-    2**20
-)  # rows of a table that are read at once: a range of ids is found among them by their statistics
+DEFAULT_ROW_GROUP = 2**20  # rows; readers of a range of ids skip row groups by their statistics
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -43,7 +41,7 @@ def is_uri(path: str) -> bool:
 
 
 def absolute_path(path: str) -> str:
-    """A local path as it is seen from any folder; a URI as it stands."""
+    """A local path made absolute; a URI unchanged."""
     return path if is_uri(path) else os.path.abspath(os.path.expanduser(path))
 
 
@@ -51,7 +49,7 @@ def filesystem_of(path: str) -> tuple[FileSystem, str]:
     """The file system of a path or URI, and the path within it; local paths become absolute.
 
     Raises:
-        ConfigError: if the scheme is none that pyarrow knows.
+        ConfigError: if pyarrow does not know the scheme.
     """
     from pyarrow.fs import FileSystem, LocalFileSystem
 
@@ -67,7 +65,7 @@ def filesystem_of(path: str) -> tuple[FileSystem, str]:
 
 
 def read_file(fs: FileSystem, path: str) -> bytes:
-    """The bytes of a file of a source; OSError if it cannot be read, for good or for too long."""
+    """The bytes of a file of a source; OSError if it cannot be read, even after retries."""
 
     def read() -> bytes:
         with fs.open_input_stream(path, compression=None) as stream:
@@ -77,10 +75,11 @@ def read_file(fs: FileSystem, path: str) -> bytes:
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    """How tables of a run are written."""
+    """The Parquet options for a run's tables."""
     import pyarrow as pa
 
-    repeating = [column.name for column in schema if not pa.types.is_floating(column.type)]  # scores do not
+    # scores hardly repeat, so a dictionary of them would only add bytes
+    repeating = [column.name for column in schema if not pa.types.is_floating(column.type)]
     return {"compression": "zstd", "write_page_checksum": True, "use_dictionary": repeating}
 
 
@@ -90,7 +89,7 @@ def sha256_of(data: bytes | memoryview) -> str:
 
 
 def covers(place: str, to: str) -> bool:
-    """Whether a source may find what is written to `to`; a glob within one folder finds nothing below it."""
+    """Whether the source at `place` may pick up files written to `to`; a glob within one folder does not reach below it."""
     head, *tail = re.split(r"[*?[]", place, maxsplit=1)
     if tail and "/" not in tail[0]:
         return False
@@ -98,7 +97,7 @@ def covers(place: str, to: str) -> bool:
 
 
 def real_path(path: str) -> str:
-    """A path as it is without links and `~`; a URI as it is."""
+    """A path with links and `~` resolved; a URI unchanged."""
     return path.rstrip("/") if is_uri(path) else os.path.realpath(os.path.expanduser(path))
 
 
@@ -113,31 +112,32 @@ class Folder:
     root: str
 
     def path(self, name: str) -> str:
-        """The path or URI of a file of this folder, for messages and for other readers.
+        """The path or URI of a file in this folder.
 
         Raises:
-            StorageError: if the name leads out of the folder, as one that was read from a file may.
+            StorageError: if the name leads out of the folder.
         """
+        # names also come from manifests, which anybody may have edited
         if name.startswith(("/", "\\")) or {"", "..", "."} & set(re.split(r"[/\\]", name)):
             raise StorageError(
-                f"{name!r} is no name of a file in {self.root}: it leads elsewhere, or to the folder itself."
+                f"{name!r} is not the name of a file in {self.root}: it leads elsewhere, or to the folder itself."
             )
         return f"{self.root.rstrip('/')}/{name}"
 
     def write(self, name: str, data: bytes | memoryview, *, durable: bool = False, new: bool = False) -> str:
-        """Put a file in place whole, making the folders above it; returns the SHA-256 of its bytes.
+        """Write a file atomically, create the folders above it, and return the SHA-256 of its bytes.
 
-        Local files are written aside and renamed; an object store shows an object only when it is complete.
+        Local files are written to a temporary name and renamed; an object store shows an object only when it is complete.
 
         Args:
             name: the file.
             data: its bytes.
-            durable: whether it must survive a power failure, too; what a checksum finds damaged need not.
-            new: whether a file that stands there is kept, where the file system can tell: a local one with links.
+            durable: whether to sync it to disk, so that it survives a power failure. Files with a checksum need not.
+            new: whether to refuse to replace a file; this holds only on local file systems with hard links.
 
         Raises:
-            FileExistsError: if it is to be new, and is not.
-            StorageError: if it cannot be written; what stood there before stays.
+            FileExistsError: if `new` is set and the file exists.
+            StorageError: if it cannot be written; an existing file stays as it was.
         """
         try:
             retried(self.path(name), lambda: _put(self.path(name), data, durable=durable, new=new))
@@ -145,18 +145,18 @@ class Folder:
             if new and isinstance(error, FileExistsError):
                 raise
             raise StorageError(
-                f"{self.path(name)} cannot be written: {error}. Free space or mend the storage, then run again."
+                f"{self.path(name)} cannot be written: {error}. Free space or repair the storage, then run again."
             ) from None
         return sha256_of(data)
 
     def write_table(self, name: str, table: pa.Table, *, new: bool = False, row_group: int | None = None) -> str:
-        """Write a table as Parquet; returns the SHA-256 of the file; see `write`.
+        """Write a table as Parquet and return the SHA-256 of the file; see `write`.
 
         Args:
             name: the file.
             table: its rows.
             new: see `write`.
-            row_group: rows that are read at once; None for `DEFAULT_ROW_GROUP`.
+            row_group: rows of a row group; None for `DEFAULT_ROW_GROUP`.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -166,7 +166,7 @@ class Folder:
         return self.write(name, memoryview(sink.getvalue()), new=new)
 
     def write_array(self, name: str, array: Any) -> str:
-        """Write a numpy array as .npy; returns the SHA-256 of the file."""
+        """Write a numpy array as .npy and return the SHA-256 of the file."""
         import io
 
         import numpy as np
@@ -176,7 +176,7 @@ class Folder:
         return self.write(name, buffer.getvalue())
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of a file, or None where there is none."""
+        """The bytes of a file, or None if it does not exist."""
         try:
             return retried(self.path(name), lambda: _get(self.path(name)))
         except (FileNotFoundError, NotADirectoryError):
@@ -185,21 +185,21 @@ class Folder:
             raise StorageError(f"{self.path(name)} cannot be read: {error}.") from None
 
     def read_whole(self, name: str, digest: str | None = None) -> bytes:
-        """The bytes of a file that must be there.
+        """The bytes of a file that must exist.
 
         Args:
             name: the file.
-            digest: the SHA-256 that it had when it was written, if that is known.
+            digest: the SHA-256 that it must have; None to skip the check.
 
         Raises:
-            StorageError: if it is missing or another one.
+            StorageError: if it is missing or has another SHA-256.
         """
         data = self.read(name)
         if data is None:
             raise StorageError(f"{self.path(name)} is missing. Is `out` on storage that every node shares?")
         if digest is not None and sha256_of(data) != digest:
             raise StorageError(
-                f"{self.path(name)} is damaged: it is not what was written. The run's `unseen-ray prune` line does its work anew."
+                f"{self.path(name)} is damaged: it is not what was written. Run the same `unseen-ray prune` line again to redo this work."
             )
         return data
 
@@ -221,7 +221,7 @@ class Folder:
             ) from None
 
     def read_array(self, name: str, digest: str | None = None) -> Any:
-        """A .npy file as a numpy array; see `read_whole`. Pickled content is refused, as what is damaged is."""
+        """A .npy file as a numpy array; see `read_whole`. Pickled content counts as damaged."""
         import io
 
         import numpy as np
@@ -233,11 +233,11 @@ class Folder:
             raise StorageError(f"{self.path(name)} is damaged: {error}.") from None
 
     def copy(self, name: str, lender: Folder, digest: str | None = None) -> str:
-        """Take over a file of another folder as it is; returns its SHA-256; see `read_whole` and `write`."""
+        """Copy a file from another folder and return its SHA-256; see `read_whole` and `write`."""
         return self.write(name, lender.read_whole(name, digest))
 
     def delete(self, name: str) -> None:
-        """Remove a file; nothing happens where there is none."""
+        """Remove a file, if it exists."""
         fs, path = filesystem_of(self.path(name))
         try:
             retried(self.path(name), lambda: fs.delete_file(path))
@@ -247,7 +247,7 @@ class Folder:
             raise StorageError(f"{self.path(name)} cannot be removed: {error}.") from None
 
     def delete_folder(self, name: str) -> None:
-        """Remove a folder and what is in it; nothing happens where there is none."""
+        """Remove a folder and its contents, if it exists."""
         from pyarrow.fs import FileType
 
         fs, path = filesystem_of(self.path(name))
@@ -264,7 +264,7 @@ class Folder:
             raise StorageError(f"{self.path(name)} cannot be removed: {error}.") from None
 
     def names(self) -> list[str]:
-        """Names of the files and folders directly in it, sorted; empty where it does not exist."""
+        """Sorted names of the files and folders directly in it; empty if it does not exist."""
         from pyarrow.fs import FileSelector
 
         fs, path = filesystem_of(self.root)
@@ -275,7 +275,7 @@ class Folder:
             raise ConfigError(f"{self.root} cannot be read as a folder: {error}.") from None
 
     def files(self) -> list[str]:
-        """Names of all files in it and below, sorted; empty where it does not exist."""
+        """Sorted names of all files in it and below; empty if it does not exist."""
         from pyarrow.fs import FileSelector, FileType
 
         fs, path = filesystem_of(self.root)
@@ -303,7 +303,7 @@ def _put(target: str, data: bytes | memoryview, *, durable: bool, new: bool) -> 
         if not (new and _linked(aside, path)):
             fs.move(aside, path)
         if durable:
-            _sync(os.path.dirname(path))
+            _sync(os.path.dirname(path))  # without it, a power failure may undo the rename
     except OSError:
         if os.path.exists(aside):
             os.unlink(aside)
@@ -311,7 +311,7 @@ def _put(target: str, data: bytes | memoryview, *, durable: bool, new: bool) -> 
 
 
 def _linked(aside: str, path: str) -> bool:
-    """Give a file its name at once, FileExistsError where that is taken; False on a file system without links."""
+    """Name a file in one step, with FileExistsError if the name is taken; False on a file system without hard links."""
     try:
         os.link(aside, path)
     except OSError as error:
@@ -323,7 +323,7 @@ def _linked(aside: str, path: str) -> bool:
 
 
 def _sync(path: str) -> None:
-    """Have the disk hold what was written to a file, or the names in a folder."""
+    """Sync a file's bytes, or a folder's names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

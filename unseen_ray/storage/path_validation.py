@@ -1,4 +1,4 @@
-"""Paths as people write them: text that names something."""
+"""Checks of paths that users write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def as_text(value: Any) -> Any:
 
 
 def given_path(field: str, value: Any) -> str | None:
-    """A path that is given to a field, or an address, as text; ValueError if it is none."""
+    """The path or address given to a field, as text; ValueError if it is not one."""
     value = as_text(value)
     what = "an address" if field == "address" else "a path or URI"
     if value is not None and (problem := path_problem(field, value, what)):
@@ -24,16 +24,16 @@ def given_path(field: str, value: Any) -> str | None:
 
 
 def path_problem(field: str, value: object, what: str = "a path or URI") -> str:
-    """What is wrong with a path that somebody wrote; nothing if it is one.
+    """What is wrong with a path that a user wrote; empty if nothing is.
 
     Args:
-        field: what messages call it.
-        value: what was given.
-        what: is wanted.
+        field: its name in the message.
+        value: the user's value.
+        what: the kind of value that is expected.
     """
     if isinstance(value, str) and value.strip() and "\0" not in value:
         return ""
-    # YAML reads a bare 2024 as a number, and an unset variable of a shell gives an empty text, which would be this very folder.
+    # YAML reads a bare 2024 as a number, and an unset shell variable gives "", which would mean the current folder.
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     hint = f" Write './{value}' for one whose name is a number." if is_number else ""
-    return f"{field}={value!r} is not allowed: it must be {what}, as text that is not empty.{hint}"
+    return f"{field}={value!r} is not allowed: it must be {what}, as non-empty text.{hint}"

@@ -1,4 +1,4 @@
-"""Two tables that are read by pieces of their own sizes, as one stream: merged by id, or row beside row."""
+"""Combines two tables that are read in pieces of different sizes: merged by id, or row by row."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["in_id_order", "in_step"]
 
 
 def in_id_order(first: Iterable[pa.Table], second: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Merge two tables, given by pieces whose ids rise and with the same columns, into pieces whose ids rise."""
+    """Merge two streams of tables with the same columns, each sorted by id, into one stream sorted by id."""
     streams = [(table for table in tables if table.num_rows) for tables in (first, second)]
     held = [next(stream, None) for stream in streams]
     while held[0] is not None and held[1] is not None:
         ids = [table.column("id").to_numpy() for table in held if table is not None]
-        # up to the lower of the two last ids nothing can come between any more
+        # no later piece of either stream can hold an id up to the lower of the two last ids, so these rows are final
         ends = [int(np.searchsorted(each, min(ids[0][-1], ids[1][-1]), side="right")) for each in ids]
         taken = [table.slice(0, end) for table, end in zip(held, ends, strict=True) if table is not None]
         yield pa.concat_tables(taken).sort_by("id")
@@ -32,10 +32,10 @@ def in_id_order(first: Iterable[pa.Table], second: Iterable[pa.Table]) -> Iterat
 
 
 def in_step(first: Iterable[pa.Table], second: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """Cut two tables of the same length, given by pieces, into pairs of pieces of the same length.
+    """Cut two streams of tables with the same rows into pairs of pieces of the same length.
 
     Raises:
-        StorageError: if one ends before the other, or a pair is not of the same ids.
+        StorageError: if one stream ends before the other, or the ids of a pair differ.
     """
     others = (table for table in second if table.num_rows)
     other = next(others, None)
@@ -54,4 +54,6 @@ def in_step(first: Iterable[pa.Table], second: Iterable[pa.Table]) -> Iterator[t
         raise StorageError(_OTHER_SAMPLES)
 
 
-_OTHER_SAMPLES = "keys and scores of the run are not of the same samples: one of the files was replaced. Prune again in a new folder."
+_OTHER_SAMPLES = (
+    "the keys and the scores of the run name different samples: a file was replaced. Prune again in a new folder."
+)

@@ -1,6 +1,6 @@
-"""Tables of a run that may be too long for one file: one Parquet file, or a folder of that name with parts in the order of the ids.
+"""Tables of a run, read and written in pieces: one Parquet file, or a folder of that name with parts in id order.
 
-A long `scores.parquet` is `scores.parquet/part-00000.parquet` and so on, which pyarrow, pandas and Ray Data read alike.
+A long `scores.parquet` is `scores.parquet/part-00000.parquet` and so on; pyarrow, pandas and Ray Data read both forms.
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ __all__ = [
     "write_table",
 ]
 
-_BATCH = 2**18
-_HASHED = 2**23
+_BATCH = 2**18  # rows
+_HASHED = 2**23  # bytes
 
 _T = TypeVar("_T")
 
 
 def part_file(name: str, number: int) -> str:
-    """Where a part of a table stands."""
+    """The file name of a part of a table."""
     return f"{name}/part-{number:05d}.parquet"
 
 
 def parts_of(name: str, files: Mapping[str, str]) -> list[str]:
-    """The files of a table in order: itself, or its parts, as a manifest names them."""
+    """The files of a table in order, as a manifest names them: the file itself, or its parts."""
     parts = sorted(file for file in files if file.startswith(f"{name}/part-"))
     return parts if parts and name not in files else [name]
 
 
 def write_table(folder: Folder, name: str, table: pa.Table, *, part_rows: int | None) -> dict[str, str]:
-    """Write a table; returns the SHA-256 of each file; see `TableWriter` and `Folder.write`."""
+    """Write a table and return the SHA-256 of each file; see `TableWriter` and `Folder.write`."""
     writer = TableWriter(folder, name, table.num_rows, part_rows=part_rows)
     writer.add(table)
     return writer.close()
 
 
 def read_table(folder: Folder, name: str, files: Mapping[str, str]) -> pa.Table:
-    """A table from its file or its parts.
+    """Read a table from its file or its parts.
 
     Args:
-        folder: where it stands.
-        name: its own, such as `coreset.parquet`.
-        files: SHA-256 by file name, as far as they are known.
+        folder: the table's folder.
+        name: the table's name, such as `coreset.parquet`.
+        files: SHA-256 by file name; files without one are not checked.
 
     Raises:
         StorageError: if a file is missing or damaged.
@@ -72,17 +72,17 @@ def read_table(folder: Folder, name: str, files: Mapping[str, str]) -> pa.Table:
 
 
 def copy_table(folder: Folder, name: str, lender: Folder, files: Mapping[str, str]) -> dict[str, str]:
-    """Take over a table of another folder, file by file, as it is; returns the SHA-256 of each."""
+    """Copy a table from another folder file by file and return the SHA-256 of each."""
     return {part: folder.copy(part, lender, files.get(part)) for part in parts_of(name, files)}
 
 
 class TableWriter:
-    """Writes a table of a known length piece by piece; it holds one row group, and one file as it is stored.
+    """Writes a table of known length in pieces, holding one row group and one encoded file in memory.
 
     Args:
-        folder: where it goes.
-        name: its own.
-        rows: how many it will have.
+        folder: the table's folder.
+        name: the table's name.
+        rows: its length.
         part_rows: rows of each part, in a folder called `name`; None for one file of that name.
     """
 
@@ -94,11 +94,12 @@ class TableWriter:
         self._open: tuple[pa.BufferOutputStream, pq.ParquetWriter] | None = None
         self._files: dict[str, str] = {}
         if self._in_parts:
-            folder.delete_folder(name)  # readers take every part there is, so what an interrupted start left must go
+            # readers take every part they find, so those of an interrupted run must go
+            folder.delete_folder(name)
             folder.delete(name)
 
     def add(self, table: pa.Table) -> None:
-        """Take the next rows."""
+        """Append rows."""
         while table.num_rows or not (self._held or self._open or self._files):
             held = sum(each.num_rows for each in self._held)
             group = min(DEFAULT_ROW_GROUP, self._most - self._written)
@@ -110,7 +111,7 @@ class TableWriter:
                     self._close_file()
 
     def close(self) -> dict[str, str]:
-        """Write what is held; returns the SHA-256 of each file."""
+        """Write the remaining rows and return the SHA-256 of each file."""
         if self._held:
             self._write_group()
         if self._open is not None:
@@ -118,7 +119,7 @@ class TableWriter:
         return self._files
 
     def _write_group(self) -> None:
-        # one chunk a column, so that the bytes do not depend on the pieces in which the rows came
+        # one chunk per column, so that the file's bytes do not depend on the pieces in which the rows came
         table, self._held = pa.concat_tables(self._held).combine_chunks(), []
         if self._open is None:
             sink = pa.BufferOutputStream()
@@ -137,13 +138,13 @@ class TableWriter:
 
 @dataclass(frozen=True, slots=True)
 class StoredTable:
-    """A table of a run, read by pieces as often as needed: from memory where it is held, else from storage.
+    """A table of a run that can be read in pieces any number of times, from memory or from storage.
 
     Attributes:
-        folder: where it stands.
-        name: its own.
+        folder: the table's folder.
+        name: the table's name.
         files: SHA-256 by file name.
-        held: all of its rows, where a short table was just made or read, so that storage is not asked again.
+        held: all rows, where a short table was just made or read and need not be read again.
     """
 
     folder: Folder
@@ -152,23 +153,23 @@ class StoredTable:
     held: pa.Table | None = field(default=None, repr=False)
 
     def verified(self) -> StoredTable:
-        """Itself, once every file of it is found to be what was written.
+        """Check every file against its SHA-256 and return the table itself.
 
         Raises:
-            StorageError: if one is missing or damaged.
+            StorageError: if a file is missing or damaged.
         """
         for part in self._parts():
             digest = self.files.get(part)
             if digest is not None and (found := sha256_of_file(self.folder, part)) != digest:
                 raise StorageError(
                     f"{self.folder.path(part)} is {'missing' if found is None else 'damaged: it is not what was written'}. "
-                    "The run's `unseen-ray prune` line does its work anew."
+                    "Run the same `unseen-ray prune` line again to redo this work."
                 )
         return self
 
     @property
     def num_rows(self) -> int:
-        """How many rows it has; of what is not held, by the footers."""
+        """Its length, from the files' footers unless the table is held."""
         if self.held is not None:
             return int(self.held.num_rows)
         return sum(self._opened(part, lambda file: int(file.metadata.num_rows)) for part in self._parts())
@@ -181,11 +182,11 @@ class StoredTable:
         return self._opened(self._parts()[0], lambda file: file.schema_arrow)
 
     def table(self) -> pa.Table:
-        """All of it in memory; StorageError if a file is missing or damaged."""
+        """The whole table in memory; StorageError if a file is missing or damaged."""
         return read_table(self.folder, self.name, self.files) if self.held is None else self.held
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Its rows in order, all or some columns of them, by pieces.
+        """Its rows in order, in pieces, with all columns or some.
 
         Raises:
             StorageError: if a file is missing or damaged.
@@ -208,7 +209,7 @@ class StoredTable:
 
 
 def with_parquet(folder: Folder, name: str, do: Callable[[pq.ParquetFile], _T], *, at_length: bool = False) -> _T:
-    """Do something with an open Parquet file, which may be done again where storage fails in passing; see `with_file`."""
+    """Call `do` with an open Parquet file; see `with_file`."""
 
     def open_and_do(stream: pa.NativeFile) -> _T:
         with pq.ParquetFile(stream, page_checksum_verification=True) as file:
@@ -218,7 +219,7 @@ def with_parquet(folder: Folder, name: str, do: Callable[[pq.ParquetFile], _T], 
 
 
 def group_ends(file: pq.ParquetFile) -> list[tuple[int, int, int]]:
-    """Of each row group its rows, its lowest and its highest id, by the footer; all ids where that does not say."""
+    """Of each row group its length and its lowest and highest id, from the footer; all ids where that has no statistics."""
     groups, place = [], file.schema_arrow.get_field_index("id")
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
@@ -229,15 +230,15 @@ def group_ends(file: pq.ParquetFile) -> list[tuple[int, int, int]]:
 
 
 def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], _T], *, at_length: bool = False) -> _T:
-    """Do something with an open file.
+    """Call `do` with an open file.
 
     Args:
         folder, name: the file.
-        do: what; may be done again where storage fails in passing.
-        at_length: whether it may take longer than storage may stay silent.
+        do: the function; it is called again after a transient failure of the storage.
+        at_length: whether `do` may take longer than one request to the storage may.
 
     Raises:
-        StorageError: if it is missing or damaged.
+        StorageError: if the file is missing or damaged.
     """
     path = folder.path(name)
     fs, inner = filesystem_of(path)
@@ -255,7 +256,7 @@ def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], _T], *, a
 
 
 def sha256_of_file(folder: Folder, name: str) -> str | None:
-    """SHA-256 of a file that may be too long to be read at once, in hexadecimal; None where there is none.
+    """SHA-256 of a file in hexadecimal, read in blocks; None where the file does not exist.
 
     Raises:
         StorageError: if it cannot be read.
@@ -280,7 +281,7 @@ def _row_group(file: pq.ParquetFile, *, group: int, columns: list[str] | None) -
 
 
 def sha256_of_stream(stream: pa.NativeFile) -> str:
-    """SHA-256 of what is left of an open file, in hexadecimal."""
+    """SHA-256 of the rest of an open file, in hexadecimal."""
     content = hashlib.sha256()
     while piece := stream.read(_HASHED):
         content.update(piece)

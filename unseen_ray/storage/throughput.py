@@ -1,4 +1,4 @@
-"""How fast a folder's storage takes and gives bytes, measured with a file that is gone afterwards."""
+"""Measures how fast a folder's storage writes and reads, with temporary files."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _ROUNDS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageSpeed:
-    """Bytes a second of one writer and one reader, the median of three files of 32 MiB."""
+    """Bytes per second of one writer and one reader: the median over three files of 32 MiB."""
 
     write: float
     read: float
 
 
 def storage_speed(root: str) -> StorageSpeed:
-    """Write files into a folder, read them back, and remove them; a folder that was not there is removed, too.
+    """Write files into a folder, read them back and remove them, along with any folder created for them.
 
     Raises:
         StorageError: if the folder cannot be written or read.
     """
     data = os.urandom(_BYTES)
     writes, reads = [], []
-    with _left_as_it_was(root):
+    with _removes_new_folders(root):
         folder = Folder(root)
         for _ in range(_ROUNDS):
             name = f"speed-{uuid.uuid4().hex[:8]}.tmp"
@@ -42,7 +42,7 @@ def storage_speed(root: str) -> StorageSpeed:
                 began = time.perf_counter()
                 folder.write(name, data, durable=True)
                 written = time.perf_counter()
-                _forget(folder.path(name))
+                _drop_page_cache(folder.path(name))
                 begun = time.perf_counter()
                 folder.read_whole(name)
                 reads.append(time.perf_counter() - begun)
@@ -53,8 +53,8 @@ def storage_speed(root: str) -> StorageSpeed:
 
 
 @contextlib.contextmanager
-def _left_as_it_was(root: str) -> Iterator[None]:
-    """Remove the folders that are made within, as far as they are empty."""
+def _removes_new_folders(root: str) -> Iterator[None]:
+    """On exit, remove the empty folders on the way to `root` that did not exist before."""
     new: list[str] = []
     path = "" if is_uri(root) else absolute_path(root)
     while path and not os.path.exists(path):
@@ -68,8 +68,8 @@ def _left_as_it_was(root: str) -> Iterator[None]:
                 os.rmdir(folder)
 
 
-def _forget(path: str) -> None:
-    """Have the system drop its copy of a local file in memory, so that reading it is reading the disk."""
+def _drop_page_cache(path: str) -> None:
+    """Drop a local file from the page cache, so that the next read measures the disk."""
     if is_uri(path) or not hasattr(os, "posix_fadvise"):
         return
     descriptor = os.open(path, os.O_RDONLY)
