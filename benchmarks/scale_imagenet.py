@@ -25,7 +25,7 @@ import torch
 from processes import watched
 from timing import conditions, write
 
-from unseen_ray.core.policies.ranking import best_first
+from unseen_ray.core.policies.base import best_first
 
 IMAGENET = 1_281_167
 KEEP, FIRST = 0.7, 0.35

@@ -25,7 +25,7 @@ import torch
 from processes import watched
 from timing import conditions, write
 
-from unseen_ray.core.policies.ranking import best_first
+from unseen_ray.core.policies.base import best_first
 from unseen_ray.core.scores import entropy
 from unseen_ray.core.seeds import tie_keys
 

@@ -58,16 +58,21 @@ def test_only_names_of_moved_functions_change() -> None:
     }
 
 
-@pytest.mark.parametrize("asked", [select.class_balanced, "unseen_ray.core.classwise:class_balanced"])
-def test_a_run_whose_manifest_has_the_former_name_goes_on(tmp_path: Path, asked: Any) -> None:
-    out = tmp_path / "run"
-    first = ur.prune(ur.PruneConfig(**FAST, policy=select.class_balanced, out=out))
+FORMER = {"class_balanced": "unseen_ray.core.classwise:class_balanced", "ccs": "unseen_ray.core.select:ccs"}
+
+
+@pytest.mark.parametrize("name", FORMER)
+@pytest.mark.parametrize("by_former_name", [False, True])
+def test_a_run_whose_manifest_has_the_former_name_goes_on(tmp_path: Path, name: str, by_former_name: bool) -> None:
+    out, policy = tmp_path / "run", getattr(select, name)
+    first = ur.prune(ur.PruneConfig(**FAST, policy=policy, out=out))
     values = from_checked_json((out / MANIFEST).read_bytes())
-    now = "unseen_ray.core.policies.by_class:class_balanced"
-    assert values["asked"]["policy"] == now
-    before = json.loads(json.dumps(values).replace(now, "unseen_ray.core.classwise:class_balanced"))
-    for name in (MANIFEST, MANIFEST_COPY):
-        (out / name).write_bytes(to_checked_json({**before, "stages": [], "files": {}, "finished": False}))
+    now = values["asked"]["policy"]
+    assert now == name_of(policy) != FORMER[name]
+    before = json.loads(json.dumps(values).replace(now, FORMER[name]))
+    for file in (MANIFEST, MANIFEST_COPY):
+        (out / file).write_bytes(to_checked_json({**before, "stages": [], "files": {}, "finished": False}))
+    asked = FORMER[name] if by_former_name else policy
     again = ur.prune(ur.PruneConfig(**FAST, policy=asked, out=out))
     assert again.coreset.ids.tolist() == first.coreset.ids.tolist()
     with pytest.raises(ur.ConfigError, match="differs in policy"):

@@ -33,6 +33,13 @@ _MOVED = {
 }
 """Modules whose functions manifests and users' files may name as they were called in version 0.1.0, and where these are now."""
 
+# `core.select` still holds these names, but a function says of itself where its code is, and a resumed run compares the two.
+_MOVED_FUNCTIONS = {
+    f"unseen_ray.core.select:{name}": f"unseen_ray.core.policies.{module}:{name}"
+    for module, names in {"beta": ["beta"], "by_rank": ["moderate", "random", "top", "window"], "ccs": ["ccs"]}.items()
+    for name in names
+}
+
 
 def is_target(value: object) -> bool:
     """Whether a string has the form `package.module:function`."""
@@ -83,7 +90,7 @@ def current_names(value: Any) -> Any:
     if not is_target(value):
         return value
     module_name, _, attribute = value.partition(":")
-    return f"{_MOVED.get(module_name, module_name)}:{attribute}"
+    return _MOVED_FUNCTIONS.get(value, f"{_MOVED.get(module_name, module_name)}:{attribute}")
 
 
 def name_of(function: Callable[..., Any] | str) -> str:

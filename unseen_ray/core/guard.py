@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
-from unseen_ray.core.policies.ranking import best_first
+from unseen_ray.core.policies.base import best_first
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.errors import ConfigError
 

@@ -5,7 +5,6 @@ Shapes: M rows of a chunk, C classes, G groups.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,25 +12,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core import select
 from unseen_ray.core.arrays import FloatArray, IntArray
 from unseen_ray.core.outofcore.chunks import Chunk, Memory, Shards, spread
 from unseen_ray.core.outofcore.exact_sums import ExactSums
 from unseen_ray.core.outofcore.selection import Chosen
 from unseen_ray.core.outofcore.sort_keys import Keys, best_first_keys, value_of_key
 from unseen_ray.core.outofcore.threshold_search import Cut, Order, Ranks, find_cuts
+from unseen_ray.core.policies.beta import HARDEST, beta_draws, beta_shape
 from unseen_ray.core.policies.by_class import even_share, least_quota, quota_by_mean
-from unseen_ray.core.policies.formulas import beta_draws, beta_shape, filled, strata_of
+from unseen_ray.core.policies.ccs import filled, strata_of
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import DataError
 
-__all__ = ["POLICIES", "Asked"]
-
-_HARDEST = 10  # scores whose p_y `beta` asks for
+__all__ = ["POLICIES", "Request"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Asked:
+class Request:
     """What a choice is made by."""
 
     shards: Shards
@@ -87,14 +84,14 @@ def _of_cut(cut: Cut) -> Chosen:
     return Chosen(count=cut.count, columns=cut.order.columns, takes=cut.before)
 
 
-def _between(asked: Asked, first: Callable[[int], int]) -> Chosen:
+def _between(request: Request, first: Callable[[int], int]) -> Chosen:
     """A window of the order, from a place that depends on how many there are."""
 
     def ranks(sizes_G: IntArray) -> IntArray:
-        begin = first(_checked(asked.budget, sizes_G))
-        return np.array([[begin], [begin + asked.budget]])
+        begin = first(_checked(request.budget, sizes_G))
+        return np.array([[begin], [begin + request.budget]])
 
-    out, within = asked.cuts(asked.order(), ranks)
+    out, within = request.cuts(request.order(), ranks)
     return Chosen(
         count=within.count - out.count,
         columns=("score",),
@@ -102,90 +99,84 @@ def _between(asked: Asked, first: Callable[[int], int]) -> Chosen:
     )
 
 
-def _first(asked: Asked, order: Order) -> Chosen:
+def _first(request: Request, order: Order) -> Chosen:
     """The first of an order."""
 
     def ranks(sizes_G: IntArray) -> IntArray:
-        _checked(asked.budget, sizes_G)
-        return np.array([[asked.budget]])
+        _checked(request.budget, sizes_G)
+        return np.array([[request.budget]])
 
-    return _of_cut(asked.cuts(order, ranks)[0])
-
-
-def _top(asked: Asked) -> Chosen:
-    return _first(asked, asked.order())
+    return _of_cut(request.cuts(order, ranks)[0])
 
 
-def _random(asked: Asked) -> Chosen:
-    return _first(asked, _by_hash(asked, "random"))
+def _top(request: Request) -> Chosen:
+    return _first(request, request.order())
 
 
-def _by_hash(asked: Asked, purpose: str, **changes: Any) -> Order:
+def _random(request: Request) -> Chosen:
+    return _first(request, _by_hash(request, "random"))
+
+
+def _by_hash(request: Request, purpose: str, **changes: Any) -> Order:
     """A random order, by the seeded hash of the id."""
-    seed = derive(asked.seed, purpose)
+    seed = derive(request.seed, purpose)
     plain = Order(columns=("id",), keys=lambda chunk: tie_keys(chunk["id"], seed), bits=64, seed=seed)
     return replace(plain, **changes)
 
 
-def _window(asked: Asked) -> Chosen:
-    start = _option(asked, "start")
-    return _between(asked, lambda size: min(round(start * size), size - asked.budget))
+def _window(request: Request) -> Chosen:
+    start = request.options["start"]
+    return _between(request, lambda size: min(round(start * size), size - request.budget))
 
 
-def _moderate(asked: Asked) -> Chosen:
-    return _between(asked, lambda size: (size - asked.budget) // 2)
+def _moderate(request: Request) -> Chosen:
+    return _between(request, lambda size: (size - request.budget) // 2)
 
 
-def _option(asked: Asked, name: str) -> Any:
-    """An option, or its default in the policy that it is of."""
-    (policy,) = (policy for policy in POLICIES if name in inspect.signature(getattr(select, policy)).parameters)
-    return asked.options.get(name, inspect.signature(getattr(select, policy)).parameters[name].default)
-
-
-def _class_balanced(asked: Asked) -> Chosen:
+def _class_balanced(request: Request) -> Chosen:
     def ranks(sizes_C: IntArray) -> IntArray:
-        _checked(asked.budget, sizes_C)
-        return even_share(sizes_C, asked.budget, asked.kept_C, asked.seed)[None]
+        _checked(request.budget, sizes_C)
+        return even_share(sizes_C, request.budget, request.kept_C, request.seed)[None]
 
-    return _of_cut(asked.cuts(asked.classes(), ranks)[0])
+    return _of_cut(request.cuts(request.classes(), ranks)[0])
 
 
-def _class_floor(asked: Asked) -> Chosen:
+def _class_floor(request: Request) -> Chosen:
     def ranks(sizes_C: IntArray) -> IntArray:
-        _checked(asked.budget, sizes_C)
-        return least_quota(sizes_C, asked.budget, asked.kept_C, asked.seed, floor=_option(asked, "floor"))[None]
+        _checked(request.budget, sizes_C)
+        return least_quota(sizes_C, request.budget, request.kept_C, request.seed, floor=request.options["floor"])[None]
 
-    (granted,) = asked.cuts(asked.classes(), ranks)
-    left = asked.budget - granted.count
-    others = asked.order(columns=("score", "label", "id"), among=lambda chunk: ~granted.before(chunk))
-    (rest,) = asked.cuts(others, lambda sizes_G: np.array([[left]]))
+    (granted,) = request.cuts(request.classes(), ranks)
+    left = request.budget - granted.count
+    others = request.order(columns=("score", "label", "id"), among=lambda chunk: ~granted.before(chunk))
+    (rest,) = request.cuts(others, lambda sizes_G: np.array([[left]]))
     return Chosen(
-        count=asked.budget,
+        count=request.budget,
         columns=others.columns,
         takes=lambda chunk: granted.before(chunk) | rest.before(chunk),
     )
 
 
-def _class_quota(asked: Asked) -> Chosen:
-    sums, lowest = ExactSums(len(asked.kept_C)), 0.0
+def _class_quota(request: Request) -> Chosen:
+    sums, lowest = ExactSums(len(request.kept_C)), 0.0
 
     def add(chunk: Chunk) -> tuple[ExactSums, float]:
         _score_keys(chunk)
-        part = ExactSums(len(asked.kept_C))
-        part.add(asked.labels(chunk), chunk["score"])
+        part = ExactSums(len(request.kept_C))
+        part.add(request.labels(chunk), chunk["score"])
         return part, float(chunk["score"].min(initial=0.0))
 
-    for part, low in spread(asked.shards(("score", "label")), add, asked.memory.threads):
+    for part, low in spread(request.shards(("score", "label")), add, request.memory.threads):
         sums.merge(part)
         lowest = min(lowest, low)
 
     def ranks(sizes_C: IntArray) -> IntArray:
-        _checked(asked.budget, sizes_C)
-        strength = _option(asked, "strength")
-        given = (sizes_C, asked.budget, asked.kept_C, asked.seed)
+        _checked(request.budget, sizes_C)
+        strength = request.options["strength"]
+        given = (sizes_C, request.budget, request.kept_C, request.seed)
         return quota_by_mean(sums.totals(), lowest, *given, strength=strength)[None]
 
-    return _of_cut(asked.cuts(asked.classes(), ranks)[0])
+    return _of_cut(request.cuts(request.classes(), ranks)[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -198,23 +189,23 @@ class _Survey:
     hardest: FloatArray
 
 
-def _survey(asked: Asked, *, probs: bool) -> _Survey:
+def _survey(request: Request, *, probs: bool) -> _Survey:
     def look(chunk: Chunk) -> dict[str, NDArray[Any]]:
         keys = _score_keys(chunk)
         found = {"count": np.array([len(keys)]), "ends": keys[:0]}
         if len(keys):
             found["ends"] = np.array([keys.min(), keys.max()])
         if probs:
-            found |= _best(keys, chunk, asked.seed)
+            found |= _best(keys, chunk, request.seed)
         return found
 
     columns = ("score", "p_label", "id") if probs else ("score",)
-    parts = list(spread(asked.shards(columns), look, asked.memory.threads))
+    parts = list(spread(request.shards(columns), look, request.memory.threads))
     ends = np.concatenate([part["ends"] for part in parts]) if parts else np.empty(0, np.uint32)
     hardest = np.empty(0, np.float32)
     if probs and parts:
         every = {name: np.concatenate([part[name] for part in parts]) for name in ("keys", "id", "p_label")}
-        hardest = _best(every["keys"], every, asked.seed)["p_label"]
+        hardest = _best(every["keys"], every, request.seed)["p_label"]
     return _Survey(
         count=int(sum(part["count"][0] for part in parts)),
         low=value_of_key(int(ends.max()), np.float32) if len(ends) else 0.0,
@@ -226,20 +217,20 @@ def _survey(asked: Asked, *, probs: bool) -> _Survey:
 def _best(keys: Keys, chunk: Chunk, seed: int) -> dict[str, NDArray[Any]]:
     """The hardest rows of a chunk, in order."""
     rows = np.arange(len(keys))
-    if len(keys) > _HARDEST:
-        rows = np.flatnonzero(keys <= np.partition(keys, _HARDEST - 1)[_HARDEST - 1])
-    order = rows[np.lexsort((tie_keys(chunk["id"][rows], seed), keys[rows]))][:_HARDEST]
+    if len(keys) > HARDEST:
+        rows = np.flatnonzero(keys <= np.partition(keys, HARDEST - 1)[HARDEST - 1])
+    order = rows[np.lexsort((tie_keys(chunk["id"][rows], seed), keys[rows]))][:HARDEST]
     return {"keys": keys[order], "id": chunk["id"][order], "p_label": chunk["p_label"][order]}
 
 
-def _ccs(asked: Asked) -> Chosen:
-    survey = _survey(asked, probs=False)
-    _checked(asked.budget, np.array([survey.count]))
-    strata, out = _option(asked, "strata"), None
-    first = min(round(_option(asked, "cut") * survey.count), survey.count - asked.budget)
+def _ccs(request: Request) -> Chosen:
+    survey = _survey(request, probs=False)
+    _checked(request.budget, np.array([survey.count]))
+    strata, out = request.options["strata"], None
+    first = min(round(request.options["cut"] * survey.count), survey.count - request.budget)
     high = survey.high
     if 0 < first < survey.count:
-        (out,) = asked.cuts(asked.order(), lambda sizes_G: np.array([[first]]))
+        (out,) = request.cuts(request.order(), lambda sizes_G: np.array([[first]]))
         high = value_of_key(int(out.keys_G[0]), np.float32)
     elif first == survey.count:
         return Chosen(count=0, columns=("score",), takes=lambda chunk: np.zeros(len(chunk["score"]), bool))
@@ -249,33 +240,35 @@ def _ccs(asked: Asked) -> Chosen:
         return np.ones(len(chunk["score"]), bool) if out is None else ~out.before(chunk)
 
     order = _by_hash(
-        asked,
+        request,
         "strata",
         columns=("score", "id"),
         groups=strata,
         group=lambda chunk: strata_of(chunk["score"], survey.low, high, strata),
         among=left if out is not None else None,
     )
-    return _of_cut(asked.cuts(order, lambda sizes_G: filled(sizes_G, asked.budget)[None])[0])
+    return _of_cut(request.cuts(order, lambda sizes_G: filled(sizes_G, request.budget)[None])[0])
 
 
-def _beta(asked: Asked) -> Chosen:
-    survey = _survey(asked, probs=True)
-    _checked(asked.budget, np.array([survey.count]))
+def _beta(request: Request) -> Chosen:
+    survey = _survey(request, probs=True)
+    _checked(request.budget, np.array([survey.count]))
     if not survey.count:
         return Chosen(count=0, columns=("score",), takes=lambda chunk: np.zeros(len(chunk["score"]), bool))
-    kept, c = int(asked.kept_C.sum()), _option(asked, "c")
-    b = beta_shape(survey.hardest, candidates=survey.count, budget=asked.budget, kept=kept, c=c)
+    kept, c = int(request.kept_C.sum()), request.options["c"]
+    b = beta_shape(survey.hardest, candidates=survey.count, budget=request.budget, kept=kept, c=c)
 
     def keys(chunk: Chunk) -> Keys:
         ends = {"low": survey.low, "high": survey.high}
-        draws, _ = beta_draws(chunk["score"], chunk["p_label"], chunk["id"], b=b, **ends, seed=asked.seed)
+        draws, _ = beta_draws(chunk["score"], chunk["p_label"], chunk["id"], b=b, **ends, seed=request.seed)
         return best_first_keys(draws)
 
-    return _first(asked, Order(columns=("score", "p_label", "id"), keys=keys, bits=64, seed=derive(asked.seed, "beta")))
+    return _first(
+        request, Order(columns=("score", "p_label", "id"), keys=keys, bits=64, seed=derive(request.seed, "beta"))
+    )
 
 
-POLICIES: dict[str, Callable[[Asked], Chosen]] = {
+POLICIES: dict[str, Callable[[Request], Chosen]] = {
     "beta": _beta,
     "ccs": _ccs,
     "class_balanced": _class_balanced,

@@ -1,11 +1,12 @@
-"""Policies on score tables that are too long for memory: the same ids as those of `core.select`, from shards read a few times over.
+"""Policies on score tables larger than memory: the same ids as from `core.select`, from shards that are read several times.
 
-Held at once are some chunks for each thread, the bins and the buffer of `core.shards.Memory`, and where ids do not rise a bit for each
-number up to the highest of them.
+In memory at once are a few chunks per thread, the bins and the buffer of `Memory` and, where the ids do not rise, one bit for each
+number up to the highest id.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from unseen_ray.core import select
 from unseen_ray.core.arrays import IntArray
 from unseen_ray.core.outofcore.chunks import Memory, Shards
-from unseen_ray.core.outofcore.policies import POLICIES, Asked
+from unseen_ray.core.outofcore.policies import POLICIES, Request
 from unseen_ray.core.outofcore.selection import Chosen
 from unseen_ray.errors import ConfigError
 
@@ -72,14 +73,18 @@ def choose(
     options = dict(options or {})
     if (why := why_not_streamed(policy, options)) is not None:
         raise ConfigError(why)
-    _check_options(policy, options, kept_C, seed)
-    asked = Asked(shards=shards, budget=budget, kept_C=kept_C, seed=seed, memory=memory or Memory(), options=options)
-    return POLICIES[policy](asked)
+    options = _full_options(policy, options, kept_C, seed)
+    request = Request(
+        shards=shards, budget=budget, kept_C=kept_C, seed=seed, memory=memory or Memory(), options=options
+    )
+    return POLICIES[policy](request)
 
 
-def _check_options(policy: str, options: dict[str, Any], kept_C: IntArray, seed: int) -> None:
-    """Have the policy say itself what its options may be."""
+def _full_options(policy: str, options: dict[str, Any], kept_C: IntArray, seed: int) -> dict[str, Any]:
+    """The options with the policy's defaults; the policy checks them itself, called without candidates."""
     function = getattr(select, policy)
     none: dict[str, Any] = {"p_label_M": np.empty(0, np.float32)} if policy == "beta" else {}
     nothing = np.empty(0, np.int64)
     function(np.empty(0, np.float32), nothing, nothing, 0, kept_C=kept_C, seed=seed, **none, **options)
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters} | options

@@ -1,1 +1,1 @@
-"""Policies, and what they share: by class, by features, by place in the order. See `core.select`."""
+"""The policies, one module for each family, and what they share. `core.select` lists them and documents their arguments."""

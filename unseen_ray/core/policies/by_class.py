@@ -1,4 +1,4 @@
-"""Policies that mind the classes, and how a budget is split over them. See `core.select` for what they take and return."""
+"""Policies that choose within each class, and how a budget is split over the classes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, first_of_each_class
 from unseen_ray.core.outofcore.exact_sums import ExactSums
-from unseen_ray.core.policies.ranking import Positions, best_first, check_share
+from unseen_ray.core.policies.base import Positions, best_first, check_number, check_share
 from unseen_ray.core.seeds import derive, tie_keys
-from unseen_ray.errors import ConfigError
 
 __all__ = [
     "apportion",
@@ -36,12 +35,7 @@ def class_balanced(
     and the others make room for it.
 
     Args:
-        scores_M: (M,) scores, higher kept first.
-        labels_M: (M,) int64 classes.
-        ids_M: (M,) int64 sample ids.
-        budget: how many to keep, 0 to M.
-        kept_C: (C,) what earlier stages kept of each class.
-        seed: orders the ties, of samples and of remainders.
+        scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`.
 
     Returns:
         (budget,) positions.
@@ -66,12 +60,7 @@ def class_floor(
     where that gives any; the rest of the budget goes to the highest scores that are left, of whatever class.
 
     Args:
-        scores_M: (M,) scores, higher kept first.
-        labels_M: (M,) int64 classes.
-        ids_M: (M,) int64 sample ids.
-        budget: how many to keep, 0 to M.
-        kept_C: (C,) what earlier stages kept of each class.
-        seed: orders the ties, of samples and of remainders.
+        scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`.
         floor: 0 to 1; 0 is `top` with a sample of every class, 1 is `class_balanced`.
 
     Returns:
@@ -105,12 +94,7 @@ def class_quota(
     above what there is of it; scores that are not positive count from the lowest one.
 
     Args:
-        scores_M: (M,) scores, higher kept first.
-        labels_M: (M,) int64 classes.
-        ids_M: (M,) int64 sample ids.
-        budget: how many to keep, 0 to M.
-        kept_C: (C,) what earlier stages kept of each class.
-        seed: orders the ties, of samples and of remainders.
+        scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`.
         strength: 0 or more; 0 minds sizes alone, as `class_balanced` does.
 
     Returns:
@@ -121,8 +105,7 @@ def class_quota(
 
     Source: quotas by class difficulty after Vysogorets, Ahuja and Kempe, DRoP (ICLR 2025), with the mean score as difficulty.
     """
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < np.inf:
-        raise ConfigError(f"policy option strength={strength!r} must be a number, 0 or more.")
+    check_number("strength", strength)
     candidates_C = np.bincount(labels_M, minlength=len(kept_C))
     sums = ExactSums(len(kept_C), scores_M.dtype)
     sums.add(labels_M, scores_M)

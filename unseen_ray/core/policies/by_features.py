@@ -1,4 +1,4 @@
-"""Policies that choose by features, so that what is kept is diverse. `core.select` documents the arguments they share.
+"""Policies that choose by features, so that what is kept is diverse.
 
 Features are those of one model for all samples (`save_features`): (M, D) float16 or float32, possibly a memory map that is read in
 groups and blocks. More shape suffixes: G samples of one group (a class, or all of them), D features, K samples of earlier stages.
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+from unseen_ray.core.policies.base import Positions, check_count, check_number
 from unseen_ray.core.policies.by_class import even_quota
 from unseen_ray.core.policies.distances import Points, given_features, nearest_neighbours, points, squared_distances
-from unseen_ray.core.policies.ranking import Positions
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.errors import ConfigError
 
@@ -103,21 +103,14 @@ def d2(
 
     Source: Maharana, Yadav and Bansal, D2 Pruning (ICLR 2024), graph mode `sum`, sampling mode `weighted`, coreset mode `class`.
     """
-    _check_graph_options(neighbours, gamma)
+    check_count("neighbours", neighbours)
+    check_number("gamma", gamma)
     features, scores = given_features(features_MD, "d2"), _from_zero(scores_M)
 
     def by_messages(_: int, members: Positions, quota: int) -> Positions:
-        graph = _joined(points(features, members), neighbours)
-        return _by_messages(scores[members], quota, *graph, gamma)
+        return _by_messages(scores[members], quota, *_joined(points(features, members), neighbours), gamma)
 
     return _picked(_classes(labels_M, ids_M, budget, kept_C, seed), by_messages)
-
-
-def _check_graph_options(neighbours: int, gamma: float) -> None:
-    if isinstance(neighbours, bool) or not isinstance(neighbours, int) or neighbours < 1:
-        raise ConfigError(f"policy option neighbours={neighbours!r} must be a whole number, 1 or more.")
-    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 <= gamma < np.inf:
-        raise ConfigError(f"policy option gamma={gamma!r} must be a number, 0 or more.")
 
 
 def _from_zero(scores_M: FloatArray) -> NDArray[np.float64]:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IntArray
+from unseen_ray.core.policies.base import Positions
 from unseen_ray.core.policies.distances import read_rows
-from unseen_ray.core.policies.ranking import Positions
 
 __all__ = ["best_first_place"]
 

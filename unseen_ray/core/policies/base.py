@@ -1,0 +1,45 @@
+"""What the policies share: the order of the candidates, and the checks of their options."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.core.arrays import FloatArray, IdArray
+from unseen_ray.core.seeds import tie_keys
+from unseen_ray.errors import ConfigError
+
+__all__ = ["Positions", "best_first", "check_count", "check_number", "check_share"]
+
+Positions = NDArray[np.intp]
+
+
+def best_first(scores_M: FloatArray, ids_M: IdArray, seed: int) -> Positions:
+    """(M,) positions from the highest score to the lowest, ties by the seeded hash of the id."""
+    return np.lexsort((tie_keys(ids_M, seed), -scores_M))
+
+
+def check_share(name: str, value: float, *, closed: bool = False) -> None:
+    """ConfigError unless an option lies between 0 and 1; `closed` also allows 1 itself."""
+    if not _is_number(value) or not (0 <= value <= 1 if closed else 0 <= value < 1):
+        raise ConfigError(
+            f"policy option {name}={value!r} is outside 0 {'to' if closed else 'up to'} 1: it is a share."
+        )
+
+
+def check_number(name: str, value: float, *, positive: bool = False) -> None:
+    """ConfigError unless an option is finite and at least 0; `positive` refuses 0 itself."""
+    if not _is_number(value) or not (0 < value < np.inf or (value == 0 and not positive)):
+        raise ConfigError(
+            f"policy option {name}={value!r} must be a number{' above 0' if positive else ', 0 or more'}."
+        )
+
+
+def check_count(name: str, value: int) -> None:
+    """ConfigError unless an option is a whole number, 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"policy option {name}={value!r} must be a whole number, 1 or more.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,122 @@
+"""The beta policy of DUAL pruning: random draws weighted by score and difficulty.
+
+Source: Cho, Shin and Yun, DUAL (ICML 2025), arXiv 2502.06905; c = 4 is the default of its code for CIFAR.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+from unseen_ray.core.policies.base import Positions, best_first, check_number
+from unseen_ray.core.seeds import derive, tie_keys
+from unseen_ray.errors import ConfigError
+
+__all__ = ["HARDEST", "beta", "beta_draws", "beta_shape"]
+
+HARDEST = 10
+"""How many of the highest scores tell how hard the hardest samples are."""
+
+_EDGE = 1e-7  # how near to 0 and 1 a probability may come, where a density may be infinite
+
+
+def beta(
+    scores_M: FloatArray,
+    labels_M: IntArray,
+    ids_M: IdArray,
+    budget: int,
+    *,
+    kept_C: IntArray,
+    seed: int,
+    p_label_M: FloatArray,
+    consistency_M: FloatArray | None = None,
+    c: float = 4.0,
+    over: str = "last",
+) -> Positions:
+    """Draw by score and difficulty: the fewer samples are kept, the easier the ones it prefers.
+
+    Draws without replacement with weights score * Beta(a, b).pdf(p_y), b = 15 (1 - m) (1 - r^c), a = 16 - b, where r is the pruned
+    share and m the mean p_y of the ten highest scores. Negative scores are shifted up by the lowest one.
+
+    Args:
+        scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`; labels_M is unused, kept_C counts as kept in r.
+        p_label_M: (M,) probability of the true class after the last epoch, mean over votes.
+        consistency_M: (M,) the score `consistency`, one minus the mean of that probability over epochs; None if it is not stored.
+        over: where p_y comes from: `last` epoch, or all `epochs` as in the paper.
+        c: above 0; the larger, the more must be pruned before easy samples are preferred.
+
+    Returns:
+        (budget,) positions in the order of the draw.
+
+    Raises:
+        ConfigError: if `c` or `over` is outside its range, or `over` is `epochs` without `consistency_M`.
+    """
+    probs_M = _chosen_probs(p_label_M, consistency_M, c, over)
+    if not len(ids_M):
+        return np.empty(0, np.intp)
+    hardest = probs_M[best_first(scores_M, ids_M, seed)[:HARDEST]]
+    b = beta_shape(hardest, candidates=len(ids_M), budget=budget, kept=int(kept_C.sum()), c=c)
+    low, high = float(scores_M.min()), float(scores_M.max())
+    draws, keys = beta_draws(scores_M, probs_M, ids_M, b=b, low=low, high=high, seed=seed)
+    return np.lexsort((keys, -draws))[:budget]
+
+
+def _chosen_probs(p_label_M: FloatArray, consistency_M: FloatArray | None, c: float, over: str) -> FloatArray:
+    """(M,) the probabilities p_y that `over` names, once the options of `beta` are checked."""
+    check_number("c", c, positive=True)
+    if over not in ("last", "epochs"):
+        raise ConfigError(f"policy option over={over!r} is neither last nor epochs.")
+    if over == "last":
+        return p_label_M
+    if consistency_M is None:
+        raise ConfigError(
+            "policy beta with over: epochs reads the score consistency, as the mean of votes. Take combine: mean and score_every: 1."
+        )
+    probs_M: FloatArray = 1 - consistency_M
+    return probs_M
+
+
+# The two below are also called for chunks of a table, by `core.outofcore`.
+def beta_shape(p_of_hardest: FloatArray, *, candidates: int, budget: int, kept: int, c: float) -> float:
+    """The parameter b of the density that `beta` draws by.
+
+    Args:
+        p_of_hardest: (`HARDEST`,) p_y of the highest scores, the highest first; fewer where there are fewer.
+        candidates, budget, kept: how many there are, are to be picked, and were kept before.
+        c: the policy's.
+    """
+    pruned = 1 - (budget + kept) / (candidates + kept)
+    return float(15 * (1 - _clipped(p_of_hardest).mean()) * (1 - pruned**c))
+
+
+def beta_draws(
+    scores_M: FloatArray, probs_M: FloatArray, ids_M: IdArray, *, b: float, low: float, high: float, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
+    """The keys that `beta` sorts by: (M,) draws, the highest first, and (M,) hashes of the ids, the lowest first.
+
+    Args:
+        scores_M: (M,) scores.
+        probs_M: (M,) probability of the true class.
+        ids_M: (M,) int64.
+        b: see `beta_shape`.
+        low, high: the lowest and the highest score of all candidates.
+        seed: which draw.
+    """
+    p = _clipped(probs_M)
+    scores = scores_M.astype(np.float64) - min(low, 0.0)
+    # Weights that are all 0 would draw nothing: draw by difficulty alone.
+    if high - min(low, 0.0) == 0.0:
+        scores += 1.0
+    with np.errstate(divide="ignore"):
+        log_weights = (15 - b) * np.log(p) + (b - 1) * np.log1p(-p) + np.log(scores)
+    keys = tie_keys(ids_M, derive(seed, "beta"))
+    uniform = (keys.astype(np.float64) + 0.5) / 2.0**64
+    # Efraimidis and Spirakis (2006) take the largest u^(1/w); log w - log(-log u) has the same order, and no power underflows to 0.
+    # The clip keeps u off 0 and 1, where its logarithms are infinite and would tie.
+    return log_weights - np.log(-np.log(np.clip(uniform, 2.0**-60, 1 - 2.0**-53))), keys
+
+
+def _clipped(probs_M: FloatArray) -> NDArray[np.float64]:
+    clipped: NDArray[np.float64] = np.clip(probs_M.astype(np.float64), _EDGE, 1 - _EDGE)
+    return clipped
