@@ -212,7 +212,7 @@ class Planted:
 @pytest.mark.parametrize("content", [small_cnn(10), {"a": Planted()}])
 def test_objects_within_a_file_of_torch_are_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "model.pt")
-    with pytest.raises(ConfigError, match="objects that only running its pickle would bring back"):
+    with pytest.raises(ConfigError, match="pickled objects, which are never loaded"):
         ur.prune(config(tmp_path / "run", tmp_path / "model.pt"))
 
 

@@ -183,4 +183,4 @@ def test_a_fit_is_given_int64_labels_of_a_long_source(tmp_path: Path) -> None:
 
 def test_a_guard_says_that_it_holds_all_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ur.prune(config_of(tmp_path / "run", guard="label_margin"), limits=LONG)
-    assert "guard label_margin judges all 240 candidates at once: they are held in memory." in caplog.text
+    assert "guard label_margin compares all 240 candidates at once: they are held in memory." in caplog.text

@@ -103,7 +103,7 @@ def test_an_interrupted_one_goes_on_to_the_same_bits(
     _, _, before = record(tmp_path, plan_of, every=every, stop_after=stop_after + 1)
     assert before == list(range(1, stop_after + 2))
     model, columns, told = record(tmp_path, plan_of, every=every)
-    assert f"of {EPOCHS}" in caplog.text and "going on after epoch" in caplog.text
+    assert f"of {EPOCHS}" in caplog.text and "resuming after epoch" in caplog.text
     assert (carried or told[0] % every == 0) and told[-1] == EPOCHS
     assert_same_weights(model, undisturbed)
     for name in NAMES:
@@ -228,7 +228,7 @@ def test_a_model_without_a_last_linear_layer(tmp_path: Path, caplog: pytest.LogC
     assert "grand" not in result.scores.column_names
     with pytest.raises(FitError, match="score grand reads what enters the last linear layer, and this model has none"):
         run(tmp_path / "grand", model=NoHead, score="grand")
-    with pytest.raises(FitError, match="features are asked for"):
+    with pytest.raises(FitError, match="features are needed"):
         run(tmp_path / "features", model=NoHead, save_features=True)
 
 

@@ -39,8 +39,8 @@ def test_every_vote_is_of_a_sample_outside_the_fold(tmp_path: Path) -> None:
     ("fit", "error", "message"),
     [
         ("leaking", LeakError, "trained on; the first is id"),
-        ("forgetful", FitError, "samples unanswered"),
-        ("repeating", FitError, "answered twice"),
+        ("forgetful", FitError, "gave no prediction for"),
+        ("repeating", FitError, "predicted a sample twice"),
         ("logits", FitError, "sum to .*not 1. Apply log_softmax"),
         ("not_numbers", FitError, "log_probs with NaN"),
         ("narrow", FitError, r"expected \(B,\) integers and \(B, 10\)"),

@@ -138,6 +138,6 @@ def test_killed_within_an_epoch_a_run_beyond_memory_keeps_the_same_ids(tmp_path:
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=log)
     assert process.wait(timeout=300) == 0
     if killed == "driver":
-        assert re.search(r"going on after epoch 0 of 1, \d+ steps into the next one", (tmp_path / "log").read_text())
+        assert re.search(r"resuming after epoch 0 of 1, \d+ steps into the next one", (tmp_path / "log").read_text())
     assert ur.load(out).coreset.ids.tolist() == plain.coreset.ids.tolist()
     assert ur.load(out).scores == plain.scores

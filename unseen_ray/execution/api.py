@@ -37,8 +37,8 @@ class PruneResult:
 
     Attributes:
         run: its folder and manifest.
-        config: what was asked for.
-        in_hand: whether this process made it by that configuration, rather than read it from the folder.
+        config: the configuration as it was given.
+        in_hand: whether this process made it by that configuration, instead of reading it from the folder.
     """
 
     run: Run
@@ -90,8 +90,8 @@ def prune(
 
     Args:
         config: what to prune, and how; `out` names the folder.
-        fresh: remove the run that `out` holds, and begin anew; it is removed last, when nothing speaks against the new one.
-        on_event: is told of progress (`job.Progress`) and of finished tasks (`job.Receipt`).
+        fresh: delete the run that `out` holds and start over; it is deleted once all checks of the new one have passed.
+        on_event: receives progress (`runs.tasks.Progress`) and the receipts of finished tasks (`runs.manifest_entries.Receipt`).
         limits: how many rows are held at once.
 
     Raises:
@@ -145,7 +145,7 @@ def score(
     source: Any = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    """Score samples by out-of-fold probabilities of one's own, for `select` to choose by; see `pruning.score_probs`.
+    """Score samples by your own out-of-fold probabilities, for `select` to choose by; see `pruning.score_probs`.
 
     Returns:
         `out`, `samples`, `classes`, `votes` of a sample, `accuracy` of the votes, and the deciding `score`.
@@ -177,7 +177,7 @@ def run_of(result: PruneResult | str | os.PathLike[str]) -> Run:
 
 @contextlib.contextmanager
 def executor_for(config: PruneConfig, tasks: int) -> Iterator[Executor]:
-    """What a configuration asks to work on, closed in the end; `tasks` is how many could run side by side."""
+    """The executor of a configuration, closed at the end; `tasks` is how many could run in parallel."""
     if config.executor == "local":
         from unseen_ray.execution.local import LocalExecutor
 
@@ -193,4 +193,4 @@ def executor_for(config: PruneConfig, tasks: int) -> Iterator[Executor]:
 
 
 def ignore(_: Any) -> None:
-    """An observer that is told in vain."""
+    """An observer that does nothing."""

@@ -1,4 +1,4 @@
-"""What a run would do and take, before anything starts."""
+"""What a run would do and cost, before anything starts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def plan_values(
     decode_images_per_s: float | None = None,
     measure: bool = False,
 ) -> dict[str, Any]:
-    """What `unseen-ray plan --json` prints: sizes, and what the run takes of a cluster, in all and of each stage.
+    """What `unseen-ray plan --json` prints: sizes, and the time and resources of the run, in all and for each stage.
 
     Args:
         config: the run.
@@ -49,15 +49,15 @@ def plan_values(
         images_per_s: that one worker trains.
         scoring_images_per_s: that one worker scores; None for three times as many.
         decode_images_per_s: that one core decodes.
-        measure: whether to measure here what of these is not given, and `out`, which is left as it was; loads torch.
+        measure: whether to measure the rates that are not given, and the throughput of `out`, on this machine; loads torch.
 
     Raises:
         ConfigError, DataError: as `plan`; also if a rate is not above 0.
     """
-    asked = {"training": images_per_s, "scoring": scoring_images_per_s, "decode": decode_images_per_s}
-    check_asked(workers, asked)
+    given = {"training": images_per_s, "scoring": scoring_images_per_s, "decode": decode_images_per_s}
+    check_asked(workers, given)
     planned, source, config = _planned(config)
-    taken = estimate(planned, source, config, workers=workers, given=asked, measure=measure)
+    taken = estimate(planned, source, config, workers=workers, given=given, measure=measure)
     return values_of(planned, source.info, config, taken.rates, cluster=taken.cluster, needs=taken.needs)
 
 

@@ -1,4 +1,4 @@
-"""What a run keeps: `stage-NN/coreset.parquet` after each stage, and `coreset.parquet` with the keys at the end."""
+"""The coreset of a run: `stage-NN/coreset.parquet` after each stage, `coreset.parquet` with the keys at the end."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class CoresetBuilder:
             self._keep(run.stored(stage_coreset(run.manifest.stages[-1].index), hold=not self._is_long))
         if self._is_long and job.config.guard != "none":
             logger.warning(
-                "guard %s judges all %d candidates at once: they are held in memory.",
+                "guard %s compares all %d candidates at once: they are held in memory.",
                 score_name(job.config.guard),
                 len(population),
             )
@@ -95,7 +95,7 @@ class CoresetBuilder:
         return files
 
     def finish(self, run: Run, source: Source) -> dict[str, str]:
-        """Write the keys of all samples and the coreset with its keys, and warn of what the choice may suffer from.
+        """Write the keys of all samples and the coreset with its keys, and warn about likely problems of the choice.
 
         Returns:
             The SHA-256 of each file written.
@@ -126,7 +126,7 @@ class CoresetBuilder:
         return replace(scores, held=with_suspects(table, run.table(scores_file(0)) if stage.index else table))
 
     def _keep(self, rows: StoredTable) -> None:
-        """Go on from a stored stage."""
+        """Take over the coreset of a stored stage."""
         if rows.held is None:
             stored, counts_C = open_id_files(rows, self._population.num_classes)
             self.ids, self.count = stored, stored.count

@@ -1,4 +1,4 @@
-"""The seam between the method and where its work is done: this process, or a Ray cluster."""
+"""The protocol between the method and where its tasks run: this process, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Observer = Callable[[Progress | Receipt | EvalResult], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorSetup:
-    """What an executor found out while it got ready.
+    """What an executor resolved while it got ready.
 
     Attributes:
         job: with precision, cpus_per_fold and gpus_per_fold resolved for the whole run, and without rows that cannot be read.
@@ -31,14 +31,14 @@ class ExecutorSetup:
 
 
 class Executor(Protocol):
-    """Where the work is done: in this process, or on a Ray cluster."""
+    """Runs tasks: in this process, or on a Ray cluster."""
 
     def prepare(self, job: Job, source: Source) -> ExecutorSetup:
-        """Get hold of machines and pixels; find bad samples and resolve what depends on the hardware."""
+        """Acquire machines, load pixels, find bad samples, and resolve what depends on the hardware."""
         ...
 
     def score(self, tasks: list[ScoreTask], on_event: Observer) -> list[Receipt]:
-        """Do the tasks; each one's votes are on storage when its receipt is given."""
+        """Run the tasks; a task's votes are on storage before `on_event` gets its receipt."""
         ...
 
     def merge(self, request: MergeRequest) -> Merged:
@@ -46,13 +46,13 @@ class Executor(Protocol):
         ...
 
     def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
-        """Train and measure."""
+        """Train on each task's subset and measure on the test set."""
         ...
 
     def rest(self) -> None:
-        """Let go of machines that wait for work; later tasks ask for machines again."""
+        """Release idle machines; later tasks request them again."""
         ...
 
     def close(self) -> None:
-        """Let go of machines and pixels."""
+        """Release machines and pixels."""
         ...

@@ -37,13 +37,13 @@ __all__ = [
     "summary_of",
 ]
 
-_VOTES_AT_ONCE = 2**22  # of a long stage: with more votes each, fewer candidates are merged together
-_LEAST_ROWS = 2**16  # of these: below that, opening the files costs more than the votes
+_VOTES_AT_ONCE = 2**22  # of a long stage; candidates with more votes are merged in smaller groups
+_LEAST_ROWS = 2**16  # candidates of a group: with fewer, opening the vote files takes longer than reading them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MergeRequest:
-    """What a merge of a stage's votes needs to know.
+    """A stage whose votes to merge.
 
     Attributes:
         stage: which.
@@ -69,7 +69,7 @@ class Merged:
     Attributes:
         files: SHA-256 of each file written.
         summary: of the scores.
-        table: the scores of a stage that is short enough to be held, so that they need not be read again; else None.
+        table: the scores of a short stage, so that they need not be read again; else None.
     """
 
     files: dict[str, str]
@@ -89,8 +89,6 @@ def merge_request(
 ) -> MergeRequest:
     """Plan a stage's merge: in several ranges if the stage is long, and nothing needs all of it at once.
 
-    Ranks are of all that a model scored, a guard judges all candidates, and the file of mean probabilities is one.
-
     Args:
         job: the run.
         population: its samples.
@@ -100,6 +98,7 @@ def merge_request(
         num_parts, votes_each: see `MergeRequest`.
     """
     config, total, rows = job.config, len(population), job.limits.part_rows(len(population) - num_kept)
+    # Ranks are among all that a model scored, a guard compares all candidates, and mean probabilities are one file.
     needs_all = config.combine == "rank_mean" or config.save_probs or (stage == 0 and config.guard != "none")
     return MergeRequest(
         stage=stage,
@@ -142,7 +141,7 @@ class Merger:
         return join_ranges(self._folder, request, ranges)
 
     def check(self, request: MergeRequest, index: int) -> None:
-        """Find the votes of a task whole, before ranges of them are read; StorageError if they are not."""
+        """Verify the checksum of a task's votes, as a range reads only some of them; StorageError if it differs."""
         check_votes(self._folder, request.stage, index)
 
     def merge_range(self, request: MergeRequest, number: int) -> Merged:
@@ -157,7 +156,7 @@ class Merger:
         return Merged(files=files, summary=summary_of(table, self._population.num_classes))
 
     def _store_stage(self, request: MergeRequest, table: pa.Table, probs_MC: FloatArray | None) -> Merged:
-        """Store what was merged as one range, with what only the whole stage can tell."""
+        """Store a stage that was merged as one range, with suspects and probabilities, which need all of it."""
         config, stage, limits = self._job.config, request.stage, self._job.limits
         suspects = suspects_of(self._job.resolved, table, probs_MC) if stage == 0 else None
         if suspects is not None:
@@ -203,7 +202,7 @@ class Merger:
 
 
 def join_ranges(folder: Folder, request: MergeRequest, ranges: Iterable[Merged]) -> Merged:
-    """A stage of its merged ranges; removes parts that an earlier merge of other ranges left, which readers would take for ours."""
+    """Join a stage's merged ranges; delete parts of an earlier merge of other ranges, which readers would take for ours."""
     merged = list(ranges)
     files = {name: digest for each in merged for name, digest in each.files.items()}
     name = scores_file(request.stage)
@@ -225,7 +224,7 @@ def scores_of(merged: Merged, folder: Folder, stage: int) -> StoredTable:
 
 
 def summary_of(table: pa.Table, num_classes: int) -> StageSummary:
-    """What the manifest says of a score table."""
+    """The manifest's summary of a score table."""
     labels = table.column("label").to_numpy()
     return StageSummary(
         rows=table.num_rows,

@@ -93,10 +93,10 @@ def run_pipeline(
 
 
 def check(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_LIMITS) -> None:
-    """Refuse a run that cannot be done, as far as that is known before anything starts.
+    """Refuse what is known to fail before anything starts.
 
     Raises:
-        ConfigError, DataError: with what is wrong.
+        ConfigError, DataError: what is wrong.
     """
     config = resolved.config
     check_functions(resolved)
@@ -154,6 +154,7 @@ def _prepare(
 def _finish(runner: StageRunner, source: Source) -> Run:
     run = runner.run
     run.check_ours()
+    # A crash before the commit leaves files that the next start overwrites; one after it is cleaned up by `_already_finished`.
     files = runner.builder.finish(run, source)
     stages, before = run.manifest.stages, run.manifest.files
     grown = {part for stage in stages for part in parts_of(stage_coreset(stage.index), before)}
@@ -166,7 +167,7 @@ def _finish(runner: StageRunner, source: Source) -> Run:
 
 
 def _as_before(resolved: ResolvedRun, run: Run) -> ResolvedRun:
-    """What an earlier start of the run resolved stays."""
+    """Keep the precision and the weights that an earlier start of the run resolved: other ones would give other votes."""
     if not run.manifest.environment:
         return resolved
     recipe = run.manifest.config["recipe"]

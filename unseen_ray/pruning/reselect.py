@@ -68,6 +68,7 @@ def reselect(
         features=features_for(run, resolved, lambda: scores.table().column("id").to_numpy(), []),
         limits=limits,
     )
+    # Before anything is written: a user's policy that fails leaves no folder behind.
     bits = _check(run, config, scores, picked)
     new = open_selection(run, config)
     known, name = run.manifest.files, scores_file(0)
@@ -85,14 +86,14 @@ def reselect(
 
 
 def _open(run: Run, name: str, limits: Limits) -> StoredTable:
-    """A table of the run, found to be what was written: a short one is read, of a long one only the checksums are taken."""
+    """A table of the run with its checksums verified; a short one is held in memory."""
     if run.manifest.source.num_samples <= limits.rows_in_memory:
         return run.stored(name, hold=True)
     return run.stored(name, hold=False).verified()
 
 
 def _budget_of(keep: float, samples: int) -> int:
-    """How many are kept of so many; ConfigError if that is none or all."""
+    """How many samples to keep; ConfigError if that is none or all."""
     budget = round(keep * samples)
     if not 1 <= budget < samples:
         raise ConfigError(f"keep={keep} of {samples} samples is {budget}; it must leave 1 to {samples - 1}.")
@@ -100,7 +101,7 @@ def _budget_of(keep: float, samples: int) -> int:
 
 
 def _check(run: Run, config: PruneConfig, scores: StoredTable, picked: Picked) -> IdBits:
-    """Warn of what the choice may suffer from; returns its ids, a bit each."""
+    """Warn about likely problems of the choice; returns its ids, one bit each."""
     source, bits = run.manifest.source, IdBits()
     kept_C = np.zeros(source.num_classes, np.int64)
     for rows in picked():
@@ -112,7 +113,7 @@ def _check(run: Run, config: PruneConfig, scores: StoredTable, picked: Picked) -
 
 
 def _write_coreset(writer: TableWriter, picked: Picked, keys: StoredTable, bits: IdBits) -> dict[str, str]:
-    """The picked rows beside their keys; StorageError if these are not of the same samples."""
+    """Write the picked rows with their keys; StorageError if the keys are of other samples."""
     tables = (pa.Table.from_batches([batch]) for batch in keys.batches(["id", "key"]))
     picked_keys = (table.filter(pa.array(bits.has(table.column("id").to_numpy()))) for table in tables)
     for rows, beside in in_step(picked(), picked_keys):
@@ -122,25 +123,24 @@ def _write_coreset(writer: TableWriter, picked: Picked, keys: StoredTable, bits:
 
 
 def _stage_zero_s(manifest: Manifest) -> float | None:
-    """Seconds of workers that the votes took."""
+    """Worker seconds that the votes took."""
     if manifest.kind == "select":
         return choosing_s(manifest)
     return next((stage.fit_seconds for stage in manifest.cost.stages), None)
 
 
 def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
-    asked = {key: value for key, value in changes.items() if value is not None}
+    changed = {key: value for key, value in changes.items() if value is not None}
     kept = {k: v for k, v in manifest.asked.items() if k != "schedule"}
     for field in ("policy", "guard"):
-        if field not in asked and is_target(plug_of(kept.get(field))[0]):
+        if field not in changed and is_target(plug_of(kept.get(field))[0]):
             raise ConfigError(
                 f"the run's {field} {plug_of(kept[field])[0]} is a user-defined function, "
                 "and nothing that a run folder names is imported. "
                 f"Name it yourself: --{field} package.module:function."
             )
     before, also = kept["score"], kept.get("also_score")
-    if (
-        not isinstance(before, str) and asked.get("score", before) != before
-    ):  # a choice from this one must know what is stored
+    # A score with options is a column of its own: the new manifest lists it, so that a choice from this choice still finds it.
+    if not isinstance(before, str) and changed.get("score", before) != before:
         kept["also_score"] = [before, *(also if isinstance(also, list) else [])]
-    return PruneConfig.from_json({**kept, **asked})
+    return PruneConfig.from_json({**kept, **changed})

@@ -1,4 +1,4 @@
-"""The scores of a run's stage 0 as a new choice asks for them: as they are stored, or combined or guarded by another rule."""
+"""The scores of a run's stage 0 for a new choice: as they are stored, or combined or guarded by another rule."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def scores_asked_for(run: Run, resolved: ResolvedRun, stored: StoredTable) -> St
 
     Args:
         run: a finished run.
-        resolved: what is asked for.
+        resolved: the new choice.
         stored: the run's own scores.
 
     Raises:
@@ -51,7 +51,7 @@ def scores_asked_for(run: Run, resolved: ResolvedRun, stored: StoredTable) -> St
 
 
 def as_stored(run: Run, resolved: ResolvedRun) -> bool:
-    """Whether the scores and the suspects of stage 0 are those that are asked for."""
+    """Whether the stored scores and suspects of stage 0 are those of the new choice."""
     rule = run.manifest.asked if run.manifest.kind == "select" else run.manifest.config
     return _guarded_as_stored(run, resolved) and resolved.config.combine == rule["combine"]
 
@@ -106,7 +106,7 @@ def _stored_as(manifest: Manifest, name: str) -> Any:
 
 
 def _guarded(run: Run, resolved: ResolvedRun, table: pa.Table, stored: pa.Table) -> pa.Table:
-    """The combined scores with the suspects of the guard that is asked for."""
+    """The combined scores with the suspects of the new choice's guard."""
     config, guard = resolved.config, resolved.guard
     if _guarded_as_stored(run, resolved):
         known = stored.column(SUSPECT) if SUSPECT in stored.column_names else None
@@ -153,7 +153,7 @@ def _of_mean_probs(run: Run, stored: pa.Table) -> pa.Table:
         if plain and of_probabilities(getattr(builtin_scores, name)):
             values = getattr(builtin_scores, name)(log_of_probs(probs), labels)
             stored = stored.set_column(stored.column_names.index(name), name, pa.array(values, pa.float32()))
-        else:  # mean probabilities do not give a variant, a score of features or epochs, or a user's own, which is not imported
+        else:  # not computable from mean probabilities: variants, scores of features or epochs, users' own (never imported from a run)
             stored = stored.drop_columns([name, f"std_{name}"])
     return stored
 

@@ -1,4 +1,4 @@
-"""Scores of probabilities that somebody's own models gave: a run folder that `select` chooses from, without training.
+"""Score samples by probabilities from your own models: writes a run folder that `select` chooses from, without training.
 
 Shapes: N samples, C classes, V files of probabilities.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import SCORE_FIELDS, PruneConfig
-from unseen_ray.core.arrays import FloatArray, IntArray, LabelArray
+from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, LabelArray
 from unseen_ray.core.samples.id_sets import AllIds
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.schedule import Stage
@@ -23,7 +23,7 @@ from unseen_ray.core.scorebook import log_of_probs
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.labels_only import read_npy
-from unseen_ray.data.sources.registry import open_source, source_ref
+from unseen_ray.data.sources.registry import Source, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.pruning.merge import Merger, MergeRequest
@@ -38,8 +38,8 @@ from unseen_ray.storage.tables import write_table
 
 __all__ = ["score_probs"]
 
-_BATCH = 8192
-_SUM_TOLERANCE = 1e-2
+_BATCH = 8192  # rows scored at once: scores work in float64, and the probabilities may fill the memory
+_SUM_TOLERANCE = 1e-2  # a softmax stored in half precision sums to 1 within this
 
 
 def score_probs(
@@ -59,23 +59,13 @@ def score_probs(
         ConfigError: if a field is wrong, or the folder holds anything.
         DataError: if the files are not what they should be, do not fit each other, or leave some samples with fewer votes.
     """
-    if unknown := sorted(fields.keys() - set(SCORE_FIELDS)):
-        raise ConfigError(
-            [
-                f"score takes no {name!r}; it takes out, source, {', '.join(SCORE_FIELDS)}.{did_you_mean(name, SCORE_FIELDS)} How much is "
-                "kept, and by which policy, is said to `select`."
-                for name in unknown
-            ]
-        )
-    if not probs or (folds is not None and len(probs) > 1):
-        raise ConfigError(
-            f"folds goes with one file of probabilities, and there are {len(probs)}. Give --folds, or a file for each model."
-        )
+    _check_arguments(probs, folds, fields)
     began = time.monotonic()
     votes = [_checked(read_npy(path), path) for path in probs]
     num_classes = votes[0].shape[1]
-    asked = source if source is not None else {"use": "labels", "path": labels, "classes": num_classes}
-    config = PruneConfig(source=asked, keep=0.5, out=out, save_probs=True, **fields)
+    samples = source if source is not None else {"use": "labels", "path": labels, "classes": num_classes}
+    # A run needs a keep, but nothing is chosen here. Stored probabilities let `select` combine and guard in other ways.
+    config = PruneConfig(source=samples, keep=0.5, out=out, save_probs=True, **fields)
     resolved = ResolvedRun(config, of_models=False)
     check_functions(resolved)
     opened = open_source(source_ref(config.source).absolute())
@@ -93,19 +83,32 @@ def score_probs(
         size_px=info.size_px,
         out=run.folder.root,
     )
-    receipts = [_write(job, number, rows, values, info.labels_N) for number, (rows, values) in enumerate(parts)]
-    ids_N = population.ids_N
-    votes_each = sum(len(rows) for rows, _ in parts) // len(ids_N)
+    # From here on as in a run that trained: votes, their merge, keys, one stage in the manifest.
+    receipts = [_write_votes(job, number, rows, values, info.labels_N) for number, (rows, values) in enumerate(parts)]
+    votes_each = sum(len(rows) for rows, _ in parts) // len(population)
     request = MergeRequest(stage=0, candidates=AllIds(), num_parts=len(parts), votes_each=votes_each)
     merged = Merger(job, info.labels_N).merge(request)
-    files = dict(merged.files)
+    files = {**merged.files, **_write_keys(job, opened, population.ids_N)}
     for receipt in receipts:
         files |= receipt.files
-    keys = pa.table({"id": ids_N, "key": pa.array(opened.keys(ids_N.tolist()), pa.string())})
-    files |= write_table(run.folder, KEYS, keys, part_rows=job.limits.part_rows(len(ids_N)))
-    stage = Stage(index=0, target=len(ids_N), added=0)
+    stage = Stage(index=0, target=len(population), added=0)
     entry = stage_entry(stage, merged.summary, receipts, time.monotonic() - began)
     return run.commit(stages=[entry], files=files, finished=True)
+
+
+def _check_arguments(probs: Sequence[str], folds: str | None, fields: Mapping[str, Any]) -> None:
+    if unknown := sorted(fields.keys() - set(SCORE_FIELDS)):
+        raise ConfigError(
+            [
+                f"score takes no {name!r}; it takes out, source, {', '.join(SCORE_FIELDS)}.{did_you_mean(name, SCORE_FIELDS)} "
+                "Give keep and policy to `select`."
+                for name in unknown
+            ]
+        )
+    if not probs or (folds is not None and len(probs) > 1):
+        raise ConfigError(
+            f"folds goes with one file of probabilities, and there are {len(probs)}. Give --folds, or a file for each model."
+        )
 
 
 def _checked(values: Any, path: str) -> FloatArray:
@@ -146,7 +149,7 @@ def _check_fit(
 
 
 def _parts_of(votes: list[FloatArray], folds_N: Any, path: str | None) -> list[tuple[IntArray, FloatArray]]:
-    """For each model the rows that it scored, and the array that has its answers there.
+    """For each model the rows that it scored, and the array that holds its probabilities there.
 
     Raises:
         DataError: if the folds do not fit, a model scored nothing, or some samples have more votes than others.
@@ -173,7 +176,12 @@ def _parts_of(votes: list[FloatArray], folds_N: Any, path: str | None) -> list[t
     return parts
 
 
-def _write(job: Job, index: int, ids_M: IntArray, probs_NC: FloatArray, labels_N: LabelArray) -> Receipt:
+def _write_keys(job: Job, source: Source, ids_N: IdArray) -> dict[str, str]:
+    keys = pa.table({"id": ids_N, "key": pa.array(source.keys(ids_N.tolist()), pa.string())})
+    return write_table(Folder(job.out), KEYS, keys, part_rows=job.limits.part_rows(len(ids_N)))
+
+
+def _write_votes(job: Job, index: int, ids_M: IntArray, probs_NC: FloatArray, labels_N: LabelArray) -> Receipt:
     """Put one model's votes on storage."""
     functions = job.resolved.scores.single
     probs, labels = probs_NC[ids_M].astype(np.float32), labels_N[ids_M]

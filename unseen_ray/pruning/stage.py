@@ -76,7 +76,7 @@ class StageRunner:
             num_parts=len(tasks),
             votes_each=job.resolved.votes_each(stage.index),
         )
-        self.run.check_ours()
+        self.run.check_ours()  # another process may have taken over the run while these tasks trained
         merged = executor.merge(request)
         self.run.check_ours()
         grown = self.builder.extend(self.run, stage, scores_of(merged, self.run.folder, stage.index), receipts)
@@ -84,6 +84,7 @@ class StageRunner:
         for receipt in receipts:
             files |= receipt.files
         entry = _finished_stage(stage, merged.summary, receipts, time.monotonic() - began)
+        # Last: a manifest names complete files only, and a restart repeats from the first stage that it does not name.
         stages = [*self.run.manifest.stages, entry]
         self.run = self.run.commit(stages=stages, files=files, cost=Cost(seconds=self.elapsed_s()))
 
@@ -97,7 +98,7 @@ class StageRunner:
 
     def _find(self, task: ScoreTask) -> Receipt | None:
         keys, folder = self.job.task_keys(task, self.population), self.run.folder
-        for key in keys:
+        for key in keys:  # several: votes stored with more columns than this run keeps serve it as well
             if (receipt := find_receipt(folder, task.stage, task.index, key)) is not None:
                 if self.cache is not None:  # the run may have been killed before it could lend
                     self.cache.lend_votes(folder, task.stage, task.index, key)

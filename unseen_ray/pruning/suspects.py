@@ -1,4 +1,4 @@
-"""Suspected wrong labels in a score table: which there are, and what is left to choose from."""
+"""Suspected wrong labels in a score table, and the rows that are left to choose from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def suspects_of(resolved: ResolvedRun, table: pa.Table, probs_MC: np.ndarray | N
     """(M,) bool over the rows of a score table; None where the run has no guard.
 
     Raises:
-        FitError: if a user's guard answers with something else.
+        FitError: if a user's guard returns something else.
     """
     if resolved.guard is None:
         return None
@@ -33,7 +33,7 @@ def suspects_of(resolved: ResolvedRun, table: pa.Table, probs_MC: np.ndarray | N
 
 
 def with_suspects(table: pa.Table, zero: pa.Table) -> pa.Table:
-    """A later stage's scores with the suspects of stage 0, where most models have judged and none had seen the sample."""
+    """A later stage's scores with the suspects of stage 0, where every sample has its votes from models that never saw it."""
     if SUSPECT not in zero.column_names or SUSPECT in table.column_names:
         return table
     places = np.searchsorted(zero.column("id").to_numpy(), table.column("id").to_numpy())
@@ -49,7 +49,7 @@ def suspects_kept(table: pa.Table, kept_M: np.ndarray) -> dict[str, int] | None:
 
 
 def open_positions(table: pa.Table, budget: int, *, seed: int) -> np.ndarray:
-    """(L,) rows of a score table that the policy may choose from; says so where the budget needs suspects too."""
+    """(L,) rows of a score table that the policy may choose from; warns where the budget needs suspects too."""
     if SUSPECT not in table.column_names:
         return np.arange(table.num_rows)
     suspects, p_label, ids = (table.column(name).to_numpy() for name in (SUSPECT, "p_label", "id"))
@@ -61,7 +61,7 @@ def open_positions(table: pa.Table, budget: int, *, seed: int) -> np.ndarray:
 
 
 def warn_of_needed(suspected: int, candidates: int, budget: int, needed: int) -> None:
-    """Say that a budget cannot do without suspects."""
+    """Warn that a budget cannot be met without suspects."""
     logger.warning(
         "the guard suspects %d of %d candidates, and %d are to be kept: the %d likeliest suspects are kept with them. "
         "Suspect fewer, or keep less.",

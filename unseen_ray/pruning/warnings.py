@@ -1,4 +1,4 @@
-"""What a finished choice warns of, before somebody trains on it for a week."""
+"""Warnings about a finished choice, before you spend a week of training on it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ["check_selection", "warn_of_chance"]
 logger = logging.getLogger(__name__)
 
 _HARD_FIRST = ("top", "class_balanced", "class_floor", "class_quota")
-_COLLAPSE_BELOW = 0.35
-_ALMOST_EMPTY = 0.05
-_MANY_SUSPECTS = 0.1
+_COLLAPSE_BELOW = 0.35  # of all; hard-first choices lose to random at high pruning rates (Zheng et al., ICLR 2023)
+_ALMOST_EMPTY = 0.05  # of the share kept in all
+_MANY_SUSPECTS = 0.1  # of what is kept
 _NAMED = 5
-_COLLINEAR = 0.995
-_LOOKED_AT = 20_000
+_COLLINEAR = 0.995  # rank correlation
+_COMPARED = 20_000  # rows that scores are compared on
 _SAMPLED = 200_000  # rows that shares are estimated from: their standard error is 0.1 % then
 
 
@@ -43,7 +43,7 @@ def check_selection(
     kept_C: IntArray,
     sampled: int = _SAMPLED,
 ) -> None:
-    """Log what a choice is likely to suffer from; of many samples, every n-th is looked at.
+    """Log likely problems of a choice; of many samples, every n-th is checked.
 
     Args:
         config: the run's.
@@ -51,7 +51,7 @@ def check_selection(
         is_kept: takes (M,) rising ids, returns (M,) whether each was kept.
         class_names: C names, or none.
         sizes_C, kept_C: (C,) samples of each class, and how many of them are kept.
-        sampled: how many samples are looked at, at least.
+        sampled: how many samples are checked at least.
     """
     table = _every(scores, max(1, int(sizes_C.sum()) // sampled))
     kept = is_kept(table.column("id").to_numpy())
@@ -113,8 +113,8 @@ def _warn_of_suspects(config: PruneConfig, table: pa.Table, kept: np.ndarray, la
     among, beside = suspects[kept].mean(), suspects[~kept].mean()
     if among > _MANY_SUSPECTS and among > 2 * beside:
         logger.warning(
-            "%.0f %% of what is kept by %s may bear a wrong label (predicted as another class, its own less than half as probable as by "
-            "chance), and %.0f %% of what is not. Look at them in `unseen-ray report`; guard: confident_learning keeps such out.",
+            "%.0f %% of what is kept by %s may have a wrong label (predicted as another class, its own less than half as probable as by "
+            "chance), and %.0f %% of what is not. Look at them in `unseen-ray report`; guard: confident_learning excludes them.",
             100 * among,
             score_name(config.score),
             100 * beside,
@@ -122,15 +122,15 @@ def _warn_of_suspects(config: PruneConfig, table: pa.Table, kept: np.ndarray, la
 
 
 def _warn_of_collinearity(config: PruneConfig, table: pa.Table) -> None:
-    """Say which scores would choose almost the same, before they are compared at the price of trainings; looks at some rows."""
+    """Name scores that would choose almost the same, before you compare them by trainings; from some rows."""
     decides = score_name(config.score)
-    some = table.take(pa.array(np.linspace(0, table.num_rows - 1, min(table.num_rows, _LOOKED_AT)).astype(np.int64)))
+    some = table.take(pa.array(np.linspace(0, table.num_rows - 1, min(table.num_rows, _COMPARED)).astype(np.int64)))
     others = [name for name in some.column_names if f"std_{name}" in some.column_names and name != decides]
     alike = rank_correlations([some.column(name).to_numpy() for name in (decides, *others)])[0][1:]
     near = [name for name, correlation in zip(others, alike, strict=True) if correlation > _COLLINEAR]
     if near:
         logger.warning(
-            "%s order%s the samples as %s does (rank correlation above %g): to choose by another of them would change little.",
+            "%s order%s the samples as %s does (rank correlation above %g): choosing by another of them would change little.",
             " and ".join(near),
             "s" if len(near) == 1 else "",
             decides,
@@ -139,11 +139,11 @@ def _warn_of_collinearity(config: PruneConfig, table: pa.Table) -> None:
 
 
 def warn_of_chance(entry: StageEntry, summary: StageSummary) -> None:
-    """Say it if a stage's models are hardly better than naming the largest class."""
+    """Warn if a stage's models are hardly better than always predicting the largest class."""
     largest = float(summary.labels_C.max() / summary.rows)
     if entry.vote_accuracy < min(2 * largest, 0.9 * largest + 0.1):
         logger.warning(
-            "the models of stage %d are right on %.1f %% of what they scored, and always naming the largest class on %.1f %%: "
+            "the models of stage %d are right on %.1f %% of what they scored, and always predicting the largest class on %.1f %%: "
             "their scores mean little. Train longer (recipe.epochs), with fewer folds, or by another recipe.",
             entry.index,
             100 * entry.vote_accuracy,

@@ -27,7 +27,7 @@ __all__ = [
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed torch's generators of the CPU and of one device; those of other GPUs are not touched."""
+    """Seed torch's generators of the CPU and of one device; those of other GPUs are unchanged."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -38,7 +38,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     """The precision that `auto` resolves to: bf16 where the hardware has it, fp16 on an older GPU, else float32.
 
     Raises:
-        ConfigError: if fp16 is asked for on a CPU, where nothing scales the loss.
+        ConfigError: if fp16 is set for a CPU, where nothing scales the loss.
     """
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("recipe.precision=fp16 is for GPUs; this fit would run on a CPU. Set bf16, float32 or auto.")
@@ -77,7 +77,7 @@ def numerics(threads: int, deterministic: bool, device: torch.device) -> Iterato
     Args:
         threads: of torch, and of the BLAS libraries that a user's own training may call.
         deterministic: whether to refuse algorithms whose bits differ from run to run.
-        device: whose generator is restored beside the CPU's; other GPUs are not touched.
+        device: whose generator is restored beside the CPU's; other GPUs are unchanged.
     """
     from threadpoolctl import threadpool_limits
 
@@ -87,7 +87,9 @@ def numerics(threads: int, deterministic: bool, device: torch.device) -> Iterato
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
     torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.benchmark = (
+        not deterministic
+    )  # it may time its way to another algorithm, and other bits, each run
     try:
         with (
             freed_memory_kept() if device.type == "cpu" else contextlib.nullcontext(),

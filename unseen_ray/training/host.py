@@ -1,4 +1,4 @@
-"""The machine and this process: what can be found out and set without torch."""
+"""The machine and this process, as far as they can be described and set without torch."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def cpu_precision(precision: Precision) -> Precision:
 
 
 def claim_process() -> None:
-    """Say that this process is the package's own: a worker, or the `unseen-ray` command. A user's Python is not."""
+    """Mark this process as the package's own: a worker, or the `unseen-ray` command. A user's Python is not."""
     global _is_own
     _is_own = True
 

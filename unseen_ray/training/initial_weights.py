@@ -1,4 +1,4 @@
-"""A fresh model brought to where `recipe.init` has it start."""
+"""Load the weights that `recipe.init` names into a fresh model."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = ["start_from"]
 
 logger = logging.getLogger(__name__)
 
-_WRAPPERS = ("state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
+_WRAPPERS = ("state_dict", "model")  # keys under which Lightning, timm and torchvision put the weights
+_PREFIXES = ("module.", "_orig_mod.")  # DataParallel and torch.compile put these before every name
 _SHOWN = 3
 
 
 def start_from(model: nn.Module, recipe: Recipe) -> None:
-    """Load the weights of `recipe.init` into a model, all of them; a last layer of another width stays fresh.
+    """Load all weights of `recipe.init` into a model; a last layer of another width stays fresh.
 
     Args:
         model: fresh, on the CPU.
@@ -56,7 +56,7 @@ def start_from(model: nn.Module, recipe: Recipe) -> None:
 
 
 def _tensors(recipe: Recipe) -> dict[str, Tensor]:
-    """The file's tensors by name; nothing of it is run."""
+    """The file's tensors by name; none of its code is run."""
     data = read_weights(recipe)
     refused = f"recipe.init={recipe.init} holds no plain weights"
     advice = "Write the weights by safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
@@ -67,7 +67,9 @@ def _tensors(recipe: Recipe) -> dict[str, Tensor]:
             return load(data)
         found: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ConfigError(f"{refused}, but objects that only running its pickle would bring back. {advice}") from None
+        raise ConfigError(
+            f"{refused}, but pickled objects, which are never loaded: loading runs code. {advice}"
+        ) from None
     except (SafetensorError, RuntimeError, ValueError, KeyError, EOFError) as error:
         raise ConfigError(f"{refused}: it is damaged ({str(error).splitlines()[0]}). {advice}") from None
     while isinstance(found, Mapping) and (key := next((key for key in _WRAPPERS if _wraps(found, key)), None)):
@@ -82,7 +84,7 @@ def _wraps(found: Mapping[Any, Any], key: str) -> bool:
 
 
 def _bare(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what wrappers of a model put before every name."""
+    """Names without the prefixes that wrappers of a model add."""
     names = {name: name for name in given}
     while not names.values() & own.keys():
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in names.values())), None)
@@ -115,10 +117,10 @@ def _check_same(init: str, given: Mapping[str, Tensor], own: Mapping[str, Tensor
         "has more": [name for name in given if name not in own],
         "has other shapes": shapes,
     }
-    said = [f"{what}: {_first(names)}" for what, names in found.items() if names]
-    if said:
+    differences = [f"{what}: {_first(names)}" for what, names in found.items() if names]
+    if differences:
         raise ConfigError(
-            f"recipe.init={init} holds the weights of another model; it {'; it '.join(said)}. Name the model that they belong to."
+            f"recipe.init={init} holds the weights of another model; it {'; it '.join(differences)}. Name the model that they belong to."
         )
 
 

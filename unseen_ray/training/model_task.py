@@ -1,4 +1,4 @@
-"""Tasks whose model we train: train, predict, score, write votes; or train and measure. Used by every executor."""
+"""Tasks that train a model by the recipe: train, predict, score, write votes; or train and measure. Used by every executor."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TestSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Fit:
-    """A model to train, with what training it takes."""
+    """A model with all that its training needs."""
 
     model: nn.Module
     loader: BatchLoader
@@ -86,7 +86,7 @@ class _Fit:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class ModelTask:
-    """Runs the tasks of a run whose model we train, one after the other, on one device.
+    """Runs the tasks of a run that trains a model by its recipe, one after the other, on one device.
 
     Args:
         runner: what the tasks share.
@@ -215,7 +215,7 @@ class ModelTask:
         return fitting.train(recorder) if self.runner.job.workers_of(task) == 1 else [fitting.load_trained()]
 
     def _fit(self, train_ids: IdArray, task: ScoreTask | EvalTask, shard: WorkerShare) -> _Fit:
-        """A fresh model and what training it takes."""
+        """A fresh model with all that its training needs."""
         runner, config = self.runner, self.runner.job.config
         check_precision(config.recipe.precision, self.device)
         seed = fit_seed(config.seed, digest_ids(train_ids), task.repeat)
@@ -253,7 +253,7 @@ class ModelTask:
 
 
 def open_test(runner: TaskRunner) -> TestSet:
-    """What a run's evaluation measures on: its test source, else its holdout."""
+    """The test set of a run: its test source, else its holdout."""
     job = runner.job
     if job.test is None:
         ids = runner.population.holdout_ids

@@ -1,4 +1,4 @@
-"""What all tasks of a run share in one process, and the frame of one scoring task around its training. Needs no torch."""
+"""What all tasks of a run share in one process, and the parts of a scoring task around its training. Needs no torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _REPORT_EVERY_S = 1.0
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class TaskRunner:
-    """One process's view of a run, and the events that it reports of its tasks.
+    """One process's view of a run, and the events that it reports about its tasks.
 
     Args:
         job: what the tasks share.
@@ -86,7 +86,7 @@ class TaskRunner:
 
 
 class ScoringTask:
-    """A scoring task at work in this process: its ids, its votes so far, and where they go.
+    """A scoring task in this process: its ids, its votes so far, and where they are written.
 
     Args:
         runner: the run.
@@ -125,7 +125,7 @@ class ScoringTask:
     def polled_receipt(self) -> Receipt | None:
         """The same, looked up at most every ten seconds.
 
-        A worker that was lost to the driver, but not to the storage, may still bring the votes of a task that was started again.
+        A worker that lost its driver, but not the storage, may still write the votes of a task that was started again.
         """
         return self.stored_receipt() if self._poll.is_over() else None
 
@@ -146,7 +146,7 @@ class ScoringTask:
         over_epochs: Mapping[str, FloatArray] | None = None,
         features_ND: FloatArray | None = None,
     ) -> Receipt:
-        """Put the votes on storage, and give the receipt that stands beside them.
+        """Write the votes and their receipt, which is returned.
 
         Args:
             stats: of the last epoch; None where the user's own fit trains.
@@ -185,7 +185,7 @@ class ScoringTask:
 
 
 class _Interval:
-    """Over at most once in `every_s` seconds; `at_once` also when it is first asked."""
+    """Over at most once in `every_s` seconds; with `at_once` also at the first call."""
 
     def __init__(self, every_s: float, *, at_once: bool = False) -> None:
         self._every_s = every_s

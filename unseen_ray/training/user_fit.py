@@ -1,4 +1,4 @@
-"""A user's own training in place of model and recipe: what it is given, and what it may yield."""
+"""A user's own training in place of model and recipe: its arguments, and what it must yield."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FitSamples", "FitTask", "user_predictions"]
 
-_LOWEST = np.float32(np.log(np.finfo(np.float32).tiny))
+_LOWEST = np.float32(np.log(np.finfo(np.float32).tiny))  # in place of the log of 0, with which scores are not finite
 _SUM_TOLERANCE = 1e-2
 
 
@@ -122,7 +122,7 @@ def _checkpoint_dir(out: str, key: str, scratch: str) -> str:
     """A folder named by what determines the task, so that it never finds the state of another configuration.
 
     It lies with the run's other checkpoints and is deleted with them. A user's function takes a local path: where the run's
-    folder is none, its state does not outlive this start.
+    folder is on object storage, its state is lost with this process.
     """
     fs, path = filesystem_of(Folder(out).path(user_fit_folder(key)))
     if fs.type_name != "local":

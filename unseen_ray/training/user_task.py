@@ -1,4 +1,4 @@
-"""Tasks whose training is a function of the user's. Loads torch only if that function does."""
+"""Tasks whose training is a user's function. Loads torch only if that function does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class UserTask:
     device: Any = None
 
     def score(self, task: ScoreTask) -> Iterator[Progress | Receipt]:
-        """Have the user's function train and predict, score its predictions and write the votes; the last value is the receipt.
+        """Let the user's function train and predict, score its predictions and write the votes; the last value is the receipt.
 
         Raises:
             LeakError: if it predicts samples that it was given to train on.
@@ -120,8 +120,7 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
-        module.__loader__ = module.__spec__.loader = (
-            self._loader
-        )  # so that the module looks as if this loader had not been there
+        # The module must look as if its own loader had loaded it: code may ask it for resources.
+        module.__loader__ = module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         self._do()

@@ -65,9 +65,7 @@ class VoteBuffer:
         if places.size and (places.max() >= len(self.ids_M) or not np.array_equal(self.ids_M[places], ids_B)):
             check_unseen(self.task, ids_B, population)
         if self._has_vote[places].any() or len(np.unique(places)) < len(places):
-            raise FitError(
-                f"{self.task.name} answered twice for the same sample. Answer once for each of task.unseen_ids."
-            )
+            raise FitError(f"{self.task.name} predicted a sample twice. Yield each of task.unseen_ids once.")
         self._has_vote[places] = True
         labels = self.labels_M[places]
         self._pred[places] = log_probs_BC.argmax(axis=1)
@@ -99,7 +97,7 @@ class VoteBuffer:
             del self._functions[name], self._scores[name]
 
     def finish(self, over_epochs: Mapping[str, FloatArray], features_ND: FloatArray | None) -> VotePart:
-        """The votes of all samples, with what was gathered beside them.
+        """The votes of all samples, with scores over epochs and features.
 
         Args:
             over_epochs: (M,) for each score over epochs.
@@ -111,8 +109,8 @@ class VoteBuffer:
         missing = np.flatnonzero(~self._has_vote)
         if missing.size:
             raise FitError(
-                f"{self.task.name} left {missing.size} of {len(self.ids_M)} samples unanswered; "
-                f"the first is id {self.ids_M[missing[0]]}. Answer for each of task.unseen_ids."
+                f"{self.task.name} gave no prediction for {missing.size} of {len(self.ids_M)} samples; "
+                f"the first is id {self.ids_M[missing[0]]}. Yield each of task.unseen_ids once."
             )
         checked = {name: _checked(name, values, len(self.ids_M)) for name, values in over_epochs.items()}
         return VotePart(
@@ -148,10 +146,11 @@ class FeatureBuffer:
         features = predictions.features_BD
         if features is None:
             raise FitError(
-                "features are asked for (save_features, or a policy that reads them), and this model has no last linear layer with an "
+                "features are needed (by save_features, or by a policy that reads them), and this model has no last linear layer with an "
                 "output a class. Choose a model that ends in torch.nn.Linear, or another policy."
             )
         if self._features is None:
+            # Half precision: distances between features need no more, and the table takes half the memory.
             self._features = np.empty((len(self._ids), features.shape[1]), np.float16)
         places = np.searchsorted(self._ids, predictions.ids_B)
         self._features[places] = features

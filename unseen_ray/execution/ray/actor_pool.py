@@ -87,9 +87,8 @@ class FoldPool:
     worker_infos: list[dict[str, Any]] = field(default_factory=list)
     lost_at_start: int = 0
     _idle: list[Any] = field(default_factory=list)
-    _parked: list[Any] = field(
-        default_factory=list
-    )  # unused, but they keep Ray from placing another actor on their node
+    # Unused, but they keep Ray from placing another actor on their node.
+    _parked: list[Any] = field(default_factory=list)
     _coming: dict[Any, Any] = field(default_factory=dict)
     _busy: dict[Any, tuple[Any, int]] = field(default_factory=dict)
     _nodes: dict[Any, str] = field(default_factory=dict)  # of each actor, or the one it was requested on
@@ -134,7 +133,7 @@ class FoldPool:
         return self.worker_infos[0]
 
     def run(self, tasks: Sequence[PoolTask], on_event: Callable[[Any], None], *, keep: int = 0) -> list[Any]:
-        """PoolTask off the queue; results in the order of `works`.
+        """Run tasks off the queue; results in the order of `tasks`.
 
         Args:
             tasks: what to do.
@@ -163,6 +162,7 @@ class FoldPool:
             while queue and self._idle:
                 actor, place = self._idle.pop(0), queue.popleft()
                 self._busy[tasks[place].start(actor)] = actor, place
+            # The timeout lets the loop survey the cluster and note lost actors while nothing is ready.
             ready, _ = ray.wait([*self._busy, *self._coming], num_returns=1, timeout=_POLL_S, fetch_local=False)
             self._admit([ref for ref in ready if ref in self._coming])
             for generator in [ref for ref in ready if ref in self._busy]:
@@ -180,7 +180,7 @@ class FoldPool:
                     del self._busy[generator]
                     ray.kill(actor)
                     self._survey_soon()
-                    if place not in finished:
+                    if place not in finished:  # a loss after the result costs nothing
                         handle_failure(error, tasks[place].name, attempts[place])
                         self.on_retry(tasks[place].name)
                         queue.append(place)
@@ -235,7 +235,7 @@ class FoldPool:
     def _check(self, waiting: Wait) -> None:
         requested = _text(self.request)
         otherwise = (
-            f"the autoscaler was asked for {requested}, and no such node came within wait_s={self.wait_s:g} s. Raise wait_s, ask for less "
+            f"the autoscaler was asked for {requested}, and no such node came within wait_s={self.wait_s:g} s. Raise wait_s, request less "
             "(gpus_per_fold, cpus_per_fold), or look at the autoscaler's log; then run the same line again."
             if self.capacity.autoscaling
             else f"no node with {requested} is left, and none joined the cluster within wait_s={self.wait_s:g} s. Start such nodes again "
@@ -250,9 +250,10 @@ class FoldPool:
                 info = ray.get(ref)
                 self._nodes[actor] = info.pop("node_id")
                 if self.worker_infos and not computes_alike(self.worker_infos[0], info):
+                    # Votes of one stage must come from one arithmetic, or the order of near-equal scores depends on the node.
                     self._parked.append(actor)
                     logger.warning(
-                        "%s computes %s in another way: it is not used", info["node"], self.worker_infos[0]["precision"]
+                        "%s computes %s differently: it is not used", info["node"], self.worker_infos[0]["precision"]
                     )
                     continue
                 self.worker_infos.append(info)

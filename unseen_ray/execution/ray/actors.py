@@ -1,4 +1,4 @@
-"""The actors: thin shells over classes that know nothing of Ray."""
+"""The actors: thin shells around classes that do not depend on Ray."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Aggregator", "FoldWorker", "device_of_actor"]
 
 
 class FoldWorker:
-    """Trains and scores one fold at a time, on a device of its own.
+    """Trains and scores one fold at a time, on its own device.
 
     The constructor does nothing that can fail: Ray reports an error there as a lost actor, without its message.
     """
@@ -61,7 +61,7 @@ class FoldWorker:
         return {**place, **(_without_torch(precision) if user_fit and not _may_have_gpu() else _with_torch(precision))}
 
     def decode(self, ref: SourceRef, start: int, stop: int, size_px: int) -> Iterator[tuple[Any, list[BadSample]]]:
-        """Pixels of a range of rows, and the bad ones."""
+        """Pixels of a range of rows, and its bad samples."""
         yield decode_range(self._open(ref), range(start, stop), size_px)
 
     def find_bad(self, ref: SourceRef, start: int, stop: int, size_px: int) -> Iterator[tuple[None, list[BadSample]]]:

@@ -35,13 +35,13 @@ _QUIET = {
 
 @contextlib.contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
-    """Be connected to Ray: to the session that is there, the cluster of `address` or RAY_ADDRESS, or a private one.
+    """Connect to Ray: to the present session, the cluster at `address` or RAY_ADDRESS, or a private one.
 
-    A private cluster demands a token that only this user can read, and ends with the session; a cluster that merely
-    runs on the same host is never joined. A session that was there before stays open.
+    A private cluster requires a token that only this user can read, and ends with the session; a cluster that merely
+    runs on the same host is never joined. A session that was open before stays open.
 
     Raises:
-        ConfigError: if the cluster that was named does not answer.
+        ConfigError: if the named cluster does not answer.
     """
     if ray.is_initialized():
         yield
@@ -52,18 +52,18 @@ def ray_session(address: str | None) -> Iterator[None]:
     ours = signal.getsignal(signal.SIGTERM)
     with opened:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, ours)  # ray.init puts a handler of its own there
+            signal.signal(signal.SIGTERM, ours)  # ray.init replaces it
         yield
 
 
 def set_defaults(values: Mapping[str, str]) -> None:
-    """Set variables of Ray's for this process and what it starts, where the user has not."""
+    """Set Ray's variables for this process and its children, unless the user has set them."""
     for name, value in values.items():
         os.environ.setdefault(name, value)
 
 
 def ensure_session() -> None:
-    """Be connected to Ray until this process ends; see `ray_session`."""
+    """Connect to Ray until this process ends; see `ray_session`."""
     if not ray.is_initialized():
         session = ray_session(None)
         session.__enter__()
@@ -97,7 +97,7 @@ def knock(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def api_server(url: str) -> Iterator[None]:
-    """Have Ray's clients of the Jobs API turn to this address, whatever the environment names, with the token that there is."""
+    """Within, Ray's clients of the Jobs API use this address, whatever the environment names, and the token if there is one."""
     kept = os.path.expanduser("~/.ray/auth_token")
     found = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or os.path.exists(kept)
     mode = os.environ.get("RAY_AUTH_MODE") or ("token" if found else None)

@@ -33,7 +33,7 @@ __all__ = ["train_together"]
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
-_BROKEN = (
+_BROKEN = (  # the words of torch.distributed and Ray for a connection whose other end is gone
     "Connection closed by peer",
     "Connection reset by peer",
     "DistBackendError",
@@ -74,7 +74,7 @@ def train_together(
         if attempts.failed(kind) == "give up":
             raise FoldFailedError(task.name, attempts.count, reason)
         count = attempts.count + 1
-        logger.warning("%s: %s (%s); going on from its checkpoint, attempt %d", task.name, kind, reason, count)
+        logger.warning("%s: %s (%s); resuming from its checkpoint, attempt %d", task.name, kind, reason, count)
 
 
 def _attempt(
@@ -114,7 +114,7 @@ def _follow(
     """Pass on the workers' events until they have ended; ClusterError if they do not come up in time."""
     workers = f"{job.workers_of(task)} workers of {request['CPU']:g} CPU and {request['GPU']:g} GPU"
     otherwise = (
-        f"{task.name} asked for {workers}, which did not come up together within wait_s={job.config.wait_s:g} s. Raise wait_s, "
+        f"{task.name} requested {workers}, which did not come up together within wait_s={job.config.wait_s:g} s. Raise wait_s, "
         "lower gpus_per_fit, or free the cluster; then run the same line again."
     )
     waiting, has_started = Wait(requested=workers, wait_s=job.config.wait_s), False
@@ -132,7 +132,7 @@ def _follow(
 
 
 class TrainDriver:
-    """The actor that runs Ray Train's trainer and collects the workers' events. Whatever it started ends with it."""
+    """The actor that runs Ray Train's trainer and collects the workers' events. All that it started ends with it."""
 
     def __init__(self) -> None:
         self._events: list[Progress | UnseenError] = []
@@ -149,7 +149,7 @@ class TrainDriver:
     def train(
         self, shared: tuple[Any, ...], task: ScoreTask | EvalTask, workers: int, request: dict[str, float], storage: str
     ) -> Outcome:
-        """Have the workers train; returns what failed, or None."""
+        """Let the workers train; returns what failed, or None."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
@@ -211,6 +211,7 @@ def _classify(error: Exception) -> tuple[Failure, str]:
     """Whether workers were lost, which breaks the connections of the others too, or a worker's code raised an error."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     lost = {rank: failure for rank, failure in failures.items() if _is_loss(failure)}
+    # One error of a worker's own code decides: it broke the others' connections, and would again.
     if lost and len(lost) == len(failures):
         rank, failure = next(iter(lost.items()))
         return "worker lost", f"worker {rank}: {str(failure).strip().splitlines()[-1]}"

@@ -1,4 +1,4 @@
-"""A run on a Ray cluster: fold actors, aggregator actors, and a driver without state that matters."""
+"""A run on a Ray cluster: fold actors, aggregator actors, and a driver that can be restarted at any time."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ __all__ = ["ClusterContext", "RayExecutor"]
 
 logger = logging.getLogger(__name__)
 
-_DECODED_BY_DRIVER = 4096  # for so few, actors would take longer to come up than the driver to decode
-_CHUNK = 2048
+_DECODED_BY_DRIVER = 4096  # images: with fewer, actors take longer to start than the driver to decode
+_CHUNK = 2048  # images that an actor decodes at a time
 _LOG_EVERY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClusterContext:
-    """What an executor knows of the cluster and has put into its object store, for other executors on the same data.
+    """What an executor knows about the cluster and has put into the object store, for other executors on the same data.
 
     Attributes:
         out: its run's folder, which every actor must see.
-        worker_info: what its first actor said of itself; all others must compute alike.
+        worker_info: hardware and precision of its first actor; all others must compute alike.
         skipped_ids: rows that cannot be read.
         size_px: of the source's images.
         labels, pixels: references to the labels, and to the pixels if they fit in memory, else to the description of their files.
@@ -111,7 +111,7 @@ class RayExecutor:
         return self._prepared(job, self._context, pool)
 
     def context(self) -> ClusterContext:
-        """What `prepare` found out, for other executors while this one is open."""
+        """What `prepare` resolved, for other executors while this one is open."""
         assert self._context is not None, "prepare comes first"
         return self._context
 
@@ -236,13 +236,12 @@ class RayExecutor:
 
 @dataclass(slots=True)
 class _DecodingProgress:
-    """Logs now and then how many images are decoded."""
+    """Logs every half minute how many images are decoded."""
 
     total: int
     done: int = 0
-    _began: tuple[float, int] | None = (
-        None  # when the first images were done, and how many: the rate leaves out the start of the workers
-    )
+    # When the first images were done, and how many: the rate must not include the start of the workers.
+    _began: tuple[float, int] | None = None
     _last_log: float = field(default_factory=time.monotonic)
 
     def add(self, images: int) -> None:

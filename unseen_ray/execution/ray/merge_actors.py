@@ -1,4 +1,4 @@
-"""The aggregator actors: one merges a stage, several merge the ranges of a long one side by side."""
+"""The aggregator actors: one merges a short stage, several merge the ranges of a long one in parallel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Aggregators"]
 
 logger = logging.getLogger(__name__)
 
-_MOST_OF_NODE = 4  # beyond that a node waits for storage
+_MOST_OF_NODE = 4  # more only wait for the storage
 
 
 class Aggregators:
@@ -73,7 +73,7 @@ class Aggregators:
 
 
 def _spread(free: queue.SimpleQueue[SupervisedActor], method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
-    """Make each call on an aggregator that is free; results in the order of the calls. No call begins after one has failed."""
+    """Make each call on a free aggregator; results in the order of the calls. No call starts after one has failed."""
 
     def call(args: tuple[Any, ...]) -> Any:
         aggregator = free.get()

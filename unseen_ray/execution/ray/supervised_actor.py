@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class SupervisedActor:
-    """One actor of a class that needs no CPU of its own; a new one takes its place when it is lost.
+    """One actor of a class that reserves no CPU; a new one replaces it when it is lost.
 
     Args:
         cls: the plain class.
@@ -53,5 +53,6 @@ class SupervisedActor:
         ray.kill(self._actor)
 
     def _start(self) -> Any:
+        # No CPU: folds may hold all of them, and a merge that waited for one would wait for ever. Retries are ours, to count them.
         options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
         return ray.remote(self._cls).options(**options).remote()

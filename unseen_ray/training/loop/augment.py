@@ -26,7 +26,7 @@ _AREA, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """What an epoch drew for each of M samples; None where the augmentation does not ask for it.
+    """What an epoch drew for each of M samples; None where the augmentation does not use it.
 
     Attributes:
         flip_M: bool, whether to mirror.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchLoader", "Normalisation", "Pixels", "WorkerShare", "hold_pixels", "measure"]
 
-_MEASURED = 10_000
+_MEASURED = 10_000  # training images that channel statistics are taken from
 _GPU_SHARE = 0.5  # of the free GPU memory that pixels may take
 
 
@@ -59,11 +59,11 @@ class Pixels:
     all_NHWC: Tensor | None
 
     def places(self, ids_M: IdArray) -> Tensor | None:
-        """The ids on the device, brought there at once; None where pixels have to be asked for by id."""
+        """The ids on the device, copied there at once; None where pixels are fetched by id."""
         return None if self.all_NHWC is None else torch.from_numpy(ids_M).to(self.device)
 
     def stacks(self, ids_M: IdArray, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each part of the ids, one after the other: a (S, H, W, 3) stack of images, and the place of each of the part's in it."""
+        """For each part of the ids: a (S, H, W, 3) stack of images, and the places of the part's images in it."""
         places_M = self.places(ids_M)
         if self.all_NHWC is not None and places_M is not None:
             for part in parts:
@@ -81,6 +81,7 @@ def hold_pixels(pixel_store: PixelStore, device: torch.device) -> Pixels:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they are read-only in the object store, and only read
         pixels = torch.from_numpy(pixel_store.pixels_NHWC)
+    # The rest is for the model and its activations, which are allocated later.
     if device.type == "cuda" and pixels.nbytes > _GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
         return Pixels(pixel_store, device, None)
     return Pixels(pixel_store, device, pixels.to(device))
@@ -151,6 +152,7 @@ class BatchLoader:
         device, size_px = self.pixels.device, self.pixels.pixel_store.size_px
         steps, size = shape
         kind, crop_px = recipe.augment_at(size_px), recipe.crop_px(*progress, size_px)
+        # All draws of the epoch come at once and on the host: neither the device nor the step to resume from changes them.
         order = rng.permutation(len(ids_M))[: steps * size]
         draws = draw(kind, size_px, len(order), rng).to(device)
         labels = torch.from_numpy(labels_M[order]).to(device)

@@ -1,4 +1,4 @@
-"""What is told of one pass over the training ids."""
+"""The statistics of one pass over the training ids."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class EpochStats:
         epoch: from 1; 0 before the first.
         epochs: how many there will be.
         loss: mean training loss.
-        accuracy: share of the training samples that were right, as they were trained.
+        accuracy: share of right predictions on the training batches, each before its step.
         images_per_s: training speed.
-        seconds: of all epochs so far, whichever start of the fit did them.
-        earlier_s: of these, by earlier starts or other workers.
+        seconds: of all epochs so far, over all starts of the fit.
+        earlier_s: of these, spent by earlier starts or other workers.
     """
 
     epoch: int

@@ -1,4 +1,4 @@
-"""Train one model over ids of a pixel store, an epoch at a time, from its last checkpoint on, which may be within an epoch."""
+"""Train one model, an epoch at a time, from its last checkpoint on, which may lie within an epoch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FitPlan:
     Attributes:
         ids_M: (M,) int64 training ids.
         labels_M: (M,) their classes.
-        num_classes: C, which the model's answers must have.
+        num_classes: C, the width of the model's logits.
         recipe: with `precision` resolved.
         seed: `core.seeds.fit_seed`'s.
         shard: this worker's part of every batch.
@@ -134,6 +134,7 @@ def _epoch(
     for step, (inputs, labels) in enumerate(_batches(loader, plan, state, (steps, batch)), start=state.steps):
         rate = learning_rate(epoch * per_epoch + step, total, per_epoch, plan.recipe)
         loss, right = trainer.step(inputs, labels, rate)
+        # The sums stay on the device: reading one each step would make the CPU wait for the GPU.
         sums[0] += loss / shard.workers
         sums[1] += right
         if writer is not None and step + 1 < steps and writer.due_within(step, device):
@@ -159,7 +160,7 @@ def _epoch(
 
 
 def _begin_epoch(trainer: Trainer, plan: FitPlan, state: TrainState, device: torch.device) -> Tensor:
-    """Bring model and generators to where the epoch goes on; (2,) sums of losses and right predictions so far."""
+    """Set the model and the generators to where the epoch resumes; returns (2,) sums of losses and right predictions so far."""
     trainer.model.train()
     rank = plan.shard.rank
     # The first worker draws as a fit on one worker does; the others' dropout must differ from it.
@@ -199,12 +200,13 @@ def _check_same_state(state: TrainState, shard: WorkerShare, device: torch.devic
     """Refuse to train on where the workers of a fit have read different checkpoints."""
     if shard.workers == 1:
         return
+    # Each reads the storage for itself: on one that is not shared they would train different epochs together.
     at = torch.tensor([state.stats.epoch, state.steps], device=device)
     first, last = at.clone(), at.clone()
     torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)
     torch.distributed.all_reduce(last, torch.distributed.ReduceOp.MAX)
     if not torch.equal(first, last):
         raise FitError(
-            f"the workers of one fit stand after epochs {int(first[0])} to {int(last[0])} and {int(first[1])} to {int(last[1])} "
+            f"the workers of one fit resume after epochs {int(first[0])} to {int(last[0])} and {int(first[1])} to {int(last[1])} "
             "steps: they do not see the same storage. `out` must be shared by every node."
         )

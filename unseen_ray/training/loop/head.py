@@ -8,7 +8,7 @@ __all__ = ["head_of"]
 
 
 def head_of(model: nn.Module) -> tuple[str, nn.Linear | None]:
-    """Name and module of the linear layer that stands last among the modules, as in the models of torchvision and ours."""
+    """Name and module of the last linear layer in module order, the classifier in the models of torchvision and ours."""
     name, found = "", None
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear):

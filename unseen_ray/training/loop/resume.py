@@ -1,4 +1,4 @@
-"""The state of a training, between epochs or within one: what its checkpoints hold, and how it resumes from them."""
+"""The state of a fit, between epochs or within one: what its checkpoints hold, and how it resumes from them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class TrainState:
             torch.cuda.set_rng_state(self.generators[_GPU], device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds beside the trainer's tensors."""
+        """The tensors of a checkpoint beside the trainer's."""
         return {} if self.sums is None else {_SUMS: self.sums, **self.generators, **self.others}
 
     def gathered(self, shard: WorkerShare) -> TrainState:
@@ -99,9 +99,9 @@ class CheckpointWriter:
     _last_write: float = field(init=False, default_factory=time.monotonic)
 
     def due_within(self, step: int, device: torch.device) -> bool:
-        """Whether so much time has passed since the last checkpoint that another one is due within the epoch.
+        """Whether a checkpoint is due within the epoch, as the last one is some time ago.
 
-        Workers that share a fit do what the first one decides, which they ask every few steps.
+        The first worker decides for all that share a fit; they ask it every few steps.
         """
         if self.shard.workers == 1:
             return self._is_due()
@@ -121,7 +121,7 @@ class CheckpointWriter:
         stats, state = state.stats, state.gathered(self.shard)
         self._last_write = time.monotonic()
         if self.shard.rank:
-            return
+            return  # the first worker writes; the others only had to take part in gathering their states
         if self.recorder is not None and not state.steps and not self.recorder.may_stop(stats.epoch):
             return
         if stats.epoch < stats.epochs and not self.checkpoints.due(stats.trained_s):
@@ -162,6 +162,7 @@ def resumed(
         if recorder is not None and not (recorded == recorder.key() and recorder.fits(tensors, stats.epoch)):
             raise ValueError("it holds other scores over epochs")
         own = {name: _of_worker(name, rank) for name in (_CPU, _GPU)}
+        # No states between epochs, which seed the generators; none of a GPU where the checkpoint was written on a CPU.
         generators = {name: tensors[kept] for name, kept in own.items() if kept in tensors}
         state = TrainState(stats, steps, tensors[_of_worker(_SUMS, rank)], generators) if steps else TrainState(stats)
         trainer.restore(tensors, scale)
@@ -171,5 +172,5 @@ def resumed(
         logger.warning("the checkpoint %s cannot be used (%s); training from the start", checkpoints.key[:8], error)
         return fresh
     within = f", {steps} steps into the next one" if steps else ""
-    logger.info("going on after epoch %d of %d%s", stats.epoch, stats.epochs, within)
+    logger.info("resuming after epoch %d of %d%s", stats.epoch, stats.epochs, within)
     return state

@@ -50,7 +50,7 @@ class Trainer:
     Args:
         model: on its device, channels_last.
         recipe: with `precision` resolved.
-        num_classes: C, which the model's answers must have.
+        num_classes: C, the width of the model's logits.
         device: the model's.
         replicas: among how many workers each batch is divided; more than one are averaged by torch.distributed.
     """
@@ -61,7 +61,8 @@ class Trainer:
         self.model, self._recipe, self._num_classes, self._device = model, recipe, num_classes, device
         self._optimizer = _optimizer(model, recipe)
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16" and device.type == "cuda")
-        if recipe.momentum:  # made now it does not lie scattered among the activations of the first step
+        if recipe.momentum:
+            # Allocated now, momentum does not fragment the memory between the activations of the first step.
             for weight in model.parameters():
                 self._optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         self._criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
@@ -71,7 +72,7 @@ class Trainer:
         """One step; the batch's mean loss and how many it had right, left on the device.
 
         Raises:
-            FitError: if the model's answers have another shape than (B, C).
+            FitError: if the model's logits have another shape than (B, C).
         """
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -100,10 +101,10 @@ class Trainer:
         return self._scaler.state_dict()
 
     def restore(self, tensors: Mapping[str, Tensor], scale: Mapping[str, Any]) -> None:
-        """Go on from what `tensors` and `scale` gave.
+        """Take over the state that `tensors` and `scale` returned.
 
         Raises:
-            ValueError: if they are of another model; nothing is changed then.
+            ValueError: if they are of another model; the state is unchanged then.
         """
         weights = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
         momentum = {
@@ -140,6 +141,7 @@ def _forward(model: nn.Module, recipe: Recipe, device: torch.device, replicas: i
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    # Norms and biases have one dimension; decaying them costs accuracy (He et al., Bag of Tricks, CVPR 2019).
     weights: list[Tensor] = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others: list[Tensor] = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     decay = recipe.weight_decay if recipe.decay_norms else 0.0
@@ -156,4 +158,4 @@ def _check_logits(logits: object, size: int, num_classes: int) -> None:
     if isinstance(logits, Tensor) and logits.shape == (size, num_classes):
         return
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    raise FitError(f"the model answered with {shape}; it must return logits of shape ({size}, {num_classes}).")
+    raise FitError(f"the model returned {shape}; it must return logits of shape ({size}, {num_classes}).")
