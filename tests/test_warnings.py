@@ -63,7 +63,7 @@ def test_classes_left_almost_empty_are_named(caplog: pytest.LogCaptureFixture) -
 def test_a_choice_full_of_suspects_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     kept, doubtful = np.arange(200), np.where(RIGHT, 0.9, 0.05)
     text = said(caplog, config(), table(doubtful), kept, ())
-    assert "50 % of what is kept by entropy may bear a wrong label" in text and "and 0 % of what is not" in text
+    assert "50 % of what is kept by entropy may have a wrong label" in text and "and 0 % of what is not" in text
     guarded = table(doubtful, suspect=np.zeros(400, bool))
     for quiet in ((config(), guarded), (config(mode="fitting"), table(doubtful)), (config(), table(0.2))):
         assert not said(caplog, *quiet, kept, ())

@@ -112,7 +112,7 @@ def test_a_short_cut_costs_no_more_than_a_pause(
             run.ended(4)
         cluster.net.mend(cluster.host("ur-two"))
         assert run.ended() == 0, run.text()[-3000:]
-    assert not run.found("worker lost|was lost|going on")
+    assert not run.found("worker lost|was lost|resuming")
     assert len(run.found("stage 0 fold . .*: started")) == 4
     assert_same(out, on_images)
 
@@ -132,14 +132,14 @@ def test_a_host_that_is_cut_off_loses_its_fold_and_comes_back(
         cluster.net.cut(cut)
         until(lambda: run.found(f"{lost}: worker lost"), "the node is not given up", 60)
         until(
-            lambda: run.found(rf"{lost} \(ur-one, cpu\): going on|{lost} \(ur-two, cpu\): done"), "nobody goes on", 240
+            lambda: run.found(rf"{lost} \(ur-one, cpu\): resuming|{lost} \(ur-two, cpu\): done"), "nobody goes on", 240
         )
         cluster.net.mend(cut)
         cluster.nodes[cut.name].wait(120)  # its Ray ends itself once it hears that it was given up
         cluster.start(cut)
         assert run.ended() == 0, run.text()[-3000:]
     assert finished.items() <= votes(out).items()
-    assert all(len(run.found(rf"{task} \(\S+, cpu\): (?:started|going on)")) == 1 for task in finished)
+    assert all(len(run.found(rf"{task} \(\S+, cpu\): (?:started|resuming)")) == 1 for task in finished)
     assert sorted(re.findall(r"(stage 0 fold \d) \(\S+, cpu\): done", run.text())) == sorted(votes(out))
     assert_same(out, on_images)
 
@@ -157,7 +157,7 @@ def test_a_worker_that_wakes_up_after_its_training_was_taken_over_harms_nothing(
         worker = told(cut, "pgrep -f ^ray::FoldWorker.score").split()[0]
         told(cut, f"kill -STOP {worker}")
         cluster.net.cut(cut)
-        until(lambda: run.found(r"stage 1 \(\S+, cpu\): going on"), "nobody goes on", 120)
+        until(lambda: run.found(r"stage 1 \(\S+, cpu\): resuming"), "nobody goes on", 120)
         until(lambda: epochs(out).get("stage 1", 0) >= 15, "whoever took over does not get on", 120)
         told(cut, f"kill -CONT {worker}")  # it goes on from where it was, behind the other one
         assert run.ended() == 0, run.text()[-3000:]
