@@ -171,7 +171,7 @@ def test_a_path_whose_name_is_a_number_is_written_as_one(field: str) -> None:
     fields = {"recipe": {"init": 2024, "init_saw": "none"}} if field == "recipe.init" else {field: 2024}
     problem = only_problem(**fields)
     assert problem.startswith(f"{field}=2024 is not allowed: it must be ")
-    assert problem.endswith("as text that is not empty. Write './2024' for one whose name is a number.")
+    assert problem.endswith("as non-empty text. Write './2024' for one whose name is a number.")
 
 
 @pytest.mark.parametrize("field", [field for field in PATHS if field not in ("address", "recipe.init")])
@@ -188,7 +188,7 @@ def test_folders_to_reuse_are_one_or_several_or_none(tmp_path: Path) -> None:
         None, None, ["a"], ["a", "b"], ["a"],
     ]  # fmt: skip
     assert only_problem(reuse=["a", {"b": 1}]) == (
-        "reuse={'b': 1} is not allowed: it must be a folder, or a list of folders, as text that is not empty."
+        "reuse={'b': 1} is not allowed: it must be a folder, or a list of folders, as non-empty text."
     )
 
 

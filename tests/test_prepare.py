@@ -239,7 +239,7 @@ def test_what_is_killed_goes_on_with_what_was_finished(tmp_path: Path) -> None:
     receipts = sorted((out / "_preparing").glob("part-*.json"))
     finished = {path.stem: (out / path.stem).stat() for path in receipts}
     assert len(finished) >= 4 and not (out / "prepared.json").exists()
-    with pytest.raises(ur.DataError, match="is not prepared to its end, so that samples are missing"):
+    with pytest.raises(ur.DataError, match="is not fully prepared: samples are missing"):
         open_source(source_ref(str(out)))
     done = subprocess.run([*line, "--json"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     values = json.loads(done.stdout)
@@ -328,7 +328,7 @@ def test_what_cannot_be_asked_for_is_said_all_at_once(tmp_path: Path) -> None:
         assert part in said
     assert "on_bad_sample='no' must be error or skip" in said
     refused(ur.ConfigError, "quality=80 has no effect on raw pixels", "digits", tmp_path / "x", kind="raw", quality=80)
-    refused(ur.ConfigError, "'digitz' is no source", "digitz", tmp_path / "x")
+    refused(ur.ConfigError, "'digitz' is not a source", "digitz", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 

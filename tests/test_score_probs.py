@@ -120,11 +120,11 @@ def spoilt(**changes: np.ndarray) -> dict[str, np.ndarray]:
         (spoilt(probs=distributions()[:, 0]), r"holds float32 of shape \(60,\); probabilities are floating-point"),
         (spoilt(probs=np.ones((60, 4), int)), r"holds int64 of shape \(60, 4\)"),
         (spoilt(probs=distributions()[:50]), r"has shape \(50, 4\).*and there are 60 labels"),
-        (spoilt(labels=np.array(3)), r"must be one integer a sample"),
+        (spoilt(labels=np.array(3)), r"must be one integer per sample"),
         (spoilt(probs=np.full((60, 4), np.nan)), r"model 1 of 1 scores no sample"),
         (spoilt(labels=np.full(60, 7)), r"label 7, but its metadata names 4 classes"),
-        (spoilt(labels=np.array(["cat"] * 60)), r"must be one integer a sample"),
-        (spoilt(labels=np.array([None] * 60, object)), r"labels.npy is no .npy file of numbers"),
+        (spoilt(labels=np.array(["cat"] * 60)), r"must be one integer per sample"),
+        (spoilt(labels=np.array([None] * 60, object)), r"labels.npy is not a .npy file of numbers"),
     ],
 )
 def test_files_that_are_not_what_they_should_be(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:

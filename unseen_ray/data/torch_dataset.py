@@ -1,4 +1,4 @@
-"""A source as a torch data set of (image, label), for training on the coreset with whatever loop the user has."""
+"""A source as a torch data set of (image, label), for training on the coreset in your own loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["SourceDataset", "subset_of"]
 
 
 class SourceDataset(Dataset[tuple[Any, int]]):
-    """Every row of a source, as torchvision's data sets give them: (PIL image at its own size, label).
+    """Every row of a source, like a torchvision data set: (PIL image at its original size, label).
 
     Args:
         source: the opened source.
@@ -44,5 +44,5 @@ class SourceDataset(Dataset[tuple[Any, int]]):
 def subset_of(
     source: Source, ids: IdArray, transform: Callable[[Image.Image], Any] | None = None
 ) -> Subset[tuple[Any, int]]:
-    """The samples of `ids`, in their order."""
+    """The samples with these ids, in this order."""
     return Subset(SourceDataset(source, transform), np.asarray(ids).tolist())

@@ -113,7 +113,7 @@ def test_labels_that_have_no_length_are_refused(labels: Any) -> None:
     ("samples", "message"),
     [
         (Samples(keys=["a", "b"]), r"has 4 samples, 4 labels and 2 keys"),
-        (Samples(keys=["a", "b", "a", "c"]), r"has keys that repeat"),
+        (Samples(keys=["a", "b", "a", "c"]), r"has duplicate keys"),
         (Samples([]), r"holds no samples"),
         (Samples([0, -1]), r"row 1 of lab:samples has label -1"),
         (Samples([0.0, 1.0]), r"the labels of lab:samples are float64"),

@@ -117,7 +117,7 @@ def test_no_images_in_class_folders_are_told_with_the_layout(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"holds no images in class folders\. Expected .*/<class>/<image>"):
         opened(tmp_path)
     put(tmp_path, "0.png", "1.png")
-    with pytest.raises(DataError, match=r"2 images lie in it directly, without a class"):
+    with pytest.raises(DataError, match=r"2 images lie directly in it, without a class"):
         opened(tmp_path)
     (tmp_path / "cat").mkdir()
     with pytest.raises(DataError, match=r"holds no images in class folders"):

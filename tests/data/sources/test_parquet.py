@@ -316,7 +316,7 @@ def test_what_is_no_parquet_is_told_by_name(tmp_path: Path) -> None:
     damaged = {"text": b"no Parquet at all", "empty": b"", "cut": whole[: len(whole) // 2], "tail": whole[:-1]}
     for name, data in damaged.items():
         (tmp_path / f"{name}.parquet").write_bytes(data)
-        with pytest.raises(DataError, match=rf"{name}\.parquet of source .* is no Parquet file"):
+        with pytest.raises(DataError, match=rf"{name}\.parquet of source .* is not a Parquet file"):
             opened(tmp_path / f"{name}.parquet")
 
 

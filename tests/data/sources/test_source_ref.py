@@ -72,7 +72,7 @@ def test_a_mapping_is_not_changed() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("digit", r"^source='digit' is no source\. Allowed: digits, .*, a path or URI, .*Did you mean 'digits'\?"),
+        ("digit", r"^source='digit' is not a source\. Allowed: digits, .*, a path or URI, .*Did you mean 'digits'\?"),
         ({"limit": 3}, r"^source: a mapping needs `use` .* or `path`, and has \['limit'\]"),
         ({"use": "parquet"}, r"^source: parquet needs 'path'; write \{use: parquet, path: \.\.\.\}"),
         ({"use": "parquet", "image": "img"}, r"^source: parquet needs 'path'"),
@@ -81,7 +81,7 @@ def test_a_mapping_is_not_changed() -> None:
         ({"use": "digits", "limit": 0}, r"^source\.limit=0 must be a whole number, 1 or more"),
         ({"use": "folder", "path": "x", "size": "big"}, r"^source\.size='big' must be a whole number"),
         ({"use": "folder", "path": 3}, r"^source\.path=3 is not allowed: it must be a path .*Write '\./3'"),
-        ({"path": ""}, r"^source\.path='' is not allowed: .* not empty"),
+        ({"path": ""}, r"^source\.path='' is not allowed: .* non-empty"),
         ({"use": "cifar10", "root": " "}, r"^source\.root=' ' is not allowed"),
         ({"use": "parquet", "path": "x", "label": ""}, r"^source\.label='' must be text"),
         ("", r"^source='' is not allowed: it must be a name, a path or URI, or package\.module:function"),
@@ -99,7 +99,7 @@ def test_what_names_no_source_is_refused_with_what_does(value: Any, message: str
 
 
 def test_the_field_is_named_in_the_message() -> None:
-    with pytest.raises(ConfigError, match=r"^test='digit' is no source"):
+    with pytest.raises(ConfigError, match=r"^test='digit' is not a source"):
         source_ref("digit", field="test")
     with pytest.raises(ConfigError, match=r"^test\.limit=0"):
         source_ref({"use": "digits", "limit": 0}, field="test")

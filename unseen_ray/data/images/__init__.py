@@ -1,1 +1,1 @@
-"""From encoded images to uint8 pixels of one size, in memory, in files, or decoded at every read."""
+"""From encoded images to uint8 pixels of one size: held in memory or in files, or decoded at every read."""

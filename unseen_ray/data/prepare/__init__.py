@@ -1,1 +1,1 @@
-"""`unseen-ray prepare`: a source packed once into Parquet that decodes fast."""
+"""`unseen-ray prepare`: pack a source once into Parquet files whose images decode fast."""

@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 as torchvision keeps them on disk.
+"""CIFAR-10 and CIFAR-100 as torchvision stores them on disk.
 
-Their files are Python pickles. They are read by an unpickler that builds numpy arrays and plain containers and refuses
-to import anything else, so that a file from a stranger cannot run code.
+The files are Python pickles. The unpickler here builds only numpy arrays and plain containers, so that an untrusted
+file cannot run code.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ _HARMLESS = {
 
 
 class CifarSource:
-    """The Python version of CIFAR, under `root` where torchvision's download puts it.
+    """The Python version of CIFAR, under `root` as torchvision downloads it.
 
     Args:
         name: `cifar10` or `cifar100`.
         root: the folder that holds `cifar-10-batches-py` or `cifar-100-python`.
         split: `train` or `test`.
-        limit: the first so many samples; None for all.
+        limit: use only the first `limit` samples; None for all.
     """
 
     def __init__(self, name: str, *, root: str = "data", split: Split = "train", limit: int | None = None) -> None:
@@ -108,7 +108,7 @@ class CifarSource:
             or pixels.ndim != 2
             or pixels.shape[1] != 3072
         ):
-            raise DataError(f"{self._folder.path(file)} is damaged: its data is no uint8 array of 3072 columns.")
+            raise DataError(f"{self._folder.path(file)} is damaged: its data is not a uint8 array with 3072 columns.")
         if (
             not isinstance(labels, list)
             or len(labels) != len(pixels)
@@ -122,7 +122,7 @@ class CifarSource:
     def _names(self, file: str, field: bytes) -> tuple[str, ...]:
         names = self._get(self._load(file), field, file)
         if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
-            raise DataError(f"{self._folder.path(file)} is damaged: {field.decode()} is no list of names.")
+            raise DataError(f"{self._folder.path(file)} is damaged: {field.decode()} is not a list of names.")
         return tuple(name.decode("utf-8", "replace") for name in names)
 
     def _load(self, file: str) -> dict[bytes, Any]:
@@ -136,9 +136,9 @@ class CifarSource:
         try:
             content = _PlainUnpickler(data).load()
         except Exception as error:
-            raise DataError(f"{path} is damaged or no CIFAR file: {type(error).__name__}: {error}.") from None
+            raise DataError(f"{path} is damaged or not a CIFAR file: {type(error).__name__}: {error}.") from None
         if not isinstance(content, dict):
-            raise DataError(f"{path} is no CIFAR file: it holds a {type(content).__name__}, not a dict.")
+            raise DataError(f"{path} is not a CIFAR file: it holds a {type(content).__name__}, not a dict.")
         return content
 
     def _get(self, batch: dict[bytes, Any], field: bytes, file: str) -> Any:
@@ -155,5 +155,5 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _HARMLESS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs")
+            raise pickle.UnpicklingError(f"it imports {module}.{name}, which no CIFAR file needs")
         return super().find_class(module, name)

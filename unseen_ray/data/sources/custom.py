@@ -19,15 +19,14 @@ _NEEDED = ("__len__", "__getitem__", "labels", "keys")
 class CustomSource:
     """Adapts a user's object.
 
-    Its fingerprint is made of its name, labels and keys; give it an attribute `fingerprint` (a string) where its
-    pixels may change while those stay.
+    Its fingerprint covers its name, labels and keys. If pixels may change while these stay, give the object an
+    attribute `fingerprint` (a string).
 
     Args:
         samples: `len()`, `labels` (N,) integers, `keys` (N,) distinct strings, `[id]` -> (H, W, 3) uint8; optionally
-            `class_names`, `fingerprint`, `encoded_bytes` (what an image takes where it is stored) and `note` (what should be known of a
-            source that stands for another one).
-        name: how messages call it.
-        size: bring images to this many pixels a side; None for their own size, at most 64.
+            `class_names`, `fingerprint`, `encoded_bytes` (mean stored bytes of an image) and `note` (a remark for the user).
+        name: its name in messages.
+        size: height and width to scale images to, in pixels; None for their own size, at most 64.
     """
 
     def __init__(self, samples: Any, *, name: str, size: int | None = None) -> None:
@@ -41,16 +40,16 @@ class CustomSource:
         if isinstance(samples.keys, str) or not isinstance(samples.keys, Iterable) or np.ndim(samples.labels) == 0:
             raise ConfigError(
                 f"source {name} has keys of type {type(samples.keys).__name__} and labels of type {type(samples.labels).__name__}; "
-                "keys must be a sequence of texts (an attribute, not a method), labels a sequence of integers."
+                "keys must be a sequence of strings (an attribute, not a method), labels a sequence of integers."
             )
         self._keys = [str(key) for key in samples.keys]
         if not len(samples) == len(samples.labels) == len(self._keys):
             raise DataError(
                 f"source {name} has {len(samples)} samples, {len(samples.labels)} labels and {len(self._keys)} keys; "
-                "there must be one of each a sample."
+                "each sample needs one label and one key."
             )
         if len(set(self._keys)) < len(self._keys):
-            raise DataError(f"source {name} has keys that repeat; each sample needs a name of its own.")
+            raise DataError(f"source {name} has duplicate keys; each sample needs a unique one.")
 
     @cached_property
     def info(self) -> SourceInfo:
@@ -73,9 +72,9 @@ class CustomSource:
         )
 
     def encoded(self) -> Encoded | None:
-        """As the object says; None where it does not."""
-        said = getattr(self._samples, "encoded_bytes", None)
-        return None if said is None else Encoded(bytes_each=float(said), how="as the source says")
+        """From the object's `encoded_bytes`, or None."""
+        stated = getattr(self._samples, "encoded_bytes", None)
+        return None if stated is None else Encoded(bytes_each=float(stated), how="as the source says")
 
     def keys(self, ids: Sequence[int]) -> list[str]:
         """The object's own keys."""

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that come with scikit-learn: a data set of 8 x 8 pixels that is always at hand."""
+"""The 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DigitsSource:
     """UCI's optical recognition of handwritten digits, as bundled with scikit-learn.
 
     Args:
-        limit: the first so many samples; None for all.
+        limit: use only the first `limit` samples; None for all.
     """
 
     def __init__(self, *, limit: int | None = None) -> None:
@@ -29,6 +29,7 @@ class DigitsSource:
                 "source digits comes with scikit-learn, which is not installed. Run: pip install scikit-learn"
             ) from None
         bunch = load_digits()
+        # scikit-learn's grey levels are 0 to 16
         grey = np.round(bunch.images[:limit] * (255 / 16)).astype(np.uint8)
         self._pixels: NDArray[np.uint8] = np.repeat(grey[..., None], 3, axis=3)
         self._labels = bunch.target[:limit].astype(np.int64)

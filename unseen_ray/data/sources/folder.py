@@ -1,4 +1,4 @@
-"""Images in one folder a class: `root/cat/001.jpg`, the layout of torchvision's ImageFolder and of ImageNet."""
+"""Images in one folder per class: `root/cat/001.jpg`, the layout of torchvision's ImageFolder and of ImageNet."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _PROBED = 64
 class FolderSource:
     """A class-per-folder tree, local or remote.
 
-    The classes are the folders directly under `path`, numbered in the order of their names; images are found below
-    them at any depth and ordered by their relative path, which is their key. Hidden files are passed over.
+    The classes are the folders directly under `path`, in the order of their names. Images may lie below them at any
+    depth; they are ordered by their relative path, which is their key. Hidden files are ignored.
 
     Args:
         path: local path or URI of the root.
-        size: bring images to this many pixels a side; None for their own size, at most 64.
-        limit: the first so many samples; None for all.
-        name: how messages call it; None for the path.
+        size: height and width to scale images to, in pixels; None for their own size, at most 64.
+        limit: use only the first `limit` samples; None for all.
+        name: its name in messages; None for the path.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class FolderSource:
     def _check(self, images: list[str], classes: set[str]) -> None:
         nested = [key for key in images if "/" in key]
         if not nested:
-            loose = f"; {len(images)} images lie in it directly, without a class" if images else ""
+            loose = f"; {len(images)} images lie directly in it, without a class" if images else ""
             raise DataError(
                 f"source {self._path} holds no images in class folders{loose}. Expected {self._path.rstrip('/')}/<class>/<image> "
                 f"with one of {' '.join(IMAGE_ENDINGS)}, or Parquet files (*.parquet)."

@@ -1,4 +1,4 @@
-"""What the metadata of a Parquet file says of its columns."""
+"""Class names in the metadata of a Parquet file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ __all__ = ["class_names"]
 
 
 def class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
-    """The class names of the metadata: Hugging Face's ClassLabel, or a list, in JSON or divided by | or commas, under `class_names`."""
+    """The class names in the metadata, or none.
+
+    They are read from Hugging Face's ClassLabel, else from a list under `class_names` or `class_wnids`, in JSON or
+    separated by | or commas.
+    """
     metadata = schema.metadata or {}
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]

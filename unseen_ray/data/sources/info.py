@@ -1,4 +1,4 @@
-"""What a source is: labels and counts without reading a pixel, and pixels or encoded images on demand."""
+"""The interface of a source: labels and counts without reading a pixel, and pixels or encoded images on demand."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ _SAMPLED = 64
 RawImage = bytes | NDArray[np.uint8]
 
 MAX_DEFAULT_SIZE_PX = 64
-"""Larger images are scaled to this unless the source's `size` says otherwise: a scoring model needs no more."""
+"""Larger images are scaled down to this unless the source sets `size`: a scoring model needs no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SourceInfo:
-    """What is known of a source before any pixel is decoded.
+    """What is known about a source before any pixel is decoded.
 
     Attributes:
-        name: how messages call it.
-        labels_N: (N,) classes of all rows: int64, or of millions as narrow as they can be, mapped from a file.
+        name: its name in messages.
+        labels_N: (N,) class of each row: int64, or for millions of rows a narrower type in a memory-mapped file.
         num_classes: C.
-        size_px: height and width that images are brought to.
-        original_px: (height, width) of the images that were looked at, where they agree.
-        class_names: C names, or empty where the source has none.
-        fingerprint: changes when the data does.
-        note: what should be known of a source that stands for another one.
+        size_px: height and width that images are scaled to.
+        original_px: (height, width) of the sampled images if they agree, else None.
+        class_names: C names, or empty if the source has none.
+        fingerprint: changes when the data changes.
+        note: a remark for the user, such as that the source stands in for another one.
     """
 
     name: str
@@ -70,12 +70,12 @@ class SourceInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """What the images of a source take where they are stored.
+    """The stored size of a source's images.
 
     Attributes:
-        bytes_each: of an image, the mean.
-        how: where that was found.
-        groups: parts of which each is read whole, such as row groups; 0 where single images are read.
+        bytes_each: mean bytes of an image.
+        how: how the mean was found.
+        groups: number of parts that can only be read whole, such as row groups; 0 if images are read one by one.
     """
 
     bytes_each: float
@@ -83,14 +83,15 @@ class Encoded:
     groups: int = 0
 
     def read_bytes(self, batch_size: int, num_samples: int) -> float:
-        """Bytes that are read for each image of a random batch, which touches groups that it needs little of.
+        """Expected bytes read per image of a random batch, which needs only a little of each group it touches.
 
         Args:
-            batch_size: images of a batch; each group is read once for it.
+            batch_size: images in a batch; each group is read at most once for it.
             num_samples: N, over all groups.
         """
         if not self.groups:
             return self.bytes_each
+        # expected number of distinct groups among `batch_size` independent draws
         touched = self.groups * (1 - (1 - 1 / self.groups) ** batch_size)
         return touched * num_samples / self.groups * self.bytes_each / batch_size
 
@@ -104,7 +105,7 @@ class Source(Protocol):
         ...
 
     def keys(self, ids: Sequence[int]) -> list[str]:
-        """The portable names of samples."""
+        """The keys (portable names) of samples."""
         ...
 
     def read(self, ids: Sequence[int]) -> Iterator[tuple[int, RawImage]]:
@@ -113,17 +114,17 @@ class Source(Protocol):
 
 
 def encoded_of(source: Source) -> Encoded:
-    """What images take where they are stored: as the source itself says (`encoded()`), else the mean of some of them."""
-    said: Encoded | None = source.encoded() if hasattr(source, "encoded") else None
-    if said is not None:
-        return said
+    """The stored size of images: from the source's `encoded()` if it has one, else the mean of a few images."""
+    stated: Encoded | None = source.encoded() if hasattr(source, "encoded") else None
+    if stated is not None:
+        return stated
     some = np.unique(np.linspace(0, len(source.info) - 1, _SAMPLED).astype(int))
     sizes = [len(raw) if isinstance(raw, bytes) else raw.nbytes for _, raw in source.read(some.tolist())]
     return Encoded(bytes_each=float(np.mean(sizes)), how=f"the mean of {len(sizes)} images")
 
 
 def key_column(source: Source, ids_M: IdArray) -> pa.Array:
-    """(M,) portable names as Arrow strings: as the source itself makes them (`key_column(ids)`), else of `keys`."""
+    """(M,) keys as Arrow strings: from the source's `key_column(ids)` if it has one, else from `keys`."""
     import pyarrow as pa
 
     if hasattr(source, "key_column"):
@@ -138,7 +139,7 @@ def check_labels(
     """Check labels and count the classes.
 
     Args:
-        values: (N,) what the source holds.
+        values: (N,) the source's labels.
         where: the source's name in messages.
         num_classes: C if the source's metadata states it.
         first_row: row number of the first label, for messages.
@@ -154,7 +155,7 @@ def check_labels(
         raise DataError(f"{where} holds no samples. Point the source to the data.")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(
-            f"the labels of {where} are {labels.dtype} of shape {labels.shape}; they must be one integer a sample, 0 to C - 1. "
+            f"the labels of {where} are {labels.dtype} of shape {labels.shape}; they must be one integer per sample, 0 to C - 1. "
             "Map class names to numbers first."
         )
     labels = labels.astype(np.int64)
@@ -174,7 +175,7 @@ def _check_range(labels: IntArray, where: str, num_classes: int | None, first_ro
         raise DataError(
             f"row {first_row + row} of {where} has label {largest}, but its metadata names {num_classes} classes (0 to {num_classes - 1})."
         )
-    # Labels that are ids in disguise: counting them would take gigabytes, and a model a last layer of that width.
+    # such labels are ids in disguise: counting them would take gigabytes, and the model would need a last layer this wide
     if num_classes is None and largest >= 2**24:
         raise DataError(
             f"{where} has label {largest}: that would make {largest + 1} classes. Number the classes 0 to C - 1."
@@ -182,7 +183,7 @@ def _check_range(labels: IntArray, where: str, num_classes: int | None, first_ro
 
 
 def fingerprint_of(*parts: str | bytes | Iterable[object]) -> str:
-    """SHA-256 over the parts, each with its length, so that no two lists of parts look alike."""
+    """SHA-256 over the parts, each with its length, so that different lists of parts never hash the same bytes."""
     digest = hashlib.sha256()
     for part in parts:
         data = (
@@ -194,14 +195,14 @@ def fingerprint_of(*parts: str | bytes | Iterable[object]) -> str:
 
 
 def probe_size(images: Iterable[RawImage], size: int | None) -> tuple[int, tuple[int, int] | None]:
-    """The size to bring images to, from the headers of a few.
+    """The size to scale images to, from the headers of a few.
 
     Args:
-        images: encoded or (H, W, 3); unreadable ones are passed over, they are met again when they are decoded.
-        size: what the user asked for; None for the median short side, but at most 64 px.
+        images: encoded or (H, W, 3); unreadable ones are ignored here and reported when they are decoded.
+        size: the user's choice; None for the median short side, at most 64 px.
 
     Returns:
-        The size in pixels, and (height, width) where all that were looked at agree.
+        The size in pixels, and (height, width) if all images agree, else None.
     """
     shapes = [shape for image in images if (shape := _shape_of(image)) is not None]
     original = shapes[0] if shapes and len(set(shapes)) == 1 else None

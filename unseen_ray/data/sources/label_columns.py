@@ -1,4 +1,4 @@
-"""Labels of more rows than a driver should hold: as narrow as they can be, in a file that goes with the process."""
+"""Labels of more rows than the driver should hold in memory: a narrow type in a temporary memory-mapped file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unseen_ray.errors import ConfigError
 __all__ = ["ROWS_IN_MEMORY", "digest_of_labels", "gather_labels"]
 
 ROWS_IN_MEMORY = 16_000_000
-"""Of labels and tables that are held as they are; of more, labels are narrow and lie in a file."""
+"""Labels and tables of up to this many rows are held in memory; longer labels go to a file, in a narrow type."""
 
 
 def gather_labels(
@@ -32,14 +32,15 @@ def gather_labels(
     """All labels of a source, checked, and C; see `check_labels`.
 
     Args:
-        pieces: the labels, some rows at a time.
+        pieces: the labels in order, some rows at a time.
         rows: N.
-        where: how messages call the source.
-        num_classes: C where the source's metadata states it.
-        rows_in_memory: up to how many rows labels are held as int64.
+        where: the source's name in messages.
+        num_classes: C if the source's metadata states it.
+        rows_in_memory: the most rows whose labels are held in memory as int64.
 
     Returns:
-        (N,) int64 up to `rows_in_memory` rows, else as narrow as the classes allow and mapped from a file without a name; and C.
+        (N,) int64 labels in memory, or for more than `rows_in_memory` rows the narrowest unsigned type that holds them, mapped from
+        an unnamed file; and C.
     """
     if rows <= rows_in_memory:
         return check_labels(np.concatenate([np.empty(0, np.int64), *pieces]), where=where, num_classes=num_classes)
@@ -57,7 +58,7 @@ def gather_labels(
 
 
 def digest_of_labels(labels_N: LabelArray) -> bytes:
-    """What stands for labels in a fingerprint: their bytes as int64, of many rows a SHA-256 of these."""
+    """Labels as bytes for a fingerprint: as int64, or a SHA-256 of that for labels in a file."""
     if labels_N.dtype == np.int64:
         return labels_N.tobytes()
     digest = hashlib.sha256()
@@ -70,11 +71,12 @@ def _mapped(rows: int, largest: int) -> LabelArray:
     kind = np.min_scalar_type(largest)
     with tempfile.TemporaryFile(prefix="unseen_ray_labels_") as file:  # the map keeps it open
         try:
-            os.posix_fallocate(file.fileno(), 0, rows * kind.itemsize)  # a disk that fills up later ends the process
+            # reserve the space now: writing to a map whose disk is full kills the process with SIGBUS
+            os.posix_fallocate(file.fileno(), 0, rows * kind.itemsize)
         except OSError as error:
             raise ConfigError(
                 f"the labels of {rows} rows take {rows * kind.itemsize / 2**30:.1f} GiB in {tempfile.gettempdir()}: {error}. "
-                "Free space there, or name another folder by TMPDIR."
+                "Free space there, or set TMPDIR to another folder."
             ) from None
         mapped: LabelArray = np.memmap(file, kind, mode="r+", shape=(rows,))
     return mapped

@@ -1,4 +1,4 @@
-"""Labels without images: enough to score a user's own probabilities and to choose by them."""
+"""Labels without images: enough to score your own probabilities and select by them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LabelsSource:
     Args:
         path: local path or URI.
         classes: C; None for the largest label + 1.
-        limit: the first so many; None for all.
+        limit: use only the first `limit` labels; None for all.
     """
 
     def __init__(self, *, path: str, classes: int | None = None, limit: int | None = None) -> None:
@@ -47,15 +47,15 @@ class LabelsSource:
         return [f"{self._name}:{number}" for number in ids]
 
     def read(self, ids: Sequence[int]) -> Iterator[tuple[int, RawImage]]:
-        """DataError: there is nothing to see."""
-        raise DataError(f"{self._name} holds labels alone, no images. Score with --source, where the images are.")
+        """Always DataError, since there are no images."""
+        raise DataError(f"{self._name} holds labels but no images. Score with --source and name the images.")
 
 
 def read_npy(path: str) -> np.ndarray:
     """An array from a .npy file, local or a URI.
 
     Raises:
-        DataError: if it is missing or no array of numbers; pickled content is refused.
+        DataError: if it is missing or not an array of numbers; pickled content is refused.
     """
     import io
 
@@ -65,5 +65,5 @@ def read_npy(path: str) -> np.ndarray:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist. Give a .npy file, as numpy.save writes it.") from None
     except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} is no .npy file of numbers: {error}. Write it with numpy.save.") from None
+        raise DataError(f"{path} is not a .npy file of numbers: {error}. Write it with numpy.save.") from None
     return array

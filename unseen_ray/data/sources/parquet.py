@@ -1,4 +1,4 @@
-"""Parquet files in the schema that Hugging Face uses for image data sets: an image column and an integer label."""
+"""Parquet files in the Hugging Face schema for image data sets: an image column and an integer label."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ _SPLITS = ("dev", "test", "train", "val", "validation")
 _PROBED = 32
 _CACHED_ROW_GROUPS = 4
 _TAKEN = 2048
-_MUCH_LESS = 100  # times smaller than an image: the column names files that lie elsewhere
+_MUCH_LESS = 100  # a column this many times smaller than its images only names files that lie elsewhere
 
 
 class ParquetSource:
     """One or more Parquet files of encoded images.
 
-    The image column is `struct<bytes, path>` or plain binary; rows are numbered through the files in the order of
-    their names. A key is the file's name and the row in it, `train-00.parquet:17`, but for a folder that was prepared.
+    The image column is `struct<bytes, path>` or plain binary. Ids number the rows of all files, in the order of the
+    files' names. A key is the file's name and the row in it, `train-00.parquet:17`; a prepared folder stores its keys.
 
     Args:
         path: a file, a glob or a folder; local or a URI.
-        image: the image column; None for `image` or `img`, whichever is there.
+        image: the image column; None for `image` or `img`, whichever exists.
         label: the label column.
-        size: bring images to this many pixels a side; None for their own size, at most 64.
-        limit: the first so many rows; None for all.
-        rows_in_memory: above so many rows labels lie in a file; see `gather_labels`.
+        size: height and width to scale images to, in pixels; None for their own size, at most 64.
+        limit: use only the first `limit` rows; None for all.
+        rows_in_memory: with more rows than this, labels are kept in a file; see `gather_labels`.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ParquetSource:
         )
 
     def encoded(self) -> Encoded | None:
-        """The size of the image column by the footers; None where the images lie beside the files."""
+        """The size of the image column from the footers; None if the images are separate files."""
         name, rows, size, groups = self._image.split(".")[0], 0, 0, 0
         for file in self._files:
             for number in range(file.metadata.num_row_groups):
@@ -123,22 +123,23 @@ class ParquetSource:
         return Encoded(bytes_each=size / rows, how="the image column's size in the footers / rows", groups=groups)
 
     def keys(self, ids: Sequence[int]) -> list[str]:
-        """File name and row; those of the source that it was made of, where `unseen-ray prepare` made the folder."""
+        """File name and row; for a folder made by `unseen-ray prepare`, the keys of the original source."""
         return list(self.key_column(np.asarray(ids, np.int64)).to_pylist())
 
     def key_column(self, ids_M: IdArray) -> pa.Array:
-        """The same of many ids, made without a Python object each."""
+        """The same for (M,) ids as Arrow strings, without a Python object for each."""
         files = np.searchsorted(self._starts, ids_M, side="right") - 1
         rows = pa.array(ids_M - self._starts[files])
         if not self._prepared:
             names = pa.array(self._names).take(pa.array(files))
             return pc.binary_join_element_wise(names, pc.cast(rows, pa.string()), ":")
         pieces = [self._keys_of(file).take(rows.filter(pa.array(files == file))) for file in np.unique(files).tolist()]
+        # the pieces are in file order; the rank of each id in that order puts them back into the order asked for
         back = np.argsort(np.argsort(files, kind="stable"), kind="stable")
         return pa.concat_arrays([pa.array([], pa.string()), *pieces]).take(pa.array(back))
 
     def read(self, ids: Sequence[int]) -> Iterator[tuple[int, RawImage]]:
-        """Encoded images; rising ids read each row group once."""
+        """Encoded images; with ascending ids, each row group is read once."""
         numbers = np.asarray(ids, np.int64)
         files = np.searchsorted(self._starts, numbers, side="right") - 1
         for number, file in zip(numbers.tolist(), files.tolist(), strict=True):
@@ -150,9 +151,9 @@ class ParquetSource:
             yield number, value if value is not None else self._bytes(rows[place].as_py(), file, number)
 
     def tables(self, ids: Sequence[int]) -> Iterator[tuple[str, pa.Table]]:
-        """The rows of rising ids with all their columns and metadata, some thousand at a time; the file's name with each.
+        """The rows of ascending ids with all their columns and metadata, in pieces of at most 2,048, each with its file name.
 
-        Images that a row only names are put into it.
+        An image that a row only names by path is read and embedded.
         """
         rows = np.asarray(ids, np.int64)
         for place, (file, name) in enumerate(zip(self._files, self._names, strict=True)):
@@ -189,7 +190,7 @@ class ParquetSource:
             entry = self._entry()
             if entry.type == FileType.NotFound:
                 raise DataError(
-                    f"source {self._path} does not exist. Check the path; a glob or a folder of *.parquet will do too."
+                    f"source {self._path} does not exist. Check the path; a glob or a folder of *.parquet also works."
                 )
             if entry.type == FileType.File:
                 return [entry.base_name], [entry.path]
@@ -230,7 +231,7 @@ class ParquetSource:
         try:
             return retried_at_length(path, lambda: pq.ParquetFile(self._fs.open_input_file(path)))
         except pa.ArrowInvalid as error:
-            raise DataError(f"{name} of source {self._path} is no Parquet file: {_first_line(error)}.") from None
+            raise DataError(f"{name} of source {self._path} is not a Parquet file: {_first_line(error)}.") from None
         except OSError as error:
             raise DataError(f"{name} of source {self._path} cannot be read: {_first_line(error)}.") from None
 
@@ -255,7 +256,7 @@ class ParquetSource:
         return image
 
     def _labels(self) -> Iterator[IntArray]:
-        """Labels of the first `limit` rows, row group by row group."""
+        """Labels of the first `limit` rows, one row group at a time."""
         left = self._limit if self._limit is not None else int(self._starts[-1])
         for file, name in zip(self._files, self._names, strict=True):
             for group in range(file.metadata.num_row_groups):
@@ -293,7 +294,7 @@ class ParquetSource:
         return rows, rows.field("bytes") if isinstance(rows, pa.StructArray) else rows
 
     def _read_keys(self, file: int) -> Any:
-        """The keys of a file that was prepared."""
+        """The keys of a prepared file."""
         return self._read(self._files[file], self._names[file], ["key"]).column(0).combine_chunks()
 
     def _find_group_starts(self, file: int) -> list[int]:
@@ -318,7 +319,7 @@ class ParquetSource:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    """Whether a path matches a glob, part by part, so that `*` stays within a folder."""
+    """Whether a path matches a glob part by part, so that `*` does not match a slash."""
     parts, patterns = path.split("/"), pattern.split("/")
     return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 

@@ -32,7 +32,7 @@ IMAGENET_SIZE_PX = 224
 
 @dataclass(frozen=True, slots=True)
 class SourceRef:
-    """How to open a source, on whichever machine.
+    """How to open a source, on any machine.
 
     Attributes:
         use: a name of `SOURCES`, `package.module:function`, or the function itself.
@@ -43,7 +43,7 @@ class SourceRef:
     options: dict[str, Any] = field(default_factory=dict)
 
     def absolute(self) -> SourceRef:
-        """The same source, its local paths no longer relative to this process's folder."""
+        """The same source with absolute local paths, so that another process can open it."""
         if not isinstance(self.use, str) or self.use not in SOURCES:
             return self
         parameters = inspect.signature(SOURCES[self.use]).parameters
@@ -54,7 +54,7 @@ class SourceRef:
         return SourceRef(self.use, {**self.options, **paths})
 
     def plain(self) -> Any:
-        """The source as a configuration says it."""
+        """The source as a configuration writes it."""
         return {"use": self.use, **self.options} if self.options else self.use
 
 
@@ -106,7 +106,7 @@ def _folder(*, path: str, size: int | None = None, limit: int | None = None) -> 
 
 
 def _labels(*, path: str, classes: int | None = None, limit: int | None = None) -> Source:
-    """(N,) integer labels in a .npy file, without images: what `score` is content with"""
+    """(N,) integer labels in a .npy file, without images: enough for `score`"""
     from unseen_ray.data.sources.labels_only import LabelsSource
 
     return LabelsSource(path=path, classes=classes, limit=limit)
@@ -126,21 +126,21 @@ _TEST_SPLITS = {"cifar10": "test", "cifar100": "test", "imagenet": "val"}
 
 
 def source_ref(value: str | Mapping[str, Any] | Callable[..., Any], *, field: str = "source") -> SourceRef:
-    """Normalise what a configuration says of a source.
+    """Normalise the source of a configuration.
 
     Args:
         value: a name, a path or URI, `package.module:function`, a mapping with `use` (or with `path` alone), a function.
         field: the configuration's field, for messages.
 
     Raises:
-        ConfigError: if it names no source, or an option that the source does not take.
+        ConfigError: if it does not name a source, or has an option that the source does not take.
     """
     if callable(value):
         return SourceRef(value)
     value = as_text(value)
     options = dict(value) if isinstance(value, Mapping) else {}
     if bad := [key for key in options if not isinstance(key, str)]:
-        raise ConfigError(f"{field}: option names are text, not {bad[0]!r}. Write {{use: ..., path: ...}}.")
+        raise ConfigError(f"{field}: option names must be text, not {bad[0]!r}. Write {{use: ..., path: ...}}.")
     use = as_text(options.pop("use", None)) if isinstance(value, Mapping) else value
     options = {name: as_text(option) for name, option in options.items()}
     ours = use is None or use in SOURCES if isinstance(use, (str, type(None))) else False
@@ -160,7 +160,7 @@ def source_ref(value: str | Mapping[str, Any] | Callable[..., Any], *, field: st
     if use not in SOURCES and not is_target(use):
         if not _looks_like_path(use):
             raise ConfigError(
-                f"{field}={use!r} is no source. Allowed: {', '.join(SOURCES)}, a path or URI, "
+                f"{field}={use!r} is not a source. Allowed: {', '.join(SOURCES)}, a path or URI, "
                 f"or package.module:function.{did_you_mean(use, SOURCES)}"
             )
         options = {"path": use, **options}
@@ -177,8 +177,8 @@ def open_source(ref: SourceRef) -> Source:
     """Open a source on this machine.
 
     Raises:
-        ConfigError: if its function is not found or does not take the options.
-        DataError: if the data is missing or not what it should be.
+        ConfigError: if its function does not exist or does not take the options.
+        DataError: if the data is missing or malformed.
     """
     if isinstance(ref.use, str) and ref.use in SOURCES:
         return SOURCES[ref.use](**ref.options)
@@ -197,7 +197,7 @@ def open_source(ref: SourceRef) -> Source:
 
 
 def default_test(ref: SourceRef) -> SourceRef | None:
-    """The test split that belongs to a source, where it has one."""
+    """The test split of a source that is a training split, or None."""
     split = _TEST_SPLITS.get(ref.use) if isinstance(ref.use, str) else None
     if split is None or ref.options.get("split", "train") != "train":
         return None
