@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -73,8 +74,22 @@ def test_every_fit_of_a_run_and_of_its_evaluation_is_in_tensorboard(tmp_path: Pa
     assert TENSORBOARD not in {name.split("/")[0] for name in result.manifest.files}
 
 
-def test_logs_reach_a_run_folder_that_is_a_uri(tmp_path: Path) -> None:
-    ur.prune(ur.PruneConfig(**FIELDS, out=f"file://{tmp_path}/run"))
+def test_logs_reach_a_run_folder_that_is_a_uri_and_nothing_stays_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(aside))
+    seen: set[str] = set()
+
+    def look(event: object) -> None:
+        seen.update(path.name for path in aside.glob("unseen-ray-*/*"))
+
+    ur.prune(ur.PruneConfig(**FIELDS, log_to=["tensorboard", "wandb"], out=f"file://{tmp_path}/run"), on_event=look)
+    assert seen == {"tensorboard", "wandb"}
+    assert not list(aside.glob("unseen-ray-*"))
     for fold in range(2):
         curves = curves_of(tmp_path / "run" / TENSORBOARD / f"stage-0-fold-{fold}")
         assert set(curves["train/accuracy"]) == {1, 2, 3}

@@ -76,17 +76,16 @@ class Logger(Protocol):
 class TensorBoard:
     """Event files in the run's folder `tensorboard`, one folder a fit; on object storage they appear as each fit ends."""
 
-    def __init__(self, out: str) -> None:
+    def __init__(self, out: str, local: str) -> None:
         self._out = Folder(out)
+        self._root = os.path.join(local, TENSORBOARD)
         self._writers: dict[LoggedFit, Any] = {}
-        self._aside = tempfile.TemporaryDirectory(prefix="unseen-ray-tensorboard-") if is_uri(out) else None
 
     def log_trial_start(self, trial: LoggedFit) -> None:
         from tensorboardX import SummaryWriter
 
-        root = self._aside.name if self._aside else self._out.path(TENSORBOARD)
         self._writers[trial] = SummaryWriter(
-            os.path.join(root, re.sub(r"[^\w/]+", "-", trial.name)),
+            os.path.join(self._root, re.sub(r"[^\w/]+", "-", trial.name)),
             purge_step=trial.after + 1,
             flush_secs=10,
             filename_suffix=f".{trial.trial_id}",
@@ -100,17 +99,17 @@ class TensorBoard:
     def log_trial_end(self, trial: LoggedFit, failed: bool = False) -> None:
         writer = self._writers.pop(trial)
         writer.close()
-        if self._aside:
-            folder = os.path.relpath(writer.logdir, self._aside.name)
+        if is_uri(self._out.root):
+            folder = os.path.relpath(writer.logdir, self._root)
             for file in os.scandir(writer.logdir):
                 with open(file.path, "rb") as stream:
                     self._out.write(f"{TENSORBOARD}/{folder}/{file.name}", stream.read())
 
 
 class Wandb:
-    """Weights & Biases, one of its runs a fit; its files go to the run's folder, or aside where that is a URI."""
+    """Weights & Biases, one of its runs a fit."""
 
-    def __init__(self, out: str, options: dict[str, Any]) -> None:
+    def __init__(self, local: str, options: dict[str, Any]) -> None:
         import wandb
 
         if os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not wandb.login(prompt=False, verify=False):
@@ -119,8 +118,7 @@ class Wandb:
             )
         self._init = wandb.init
         self._options = {"project": os.environ.get("WANDB_PROJECT", _PROJECT), **options}
-        self._aside = tempfile.TemporaryDirectory(prefix="unseen-ray-wandb-") if is_uri(out) else None
-        self._folder = self._aside.name if self._aside else out
+        self._folder = local
         self._runs: dict[LoggedFit, Any] = {}
 
     def log_trial_start(self, trial: LoggedFit) -> None:
@@ -248,28 +246,39 @@ def tracked(config: PruneConfig, on_event: Observer, *, within: str = "") -> Ite
     Raises:
         ConfigError: if a logger is not installed, or its service refuses; nothing has been trained by then.
     """
-    tracker = Tracker(config, within, [BackgroundLogger(name, made) for name, made in _loggers_of(config).items()])
+    if config.log_to == "none" or not config.out:
+        yield on_event
+        return
+    with _local_folder(config.out) as local:
+        made = _loggers_of(config, config.out, local)
+        tracker = Tracker(config, within, [BackgroundLogger(name, each) for name, each in made.items()])
 
-    def both(event: Progress | Receipt | EvalResult) -> None:
-        tracker(event)
-        on_event(event)
+        def both(event: Progress | Receipt | EvalResult) -> None:
+            tracker(event)
+            on_event(event)
 
-    try:
-        yield both
-    finally:
-        tracker.close()
+        try:
+            yield both
+        finally:
+            tracker.close()
 
 
-def _loggers_of(config: PruneConfig) -> dict[str, Logger]:
+def _local_folder(out: str) -> contextlib.AbstractContextManager[str]:
+    """Where loggers may keep files: the run's folder, or a temporary one where that is a URI."""
+    if not is_uri(out):
+        return contextlib.nullcontext(out)
+    # A logger that hangs is left behind, and may still write while its folder is removed.
+    return tempfile.TemporaryDirectory(prefix="unseen-ray-logs-", ignore_cleanup_errors=True)
+
+
+def _loggers_of(config: PruneConfig, out: str, local: str) -> dict[str, Logger]:
     names = config.log_to
-    if names == "none" or not config.out:
-        return {}
     if names is None:
         names = "tensorboard" if importlib.util.find_spec("tensorboardX") else []
     found = {}
     for name, options in map(plug_of, names if isinstance(names, list) else [names]):
         try:
-            found[str(name)] = _logger(str(name), options, config.out)
+            found[str(name)] = _logger(str(name), options, out, local)
         except ConfigError:
             raise
         except ModuleNotFoundError as error:
@@ -280,13 +289,13 @@ def _loggers_of(config: PruneConfig) -> dict[str, Logger]:
     return found
 
 
-def _logger(name: str, options: dict[str, Any], out: str) -> Logger:
+def _logger(name: str, options: dict[str, Any], out: str, local: str) -> Logger:
     if name == "tensorboard":
         import tensorboardX  # noqa: F401
 
-        return TensorBoard(out)
+        return TensorBoard(out, local)
     if name == "wandb":
-        return Wandb(out, options)
+        return Wandb(local, options)
     import mlflow  # noqa: F401
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
