@@ -35,63 +35,62 @@ def source():
     return Samples()
 """
 USE = """
-import sys, unseen_ray as ur
-sys.path.insert(0, {home!r})
-ur.evaluate({run!r}, seeds=1, against=("random",))
-ur.report({run!r})
-ur.export({run!r}, {out!r})
-assert len(ur.torch_subset(ur.load({run!r}))) == len(ur.load({run!r}).coreset)
+import sys
+from pathlib import Path
+import unseen_ray as ur
+
+for home in {homes!r}:
+    sys.path.insert(0, home)
+    run = home + "/run"
+    ur.evaluate(run, seeds=1, against=("random",))
+    ur.report(run)
+    assert ur.export(run, home + "/kept.txt")
+    assert len(ur.torch_subset(ur.load(run))) == len(ur.load(run).coreset)
+    assert not Path(home, "imported").exists(), home
+    sys.path.remove(home)
 """
 USE_OF_SOURCE = """
-import sys, unseen_ray as ur
 sys.path.insert(0, {home!r})
-ur.report({run!r})
-ur.export({run!r}, {out!r})
-for use in (ur.torch_subset, lambda run: ur.export(run, {folder!r}), lambda run: ur.evaluate(run, seeds=1)):
+run = {home!r} + "/run"
+ur.report(run)
+assert ur.export(run, {home!r} + "/kept.txt")
+for use in (ur.torch_subset, lambda run: ur.export(run, {home!r} + "/kept"), lambda run: ur.evaluate(run, seeds=1)):
     try:
-        use(ur.load({run!r}))
+        use(ur.load(run))
         raise SystemExit("the function was called")
     except ur.ConfigError as error:
         assert "a user-defined function" in str(error), error
 assert "evil" not in sys.modules
-assert len(ur.torch_subset(ur.load({run!r}), source="evil:source")) == 50
+assert len(ur.torch_subset(ur.load(run), source="evil:source")) == 50
 """
+DIGITS = {"use": "digits", "limit": 100}
+FIELDS = {
+    "score": {"source": DIGITS, "holdout": 0.2, "score": "evil:gini"},
+    "also_score": {"source": DIGITS, "holdout": 0.2, "also_score": ["evil:gini"]},
+    "guard": {"source": DIGITS, "holdout": 0.2, "guard": "evil:guard"},
+    "source": {"source": "evil:source"},
+}
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{"score": "evil:gini"}, {"also_score": ["evil:gini"]}, {"guard": "evil:guard"}],
-    ids=["score", "also_score", "guard"],
-)
-def test_evaluate_report_and_export_import_nothing_of_the_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, object]
+def test_what_is_done_with_a_run_imports_and_calls_nothing_that_only_its_folder_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    marker = prune_with_evil(tmp_path, monkeypatch, source={"use": "digits", "limit": 100}, holdout=0.2, **fields)
-    use_in_a_fresh_process(tmp_path, USE)
-    assert not marker.exists()
-
-
-def test_nothing_calls_a_source_that_only_the_folder_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prune_with_evil(tmp_path, monkeypatch, source="evil:source")
-    use_in_a_fresh_process(tmp_path, USE_OF_SOURCE)
-
-
-def prune_with_evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **fields: object) -> Path:
-    """A run that imported `evil` in this process, and the file that another import of it makes."""
-    (tmp_path / "evil.py").write_text(EVIL)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    recipe = {"epochs": 1, "min_steps": 0}
-    ur.prune(ur.PruneConfig(keep=0.5, folds=2, recipe=recipe, executor="local", out=tmp_path / "run", **fields))
-    marker = tmp_path / "imported"
-    assert marker.exists()
-    marker.unlink()
-    sys.modules.pop("evil")
-    return marker
-
-
-def use_in_a_fresh_process(tmp_path: Path, code: str) -> None:
-    places = {"home": tmp_path, "run": tmp_path / "run", "out": tmp_path / "kept.txt", "folder": tmp_path / "kept"}
-    code = code.format(**{name: str(path) for name, path in places.items()})
+    """One process for all of them, since most of its time goes into importing torch."""
+    homes = {name: prune_with_evil(tmp_path / name, monkeypatch, **fields) for name, fields in FIELDS.items()}
+    source = str(homes.pop("source"))
+    code = USE.format(homes=[str(home) for home in homes.values()]) + USE_OF_SOURCE.format(home=source)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "kept.txt").exists()
+
+
+def prune_with_evil(home: Path, monkeypatch: pytest.MonkeyPatch, **fields: object) -> Path:
+    """The folder of a run that imported `evil` in this process; another import makes the file `imported` there."""
+    home.mkdir()
+    (home / "evil.py").write_text(EVIL)
+    recipe = {"epochs": 1, "min_steps": 0}
+    with monkeypatch.context() as here:
+        here.setattr(sys, "path", [str(home), *sys.path])
+        ur.prune(ur.PruneConfig(keep=0.5, folds=2, recipe=recipe, executor="local", out=home / "run", **fields))
+    (home / "imported").unlink()
+    sys.modules.pop("evil")
+    return home
