@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -81,15 +82,13 @@ def numerics(threads: int, deterministic: bool, device: torch.device) -> Iterato
     """
     from threadpoolctl import threadpool_limits
 
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    before = torch.get_num_threads(), torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
     torch.set_num_threads(threads)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
-    torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = (
-        not deterministic
-    )  # it may time its way to another algorithm, and other bits, each run
+    _set_deterministic(2 if deterministic else 0)
+    # cuDNN's benchmark may time its way to another algorithm, and other bits, each run
+    torch.backends.cudnn.benchmark = not deterministic
     try:
         with (
             freed_memory_kept() if device.type == "cpu" else contextlib.nullcontext(),
@@ -99,8 +98,21 @@ def numerics(threads: int, deterministic: bool, device: torch.device) -> Iterato
             yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1], warn_only=warn_only)
+        _set_deterministic(before[1])
         torch.backends.cudnn.benchmark = before[2]
+
+
+def _set_deterministic(debug_mode: int) -> None:
+    """Do as torch.use_deterministic_algorithms does, by torch's debug mode: 0 for any algorithm, 1 to warn, 2 to refuse.
+
+    Torch's own function imports its compiler, which takes a process two seconds. A compiler that is imported later
+    reads the mode from the environment.
+    """
+    os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1" if debug_mode else "0"
+    if "torch._inductor.config" in sys.modules:
+        torch.use_deterministic_algorithms(debug_mode > 0, warn_only=debug_mode == 1)
+    else:
+        torch.set_deterministic_debug_mode(debug_mode)
 
 
 def device_name(device: torch.device) -> str:
