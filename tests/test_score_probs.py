@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import unseen_ray as ur
+from unseen_ray.cli import main
 from unseen_ray.config.score_columns import of_probabilities
 from unseen_ray.core import scores
 
@@ -89,21 +88,25 @@ def test_with_the_source_the_pruned_data_can_be_exported(tmp_path: Path) -> None
     assert Path(ur.report(chosen)).exists()
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = given(tmp_path, probs=distributions(), labels=LABELS)
-    line = [sys.executable, "-m", "unseen_ray"]
-    scored = [*line, "score", "--probs", files["probs"], "--labels", files["labels"], "--out", str(tmp_path / "scored")]
-    done = subprocess.run([*scored, "--guard", "confident_learning"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Scored 60 samples of 4 classes with 1 vote each" in done.stdout
-    again = subprocess.run(scored, capture_output=True, text=True, check=False)
-    assert again.returncode == 2 and "Name a new or an empty folder" in again.stderr
-    selected = [*line, "select", str(tmp_path / "scored"), "--keep", "0.5", "--out", str(tmp_path / "half"), "--json"]
-    values = json.loads(subprocess.run(selected, capture_output=True, text=True, check=True).stdout)
+    scored = ["score", "--probs", files["probs"], "--labels", files["labels"], "--out", str(tmp_path / "scored")]
+    main([*scored, "--guard", "confident_learning"])
+    assert "Scored 60 samples of 4 classes with 1 vote each" in capsys.readouterr().out
+    assert "Name a new or an empty folder" in refused(capsys, *scored)
+    main(["select", str(tmp_path / "scored"), "--keep", "0.5", "--out", str(tmp_path / "half"), "--json"])
+    values = json.loads(capsys.readouterr().out)
     assert values["kept"] == 30 and values["suspects"]["found"] > 0
     for command in ("report", "evaluate"):
-        early = subprocess.run([*line, command, str(tmp_path / "scored")], capture_output=True, text=True, check=False)
-        assert early.returncode == 2 and "nothing was chosen by them yet" in early.stderr
+        assert "nothing was chosen by them yet" in refused(capsys, command, str(tmp_path / "scored"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *line: str) -> str:
+    """What a command says of a bad configuration."""
+    with pytest.raises(SystemExit) as left:
+        main(list(line))
+    assert left.value.code == 2
+    return capsys.readouterr().err
 
 
 def spoilt(**changes: np.ndarray) -> dict[str, np.ndarray]:

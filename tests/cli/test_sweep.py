@@ -14,19 +14,23 @@ import yaml
 from PIL import Image
 
 from tests.distributed.test_sweep import RUN
+from unseen_ray.cli import main
+
+
+def test_a_sweep_that_cannot_be_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump({"run": {**RUN, "holdout": 0}, "space": {"fold": [2]}}))
+    with pytest.raises(SystemExit) as left:
+        main(["sweep", "bad.yaml", "--out", "x"])
+    assert left.value.code == 2 and not (tmp_path / "x").exists()
+    said = capsys.readouterr().err
+    assert "space.fold cannot be swept" in said and "Set run.holdout: 0.1" in said
 
 
 @pytest.mark.ray
 def test_the_command_line(tmp_path: Path) -> None:
-    (tmp_path / "bad.yaml").write_text(yaml.safe_dump({"run": {**RUN, "holdout": 0}, "space": {"fold": [2]}}))
-    bad = subprocess.run(
-        [sys.executable, "-m", "unseen_ray", "sweep", "bad.yaml", "--out", "x"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert bad.returncode == 2 and not (tmp_path / "x").exists()
-    assert "space.fold cannot be swept" in bad.stderr and "Set run.holdout: 0.1" in bad.stderr
     images = tmp_path / "images"
     for number in range(60):
         (images / str(number % 3)).mkdir(parents=True, exist_ok=True)

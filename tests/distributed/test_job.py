@@ -17,6 +17,7 @@ import pytest
 import unseen_ray as ur
 from tests.distributed.jobs import done, epochs, followed, ours, places_of, rays, until, until_checkpoint, votes
 from tests.distributed.nodes import BIN, client_environment, command_lines, free_ports, start, stop, wait_for
+from unseen_ray.cli import main
 from unseen_ray.config.run import load_yaml
 
 pytestmark = pytest.mark.ray
@@ -297,15 +298,13 @@ def test_a_cluster_on_the_same_host_is_not_joined_by_accident(cluster: dict[str,
     assert second == "False False"
 
 
-def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
-    (port,) = free_ports(1)
-    command = [str(BIN / "unseen-ray"), "prune", "--source", "digits", "--keep", "0.5", "--out", str(tmp_path / "out")]
-    done = subprocess.run(
-        [*command, "--address", f"127.0.0.1:{port}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 2
-    assert f"the Ray cluster at 127.0.0.1:{port} cannot be joined" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_cluster_that_does_not_answer_is_named(
+    alone: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    with pytest.raises(SystemExit) as left:
+        main(["prune", "--source", "digits", "--keep", "0.5", "--out", str(tmp_path / "out"), "--address", address])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert f"the Ray cluster at {address} cannot be joined" in said
+    assert "Traceback" not in said
