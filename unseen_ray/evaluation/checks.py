@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from unseen_ray.core.samples.population import Population
 from unseen_ray.core.seeds import digest_ids
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.evaluation.table import Budget
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.pruning.validate import check_test_set
 from unseen_ray.runs.tasks import Job, make_job
 
 if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
+    from unseen_ray.core.samples.population import Population
+    from unseen_ray.evaluation.table import Budget
 
 __all__ = ["ARMS", "BUDGETS", "DEFAULT_AGAINST", "DEFAULT_SEEDS", "MeasuredSet", "check_evaluable", "test_set_of"]
 

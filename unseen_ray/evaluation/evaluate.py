@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,15 +16,17 @@ from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS, PruneConfig
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.evaluation.checks import DEFAULT_AGAINST, DEFAULT_SEEDS, check_evaluable
-from unseen_ray.evaluation.table import Budget, Evaluation
 from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
 from unseen_ray.execution.api import PruneResult, executor_for, ignore, load, prune
 from unseen_ray.execution.tracking import tracked
 from unseen_ray.plugins import is_target, jsonable
-from unseen_ray.pruning.executor import Observer
 from unseen_ray.runs.layout import FITTING, selection_folder
 from unseen_ray.runs.run import choosing_s
 from unseen_ray.storage.filesystem import sha256_of
+
+if TYPE_CHECKING:
+    from unseen_ray.evaluation.table import Budget, Evaluation
+    from unseen_ray.pruning.executor import Observer
 
 __all__ = ["evaluate"]
 

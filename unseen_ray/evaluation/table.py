@@ -7,12 +7,14 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from unseen_ray.runs.tasks import EvalResult
 from unseen_ray.storage.checked_json import without_nan
+
+if TYPE_CHECKING:
+    from unseen_ray.runs.tasks import EvalResult
 
 __all__ = ["Arm", "BreakEven", "Budget", "Difference", "Evaluation", "arm_of", "break_even_of", "differences_of"]
 

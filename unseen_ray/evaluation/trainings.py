@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.samples.id_sets import AllIds, ArrayIds, IdSet
-from unseen_ray.core.samples.population import Population
 from unseen_ray.core.seeds import derive
 from unseen_ray.core.tasks import EvalTask
 from unseen_ray.data.sources.info import fingerprint_of
@@ -21,7 +19,6 @@ from unseen_ray.evaluation.table import Arm, Budget, Evaluation, arm_of, break_e
 from unseen_ray.plugins import jsonable
 from unseen_ray.runs.evaluation_file import known_results, store_results, stored_tables, with_table
 from unseen_ray.runs.layout import CHECKPOINTS
-from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.result_cache import ResultCache, once
 from unseen_ray.runs.run import clear_checkpoints, clear_pixels
 from unseen_ray.runs.tasks import EvalResult, Job, Progress, make_job
@@ -30,7 +27,10 @@ from unseen_ray.storage.lock import RunLock, held
 
 if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
+    from unseen_ray.core.arrays import IdArray
+    from unseen_ray.core.samples.population import Population
     from unseen_ray.pruning.executor import Executor, Observer
+    from unseen_ray.runs.manifest_entries import Receipt
 
 __all__ = ["ArmSubsets", "train_and_measure"]
 

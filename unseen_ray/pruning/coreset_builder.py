@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,21 +13,23 @@ from numpy.typing import NDArray
 
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
-from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.samples.id_sets import ArrayIds, IdSet
-from unseen_ray.core.samples.population import Population
-from unseen_ray.core.schedule import Stage
 from unseen_ray.data.sources.registry import Source, key_column
 from unseen_ray.pruning.selection import Kept, features_for, pick
 from unseen_ray.pruning.suspects import with_suspects
 from unseen_ray.pruning.warnings import check_selection
 from unseen_ray.runs.id_files import open_id_files
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file, stage_coreset
-from unseen_ray.runs.manifest_entries import Receipt
-from unseen_ray.runs.run import Run
-from unseen_ray.runs.tasks import Job
 from unseen_ray.storage.row_streams import in_id_order
 from unseen_ray.storage.tables import StoredTable, TableWriter
+
+if TYPE_CHECKING:
+    from unseen_ray.core.arrays import IdArray
+    from unseen_ray.core.samples.population import Population
+    from unseen_ray.core.schedule import Stage
+    from unseen_ray.runs.manifest_entries import Receipt
+    from unseen_ray.runs.run import Run
+    from unseen_ray.runs.tasks import Job
 
 __all__ = ["CoresetBuilder", "clear_stages"]
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from unseen_ray.core.tasks import EvalTask, ScoreTask
-from unseen_ray.data.sources.registry import Source
-from unseen_ray.pruning.merge import Merged, MergeRequest
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import EvalResult, Job, Progress
+
+if TYPE_CHECKING:
+    from unseen_ray.core.tasks import EvalTask, ScoreTask
+    from unseen_ray.data.sources.registry import Source
+    from unseen_ray.pruning.merge import Merged, MergeRequest
 
 __all__ = ["Executor", "ExecutorSetup", "Observer"]
 

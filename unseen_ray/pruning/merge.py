@@ -8,23 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config.score_columns import of_probabilities
-from unseen_ray.core.arrays import FloatArray, LabelArray
 from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside
-from unseen_ray.core.samples.population import Population
 from unseen_ray.core.scorebook import ScoreBook, ScoreFunction, ScoreTable
 from unseen_ray.pruning.suspects import SUSPECT, suspects_of
 from unseen_ray.runs.layout import probs_file, scores_file
 from unseen_ray.runs.manifest_entries import StageSummary
-from unseen_ray.runs.tasks import Job
 from unseen_ray.runs.vote_ranges import check_votes, open_votes
 from unseen_ray.runs.votes import read_votes
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import StoredTable, part_file, write_table
+
+if TYPE_CHECKING:
+    from unseen_ray.core.arrays import FloatArray, LabelArray
+    from unseen_ray.core.samples.population import Population
+    from unseen_ray.runs.tasks import Job
 
 __all__ = [
     "MergeRequest",

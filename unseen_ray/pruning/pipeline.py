@@ -13,11 +13,9 @@ from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.models import model_builder
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.samples.population import make_population
-from unseen_ray.core.schedule import Stage
 from unseen_ray.data.sources.registry import Source, SourceInfo, open_source, source_ref
 from unseen_ray.plugins import is_target
 from unseen_ray.pruning.coreset_builder import clear_stages
-from unseen_ray.pruning.executor import Executor, Observer
 from unseen_ray.pruning.plan import plan_run
 from unseen_ray.pruning.stage import StageRunner
 from unseen_ray.pruning.validate import check_functions, check_lenders, check_replaced, check_test
@@ -28,13 +26,15 @@ from unseen_ray.runs.manifest_entries import (
     source_entry,
     with_population,
 )
-from unseen_ray.runs.result_cache import ResultCache
 from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels, open_run
 from unseen_ray.runs.tasks import Job, make_job
 from unseen_ray.storage.tables import parts_of
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
+    from unseen_ray.core.schedule import Stage
+    from unseen_ray.pruning.executor import Executor, Observer
+    from unseen_ray.runs.result_cache import ResultCache
 
 __all__ = [
     "StageObserver",

@@ -10,7 +10,6 @@ import numpy as np
 
 from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.core.samples.id_sets import FoldSpec, IdSet
-from unseen_ray.core.samples.population import Population
 from unseen_ray.core.schedule import Stage, stages_of
 from unseen_ray.core.tasks import ScoreTask, later_tasks, stage_zero_tasks
 from unseen_ray.core.trajectory import scored_epochs
@@ -20,6 +19,7 @@ from unseen_ray.plugins import name_of, plug_of
 if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
     from unseen_ray.config.run import PruneConfig
+    from unseen_ray.core.samples.population import Population
 
 __all__ = ["RunPlan", "TaskPlan", "plan_run", "tasks_of", "warnings_of"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +17,13 @@ from unseen_ray.pruning.reselect_scores import as_stored, scores_asked_for
 from unseen_ray.pruning.selection import Kept, Picked, features_for, pick
 from unseen_ray.pruning.warnings import check_selection
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file
-from unseen_ray.runs.manifest import Manifest
 from unseen_ray.runs.manifest_entries import Cost
 from unseen_ray.runs.run import Run, choosing_s, load_run, open_selection
 from unseen_ray.storage.row_streams import in_step
 from unseen_ray.storage.tables import StoredTable, TableWriter, copy_table, write_table
+
+if TYPE_CHECKING:
+    from unseen_ray.runs.manifest import Manifest
 
 __all__ = ["reselect"]
 

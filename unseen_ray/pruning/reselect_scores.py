@@ -17,14 +17,14 @@ from unseen_ray.plugins import did_you_mean, jsonable, plug_of
 from unseen_ray.pruning.merge import score_columns
 from unseen_ray.pruning.suspects import SUSPECT, suspects_of
 from unseen_ray.runs.layout import probs_file
-from unseen_ray.runs.manifest import Manifest
-from unseen_ray.runs.run import Run
 from unseen_ray.runs.votes import read_votes
-from unseen_ray.storage.tables import StoredTable
 
 if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
     from unseen_ray.config.run import PruneConfig
+    from unseen_ray.runs.manifest import Manifest
+    from unseen_ray.runs.run import Run
+    from unseen_ray.storage.tables import StoredTable
 
 __all__ = ["as_stored", "scores_asked_for"]
 

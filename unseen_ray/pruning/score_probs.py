@@ -8,14 +8,13 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import SCORE_FIELDS, PruneConfig
-from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, LabelArray
 from unseen_ray.core.samples.id_sets import AllIds
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.schedule import Stage
@@ -35,6 +34,9 @@ from unseen_ray.runs.tasks import Job
 from unseen_ray.runs.votes import write_votes
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import write_table
+
+if TYPE_CHECKING:
+    from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, LabelArray
 
 __all__ = ["score_probs"]
 

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config.limits import Limits
 from unseen_ray.config.score_columns import CONSISTENCY, score_name
-from unseen_ray.core.arrays import IntArray
-from unseen_ray.core.outofcore.chunks import Chunk, Shards
 from unseen_ray.core.outofcore.select import choose, why_not_streamed
-from unseen_ray.core.outofcore.selection import Chosen
 from unseen_ray.errors import ConfigError, FitError
 from unseen_ray.plugins import offered, plug_of
 from unseen_ray.pruning.suspects import SUSPECT, open_positions, warn_of_needed
 from unseen_ray.runs.features import StoredFeatures, load_features
-from unseen_ray.runs.manifest_entries import Receipt
-from unseen_ray.runs.run import Run
-from unseen_ray.storage.tables import StoredTable
 
 if TYPE_CHECKING:
+    from unseen_ray.config.limits import Limits
     from unseen_ray.config.resolved import ResolvedRun
     from unseen_ray.config.run import PruneConfig
+    from unseen_ray.core.arrays import IntArray
+    from unseen_ray.core.outofcore.chunks import Chunk, Shards
+    from unseen_ray.core.outofcore.selection import Chosen
+    from unseen_ray.runs.manifest_entries import Receipt
+    from unseen_ray.runs.run import Run
+    from unseen_ray.storage.tables import StoredTable
 
 __all__ = ["Kept", "Picked", "features_for", "pick"]
 

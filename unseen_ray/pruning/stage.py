@@ -5,21 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from unseen_ray.core.samples.population import Population
-from unseen_ray.core.schedule import Stage
-from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.pruning.coreset_builder import CoresetBuilder
-from unseen_ray.pruning.executor import Executor, Observer
 from unseen_ray.pruning.merge import merge_request, scores_of
 from unseen_ray.pruning.plan import tasks_of
 from unseen_ray.pruning.warnings import warn_of_chance
 from unseen_ray.runs.manifest_entries import Cost, Receipt, StageEntry, StageSummary, stage_entry
 from unseen_ray.runs.result_cache import ResultCache, once
-from unseen_ray.runs.run import Run
-from unseen_ray.runs.tasks import EvalResult, Job, Progress
 from unseen_ray.runs.votes import borrow_votes, find_receipt
 from unseen_ray.storage.filesystem import Folder
+
+if TYPE_CHECKING:
+    from unseen_ray.core.samples.population import Population
+    from unseen_ray.core.schedule import Stage
+    from unseen_ray.core.tasks import ScoreTask
+    from unseen_ray.pruning.executor import Executor, Observer
+    from unseen_ray.runs.run import Run
+    from unseen_ray.runs.tasks import EvalResult, Job, Progress
 
 __all__ = ["StageRunner"]
 

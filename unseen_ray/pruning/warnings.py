@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config.score_columns import SUSPECT, score_name
-from unseen_ray.core.arrays import IdArray, IntArray
 from unseen_ray.core.stats import rank_correlations
 from unseen_ray.plugins import plug_of
-from unseen_ray.runs.manifest_entries import StageEntry, StageSummary
-from unseen_ray.storage.tables import StoredTable
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
+    from unseen_ray.core.arrays import IdArray, IntArray
+    from unseen_ray.runs.manifest_entries import StageEntry, StageSummary
+    from unseen_ray.storage.tables import StoredTable
 
 __all__ = ["check_selection", "warn_of_chance"]
 

@@ -15,23 +15,25 @@ import uuid
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import copy_files
 
-from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.sources.folder import FolderSource
 from unseen_ray.data.sources.parquet import ParquetSource
 from unseen_ray.data.sources.registry import Source, SourceRef, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError, StorageError
 from unseen_ray.plugins import is_target, name_of
 from unseen_ray.runs.layout import CORESET, MANIFEST, MANIFEST_COPY
-from unseen_ray.runs.run import Run
 from unseen_ray.storage.filesystem import Folder, absolute_path, covers, filesystem_of, is_uri, real_path
 from unseen_ray.storage.retry import retried
+
+if TYPE_CHECKING:
+    from unseen_ray.core.arrays import IdArray
+    from unseen_ray.runs.run import Run
 
 __all__ = ["check_file", "own_function", "pack", "source_of"]
 

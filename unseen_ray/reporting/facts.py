@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,6 @@ from unseen_ray.config.limits import DEFAULT_LIMITS
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
-from unseen_ray.core.arrays import FloatArray
 from unseen_ray.core.scorebook import mean_ranks
 from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation, rank_correlations
 from unseen_ray.errors import ConfigError
@@ -32,6 +31,9 @@ from unseen_ray.runs.run import Run, choosing_s, load_run
 from unseen_ray.storage.checked_json import without_nan
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import StoredTable
+
+if TYPE_CHECKING:
+    from unseen_ray.core.arrays import FloatArray
 
 __all__ = ["ReportFacts", "gather", "score_columns_of"]
 

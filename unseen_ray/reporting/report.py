@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unseen_ray.data.sources.registry import Source
 from unseen_ray.errors import UnseenError
 from unseen_ray.execution.api import PruneResult, run_of
 from unseen_ray.reporting.dataset import source_of
@@ -13,8 +12,11 @@ from unseen_ray.reporting.facts import gather
 from unseen_ray.reporting.page import render
 from unseen_ray.reporting.thumbnails import picked, thumbnails, with_extremes
 from unseen_ray.runs.layout import REPORT
-from unseen_ray.runs.run import Run
 from unseen_ray.storage.checked_json import without_nan
+
+if TYPE_CHECKING:
+    from unseen_ray.data.sources.registry import Source
+    from unseen_ray.runs.run import Run
 
 __all__ = ["report", "report_values"]
 

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from unseen_ray.config.score_columns import SUSPECT
-from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file
-from unseen_ray.runs.run import Run
 from unseen_ray.storage.tables import StoredTable
+
+if TYPE_CHECKING:
+    from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+    from unseen_ray.runs.run import Run
 
 __all__ = ["HELD_ROWS", "Counts", "Rows", "Sample", "extremes_of", "keys_of", "last_stage_of", "long_table", "rows_of"]
 

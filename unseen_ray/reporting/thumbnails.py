@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config.score_columns import SUSPECT
-from unseen_ray.core.arrays import IdArray
-from unseen_ray.data.sources.registry import Source
 from unseen_ray.reporting.score_tables import Rows, extremes_of, rows_of
 
 if TYPE_CHECKING:
+    from unseen_ray.core.arrays import IdArray
+    from unseen_ray.data.sources.registry import Source
     from unseen_ray.reporting.facts import ReportFacts
     from unseen_ray.runs.run import Run
 
