@@ -18,6 +18,7 @@ from unseen_ray.cli import main
 from unseen_ray.config.models import MODELS, model_builder
 from unseen_ray.data.sources.registry import encoded_of, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
+from unseen_ray.execution.estimate.rates import measure_rates
 
 RECIPE = {"epochs": 2, "min_steps": 0, "batch_size": 50, "precision": "float32"}
 BASE: dict[str, Any] = {"source": {"use": "digits", "limit": 1200}, "keep": 0.75, "folds": 4, "recipe": RECIPE}
@@ -216,6 +217,12 @@ def test_the_size_of_an_image_is_what_the_files_say(
     assert encoded_of(open_source(source_ref(counts))).how == "the mean of 20 images"
 
 
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates that are measured for a moment, where a test does not ask how high they are."""
+    monkeypatch.setattr("unseen_ray.execution.estimate.rates._WINDOW_S", 0.02)
+
+
 def test_a_measured_plan_has_rates_of_this_machine_and_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "not" / "yet"
     before = {name: RECIPE[name] for name in RECIPE}
@@ -231,7 +238,7 @@ def test_a_measured_plan_has_rates_of_this_machine_and_leaves_nothing(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_given_is_not_taken_from_a_measurement_and_a_run_stays_as_it_is(tmp_path: Path) -> None:
+def test_what_is_given_is_not_taken_from_a_measurement_and_a_run_stays_as_it_is(brief: None, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "manifest.json").write_text("{}")
     asked = ur.PruneConfig(**BASE, out=str(tmp_path / "run"))
@@ -243,8 +250,6 @@ def test_what_is_given_is_not_taken_from_a_measurement_and_a_run_stays_as_it_is(
 
 @pytest.mark.slow
 def test_growing_crops_are_measured_at_each_size(parquet_file: Callable[..., Path]) -> None:
-    from unseen_ray.execution.estimate.rates import measure_rates
-
     path = parquet_file(count=60, size_px=32)
     crops = {"first": 8, "last": 32, "ramp": [0.5, 0.5], "step": 8}
     rates = {}
@@ -256,9 +261,7 @@ def test_growing_crops_are_measured_at_each_size(parquet_file: Callable[..., Pat
     assert whole < both < small
 
 
-def test_images_that_cannot_be_decoded_are_passed_over(tmp_path: Path) -> None:
-    from unseen_ray.execution.estimate.rates import measure_rates
-
+def test_images_that_cannot_be_decoded_are_passed_over(brief: None, tmp_path: Path) -> None:
     images = [png_bytes(pixels) for pixels in class_pixels(np.arange(6), 8)]
     for good in (5, 1):
         path = write_parquet(tmp_path / f"{good}.parquet", np.arange(6), [*images[:good], *[b"no"] * (6 - good)])
@@ -271,7 +274,7 @@ def test_images_that_cannot_be_decoded_are_passed_over(tmp_path: Path) -> None:
                 measure_rates(config, source)
 
 
-def test_a_user_s_own_training_is_measured_as_far_as_it_is_known() -> None:
+def test_a_user_s_own_training_is_measured_as_far_as_it_is_known(brief: None) -> None:
     fields = {name: value for name, value in BASE.items() if name != "recipe"}
     found = ur.plan_values(ur.PruneConfig(**fields, fit="tests.plugs:centroids"), workers=2, measure=True)
     assert found["rates"]["training"] is None and found["rates"]["decode"] > 0

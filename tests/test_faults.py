@@ -23,6 +23,7 @@ FIELDS = {
     "executor": "local",
     "log_to": "none",
 }
+DIGITS = ["--source", "digits", "--source.limit", "600", "--keep", "0.5", "--executor", "local"]
 
 
 def run(out: Path, **fields: object) -> ur.PruneResult:
@@ -119,7 +120,7 @@ def test_mean_prob_of_a_users_own_score_is_refused_when_choosing_again(tmp_path:
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_with_130_and_the_line_resumes(tmp_path: Path, sent: signal.Signals) -> None:
-    line = [sys.executable, "-m", "unseen_ray", "prune", "--source", "digits", "--keep", "0.5", "--executor", "local"]
+    line = [sys.executable, "-m", "unseen_ray", "prune", *DIGITS]
     line += ["--recipe.epochs", "30", "--recipe.min_steps", "0", "--folds", "3", "--out", str(tmp_path)]
     restore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **restore)
@@ -138,7 +139,7 @@ def test_a_signal_ends_with_130_and_the_line_resumes(tmp_path: Path, sent: signa
 
 
 def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "unseen_ray", "prune", "--source", "digits", "--keep", "0.5", "--executor", "local"]
+    line = [sys.executable, "-m", "unseen_ray", "prune", *DIGITS]
     line += ["--recipe.epochs", "5", "--recipe.min_steps", "0", "--folds", "2", "--out", str(tmp_path)]
     ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **ignoring)
@@ -151,7 +152,7 @@ def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path: Path) -> None:
 
 
 def test_a_signal_that_python_drops_ends_the_run_nevertheless(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "unseen_ray", "prune", "--source", "digits", "--keep", "0.5", "--executor", "local"]
+    line = [sys.executable, "-m", "unseen_ray", "prune", *DIGITS]
     line += [
         "--recipe.epochs",
         "1",

@@ -31,12 +31,12 @@ def net() -> nn.Module:
 
 
 def prepare(
-    folder: Path | None, recipe: Recipe, device: torch.device
+    folder: Path | None, recipe: Recipe, device: torch.device, *, samples: int = 600
 ) -> tuple[nn.Module, BatchLoader, FitPlan, Checkpoints | None]:
-    """A fresh model of the first 600 digits, with checkpoints in `folder` if there is one."""
+    """A fresh model of the first digits, with checkpoints in `folder` if there is one."""
     source = open_source(source_ref("digits"))
     pixel_store, _ = load_pixel_store(source, 8)
-    ids = np.arange(600)
+    ids = np.arange(samples)
     plan = FitPlan(ids_M=ids, labels_M=source.info.labels_N[ids], num_classes=10, recipe=recipe, seed=5)
     torch.manual_seed(5)
     model = net().to(device).to(memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from unseen_ray.training.loop.fit import fit
 from unseen_ray.training.loop.predict import predict
 from unseen_ray.training.loop.trajectory_recorder import TrajectoryRecorder
 
+SAMPLES = 300  # that are trained on
 UNSEEN = np.arange(600, 900)
 NAMES = list(dynamics.__all__)
 EPOCHS = 8
@@ -38,7 +40,7 @@ def record(
 ) -> tuple[nn.Module, dict[str, np.ndarray], list[int]]:
     """A fit that is recorded: its model, the scores over epochs of 300 unseen digits, and the epochs that it told of."""
     with numerics(1, True, CPU):
-        model, feed, plan, checkpoints = prepare(folder, plan_of, CPU)
+        model, feed, plan, checkpoints = prepare(folder, plan_of, CPU, samples=SAMPLES)
         labels = prepare_labels()
         scores = ResolvedRun(scored(every, also_score=also, score="tdds")).scores
         sizes = {"epochs": plan.epochs, "least_epochs": plan.epochs, "num_classes": 10}
@@ -51,6 +53,12 @@ def record(
     return model, recording.columns(), told
 
 
+@functools.cache
+def undisturbed(every: int) -> tuple[nn.Module, dict[str, np.ndarray]]:
+    """What a fit that nothing interrupts records."""
+    return record(None, recipe(EPOCHS), every=every)[:2]
+
+
 def prepare_labels() -> np.ndarray:
     from unseen_ray.data.sources.registry import open_source, source_ref
 
@@ -60,7 +68,7 @@ def prepare_labels() -> np.ndarray:
 def said(plan_of: Recipe) -> tuple[nn.Module, np.ndarray]:
     """The same fit unrecorded, and (T, M, C) log-probabilities of the unseen digits after each epoch."""
     with numerics(1, True, CPU):
-        model, feed, plan, _ = prepare(None, plan_of, CPU)
+        model, feed, plan, _ = prepare(None, plan_of, CPU, samples=SAMPLES)
         each = []
         for _ in fit(model, feed, plan):
             each.append(np.concatenate([a.log_probs_BC for a in predict(model, feed, UNSEEN, plan_of)]))
@@ -99,13 +107,13 @@ def test_an_interrupted_one_goes_on_to_the_same_bits(
     caplog.set_level("INFO")
     monkeypatch.setattr(recorder, "_CARRIED", recorder._CARRIED if carried else 0)
     plan_of = recipe(EPOCHS)
-    undisturbed, wanted, _ = record(None, plan_of, every=every)
+    whole, wanted = undisturbed(every)
     _, _, before = record(tmp_path, plan_of, every=every, stop_after=stop_after + 1)
     assert before == list(range(1, stop_after + 2))
     model, columns, told = record(tmp_path, plan_of, every=every)
     assert f"of {EPOCHS}" in caplog.text and "resuming after epoch" in caplog.text
     assert (carried or told[0] % every == 0) and told[-1] == EPOCHS
-    assert_same_weights(model, undisturbed)
+    assert_same_weights(model, whole)
     for name in NAMES:
         np.testing.assert_array_equal(columns[name], wanted[name])
 
@@ -116,7 +124,7 @@ def test_a_checkpoint_with_other_scores_is_trained_anew(tmp_path: Path, caplog: 
     _, columns, told = record(tmp_path, plan_of)
     assert told == list(range(1, EPOCHS + 1))
     assert "other scores over epochs" in caplog.text
-    _, wanted, _ = record(None, plan_of)
+    _, wanted = undisturbed(1)
     np.testing.assert_array_equal(columns["forgetting"], wanted["forgetting"])
 
 
