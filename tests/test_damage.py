@@ -165,7 +165,7 @@ def test_a_manifest_whose_entries_were_changed_is_damaged(tmp_path: Path, undist
     (out / "manifest.copy.json").unlink()
     text = (out / "manifest.json").read_text()
     (out / "manifest.json").write_text(text.replace('"folds": 2', '"folds": 3'))
-    with pytest.raises(ur.ConfigError, match="is damaged: ValueError: its entries are not those that were written"):
+    with pytest.raises(ur.ConfigError, match="is damaged: ValueError: its entries do not match its checksum"):
         ur.load(out)
 
 

@@ -17,9 +17,9 @@ import pytest
 import unseen_ray as ur
 from tests.s3 import s3_server
 from unseen_ray.errors import RunInUseError
-from unseen_ray.storage import lock as lease
+from unseen_ray.storage import lock
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.storage.lock import LEASE, Holder, held
+from unseen_ray.storage.lock import LOCK, Holder, held
 
 FIELDS = "--source digits --source.limit 200 --keep 0.5 --folds 2 --executor local --log_to none"
 LINE = [sys.executable, "-m", "unseen_ray", "prune", *FIELDS.split()]
@@ -37,11 +37,11 @@ def stranger(age_s: float) -> Holder:
 
 
 def write(folder: Folder, holder: Holder) -> None:
-    folder.write(LEASE, lease._bytes_of(holder))
+    folder.write(LOCK, lock._bytes_of(holder))
 
 
 def holder_of(folder: Folder) -> dict[str, object]:
-    return json.loads(folder.read(LEASE) or b"{}")
+    return json.loads(folder.read(LOCK) or b"{}")
 
 
 def test_a_run_is_held_while_it_lasts_and_let_go(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_the_same_line_twice_runs_once(tmp_path: Path) -> None:
             assert "is held by process" in stderr
             assert stdout == ""
     assert len(ur.load(out).coreset) == 100
-    assert LEASE not in os.listdir(out)
+    assert LOCK not in os.listdir(out)
 
 
 def test_the_same_line_twice_runs_once_on_s3(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_the_same_line_twice_runs_once_on_s3(monkeypatch: pytest.MonkeyPatch) ->
         ended = [(driver.wait(180), driver.communicate()[1]) for driver in drivers]
         assert sorted(code for code, _ in ended) == [0, 4], ended
         assert len(ur.load("s3://runs/twice").coreset) == 100
-        assert LEASE not in Folder("s3://runs/twice").names()
+        assert LOCK not in Folder("s3://runs/twice").names()
 
 
 def test_after_a_killed_driver_the_same_line_goes_on_at_once(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_after_a_killed_driver_the_same_line_goes_on_at_once(tmp_path: Path) -> 
         time.sleep(0.05)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    assert (tmp_path / LEASE).exists()
+    assert (tmp_path / LOCK).exists()
     began = time.monotonic()
     again = start(str(tmp_path), *SLOW)
     assert again.wait(120) == 0, again.communicate()
@@ -105,19 +105,19 @@ def test_a_driver_elsewhere_is_left_to_its_work_until_it_is_silent(
         held(folder),
     ):
         pass
-    monkeypatch.setattr(lease, "_BEAT_S", 0.1)
+    monkeypatch.setattr(lock, "_BEAT_S", 0.1)
     write(folder, stranger(90))
     with held(folder):
         assert holder_of(folder)["pid"] == os.getpid()
 
 
 def test_a_clock_that_is_behind_is_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "_BEAT_S", 0.5)
+    monkeypatch.setattr(lock, "_BEAT_S", 0.5)
     folder = Folder(str(tmp_path))
     speaking = stranger(3600)
     write(folder, speaking)
-    later = lease._bytes_of(replace(speaking, beat=speaking.beat + 1))
-    line = f"import time; time.sleep(0.3); open({str(tmp_path / LEASE)!r}, 'wb').write({later!r})"
+    later = lock._bytes_of(replace(speaking, beat=speaking.beat + 1))
+    line = f"import time; time.sleep(0.3); open({str(tmp_path / LOCK)!r}, 'wb').write({later!r})"
     other = subprocess.Popen([sys.executable, "-c", line])
     with pytest.raises(RunInUseError, match="process 7 on far"), held(folder):
         pass
@@ -125,7 +125,7 @@ def test_a_clock_that_is_behind_is_no_silence(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_driver_that_lost_its_run_writes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "_BEAT_S", 0.05)
+    monkeypatch.setattr(lock, "_BEAT_S", 0.05)
     fields = {"source": {"use": "digits", "limit": 200}, "keep": 0.5, "folds": 2, "executor": "local", "log_to": "none"}
     folder = Folder(str(tmp_path))
 
@@ -141,20 +141,20 @@ def test_a_driver_that_lost_its_run_writes_nothing_more(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"token": "t"}', bytes(200)])
-def test_a_damaged_lease_is_taken_over_when_nobody_has_mended_it(
+def test_a_damaged_lock_is_taken_over_when_nobody_has_mended_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
-    monkeypatch.setattr(lease, "_BEAT_S", 0.1)
-    (tmp_path / LEASE).write_bytes(content)
+    monkeypatch.setattr(lock, "_BEAT_S", 0.1)
+    (tmp_path / LOCK).write_bytes(content)
     with held(Folder(str(tmp_path))):
         assert holder_of(Folder(str(tmp_path)))["pid"] == os.getpid()
 
 
-def test_a_driver_mends_its_damaged_lease_and_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "_BEAT_S", 0.3)
+def test_a_driver_mends_its_damaged_lock_and_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_BEAT_S", 0.3)
     folder = Folder(str(tmp_path))
     with held(folder) as mine:
-        (tmp_path / LEASE).write_bytes(b"")
+        (tmp_path / LOCK).write_bytes(b"")
         with pytest.raises(RunInUseError, match=f"process {os.getpid()} on"), held(folder):
             pass
         mine.check()
@@ -165,7 +165,7 @@ def test_a_driver_that_storage_has_silenced_goes_on_if_the_run_is_still_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("_SILENCE_S", 0.5), ("_BEAT_S", 0.2), ("_SETTLE_S", 0.1)):
-        monkeypatch.setattr(lease, name, value)
+        monkeypatch.setattr(lock, name, value)
     folder = Folder(str(tmp_path / "run"))
     with held(folder) as mine:
         os.rename(tmp_path / "run", tmp_path / "away")

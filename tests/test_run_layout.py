@@ -151,6 +151,6 @@ def test_every_name_that_a_run_writes_is_known(tmp_path: Path) -> None:
 
 
 def test_what_is_there_before_anything_is_finished_is_ours() -> None:
-    assert {layout.MANIFEST, layout.MANIFEST_COPY, layout.LEASE} <= layout.OVERWRITTEN & layout.UNFINISHED
+    assert {layout.MANIFEST, layout.MANIFEST_COPY, layout.LOCK} <= layout.OVERWRITTEN & layout.UNFINISHED
     assert layout.top_of(layout.vote_file(0, 3)) in layout.UNFINISHED
     assert layout.CORESET not in layout.UNFINISHED | layout.OVERWRITTEN

@@ -98,7 +98,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     values = json.loads(capsys.readouterr().out)
     assert values["kept"] == 30 and values["suspects"]["found"] > 0
     for command in ("report", "evaluate"):
-        assert "nothing was chosen by them yet" in refused(capsys, command, str(tmp_path / "scored"))
+        assert "holds scores and no coreset yet" in refused(capsys, command, str(tmp_path / "scored"))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *line: str) -> str:

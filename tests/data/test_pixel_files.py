@@ -217,7 +217,7 @@ def test_a_run_beyond_memory_keeps_what_one_in_memory_keeps(tmp_path: Path) -> N
 def test_too_small_a_disk_is_told_of_and_images_are_decoded_at_every_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from unseen_ray.runs import pixel_cache
+    from unseen_ray.execution import pixel_cache
 
     source_of(tmp_path)
     monkeypatch.setattr(pixel_cache, "_SPARE", 1 << 62)

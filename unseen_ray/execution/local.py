@@ -12,10 +12,10 @@ import torch
 
 from unseen_ray.data.images.loading import load_pixel_store
 from unseen_ray.errors import FoldFailedError, UnseenError
+from unseen_ray.execution.pixel_cache import plan_files
 from unseen_ray.pruning.executor import ExecutorSetup, Observer
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
 from unseen_ray.runs.manifest_entries import Receipt
-from unseen_ray.runs.pixel_cache import plan_files
 from unseen_ray.runs.tasks import EvalResult, Job
 from unseen_ray.training.hardware import describe_hardware, device_name, resolve_precision
 from unseen_ray.training.model_task import ModelTask, open_test

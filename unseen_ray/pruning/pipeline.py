@@ -26,7 +26,8 @@ from unseen_ray.runs.manifest_entries import (
     source_entry,
     with_population,
 )
-from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels, open_run
+from unseen_ray.runs.resume import open_run
+from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels
 from unseen_ray.runs.tasks import Job, make_job
 from unseen_ray.storage.tables import parts_of
 

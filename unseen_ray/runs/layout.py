@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import string
 
-from unseen_ray.storage.lock import LEASE
+from unseen_ray.storage.lock import LOCK
 
 __all__ = [
     "CHECKPOINTS",
@@ -18,7 +18,7 @@ __all__ = [
     "FEATURES",
     "FITTING",
     "KEYS",
-    "LEASE",
+    "LOCK",
     "MANIFEST",
     "MANIFEST_COPY",
     "OVERWRITTEN",
@@ -107,7 +107,7 @@ def _any_of(*patterns: str) -> str:
 _TABLES = _any_of(*map(_pattern_of, (CORESET, KEYS, _SCORES, _STAGE_CORESET))) + r"(/part-\d{5}\.parquet)?"
 _RESULT = _any_of(_TABLES, *map(_pattern_of, (_PROBS, _FEATURES, _VOTE, _VOTE_PROBS)))
 _BESIDE = map(
-    _pattern_of, (MANIFEST, MANIFEST_COPY, LEASE, EVALUATION, REPORT, _CHECKPOINT, _TENSORS, _PIXEL_FILES, *_FOREIGN)
+    _pattern_of, (MANIFEST, MANIFEST_COPY, LOCK, EVALUATION, REPORT, _CHECKPOINT, _TENSORS, _PIXEL_FILES, *_FOREIGN)
 )
 _TEMPORARY = r"\.[0-9a-f]{8}\.tmp"  # of `Folder.write`, before the file is put in place
 
@@ -115,12 +115,10 @@ _IS_RESULT = re.compile(_RESULT)
 _IS_OURS = re.compile(f"({_any_of(FITTING, _pattern_of(_SELECTION))}/)*{_any_of(_RESULT, *_BESIDE)}({_TEMPORARY})?")
 _IS_FIT = re.compile(_FIELDS["fit"])
 
-OVERWRITTEN = frozenset({MANIFEST, MANIFEST_COPY, LEASE, PIXELS})
+OVERWRITTEN = frozenset({MANIFEST, MANIFEST_COPY, LOCK, PIXELS})
 """What stands at the top of a folder and stays while a run is removed: the next run writes over it, or uses it."""
 
-UNFINISHED = frozenset(
-    {MANIFEST, MANIFEST_COPY, LEASE, CHECKPOINTS, PIXELS, TENSORBOARD, WANDB, _STAGE.format(stage=0)}
-)
+UNFINISHED = frozenset({MANIFEST, MANIFEST_COPY, LOCK, CHECKPOINTS, PIXELS, TENSORBOARD, WANDB, _STAGE.format(stage=0)})
 """What stands at the top of a folder before anything of its run is finished."""
 
 

@@ -21,11 +21,11 @@ from typing import Any
 from unseen_ray.errors import RunInUseError, StorageError
 from unseen_ray.storage.filesystem import Folder, filesystem_of, sha256_of
 
-__all__ = ["LEASE", "Holder", "RunLock", "held", "holder_of"]
+__all__ = ["LOCK", "Holder", "RunLock", "held", "holder_of"]
 
 logger = logging.getLogger(__name__)
 
-LEASE = "lease.json"
+LOCK = "lease.json"
 _SILENCE_S = 60.0
 _BEAT_S = 10.0
 _SETTLE_S = 2.0  # in which writes of two drivers that began at once have both arrived
@@ -87,7 +87,7 @@ class RunLock:
         self._lost = ""
         self._confirmed = time.monotonic()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True, name="lease")
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="run lock")
         self._thread.start()
 
     def check(self) -> None:
@@ -133,7 +133,7 @@ class RunLock:
         with contextlib.suppress(StorageError):
             found = _read(self._folder)
             if found is not None and found.token == self._holder.token:
-                self._folder.delete(LEASE)
+                self._folder.delete(LOCK)
 
     def _beat(self) -> None:
         while not self._over.wait(_BEAT_S) and not self._lost:
@@ -208,7 +208,7 @@ def _in_use(folder: Folder, found: Holder | None) -> RunInUseError:
 
 def _create(folder: Folder, holder: Holder) -> bool:
     """Make the file if there is none, at once, as a local file system can; False where there is one, or none can."""
-    fs, path = filesystem_of(folder.path(LEASE))
+    fs, path = filesystem_of(folder.path(LOCK))
     if fs.type_name != "local":
         return False
     try:
@@ -232,7 +232,7 @@ def _create(folder: Folder, holder: Holder) -> bool:
 
 def _read(folder: Folder) -> Holder | None:
     """Who holds a run; of a damaged file, which a crash may leave, somebody unknown who has been silent."""
-    data = folder.read(LEASE)
+    data = folder.read(LOCK)
     try:
         return None if data is None else Holder(**json.loads(data))
     except (ValueError, TypeError):
@@ -242,7 +242,7 @@ def _read(folder: Folder) -> Holder | None:
 
 
 def _write(folder: Folder, holder: Holder) -> None:
-    folder.write(LEASE, _bytes_of(holder))
+    folder.write(LOCK, _bytes_of(holder))
 
 
 def _bytes_of(holder: Holder) -> bytes:

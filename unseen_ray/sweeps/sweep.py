@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.runs.layout import LEASE, is_temporary
+from unseen_ray.runs.layout import LOCK, is_temporary
 from unseen_ray.runs.manifest import Manifest, read_manifest, write_manifest
 from unseen_ray.runs.manifest_entries import source_entry
 from unseen_ray.runs.run import clear_pixels, now
@@ -134,7 +134,7 @@ def sweep(config: SweepConfig, *, on_end: Callable[[Record], None] | None = None
 def _check_folder(folder: Folder, config: SweepConfig, info: SourceInfo) -> str:
     """Refuse a folder that holds something else; returns when its sweep began (now, if it is new)."""
     # The lock is ours, and what is temporary may be left by a writer that died.
-    others = [name for name in folder.names() if name != LEASE and not is_temporary(name)]
+    others = [name for name in folder.names() if name != LOCK and not is_temporary(name)]
     before = read_manifest(folder) if others else None
     if others and (before is None or before.kind != "sweep"):
         raise ConfigError(

@@ -16,6 +16,7 @@ import ray
 from unseen_ray.data.images.loading import Held, load_pixel_store, settle_bad
 from unseen_ray.data.images.memory import fits_in_memory
 from unseen_ray.data.images.pixel_store import BadSample, MemoryPixelStore, chunks_of
+from unseen_ray.execution.pixel_cache import plan_files
 from unseen_ray.execution.ray.actor_pool import FoldPool, PoolTask
 from unseen_ray.execution.ray.capacity import check_fits, fit_request, survey
 from unseen_ray.execution.ray.connect import ray_session
@@ -26,7 +27,6 @@ from unseen_ray.execution.ray.metrics import Meter
 from unseen_ray.pruning.executor import ExecutorSetup, Observer
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
 from unseen_ray.runs.manifest_entries import Receipt
-from unseen_ray.runs.pixel_cache import plan_files
 
 if TYPE_CHECKING:
     from unseen_ray.core.arrays import IdArray
