@@ -48,6 +48,7 @@ class S3Server:
 
     def close(self) -> None:
         self._server.shutdown()
+        self._server.server_close()
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         self.requests += 1

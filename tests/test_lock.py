@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -85,8 +84,8 @@ def test_after_a_killed_driver_the_same_line_goes_on_at_once(tmp_path: Path) -> 
     deadline = time.monotonic() + 60
     while not (tmp_path / "manifest.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
+    killed.kill()
+    killed.communicate()  # waits for it, and closes its pipes
     assert (tmp_path / LOCK).exists()
     began = time.monotonic()
     again = start(str(tmp_path), *SLOW)

@@ -109,6 +109,7 @@ def test_a_terminal_gets_a_table(finished: Path) -> None:
             said += os.read(ours, 4096)
         except OSError:
             break
+    os.close(ours)
     assert run.wait(30) == 0, said
     assert b"last update" in said and b"stage 0 fold 1" in said and b"finished, kept" in said
 

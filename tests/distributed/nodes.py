@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -52,13 +53,17 @@ def wait_for(log: Path, text: str, limit_s: float = 90) -> None:
     assert subprocess.run(command, shell=True).returncode == 0, log.read_text()[-2000:]
 
 
-def stop(node: subprocess.Popen[bytes]) -> None:
-    """End a node, gently at first."""
-    os.killpg(node.pid, signal.SIGTERM)
-    try:
-        node.wait(15)
-    except subprocess.TimeoutExpired:
-        os.killpg(node.pid, signal.SIGKILL)
+def stop(*nodes: subprocess.Popen[bytes]) -> None:
+    """End nodes side by side, gently at first."""
+    for node in nodes:
+        os.killpg(node.pid, signal.SIGTERM)
+    end = time.monotonic() + 15
+    for node in nodes:
+        try:
+            node.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
 
 
 def command_lines() -> Iterator[str]:

@@ -16,6 +16,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 import unseen_ray as ur
+from tests.distributed.jobs import until
 from tests.distributed.nodes import BIN, stop
 from unseen_ray.errors import ClusterError
 from unseen_ray.execution.ray.actor_pool import FoldPool
@@ -33,16 +34,26 @@ SMALL = {"include_dashboard": False, "object_store_memory": 200 * 2**20}
 HEALTH = {"initial_delay_ms": "1000", "period_ms": "1000", "timeout_ms": "1000", "failure_threshold": "2"}
 
 
+@pytest.fixture(scope="module")
+def head(alone: None) -> Iterator[Cluster]:
+    """A head without CPUs; a node that is lost is noticed within seconds."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in HEALTH.items():
+            environment.setenv(f"RAY_health_check_{name}", value)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, **SMALL})
+        ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
 @pytest.fixture
-def cluster(alone: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head without CPUs, to which a test adds nodes; a lost one is noticed within seconds."""
-    for name, value in HEALTH.items():
-        monkeypatch.setenv(f"RAY_health_check_{name}", value)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, **SMALL})
-    ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+def cluster(head: Cluster) -> Iterator[Cluster]:
+    """The head alone, to which a test adds nodes."""
+    yield head
+    for node in list(head.worker_nodes):
+        head.remove_node(node, allow_graceful=False)
+    until(lambda: sum(node["Alive"] for node in ray.nodes()) == 1, "nodes that were removed are gone", 30)
 
 
 def add(cluster: Cluster, *, gpus: int = 0) -> Any:

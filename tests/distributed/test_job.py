@@ -49,10 +49,11 @@ def cluster() -> Iterator[dict[str, str]]:
         start(env, scratch / "head.log", *head, "--num-cpus=1", f"--dashboard-agent-listen-port={head_agent}"),
     ]
     wait_for(scratch / "head.log", "Ray runtime started")
-    for number, agent in enumerate(worker_agents):
-        log = scratch / f"worker-{number}.log"
+    logs = [scratch / f"worker-{number}.log" for number in range(len(worker_agents))]
+    for log, agent in zip(logs, worker_agents, strict=True):
         worker = [f"--address=127.0.0.1:{gcs}", "--num-cpus=1", f"--dashboard-agent-listen-port={agent}"]
         nodes.append(start(env, log, *worker))
+    for log in logs:
         wait_for(log, "Ray runtime started")
     yield {
         **env,
@@ -60,8 +61,7 @@ def cluster() -> Iterator[dict[str, str]]:
         "GCS": f"127.0.0.1:{gcs}",
         "SCRATCH": str(scratch),
     }
-    for node in reversed(nodes):
-        stop(node)
+    stop(*nodes)
     shutil.rmtree(scratch, ignore_errors=True)
 
 
