@@ -301,7 +301,7 @@ def test_a_folder_that_holds_anything_else_is_left_alone(tmp_path: Path) -> None
     (tmp_path / "mine" / "part-00000.parquet").write_text("mine")
     refused(ur.ConfigError, r"holds part-00000\.parquet, which `prepare` did not make", source, tmp_path / "mine")
     refused(ur.ConfigError, "is a file. Name a folder", source, tmp_path / "mine" / "part-00000.parquet")
-    refused(ur.ConfigError, "lies in the source .*photos, which it would change", source, tmp_path / "photos" / "x")
+    refused(ur.ConfigError, "lies in the source .*photos and would change it", source, tmp_path / "photos" / "x")
     ur.prepare(source, out, size=24, workers=1)
     whole = contents(out)
     refused(
@@ -311,7 +311,7 @@ def test_a_folder_that_holds_anything_else_is_left_alone(tmp_path: Path) -> None
     refused(ur.ConfigError, "not as raw of 24 px", source, out, kind="raw")
     refused(ur.ConfigError, "holds another source, .*photos, not .*others", {"path": other, "limit": 9}, out)
     (tmp_path / "photos" / "ant" / "999.jpg").write_bytes(jpeg(class_pixels(np.zeros(1, int), 20)[0]))
-    refused(ur.DataError, "photos has changed since .* was begun: it had 60 samples and has 61", source, out)
+    refused(ur.DataError, "photos has changed since .* was begun: it had 60 samples and now has 61", source, out)
     assert contents(out) == whole
     (out / "notes.txt").write_text("mine")
     refused(ur.ConfigError, r"holds notes\.txt, which", source, out)
@@ -360,7 +360,7 @@ def test_a_source_that_changes_under_way_is_noticed(tmp_path: Path, parquet_file
         skip=False,
     )
     shard = shards.Shard(name="part-00000.parquet", start=0, stop=40)
-    with pytest.raises(ur.DataError, match="has changed while it was prepared"):
+    with pytest.raises(ur.DataError, match="changed while it was prepared"):
         list(workshop.made_by(1, work, [(shard, None)]))
 
 

@@ -218,7 +218,7 @@ def test_a_choice_that_was_broken_off_is_made_again(
     begun = chosen.manifest.changed(files={}, finished=False, cost={})
     asked = {**begun.asked, "out": str(tmp_path / "choice")}
     write_manifest(Folder(str(tmp_path / "choice")), begun.changed(asked=asked))
-    with pytest.raises(ur.ConfigError, match="Name a new or an empty folder"):
+    with pytest.raises(ur.ConfigError, match="Name a new or empty folder"):
         ur.select(undisturbed, keep=0.2, out=tmp_path / "choice")
     again = ur.select(undisturbed, keep=0.3, out=tmp_path / "choice")
     assert again.coreset.ids.tolist() == chosen.coreset.ids.tolist()

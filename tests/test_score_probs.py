@@ -93,7 +93,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     scored = ["score", "--probs", files["probs"], "--labels", files["labels"], "--out", str(tmp_path / "scored")]
     main([*scored, "--guard", "confident_learning"])
     assert "Scored 60 samples of 4 classes with 1 vote each" in capsys.readouterr().out
-    assert "Name a new or an empty folder" in refused(capsys, *scored)
+    assert "Name a new or empty folder" in refused(capsys, *scored)
     main(["select", str(tmp_path / "scored"), "--keep", "0.5", "--out", str(tmp_path / "half"), "--json"])
     values = json.loads(capsys.readouterr().out)
     assert values["kept"] == 30 and values["suspects"]["found"] > 0

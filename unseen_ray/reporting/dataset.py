@@ -110,7 +110,7 @@ def _check_place(to: str, run: Run) -> None:
     others = [] if os.path.isfile(to) else Folder(to).names()
     if os.path.isfile(to) or others:
         held = f"holds {', '.join(others[:3])}" if others else "is a file"
-        raise ConfigError(f"--to {to} {held}. Name a new or an empty folder for the pruned data set.")
+        raise ConfigError(f"--to {to} {held}. Name a new or empty folder for the pruned data set.")
     if own_function(run):
         raise ConfigError(
             f"--to {to} cannot be made: the run's source is a user-defined function, which export does not call. "

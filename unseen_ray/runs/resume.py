@@ -112,7 +112,7 @@ def _found(folder: Folder, asked: dict[str, Any], source: SourceEntry) -> Run | 
     if manifest is None and others:
         raise ConfigError(
             f"out={folder.root} holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} and no run of ours. "
-            "Name a new or an empty folder."
+            "Name a new or empty folder."
         )
     return None
 

@@ -228,7 +228,7 @@ def _begin(config: PruneConfig, manifest: Manifest) -> Run:
         before is not None and not before.finished and (before.kind, before.asked) == (manifest.kind, manifest.asked)
     )
     if others and not begun_alike:
-        raise ConfigError(f"out={config.out} holds {', '.join(others[:3])}. Name a new or an empty folder.")
+        raise ConfigError(f"out={config.out} holds {', '.join(others[:3])}. Name a new or empty folder.")
     try:
         write_manifest(folder, manifest)
     except StorageError as error:

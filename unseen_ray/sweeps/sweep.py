@@ -138,7 +138,7 @@ def _check_folder(folder: Folder, config: SweepConfig, info: SourceInfo) -> str:
     before = read_manifest(folder) if others else None
     if others and (before is None or before.kind != "sweep"):
         raise ConfigError(
-            f"out={config.out} holds {', '.join(others[:3])}, which is not a sweep. Name a new or an empty folder."
+            f"out={config.out} holds {', '.join(others[:3])}, which is not a sweep. Name a new or empty folder."
         )
     if before is not None and before.source.fingerprint != info.fingerprint:
         raise ConfigError(

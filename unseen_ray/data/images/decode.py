@@ -1,4 +1,4 @@
-"""One image: encoded bytes, or pixels of any size, to (size, size, 3) uint8."""
+"""Converts one image, encoded or as pixels of any size, to (size, size, 3) uint8."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BROKEN = (
     struct.error,
     Image.DecompressionBombError,
 )
-"""What Pillow raises where bytes are not what their header says."""
+"""What Pillow raises for bytes that contradict their header."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,21 +44,21 @@ _HOLD_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"
 
 
 class UndecodableError(ValueError):
-    """What a decoder said of an image that it could not read."""
+    """An image cannot be decoded; the message is the decoder's reason."""
 
 
 def to_pixels(raw: RawImage, size_px: int) -> NDArray[np.uint8]:
-    """Decode, turn upright, convert to RGB, scale the short side to `size_px` and cut out the centre.
+    """Decode, turn upright, convert to RGB, scale the short side to `size_px` and crop the centre.
 
     Args:
-        raw: an encoded image (JPEG, PNG, whatever Pillow reads), or (H, W, 3) uint8.
+        raw: an encoded image (any format that Pillow reads), or (H, W, 3) uint8.
         size_px: height and width of the result.
 
     Returns:
         (size_px, size_px, 3) uint8.
 
     Raises:
-        UndecodableError: if the bytes are no whole image.
+        UndecodableError: if the bytes are not a complete image.
     """
     pixels = _plain_pixels(raw, size_px)
     if pixels is None:
@@ -75,7 +75,7 @@ def to_pixels(raw: RawImage, size_px: int) -> NDArray[np.uint8]:
 
 
 def _plain_pixels(raw: RawImage, size_px: int) -> NDArray[np.uint8] | None:
-    """The pixels of what nobody would turn and Pillow need not read: arrays, plain PPM, bare JPEG; None for anything else."""
+    """The pixels of arrays, plain PPMs and bare JPEGs, which are upright and need no Pillow; None for anything else."""
     if not isinstance(raw, bytes):
         return raw
     pixels = pixels_of_ppm(raw)
@@ -83,8 +83,9 @@ def _plain_pixels(raw: RawImage, size_px: int) -> NDArray[np.uint8] | None:
 
 
 def _corner(width: int, height: int, size_px: int) -> tuple[int, int] | None:
-    """Where the square in the middle begins, if it can be cut out: the same pixels, without a filter over them."""
-    left, top = width - size_px, height - size_px  # twice
+    """The left and top of the centre square if the image need not be scaled; None otherwise."""
+    # where the square starts on whole pixels, ImageOps.fit would give the same pixels, more slowly
+    left, top = width - size_px, height - size_px  # twice the margins
     return (left // 2, top // 2) if min(left, top) == 0 and left % 2 == top % 2 == 0 else None
 
 
@@ -101,10 +102,10 @@ def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
 
     Args:
         raw: an encoded image, or (H, W, 3) uint8.
-        draft_px: a JPEG may be decoded at a fraction of its size that is no smaller than this.
+        draft_px: a JPEG may be decoded at a reduced scale, with no side below this.
 
     Raises:
-        UndecodableError: if the bytes are no whole image.
+        UndecodableError: if the bytes are not a complete image.
     """
     if not isinstance(raw, bytes):
         return Image.fromarray(raw)
@@ -122,7 +123,7 @@ def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
 
 
 def _loaded(image: Image.Image, raw: bytes) -> Image.Image:
-    """An opened image with its pixels, those of a JPEG of the usual kind by the faster decoder."""
+    """An opened image with its pixels loaded; a baseline JPEG goes through the faster decoder."""
     if image.format == "JPEG" and image.mode in ("RGB", "L") and not image.info.get("progressive"):
         pixels = scaled(raw, *image.size)
         if pixels is not None:
@@ -136,7 +137,7 @@ def _loaded(image: Image.Image, raw: bytes) -> Image.Image:
 def pixels_of_ppm(raw: bytes) -> NDArray[np.uint8] | None:
     """The (H, W, 3) uint8 pixels of an uncompressed image, a view of its bytes; None for any other bytes.
 
-    Known is the header that Pillow and `unseen-ray prepare` write, with as many bytes behind it as it says.
+    Only a PPM with the header that Pillow and `unseen-ray prepare` write and exactly the bytes that it states is read.
     """
     head = _PPM_HEAD.match(raw)
     if head is None:
@@ -148,12 +149,12 @@ def pixels_of_ppm(raw: bytes) -> NDArray[np.uint8] | None:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """How its EXIF or XMP says that an image was seen, 1 to 8; 1, as it stands, where these are missing or damaged."""
+    """An image's orientation from EXIF or XMP, 1 to 8; 1 (upright) if that is missing or damaged."""
     try:
-        told = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except BROKEN:
         return 1
-    return told if told in _TURNS else 1
+    return orientation if orientation in _TURNS else 1
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -161,13 +162,13 @@ def _upright(image: Image.Image) -> Image.Image:
     if turn is None:
         return image
     turned = image.transpose(turn)
-    for name in _HOLD_ORIENTATION:  # nobody shall turn it again
+    for name in _HOLD_ORIENTATION:  # so that no later reader turns it again
         turned.info.pop(name, None)
     return turned
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey; Pillow itself would cut everything above 255 off."""
+    """Convert 16-bit grey to 8-bit grey; Pillow's own conversion would clip everything above 255."""
     if not image.mode.startswith("I"):
         return image
     levels = np.asarray(image)
@@ -176,5 +177,5 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "the bytes are no image that Pillow knows"
+        return "Pillow cannot identify the image format"
     return f"{type(error).__name__}: {error}".rstrip(".")

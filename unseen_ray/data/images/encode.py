@@ -1,4 +1,4 @@
-"""From images as a source has them to images that decode fast: JPEG with a short side of one size, or squares of plain pixels."""
+"""Encodes images so that they decode fast: as a JPEG with a small short side, or as a square of raw pixels."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from unseen_ray.data.sources.info import RawImage
 
 __all__ = ["to_jpeg", "to_ppm"]
 
-_MOST_PX = 65_500  # a side, of libjpeg
+_MOST_PX = 65_500  # libjpeg's limit per side
 
 
 def to_ppm(raw: RawImage, size_px: int) -> bytes:
-    """The pixels that `to_pixels` makes of an image, uncompressed, as a binary PPM.
+    """The pixels that `to_pixels` returns for an image, as an uncompressed binary PPM.
 
     Args:
         raw: an encoded image, or (H, W, 3) uint8.
         size_px: height and width.
 
     Returns:
-        A header of 15 bytes or so, and size_px * size_px * 3 bytes behind it.
+        A header of about 15 bytes, followed by size_px * size_px * 3 bytes.
 
     Raises:
-        UndecodableError: if the bytes are no whole image.
+        UndecodableError: if the bytes are not a complete image.
     """
     return b"P6\n%d %d\n255\n" % (size_px, size_px) + to_pixels(raw, size_px).tobytes()
 
 
 def to_jpeg(raw: RawImage, size_px: int, quality: int) -> bytes:
-    """An image upright, in RGB, its short side scaled to `size_px` and never enlarged, as a baseline JPEG.
+    """Turn an image upright, convert it to RGB, shrink its short side to `size_px` and encode it as a baseline JPEG.
 
-    An image that is all of that already keeps its bytes, whatever their quality.
+    An image that is all of this already keeps its bytes, whatever their quality.
 
     Args:
         raw: an encoded image, or (H, W, 3) uint8.
-        size_px: pixels of the short side; the aspect stays.
-        quality: 1 to 100, as Pillow takes it.
+        size_px: the short side in pixels; the aspect ratio is kept, and smaller images are not enlarged.
+        quality: 1 to 100, as in Pillow.
 
     Raises:
-        UndecodableError: if the bytes are no whole image.
+        UndecodableError: if the bytes are not a complete image, or the long side is too long for a JPEG.
     """
     image = open_image(raw, draft_px=size_px)
     if isinstance(raw, bytes) and min(image.size) <= size_px and _is_plain(raw, image):
@@ -54,14 +54,14 @@ def to_jpeg(raw: RawImage, size_px: int, quality: int) -> bytes:
     if max(image.size) > _MOST_PX:
         raise UndecodableError(f"it is {image.width} x {image.height} pixels, and a JPEG has at most {_MOST_PX} a side")
     encoded = io.BytesIO()
-    pixels = Image.new("RGB", image.size)  # without EXIF, colour profile and comments, which Pillow would write
+    pixels = Image.new("RGB", image.size)  # drops EXIF, colour profile and comments, which Pillow would write
     pixels.paste(image)
     pixels.save(encoded, "JPEG", quality=quality)
     return encoded.getvalue()
 
 
 def _is_plain(raw: bytes, decoded: Image.Image) -> bool:
-    """Whether bytes that can be decoded are a baseline RGB JPEG of that very size, which nobody would turn."""
+    """Whether decodable bytes are an upright baseline RGB JPEG of exactly the decoded size."""
     with quietly(), Image.open(io.BytesIO(raw)) as image:
         return (
             image.format == "JPEG"

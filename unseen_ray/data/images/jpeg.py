@@ -1,4 +1,4 @@
-"""JPEGs decoded by simplejpeg, faster than by Pillow and to the same bits; whatever is out of the ordinary is left to Pillow."""
+"""Decodes JPEGs with simplejpeg, faster than Pillow and to the same bits; unusual files are left to Pillow."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _KNOWN = frozenset({_QUANTISERS, _CODES, _RESTARTS, _COMMENT, _BASELINE})
 _PROFILE, _PROFILE_NAME, _PROFILE_LEAST = b"\xff\xe2", b"ICC_PROFILE\x00", 16
 _SCAN = b"\xff\xda"
 _COLOURS = ("YCbCr", "RGB", "Gray")
-_MOST_PX = 1 << 26  # above, Pillow may refuse an image as too large
-_LEAST_SIDE = 8  # of the longer side: from there on no two eighth parts of an image are of one size
+_MOST_PX = 1 << 26  # Pillow may refuse a larger image as a decompression bomb
+_LEAST_SIDE = 8  # if the longer side is shorter, two of libjpeg's scales (eighths) can give the same size
 
 
 def pixels_of_jpeg(raw: bytes, least_px: int) -> NDArray[np.uint8] | None:
-    """The (H, W, 3) uint8 pixels of a baseline JPEG that says nothing of how it was seen; None for any other bytes.
+    """The (H, W, 3) uint8 pixels of a baseline JPEG without an orientation; None for any other bytes.
 
-    It is decoded at the fraction of its size that Pillow's `draft` takes: 1/8, 1/4 or 1/2 if no side gets below `least_px`.
+    The image is decoded at the scale that Pillow's `draft` picks: the smallest of 1/8, 1/4, 1/2 and 1 with no side below `least_px`.
     """
     if not _is_bare(raw):
         return None
@@ -37,9 +37,9 @@ def pixels_of_jpeg(raw: bytes, least_px: int) -> NDArray[np.uint8] | None:
 
 
 def scaled(raw: bytes, width: int, height: int) -> NDArray[np.uint8] | None:
-    """The pixels of a JPEG at one of libjpeg's fractions of its size, told by the size that comes out.
+    """The (height, width, 3) uint8 pixels of a JPEG, at the scale of libjpeg that gives exactly this size.
 
-    None where the decoder so much as warns, as of a file that is cut short: what is damage and what is not is Pillow's word.
+    None if the decoder so much as warns, for example about a truncated file: Pillow decides what counts as damaged.
     """
     if max(width, height) < _LEAST_SIDE:
         return None
@@ -51,7 +51,7 @@ def scaled(raw: bytes, width: int, height: int) -> NDArray[np.uint8] | None:
 
 
 def _is_bare(raw: bytes) -> bool:
-    """Whether there is nothing before the scan of a JPEG that Pillow would read and libjpeg would not, but a colour profile."""
+    """Whether a JPEG has no segment before its scan that Pillow would interpret, except for a colour profile."""
     if not raw.startswith(_JFIF):
         return False
     place = _JFIF_END

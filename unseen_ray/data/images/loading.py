@@ -1,4 +1,4 @@
-"""Getting hold of a source's pixels: in memory where they fit, else in files, else decoded whenever they are read."""
+"""Loads a source's pixels: into memory if they fit, else into files, else decoded at every read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 _SHOWN = 20
 
 Held = NDArray[np.uint8] | PixelFiles | None
-"""All pixels, the files that they are in, or neither: images are decoded when they are read."""
+"""All pixels, or the files that hold them, or None: images are decoded at every read."""
 
 
 def load_pixel_store(
@@ -40,20 +40,20 @@ def load_pixel_store(
     memory_gb: float = PIXEL_MEMORY_GB,
     files: PixelFiles | None = None,
 ) -> tuple[PixelStore, IdArray]:
-    """The pixels of a source, decoded once where they fit in memory or files hold them.
+    """The pixels of a source, decoded once if they fit in memory or are stored in files.
 
     Args:
-        source: where from.
-        size_px: height and width to bring them to.
+        source: the opened source.
+        size_px: height and width to scale images to.
         on_bad_sample: `error` or `skip`.
         memory_gb: GiB of pixels that memory may hold.
-        files: where to keep more than that; None to decode them whenever they are read.
+        files: where to store more pixels than that; None to decode them at every read.
 
     Returns:
         The pixel store, and the ids of samples that cannot be decoded.
 
     Raises:
-        BadSampleError: if there is such a sample and it is not to be skipped.
+        BadSampleError: if a sample cannot be decoded and `on_bad_sample` is `error`.
     """
     total = len(source.info)
     bad: list[BadSample] = []
@@ -62,7 +62,7 @@ def load_pixel_store(
             bad += write_file(files, source, start)
         return FilePixelStore(files), settle_bad(bad, on_bad_sample)
     held = fits_in_memory(total, size_px, memory_gb)
-    if not held and on_bad_sample == "error":
+    if not held and on_bad_sample == "error":  # to skip bad samples instead, all are decoded once to find them
         return LazyPixelStore(source, size_px), np.empty(0, np.int64)
     pixels = np.empty((total, size_px, size_px, 3), np.uint8) if held else None
     for start, stop in chunks_of(total):
@@ -75,14 +75,14 @@ def load_pixel_store(
 
 
 def pixel_store_of(held: Held, source: Callable[[], Source], size_px: int) -> PixelStore:
-    """The pixel store over what is held of a source's pixels; the source is opened where nothing is."""
+    """The pixel store over pixels in memory or in files; without either, the source is opened and read lazily."""
     if held is None:
         return LazyPixelStore(source(), size_px)
     return FilePixelStore(held) if isinstance(held, PixelFiles) else MemoryPixelStore(held)
 
 
 def settle_bad(bad: list[BadSample], on_bad_sample: str) -> IdArray:
-    """Raise for samples that cannot be decoded, or list them and return their ids."""
+    """Raise an error for samples that cannot be decoded, or log them and return their ids."""
     if bad and on_bad_sample == "error":
         raise bad_sample_error(bad)
     for sample in bad[:_SHOWN]:

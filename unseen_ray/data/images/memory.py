@@ -1,4 +1,4 @@
-"""How much memory pixels may take; apart from the decoders, so that a plan need not load them."""
+"""How much memory pixels may take; kept apart from the decoders, so that `plan` need not import them."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ PIXEL_MEMORY_GB = 4.0
 
 
 def fits_in_memory(num_samples: int, size_px: int, memory_gb: float = PIXEL_MEMORY_GB) -> bool:
-    """Whether the pixels of a set are held in memory, of which they may take so many GiB."""
+    """Whether the pixels of a source take at most `memory_gb` GiB, so that they are held in memory."""
     return num_samples * size_px * size_px * 3 <= memory_gb * 2**30

@@ -1,4 +1,4 @@
-"""No warnings of what Pillow finds odd in an image, such as damaged EXIF: it is decoded, or it is not."""
+"""Silences Pillow's warnings about oddities such as damaged EXIF: an image decodes, or it does not."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ __all__ = ["quietly"]
 
 _quiet_lock = threading.Lock()
 _quiet: list[warnings.catch_warnings[None]] = []
-_asked = 0
+_users = 0
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No warnings, whichever thread they come from; Python's own filters are the whole process's.
-
-    `warnings.catch_warnings` alone, entered by several threads, leaves the process without warnings for good.
-    """
-    global _asked
+    """Silence warnings in all threads, since Python's filters belong to the process."""
+    # `warnings.catch_warnings` alone is not enough: threads that leave it in another order than they entered restore
+    # the wrong filters, and the process stays without warnings for good
+    global _users
     with _quiet_lock:
-        if _asked == 0:
+        if _users == 0:
             filters = warnings.catch_warnings()
             filters.__enter__()
             warnings.simplefilter("ignore")
             _quiet.append(filters)
-        _asked += 1
+        _users += 1
     try:
         yield
     finally:
         with _quiet_lock:
-            _asked -= 1
-            if _asked == 0:
+            _users -= 1
+            if _users == 0:
                 _quiet.pop().__exit__(None, None, None)

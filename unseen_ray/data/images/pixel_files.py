@@ -1,7 +1,7 @@
-"""Decoded pixels in files, for sets that memory does not hold: each image is decoded once, whoever reads it how often.
+"""Decoded pixels in files, for sources larger than memory: each image is decoded only once.
 
 FOLDER/FINGERPRINT-64px/00000.pixels    (rows, 64, 64, 3) uint8, image after image, without a header
-FOLDER/FINGERPRINT-64px/00000.json      written after it: its rows, its SHA-256, and what could not be decoded
+FOLDER/FINGERPRINT-64px/00000.json      written after it: its rows, its SHA-256, and the samples that cannot be decoded
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from unseen_ray.storage.filesystem import Folder, filesystem_of
 __all__ = ["FilePixelStore", "PixelFiles", "write_file"]
 
 _FILE_BYTES = 64 << 20
-_LEAST_FILES = 8  # so that a smaller set is decoded by several workers, too
+_LEAST_FILES = 8  # so that several workers can decode a small source
 _OPEN_FILES = 256
 _BLOCK = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixelFiles:
-    """Where the decoded pixels of a source stand, and which rows are in which file.
+    """Where the decoded pixels of a source are stored, and which rows are in which file.
 
     Attributes:
         folder: local path or URI, on storage that every worker shares.
@@ -48,7 +48,7 @@ class PixelFiles:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of an image."""
+        """Bytes of one image."""
         return self.size_px * self.size_px * 3
 
     @property
@@ -58,7 +58,7 @@ class PixelFiles:
 
     @property
     def rows_each(self) -> int:
-        """Images of a file; the last one may have fewer."""
+        """Images per file; the last file may have fewer."""
         most = max(_FILE_BYTES // self.image_bytes, 1)
         return min(most, -(-self.num_samples // _LEAST_FILES))
 
@@ -67,28 +67,28 @@ class PixelFiles:
         return chunks_of(self.num_samples, self.rows_each)
 
     def name(self, place: int) -> str:
-        """The file of a range, within the folder."""
+        """The file name of a range."""
         return f"{place:05d}.pixels"
 
     def finished(self, place: int) -> list[BadSample] | None:
-        """The bad samples of a file that stands there whole; None where there is none, or it is damaged."""
+        """The bad samples of a complete file; None if it does not exist or is damaged."""
         folder = Folder(self.folder)
         head = folder.read(_head(place))
         try:
-            said = json.loads(head or b"{}")
-            bad = [BadSample(**sample) for sample in said["bad"]]
-            digest = said["sha256"]
+            receipt = json.loads(head or b"{}")
+            bad = [BadSample(**sample) for sample in receipt["bad"]]
+            digest = receipt["sha256"]
         except (ValueError, KeyError, TypeError):
             return None
         return bad if digest == _digest(folder.path(self.name(place))) else None
 
 
 def write_file(files: PixelFiles, source: Source, start: int) -> list[BadSample]:
-    """Decode the rows of one file and put it in place, unless it stands there whole.
+    """Decode the rows of one file and write it, unless it is already complete.
 
     Args:
-        files: the plan of the files.
-        source: where the samples come from.
+        files: the layout of the files.
+        source: the opened source.
         start: the file's first row.
 
     Returns:
@@ -109,13 +109,13 @@ def write_file(files: PixelFiles, source: Source, start: int) -> list[BadSample]
         bad += failed
     digest = folder.write(files.name(place), pixels.data.cast("B"))
     head = {"rows": [start, stop], "sha256": digest, "bad": [asdict(sample) for sample in bad]}
-    folder.write(_head(place), json.dumps(head).encode())
+    folder.write(_head(place), json.dumps(head).encode())  # last: a pixel file without it does not count
     return bad
 
 
 @dataclass(slots=True, eq=False)
 class FilePixelStore:
-    """Pixels read from files as they are asked for; a read takes no more memory than what it returns."""
+    """Pixels read from files on demand; a read takes no more memory than its result."""
 
     files: PixelFiles
     _opened: OrderedDict[int, _Opened] = field(init=False, default_factory=OrderedDict)
@@ -128,7 +128,7 @@ class FilePixelStore:
 
     def images(self, ids_B: IdArray) -> NDArray[np.uint8]:
         """(B, H, W, 3) uint8 in the order of the ids; StorageError if a file is missing or too short."""
-        order = np.argsort(ids_B, kind="stable")
+        order = np.argsort(ids_B, kind="stable")  # neighbours in a file become one read
         ids = ids_B[order]
         pixels = np.empty((len(ids), self.size_px, self.size_px, 3), np.uint8)
         for first, last in _runs(ids, self.files.rows_each):
@@ -147,12 +147,12 @@ class FilePixelStore:
                 opened = self._opened[place] = _Opened(Folder(self.files.folder).path(self.files.name(place)))
             self._opened.move_to_end(place)
             if len(self._opened) > _OPEN_FILES:
-                self._opened.popitem(last=False)  # closed when no reader holds it any more
+                self._opened.popitem(last=False)  # closed by its __del__, once no other thread reads from it
         opened.read(row * self.files.image_bytes, into.data.cast("B"))
 
 
 class _Opened:
-    """A file at hand, local or remote, that several threads may read at once."""
+    """An open file, local or remote, that several threads may read at once."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -189,7 +189,7 @@ class _Opened:
     def _failed(self, reason: str) -> StorageError:
         return StorageError(
             f"the decoded pixels in {self._path} cannot be read: {reason}. Is it on storage that every node shares? Run the same "
-            "line again: what is missing is decoded anew."
+            "line again to decode what is missing."
         )
 
     def __del__(self) -> None:
@@ -198,7 +198,7 @@ class _Opened:
 
 
 def _runs(ids: IdArray, rows_each: int) -> Iterator[tuple[int, int]]:
-    """Parts of sorted ids that lie one after the other in one file."""
+    """Ranges [first, last) of sorted ids that are consecutive rows of one file."""
     breaks = np.flatnonzero((np.diff(ids) != 1) | (ids[1:] // rows_each != ids[:-1] // rows_each)) + 1
     ends = [0, *breaks.tolist(), len(ids)]
     yield from ((first, last) for first, last in itertools.pairwise(ends) if last > first)
@@ -209,7 +209,7 @@ def _head(place: int) -> str:
 
 
 def _digest(path: str) -> str | None:
-    """SHA-256 of a file, a block at a time; None where there is none."""
+    """SHA-256 of a file, read in blocks; None if it does not exist."""
     fs, inner = filesystem_of(path)
     content = hashlib.sha256()
     try:

@@ -1,4 +1,4 @@
-"""Pixels by id: all in memory where they fit, else decoded when they are asked for."""
+"""Pixels by id: all in memory if they fit, else decoded on demand."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 _CHUNK = 1024
-_SLICE = 16  # images that one thread takes at a time
-_MOST_THREADS = 4  # others decode beside this process
+_SLICE = 16  # images that one thread decodes at a time
+_MOST_THREADS = 4  # other processes of the node decode at the same time
 
 
 class PixelStore(Protocol):
@@ -59,7 +59,7 @@ class BadSample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MemoryPixelStore:
-    """All pixels as one (N, H, W, 3) uint8 array, which may be shared between processes and read-only."""
+    """All pixels as one (N, H, W, 3) uint8 array, which may be read-only and shared between processes."""
 
     pixels_NHWC: NDArray[np.uint8]
 
@@ -75,13 +75,14 @@ class MemoryPixelStore:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LazyPixelStore:
-    """Images decoded when they are asked for; for sets that do not fit in memory."""
+    """Images decoded on demand, for sources that do not fit in memory."""
 
     source: Source
     size_px: int
 
     def images(self, ids_B: IdArray) -> NDArray[np.uint8]:
-        """Decode these images; BadSampleError if one cannot be."""
+        """Decode these images; BadSampleError if one cannot be decoded."""
+        # sources read ascending ids fastest: a row group once, not once per image
         order = np.argsort(ids_B, kind="stable")
         pixels, bad = decode_range(self.source, ids_B[order], self.size_px)
         if bad:
@@ -92,17 +93,17 @@ class LazyPixelStore:
 
 
 def bad_sample_error(bad: Sequence[BadSample]) -> BadSampleError:
-    """The error that names the first ten."""
+    """The error that names the first ten bad samples."""
     return BadSampleError([sample.key for sample in bad[:10]], bad[0].reason, len(bad))
 
 
 def chunks_of(num_samples: int, chunk: int = _CHUNK) -> list[tuple[int, int]]:
-    """Ranges [start, stop) that cover 0..num_samples."""
+    """Ranges [start, stop) that cover 0..num_samples - 1."""
     return [(start, min(start + chunk, num_samples)) for start in range(0, num_samples, chunk)]
 
 
 def usable_cores() -> int:
-    """How many CPU cores this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -112,12 +113,12 @@ def decode_range(
     """Read samples on this thread and decode them on a few others.
 
     Args:
-        source: where they come from.
-        ids_M: M ids; rising ids are read fastest.
-        size_px: height and width to bring them to.
+        source: the opened source.
+        ids_M: M ids; ascending ids are read fastest.
+        size_px: height and width to scale to.
 
     Returns:
-        (M, size_px, size_px, 3) uint8, black where a sample is bad, and the bad ones.
+        (M, size_px, size_px, 3) uint8, black where a sample is bad, and the bad samples.
     """
     pixels = np.zeros((len(ids_M), size_px, size_px, 3), np.uint8)
     threads = min(_MOST_THREADS, usable_cores())
@@ -138,7 +139,7 @@ def decode_range(
     failures: list[tuple[int, str]] = []
     with ThreadPoolExecutor(threads) as pool:
         for first in range(0, len(ids_M), at_once):
-            if len(futures) > 4 * threads:
+            if len(futures) > 4 * threads:  # bounds the encoded images in memory when reading outruns decoding
                 failures += futures.popleft().result()
             futures.append(pool.submit(decode, first, list(itertools.islice(read, at_once))))
         for future in futures:

@@ -1,4 +1,4 @@
-"""Images of the next batches, fetched while one is in use; no more of them wait than a bound allows."""
+"""Fetches the images of the next batches while one is in use, up to a bound on their memory."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _THREADS = 2
 
 
 def fetched_ahead(pixel_store: PixelStore, batches: Sequence[IdArray]) -> Iterator[NDArray[np.uint8]]:
-    """Images of one batch of ids after the other.
+    """Yield the images of one batch after the other.
 
     Args:
-        pixel_store: where they come from; it is read by several threads at once.
-        batches: (B,) ids each; the first is the largest.
+        pixel_store: the pixels; several threads read it at once.
+        batches: (B,) ids each; the first batch is the largest.
 
     Yields:
         (B, H, W, 3) uint8.

@@ -1,16 +1,16 @@
-"""Packing a source once into Parquet that decodes fast: in parallel, checked, and resumable."""
+"""Packs a source once into Parquet files whose images decode fast: in parallel, with checksums, and resumable."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from unseen_ray.data.images.pixel_store import BadSample, bad_sample_error, usable_cores
 from unseen_ray.data.prepare.shards import Form, Shard, ShardJob, ShardReceipt
-from unseen_ray.data.prepare.state import begin, finish
+from unseen_ray.data.prepare.state import Begun, begin, finish
 from unseen_ray.data.prepare.workers import made_by
 from unseen_ray.data.sources.registry import SourceRef, open_source, source_ref
 from unseen_ray.errors import ConfigError
@@ -20,21 +20,21 @@ from unseen_ray.storage.filesystem import Folder, absolute_path, covers
 __all__ = ["KINDS", "PrepareProgress", "Prepared", "prepare"]
 
 KINDS = {
-    "jpeg": "short side scaled, aspect kept, encoded anew",
-    "raw": "plain pixels of a square, which need no decoding",
+    "jpeg": "short side scaled, aspect kept, encoded again",
+    "raw": "uncompressed pixels of a square, which need no decoding",
 }
 _QUALITY = 90
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareProgress:
-    """How far it is.
+    """The progress of `prepare`.
 
     Attributes:
-        shards_done, shards: files.
+        shards_done, shards: files, finished and in all.
         rows_done, rows: samples in them.
-        rows_made: of those done, the ones that this start made.
-        seconds: since it began to make them.
+        rows_made: finished samples that this call made.
+        seconds: time since the call.
     """
 
     shards_done: int
@@ -47,16 +47,16 @@ class PrepareProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A folder that is prepared.
+    """A prepared folder.
 
     Attributes:
         path: the folder, a source for `prune`.
-        source: the name of what it was made of.
+        source: the name of the original source.
         num_samples, num_classes: N and C.
-        form: what its images are.
-        receipts: of its files, in the order of their rows.
-        workers: processes that made them.
-        seconds: it took this time.
+        form: the form of its images.
+        receipts: the receipts of its files, in the order of their rows.
+        workers: number of processes that made them.
+        seconds: duration of the call.
     """
 
     path: str
@@ -70,7 +70,7 @@ class Prepared:
 
     @property
     def bad(self) -> list[BadSample]:
-        """Samples that cannot be decoded, whose rows have no bytes."""
+        """Samples that cannot be decoded; their rows have no bytes."""
         return [sample for receipt in self.receipts for sample in receipt.bad]
 
 
@@ -86,58 +86,63 @@ def prepare(
     on_bad_sample: str = "error",
     on_event: Callable[[PrepareProgress], None] = lambda event: None,
 ) -> Prepared:
-    """Pack a source into Parquet files whose images decode fast; call it again to go on where it was stopped.
+    """Pack a source into Parquet files whose images decode fast; call it again to resume.
 
-    Rows keep their order, so that ids are the same. A script that calls this with several workers does so below
-    `if __name__ == "__main__":`, since the processes import it.
+    Rows keep their order, so ids stay the same. With several workers, call this under `if __name__ == "__main__":`,
+    since the worker processes import your script.
 
     Args:
-        source: what a run takes as its source.
+        source: any source that a run takes.
         out: a new folder or URI, or one that was begun with the same arguments.
-        size: pixels of a JPEG's short side, which is never enlarged; height and width of a `raw` square.
-        kind: `jpeg`: turned upright, RGB, scaled with its aspect; a baseline RGB JPEG that is small enough and upright keeps
-            its bytes. `raw`: the very pixels that a run of this size makes of the source, as a binary PPM.
-        quality: of JPEG, 1 to 100; None for 90.
-        shard_mb: about how large a file is, in MB.
-        workers: processes; None for as many as there are cores.
-        on_bad_sample: `error`, or `skip`: the row stays, without bytes, for the run to skip.
-        on_event: told of progress.
+        size: short side of a JPEG in pixels, never enlarged; height and width of a `raw` square.
+        kind: `jpeg`: upright, RGB, scaled with its aspect ratio; a small upright baseline RGB JPEG keeps its bytes.
+            `raw`: exactly the pixels that a run of this size makes of the source, as a binary PPM.
+        quality: JPEG quality, 1 to 100; None for 90.
+        shard_mb: approximate size of a file in MB.
+        workers: number of processes; None for one per core.
+        on_bad_sample: `error`, or `skip`: the row stays, without bytes, and runs skip it.
+        on_event: called with the progress.
 
     Raises:
-        ConfigError: if the arguments are none that can be, or the folder holds anything else.
+        ConfigError: if an argument is not allowed, or the folder holds anything else.
         DataError: if the source cannot be read, or has changed since the folder was begun.
-        BadSampleError: if a sample cannot be decoded and is not to be skipped.
+        BadSampleError: if a sample cannot be decoded and `on_bad_sample` is `error`.
         StorageError: if the folder cannot be written.
     """
     began = time.monotonic()
     form = _checked(size, kind, quality, shard_mb, workers, on_bad_sample)
     ref, folder = source_ref(source).absolute(), Folder(absolute_path(os.fspath(out)))
     _check_place(folder, ref)
-    opened = open_source(ref)
+    info = (opened := open_source(ref)).info
     begun = begin(folder, opened, form, shard_mb)
-    work = ShardJob(
-        ref=ref, fingerprint=opened.info.fingerprint, form=form, out=folder.root, skip=on_bad_sample == "skip"
-    )
-    tasks = [(shard, begun.receipts.get(shard.name)) for shard in begun.shards]
-    count = min(workers or usable_cores(), len(tasks))
-    receipts: dict[str, ShardReceipt] = {}
-    for receipt in made_by(count, work, tasks):
-        if receipt.bad and not work.skip:
-            raise bad_sample_error(receipt.bad)
-        receipts[receipt.name] = receipt
-        on_event(_progress(receipts, begun.shards, began))
+    work = ShardJob(ref=ref, fingerprint=info.fingerprint, form=form, out=folder.root, skip=on_bad_sample == "skip")
+    count = min(workers or usable_cores(), len(begun.shards))
+    receipts = _make_shards(begun, work, count, lambda made: on_event(_progress(made, begun.shards, began)))
     prepared = Prepared(
         path=folder.root,
-        source=opened.info.name,
-        num_samples=len(opened.info),
-        num_classes=opened.info.num_classes,
+        source=info.name,
+        num_samples=len(info),
+        num_classes=info.num_classes,
         form=form,
-        receipts=tuple(receipts[shard.name] for shard in begun.shards),
+        receipts=receipts,
         workers=count,
         seconds=time.monotonic() - began,
     )
-    finish(folder, begun, prepared.receipts)
+    finish(folder, begun, receipts)
     return prepared
+
+
+def _make_shards(
+    begun: Begun, work: ShardJob, workers: int, on_made: Callable[[Collection[ShardReceipt]], None]
+) -> tuple[ShardReceipt, ...]:
+    """Make the missing shards and return all receipts, in the order of their rows."""
+    receipts: dict[str, ShardReceipt] = {}
+    for receipt in made_by(workers, work, [(shard, begun.receipts.get(shard.name)) for shard in begun.shards]):
+        if receipt.bad and not work.skip:
+            raise bad_sample_error(receipt.bad)
+        receipts[receipt.name] = receipt
+        on_made(receipts.values())
+    return tuple(receipts[shard.name] for shard in begun.shards)
 
 
 def _checked(size: Any, kind: Any, quality: Any, shard_mb: Any, workers: Any, on_bad_sample: Any) -> Form:
@@ -150,11 +155,11 @@ def _checked(size: Any, kind: Any, quality: Any, shard_mb: Any, workers: Any, on
     if quality is not None and not _is_whole(quality, 1, 100):
         problems.append(f"quality={quality!r} must be a whole number, 1 to 100.")
     if quality is not None and kind == "raw":
-        problems.append(f"quality={quality!r} has no effect on raw pixels. Leave it out, or ask for jpeg.")
+        problems.append(f"quality={quality!r} has no effect on raw pixels. Leave it out, or choose jpeg.")
     if isinstance(shard_mb, bool) or not isinstance(shard_mb, (int, float)) or not 0 < shard_mb <= 1024:
-        problems.append(f"shard_mb={shard_mb!r} must be a number above 0, at most 1024: MB of one file.")
+        problems.append(f"shard_mb={shard_mb!r} must be a number above 0, at most 1024: the MB of a file.")
     if workers is not None and not _is_whole(workers, 1, 4096):
-        problems.append(f"workers={workers!r} must be a whole number, 1 or more: processes.")
+        problems.append(f"workers={workers!r} must be a whole number of processes, 1 or more.")
     if on_bad_sample not in ("error", "skip"):
         problems.append(f"on_bad_sample={on_bad_sample!r} must be error or skip.")
     if problems:
@@ -172,12 +177,11 @@ def _check_place(folder: Folder, ref: SourceRef) -> None:
     for place in (str(ref.options[name]) for name in ("path", "root") if name in ref.options):
         if covers(place, folder.root):
             raise ConfigError(
-                f"out={folder.root} lies in the source {place}, which it would change. Name a folder elsewhere."
+                f"out={folder.root} lies in the source {place} and would change it. Name a folder elsewhere."
             )
 
 
-def _progress(receipts: dict[str, ShardReceipt], shards: list[Shard], began: float) -> PrepareProgress:
-    done = list(receipts.values())
+def _progress(done: Collection[ShardReceipt], shards: list[Shard], began: float) -> PrepareProgress:
     return PrepareProgress(
         shards_done=len(done),
         shards=len(shards),

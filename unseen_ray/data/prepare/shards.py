@@ -1,4 +1,4 @@
-"""One Parquet file of prepared images: made by any process, named by its rows, told apart by its checksum."""
+"""Makes one Parquet file of prepared images, named by its rows and verified by its checksum."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unseen_ray.storage.filesystem import Folder, sha256_of
 
 __all__ = ["Form", "Shard", "ShardJob", "ShardReceipt", "receipt_file", "settled"]
 
-_GROUP_ROWS, _GROUP_BYTES = 128, 4 * 2**20  # of a row group, which a reader reads whole
+_GROUP_ROWS, _GROUP_BYTES = 128, 4 * 2**20  # limits of a row group: readers read one whole, even for a single image
 _COMPRESSION = {"image.bytes": "none", "image.path": "none", "label": "zstd", "key": "zstd"}
 
 Kind = Literal["jpeg", "raw"]
@@ -29,12 +29,12 @@ Kind = Literal["jpeg", "raw"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """What images become.
+    """The form of prepared images.
 
     Attributes:
-        kind: `jpeg`, or `raw`: plain pixels of a square.
+        kind: `jpeg`, or `raw` for a square of uncompressed pixels.
         size_px: the short side of a JPEG, which is never enlarged; height and width of a square.
-        quality: of JPEG; None for plain pixels.
+        quality: JPEG quality; None for raw pixels.
     """
 
     kind: Kind
@@ -42,7 +42,7 @@ class Form:
     quality: int | None
 
     def encode(self, raw: RawImage) -> bytes:
-        """An image in this form; UndecodableError if it cannot be read."""
+        """Encode an image in this form; UndecodableError if it cannot be decoded."""
         return to_ppm(raw, self.size_px) if self.quality is None else to_jpeg(raw, self.size_px, self.quality)
 
     def __str__(self) -> str:
@@ -61,14 +61,14 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardReceipt:
-    """What is known of a shard that was made.
+    """The receipt of a finished shard.
 
     Attributes:
-        name, start, rows: which one.
+        name, start, rows: which shard.
         size: bytes of the file.
-        sha256: of its bytes; empty where it was not written, for bad samples that are not to be skipped.
-        bad: samples that cannot be decoded, whose rows have no bytes.
-        reused: whether it stood there already.
+        sha256: of the file; empty if it was not written because bad samples are an error.
+        bad: samples that cannot be decoded; their rows have no bytes.
+        reused: whether an earlier call made it.
     """
 
     name: str
@@ -80,23 +80,23 @@ class ShardReceipt:
     reused: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """The receipt as a JSON object."""
         return {name: value for name, value in asdict(self).items() if name != "reused"}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ShardReceipt:
-        """What `to_json` described; ValueError, KeyError or TypeError where it is none."""
+        """The receipt that `to_json` wrote; ValueError, KeyError or TypeError if it is malformed."""
         return cls(**{**values, "bad": tuple(BadSample(**sample) for sample in values["bad"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardJob:
-    """What all shards of a folder share; travels to the processes that make them.
+    """What all shards of a folder share; sent to the worker processes.
 
     Attributes:
         ref: how to open the source.
-        fingerprint: what it must have there.
-        form: what its images become.
+        fingerprint: the fingerprint that the source must have in every process.
+        form: the form of the images.
         out: the folder.
         skip: whether samples that cannot be decoded become rows without bytes.
     """
@@ -108,14 +108,14 @@ class ShardJob:
     skip: bool
 
 
-_opened: list[tuple[SourceRef, Source]] = []  # by this process
+_opened: list[tuple[SourceRef, Source]] = []  # one per process: opening a source may list millions of files
 
 
 def settled(work: ShardJob, shard: Shard, before: ShardReceipt | None) -> ShardReceipt:
-    """Have a shard in place: as it stands, if it is the one that `before` tells of, else made and put there.
+    """Make a shard, unless the file matches its earlier receipt `before`.
 
     Raises:
-        DataError: if the source cannot be read, or is not what it was.
+        DataError: if the source cannot be read, or has changed.
         StorageError: if the folder cannot be written.
     """
     folder = Folder(work.out)
@@ -137,7 +137,7 @@ def settled(work: ShardJob, shard: Shard, before: ShardReceipt | None) -> ShardR
 
 
 def receipt_file(name: str) -> str:
-    """Where the receipt of a shard lies until all are made."""
+    """The file that holds a shard's receipt until all shards are made."""
     return f"{PREPARING}/{name}.json"
 
 
@@ -146,12 +146,12 @@ def _open(work: ShardJob) -> Source:
         _opened[:] = [(work.ref, open_source(work.ref))]
     source = _opened[0][1]
     if source.info.fingerprint != work.fingerprint:
-        raise DataError(f"source {source.info.name} has changed while it was prepared. Run the same line again.")
+        raise DataError(f"source {source.info.name} changed while it was prepared. Run the same line again.")
     return source
 
 
 def _file_of(source: Source, form: Form, shard: Shard) -> tuple[bytes, tuple[BadSample, ...]]:
-    """A whole Parquet file, and the samples in it that cannot be decoded."""
+    """The bytes of a Parquet file, and the samples in it that cannot be decoded."""
     bad: list[BadSample] = []
     schema, sink = _schema_of(source.info), pa.BufferOutputStream()
     with pq.ParquetWriter(
@@ -198,7 +198,7 @@ def _groups(rows: Iterator[tuple[int, bytes]]) -> Iterator[tuple[list[int], list
 
 
 def _schema_of(info: SourceInfo) -> pa.Schema:
-    """Hugging Face's image schema, with the class names where the source has them."""
+    """The Hugging Face image schema, with the source's class names if it has any."""
     label = {"_type": "ClassLabel", "names": list(info.class_names)} if info.class_names else _value("int64")
     features = {"image": {"_type": "Image"}, "label": label, "key": _value("string")}
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -1,4 +1,4 @@
-"""A folder while it is prepared: what it was begun as, which of its files are said to be there, and its end."""
+"""The state of a folder that is being prepared: its plan, its finished files, and its completion."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A folder that was begun.
+    """A folder whose preparation has begun.
 
     Attributes:
-        plan: what it is to hold.
-        receipts: of files that are said to be there, by name.
+        plan: what it will hold.
+        receipts: the receipts of finished files, by name; the files are not yet checked.
     """
 
     plan: dict[str, Any]
@@ -56,14 +56,14 @@ class Begun:
 
 
 def begin(folder: Folder, source: Source, form: Form, shard_mb: float) -> Begun:
-    """What the folder was begun with, which must be this; else a beginning."""
+    """Begin a folder, or resume one that was begun with the same source and form."""
     info, names = source.info, folder.names()
     found = _read(folder, PREPARED) or _read(folder, PLAN)
     others = [name for name in names if name not in (PREPARED, PREPARING) and not _ASIDE.fullmatch(name)]
     others = [name for name in others if found is None or not _OURS.fullmatch(name)]
     if others:
         raise ConfigError(
-            f"out={folder.root} holds {', '.join(others[:3])}, which `prepare` did not make. Name a new or an empty folder."
+            f"out={folder.root} holds {', '.join(others[:3])}, which `prepare` did not make. Name a new or empty folder."
         )
     if found is not None:
         _check_same(folder, found, info, form)
@@ -88,12 +88,12 @@ def begin(folder: Folder, source: Source, form: Form, shard_mb: float) -> Begun:
 
 
 def _check_same(folder: Folder, found: dict[str, Any], info: SourceInfo, form: Form) -> None:
-    """Refuse to go on with anything but what was begun."""
+    """Refuse to resume with another source or form."""
     before, other = found["source"], "Name another folder, or remove this one."
     if before["fingerprint"] != info.fingerprint and before["name"] == info.name:
         raise DataError(
             f"source {info.name} has changed since {folder.root} was begun: it had {before['num_samples']:,} samples and "
-            f"has {len(info):,}, or other ones. {other}"
+            f"now has {len(info):,}, or different ones. {other}"
         )
     if before["fingerprint"] != info.fingerprint:
         raise ConfigError(f"out={folder.root} holds another source, {before['name']}, not {info.name}. {other}")
@@ -103,7 +103,7 @@ def _check_same(folder: Folder, found: dict[str, Any], info: SourceInfo, form: F
 
 
 def _receipts(folder: Folder, found: dict[str, Any]) -> dict[str, ShardReceipt]:
-    """What is said of the shards; who makes them looks whether it is still so."""
+    """The receipts of the shards by name; `settled` checks the files themselves."""
     receipts = {values["name"]: ShardReceipt.from_json(values) for values in found.get("shards", ())}
     for file in Folder(folder.path(PREPARING)).names():
         name = file.removesuffix(".json")
@@ -113,7 +113,7 @@ def _receipts(folder: Folder, found: dict[str, Any]) -> dict[str, ShardReceipt]:
                     from_checked_json(folder.read(receipt_file(name)) or b"")["shard"]
                 )
             except (ValueError, KeyError, TypeError):
-                logger.warning("%s is damaged: %s is made anew", receipt_file(name), name)
+                logger.warning("%s is damaged: making %s again", receipt_file(name), name)
     return receipts
 
 
@@ -128,12 +128,12 @@ def _read(folder: Folder, name: str) -> dict[str, Any] | None:
         return values
     except ValueError as error:
         raise StorageError(
-            f"{folder.path(name)} is damaged: {error}. Remove {folder.root} and prepare it anew."
+            f"{folder.path(name)} is damaged: {error}. Remove {folder.root} and prepare it again."
         ) from None
 
 
 def _row_bytes(source: Source, form: Form) -> float:
-    """About how many bytes a row takes, from a few of them."""
+    """The approximate bytes of a row, from a sample of rows."""
     sizes = []
     for _, raw in source.read(np.unique(np.linspace(0, len(source.info) - 1, _PROBED).astype(int)).tolist()):
         try:
@@ -144,7 +144,7 @@ def _row_bytes(source: Source, form: Form) -> float:
 
 
 def finish(folder: Folder, begun: Begun, receipts: Sequence[ShardReceipt]) -> None:
-    """Say what the folder holds, then tidy up."""
+    """Write the list of the folder's files, then remove what is only needed while preparing."""
     bad = [sample for receipt in receipts for sample in receipt.bad]
     for sample in bad[:_SHOWN]:
         logger.warning("no bytes for %s: %s", sample.key, sample.reason)
@@ -155,5 +155,5 @@ def finish(folder: Folder, begun: Begun, receipts: Sequence[ShardReceipt]) -> No
         folder.write(PREPARED, to_checked_json({**begun.plan, "shards": shards}), durable=True)
     folder.delete_folder(PREPARING)
     for name in folder.names():
-        if _ASIDE.fullmatch(name):  # of a start that was killed
+        if _ASIDE.fullmatch(name):  # left by a process that was killed while writing
             folder.delete(name)

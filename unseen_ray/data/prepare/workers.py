@@ -1,4 +1,4 @@
-"""The processes that make shards, which outlive neither their work nor the process that began it."""
+"""Makes shards in worker processes, which end with their work and with their parent."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["made_by"]
 
 
 def made_by(workers: int, work: ShardJob, tasks: Sequence[tuple[Shard, ShardReceipt | None]]) -> Iterator[ShardReceipt]:
-    """Have shards in place, in whatever order they come.
+    """Make the missing shards and yield each shard's receipt, in the order in which they finish.
 
     Args:
-        workers: processes; 1 for this very one.
+        workers: number of processes; 1 to work in this one.
         work: what the shards share.
-        tasks: each shard with what is known of it.
+        tasks: each shard with its receipt, if it has one.
 
     Raises:
         ConfigError: if the source is a function that no other process can import.
-        UnseenError: of a shard, as it was raised there; or if a process died.
+        UnseenError: if a shard fails, or a process dies.
     """
     if workers == 1:
         yield from (settled(work, *task) for task in tasks)
@@ -45,14 +45,14 @@ def made_by(workers: int, work: ShardJob, tasks: Sequence[tuple[Shard, ShardRece
     except BrokenProcessPool:
         raise UnseenError(
             "a process that prepares images died. If memory ran out, set fewer workers or a smaller shard_mb; in a script, "
-            'call this below `if __name__ == "__main__":`. What was finished is kept: run the same line again.'
+            'call this under `if __name__ == "__main__":`. Finished files are kept: run the same line again.'
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the process that waits for this one, and end with it."""
+    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
