@@ -35,6 +35,14 @@ def slow_centroids(task: Any, *, source: Any, seconds: float) -> Predictions:
     yield from centroids(task, source=source)
 
 
+def waiting_centroids(task: Any, *, source: Any, until: str, limit_s: float = 120.0) -> Predictions:
+    """`centroids`, once a file is there."""
+    end = time.monotonic() + limit_s
+    while not Path(until).exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    yield from centroids(task, source=source)
+
+
 def noted_centroids(task: Any, *, source: Any, log: str, together: int, limit_s: float = 120.0) -> Predictions:
     """`centroids`, begun when `together` tasks have begun, noting when, on which Ray node and on which GPU it ran."""
     import ray

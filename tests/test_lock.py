@@ -22,11 +22,22 @@ from unseen_ray.storage.lock import LOCK, Holder, held
 
 FIELDS = "--source digits --source.limit 200 --keep 0.5 --folds 2 --executor local --log_to none"
 LINE = [sys.executable, "-m", "unseen_ray", "prune", *FIELDS.split()]
-SLOW = ["--fit", '{use: "tests.plugs:slow_centroids", seconds: 4}']
 
 
-def start(out: str, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([*LINE, *more, "--out", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(out: str, *, go: Path) -> subprocess.Popen[str]:
+    """A run that trains once the file `go` is there."""
+    fit = ["--fit", json.dumps({"use": "tests.plugs:waiting_centroids", "until": str(go)})]
+    return subprocess.Popen([*LINE, *fit, "--out", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def raced(out: str, count: int, *, go: Path) -> list[tuple[int, str, str]]:
+    """Exit codes, answers and logs of drivers that start at once; one that holds the run goes on when the others have ended."""
+    drivers = [start(out, go=go) for _ in range(count)]
+    end = time.monotonic() + 120
+    while sum(driver.poll() is None for driver in drivers) > 1 and time.monotonic() < end:
+        time.sleep(0.05)
+    go.touch()
+    return [(driver.wait(60), *driver.communicate()) for driver in drivers]
 
 
 def stranger(age_s: float) -> Holder:
@@ -58,8 +69,7 @@ def test_a_run_is_held_while_it_lasts_and_let_go(tmp_path: Path) -> None:
 
 def test_the_same_line_twice_runs_once(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    drivers = [start(str(out), *SLOW) for _ in range(3)]
-    ended = [(driver.wait(120), *driver.communicate()) for driver in drivers]
+    ended = raced(str(out), 3, go=tmp_path / "go")
     assert sorted(code for code, _, _ in ended) == [0, 4, 4]
     for code, stdout, stderr in ended:
         if code == 4:
@@ -69,29 +79,31 @@ def test_the_same_line_twice_runs_once(tmp_path: Path) -> None:
     assert LOCK not in os.listdir(out)
 
 
-def test_the_same_line_twice_runs_once_on_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_line_twice_runs_once_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with s3_server(monkeypatch):
-        drivers = [start("s3://runs/twice", *SLOW) for _ in range(2)]
-        ended = [(driver.wait(180), driver.communicate()[1]) for driver in drivers]
-        assert sorted(code for code, _ in ended) == [0, 4], ended
+        ended = raced("s3://runs/twice", 2, go=tmp_path / "go")
+        assert sorted(code for code, _, _ in ended) == [0, 4], ended
         assert len(ur.load("s3://runs/twice").coreset) == 100
         assert LOCK not in Folder("s3://runs/twice").names()
 
 
 def test_after_a_killed_driver_the_same_line_goes_on_at_once(tmp_path: Path) -> None:
-    killed = start(str(tmp_path), *SLOW)
+    out, go = tmp_path / "run", tmp_path / "go"
+    killed = start(str(out), go=go)
     deadline = time.monotonic() + 60
-    while not (tmp_path / "manifest.json").exists() and time.monotonic() < deadline:
+    while not (out / "manifest.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     killed.kill()
     killed.communicate()  # waits for it, and closes its pipes
-    assert (tmp_path / LOCK).exists()
+    assert (out / LOCK).exists()
+    go.touch()
     began = time.monotonic()
-    again = start(str(tmp_path), *SLOW)
-    assert again.wait(120) == 0, again.communicate()
+    again = start(str(out), go=go)
+    _, log = again.communicate(timeout=120)
+    assert again.returncode == 0, log
     assert time.monotonic() - began < 40
-    assert "taking over" in again.communicate()[1]
+    assert "taking over" in log
 
 
 def test_a_driver_elsewhere_is_left_to_its_work_until_it_is_silent(
@@ -105,6 +117,7 @@ def test_a_driver_elsewhere_is_left_to_its_work_until_it_is_silent(
     ):
         pass
     monkeypatch.setattr(lock, "_BEAT_S", 0.1)
+    monkeypatch.setattr(lock, "_SETTLE_S", 0.2)
     write(folder, stranger(90))
     with held(folder):
         assert holder_of(folder)["pid"] == os.getpid()
@@ -144,6 +157,7 @@ def test_a_damaged_lock_is_taken_over_when_nobody_has_mended_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
     monkeypatch.setattr(lock, "_BEAT_S", 0.1)
+    monkeypatch.setattr(lock, "_SETTLE_S", 0.2)
     (tmp_path / LOCK).write_bytes(content)
     with held(Folder(str(tmp_path))):
         assert holder_of(Folder(str(tmp_path)))["pid"] == os.getpid()
@@ -173,7 +187,10 @@ def test_a_driver_that_storage_has_silenced_goes_on_if_the_run_is_still_its_own(
         (tmp_path / "run").unlink()
         os.rename(tmp_path / "away", tmp_path / "run")
         mine.check()
-        write(folder, stranger(0))
-        time.sleep(0.5)
+        end = time.monotonic() + 10
         with pytest.raises(RunInUseError, match="process 7 on far"):
-            mine.check()
+            while time.monotonic() < end:
+                if holder_of(folder)["pid"] != 7:  # a sign of life that was on its way has replaced it
+                    write(folder, stranger(0))
+                time.sleep(0.05)
+                mine.check()
