@@ -23,9 +23,9 @@ import torch
 from ray import cloudpickle
 from timing import conditions, write
 
+from unseen_ray.core.combine_votes import VoteCombiner
 from unseen_ray.core.samples.id_sets import FoldIds, FoldSpec
 from unseen_ray.core.samples.population import make_population
-from unseen_ray.core.scorebook import ScoreBook
 from unseen_ray.core.tasks import VotePart, stage_zero_tasks
 from unseen_ray.execution.ray.capacity import Capacity, slots
 from unseen_ray.runs.tasks import Progress
@@ -94,11 +94,11 @@ def merges(folds: int, num_samples: int) -> dict[str, Any]:
     """The merge of every fold's votes on all others, in the order of the folds."""
     rng = np.random.default_rng(0)
     ids, labels = np.arange(num_samples), rng.integers(0, 1000, num_samples)
-    book = ScoreBook(ids_M=ids, labels_M=labels, num_parts=folds, votes_each=folds - 1)
+    book = VoteCombiner(ids_M=ids, labels_M=labels, num_parts=folds, votes_each=folds - 1)
     for part in _parts(folds, ids, labels):
         book.add(part)
     began = time.perf_counter()
-    book.merge("mean")
+    book.combine("mean")
     seconds, votes = time.perf_counter() - began, num_samples * (folds - 1)
     return {
         "folds": folds,

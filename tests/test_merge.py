@@ -12,9 +12,9 @@ import unseen_ray as ur
 from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.arrays import IdArray
+from unseen_ray.core.combine_votes import log_of_probs
 from unseen_ray.core.folds import plan_folds
 from unseen_ray.core.samples.id_sets import ArrayIds
-from unseen_ray.core.scorebook import log_of_probs
 from unseen_ray.core.scores import entropy
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.data.sources.registry import source_ref
@@ -135,8 +135,10 @@ def test_ranges_are_merged_in_any_order_and_by_anybody(tmp_path: Path) -> None:
 def test_no_more_than_a_range_of_votes_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage(tmp_path, 3)
     read: list[int] = []
-    add = merging.ScoreBook.add
-    monkeypatch.setattr(merging.ScoreBook, "add", lambda book, part: (read.append(len(part.ids_M)), add(book, part))[1])
+    add = merging.VoteCombiner.add
+    monkeypatch.setattr(
+        merging.VoteCombiner, "add", lambda book, part: (read.append(len(part.ids_M)), add(book, part))[1]
+    )
     merged(job_of(tmp_path))
     assert len(read) == 3 * (7 * 3 + 2)
     assert max(read) <= 30 and sum(read) == 2 * ROWS

@@ -12,7 +12,7 @@ import numpy as np
 
 from unseen_ray.config.guards import Guard
 from unseen_ray.core import dynamics, scores
-from unseen_ray.core.scorebook import ScoreFunction
+from unseen_ray.core.combine_votes import ScoreFunction
 from unseen_ray.core.trajectory import Trajectory
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import bind_options, function_of, import_target, is_target, jsonable, name_of, plug_of

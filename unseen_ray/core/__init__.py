@@ -1,17 +1,17 @@
 """What is decided: fold plans, scores, the merge of votes, selection. Needs numpy and nothing else."""
 
-from unseen_ray.core import arrays, dynamics, folds, schedule, scorebook, scores, seeds, select, tasks, trajectory
+from unseen_ray.core import arrays, combine_votes, dynamics, folds, schedule, scores, seeds, select, tasks, trajectory
 from unseen_ray.core.samples import coreset, id_sets, population
 
 __all__ = [
     "arrays",
+    "combine_votes",
     "coreset",
     "dynamics",
     "folds",
     "id_sets",
     "population",
     "schedule",
-    "scorebook",
     "scores",
     "seeds",
     "select",

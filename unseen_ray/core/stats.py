@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from unseen_ray.core.arrays import FloatArray
-from unseen_ray.core.scorebook import mean_ranks
+from unseen_ray.core.combine_votes import mean_ranks
 
 __all__ = ["common_range", "correlation", "fullest_bin", "rank_correlation", "rank_correlations"]
 

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config.score_columns import of_probabilities
+from unseen_ray.core.combine_votes import ScoreFunction, ScoreTable, VoteCombiner
 from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside
-from unseen_ray.core.scorebook import ScoreBook, ScoreFunction, ScoreTable
 from unseen_ray.pruning.suspects import SUSPECT, suspects_of
 from unseen_ray.runs.layout import probs_file, scores_file
 from unseen_ray.runs.manifest_entries import StageSummary
@@ -150,7 +150,7 @@ class Merger:
     def merge_range(self, request: MergeRequest, number: int) -> Merged:
         """One range of a stage, into its table or a part of it; see `merge`."""
         combine = self._job.config.combine
-        pieces = [book.merge(combine, self._functions) for book in self._books(request, number)]
+        pieces = [combiner.combine(combine, self._functions) for combiner in self._combiners(request, number)]
         table = pa.concat_tables([score_columns(piece) for piece in pieces])
         if request.num_ranges == 1:
             return self._store_stage(request, table, pieces[0].probs_MC)
@@ -171,13 +171,13 @@ class Merger:
         summary = summary_of(table, self._population.num_classes)
         return Merged(files=files, summary=summary, table=table if part_rows is None else None)
 
-    def _books(self, request: MergeRequest, number: int) -> Iterator[ScoreBook]:
+    def _combiners(self, request: MergeRequest, number: int) -> Iterator[VoteCombiner]:
         """The votes of a range: all at once, or of a few candidates at a time where there are several ranges."""
         if request.num_ranges == 1:
-            book = self._book(request, request.candidates.resolve(self._population))
+            combiner = self._combiner(request, request.candidates.resolve(self._population))
             for index in range(request.num_parts):  # read whole: one request a file, which checks it as well
-                book.add(read_votes(self._folder, request.stage, index))
-            yield book
+                combiner.add(read_votes(self._folder, request.stage, index))
+            yield combiner
             return
         population, start = self._population, number * request.range_rows
         last = number == request.num_ranges - 1
@@ -188,15 +188,15 @@ class Merger:
         rows = min(self._job.limits.rows_merged_at_once, max(_VOTES_AT_ONCE // request.votes_each, _LEAST_ROWS))
         for first in range(0, max(len(ids), 1), rows):
             some = ids[first : first + rows]
-            book = self._book(request, some)
+            combiner = self._combiner(request, some)
             begin = low if first == 0 else int(some[0])
             end = int(ids[first + rows]) if first + rows < len(ids) else high
             for file in votes:
-                book.add(file.part(begin, end))
-            yield book
+                combiner.add(file.part(begin, end))
+            yield combiner
 
-    def _book(self, request: MergeRequest, ids_M: np.ndarray) -> ScoreBook:
-        return ScoreBook(
+    def _combiner(self, request: MergeRequest, ids_M: np.ndarray) -> VoteCombiner:
+        return VoteCombiner(
             ids_M=ids_M,
             labels_M=self._population.labels_of(ids_M),
             num_parts=request.num_parts,

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from unseen_ray.config.score_columns import of_probabilities, score_name
 from unseen_ray.core import scores as builtin_scores
-from unseen_ray.core.scorebook import ScoreBook, log_of_probs
+from unseen_ray.core.combine_votes import VoteCombiner, log_of_probs
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.plugins import did_you_mean, jsonable, plug_of
 from unseen_ray.pruning.merge import score_columns
@@ -71,15 +71,15 @@ def _combined(run: Run, config: PruneConfig, stored: pa.Table) -> pa.Table:
     else:
         stage = run.manifest.stages[0]
         votes = stored.column("votes").to_numpy()
-        book = ScoreBook(
+        combiner = VoteCombiner(
             ids_M=stored.column("id").to_numpy(),
             labels_M=stored.column("label").to_numpy(),
             num_parts=len(stage.tasks),
             votes_each=int(votes[0]),
         )
         for index in range(len(stage.tasks)):
-            book.add(read_votes(run.folder, 0, index, run.manifest.files))
-        table = score_columns(book.merge(config.combine))
+            combiner.add(read_votes(run.folder, 0, index, run.manifest.files))
+        table = score_columns(combiner.combine(config.combine))
     return table
 
 

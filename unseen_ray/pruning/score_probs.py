@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import SCORE_FIELDS, PruneConfig
+from unseen_ray.core.combine_votes import log_of_probs
 from unseen_ray.core.samples.id_sets import AllIds
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.schedule import Stage
-from unseen_ray.core.scorebook import log_of_probs
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.labels_only import read_npy

@@ -16,9 +16,9 @@ from unseen_ray.errors import FitError
 if TYPE_CHECKING:
     from unseen_ray.config.score_columns import StoredScores
     from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+    from unseen_ray.core.combine_votes import ScoreFunction
     from unseen_ray.core.predictions import Predictions
     from unseen_ray.core.samples.population import Population
-    from unseen_ray.core.scorebook import ScoreFunction
     from unseen_ray.runs.tasks import Job
 
 __all__ = ["FeatureBuffer", "VoteBuffer"]

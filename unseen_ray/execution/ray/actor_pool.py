@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unseen_ray.errors import FoldFailedError
-from unseen_ray.execution.ray.actors import FoldWorker
+from unseen_ray.execution.ray.actors import start_fold_worker
 from unseen_ray.execution.ray.capacity import Capacity, Resources, computes_alike, plain_nodes, slots, survey
 from unseen_ray.execution.ray.failures import (
     Attempts,
@@ -104,17 +104,7 @@ class FoldPool:
             ray.kill(self._coming.popitem()[1])
         for _ in range(limit - len(self._idle) - len(self._busy) - len(self._coming)):
             node, strategy = self._placement()
-            actor = (
-                ray.remote(FoldWorker)
-                .options(
-                    num_cpus=self.request["CPU"],
-                    num_gpus=self.request["GPU"],
-                    max_restarts=0,
-                    max_task_retries=0,
-                    scheduling_strategy=strategy,
-                )
-                .remote()
-            )
+            actor = start_fold_worker(self.request, strategy)
             self._nodes[actor] = node
             self._coming[actor.describe.remote(self.precision, self.out, self.user_fit)] = actor
 

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from unseen_ray.config.recipe import Precision
     from unseen_ray.core.arrays import LabelArray
     from unseen_ray.core.tasks import EvalTask, ScoreTask
+    from unseen_ray.execution.ray.capacity import Resources
     from unseen_ray.runs.manifest_entries import Receipt
     from unseen_ray.runs.tasks import EvalResult, Job, Progress
 
-__all__ = ["Aggregator", "FoldWorker", "device_of_actor"]
+__all__ = ["Aggregator", "FoldWorker", "device_of_actor", "start_fold_worker"]
 
 
 class FoldWorker:
@@ -124,6 +125,26 @@ class Aggregator:
         if self._merger is None or self._merger[0] != run_id:
             self._merger = run_id, Merger(job, labels_N)
         return self._merger[1]
+
+
+def start_fold_worker(request: Resources, strategy: Any) -> Any:
+    """Request an actor with the CPUs and GPUs of a fold from Ray; it comes up once a node has them free.
+
+    Args:
+        request: CPUs and GPUs.
+        strategy: a scheduling strategy of Ray's.
+    """
+    import ray
+
+    options = {
+        "num_cpus": request["CPU"],
+        "num_gpus": request["GPU"],
+        "scheduling_strategy": strategy,
+        # The pool replaces a lost actor and starts its task again: it counts failures, and knows what is on storage.
+        "max_restarts": 0,
+        "max_task_retries": 0,
+    }
+    return ray.remote(FoldWorker).options(**options).remote()
 
 
 def device_of_actor() -> Any:

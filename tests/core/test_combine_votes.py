@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unseen_ray.core import scorebook
+from unseen_ray.core import combine_votes
+from unseen_ray.core.combine_votes import ScoreTable, VoteCombiner, log_of_probs, mean_ranks
 from unseen_ray.core.samples.id_sets import FoldSpec
 from unseen_ray.core.samples.population import Population, make_population
-from unseen_ray.core.scorebook import ScoreBook, ScoreTable, log_of_probs, mean_ranks
 from unseen_ray.core.scores import entropy, loss
 from unseen_ray.core.tasks import VotePart, stage_zero_tasks
 from unseen_ray.errors import IncompleteScoreError
@@ -66,8 +66,8 @@ def votes_each(case: Case) -> int:
     return repeats * (folds - 1 if geometry == "fold" else 1)
 
 
-def book_for(case: Case, population: Population, parts: list[VotePart]) -> ScoreBook:
-    book = ScoreBook(
+def book_for(case: Case, population: Population, parts: list[VotePart]) -> VoteCombiner:
+    book = VoteCombiner(
         ids_M=population.ids_N, labels_M=population.labels_N, num_parts=len(parts), votes_each=votes_each(case)
     )
     for part in parts:
@@ -77,14 +77,14 @@ def book_for(case: Case, population: Population, parts: list[VotePart]) -> Score
 
 def merged(case: Case, combine: str) -> tuple[Population, list[VotePart], ScoreTable]:
     population, parts = parts_of(case)
-    return population, parts, book_for(case, population, parts).merge(combine, FUNCTIONS)
+    return population, parts, book_for(case, population, parts).combine(combine, FUNCTIONS)
 
 
-def small_book(*parts: VotePart, size: int = 3, votes: int = 1, num_parts: int | None = None) -> ScoreBook:
+def small_book(*parts: VotePart, size: int = 3, votes: int = 1, num_parts: int | None = None) -> VoteCombiner:
     """Candidates 0, 10, 20, ... of class 0."""
     num_parts = len(parts) if num_parts is None else num_parts
     labels = np.zeros(size, np.int64)
-    book = ScoreBook(ids_M=10 * np.arange(size), labels_M=labels, num_parts=num_parts, votes_each=votes)
+    book = VoteCombiner(ids_M=10 * np.arange(size), labels_M=labels, num_parts=num_parts, votes_each=votes)
     for part in parts:
         book.add(part)
     return book
@@ -150,12 +150,12 @@ def test_the_order_of_arrival_does_not_matter(case: Case, combine: str) -> None:
 
     def bits(order: np.ndarray, twice: int) -> list[bytes]:
         arrived = [parts[place] for place in [*order, *order[:twice]]]
-        book = ScoreBook(
+        book = VoteCombiner(
             ids_M=population.ids_N, labels_M=population.labels_N, num_parts=len(parts), votes_each=votes_each(case)
         )
         for part in arrived:
             book.add(replace(part, ids_M=part.ids_M.copy()))
-        table = book.merge(combine, FUNCTIONS)
+        table = book.combine(combine, FUNCTIONS)
         columns = [table.votes_M, table.pred_M, table.p_label_M, *table.scores.values(), *table.stds.values()]
         return [column.tobytes() for column in [*columns, table.probs_MC]]
 
@@ -213,7 +213,7 @@ def test_std_p_label_and_pred_do_not_depend_on_the_combination(case: Case, combi
 @each_case
 @pytest.mark.parametrize("most_votes", [1, 7, 1 << 18])
 def test_p_label_and_pred_equal_a_slow_loop(case: Case, most_votes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scorebook, "_MOST_VOTES", most_votes)
+    monkeypatch.setattr(combine_votes, "_MOST_VOTES", most_votes)
     _, parts, table = merged(case, "mean")
     p_label = votes_for(parts, lambda part: part.p_label_M.astype(float))
     assert_equals_loop(table.p_label_M, table.ids_M, {id: sum(values) / len(values) for id, values in p_label.items()})
@@ -258,12 +258,12 @@ def test_the_majority_names_the_class(votes: list[tuple[int, float]], pred: int)
             )
             for index, (name, p_top) in enumerate(order)
         ]
-        assert small_book(*parts, size=1, votes=len(votes)).merge("mean").pred_M.tolist() == [pred]
+        assert small_book(*parts, size=1, votes=len(votes)).combine("mean").pred_M.tolist() == [pred]
 
 
 def test_one_vote_is_taken_as_it_is() -> None:
     part = small_part()
-    table = small_book(part).merge("mean")
+    table = small_book(part).combine("mean")
     for name, values in part.scores.items():
         np.testing.assert_array_equal(table.scores[name], values)
         assert table.stds[name].tolist() == [0, 0, 0]
@@ -272,7 +272,7 @@ def test_one_vote_is_taken_as_it_is() -> None:
 
 
 def test_probabilities_are_kept_only_where_they_were_sent() -> None:
-    assert small_book(replace(small_part(), probs_MC=None)).merge("mean").probs_MC is None
+    assert small_book(replace(small_part(), probs_MC=None)).combine("mean").probs_MC is None
 
 
 def test_logs_of_probabilities_stay_finite() -> None:
@@ -286,7 +286,7 @@ def test_logs_of_probabilities_stay_finite() -> None:
 def test_the_same_votes_twice_count_once() -> None:
     part, copy = small_part(), small_part()
     assert part is not copy
-    table = small_book(part, copy, part, num_parts=1).merge("mean")
+    table = small_book(part, copy, part, num_parts=1).combine("mean")
     assert table.votes_M.tolist() == [1, 1, 1]
     np.testing.assert_array_equal(table.scores["fine"], part.scores["fine"])
 
@@ -316,7 +316,7 @@ def test_a_missing_task_is_named(missing: list[int]) -> None:
     with pytest.raises(
         IncompleteScoreError, match=f"{len(missing)} of 3 tasks have not voted; the first is task {missing[0]}"
     ):
-        book.merge("mean")
+        book.combine("mean")
 
 
 @pytest.mark.parametrize("index", [-1, 2, 100])
@@ -367,7 +367,7 @@ def test_columns_of_another_length_are_refused(column: str, length: int) -> None
 def test_tasks_with_different_scores_are_refused() -> None:
     other = replace(small_part(1), scores={"fine": small_part(1).scores["fine"]})
     with pytest.raises(IncompleteScoreError, match="the tasks of one stage delivered different scores"):
-        small_book(small_part(0), other, votes=2).merge("mean")
+        small_book(small_part(0), other, votes=2).combine("mean")
 
 
 @pytest.mark.parametrize(("votes", "given_", "wrong"), [(1, [1, 2, 1], 1), (2, [1, 2, 1], 2), (3, [1, 2, 1], 3)])
@@ -376,9 +376,9 @@ def test_the_wrong_number_of_votes_is_refused(votes: int, given_: list[int], wro
     first = next(place for place, count in enumerate(given_) if count != votes)
     message = f"{wrong} of 3 candidates do not have {votes} votes; the first is id {10 * first} with {given_[first]}"
     with pytest.raises(IncompleteScoreError, match=message):
-        small_book(*parts, votes=votes).merge("mean")
+        small_book(*parts, votes=votes).combine("mean")
 
 
 def test_a_candidate_without_votes_is_refused() -> None:
     with pytest.raises(IncompleteScoreError, match="1 of 3 candidates do not have 1 votes; the first is id 20 with 0"):
-        small_book(vote_part(0, np.array([0, 10]))).merge("mean")
+        small_book(vote_part(0, np.array([0, 10]))).combine("mean")

@@ -13,7 +13,7 @@ from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, positions_of
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import IncompleteScoreError
 
-__all__ = ["Combine", "ScoreBook", "ScoreFunction", "ScoreTable", "log_of_probs", "mean_ranks"]
+__all__ = ["Combine", "ScoreFunction", "ScoreTable", "VoteCombiner", "log_of_probs", "mean_ranks"]
 
 Combine = Literal["mean", "rank_mean", "mean_prob"]
 ScoreFunction = Callable[..., FloatArray]
@@ -46,8 +46,8 @@ class ScoreTable:
 
 
 @dataclass(slots=True)
-class ScoreBook:
-    """Collects the votes of a stage.
+class VoteCombiner:
+    """Collects the votes of a stage and combines those of each sample.
 
     Args:
         ids_M: (M,) int64 candidates, strictly rising.
@@ -80,11 +80,11 @@ class ScoreBook:
         if known is not part and not _same(known, part):
             raise IncompleteScoreError(f"task {part.index} delivered two different sets of votes.")
 
-    def merge(self, combine: Combine, functions: Mapping[str, ScoreFunction] | None = None) -> ScoreTable:
+    def combine(self, rule: Combine, functions: Mapping[str, ScoreFunction] | None = None) -> ScoreTable:
         """Combine the votes in the order of the tasks.
 
         Args:
-            combine: `mean` of the votes' scores; `rank_mean`: mean of (rank - 0.5) / n among the n ids that a model scored;
+            rule: `mean` of the votes' scores; `rank_mean`: mean of (rank - 0.5) / n among the n ids that a model scored;
                 `mean_prob`: the score of the mean probabilities.
             functions: score functions of (log-probabilities, labels) for `mean_prob`; scores without one are left out.
 
@@ -99,15 +99,15 @@ class ScoreBook:
         self._check_votes(votes)
         kept = [part.probs_MC for part in parts if part.probs_MC is not None]
         probs = _mean(kept, at, votes) if len(kept) == len(parts) else None
-        given = functions if combine == "mean_prob" and functions is not None else parts[0].scores
+        given = functions if rule == "mean_prob" and functions is not None else parts[0].scores
         scores, stds = {}, {}
         for name in (name for name in parts[0].scores if name in given):
             columns = [part.scores[name] for part in parts]
             mean = _mean(columns, at, votes)
             stds[name] = _deviation(columns, mean, at, votes)
-            if combine == "rank_mean":
+            if rule == "rank_mean":
                 mean = _mean([mean_ranks(column) for column in columns], at, votes)
-            elif combine == "mean_prob":
+            elif rule == "mean_prob":
                 assert probs is not None and functions is not None, "mean_prob needs probabilities"
                 mean = functions[name](log_of_probs(probs), self.labels_M).astype(np.float64)
             scores[name] = mean.astype(np.float32)
