@@ -176,3 +176,13 @@ def test_imports_were_found() -> None:
 )
 def test_the_check_tells_good_from_bad(module: str, source: str, allowed: bool) -> None:
     assert (refusals(module, source) == []) is allowed
+
+
+def test_the_environment_is_read_in_one_module() -> None:
+    touched = {
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.getenv", "os.putenv")
+    }
+    assert touched == {"storage.environment", "training.hardware"}  # the latter only sets what torch's libraries read

@@ -19,7 +19,7 @@ from tests.s3 import S3Server, s3_server
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import StorageError
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.storage.retry import may_pass, retried
+from unseen_ray.storage.retry import is_transient, retried
 
 FIELDS = {
     "source": {"use": "digits", "limit": 200},
@@ -106,16 +106,16 @@ def test_what_is_refused_is_not_asked_for_again(server: S3Server, out: str) -> N
 
 def test_local_failures_that_no_waiting_mends() -> None:
     for number in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EDQUOT, errno.EFBIG):
-        assert not may_pass(OSError(number, "given"))
+        assert not is_transient(OSError(number, "given"))
     for number in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
-        assert may_pass(OSError(number, "given"))
+        assert is_transient(OSError(number, "given"))
 
 
 def test_what_is_no_failure_of_a_service_is_not_waited_for() -> None:
-    assert not may_pass(OSError("Corrupt snappy compressed data."))
-    assert not may_pass(OSError("Couldn't deserialize thrift: TProtocolException: Invalid data"))
-    assert may_pass(OSError("When reading object: AWS Error UNKNOWN (HTTP status 500) during GetObject operation"))
-    assert not may_pass(OSError("When reading object: AWS Error ACCESS_DENIED during GetObject operation"))
+    assert not is_transient(OSError("Corrupt snappy compressed data."))
+    assert not is_transient(OSError("Couldn't deserialize thrift: TProtocolException: Invalid data"))
+    assert is_transient(OSError("When reading object: AWS Error UNKNOWN (HTTP status 500) during GetObject operation"))
+    assert not is_transient(OSError("When reading object: AWS Error ACCESS_DENIED during GetObject operation"))
 
 
 def test_a_source_that_fails_for_a_while_is_waited_for(server: S3Server, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from unseen_ray.runs.layout import TENSORBOARD
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.run import flat_fields
 from unseen_ray.runs.tasks import EvalResult, Progress
+from unseen_ray.storage.environment import WANDB_MODE, WANDB_PROJECT, variable
 from unseen_ray.storage.filesystem import Folder, is_uri
 
 if TYPE_CHECKING:
@@ -112,12 +113,12 @@ class Wandb:
     def __init__(self, local: str, options: dict[str, Any]) -> None:
         import wandb
 
-        if os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not wandb.login(prompt=False, verify=False):
+        if variable(WANDB_MODE) not in ("offline", "disabled") and not wandb.login(prompt=False, verify=False):
             raise ConfigError(
                 "log_to: wandb has no key. Set WANDB_API_KEY or run `wandb login`, or WANDB_MODE=offline to keep its files here."
             )
         self._init = wandb.init
-        self._options = {"project": os.environ.get("WANDB_PROJECT", _PROJECT), **options}
+        self._options = {"project": variable(WANDB_PROJECT) or _PROJECT, **options}
         self._folder = local
         self._runs: dict[LoggedFit, Any] = {}
 

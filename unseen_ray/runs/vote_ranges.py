@@ -71,7 +71,7 @@ def check_votes(folder: Folder, stage: int, index: int) -> None:
         StorageError: if they are missing or damaged.
     """
     name = vote_file(stage, index)
-    schema = with_parquet(folder, name, functools.partial(_checked, folder, name), at_length=True)
+    schema = with_parquet(folder, name, functools.partial(_checked, folder, name), inline=True)
     if (beside := probs_of(name, schema)) is not None and sha256_of_file(folder, beside[0]) != beside[1]:
         raise StorageError(f"{folder.path(beside[0])} is damaged: it is not what was written. Run the same line again.")
 

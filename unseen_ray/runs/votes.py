@@ -16,7 +16,7 @@ from unseen_ray.errors import StorageError
 from unseen_ray.runs.layout import FEATURES, probs_beside, vote_file
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.storage.filesystem import Folder, filesystem_of
-from unseen_ray.storage.retry import may_pass, retried_at_length
+from unseen_ray.storage.retry import is_transient, retried_inline
 from unseen_ray.storage.tables import sha256_of_file, sha256_of_stream
 
 __all__ = [
@@ -98,7 +98,7 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
     name = vote_file(stage, index)
     path = folder.path(name)
     try:
-        found = retried_at_length(path, lambda: _whole_of(path, key))
+        found = retried_inline(path, lambda: _whole_of(path, key))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -126,7 +126,7 @@ def _whole_of(path: str, key: str) -> tuple[Receipt, str] | None:
                 stream.seek(0)
                 return receipt, sha256_of_stream(stream)
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, OSError) and may_pass(error):
+            if isinstance(error, OSError) and is_transient(error):
                 raise
             return None
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.storage.retry import retried, retried_at_length
+from unseen_ray.storage.retry import retried, retried_inline
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,7 +71,7 @@ def read_file(fs: FileSystem, path: str) -> bytes:
         with fs.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read())
 
-    return retried_at_length(path, read)
+    return retried_inline(path, read)
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:

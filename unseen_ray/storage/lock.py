@@ -1,7 +1,7 @@
-"""One driver a run: a file in the run's folder says who it is, and that it still lives.
+"""The lock of a run: a file in its folder names the one driver that works on it, which renews the file every ten seconds.
 
-A driver that finds another one's name leaves, unless that one has been silent for a minute, or is known to be dead: then it takes
-over. A driver that finds its own name gone stops, and writes nothing more.
+A driver that finds another one's name leaves, unless that one has been silent for a minute or is known to be dead; then it takes
+over. A driver that no longer finds its own name stops and writes nothing more. Object stores have no locks, hence the file.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from unseen_ray.errors import RunInUseError, StorageError
+from unseen_ray.storage.environment import ray_job_id
 from unseen_ray.storage.filesystem import Folder, filesystem_of, sha256_of
 
 __all__ = ["LOCK", "Holder", "RunLock", "held", "holder_of"]
 
 logger = logging.getLogger(__name__)
 
-LOCK = "lease.json"
-_SILENCE_S = 60.0
+LOCK = "lease.json"  # the name of version 0.1.0, whose drivers are to respect this one
+_SILENCE_S = 60.0  # several renewals may fail before another driver takes over
 _BEAT_S = 10.0
-_SETTLE_S = 2.0  # in which writes of two drivers that began at once have both arrived
+_SETTLE_S = 2.0  # by then the writes of two drivers that began at once have both arrived
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Who holds a run.
+    """The driver that holds a run.
 
     Attributes:
-        token: unlike any other driver's.
+        token: unique to this driver.
         host: its machine.
         pid: its process there.
-        job: the id of its `ray job submit`, or nothing.
-        home: digest of what tells processes of one machine's boot and namespace from others.
-        started: when its process began, in clock ticks of that boot.
-        beat: when it last said that it lives, seconds since 1970 by its own clock.
+        job: the id of its `ray job submit`, or empty.
+        home: the machine's boot and the process namespace, within which a pid means one process; empty if unknown.
+        started: when its process began, in clock ticks since that boot.
+        beat: when it last renewed the lock, seconds since 1970 by its own clock.
     """
 
     token: str
@@ -54,15 +54,16 @@ class Holder:
     beat: float
 
     def age_s(self) -> float:
-        """Seconds since it last said that it lives, by this machine's clock."""
+        """Seconds since it last renewed the lock, by this machine's clock."""
         return max(time.time() - self.beat, 0.0)
 
     def is_dead(self) -> bool:
-        """Whether it was a process of this very machine, and is none any more."""
+        """Whether it was a process of this machine that has ended."""
+        # Another process may have its pid by now, but not its start time as well.
         return bool(self.home) and self.home == _home() and _started(self.pid) != self.started
 
     def is_unknown(self) -> bool:
-        """Whether it stands for a file that nobody can read."""
+        """Whether it stands for a damaged file."""
         return not self.pid
 
     def __str__(self) -> str:
@@ -70,12 +71,12 @@ class Holder:
 
 
 def holder_of(folder: Folder) -> Holder | None:
-    """Who holds a run, if anybody does; StorageError if that cannot be read."""
+    """The driver that holds a run, if any; StorageError if the file cannot be read."""
     return _read(folder)
 
 
 class RunLock:
-    """A driver's hold on a run, kept alive by a thread.
+    """A lock that this driver holds and a thread renews.
 
     Args:
         folder: the run's.
@@ -91,10 +92,10 @@ class RunLock:
         self._thread.start()
 
     def check(self) -> None:
-        """To be called before anything is written. After a minute of silence it waits until this driver holds the run again.
+        """Call this before anything is written. If the lock was not renewed for a minute, it first confirms the lock again.
 
         Raises:
-            RunInUseError: if another driver has taken over, or storage is given up.
+            RunInUseError: if another driver has taken over, or storage does not answer.
         """
         silent_s = time.monotonic() - self._confirmed
         if not self._lost and silent_s > _SILENCE_S:
@@ -102,33 +103,37 @@ class RunLock:
         if self._lost:
             raise RunInUseError(
                 f"this driver has lost {self._folder.root} and stops: {self._lost}. What was finished is kept: once no other driver "
-                "works on it, the same line goes on."
+                "works on it, the same line resumes the run."
             )
 
     def _regain(self, silent_s: float) -> str:
-        """Say again that this driver lives, as soon as storage takes it; what is wrong, if it does not hold the run any more."""
+        """Renew the lock as soon as storage allows it; returns why this driver has lost it, or nothing."""
         logger.warning(
-            "%s has taken no sign of life for %.0f s; asking whether the run is still ours", self._folder.root, silent_s
+            "the lock of %s was not renewed for %.0f s; checking whether this driver still holds it",
+            self._folder.root,
+            silent_s,
         )
         try:
-            for _ in range(2):  # a driver that takes over at this moment is seen the second time
+            # The second round sees a driver that takes over between this read and this write.
+            for _ in range(2):
                 found = _read(self._folder)
                 if found is None or self._is_other(found):
                     return f"{found or 'another driver, which has ended since,'} has taken over"
                 _write(self._folder, replace(self._holder, beat=time.time()))
                 time.sleep(_SETTLE_S)
         except StorageError as error:
-            return f"the storage has not taken a sign of life for {silent_s:.0f} s: {error}"
+            return f"its lock could not be renewed for {silent_s:.0f} s: {error}"
         self._confirmed = time.monotonic()
         return ""
 
     def _is_other(self, found: Holder) -> bool:
-        """Whether another driver stands in the file; one that is damaged is written anew."""
+        """Whether the file names another driver; a damaged file does not, and is written again."""
         return found.token != self._holder.token and not found.is_unknown()
 
     def release(self) -> None:
-        """Let the run go."""
+        """Stop renewing the lock and delete its file."""
         self._over.set()
+        # A renewal that arrives after the delete would lock the folder for a minute.
         self._thread.join(_BEAT_S)
         with contextlib.suppress(StorageError):
             found = _read(self._folder)
@@ -145,22 +150,22 @@ class RunLock:
                 _write(self._folder, replace(self._holder, beat=time.time()))
                 self._confirmed = time.monotonic()
             except StorageError as error:
-                logger.warning("no sign of life: %s", error)
+                logger.warning("the run's lock was not renewed: %s", error)
 
 
 @contextlib.contextmanager
 def held(folder: Folder) -> Iterator[RunLock]:
-    """Hold a run's folder for as long as the block lasts.
+    """Hold the lock of a run's folder within the block.
 
     Raises:
         RunInUseError: if another driver holds it.
         StorageError: if the folder cannot be written.
     """
-    lease = RunLock(folder, _take(folder))
+    lock = RunLock(folder, _take(folder))
     try:
-        yield lease
+        yield lock
     finally:
-        lease.release()
+        lock.release()
 
 
 def _take(folder: Folder) -> Holder:
@@ -168,7 +173,7 @@ def _take(folder: Folder) -> Holder:
         token=uuid.uuid4().hex,
         host=platform.node(),
         pid=os.getpid(),
-        job=_job(),
+        job=ray_job_id(),
         home=_home(),
         started=_started(os.getpid()),
         beat=time.time(),
@@ -179,6 +184,7 @@ def _take(folder: Folder) -> Holder:
         logger.warning("%s was held by %s, silent for %.0f s; taking over", folder.root, found, found.age_s())
     elif _create(folder, mine):
         return mine
+    # Storage without an atomic create: of drivers that write at once, the last one wins, and all find that out by waiting.
     _write(folder, mine)
     time.sleep(_SETTLE_S)
     found = _read(folder)
@@ -192,7 +198,8 @@ def _refuse_if_alive(folder: Folder, found: Holder) -> None:
         return
     if found.age_s() <= _SILENCE_S:
         raise _in_use(folder, found)
-    time.sleep(2 * _BEAT_S)  # its clock may be behind: one that lives has spoken by then
+    # Its clock may be behind ours, so that its age is no proof; a driver that lives renews its lock meanwhile.
+    time.sleep(2 * _BEAT_S)
     again = _read(folder)
     if again is not None and (again.token, again.beat) != (found.token, found.beat):
         raise _in_use(folder, again)
@@ -207,12 +214,13 @@ def _in_use(folder: Folder, found: Holder | None) -> RunInUseError:
 
 
 def _create(folder: Folder, holder: Holder) -> bool:
-    """Make the file if there is none, at once, as a local file system can; False where there is one, or none can."""
+    """Create the file atomically if there is none; False where the storage is not a local file system, which can do this."""
     fs, path = filesystem_of(folder.path(LOCK))
     if fs.type_name != "local":
         return False
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
+        # A hard link appears with its whole content; opening the file with O_EXCL would show an empty one to others.
         aside = f"{path}.{holder.token[:8]}.tmp"
         with open(aside, "xb") as stream:
             stream.write(_bytes_of(holder))
@@ -231,11 +239,12 @@ def _create(folder: Folder, holder: Holder) -> bool:
 
 
 def _read(folder: Folder) -> Holder | None:
-    """Who holds a run; of a damaged file, which a crash may leave, somebody unknown who has been silent."""
+    """The driver that holds a run; for a damaged file, as a crash may leave it, an unknown one that has been silent."""
     data = folder.read(LOCK)
     try:
         return None if data is None else Holder(**json.loads(data))
     except (ValueError, TypeError):
+        # A token made of the content tells a driver that repairs the file from a file that stays as it is.
         return Holder(
             token=sha256_of(data or b""), host="an unknown machine", pid=0, job="", home="", started="", beat=0.0
         )
@@ -250,7 +259,7 @@ def _bytes_of(holder: Holder) -> bytes:
 
 
 def _home() -> str:
-    """What tells this boot and process namespace from others; empty where the system does not say."""
+    """This boot and process namespace; empty where the system does not tell."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -259,19 +268,10 @@ def _home() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in clock ticks since boot; empty where there is none, or the system does not say."""
+    """When a process began, in clock ticks since boot; empty where it does not exist or the system does not tell."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
             state, *rest = file.read().rpartition(")")[2].split()
             return "" if state == "Z" else rest[18]
     except (OSError, IndexError, ValueError):
-        return ""
-
-
-def _job() -> str:
-    """The id that `ray job submit` gave this driver."""
-    try:
-        metadata: dict[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
-        return str(metadata.get("job_submission_id", ""))
-    except (ValueError, AttributeError):
         return ""

@@ -1,10 +1,9 @@
-"""Retries of storage: what fails for a while is tried again, what never answers is given up."""
+"""Retries of storage: transient failures are retried with growing pauses, and calls that never return are abandoned."""
 
 from __future__ import annotations
 
 import errno
 import logging
-import os
 import re
 import threading
 from collections.abc import Callable
@@ -12,16 +11,16 @@ from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential
 
-__all__ = ["SilentStorageError", "may_pass", "retried", "retried_at_length", "wait_s"]
+from unseen_ray.storage.environment import storage_wait_s
+
+__all__ = ["SilentStorageError", "is_transient", "retried", "retried_inline"]
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-WAIT_VARIABLE = "UNSEEN_RAY_STORAGE_WAIT_S"
-_DEFAULT_WAIT_S = 120.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
-_PASSING = {
+_TRANSIENT = {
     errno.EAGAIN,
     errno.EBUSY,
     errno.ECONNABORTED,
@@ -36,7 +35,8 @@ _PASSING = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
-_SERVICE = re.compile(r"AWS Error|google::cloud|HTTP status|curl", re.IGNORECASE)  # pyarrow's words for object stores
+# pyarrow gives an object store's failures no errno, only text. Those that a retry cannot mend are refused by their words.
+_SERVICE = re.compile(r"AWS Error|google::cloud|HTTP status|curl", re.IGNORECASE)
 _REFUSED = re.compile(
     r"ACCESS_DENIED|AccessDenied|Forbidden|NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket .*(not found|does not exist)|INVALID_ACCESS_KEY|"
     r"InvalidAccessKey|SIGNATURE|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN|ExpiredToken|INVALID_ACTION|INVALID_PARAMETER|"
@@ -45,36 +45,28 @@ _REFUSED = re.compile(
 
 
 class SilentStorageError(OSError):
-    """A storage that has not answered within its time."""
-
-
-def wait_s() -> float:
-    """Seconds for which a storage may fail or stay silent: the environment's UNSEEN_RAY_STORAGE_WAIT_S, else 120."""
-    try:
-        return max(float(os.environ[WAIT_VARIABLE]), 0.0)
-    except (KeyError, ValueError):
-        return _DEFAULT_WAIT_S
+    """A call to storage that has not returned in time."""
 
 
 def retried(what: str, do: Callable[[], _T]) -> _T:
-    """Do something with a storage, and again while it fails in ways that pass.
+    """Call `do`, and again while it fails for reasons that may pass.
 
     Args:
         what: the path, for the log.
-        do: may be called several times, and in another thread.
+        do: uses storage; it may be called several times, in another thread.
 
     Raises:
-        OSError: if `do` fails in a way that does not pass (a full disk, no permission, a missing file), or for longer than `wait_s`.
-        SilentStorageError: if one call took longer than `wait_s`; its thread is left alone.
+        OSError: if `do` fails for good (a full disk, no permission, a missing file), or for longer than `storage_wait_s`.
+        SilentStorageError: if one call took longer than `storage_wait_s`; its thread is left running.
     """
-    limit = wait_s()
+    limit = storage_wait_s()
 
     def log(state: RetryCallState) -> None:
         assert state.outcome is not None
-        logger.warning("%s: %s; trying again in %.1f s", what, state.outcome.exception(), state.upcoming_sleep)
+        logger.warning("%s: %s; retrying in %.1f s", what, state.outcome.exception(), state.upcoming_sleep)
 
     retries = Retrying(
-        retry=retry_if_exception(_is_passing),
+        retry=retry_if_exception(_is_transient),
         wait=wait_exponential(_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S),
         stop=stop_before_delay(limit),
         before_sleep=log,
@@ -84,22 +76,22 @@ def retried(what: str, do: Callable[[], _T]) -> _T:
     return answer
 
 
-def _is_passing(error: BaseException) -> bool:
-    # A silent storage has used up its time, and the call that hangs still holds its connection.
-    return isinstance(error, OSError) and not isinstance(error, SilentStorageError) and may_pass(error)
+def _is_transient(error: BaseException) -> bool:
+    # A call that hangs has used up the time, and still holds its connection.
+    return isinstance(error, OSError) and not isinstance(error, SilentStorageError) and is_transient(error)
 
 
-def may_pass(error: OSError) -> bool:
-    """Whether waiting may mend a failure; object stores say in words what failed, and what they refuse for good."""
+def is_transient(error: OSError) -> bool:
+    """Whether a failure may pass by itself, so that a retry makes sense."""
     if error.errno is None:
         return _SERVICE.search(str(error)) is not None and _REFUSED.search(str(error)) is None
-    return error.errno in _PASSING
+    return error.errno in _TRANSIENT
 
 
-def retried_at_length(what: str, do: Callable[[], _T]) -> _T:
-    """Do something that is done very often: without a thread, and as `retried` from its first failure on.
+def retried_inline(what: str, do: Callable[[], _T]) -> _T:
+    """`retried` for short calls that are made very often: the first one runs without a thread of its own.
 
-    A thread for each call would cost more than a short read, so the first call may hang as long as the storage does.
+    A thread for each call would cost more than a short read. The first call may therefore hang as long as the storage does.
 
     Raises:
         OSError: see `retried`.
@@ -107,13 +99,13 @@ def retried_at_length(what: str, do: Callable[[], _T]) -> _T:
     try:
         return do()
     except OSError as error:
-        if not may_pass(error):
+        if not is_transient(error):
             raise
     return retried(what, do)
 
 
 def _answered(what: str, do: Callable[[], _T], limit_s: float) -> _T:
-    """What `do` returns, waited for no longer than a limit."""
+    """The result of `do`, if it returns in time."""
     results: list[_T] = []
     errors: list[BaseException] = []
 
@@ -123,6 +115,7 @@ def _answered(what: str, do: Callable[[], _T], limit_s: float) -> _T:
         except BaseException as error:
             errors.append(error)
 
+    # Blocking I/O cannot be interrupted, only left behind; a daemon thread does not keep the process alive.
     thread = threading.Thread(target=ask, daemon=True, name=f"storage {what}")
     thread.start()
     thread.join(max(limit_s, 1.0))

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from unseen_ray.errors import StorageError
 from unseen_ray.storage.filesystem import DEFAULT_ROW_GROUP, Folder, filesystem_of, parquet_options
-from unseen_ray.storage.retry import retried, retried_at_length
+from unseen_ray.storage.retry import retried, retried_inline
 
 __all__ = [
     "StoredTable",
@@ -208,14 +208,14 @@ class StoredTable:
         return with_parquet(self.folder, part, do)
 
 
-def with_parquet(folder: Folder, name: str, do: Callable[[pq.ParquetFile], _T], *, at_length: bool = False) -> _T:
+def with_parquet(folder: Folder, name: str, do: Callable[[pq.ParquetFile], _T], *, inline: bool = False) -> _T:
     """Call `do` with an open Parquet file; see `with_file`."""
 
     def open_and_do(stream: pa.NativeFile) -> _T:
         with pq.ParquetFile(stream, page_checksum_verification=True) as file:
             return do(file)
 
-    return with_file(folder, name, open_and_do, at_length=at_length)
+    return with_file(folder, name, open_and_do, inline=inline)
 
 
 def group_ends(file: pq.ParquetFile) -> list[tuple[int, int, int]]:
@@ -229,13 +229,13 @@ def group_ends(file: pq.ParquetFile) -> list[tuple[int, int, int]]:
     return groups
 
 
-def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], _T], *, at_length: bool = False) -> _T:
+def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], _T], *, inline: bool = False) -> _T:
     """Call `do` with an open file.
 
     Args:
         folder, name: the file.
         do: the function; it is called again after a transient failure of the storage.
-        at_length: whether `do` may take longer than one request to the storage may.
+        inline: call `do` in this thread, without a time limit; for what takes longer than one request.
 
     Raises:
         StorageError: if the file is missing or damaged.
@@ -248,7 +248,7 @@ def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], _T], *, a
             return do(stream)
 
     try:
-        return (retried_at_length if at_length else retried)(path, attempt)
+        return (retried_inline if inline else retried)(path, attempt)
     except FileNotFoundError:
         raise StorageError(f"{path} is missing. Is `out` on storage that every node shares?") from None
     except (pa.ArrowException, OSError) as error:
@@ -269,7 +269,7 @@ def sha256_of_file(folder: Folder, name: str) -> str | None:
             return sha256_of_stream(stream)
 
     try:
-        return retried_at_length(path, read)
+        return retried_inline(path, read)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

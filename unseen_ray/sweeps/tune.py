@@ -22,12 +22,13 @@ from unseen_ray.config.run import PruneConfig
 from unseen_ray.data.sources.registry import Source, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.execution.ray.capacity import check_fits, slots, survey
-from unseen_ray.execution.ray.connect import ray_session, set_defaults
+from unseen_ray.execution.ray.connect import ray_session
 from unseen_ray.execution.ray.executor import RayExecutor
 from unseen_ray.plugins import jsonable
 from unseen_ray.pruning.pipeline import check
 from unseen_ray.runs.result_cache import ClaimBook
 from unseen_ray.runs.tasks import make_job
+from unseen_ray.storage.environment import set_defaults
 from unseen_ray.sweeps.config import SweepConfig
 from unseen_ray.sweeps.context import CONFIG_KEY, SweepContext, close_record
 from unseen_ray.sweeps.layout import TUNE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 
@@ -13,6 +12,7 @@ from unseen_ray.cli.flags import FieldCommand, field_options, given_flags, merge
 from unseen_ray.cli.output import INTERRUPTED
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.errors import ConfigError
+from unseen_ray.storage.environment import RAY_API_SERVER, variable
 
 __all__ = ["submit"]
 
@@ -89,7 +89,7 @@ def _shipped(run_yaml: str | None, working_dir: str) -> list[str]:
 
 
 def _dashboard(address: str | None) -> str:
-    found = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    found = address or variable(RAY_API_SERVER)
     if found is None:
         raise ConfigError(
             "--address is missing: give the URL of the head's dashboard, such as http://127.0.0.1:8265 through a tunnel, "

@@ -11,7 +11,7 @@ import numpy as np
 from unseen_ray.data.sources.info import Encoded, RawImage, SourceInfo, fingerprint_of, probe_size
 from unseen_ray.errors import DataError
 from unseen_ray.storage.filesystem import filesystem_of, read_file
-from unseen_ray.storage.retry import retried_at_length
+from unseen_ray.storage.retry import retried_inline
 
 __all__ = ["IMAGE_ENDINGS", "FolderSource"]
 
@@ -80,7 +80,7 @@ class FolderSource:
 
         try:
             selector = FileSelector(self._root, recursive=True)
-            entries = retried_at_length(self._path, lambda: self._fs.get_file_info(selector))
+            entries = retried_inline(self._path, lambda: self._fs.get_file_info(selector))
         except OSError as error:
             raise DataError(f"source {self._path} cannot be listed: {error}.") from None
         relative = {entry.path[len(self._root.rstrip("/")) + 1 :]: entry for entry in entries}

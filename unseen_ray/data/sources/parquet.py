@@ -25,7 +25,7 @@ from unseen_ray.data.sources.prepared import is_prepared
 from unseen_ray.errors import DataError
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.storage.filesystem import filesystem_of, read_file
-from unseen_ray.storage.retry import retried_at_length
+from unseen_ray.storage.retry import retried_inline
 
 __all__ = ["ParquetSource"]
 
@@ -206,14 +206,14 @@ class ParquetSource:
 
     def _entry(self) -> Any:
         try:
-            return retried_at_length(self._path, lambda: self._fs.get_file_info(self._root))
+            return retried_inline(self._path, lambda: self._fs.get_file_info(self._root))
         except OSError as error:
             raise DataError(f"source {self._path} cannot be read: {_first_line(error)}.") from None
 
     def _entries(self, base: str) -> list[Any]:
         selector = FileSelector(base, recursive=True)
         try:
-            found = retried_at_length(self._path, lambda: self._fs.get_file_info(selector))
+            found = retried_inline(self._path, lambda: self._fs.get_file_info(selector))
         except OSError as error:
             raise DataError(f"source {self._path} cannot be listed: {error}.") from None
         start = len(base.rstrip("/")) + 1
@@ -229,7 +229,7 @@ class ParquetSource:
 
     def _open(self, name: str, path: str) -> pq.ParquetFile:
         try:
-            return retried_at_length(path, lambda: pq.ParquetFile(self._fs.open_input_file(path)))
+            return retried_inline(path, lambda: pq.ParquetFile(self._fs.open_input_file(path)))
         except pa.ArrowInvalid as error:
             raise DataError(f"{name} of source {self._path} is not a Parquet file: {_first_line(error)}.") from None
         except OSError as error:
@@ -280,7 +280,7 @@ class ParquetSource:
             return file.read(columns=columns) if group is None else file.read_row_group(group, columns=columns)
 
         try:
-            return retried_at_length(f"{name} of {self._path}", read)
+            return retried_inline(f"{name} of {self._path}", read)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{name} of source {self._path} is damaged: {_first_line(error)}.") from None
 

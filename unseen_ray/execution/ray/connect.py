@@ -1,7 +1,4 @@
-"""Joining a Ray cluster that was named, or starting a private one with token authentication.
-
-The one module that sets Ray's own environment variables.
-"""
+"""Join the Ray cluster that was named, or start a private one with token authentication."""
 
 from __future__ import annotations
 
@@ -15,13 +12,23 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import ray
 
 from unseen_ray.errors import ConfigError
+from unseen_ray.storage.environment import (
+    RAY_API_SERVER,
+    RAY_AUTH_MODE,
+    RAY_AUTH_TOKEN,
+    RAY_AUTH_TOKEN_FILE,
+    RAY_CLUSTER,
+    replaced_variables,
+    set_defaults,
+    variable,
+)
 
-__all__ = ["api_server", "ensure_session", "knock", "ray_session", "set_defaults"]
+__all__ = ["api_server", "ensure_session", "knock", "ray_session"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,19 +54,13 @@ def ray_session(address: str | None) -> Iterator[None]:
         yield
         return
     set_defaults(_QUIET)
-    named = address or os.environ.get("RAY_ADDRESS")
+    named = address or variable(RAY_CLUSTER)
     opened = _joined(named) if named and named != "local" else _private()
     ours = signal.getsignal(signal.SIGTERM)
     with opened:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ours)  # ray.init replaces it
         yield
-
-
-def set_defaults(values: Mapping[str, str]) -> None:
-    """Set Ray's variables for this process and its children, unless the user has set them."""
-    for name, value in values.items():
-        os.environ.setdefault(name, value)
 
 
 def ensure_session() -> None:
@@ -99,9 +100,9 @@ def knock(host: str, port: int) -> None:
 def api_server(url: str) -> Iterator[None]:
     """Within, Ray's clients of the Jobs API use this address, whatever the environment names, and the token if there is one."""
     kept = os.path.expanduser("~/.ray/auth_token")
-    found = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or os.path.exists(kept)
-    mode = os.environ.get("RAY_AUTH_MODE") or ("token" if found else None)
-    with _environment({"RAY_API_SERVER_ADDRESS": url, "RAY_AUTH_MODE": mode}):
+    found = variable(RAY_AUTH_TOKEN) or variable(RAY_AUTH_TOKEN_FILE) or os.path.exists(kept)
+    mode = variable(RAY_AUTH_MODE) or ("token" if found else None)
+    with _environment({RAY_API_SERVER: url, RAY_AUTH_MODE: mode}):
         yield
 
 
@@ -111,7 +112,7 @@ def _private() -> Iterator[None]:
     token_file = os.path.join(folder, "token")
     with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
         stream.write(secrets.token_hex(32))
-    changed = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token_file, "RAY_AUTH_TOKEN": None, "RAY_ADDRESS": None}
+    changed = {RAY_AUTH_MODE: "token", RAY_AUTH_TOKEN_FILE: token_file, RAY_AUTH_TOKEN: None, RAY_CLUSTER: None}
     with _environment(changed):
         try:
             ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
@@ -124,13 +125,11 @@ def _private() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str | None]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    _set(values)
-    _reread_authentication()
     try:
-        yield
+        with replaced_variables(values):
+            _reread_authentication()
+            yield
     finally:
-        _set(before)
         _reread_authentication()
 
 
@@ -140,11 +139,3 @@ def _reread_authentication() -> None:
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _set(values: dict[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
