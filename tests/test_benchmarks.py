@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 import yaml
 
 import unseen_ray as ur
+from unseen_ray.cli import main
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SUITES = sorted((BENCHMARKS / "suites").glob("*.yaml"))
@@ -49,21 +49,18 @@ def test_a_suite_names_methods_that_it_has_and_fields_that_there_are(path: Path)
                     ur.PruneConfig(source="digits", keep=keep, score=score, **shared, **fields)
 
 
-def test_what_imagenet_takes_is_what_plan_says_of_it(tmp_path: Path) -> None:
+def test_what_imagenet_takes_is_what_plan_says_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(BENCHMARKS)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # which the command line adds its folder to
     readme = (BENCHMARKS / "README.md").read_text()
     section = readme.split("## ImageNet-1K at 30 % pruning")[1].split("\n## ")[0]
     eight, more = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
     line = shlex.split(eight.splitlines()[0].split("unseen-ray")[1])
     for workers, block in (("8", "\n".join(eight.splitlines()[1:])), ("64", more)):
-        done = subprocess.run(
-            [sys.executable, "-m", "unseen_ray", *line[:-1], workers],
-            cwd=BENCHMARKS,
-            env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        said = [row.rstrip() for row in done.stdout.splitlines()]
+        main([*line[:-1], workers])
+        said = [row.rstrip() for row in capsys.readouterr().out.splitlines()]
         assert [row for row in block.splitlines() if row not in said] == []
     assert "no image of it was read" in eight
     fields = yaml.safe_load((BENCHMARKS / "imagenet_30.yaml").read_text())
