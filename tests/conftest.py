@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
             sys.modules["ray"].shutdown()
         if config.pluginmanager.has_plugin("terminalreporter"):  # a worker of pytest-xdist has none
             config.get_terminal_writer().flush()
+        for each in gc.get_objects():  # wandb has left its own to the tear-down
+            if type(each) is tempfile.TemporaryDirectory:
+                each.cleanup()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

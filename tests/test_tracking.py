@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -162,6 +165,14 @@ def test_wandb_gets_each_fit_and_leaves_no_key(tmp_path: Path, monkeypatch: pyte
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 10
     assert not [path for path in files if key.encode() in path.read_bytes()]
+
+
+def test_a_command_that_used_wandb_leaves_nothing_in_the_temporary_folder(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    code = "import os, wandb; assert os.listdir(os.environ['TMPDIR']); from unseen_ray.cli.app import entry; entry()"
+    line = [sys.executable, "-c", code, "--version"]
+    subprocess.run(line, env={**os.environ, "TMPDIR": str(tmp_path)}, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 class Told:

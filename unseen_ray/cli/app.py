@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
+import tempfile
 
 import click
 
@@ -75,9 +77,18 @@ def entry() -> None:
     except SystemExit as ended:
         code = ended.code
     # Everything is closed by now. pyarrow's threads have been seen to abort the process during Python's own shutdown.
+    _remove_temporary_folders()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 0)
+
+
+def _remove_temporary_folders() -> None:
+    """Remove what wandb leaves to Python's shutdown: it makes two folders when it is imported, and more as it logs."""
+    if "wandb" in sys.modules:
+        for each in gc.get_objects():
+            if type(each) is tempfile.TemporaryDirectory:
+                each.cleanup()
 
 
 def _start_logging(verbose: bool) -> None:
