@@ -9,9 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 import unseen_ray as ur
-from unseen_ray.errors import BadSampleError
+from unseen_ray.config.limits import Limits
+from unseen_ray.errors import BadSampleError, StorageError
 
 pytestmark = pytest.mark.ray
 
@@ -60,6 +62,19 @@ def test_the_scores_are_a_ray_dataset(tmp_path: Path, session: None) -> None:
     rows = result.to_ray_dataset().take(3)
     assert [row["id"] for row in rows] == [0, 1, 2]
     assert set(result.scores.column_names) == set(rows[0])
+
+
+def test_scores_in_parts_are_a_ray_dataset_that_the_driver_does_not_read(tmp_path: Path, session: None) -> None:
+    fields = {**FIELDS, "executor": "local", "folds": 2, "out": str(tmp_path / "lr=0.1" / "run")}
+    result = ur.prune(ur.PruneConfig(**fields), limits=Limits(rows_in_memory=90, rows_of_a_part=32))
+    dataset = result.to_ray_dataset()
+    assert "scores" not in vars(result)  # where the property keeps the table that it has read
+    blocks: list[pa.Table] = ray.get(dataset.to_arrow_refs())
+    assert pa.concat_tables(blocks) == result.scores
+    part = Path(result.path) / "stage-00" / "scores.parquet" / "part-00004.parquet"
+    part.write_bytes(part.read_bytes()[:-1] + b"!")
+    with pytest.raises(StorageError, match="damaged"):
+        result.to_ray_dataset()
 
 
 def test_repeats_and_rules_of_combination(tmp_path: Path, session: None) -> None:

@@ -19,6 +19,8 @@ from unseen_ray.pruning.reselect import reselect
 from unseen_ray.pruning.score_probs import score_probs
 from unseen_ray.runs.layout import CORESET, scores_file
 from unseen_ray.runs.run import Run, coreset_of, load_run
+from unseen_ray.storage.filesystem import filesystem_of
+from unseen_ray.storage.tables import parts_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,13 +72,29 @@ class PruneResult:
         return self.run.table(scores_file(0))
 
     def to_ray_dataset(self) -> ray.data.Dataset:
-        """The scores of stage 0 as a Ray Dataset, on the cluster that this process is connected to, else a private one."""
+        """The scores of stage 0 as a Ray Dataset, on the cluster that this process is connected to, else a private one.
+
+        Rows are in id order. Ray's workers read a table that is stored in parts, so the driver never holds it.
+
+        Raises:
+            StorageError: if the table is missing or damaged.
+        """
         import ray.data
 
         from unseen_ray.execution.ray.connect import ensure_session
 
         ensure_session()
-        return ray.data.from_arrow(self.scores)
+        parts = parts_of(scores_file(0), self.manifest.files)
+        if len(parts) == 1:
+            return ray.data.from_arrow(self.scores)
+        self.run.stored(scores_file(0), hold=False).verified()
+        filesystem, folder = filesystem_of(self.path)
+        # Without `partitioning`, Ray would take a folder above the run called lr=0.1 for a column.
+        dataset = ray.data.read_parquet(
+            [f"{folder}/{part}" for part in parts], filesystem=filesystem, partitioning=None
+        )
+        dataset.context.execution_options.preserve_order = True
+        return dataset
 
 
 def prune(
