@@ -56,7 +56,8 @@ def wait_for(log: Path, text: str, limit_s: float = 90) -> None:
 def stop(*nodes: subprocess.Popen[bytes]) -> None:
     """End nodes side by side, gently at first."""
     for node in nodes:
-        os.killpg(node.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # one that failed to start
+            os.killpg(node.pid, signal.SIGTERM)
     end = time.monotonic() + 15
     for node in nodes:
         try:

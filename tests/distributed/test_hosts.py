@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -37,7 +37,7 @@ class Cluster:
     env: dict[str, str]
     scratch: Path
     net: Network
-    nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    nodes: dict[str, subprocess.Popen[bytes]]
 
     @property
     def head(self) -> Host:
@@ -64,13 +64,22 @@ def cluster(real_data: Path) -> Iterator[Cluster]:
         pytest.skip(f"three hosts: {reason}")
     scratch = Path(tempfile.mkdtemp(prefix="ur"))
     with contextlib.ExitStack() as stack:
+        nodes: dict[str, subprocess.Popen[bytes]] = {}
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        stack.callback(ended, nodes)
         net = stack.enter_context(network(scratch, "ur-head", "ur-one", "ur-two"))
         env = client_environment(scratch) | HEALTH | {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265"}
-        cluster = Cluster(env, scratch, net)
+        cluster = Cluster(env, scratch, net, nodes)
         for host in net.hosts:
             cluster.start(host)
         yield cluster
+
+
+def ended(nodes: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Wait for nodes whose hosts are gone."""
+    for node in nodes.values():
+        node.kill()
+        node.wait(60)
 
 
 def assert_same(out: Path, on_images: ur.PruneResult) -> None:

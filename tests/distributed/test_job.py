@@ -45,24 +45,25 @@ def cluster() -> Iterator[dict[str, str]]:
         "--dashboard-host=127.0.0.1",
         f"--temp-dir={scratch}/r",
     ]
-    nodes = [
-        start(env, scratch / "head.log", *head, "--num-cpus=1", f"--dashboard-agent-listen-port={head_agent}"),
-    ]
-    wait_for(scratch / "head.log", "Ray runtime started")
-    logs = [scratch / f"worker-{number}.log" for number in range(len(worker_agents))]
-    for log, agent in zip(logs, worker_agents, strict=True):
-        worker = [f"--address=127.0.0.1:{gcs}", "--num-cpus=1", f"--dashboard-agent-listen-port={agent}"]
-        nodes.append(start(env, log, *worker))
-    for log in logs:
-        wait_for(log, "Ray runtime started")
-    yield {
-        **env,
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-        "GCS": f"127.0.0.1:{gcs}",
-        "SCRATCH": str(scratch),
-    }
-    stop(*nodes)
-    shutil.rmtree(scratch, ignore_errors=True)
+    nodes = [start(env, scratch / "head.log", *head, "--num-cpus=1", f"--dashboard-agent-listen-port={head_agent}")]
+    try:
+        wait_for(scratch / "head.log", "Ray runtime started")
+        for number, agent in enumerate(
+            worker_agents
+        ):  # one after the other: two that start at once may hinder each other
+            log = scratch / f"worker-{number}.log"
+            worker = [f"--address=127.0.0.1:{gcs}", "--num-cpus=1", f"--dashboard-agent-listen-port={agent}"]
+            nodes.append(start(env, log, *worker))
+            wait_for(log, "Ray runtime started")
+        yield {
+            **env,
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+            "GCS": f"127.0.0.1:{gcs}",
+            "SCRATCH": str(scratch),
+        }
+    finally:
+        stop(*nodes)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def submit(env: dict[str, str], folder: Path, *args: str) -> subprocess.CompletedProcess[str]:

@@ -125,18 +125,18 @@ def test_killed_within_an_epoch_a_run_beyond_memory_keeps_the_same_ids(tmp_path:
     config, out = tmp_path / "run.yaml", tmp_path / "b"
     config.write_text(yaml.safe_dump({**fields, "model": {"use": "tests.plugs:dozing", "seconds": 2}}))
     line = [sys.executable, "-m", "unseen_ray", "prune", str(config), "--out", str(out)]
-    log = (tmp_path / "log").open("w+")
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=log)
-    deadline = time.monotonic() + 120
-    while not any(head["steps"] for head in heads(out)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert process.poll() is None
-    victim = process.pid if killed == "driver" else fold_workers(process.pid)[0].pid
-    os.kill(victim, signal.SIGKILL)
-    if killed == "driver":
-        process.wait()
+    with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=log)
-    assert process.wait(timeout=300) == 0
+        deadline = time.monotonic() + 120
+        while not any(head["steps"] for head in heads(out)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert process.poll() is None
+        victim = process.pid if killed == "driver" else fold_workers(process.pid)[0].pid
+        os.kill(victim, signal.SIGKILL)
+        if killed == "driver":
+            process.wait()
+            process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=log)
+        assert process.wait(timeout=300) == 0
     if killed == "driver":
         assert re.search(r"resuming after epoch 0 of 1, \d+ steps into the next one", (tmp_path / "log").read_text())
     assert ur.load(out).coreset.ids.tolist() == plain.coreset.ids.tolist()
