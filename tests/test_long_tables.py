@@ -139,7 +139,7 @@ def test_a_damaged_part_is_found_and_mended(runs: tuple[Path, Path], tmp_path: P
     ur.prune(config_of(runs[1]), limits=LONG)
     assert part.read_bytes() == before
     part.unlink()
-    with pytest.raises(StorageError, match=r"part-00003\.parquet is missing\. The run.s `unseen-ray prune` line"):
+    with pytest.raises(StorageError, match=r"part-00003\.parquet is missing\. Run the same `unseen-ray prune` line"):
         ur.select(ur.load(runs[1]), keep=0.5, out=tmp_path / "missing", limits=LONG)
     ur.prune(config_of(runs[1]), limits=LONG)
     assert part.read_bytes() == before

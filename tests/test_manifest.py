@@ -108,7 +108,7 @@ DAMAGE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "stages of another kind": ({"stages": {}}, "stages: "),
     "stage without its place": ({"stages": [{"target": 3, "added": 3}]}, "stages.0.index: "),
-    "files outside": ({"files": {"../etc/passwd": "0"}}, "files names '../etc/passwd', which no run of ours has"),
+    "files outside": ({"files": {"../etc/passwd": "0"}}, "files names '../etc/passwd', which is not a file of a run"),
     "cost of another kind": ({"cost": 3}, "cost: "),
     "config that lacks fields": ({"config": {"keep": 0.5}}, "config lacks combine, fit, model, recipe"),
     "environment of another kind": ({"environment": []}, "environment: "),

@@ -234,7 +234,7 @@ def test_a_manifest_that_names_what_no_run_has_is_damaged(
     manifest = read_manifest(Folder(str(out)))
     assert manifest is not None
     write_manifest(Folder(str(out)), manifest.model_copy(update={"files": {**manifest.files, name: "0" * 64}}))
-    with pytest.raises(ur.UnseenError, match="which no run of ours has"):
+    with pytest.raises(ur.UnseenError, match="which is not a file of a run"):
         run(out)
     assert (tmp_path / "victim").read_text() == "precious"
 

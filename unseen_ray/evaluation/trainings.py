@@ -199,12 +199,12 @@ def _train(
             # After every training, so that an interrupted evaluation loses none.
             store_results(folder, stored, tables)
             if cache is not None:
-                cache.lend_result(key, event)
+                cache.put_result(key, event)
                 cache.release([key])
         on_event(event)
 
     def cached(task: EvalTask) -> EvalResult | None:
-        result = None if cache is None else cache.borrow_result(keys[_place(task)])
+        result = None if cache is None else cache.get_result(keys[_place(task)])
         if result is not None:
             stored[keys[_place(task)]] = result
             on_event(result)

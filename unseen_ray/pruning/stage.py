@@ -13,7 +13,7 @@ from unseen_ray.pruning.plan import tasks_of
 from unseen_ray.pruning.warnings import warn_of_chance
 from unseen_ray.runs.manifest_entries import Cost, Receipt, StageEntry, StageSummary, stage_entry
 from unseen_ray.runs.result_cache import ResultCache, once
-from unseen_ray.runs.votes import borrow_votes, find_receipt
+from unseen_ray.runs.votes import copy_votes, find_receipt
 from unseen_ray.storage.filesystem import Folder
 
 if TYPE_CHECKING:
@@ -104,17 +104,17 @@ class StageRunner:
         for key in keys:  # several: votes stored with more columns than this run keeps serve it as well
             if (receipt := find_receipt(folder, task.stage, task.index, key)) is not None:
                 if self.cache is not None:  # the run may have been killed before it could lend
-                    self.cache.lend_votes(folder, task.stage, task.index, key)
+                    self.cache.put_votes(folder, task.stage, task.index, key)
                 return receipt
         for lender in self.job.config.reuse or []:
             for key in keys:
-                if (receipt := borrow_votes(Folder(lender), folder, task.stage, task.index, key)) is not None:
+                if (receipt := copy_votes(Folder(lender), folder, task.stage, task.index, key)) is not None:
                     return receipt
         return None if self.cache is None else self._find_in_cache(self.cache, task)
 
     def _find_in_cache(self, cache: ResultCache, task: ScoreTask) -> Receipt | None:
         for key in self.job.task_keys(task, self.population):
-            receipt = cache.borrow_votes(self.run.folder, task.stage, task.index, key, task.name)
+            receipt = cache.get_votes(self.run.folder, task.stage, task.index, key, task.name)
             if receipt is not None:
                 return receipt
         return None
@@ -133,7 +133,7 @@ class StageRunner:
         def lend(event: Progress | Receipt | EvalResult) -> None:
             if isinstance(event, Receipt):
                 key = key_of[event.index]
-                cache.lend_votes(self.run.folder, tasks[0].stage, event.index, key)
+                cache.put_votes(self.run.folder, tasks[0].stage, event.index, key)
                 cache.release([key])
             self._observe(event)
 

@@ -1,4 +1,4 @@
-"""evaluation.json: finished trainings by what determines them, and the tables that were made of them."""
+"""evaluation.json: the results of finished trainings by their key, and the tables made from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TABLE = {*_MEASURED_BY, "arms", "differences", "break_even", "environment"}
 
 
 def stored_tables(folder: Folder) -> list[dict[str, Any]]:
-    """The finished tables of a run's evaluations, the last one first; none of them where the file is damaged."""
+    """The tables of a run's evaluations, the last one first; empty if the file is damaged."""
     data = folder.read(EVALUATION)
     try:
         tables = from_checked_json(data)["tables"] if data else []
@@ -33,12 +33,12 @@ def stored_tables(folder: Folder) -> list[dict[str, Any]]:
 
 
 def with_table(tables: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
-    """The new one first; it takes the place of those that were measured in the same way and say no more."""
+    """The new table first, without those that it replaces: measured in the same way, with no more arms or repeats."""
     return [new, *(table for table in tables if not (_alike(table, new) and _covers(new, table)))]
 
 
 def fullest_first(tables: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the tables that were measured as the newest was the fullest, then the others, the newest first."""
+    """The fullest of the tables measured as the newest one was, then the others, the newest first."""
     if not tables:
         return []
     alike = [table for table in tables if _alike(table, tables[0])]
@@ -51,29 +51,29 @@ def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _covers(new: dict[str, Any], old: dict[str, Any]) -> bool:
-    """Whether a table has every arm of another, trained as often at least."""
+    """Whether a table has every arm of another, each trained at least as often."""
     trained = {arm["name"]: len(arm["accuracies"]) for arm in new["arms"]}
     return all(trained.get(arm["name"], 0) >= len(arm["accuracies"]) for arm in old["arms"])
 
 
 def known_results(folder: Folder) -> dict[str, EvalResult]:
-    """The finished trainings, by what determines them; none where the file is damaged."""
+    """The results of finished trainings by their key; empty if the file is damaged."""
     data = folder.read(EVALUATION)
     try:
         stored = from_checked_json(data)["results"] if data else {}
         return {key: result_of(value) for key, value in stored.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        logger.warning("%s cannot be used (%s); measuring anew", folder.path(EVALUATION), error)
+        logger.warning("%s cannot be used (%s); its trainings are repeated", folder.path(EVALUATION), error)
         return {}
 
 
 def result_of(value: dict[str, Any]) -> EvalResult:
-    """A finished training from its JSON; ValueError, KeyError or TypeError where it is none."""
+    """A result from its JSON; ValueError, KeyError or TypeError if it is not one."""
     accuracies = tuple(math.nan if a is None else a for a in value["class_accuracy"])
     return EvalResult(**{**value, "class_accuracy": accuracies})
 
 
 def store_results(folder: Folder, results: Mapping[str, EvalResult], tables: list[dict[str, Any]]) -> None:
-    """Put all of it in place."""
+    """Write results and tables."""
     values = without_nan({"tables": tables, "results": {key: asdict(result) for key, result in results.items()}})
     folder.write(EVALUATION, to_checked_json(values))

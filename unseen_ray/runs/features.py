@@ -1,4 +1,4 @@
-"""The stored features of a run: what one model makes of every sample before its last layer, for policies that read them."""
+"""The stored features of a run: the penultimate activations of one model for every sample, for policies that use them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StoredFeatures:
 
 
 def load_features(folder: Folder, files: Mapping[str, str], ids_N: IdArray) -> StoredFeatures | None:
-    """The features of a run; None where it keeps none.
+    """The features of a run; None if it stores none.
 
     Args:
         folder: the run's.

@@ -1,4 +1,4 @@
-"""A set of samples that stands on storage: named in a task by its file, and read there by whoever needs it."""
+"""A set of samples on storage: a task names its files, and the worker reads them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class IdFiles:
     Attributes:
         root: the run's folder, as every node knows it.
         files: name and SHA-256 of each file of the table, in the order of the ids.
-        firsts: the lowest id of each.
+        firsts: the lowest id of each file.
         count: how many there are.
-        digest: `core.seeds.digest_ids` of them all.
+        digest: `core.seeds.digest_ids` of all ids.
     """
 
     root: str
@@ -38,24 +38,24 @@ class IdFiles:
     digest: str
 
     def within(self, population: Population, low: int, high: int) -> IdArray:
-        """Ids of a range; only row groups that hold some are read."""
+        """Ids of a range, read from the row groups that hold some of them."""
         begin, end = max(bisect_right(self.firsts, low) - 1, 0), bisect_left(self.firsts, high)
         read = functools.partial(_ids_within, low=low, high=high)
         found = [with_parquet(Folder(self.root), name, read) for name, _ in self.files[begin:end]]
         return np.concatenate([np.empty(0, np.int64), *found])
 
     def resolve(self, population: Population) -> IdArray:
-        """All of them; StorageError if a file is not what was written."""
+        """All ids; StorageError if a file differs from what was written."""
         tables = (Folder(self.root).read_table(name, digest) for name, digest in self.files)
         return np.concatenate([np.empty(0, np.int64), *(table.column("id").to_numpy() for table in tables)])
 
     def rule(self) -> str:
-        """The digest of the ids, wherever they stand."""
+        """The digest of the ids, wherever their files are."""
         return self.digest
 
 
 def open_id_files(table: StoredTable, num_classes: int) -> tuple[IdFiles, IntArray]:
-    """A table's ids as a set, and (C,) how many of each class there are; the columns `id` and `label` are read once, by pieces."""
+    """A table's ids as a set, and (C,) samples of each class; the columns `id` and `label` are read once, in pieces."""
     content, count, counts_C = hashlib.sha256(), 0, np.zeros(num_classes, np.int64)
     for batch in table.batches(["id", "label"]):
         content.update(batch.column("id").to_numpy().astype("<i8", copy=False).tobytes())

@@ -1,7 +1,7 @@
-"""Every file name of a run's folder, and which names are a run's.
+"""Every file name of a run's folder, and which names belong to a run.
 
-A file whose name has numbers is a template here. The functions fill it in, and the patterns that tell our files from others are made
-of the same templates, so that a name cannot be written and then be taken for a stranger's.
+A file whose name has numbers is a template here. The functions fill it in, and the patterns that recognise a run's files are made
+of the same templates, so that no name can be written and then not be recognised.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _CHECKPOINT = f"{_FIT}/checkpoint.json"
 _TENSORS = f"{_FIT}/epoch-{{epoch:05d}}-{{writer}}-{{number:03d}}.safetensors"
 _SELECTION = f"{SELECTIONS}/{{index:02d}}"
 
-# By others, within a run's folder: data.images.pixel_files, a user's fit, Ray Train, tensorboardX, wandb.
+# Written by others within a run's folder: data.images.pixel_files, a user's fit, Ray Train, tensorboardX, wandb.
 _PIXEL_FOLDER = "{source}-{size_px}px"
 _PIXEL_FILES = f"{PIXELS}/{_PIXEL_FOLDER}/{{index:05d}}{{pixel_kind}}"
 _FOREIGN = (
@@ -91,11 +91,11 @@ _FIELDS = {
     "folders": "([^/]+/)+",
     "name": "[^/]*",
 }
-"""What may stand for a template's field; digits for the others."""
+"""Patterns of the templates' fields; digits for all others."""
 
 
 def _pattern_of(template: str) -> str:
-    """The regular expression of the names that a template may become."""
+    """The regular expression for all names that a template may become."""
     parts = string.Formatter().parse(template)
     return "".join(re.escape(text) + (_FIELDS.get(field, r"\d+") if field else "") for text, field, *_ in parts)
 
@@ -116,10 +116,10 @@ _IS_OURS = re.compile(f"({_any_of(FITTING, _pattern_of(_SELECTION))}/)*{_any_of(
 _IS_FIT = re.compile(_FIELDS["fit"])
 
 OVERWRITTEN = frozenset({MANIFEST, MANIFEST_COPY, LOCK, PIXELS})
-"""What stands at the top of a folder and stays while a run is removed: the next run writes over it, or uses it."""
+"""Entries at the top of a folder that stay when a run is removed: the next run writes over them, or uses them."""
 
 UNFINISHED = frozenset({MANIFEST, MANIFEST_COPY, LOCK, CHECKPOINTS, PIXELS, TENSORBOARD, WANDB, _STAGE.format(stage=0)})
-"""What stands at the top of a folder before anything of its run is finished."""
+"""Entries at the top of a folder before anything of its run is finished."""
 
 
 def is_ours(name: str) -> bool:
@@ -133,17 +133,17 @@ def is_result(name: str) -> bool:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file is one that is being written, or was when its writer died."""
+    """Whether a file is being written, or was when its writer died."""
     return name.endswith(".tmp")
 
 
 def is_fit_folder(name: str) -> bool:
-    """Whether a folder within the checkpoints is that of a fit of ours."""
+    """Whether a folder within the checkpoints belongs to a fit of the package."""
     return _IS_FIT.fullmatch(name) is not None
 
 
 def top_of(name: str) -> str:
-    """The entry of a run's folder that a file is, or is in."""
+    """The top entry of a run's folder that a file is or lies in."""
     return name.split("/")[0]
 
 
@@ -158,7 +158,7 @@ def vote_file(stage: int, index: int) -> str:
 
 
 def probs_beside(vote_name: str) -> str:
-    """The probabilities that belong to a file of votes."""
+    """The file of probabilities that belongs to a file of votes."""
     return vote_name.removesuffix(".parquet") + ".probs.npy"
 
 
@@ -173,22 +173,22 @@ def probs_file(stage: int) -> str:
 
 
 def stage_coreset(stage: int) -> str:
-    """What a run at work has kept up to a stage."""
+    """The samples that an unfinished run has kept up to a stage."""
     return _STAGE_CORESET.format(stage=stage)
 
 
 def pixel_folder(fingerprint: str, size_px: int) -> str:
-    """Decoded pixels of a source, within the folder that keeps those of several."""
+    """The folder of a source's decoded pixels, among those of other sources."""
     return _PIXEL_FOLDER.format(source=fingerprint[:16], size_px=size_px)
 
 
 def selection_folder(number: int) -> str:
-    """The run within a run that an evaluation made with the seed raised by `number`."""
+    """The folder of a run that an evaluation made within this one, with the seed raised by `number`."""
     return _SELECTION.format(index=number)
 
 
 def fit_folder(key: str) -> str:
-    """The checkpoints of a fit, by the digest of all that determines it."""
+    """The checkpoints of a fit, by its key."""
     return _FIT.format(fit=key[:32])
 
 

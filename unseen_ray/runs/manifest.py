@@ -1,4 +1,4 @@
-"""The manifest: what a run folder holds, and what made it."""
+"""The manifest of a run folder: its files and their checksums, the configuration and the environment that made them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _holds_what_is_relied_on(self) -> Manifest:
         if strangers := [name for name in self.files if not is_result(name)]:
-            raise ValueError(f"files names {strangers[0]!r}, which no run of ours has")
+            raise ValueError(f"files names {strangers[0]!r}, which is not a file of a run")
         if self.finished:
             if missing := _OF_FINISHED - self.source.model_fields_set:
                 raise ValueError(f"source lacks {', '.join(sorted(missing))}")
@@ -70,9 +70,10 @@ class Manifest(BaseModel):
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
-    """Put the manifest in place, then a copy of it, if that can be; readers see the old one or the new one, whole."""
+    """Write the manifest, then its copy; a reader sees the old one or the new one, never half of either."""
     data = to_checked_json(manifest.model_dump())
     folder.write(MANIFEST, data, durable=True)
+    # The copy guards against damage to the file; a run goes on without one, but not without the manifest.
     try:
         folder.write(MANIFEST_COPY, data, durable=True)
     except StorageError as error:
@@ -80,10 +81,10 @@ def write_manifest(folder: Folder, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Folder) -> Manifest | None:
-    """The manifest of a run folder, or None where there is none; its copy, with a warning, where it is damaged or lost.
+    """The manifest of a run folder, or None if there is none; if it is damaged or lost, its copy, with a warning.
 
     Raises:
-        StorageError: if it is damaged, and its copy no better.
+        StorageError: if it and its copy are damaged.
         ConfigError: if a newer unseen_ray wrote it.
     """
     damage: StorageError | None = None
@@ -105,7 +106,7 @@ def read_manifest(folder: Folder) -> Manifest | None:
 
 
 def has_copy(folder: Folder) -> bool:
-    """Whether the manifest's copy is the same, byte for byte, as it is but for a crash between the two."""
+    """Whether the copy equals the manifest, byte for byte; a crash between the two writes leaves an old copy."""
     data = folder.read(MANIFEST)
     return data is not None and data == folder.read(MANIFEST_COPY)
 
@@ -126,11 +127,11 @@ def _read(folder: Folder, name: str) -> Manifest | None:
     except ConfigError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        said = _problem_of(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
-        raise StorageError(f"{path} is damaged: {said}. Restore it, or start in a new folder.") from None
+        problem = _problem_of(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+        raise StorageError(f"{path} is damaged: {problem}. Restore it, or start in a new folder.") from None
 
 
 def _problem_of(error: ValidationError) -> str:
-    """The first thing that is wrong, by the place where it stands."""
+    """The first problem, with its field."""
     first = error.errors()[0]
     return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, "))))

@@ -1,4 +1,4 @@
-"""What a manifest says of a run's data, tasks, stages and cost, as values: on storage they are JSON objects of the same fields."""
+"""The entries of a manifest: a run's data, its tasks' receipts, its stages and their cost. JSON has the same fields."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ Unknown = Annotated[
     BeforeValidator(lambda value: math.nan if value is None else value),
     PlainSerializer(lambda value: None if math.isnan(value) else value),
 ]
-"""A number that may be NaN, for which JSON has no word: there it is null."""
+"""A number that may be NaN; JSON has no NaN, so it is null there."""
 
 
 class Entry(BaseModel):
-    """An object of a manifest. Fields that another version wrote are kept, and those that it did not write are not added."""
+    """An object of a manifest. Fields that another version wrote are kept; fields that it did not write are not added."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -57,11 +57,11 @@ class Entry(BaseModel):
         return {name: value for name, value in values.items() if name in self.model_fields_set}
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the manifest."""
+        """As stored in the manifest."""
         return self.model_dump()
 
     def __getitem__(self, name: str) -> Any:
-        """A field as it stands in the manifest, for scripts that read `manifest.stages[0]["accuracy"]`."""
+        """A field as stored in the manifest, for scripts that read `manifest.stages[0]["accuracy"]`."""
         return self.to_json()[name]
 
 
@@ -95,7 +95,7 @@ class SourceEntry(Entry):
 
 
 class Receipt(Entry):
-    """What a finished scoring task says of itself; its votes are on storage by then.
+    """The record of a finished scoring task, whose votes are on storage.
 
     Attributes:
         index: place in the stage.
@@ -103,15 +103,15 @@ class Receipt(Entry):
         files: SHA-256 of each file it wrote, by name.
         trained: samples it trained on.
         scored: samples it scored.
-        image_passes: samples that went through training, over all epochs.
-        accuracy: share of the scored samples that it got right.
-        train_accuracy: of the last epoch, as trained; NaN where the user's own fit trains.
+        image_passes: images trained on, over all epochs.
+        accuracy: on the scored samples, 0 to 1.
+        train_accuracy: of the last training epoch; NaN for a user's own fit.
         seconds: from start to finish.
-        worker_seconds: the same, added up over the workers that shared the fit.
+        worker_seconds: the same, summed over the workers that shared the fit.
         gpu_seconds: of these, on GPUs.
         node: host it ran on.
         device: `cpu` or the GPU.
-        reused: whether an earlier start of the run had finished it, or a worker that was given up.
+        reused: whether an earlier start of the run, or a worker that was taken for dead, had finished it.
     """
 
     index: int
@@ -131,7 +131,7 @@ class Receipt(Entry):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Receipt:
-        """What `to_json` described, whole.
+        """A receipt from `to_json`, with all its fields.
 
         Raises:
             ValueError: if a field is missing or of another kind.
@@ -148,12 +148,12 @@ class StageEntry(Entry):
         index: which.
         target, added: samples kept after it, and by it.
         candidates: how many it chose from.
-        accuracy: share of right answers, over all models and what they scored.
-        vote_accuracy: the same of the classes that most votes name.
-        seconds: on the clock.
-        fit_seconds, gpu_seconds: of workers, and of these on GPUs.
+        accuracy: mean over all models, each on the samples that it scored.
+        vote_accuracy: of the majority votes.
+        seconds: of wall time.
+        fit_seconds, gpu_seconds: of workers, and of GPUs.
         trained, image_passes, scored: samples, over all tasks.
-        suspects: how many labels the guard suspects, where the run has one.
+        suspects: how many labels the guard suspects; None without a guard.
         tasks: their receipts.
     """
 
@@ -173,12 +173,12 @@ class StageEntry(Entry):
     tasks: list[Receipt] = []
 
     def sizes(self) -> dict[str, Any]:
-        """Everything but its tasks, as JSON can hold it."""
+        """All fields except the tasks, as JSON."""
         return self.model_dump(exclude={"tasks"})
 
 
 class StageCost(Entry):
-    """What a stage took; the fields are those of `StageEntry`."""
+    """The cost of a stage; the fields are those of `StageEntry`."""
 
     index: int
     seconds: Number = 0.0
@@ -190,13 +190,13 @@ class StageCost(Entry):
 
 
 class Cost(Entry):
-    """What a run took.
+    """The cost of a run.
 
     Attributes:
-        seconds: on the clock, over all starts up to the last finished stage.
+        seconds: of wall time, over all starts up to the last finished stage.
         fit_seconds, gpu_seconds, trained, image_passes, scored: sums over the stages; None until the run is finished.
         stages: each one's.
-        chosen_from_s: of a choice made again, seconds of workers that the votes took.
+        chosen_from_s: for `select`, worker seconds that the votes took in the run that was selected from.
     """
 
     seconds: Number = 0.0
@@ -211,13 +211,13 @@ class Cost(Entry):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StageSummary:
-    """What the manifest says of merged scores.
+    """Counts of a merged table of scores.
 
     Attributes:
         rows: candidates.
-        right: those whose majority of votes names their class.
+        right: candidates whose majority vote is their class.
         labels_C: (C,) candidates of each class.
-        suspects: of the guard; None where the table holds none.
+        suspects: of the guard; None without a guard.
     """
 
     rows: int
@@ -230,7 +230,7 @@ _SUMMED = ("fit_seconds", "gpu_seconds", "trained", "image_passes", "scored")
 
 
 def source_entry(info: SourceInfo) -> SourceEntry:
-    """What the manifest says of a source."""
+    """The entry for a source."""
     return SourceEntry(
         name=info.name,
         fingerprint=info.fingerprint,
@@ -243,7 +243,7 @@ def source_entry(info: SourceInfo) -> SourceEntry:
 
 
 def with_population(entry: SourceEntry, population: Population, source: Source, skipped: IdArray) -> SourceEntry:
-    """The same with the samples that a run chooses from."""
+    """The entry with the samples that a run chooses from."""
     found = {
         "num_samples": len(population),
         "holdout": len(population.holdout_ids),
@@ -255,13 +255,13 @@ def with_population(entry: SourceEntry, population: Population, source: Source, 
 
 
 def stage_entry(stage: Stage, summary: StageSummary, receipts: list[Receipt], seconds: float) -> StageEntry:
-    """What the manifest says of a finished stage.
+    """The entry for a finished stage.
 
     Args:
         stage: its sizes.
         summary: of its merged scores.
         receipts: of its tasks.
-        seconds: what it took on the clock.
+        seconds: of wall time.
     """
     guarded = {} if summary.suspects is None else {"suspects": summary.suspects}
     return StageEntry(
@@ -283,7 +283,7 @@ def stage_entry(stage: Stage, summary: StageSummary, receipts: list[Receipt], se
 
 
 def cost_of(stages: list[StageEntry], seconds: float) -> Cost:
-    """The cost of a run of these stages, in all and each."""
+    """The cost of a run with these stages, in total and per stage."""
     return Cost(
         seconds=seconds,
         **{name: round(sum(getattr(stage, name) for stage in stages), 3) for name in _SUMMED},

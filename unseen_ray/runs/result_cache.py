@@ -1,4 +1,4 @@
-"""Work that several runs need is done once: a shelf of what is finished, by what determines it, and claims on what is not."""
+"""A cache of finished work that several runs share, and claims on unfinished work, so that each task is done once."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from typing import Protocol, TypeVar
 from unseen_ray.runs.evaluation_file import result_of
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import EvalResult
-from unseen_ray.runs.votes import borrow_votes, find_receipt
+from unseen_ray.runs.votes import copy_votes, find_receipt
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json, without_nan
 from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["ClaimBook", "ResultCache", "TaskClaims", "once"]
 
-_SILENCE_S = 60.0
+_SILENCE_S = 60.0  # several heartbeats may be lost before an owner counts as dead
 _BEAT_S = 10.0
 _PAUSE_S = 0.5
 _RESULT = "result.json"
-_PLACE = (0, 0)  # stage and index under which votes stand on the shelf, whatever task they were
+_PLACE = (0, 0)  # stage and index of all votes in the cache: the same work is another task in another run
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
 class TaskClaims(Protocol):
-    """Who is at work on what; see `ClaimBook`."""
+    """Which owner works on which tasks; see `ClaimBook`."""
 
     def claim(self, owner: str, keys: list[str]) -> list[str]:
-        """Claim what nobody else has."""
+        """Claim the keys that no other owner holds."""
         ...
 
     def release(self, owner: str, keys: list[str]) -> None:
@@ -39,16 +39,16 @@ class TaskClaims(Protocol):
         ...
 
     def beat(self, owner: str) -> None:
-        """Note that an owner lives."""
+        """Record that an owner is alive."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class ClaimBook:
-    """TaskClaims on unfinished work. An owner that has been silent for a minute has none.
+    """Claims on unfinished work; those of an owner without a sign of life for a minute do not count.
 
     Attributes:
-        silence_s: how long an owner may be silent.
+        silence_s: seconds between two signs of life after which an owner counts as dead.
     """
 
     silence_s: float = _SILENCE_S
@@ -56,7 +56,7 @@ class ClaimBook:
     _heard: dict[str, float] = field(default_factory=dict)
 
     def claim(self, owner: str, keys: list[str]) -> list[str]:
-        """Claim what nobody else has; returns those keys, in the order given."""
+        """Claim the keys that no other owner holds; returns them in the order given."""
         self.beat(owner)
         free = [key for key in keys if not self._is_held(key, by_others_than=owner)]
         self._owner_of |= dict.fromkeys(free, owner)
@@ -69,11 +69,11 @@ class ClaimBook:
                 del self._owner_of[key]
 
     def drop(self, owner: str) -> None:
-        """Give everything back that an owner has claimed: it has ended."""
+        """Give back all claims of an owner that has ended."""
         self.release(owner, [key for key, its in self._owner_of.items() if its == owner])
 
     def beat(self, owner: str) -> None:
-        """Note that an owner lives."""
+        """Record that an owner is alive."""
         self._heard[owner] = time.monotonic()
 
     def _is_held(self, key: str, *, by_others_than: str) -> bool:
@@ -84,12 +84,12 @@ class ClaimBook:
 
 
 class ResultCache:
-    """One run's view of the work that it shares with others. Use as a context, in which it says that it lives.
+    """One run's view of the cache. Within its `with` block a thread tells the others that the run is alive.
 
     Args:
-        root: the folder of the shelf.
+        root: the cache's folder.
         owner: the run's name among those that share it.
-        claims: who is at work on what.
+        claims: shared by all runs.
     """
 
     def __init__(self, root: str, owner: str, claims: TaskClaims) -> None:
@@ -97,7 +97,7 @@ class ResultCache:
         self._over = threading.Event()
 
     def __enter__(self) -> ResultCache:
-        threading.Thread(target=self._beat, daemon=True, name="shelf").start()
+        threading.Thread(target=self._beat, daemon=True, name="result cache").start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -111,21 +111,21 @@ class ResultCache:
         """See `ClaimBook.release`."""
         self._claims.release(self._owner, keys)
 
-    def lend_votes(self, folder: Folder, stage: int, index: int, key: str) -> None:
-        """Put the votes of a task on the shelf, if they are not there."""
+    def put_votes(self, folder: Folder, stage: int, index: int, key: str) -> None:
+        """Copy a task's votes from a run into the cache, unless they are there."""
         if find_receipt(self._at(key), *_PLACE, key) is None:
-            borrow_votes(folder, self._at(key), *_PLACE, key, at=(stage, index))
+            copy_votes(folder, self._at(key), *_PLACE, key, at=(stage, index))
 
-    def borrow_votes(self, folder: Folder, stage: int, index: int, key: str, name: str) -> Receipt | None:
-        """Take the votes of a task from the shelf into a run's folder; None where they are not there."""
-        return borrow_votes(self._at(key), folder, stage, index, key, at=_PLACE, name=name)
+    def get_votes(self, folder: Folder, stage: int, index: int, key: str, name: str) -> Receipt | None:
+        """Copy a task's votes from the cache into a run; None if they are not there."""
+        return copy_votes(self._at(key), folder, stage, index, key, at=_PLACE, name=name)
 
-    def lend_result(self, key: str, result: EvalResult) -> None:
-        """Put what an evaluation said on the shelf."""
+    def put_result(self, key: str, result: EvalResult) -> None:
+        """Put the result of a training into the cache."""
         self._at(key).write(_RESULT, to_checked_json(without_nan(asdict(result))))
 
-    def borrow_result(self, key: str) -> EvalResult | None:
-        """What an evaluation said; None where it is not there, or damaged."""
+    def get_result(self, key: str) -> EvalResult | None:
+        """The result of a training; None if it is missing or damaged."""
         data = self._at(key).read(_RESULT)
         try:
             return None if data is None else result_of(from_checked_json(data))
@@ -149,17 +149,15 @@ def once(
     cache: ResultCache,
     rest: Callable[[], None],
 ) -> list[Result]:
-    """Have each task done once among all that share a shelf; returns the results in no certain order.
-
-    Whoever waits holds no claim and no machine, so that nobody waits for ever.
+    """Do each task once among all runs that share a cache; returns the results in any order.
 
     Args:
         tasks: to be done.
-        keys: what names the work of each.
-        known: the result of a task that somebody has finished, else None.
-        do: does tasks, puts each one's work on the shelf, and returns their results.
-        shelf: what is shared.
-        rest: is called before waiting, to let machines go.
+        keys: of each task's work.
+        known: returns the result of a task that some run has finished, else None.
+        do: does tasks, puts each one's work into the cache, and returns their results.
+        cache: shared by the runs.
+        rest: called before waiting, to release machines.
     """
     results: list[Result] = []
     left = dict(zip(keys, tasks, strict=True))
@@ -174,6 +172,7 @@ def once(
             cache.release(mine)
         for key in mine:
             del left[key]
+        # A run that waits holds neither claims nor machines, so that two runs never wait for each other.
         if left and not mine:
             rest()
             time.sleep(_PAUSE_S)

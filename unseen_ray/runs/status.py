@@ -1,4 +1,4 @@
-"""How a run stands, told from its folder alone: by whoever sees the storage, beside the driver and without a cluster."""
+"""The state of a run, read from its folder alone: on any machine that sees the storage, without the driver or a cluster."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = ["RunStatus", "TaskStatus", "Watcher"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStatus:
-    """How a task stands.
+    """The state of a task.
 
     Attributes:
         name: the task's.
         done: whether its votes are on storage.
         node: where it ran, as far as that is known.
-        epoch, epochs: how far the training of one that is not done is, by its last checkpoint.
-        accuracy: on what it scored; of the last epoch where it still trains.
+        epoch, epochs: progress of its training, by its last checkpoint, if it is not done.
+        accuracy: on the samples it scored; of the last training epoch if it is not done.
         images_per_s: of the last epoch.
         seconds: of work so far.
-        worker_s, gpu_s: the same over all workers that share it, and on GPUs.
+        worker_s, gpu_s: the same summed over the workers that share it, and over their GPUs.
         age_s: seconds since its last checkpoint.
     """
 
@@ -51,18 +51,18 @@ class TaskStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """How a run stands.
+    """The state of a run.
 
     Attributes:
         path: its folder.
         source, samples: its data.
         kept: samples chosen by the stages that are finished.
         finished: whether the coreset is final.
-        stage, stages: the one at work, counted from 0, and how many there are.
+        stage, stages: the current one, counted from 0, and how many there are.
         total: tasks of that stage.
-        tasks: of all stages so far, those that are done or have left a checkpoint.
+        tasks: of all stages so far, those that are done or have a checkpoint.
         holder: the driver, if there is one.
-        worker_s, gpu_s: what the work so far has taken.
+        worker_s, gpu_s: seconds of workers and of GPUs so far.
     """
 
     path: str
@@ -79,18 +79,18 @@ class RunStatus:
     gpu_s: float
 
     def of_stage(self) -> tuple[TaskStatus, ...]:
-        """The tasks of the stage at work."""
+        """The tasks of the current stage."""
         name = f"stage {self.stage}"
         return tuple(task for task in self.tasks if task.name == name or task.name.startswith(f"{name} "))
 
     def images_per_s(self) -> float:
-        """Images that are trained on in a second, over all models in training."""
+        """Images trained on per second, over all models in training."""
         return sum(task.images_per_s for task in self.tasks if not task.done and not math.isnan(task.images_per_s))
 
 
 @dataclass(slots=True)
 class Watcher:
-    """Looks at a run's folder, and reads again only what may have changed.
+    """Reads a run's folder repeatedly, and each time only what may have changed.
 
     Args:
         folder: the run's.
@@ -100,11 +100,11 @@ class Watcher:
     _receipts: dict[str, Receipt] = field(default_factory=dict)
 
     def has_begun(self) -> bool:
-        """Whether there is a run to look at."""
+        """Whether a run has begun in the folder."""
         return read_manifest(self.folder) is not None
 
     def look(self) -> RunStatus:
-        """How the run stands now.
+        """The present state of the run.
 
         Raises:
             ConfigError: if there is no run, or a sweep.
@@ -143,7 +143,7 @@ class Watcher:
         )
 
     def _voted(self, stage: int) -> list[Receipt]:
-        """What the votes of a stage that is not finished say, in the order of its tasks."""
+        """The receipts in the votes of an unfinished stage, in the order of its tasks."""
         home = votes_folder(stage)
         names = [f"{home}/{name}" for name in Folder(self.folder.path(home)).names() if name.endswith(".parquet")]
         for name in names:
@@ -158,7 +158,7 @@ class Watcher:
         return sorted((task for task in found if task is not None), key=lambda task: task.name)
 
     def _checkpoint(self, name: str) -> TaskStatus | None:
-        """Where a training stands by its last checkpoint; None where there is none, or it was removed meanwhile."""
+        """The state of a training by its last checkpoint; None if there is none, or it was removed meanwhile."""
         fs, path = filesystem_of(self.folder.path(name))
         try:
             data = self.folder.read(name)

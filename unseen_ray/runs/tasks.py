@@ -1,4 +1,4 @@
-"""What every task of a run shares, and what a task leaves behind. Frozen values that travel to the workers."""
+"""What all tasks of a run share, and what tasks report: frozen values that travel between driver and workers."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ __all__ = ["EvalResult", "Job", "Progress", "make_job"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Job:
-    """A run as its workers know it.
+    """A run as its workers see it.
 
     Attributes:
-        resolved: the configuration, with model, precision and everything else.
+        resolved: the configuration with model, precision and all that was left open.
         source: how to open the data.
         test: how to open what `evaluate` measures on, if it is not the holdout.
         fingerprint: the source's.
@@ -54,7 +54,7 @@ class Job:
     limits: Limits = DEFAULT_LIMITS
 
     def population(self, labels_N: LabelArray) -> Population:
-        """The samples that take part; the same on every machine."""
+        """The samples that a run chooses from; the same on every machine."""
         return make_population(
             labels_N,
             self.num_classes,
@@ -70,7 +70,7 @@ class Job:
         return self.resolved.config
 
     def prepared(self, resolved: ResolvedRun, skipped_ids: IdArray) -> Job:
-        """The job once an executor has found out what depends on the machines and the pixels."""
+        """The job once an executor knows what depends on the hardware, and which images cannot be decoded."""
         return replace(self, resolved=resolved, skipped_ids=skipped_ids)
 
     def keeps_features(self, task: ScoreTask) -> bool:
@@ -78,7 +78,7 @@ class Job:
         return task.stage == 0 and task.index == 0 and self.resolved.keeps_features
 
     def workers_of(self, task: ScoreTask | EvalTask) -> int:
-        """Among how many workers a task's fit is divided: `gpus_per_fit` where one model trains alone, 1 for a fold."""
+        """How many workers share a task's fit: `gpus_per_fit` where one model trains alone, 1 for a fold."""
         return self.resolved.workers_of_fit(of_fold=isinstance(task, ScoreTask) and task.fold is not None)
 
     def fit_key(self, task: ScoreTask | EvalTask, population: Population) -> str:
@@ -101,7 +101,7 @@ class Job:
         )
 
     def task_keys(self, task: ScoreTask, population: Population) -> list[str]:
-        """The names under which finished work may stand for a task: its own, and where less is kept now, that of more."""
+        """The keys of finished work that can be used for a task: its own, and those of the same work that stored more."""
         fuller = [self.resolved.keeping(*kept) for kept in _KEPT]
         keys = [replace(self, resolved=asked).task_key(task, population) for asked in (self.resolved, *fuller)]
         return list(dict.fromkeys(keys))
@@ -109,7 +109,7 @@ class Job:
     def task_key(self, task: ScoreTask, population: Population) -> str:
         """The name of a task's output: a digest of everything that determines it.
 
-        Finished work under this name may stand for the task, wherever and whenever it was done.
+        Finished work with this key can be used for the task, wherever and whenever it was done.
         """
         determines = {
             "mode": task.mode,
@@ -124,14 +124,15 @@ class Job:
         )
 
     def _name_of(self, ids: IdSet, population: Population) -> str:
-        # stored runs decide by the rows of the source, holdout and skipped rows included
+        # The ids of a long run are never listed, so their rule is hashed. The number of rows decides, holdout and skipped rows
+        # included, because the keys of stored runs were made so.
         if len(population.labels_R) > self.limits.rows_in_memory:
             return digest_of_rule(ids, population)
         return digest_ids(ids.resolve(population))
 
 
 def make_job(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_LIMITS) -> Job:
-    """What every task of a run shares, before an executor has looked at the machines and the pixels."""
+    """What all tasks of a run share, before an executor has inspected the hardware and the images."""
     config = resolved.config
     ref = source_ref(config.source)
     test = source_ref(config.test, field="test") if config.test is not None else default_test(ref)
@@ -150,7 +151,7 @@ def make_job(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_L
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What a task says while it runs.
+    """Progress that a task reports while it runs.
 
     Attributes:
         task: its name.
@@ -160,8 +161,8 @@ class Progress:
         done, total: epochs, or samples.
         loss, accuracy: of the training epoch, NaN while scoring.
         images_per_s: speed.
-        passes: images that went through the training so far.
-        earlier: whether an earlier start did all of that: the fit goes on from a checkpoint.
+        passes: images trained on so far, over all epochs.
+        earlier: whether an earlier start of the run did all of that, so that the fit resumes from a checkpoint.
     """
 
     task: str
@@ -179,16 +180,16 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalResult:
-    """What a finished evaluation says.
+    """The result of one training of an evaluation.
 
     Attributes:
         task: its name.
         arm, selection, repeat: the task's.
         trained: samples it trained on.
-        accuracy: share of the test samples that are right after the last epoch.
-        class_accuracy: the same of each class, NaN where the test set has none of it.
+        accuracy: on the test samples after the last epoch, 0 to 1.
+        class_accuracy: (C,) the same per class, NaN where the test set has no sample of it.
         seconds: from start to finish.
-        worker_seconds: the same, added up over the workers that shared the fit.
+        worker_seconds: the same, summed over the workers that shared the fit.
         node, device: where it ran.
     """
 
@@ -206,7 +207,8 @@ class EvalResult:
 
 
 def _determining(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a recipe that decide what is computed: of start weights what they are, not where they lie."""
+    """The fields of a recipe that decide what is computed."""
+    # Initial weights count by their content, so that a file may be moved.
     values = recipe.model_dump()
     if recipe.init is None:
         return values

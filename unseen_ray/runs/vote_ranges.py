@@ -1,4 +1,4 @@
-"""Votes of a range of ids, out of files that are too long to be read whole."""
+"""Votes of a range of ids, from files that are too long to be read whole."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class VoteFile:
         folder: the run.
         index: the task's place in its stage.
         name: the file.
-        schema: its columns and what it says of itself.
-        starts: (G + 1,) at which row each row group begins, and the number of rows.
-        lows, highs: (G,) the lowest and the highest id of each.
+        schema: its columns and metadata.
+        starts: (G + 1,) first row of each row group, and the number of rows.
+        lows, highs: (G,) lowest and highest id of each row group.
     """
 
     folder: Folder
@@ -59,13 +59,13 @@ class VoteFile:
         beside = probs_of(self.name, self.schema)
         probs = None if beside is None else _rows(self.folder, beside[0], first + begin, first + end)
         some = table.slice(begin, end - begin)
-        if some.num_rows < table.num_rows:  # a copy, so that the rest is not held with it
+        if some.num_rows < table.num_rows:  # a copy: a slice would keep the whole table in memory
             some = some.take(pa.array(np.arange(some.num_rows)))
         return part_of(self.index, some, probs)
 
 
 def check_votes(folder: Folder, stage: int, index: int) -> None:
-    """Find all of a task's votes to say what was written, piece by piece.
+    """Check all of a task's votes against their checksum, in pieces.
 
     Raises:
         StorageError: if they are missing or damaged.
@@ -73,11 +73,11 @@ def check_votes(folder: Folder, stage: int, index: int) -> None:
     name = vote_file(stage, index)
     schema = with_parquet(folder, name, functools.partial(_checked, folder, name), inline=True)
     if (beside := probs_of(name, schema)) is not None and sha256_of_file(folder, beside[0]) != beside[1]:
-        raise StorageError(f"{folder.path(beside[0])} is damaged: it is not what was written. Run the same line again.")
+        raise StorageError(f"{folder.path(beside[0])} is damaged: its checksum differs. Run the same line again.")
 
 
 def open_votes(folder: Folder, stage: int, index: int) -> VoteFile:
-    """Open the votes of a task, which somebody has checked, to read ranges of them.
+    """Open a task's votes, already checked by `check_votes`, to read ranges of them.
 
     Raises:
         StorageError: if they are missing or damaged.
@@ -108,7 +108,7 @@ def _rows(folder: Folder, name: str, start: int, stop: int) -> FloatArray:
         shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
         if by_column:
             raise StorageError(
-                f"{folder.path(name)} is stored by columns, so that it has no ranges of rows: it is none of ours."
+                f"{folder.path(name)} is stored in Fortran order, so rows cannot be read one by one: unseen_ray did not write it."
             )
         width = int(np.prod(shape[1:])) * dtype.itemsize
         stream.seek(stream.tell() + start * width)

@@ -1,4 +1,4 @@
-"""Votes as files, `stage-NN/votes/FF.parquet`: written, found again, lent to other runs, read."""
+"""Files of votes, `stage-NN/votes/FF.parquet`: written, found again by a resumed run, copied to other runs, read."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from unseen_ray.storage.tables import sha256_of_file, sha256_of_stream
 
 __all__ = [
     "ROW_GROUP",
-    "borrow_votes",
     "check_content",
     "columns_of",
     "content_of",
+    "copy_votes",
     "find_receipt",
     "part_of",
     "probs_of",
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 ROW_GROUP = 2**17
-"""Votes that are read at once: of a thousand models, all of a range of ids must fit in memory."""
+"""Rows that are read at once: a merge holds one such group of each of perhaps a thousand models."""
 
 _KEY = b"unseen_ray.task"
 _RECEIPT = b"unseen_ray.receipt"
@@ -44,21 +44,21 @@ _FIXED = ("id", "pred", "p_top", "p_label")
 
 
 def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: Receipt) -> Receipt:
-    """Put one model's votes on storage, unless they stand there; returns the receipt with the files' checksums.
-
-    A worker that was given up for dead may be faster than whoever took over, or come after it: its votes may be in use already.
+    """Write one model's votes unless they are there already; returns the receipt with the files' checksums.
 
     Args:
         folder: the run.
         stage: the task's.
-        key: `Job.task_key`, by which a later start of the run knows the work as done.
+        key: `Job.task_key`, by which a resumed run recognises finished work.
         part: the votes.
-        receipt: what to say of the work.
+        receipt: of the work, stored in the file's footer.
     """
     name = vote_file(stage, part.index)
-    fresh = folder.read(name) is None  # else what was there before we looked is whole, or damaged and gives way
-    if (stands := find_receipt(folder, stage, part.index, key)) is not None:
-        return stands
+    # A worker that was taken for dead may still finish, before or after its replacement. The first whole file stays, because a
+    # merge may be using it; so the write is exclusive, unless there is a damaged file to replace.
+    fresh = folder.read(name) is None
+    if (present := find_receipt(folder, stage, part.index, key)) is not None:
+        return present
     files = {}
     if part.probs_MC is not None:
         probs = probs_beside(name)
@@ -79,22 +79,23 @@ def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: R
     try:
         digest = folder.write_table(name, table, new=fresh, row_group=ROW_GROUP)
     except FileExistsError:
-        if (stands := find_receipt(folder, stage, part.index, key)) is not None:
-            return stands
-        digest = folder.write_table(name, table, row_group=ROW_GROUP)  # in place of what is damaged, or of other work
-    return _as_it_stands(folder, stage, key, receipt.model_copy(update={"files": {**files, name: digest}}))
+        if (present := find_receipt(folder, stage, part.index, key)) is not None:
+            return present
+        digest = folder.write_table(name, table, row_group=ROW_GROUP)  # replaces a damaged file, or one of other work
+    return _as_stored(folder, stage, key, receipt.model_copy(update={"files": {**files, name: digest}}))
 
 
-def _as_it_stands(folder: Folder, stage: int, key: str, receipt: Receipt) -> Receipt:
-    """The receipt of the votes that an object store holds now: there, another worker's may have come in between."""
+def _as_stored(folder: Folder, stage: int, key: str, receipt: Receipt) -> Receipt:
+    """The receipt of the file that is on storage now."""
+    # On an object store pyarrow cannot write exclusively: another worker's file may have replaced this one.
     if filesystem_of(folder.root)[0].type_name == "local":
         return receipt
-    stands = find_receipt(folder, stage, receipt.index, key)
-    return receipt if stands is None or stands.files == receipt.files else stands
+    present = find_receipt(folder, stage, receipt.index, key)
+    return receipt if present is None or present.files == receipt.files else present
 
 
 def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | None:
-    """The receipt of a task whose votes are on storage already, whole and of this very work; else None."""
+    """The receipt of a task whose votes are on storage, undamaged and with this key; else None."""
     name = vote_file(stage, index)
     path = folder.path(name)
     try:
@@ -114,7 +115,7 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
 
 
 def _whole_of(path: str, key: str) -> tuple[Receipt, str] | None:
-    """The receipt in a file of votes and the SHA-256 of the file; None where it is damaged or of other work."""
+    """The receipt in a file of votes and the file's SHA-256; None if it is damaged or has another key."""
     fs, inner = filesystem_of(path)
     with fs.open_input_file(inner) as stream:
         try:
@@ -132,12 +133,12 @@ def _whole_of(path: str, key: str) -> tuple[Receipt, str] | None:
 
 
 def columns_of(file: pq.ParquetFile) -> Callable[[str], Iterator[pa.ChunkedArray]]:
-    """Reads a column piece by piece."""
+    """A function that reads a column by row groups."""
     return lambda name: (file.read_row_group(g, columns=[name]).column(0) for g in range(file.num_row_groups))
 
 
 def read_receipt(folder: Folder, name: str) -> Receipt | None:
-    """What a file of votes says of the work behind it, from its footer alone; None where it says nothing."""
+    """The receipt in the footer of a file of votes; None if there is none."""
     try:
         return Receipt.from_json(json.loads(_footer(folder, name)[_RECEIPT]))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
@@ -145,7 +146,7 @@ def read_receipt(folder: Folder, name: str) -> Receipt | None:
 
 
 def read_key(folder: Folder, name: str) -> str | None:
-    """What names the work behind a file of votes, from its footer alone; None where it says nothing."""
+    """The task key in the footer of a file of votes; None if there is none."""
     try:
         return _footer(folder, name)[_KEY].decode()
     except (pa.ArrowException, OSError, ValueError, KeyError):
@@ -158,8 +159,8 @@ def _footer(folder: Folder, name: str) -> dict[bytes, bytes]:
         return dict(pq.read_schema(stream).metadata or {})
 
 
-def borrow_votes(
-    lender: Folder,
+def copy_votes(
+    origin: Folder,
     folder: Folder,
     stage: int,
     index: int,
@@ -168,29 +169,30 @@ def borrow_votes(
     at: tuple[int, int] | None = None,
     name: str = "",
 ) -> Receipt | None:
-    """Copy the votes of a task from a folder where this very work was done; None where it was not.
+    """Copy a task's votes from a folder that holds the same work; None if it does not.
 
     Args:
-        lender: another run, or a place of a shelf of finished work.
+        origin: another run, or an entry of the result cache.
         folder: the run that needs them.
         stage, index: the task's in that run.
         key: `Job.task_key`.
-        at: stage and index in the lender, if they are others there: the same work may be another task of another run.
-        name: how the task is called in the run that needs it, if it is another one.
+        at: stage and index in `origin`, where they differ: the same work may be another task of another run.
+        name: the task's name in the run that needs it, where it differs.
     """
-    receipt = find_receipt(lender, *(at or (stage, index)), key)
+    receipt = find_receipt(origin, *(at or (stage, index)), key)
     if receipt is None:
         return None
     if at is None or at == (stage, index):
-        for file in receipt.files:  # the votes last: with them the work counts as done
-            data = lender.read(file)
+        # `files` names the votes last; once they are there, the work counts as done.
+        for file in receipt.files:
+            data = origin.read(file)
             if data is None:
                 return None
             folder.write(file, data)
         return receipt.model_copy(update={"task": name or receipt.task})
-    part = replace(read_votes(lender, *at, receipt.files), index=index)
+    part = replace(read_votes(origin, *at, receipt.files), index=index)
     for file in receipt.files.keys() & {FEATURES}:
-        part = replace(part, features_ND=lender.read_array(file, receipt.files[file]))
+        part = replace(part, features_ND=origin.read_array(file, receipt.files[file]))
     moved = receipt.model_copy(update={"index": index, "task": name or receipt.task, "reused": False})
     return write_votes(folder, stage, key, part, moved).model_copy(update={"reused": True})
 
@@ -214,24 +216,24 @@ def read_votes(folder: Folder, stage: int, index: int, digests: Mapping[str, str
 
 
 def check_content(folder: Folder, name: str, schema: pa.Schema, content: Callable[[], bytes]) -> None:
-    """Refuse a file that is none of votes, or says something else than was written; StorageError says which."""
+    """StorageError if a file holds no votes, or others than were written."""
     missing = [column for column in _FIXED if column not in schema.names]
     if missing:
-        raise StorageError(f"{folder.path(name)} has no column {', '.join(missing)}: it is no file of votes.")
+        raise StorageError(f"{folder.path(name)} has no column {', '.join(missing)}: it is not a file of votes.")
     said = (schema.metadata or {}).get(_SHA256)
     if said is not None and said != content():
-        raise StorageError(f"{folder.path(name)} is damaged: its checksum is another. Run the same line again.")
+        raise StorageError(f"{folder.path(name)} is damaged: its checksum differs. Run the same line again.")
 
 
 def probs_of(name: str, schema: pa.Schema) -> tuple[str, str] | None:
-    """The file of probabilities beside a file of votes, and its SHA-256; None where it has none."""
+    """Name and SHA-256 of the file of probabilities that belongs to a file of votes; None if there is none."""
     receipt = json.loads((schema.metadata or {}).get(_RECEIPT, b"{}"))
     digest = receipt.get("files", {}).get(probs_beside(name))
     return None if digest is None else (probs_beside(name), digest)
 
 
 def part_of(index: int, table: pa.Table, probs_MC: FloatArray | None) -> VotePart:
-    """The votes in the columns of a file of them."""
+    """Votes from the columns of their file."""
     columns = {column: table.column(column).to_numpy() for column in table.column_names}
     return VotePart(
         index=index,
@@ -245,12 +247,13 @@ def part_of(index: int, table: pa.Table, probs_MC: FloatArray | None) -> VotePar
 
 
 def _content_of(table: pa.Table) -> bytes:
-    """SHA-256 of what a file of votes says, in hexadecimal: no manifest vouches for it before its stage is finished."""
+    """SHA-256 of the votes and their receipt, in hexadecimal."""
+    # Stored in the file itself: the manifest lists it only once its stage is finished.
     return content_of(table.schema, lambda name: [table.column(name)])
 
 
 def content_of(schema: pa.Schema, column: Callable[[str], Iterable[pa.ChunkedArray]]) -> bytes:
-    """The same of a file whose columns are read piece by piece."""
+    """The same for a file whose columns are read in pieces."""
     content = hashlib.sha256()
     for said in (_KEY, _RECEIPT):
         content.update((schema.metadata or {}).get(said, b""))
