@@ -460,7 +460,7 @@ def test_sources_may_be_paths(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["self", "cls", "values", "model_config", "__class__", "recipe.epochs", ""])
 def test_no_word_is_a_field_by_accident(field: str) -> None:
-    assert "is no field" in only_problem(**{field: 1})
+    assert "is not a field" in only_problem(**{field: 1})
 
 
 def test_a_configuration_is_frozen() -> None:
@@ -528,7 +528,7 @@ def test_a_configuration_with_a_fit_survives_json() -> None:
 
 
 def test_from_json_refuses_a_field_that_it_does_not_know() -> None:
-    with pytest.raises(ConfigError, match="warp is no field"):
+    with pytest.raises(ConfigError, match="warp is not a field"):
         PruneConfig.from_json({**config().to_json(), "warp": 9})
 
 

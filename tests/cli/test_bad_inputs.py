@@ -268,7 +268,7 @@ CASES: list[tuple[str, str, int, str]] = [
     ("yaml text", "prune @yaml-text", 2, r"run\.yaml holds a str"),
     ("yaml latin1", "prune @yaml-latin1", 2, r"run\.yaml cannot be read: .*utf-8"),
     ("yaml impossible date", "prune @yaml-date --out @new", 2, r"run\.yaml|keep"),
-    ("yaml self", "prune @yaml-self --out @new", 2, r"self is no field"),
+    ("yaml self", "prune @yaml-self --out @new", 2, r"self is not a field"),
     ("yaml object", "prune @yaml-object --out @new", 2, r"run\.yaml is no YAML"),
     ("yaml empty", "prune @yaml-empty", 2, r"2 problems:[\s\S]*source is missing[\s\S]*keep is missing"),
     ("yaml blank source", "prune @yaml-blank-source --out @new", 2, r"source(=None| is missing)"),

@@ -9,10 +9,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from unseen_ray.config.checks import CHECKS, keep_message
+from unseen_ray.config.messages import field_message
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe, refuse_boolean
 from unseen_ray.errors import ConfigError
-from unseen_ray.plugins import did_you_mean, jsonable
+from unseen_ray.plugins import jsonable
 from unseen_ray.storage.path_validation import as_text, given_path, path_problem
 
 __all__ = ["EXECUTOR_FIELDS", "FREE_FIELDS", "LARGEST_SEED", "NAMED_FIELDS", "SCORE_FIELDS", "PruneConfig", "load_yaml"]
@@ -272,19 +273,7 @@ def _plain(value: Any) -> Any:
 
 
 def _message(detail: Any) -> str:
-    location = [str(part) for part in detail["loc"]]
-    field, name = location[0], ".".join(location)
-    fields: Mapping[str, Any] = (
-        Recipe.model_fields if field == "recipe" and len(location) > 1 else PruneConfig.model_fields
-    )
-    leaf = location[1] if field == "recipe" and len(location) > 1 else field
-    if name == "keep" and isinstance(detail["input"], (int, float)):
+    if detail["loc"] == ("keep",) and isinstance(detail["input"], (int, float)):
         return keep_message(detail["input"])
-    if detail["type"] == "extra_forbidden":
-        return f"{name} is no field.{did_you_mean(leaf, fields)} `unseen-ray prune --help` lists the fields."
-    if detail["type"] == "missing":
-        return f"{name} is missing: {fields[leaf].description}."
-    if detail["type"] == "value_error":
-        return str(detail["ctx"]["error"])
-    said = str(detail["msg"]).replace("Input should be", "it must be")
-    return f"{name}={detail['input']!r} is not allowed: {said} ({fields[leaf].description})."
+    hint = "`unseen-ray prune --help` lists the fields."
+    return field_message(detail, PruneConfig, parts={"recipe": Recipe}, hint=hint)

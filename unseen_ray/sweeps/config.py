@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from unseen_ray.config.messages import field_message
 from unseen_ray.config.recipe import refuse_boolean
 from unseen_ray.config.run import PruneConfig, load_yaml
 from unseen_ray.errors import ConfigError
@@ -96,7 +97,8 @@ class SweepConfig(_Part):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            problems = [_message(detail) for detail in error.errors()]
+            parts: dict[str, type[BaseModel]] = {"proxy": Proxy, "scheduler": Halving}
+            problems = [field_message(detail, SweepConfig, parts=parts) for detail in error.errors()]
         # Checked even if other fields are wrong, to report all problems at once.
         if isinstance(values.get("space"), Mapping):
             problems += check_space(values["space"], ranges=values.get("search", "grid") != "grid")
@@ -180,17 +182,3 @@ def _check_run(run: Mapping[str, Any], space: Any) -> list[str]:
             "run.fit: a training of your own cannot be measured by the proxy. Remove it, or give a model and a recipe."
         )
     return problems
-
-
-def _message(detail: Any) -> str:
-    location = [str(part) for part in detail["loc"]]
-    field, name = location[0], ".".join(location)
-    if detail["type"] == "extra_forbidden":
-        known = {"proxy": Proxy.model_fields, "scheduler": Halving.model_fields}.get(field, SweepConfig.model_fields)
-        return f"{name} is not a field of a sweep.{did_you_mean(location[-1], known)} Allowed: {', '.join(known)}."
-    if detail["type"] == "missing":
-        return f"{name} is missing: {SweepConfig.model_fields[field].description}."
-    if detail["type"] == "value_error":
-        return str(detail["ctx"]["error"])
-    said = str(detail["msg"]).replace("Input should be", "it must be")
-    return f"{name}={detail['input']!r} is not allowed: {said}."
