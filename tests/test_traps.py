@@ -264,7 +264,7 @@ def test_a_run_writes_where_it_is_told_to_under_names_that_every_system_takes(tm
         "import sys, unseen_ray as ur\n"
         f"run = ur.prune(ur.PruneConfig(**{ {**DIGITS, 'log_to': None, 'holdout': 0.25, 'out': str(told)}!r}))\n"
         "ur.evaluate(run, seeds=1, against=('random',)), ur.report(run)\n"
-        "print(sorted({'wandb', 'mlflow'} & set(sys.modules)))"
+        "print(sorted({'wandb', 'mlflow', 'sklearn'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=beside, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
