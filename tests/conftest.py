@@ -38,10 +38,15 @@ LONG_FILES = (
     "test_same_ids.py",
     "test_job.py",
     "test_decoding.py",
+    "test_features.py",
     "test_cluster.py",
     "test_elastic.py",
-    "test_faults.py",
+    "test_golden_runs.py",
     "test_lock.py",
+    "test_faults.py",
+    "test_watch.py",
+    "test_readme.py",
+    "test_long_runs.py",
 )
 
 
