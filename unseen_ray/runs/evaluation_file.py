@@ -17,6 +17,7 @@ __all__ = ["fullest_first", "known_results", "result_of", "store_results", "stor
 
 logger = logging.getLogger(__name__)
 
+# Accuracies may be compared only where all of these are equal.
 _MEASURED_BY = ("model", "recipe", "budget", "test", "test_samples")
 _TABLE = {*_MEASURED_BY, "arms", "differences", "break_even", "environment"}
 
@@ -24,6 +25,7 @@ _TABLE = {*_MEASURED_BY, "arms", "differences", "break_even", "environment"}
 def stored_tables(folder: Folder) -> list[dict[str, Any]]:
     """The tables of a run's evaluations, the last one first; empty if the file is damaged."""
     data = folder.read(EVALUATION)
+    # A damaged file costs its tables but not the report: trainings are measured again when they are asked for.
     try:
         tables = from_checked_json(data)["tables"] if data else []
         return [table for table in tables if table.keys() >= _TABLE]

@@ -46,6 +46,7 @@ def load_features(folder: Folder, files: Mapping[str, str], ids_N: IdArray) -> S
     """
     if FEATURES not in files:
         return None
+    # Rows are those of stage 0, whose ids are stored with its scores alone.
     values = folder.read_array(FEATURES, files[FEATURES])
     if len(values) != len(ids_N):
         raise StorageError(f"{folder.path(FEATURES)} has {len(values)} rows for {len(ids_N)} candidates.")

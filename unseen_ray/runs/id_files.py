@@ -39,6 +39,7 @@ class IdFiles:
 
     def within(self, population: Population, low: int, high: int) -> IdArray:
         """Ids of a range, read from the row groups that hold some of them."""
+        # The range may begin within the file before the first one that starts at `low` or above.
         begin, end = max(bisect_right(self.firsts, low) - 1, 0), bisect_left(self.firsts, high)
         read = functools.partial(_ids_within, low=low, high=high)
         found = [with_parquet(Folder(self.root), name, read) for name, _ in self.files[begin:end]]
@@ -58,6 +59,7 @@ def open_id_files(table: StoredTable, num_classes: int) -> tuple[IdFiles, IntArr
     """A table's ids as a set, and (C,) samples of each class; the columns `id` and `label` are read once, in pieces."""
     content, count, counts_C = hashlib.sha256(), 0, np.zeros(num_classes, np.int64)
     for batch in table.batches(["id", "label"]):
+        # The bytes that `digest_ids` hashes, so that the same ids have one digest wherever they are.
         content.update(batch.column("id").to_numpy().astype("<i8", copy=False).tobytes())
         counts_C += np.bincount(batch.column("label").to_numpy(), minlength=num_classes)
         count += batch.num_rows

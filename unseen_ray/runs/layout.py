@@ -111,6 +111,7 @@ _BESIDE = map(
 )
 _TEMPORARY = r"\.[0-9a-f]{8}\.tmp"  # of `Folder.write`, before the file is put in place
 
+# Evaluations make runs within a run, to any depth, and a killed writer leaves a temporary file beside any of them.
 _IS_RESULT = re.compile(_RESULT)
 _IS_OURS = re.compile(f"({_any_of(FITTING, _pattern_of(_SELECTION))}/)*{_any_of(_RESULT, *_BESIDE)}({_TEMPORARY})?")
 _IS_FIT = re.compile(_FIELDS["fit"])

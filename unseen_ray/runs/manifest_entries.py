@@ -51,6 +51,7 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
+    # A checksum is stored with the JSON, and tests compare bytes: reading and writing an old manifest must not change it.
     @model_serializer(mode="wrap")
     def _as_it_was_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = dump(self)
@@ -136,6 +137,7 @@ class Receipt(Entry):
         Raises:
             ValueError: if a field is missing or of another kind.
         """
+        # Votes are trusted by their receipt, so one that is cut short must not pass with defaults. `reused` may be missing.
         if missing := cls.model_fields.keys() - values.keys() - {"reused"}:
             raise ValueError(f"a receipt lacks {', '.join(sorted(missing))}")
         return cls.model_validate(values)
@@ -269,6 +271,7 @@ def stage_entry(stage: Stage, summary: StageSummary, receipts: list[Receipt], se
         target=stage.target,
         added=stage.added,
         candidates=summary.rows,
+        # Weighted, because models may score unequal numbers of samples.
         accuracy=float(np.average([r.accuracy for r in receipts], weights=[r.scored for r in receipts])),
         vote_accuracy=summary.right / summary.rows,
         seconds=round(seconds, 3),

@@ -58,6 +58,7 @@ class Run:
     def commit(self, **changes: Any) -> Run:
         """Write a changed manifest and return the run that has it; RunInUseError if another driver has taken over."""
         self.check_ours()
+        # Only now: everything that could refuse the new run has passed.
         if self.replaces:
             clear_run(self.folder)
         manifest = self.manifest.changed(**changes)
@@ -112,7 +113,7 @@ def files_of_run(folder: Folder) -> list[str]:
             f"{folder.root} is not removed: it holds {held_by_others}{' and more' if len(strangers) > 3 else ''}, "
             f"{'which no run of ours has written' if known else f'and no {MANIFEST} of ours'}. Name another folder."
         )
-    read_manifest(folder)
+    read_manifest(folder)  # refuses the run of a newer unseen_ray
     return names
 
 

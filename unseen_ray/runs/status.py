@@ -125,6 +125,7 @@ class Watcher:
             done += self._voted(at)
         tasks = [_done(receipt) for receipt in done]
         if not manifest.finished:
+            # A task that is done may still have its checkpoint.
             names = {task.name for task in tasks}
             tasks += [task for task in self._in_training() if task.name not in names]
         return RunStatus(
@@ -147,6 +148,7 @@ class Watcher:
         home = votes_folder(stage)
         names = [f"{home}/{name}" for name in Folder(self.folder.path(home)).names() if name.endswith(".parquet")]
         for name in names:
+            # Votes are written once, so a receipt that was read stays valid.
             if name not in self._receipts and (receipt := read_receipt(self.folder, name)) is not None:
                 self._receipts[name] = receipt
         found = [self._receipts[name] for name in names if name in self._receipts]
@@ -162,6 +164,7 @@ class Watcher:
         fs, path = filesystem_of(self.folder.path(name))
         try:
             data = self.folder.read(name)
+            # By the clock of the storage, which may be ahead of this one.
             modified = fs.get_file_info(path).mtime_ns
             head: dict[str, Any] = json.loads(data or b"{}")
             position = head["position"]

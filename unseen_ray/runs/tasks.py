@@ -212,7 +212,7 @@ def _determining(recipe: Recipe) -> dict[str, Any]:
     values = recipe.model_dump()
     if recipe.init is None:
         return values
-    values.pop("init_saw", None)
+    values.pop("init_saw", None)  # a statement about the weights, which no computation reads
     return {**values, "init": values.pop("init_sha256", None) or recipe.init}
 
 

@@ -87,6 +87,7 @@ def open_votes(folder: Folder, stage: int, index: int) -> VoteFile:
     rows, lows, highs = (
         (np.array(values, np.int64) for values in zip(*groups, strict=True)) if groups else [np.empty(0, np.int64)] * 3
     )
+    # Probabilities have no row groups: their rows are found by the number of the votes' rows.
     starts = np.concatenate([[0], np.cumsum(rows)])
     return VoteFile(folder=folder, index=index, name=name, schema=schema, starts=starts, lows=lows, highs=highs)
 

@@ -1,4 +1,4 @@
-"""The policies that choose from shards, each in passes: what it must know of all candidates first, then where their order is cut.
+"""The policies that can choose from shards, in passes: first what they need to know of all candidates, then where to cut the order.
 
 Shapes: M rows of a chunk, C classes, G groups.
 """
@@ -29,7 +29,7 @@ __all__ = ["POLICIES", "Request"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Request:
-    """What a choice is made by."""
+    """The arguments of a policy, with the shards in place of the candidates' arrays."""
 
     shards: Shards
     budget: int
@@ -39,12 +39,12 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def order(self, **changes: Any) -> Order:
-        """From the highest score to the lowest."""
+        """The order from the highest score to the lowest."""
         plain = Order(columns=("score",), keys=_score_keys, bits=32, seed=self.seed)
         return replace(plain, **changes)
 
     def classes(self, **changes: Any) -> Order:
-        """The same within each class."""
+        """The same order within each class."""
         return self.order(columns=("score", "label"), groups=len(self.kept_C), group=self.labels, **changes)
 
     def labels(self, chunk: Chunk) -> IntArray:
@@ -57,7 +57,7 @@ class Request:
         return labels
 
     def cuts(self, order: Order, ranks: Ranks) -> list[Cut]:
-        """Where an order is cut."""
+        """Where `ranks` cuts an order."""
         return find_cuts(self.shards, order, ranks, self.memory)
 
 
@@ -74,7 +74,7 @@ def _score_keys(chunk: Chunk) -> Keys:
 
 
 def _checked(budget: int, sizes_G: IntArray) -> int:
-    """How many candidates there are."""
+    """The number of candidates; DataError if there are fewer than `budget`."""
     if not 0 <= budget <= sizes_G.sum():
         raise DataError(f"the score shards hold {sizes_G.sum()} candidates, and {budget} are to be chosen.")
     return int(sizes_G.sum())
@@ -85,12 +85,13 @@ def _of_cut(cut: Cut) -> Chosen:
 
 
 def _between(request: Request, first: Callable[[int], int]) -> Chosen:
-    """A window of the order, from a place that depends on how many there are."""
+    """A window of the order, from a place that depends on the number of candidates."""
 
     def ranks(sizes_G: IntArray) -> IntArray:
         begin = first(_checked(request.budget, sizes_G))
         return np.array([[begin], [begin + request.budget]])
 
+    # Both ends in one search: each pass over the shards narrows both.
     out, within = request.cuts(request.order(), ranks)
     return Chosen(
         count=within.count - out.count,
@@ -100,7 +101,7 @@ def _between(request: Request, first: Callable[[int], int]) -> Chosen:
 
 
 def _first(request: Request, order: Order) -> Chosen:
-    """The first of an order."""
+    """The first `budget` candidates of an order."""
 
     def ranks(sizes_G: IntArray) -> IntArray:
         _checked(request.budget, sizes_G)
@@ -146,6 +147,7 @@ def _class_floor(request: Request) -> Chosen:
         _checked(request.budget, sizes_C)
         return least_quota(sizes_C, request.budget, request.kept_C, request.seed, floor=request.options["floor"])[None]
 
+    # Which rows are left for the second search is known only once the first has granted each class its floor.
     (granted,) = request.cuts(request.classes(), ranks)
     left = request.budget - granted.count
     others = request.order(columns=("score", "label", "id"), among=lambda chunk: ~granted.before(chunk))
@@ -158,6 +160,7 @@ def _class_floor(request: Request) -> Chosen:
 
 
 def _class_quota(request: Request) -> Chosen:
+    # Exact sums do not depend on how rows are split into chunks, and so equal those of the whole table.
     sums, lowest = ExactSums(len(request.kept_C)), 0.0
 
     def add(chunk: Chunk) -> tuple[ExactSums, float]:
@@ -181,7 +184,7 @@ def _class_quota(request: Request) -> Chosen:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Survey:
-    """Of all scores: how many, the lowest, the highest, and (10,) probabilities of the true class of the hardest."""
+    """Number of scores, the lowest and the highest one, and (10,) probabilities of the true class of the hardest samples."""
 
     count: int
     low: float
@@ -218,6 +221,7 @@ def _best(keys: Keys, chunk: Chunk, seed: int) -> dict[str, NDArray[Any]]:
     """The hardest rows of a chunk, in order."""
     rows = np.arange(len(keys))
     if len(keys) > HARDEST:
+        # All ties of the last place, so that their hashes decide, as they do in a whole table.
         rows = np.flatnonzero(keys <= np.partition(keys, HARDEST - 1)[HARDEST - 1])
     order = rows[np.lexsort((tie_keys(chunk["id"][rows], seed), keys[rows]))][:HARDEST]
     return {"keys": keys[order], "id": chunk["id"][order], "p_label": chunk["p_label"][order]}
@@ -231,7 +235,7 @@ def _ccs(request: Request) -> Chosen:
     high = survey.high
     if 0 < first < survey.count:
         (out,) = request.cuts(request.order(), lambda sizes_G: np.array([[first]]))
-        high = value_of_key(int(out.keys_G[0]), np.float32)
+        high = value_of_key(int(out.keys_G[0]), np.float32)  # a cut lies at the first row that is left
     elif first == survey.count:
         return Chosen(count=0, columns=("score",), takes=lambda chunk: np.zeros(len(chunk["score"]), bool))
 

@@ -107,6 +107,7 @@ def class_quota(
     """
     check_number("strength", strength)
     candidates_C = np.bincount(labels_M, minlength=len(kept_C))
+    # Floating-point sums would depend on the order of the candidates; quotas must not.
     sums = ExactSums(len(kept_C), scores_M.dtype)
     sums.add(labels_M, scores_M)
     lowest = float(scores_M.min(initial=0.0))
@@ -150,9 +151,11 @@ def quota_by_mean(
         candidates_C: (C,) how many there are of each class.
         budget, kept_C, seed, strength: the policy's.
     """
+    # A weight below 0 has no meaning as a share, so means are taken from the lowest score on.
     base = Fraction(min(lowest, 0.0))
     counts = candidates_C.tolist()
     means_C = np.array([float(total / max(n, 1) - base * (n > 0)) for total, n in zip(sums, counts, strict=True)])
+    # All means 0: sizes alone decide.
     if not means_C.any():
         means_C += 1.0
     sizes_C = candidates_C + kept_C
@@ -186,6 +189,7 @@ def apportion(target: int, sizes_C: IntArray, kept_C: IntArray, seed: int) -> In
         remainder = np.array([product % total / total for product in products])
         order = np.lexsort((keys_C[free_C], -remainder))
         quota[order[: left - int(quota.sum())]] += 1
+        # A class cannot give back what earlier stages kept of it.
         over = quota < kept_C[free_C]
         if not over.any():
             quota_C[free_C] = quota
@@ -225,6 +229,7 @@ def split_by_weight(target: int, weights_C: FloatArray, low_C: IntArray, high_C:
         shares_C[free_C] = np.clip(weights * level, low_C[free_C], high_C[free_C])
     quota_C = np.floor(shares_C).astype(np.int64)
     keys_C = tie_keys(np.arange(len(quota_C), dtype=np.int64), derive(seed, "remainders"))
+    # Remainders that differ only by rounding count as equal, so that the hash decides on every machine.
     order = np.lexsort((keys_C, np.round(quota_C - shares_C, 9)))
     while (left := target - int(quota_C.sum())) > 0:
         open_ = order[quota_C[order] < high_C[order]][:left]

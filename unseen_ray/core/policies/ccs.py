@@ -44,6 +44,7 @@ def ccs(
     check_count("strata", strata)
     check_share("cut", cut)
     order = best_first(scores_M, ids_M, seed)
+    # Cutting before the range is divided keeps outliers from stretching the strata.
     left = order[min(round(cut * len(order)), len(order) - budget) :]
     return left[_from_strata(scores_M[left], ids_M[left], budget, seed, strata)] if len(left) else left
 
@@ -51,6 +52,7 @@ def ccs(
 def _from_strata(scores_L: FloatArray, ids_L: IdArray, budget: int, seed: int, strata: int) -> Positions:
     """(budget,) positions into the candidates that the cut of `ccs` leaves, at least one."""
     stratum_L = strata_of(scores_L, float(scores_L.min()), float(scores_L.max()), strata)
+    # The first of a stratum by a seeded hash are a random draw that does not depend on the order of the candidates.
     by_key = np.lexsort((tie_keys(ids_L, derive(seed, "strata")), stratum_L))
     sizes = np.bincount(stratum_L, minlength=strata)
     starts = np.cumsum(sizes) - sizes

@@ -39,7 +39,7 @@ class Points:
         return len(self.norms)
 
     def at(self, places: slice | Positions) -> Points:
-        """Some of them."""
+        """The points at some places."""
         return Points(features=self.features[places], norms=self.norms[places])
 
 
@@ -56,7 +56,7 @@ def read_rows(features_MD: FloatArray, rows_G: Positions, dtype: Any) -> FloatAr
     Args:
         features_MD: (M, D) float16 or float32.
         rows_G: (G,) which rows; they are read in the order of the file.
-        dtype: of the answer.
+        dtype: of the result.
 
     Returns:
         (G, D).
@@ -65,6 +65,7 @@ def read_rows(features_MD: FloatArray, rows_G: Positions, dtype: Any) -> FloatAr
         FitError: if one of them is not finite.
     """
     found: FloatArray = np.empty((len(rows_G), features_MD.shape[1]), dtype)
+    # In the order of the file, because a memory map reads whole pages.
     as_stored = np.argsort(rows_G)
     step = max(1, _CHUNK_BYTES // (8 * max(features_MD.shape[1], 1)))
     for first in range(0, len(rows_G), step):

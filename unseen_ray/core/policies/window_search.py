@@ -1,4 +1,4 @@
-"""Where a window of the order is best placed: where a ridge regression on the window's features tells most candidates apart."""
+"""The best place of a window in the order: where a ridge regression on the window's features classifies most candidates."""
 
 from __future__ import annotations
 
@@ -85,9 +85,8 @@ def best_first_place(
 
 def _scaled(order_M: Positions, labels_M: IntArray, features_MD: FloatArray, classes: int) -> _Table:
     """The table, after one pass for mean and variance."""
-    first_D = features_MD[order_M[0]].astype(
-        np.float64
-    )  # near the mean: equal features have no variance, not rounding's
+    # Moments about a value near the mean: otherwise equal features would have a variance made of rounding errors.
+    first_D = features_MD[order_M[0]].astype(np.float64)
     raw = _Table(
         features_MD=features_MD,
         labels_M=labels_M,
