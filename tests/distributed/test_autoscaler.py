@@ -54,7 +54,7 @@ def test_the_autoscaler_is_asked_and_waited_for(growing: tuple[str, dict[str, st
         "the autoscaler was asked for 64 CPU and 0 GPU for a fold, and no such node came within wait_s=20 s"
         in done.stderr
     )
-    assert json.loads((tmp_path / "manifest.json").read_text())["stages"] == []
+    assert list(tmp_path.iterdir()) == []  # a run that was refused before it trained leaves the folder to the next one
     (log,) = Path(growing[1]["RAY_AUTH_TOKEN_PATH"]).parent.glob("r/session_2*/logs/monitor.log")
     assert "{'CPU': 64.0}: 2+ pending tasks/actors" in log.read_text()
 
