@@ -274,10 +274,10 @@ def test_steps_replace_the_epochs_of_a_named_recipe_and_epochs_the_steps() -> No
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ([0.4, 0.3, 0.5], r"must rise strictly"),
-        ([0.4, 0.4, 0.5], r"must rise strictly"),
-        ([0, 0.5], r"must rise strictly from above 0"),
-        ([-0.1, 0.5], r"must rise strictly from above 0"),
+        ([0.4, 0.3, 0.5], r"must increase strictly"),
+        ([0.4, 0.4, 0.5], r"must increase strictly"),
+        ([0, 0.5], r"must increase strictly from above 0"),
+        ([-0.1, 0.5], r"must increase strictly from above 0"),
         ([0.2, 0.4], r"ends in 0\.4 but keep is 0\.5"),
         ([0.2, 0.6], r"ends in 0\.6 but keep is 0\.5"),
         ([], r"must be a list of fractions"),

@@ -235,6 +235,7 @@ def test_what_is_killed_goes_on_with_what_was_finished(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     _, alive = psutil.wait_procs(children, timeout=30)
+    process.communicate()
     assert len(children) >= 2 and not alive
     receipts = sorted((out / "_preparing").glob("part-*.json"))
     finished = {path.stem: (out / path.stem).stat() for path in receipts}

@@ -291,7 +291,7 @@ CASES: list[tuple[str, str, int, str]] = [
     ("folds of one sample", fields("--folds 21"), 2, r"folds=21 of 40 samples leaves a fold of 1 to train on"),
     ("one sample", prune("one"), 2, r"keep|folds"),
     ("first stage of one sample", fields("--schedule [0.02,0.5]"), 2, r"the first stage keeps 1 sample"),
-    ("schedule falls", fields("--schedule [0.4,0.3,0.5]"), 2, r"must rise strictly"),
+    ("schedule falls", fields("--schedule [0.4,0.3,0.5]"), 2, r"must increase strictly"),
     ("schedule misses keep", fields("--schedule [0.2,0.4]"), 2, r"ends in 0\.4 but keep is 0\.5"),
     ("schedule of text", fields("--schedule 0.2,0.5"), 2, r"schedule='0\.2,0\.5' must be a list of fractions"),
     ("schedule field", fields("--schedule.frist 0.2 --schedule.stages 2"),

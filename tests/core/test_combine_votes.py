@@ -328,7 +328,7 @@ def test_votes_of_an_unknown_task_are_refused(index: int) -> None:
 
 @pytest.mark.parametrize("ids", [[0, 20, 10], [0, 10, 10], [20, 10, 0]])
 def test_ids_that_do_not_rise_are_refused(ids: list[int]) -> None:
-    with pytest.raises(IncompleteScoreError, match="votes of task 0: the ids do not rise strictly"):
+    with pytest.raises(IncompleteScoreError, match="votes of task 0: the ids do not increase strictly"):
         small_book(replace(small_part(), ids_M=np.array(ids)))
 
 

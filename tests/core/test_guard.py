@@ -67,7 +67,7 @@ def test_label_margin_minds_neither_order_nor_ties() -> None:
 
 @pytest.mark.parametrize("cut", [-0.1, 1, "much", True])
 def test_a_cut_outside_its_range_is_refused(cut: object) -> None:
-    with pytest.raises(ConfigError, match=r"guard option cut=.* is outside 0 up to 1"):
+    with pytest.raises(ConfigError, match=r"guard option cut=.* is not in \[0, 1\)"):
         label_margin(label_margin_M=np.zeros(3, np.float32), ids_M=np.arange(3), seed=0, cut=cut)
 
 

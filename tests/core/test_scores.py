@@ -242,7 +242,7 @@ def test_least_confidence_of_logits_is_another_order_and_says_so_without_them() 
     logits = np.random.default_rng(8).normal(size=50).astype(np.float32)
     values = scores.least_confidence(log_probs, labels, space="logit", max_logit_N=logits)
     np.testing.assert_array_equal(np.argsort(values), np.argsort(-logits))
-    with pytest.raises(ConfigError, match="space: logit needs the logits of a model"):
+    with pytest.raises(ConfigError, match="space: logit needs a model's logits"):
         scores.least_confidence(log_probs, labels, space="logit")
     with pytest.raises(ConfigError, match="space='logits' is neither prob nor logit"):
         scores.least_confidence(log_probs, labels, space="logits")

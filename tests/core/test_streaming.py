@@ -222,13 +222,15 @@ def test_what_is_wrong_with_shards_is_said() -> None:
     for ids, says in (([0, 1, 2, 2, 4, 5], "2 comes after 2"), ([0, 2, 1, 3, 4, 5], "1 comes after 2")):
         falling = small(id=np.array(ids))
         chosen = choose("top", falling, 2, kept_C=np.zeros(2, np.int64), seed=0)
-        with pytest.raises(DataError, match=rf"do not rise: {says}\. Sort the shards by id, or say rising=False"):
+        with pytest.raises(
+            DataError, match=rf"are not ascending: {says}\. Sort the shards by id, or pass rising=False"
+        ):
             list(chosen.ids(falling))
     chosen = choose("top", small(), 2, kept_C=np.zeros(2, np.int64), seed=0)
     with pytest.raises(DataError, match="hold 0 of the 2 samples that were chosen"):
         list(chosen.ids(small(score=np.zeros(6, np.float32))))
     twice = small(id=np.array([0, 1, 2, 5, 5, 5]))
-    with pytest.raises(DataError, match="or an id stands in them twice"):
+    with pytest.raises(DataError, match="or an id occurs twice"):
         list(choose("top", twice, 5, kept_C=np.zeros(2, np.int64), seed=0).ids(twice, rising=False))
 
 

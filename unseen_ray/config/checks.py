@@ -50,7 +50,7 @@ def _check_schedule(values: Mapping[str, Any], given: Mapping[str, Any]) -> list
     problems = []
     if any(later <= earlier for earlier, later in pairwise(schedule)) or schedule[0] <= 0:
         problems.append(
-            f"schedule={list(schedule)} must rise strictly from above 0: each entry is a cumulative fraction of N."
+            f"schedule={list(schedule)} must increase strictly from above 0: each entry is a cumulative fraction of N."
         )
     if not math.isclose(schedule[-1], keep):
         problems.append(f"schedule={list(schedule)} ends in {schedule[-1]} but keep is {keep}; end it in keep.")

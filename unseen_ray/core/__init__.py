@@ -1,4 +1,4 @@
-"""What is decided: fold plans, scores, the merge of votes, selection. Needs numpy and nothing else."""
+"""The mathematics: fold plans, scores, the merge of votes, selection. Needs only numpy."""
 
 from unseen_ray.core import arrays, combine_votes, dynamics, folds, schedule, scores, seeds, select, tasks, trajectory
 from unseen_ray.core.samples import coreset, id_sets, population

@@ -1,4 +1,4 @@
-"""Names for the arrays that cross the borders of the core, and the checks used there.
+"""Array types of the core's interface, and the checks used there.
 
 Shape suffixes used in the whole package: N samples, C classes, K folds, M a subset of the samples, V votes.
 """
@@ -26,11 +26,11 @@ __all__ = [
 IdArray = NDArray[np.int64]
 IntArray = NDArray[np.int64]
 LabelArray = NDArray[np.integer[Any]]
-"""Classes as they are stored: as narrow as may be, where there are many."""
+"""Class labels as they are stored: in a narrow integer type if there are many rows."""
 FloatArray = NDArray[np.floating[Any]]
 
 ROWS_OF_A_CHUNK = 2**24
-"""Rows of a source that are worked on together, so that scratch memory does not grow with the source."""
+"""Rows of a source that are processed at a time, so that temporary memory does not grow with the source."""
 
 
 def as_ids(values: Any, *, name: str = "ids") -> IdArray:
@@ -38,10 +38,10 @@ def as_ids(values: Any, *, name: str = "ids") -> IdArray:
 
     Args:
         values: (M,) integers in any order.
-        name: what the error message calls them.
+        name: their name in the error message.
 
     Returns:
-        (M,) int64, strictly rising.
+        (M,) int64, strictly increasing.
 
     Raises:
         ValueError: if they are not one-dimensional integers, are negative, or repeat.
@@ -54,7 +54,7 @@ def as_ids(values: Any, *, name: str = "ids") -> IdArray:
         raise ValueError(f"{name} holds {ids[0]}; row numbers start at 0.")
     repeated = np.flatnonzero(ids[1:] == ids[:-1])
     if repeated.size:
-        raise ValueError(f"{name} holds {ids[repeated[0]]} more than once; each id may stand there once.")
+        raise ValueError(f"{name} holds {ids[repeated[0]]} more than once; each id may occur once.")
     return ids
 
 
@@ -62,7 +62,7 @@ def positions_of(wanted_M: IdArray, sorted_N: IdArray) -> NDArray[np.intp]:
     """Positions of `wanted_M` in the sorted array `sorted_N`.
 
     Raises:
-        ValueError: if one of them is not there; the message names the first.
+        ValueError: if an id is missing; the message names the first.
     """
     positions = np.searchsorted(sorted_N, wanted_M)
     inside = positions < len(sorted_N)
@@ -80,9 +80,9 @@ def first_of_each_class(order_M: NDArray[np.intp], labels_M: IntArray, quota_C: 
     """The first `quota_C` positions of each class in an order, grouped by class.
 
     Args:
-        order_M: (M,) positions into `labels_M`, each once.
+        order_M: (M,) a permutation of the positions of `labels_M`.
         labels_M: (M,) classes.
-        quota_C: (C,) how many of each class, at most as many as there are.
+        quota_C: (C,) number of positions per class, at most the size of the class.
     """
     sizes_C = np.bincount(labels_M, minlength=len(quota_C))
     by_class = order_M[np.argsort(labels_M[order_M], kind="stable")]

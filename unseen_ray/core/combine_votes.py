@@ -1,4 +1,4 @@
-"""The merge of out-of-fold votes: refuses gaps and conflicts, and gives the same table in whatever order votes arrive."""
+"""Merges out-of-fold votes: refuses gaps and conflicts, and gives the same table for any order of arrival."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Combine", "ScoreFunction", "ScoreTable", "VoteCombiner", "log_of_pro
 
 Combine = Literal["mean", "rank_mean", "mean_prob"]
 ScoreFunction = Callable[..., FloatArray]
-_MOST_VOTES = 1 << 18  # votes laid out at a time to find the majority: a few MB
+_MOST_VOTES = 1 << 18  # votes processed at a time to find the majority: a few MB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ScoreTable:
-    """Merged scores: one row for each candidate, in the order of the ids.
+    """Merged scores: one row per candidate, sorted by id.
 
     Attributes:
-        ids_M: (M,) int64, strictly rising.
+        ids_M: (M,) int64, strictly increasing.
         labels_M: (M,) int64.
         votes_M: (M,) int32, number of models that scored the sample.
         pred_M: (M,) int64, the class predicted by most votes.
@@ -50,7 +50,7 @@ class VoteCombiner:
     """Collects the votes of a stage and combines those of each sample.
 
     Args:
-        ids_M: (M,) int64 candidates, strictly rising.
+        ids_M: (M,) int64 candidates, strictly increasing.
         labels_M: (M,) their classes.
         num_parts: number of models that vote in this stage.
         votes_each: number of votes that each candidate must get.
@@ -63,11 +63,11 @@ class VoteCombiner:
     parts: dict[int, VotePart] = field(default_factory=dict)
 
     def add(self, part: VotePart) -> None:
-        """Take the votes of one model; delivering the same votes again has no effect.
+        """Add the votes of one model; adding the same votes again has no effect.
 
         Raises:
             IncompleteScoreError: if the task is not of this stage, a sample is not a candidate, a value is not finite, or the votes
-                differ from an earlier delivery of the same task.
+                differ from earlier ones of the same task.
         """
         if not 0 <= part.index < self.num_parts:
             raise IncompleteScoreError(f"votes of task {part.index} in a stage of {self.num_parts} tasks.")
@@ -86,7 +86,7 @@ class VoteCombiner:
         Args:
             rule: `mean` of the votes' scores; `rank_mean`: mean of (rank - 0.5) / n among the n ids that a model scored;
                 `mean_prob`: the score of the mean probabilities.
-            functions: score functions of (log-probabilities, labels) for `mean_prob`; scores without one are left out.
+            functions: score functions of (log-probabilities, labels) for `mean_prob`; scores without one are dropped.
 
         Raises:
             IncompleteScoreError: if a task is missing, or a candidate has more or fewer than `votes_each` votes.
@@ -144,7 +144,7 @@ class VoteCombiner:
 
 
 def mean_ranks(values_M: FloatArray) -> FloatArray:
-    """(rank - 0.5) / M of each value, tied values sharing their mean rank; the lowest is near 0, the highest near 1.
+    """(rank - 0.5) / M of each value; tied values share their mean rank. The lowest is near 0, the highest near 1.
 
     >>> mean_ranks(np.array([3.0, 1.0, 3.0, 2.0]))
     array([0.75 , 0.125, 0.75 , 0.375])
@@ -155,14 +155,14 @@ def mean_ranks(values_M: FloatArray) -> FloatArray:
 
 
 def log_of_probs(probs_NC: FloatArray) -> FloatArray:
-    """Natural logarithms of float32 probabilities, which are raised to the smallest normal float32 so that no log is infinite."""
+    """Natural logarithms of probabilities, floored at the smallest normal float32 so that no logarithm is infinite."""
     smallest = np.finfo(np.float32).tiny
     return np.log(np.maximum(probs_NC.astype(np.float32), smallest))
 
 
 def _check_columns(part: VotePart) -> None:
     if part.ids_M.ndim != 1 or np.any(np.diff(part.ids_M) <= 0):
-        raise IncompleteScoreError(f"votes of task {part.index}: the ids do not rise strictly.")
+        raise IncompleteScoreError(f"votes of task {part.index}: the ids do not increase strictly.")
     for name, column in _columns_of(part).items():
         if len(column) != len(part.ids_M):
             raise IncompleteScoreError(
@@ -196,6 +196,7 @@ def _columns_of(part: VotePart) -> dict[str, NDArray[Any]]:
 
 
 def _mean(columns: list[FloatArray], at: list[NDArray[np.intp]], votes_M: NDArray[np.int64]) -> FloatArray:
+    # float64, in the order of the tasks: the sum does not depend on the order of arrival
     total = np.zeros((len(votes_M), *columns[0].shape[1:]))
     for column, where in zip(columns, at, strict=True):
         total[where] += column
@@ -212,10 +213,8 @@ def _deviation(
 
 
 def _majority(parts: list[VotePart], at: list[NDArray[np.intp]], num_rows: int, votes_each: int) -> NDArray[np.int64]:
-    """(N,) the class with most votes; of several, the one with the higher summed top-1 probability, then the lower number.
-
-    Works on some rows at a time and sorts the votes of each by class: time grows with the number of votes, not of classes.
-    """
+    """(N,) the class with most votes; ties go to the higher sum of top-1 probabilities, then to the lower number."""
+    # sorting the votes of each row by class takes time that grows with the number of votes, not of classes
     best = np.full(num_rows, -1, np.int64)
     rows_each = max(_MOST_VOTES // votes_each, 1)
     for start in range(0, num_rows, rows_each):

@@ -1,8 +1,7 @@
-"""Scores over the epochs of a training, from what a model says of samples after each. Higher is kept first, for every score.
+"""Scores over the epochs of a training, from a model's predictions after each. For every score, higher is kept first.
 
-Each function takes options and returns a `Trajectory`: what is taken of a sample after every scored epoch, and how that is reduced.
-In `mode: unseen` the samples are those that the model never trains on; in `mode: fitting` they are its training samples, looked
-at as the others are, without augmentation.
+Each function takes options and returns a `Trajectory`: a value per sample after every scored epoch, and how these are reduced.
+In `mode: unseen` the model never trains on these samples; in `mode: fitting` they are its training samples, without augmentation.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ __all__ = ["accumulated_el2n", "aum", "consistency", "correctness", "dual", "dyn
 
 
 def forgetting(*, never_learned: str = "max") -> Trajectory:
-    """How often a sample is right after one epoch and wrong after the next; never right counts as most.
+    """How often a sample is right after one epoch and wrong after the next; samples that are never right score highest.
 
     Args:
-        never_learned: what a sample scores that is right after no epoch: `max`, the number of epochs, or `zero`, as much code
-            has it, which makes the hardest samples the easiest.
+        never_learned: the score of samples that are never right: `max`, the number of epochs, or `zero`, as in some
+            implementations, which ranks the hardest samples as the easiest.
 
     Returns:
         0 to the number of scored epochs.
@@ -37,16 +36,14 @@ def forgetting(*, never_learned: str = "max") -> Trajectory:
 
 
 def aum(*, space: str = "logit", reduce: str = "mean") -> Trajectory:
-    """Minus the area under the margin, the mean over epochs of z_y - max of the others; low areas are hard or mislabelled.
-
-    Differences of log-probabilities are those of the logits.
+    """Minus the area under the margin, which is the mean over epochs of z_y - max of the others; low areas are hard or mislabelled.
 
     Args:
         space: `logit`, or `prob` for margins of probabilities.
         reduce: `mean`, or `sum` over the epochs; `{space: prob, reduce: sum}` is what CCS (Zheng et al., ICLR 2023) computes.
 
     Returns:
-        Any number; positive where other classes are ahead.
+        Any number; positive if another class leads on average.
 
     Source: Pleiss et al., Identifying Mislabeled Data using the Area Under the Margin Ranking (NeurIPS 2020).
     """
@@ -56,23 +53,25 @@ def aum(*, space: str = "logit", reduce: str = "mean") -> Trajectory:
 
 
 def tdds(*, window: int = 10, epochs: int | None = None, decay: float = 0.9) -> Trajectory:
-    """How unsteadily the predicted distribution changes from epoch to epoch, late epochs counting most; no label is used.
+    """How unsteadily the predicted distribution changes from epoch to epoch, weighting late epochs most; uses no labels.
 
-    The change k_t is the sum over classes of |p_t (ln p_t - ln p_(t-1))|; a window of J epochs gives the length of its J - 1
-    changes less their mean, and the score is the sum over windows of length * decay (1 - decay)^(windows that follow).
+    The change k_t is the sum over classes of |p_t (ln p_t - ln p_(t-1))|. A window of J epochs gives the norm of its J - 1 changes
+    less their mean, and the score is the sum over windows of norm * decay (1 - decay)^(number of later windows).
 
     Args:
-        window: J, 3 or more; all scored epochs where there are fewer.
+        window: J, 3 or more; capped at the number of scored epochs.
         epochs: how many of the first epochs count, T of the paper; None for all.
-        decay: weight of the newest window, above 0 up to 1.
+        decay: weight of the newest window, in (0, 1].
 
     Returns:
-        0 and more. Logarithms are of p + 1e-8, those of the epoch before are kept in half precision.
+        0 or more. Logarithms are of p + 1e-8; those of the previous epoch are kept in half precision.
 
     Source: Zhang et al., Spanning Training Progress: Temporal Dual-Depth Scoring (CVPR 2024).
     """
     if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay <= 1:
-        raise ConfigError(f"score option decay={decay!r} must be above 0 up to 1: the weight of the newest window.")
+        raise ConfigError(
+            f"score option decay={decay!r} must be above 0 and at most 1: the weight of the newest window."
+        )
     reduce = functools.partial(ChangeSpread, window=_count("window", window, 3), epochs=_first(epochs), decay=decay)
     return Trajectory(series=EpochView.change_B, reduce=reduce, compares=True)
 
@@ -81,10 +80,10 @@ def dyn_unc(*, window: int = 10) -> Trajectory:
     """How much p_y varies within windows of epochs, on average over the windows.
 
     Args:
-        window: J, 2 or more; all scored epochs where there are fewer.
+        window: J, 2 or more; capped at the number of scored epochs.
 
     Returns:
-        0 and more: ten times the deviation of p_y over J epochs (J - 1 in the denominator), mean over all windows.
+        0 or more: ten times the sample standard deviation of p_y over J epochs, averaged over all windows.
 
     Source: He et al., Large-scale Dataset Pruning with Dynamic Uncertainty (CVPR 2024 workshops).
     """
@@ -92,14 +91,14 @@ def dyn_unc(*, window: int = 10) -> Trajectory:
 
 
 def dual(*, window: int = 10, epochs: int | None = None) -> Trajectory:
-    """How much p_y varies within windows of epochs where it is low on average: uncertain and hard.
+    """How much p_y varies within windows of epochs, times one minus its mean there: uncertain and hard.
 
     Args:
-        window: J, 2 or more; all scored epochs where there are fewer.
+        window: J, 2 or more; capped at the number of scored epochs.
         epochs: how many of the first epochs count (30 of 200 in the paper for CIFAR); None for all.
 
     Returns:
-        0 and more: mean over windows of ten times the deviation of p_y, times one minus its mean.
+        0 or more: ten times the sample standard deviation of p_y, times one minus its mean, averaged over all windows.
 
     Source: Cho, Shin and Yun, DUAL (ICML 2025), arXiv 2502.06905.
     """
@@ -108,7 +107,7 @@ def dual(*, window: int = 10, epochs: int | None = None) -> Trajectory:
 
 
 def accumulated_el2n(*, epochs: int = 10) -> Trajectory:
-    """Mean length of the error vector over the first epochs: EL2N as CCS accumulates it, less the factor.
+    """Mean norm of the error vector over the first epochs: EL2N as accumulated by CCS, up to a constant factor.
 
     Args:
         epochs: how many of the first epochs count, 1 or more.
@@ -133,7 +132,7 @@ def correctness() -> Trajectory:
 
 
 def consistency() -> Trajectory:
-    """One minus the mean over epochs of p_y: what the model is slow to learn.
+    """One minus the mean over epochs of p_y: high for samples that the model learns slowly.
 
     Returns:
         0 to 1.
@@ -144,7 +143,7 @@ def consistency() -> Trajectory:
 
 
 def over_epochs(score: Callable[..., FloatArray], epochs: int | Sequence[int]) -> Trajectory:
-    """The mean of a score of single epochs over some of them: `{use: el2n, epochs: 10}` or `{use: el2n, epochs: [20]}`.
+    """The mean of a per-epoch score over some epochs: `{use: el2n, epochs: 10}` or `{use: el2n, epochs: [20]}`.
 
     Args:
         score: takes (B, C) log-probabilities and (B,) labels.
@@ -184,9 +183,8 @@ def _is_wrong(view: EpochView) -> FloatArray:
 
 
 def _logit_lag(view: EpochView) -> FloatArray:
-    lag_B: FloatArray = np.maximum(
-        view.log_top_other_B - view.log_p_label_B, _LEAST
-    )  # minus infinity where there is one class
+    # differences of log-probabilities are those of the logits; with a single class the difference is minus infinity
+    lag_B: FloatArray = np.maximum(view.log_top_other_B - view.log_p_label_B, _LEAST)
     return lag_B
 
 

@@ -18,7 +18,7 @@ __all__ = ["ROWS_DEALT_AT_ONCE", "Dealing", "FoldPlan", "TrainOn", "begin_dealin
 TrainOn = Literal["fold", "complement"]
 
 ROWS_DEALT_AT_ONCE = 2**24
-"""Samples that are shuffled together; of more, one such block is dealt out after the other."""
+"""Samples that are shuffled together; larger data sets are split into blocks of this size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,8 +28,8 @@ class FoldPlan:
     Attributes:
         fold_of_N: (N,) int32, the fold of each sample.
         num_folds: K.
-        train_on: "fold": model k trains on fold k and scores the rest, so that a sample gets K-1 votes (UNSEEN,
-            Figure 3). "complement": it trains on all but fold k and scores fold k, one vote a sample.
+        train_on: "fold": model k trains on fold k and scores the rest, so that each sample gets K-1 votes (UNSEEN,
+            Figure 3). "complement": it trains on all but fold k and scores fold k, one vote per sample.
     """
 
     fold_of_N: NDArray[np.int32]
@@ -41,7 +41,7 @@ class FoldPlan:
         return np.flatnonzero((self.fold_of_N == fold) == (self.train_on == "fold")).astype(np.int64)
 
     def unseen_ids(self, fold: int) -> IdArray:
-        """(M,) int64 sorted ids that the model of `fold` never sees in training: all that it may score."""
+        """(M,) int64 sorted ids that the model of `fold` does not train on, and so may score."""
         return np.flatnonzero((self.fold_of_N == fold) != (self.train_on == "fold")).astype(np.int64)
 
 
@@ -56,23 +56,22 @@ def plan_folds(
 ) -> FoldPlan:
     """Split N samples into K disjoint folds whose sizes differ by at most one.
 
-    The samples are put in the order of a seeded hash, within each class where `labels` are given, and dealt out one
-    fold after the other; above `block_rows` samples one block of ids after the other. With labels, the count of a
-    class differs by at most one between folds as well.
+    The samples are sorted by a seeded hash, within each class if `labels` are given, and assigned to the folds in
+    turn. With labels, the sizes of each class also differ by at most one between folds.
 
     Args:
         num_samples: N.
         num_folds: K, 2 to N.
-        seed: which of the partitions; non-negative.
+        seed: non-negative seed of the hash.
         labels: (N,) integers to stratify by; None for a plain random partition.
         train_on: see `FoldPlan`.
-        block_rows: how many samples are shuffled together, which bounds the memory; other blocks give another plan.
+        block_rows: number of samples shuffled at a time, which bounds the memory; another number gives another plan.
 
     Returns:
         A `FoldPlan`; the same arguments give the same plan.
 
     Raises:
-        ConfigError: if K is outside 2..N, or `labels` has another length.
+        ConfigError: if K is outside 2..N, or `labels` has the wrong length.
 
     Source: UNSEEN (AAAI 2026), Figure 3 (random equal folds); the stratification is ours.
 
@@ -87,12 +86,12 @@ def plan_folds(
     if not 2 <= num_folds <= num_samples:
         raise ConfigError(
             f"folds={num_folds} is outside 2..{num_samples} (the number of samples). "
-            "With one fold there is no unseen data to score; choose from 2 up, 4 or 5 as a rule."
+            "With one fold there is no unseen data to score; choose 2 or more, usually 4 or 5."
         )
     if train_on not in ("fold", "complement"):
         raise ConfigError(f"train_on={train_on!r} is neither 'fold' nor 'complement'.")
     if labels is not None and np.shape(labels) != (num_samples,):
-        raise ConfigError(f"labels has {len(labels)} entries for {num_samples} samples; give one integer a sample.")
+        raise ConfigError(f"labels has {len(labels)} entries for {num_samples} samples; give one integer per sample.")
     labels = None if labels is None else np.unique(labels, return_inverse=True)[1]
     blocks = blocks_of(num_samples, block_rows)
     dealing = begin_dealing(num_folds, seed, (_classes(labels, *block) for block in blocks), block_rows)
@@ -104,16 +103,16 @@ def plan_folds(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Dealing:
-    """How the samples of each block are dealt out to the folds, whatever else is held of the others.
+    """Assigns the samples of any one block to folds, without the other blocks.
 
-    The samples of a class take turns, those of the first block before those of the next, and where the turns of a class end those of
-    the next class begin: so the folds differ by one sample at most, in all and in each class.
+    The samples get consecutive turns, class after class and within a class block after block, and turn t goes to fold t mod K.
+    So the sizes of the folds differ by at most one, in total and in each class.
 
     Attributes:
         num_folds: K.
-        seed: of the hash.
+        seed: the seed of the hash.
         first_BC: (B, C) int64, the turn of the first sample of each class in each block.
-        block_rows: samples of each block, the last one shorter.
+        block_rows: samples per block; the last block may be shorter.
     """
 
     num_folds: int
@@ -122,27 +121,27 @@ class Dealing:
     block_rows: int
 
     def folds_of(self, block: int, labels_M: LabelArray) -> LabelArray:
-        """(M,) the fold of each sample of a block, whose classes are `labels_M`; as narrow as K allows."""
+        """(M,) the fold of each sample of a block with the classes `labels_M`, in the narrowest unsigned type."""
         start = block * self.block_rows
         keys_M = tie_keys(np.arange(start, start + len(labels_M), dtype=np.int64), self.seed)
-        by_key_M = np.argsort(keys_M)  # no two are equal
-        narrow = np.min_scalar_type(self.first_BC.shape[1] - 1)  # few classes are put in order without comparing
+        by_key_M = np.argsort(keys_M)  # need not be stable: no two keys are equal
+        narrow = np.min_scalar_type(self.first_BC.shape[1] - 1)  # numpy's stable sort is a radix sort up to 16 bits
         order_M = by_key_M[np.argsort(labels_M[by_key_M].astype(narrow), kind="stable")]
         sizes_C = np.bincount(labels_M, minlength=self.first_BC.shape[1])
-        shift_C = self.first_BC[block] - (np.cumsum(sizes_C) - sizes_C)  # from the place in the block to the turn
+        shift_C = self.first_BC[block] - (np.cumsum(sizes_C) - sizes_C)  # from the position in the block to the turn
         folds_M = np.empty(len(labels_M), np.min_scalar_type(self.num_folds - 1))
         folds_M[order_M] = (np.arange(len(labels_M)) + np.repeat(shift_C, sizes_C)) % self.num_folds
         return folds_M
 
 
 def begin_dealing(num_folds: int, seed: int, blocks: Iterable[LabelArray], block_rows: int) -> Dealing:
-    """Look at the classes of all samples, block by block, and say how they are dealt out.
+    """Count the classes of each block and plan how samples are assigned to folds.
 
     Args:
         num_folds: K.
-        seed: of the plan.
-        blocks: (M,) classes of each block; all 0 to deal without regard to classes.
-        block_rows: samples of each block, the last one shorter.
+        seed: the seed of the plan.
+        blocks: (M,) classes of each block; all 0 to ignore classes.
+        block_rows: samples per block; the last block may be shorter.
     """
     sizes = [np.bincount(labels_M) for labels_M in blocks]
     sizes_BC = np.zeros((len(sizes), max(map(len, sizes))), np.int64)
@@ -154,7 +153,7 @@ def begin_dealing(num_folds: int, seed: int, blocks: Iterable[LabelArray], block
 
 
 def blocks_of(num_samples: int, block_rows: int) -> list[tuple[int, int]]:
-    """Begin and end of each block."""
+    """[start, stop) of each block."""
     return [(start, min(start + block_rows, num_samples)) for start in range(0, num_samples, block_rows)]
 
 

@@ -1,8 +1,7 @@
-"""Guards: which samples are suspected to bear a wrong label, which hard-first selection would otherwise collect.
+"""Guards: which samples probably have a wrong label, since selecting hard samples first would otherwise collect them.
 
-Each takes what its signature names of the columns of the merged scores of stage 0, in the order of the candidates, and returns
-(M,) bool, True for a suspect. Policies choose from the others alone: their shares (of classes, of the order, of what is pruned)
-are of what the guard leaves.
+A guard takes those columns of the merged scores of stage 0 that its signature names, one row per candidate, and returns (M,) bool,
+True for a suspect. Policies then see only the other candidates, so their shares and quantiles refer to these.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ _ROUNDING = 1e-6
 
 
 def confident_learning(*, probs_MC: FloatArray, labels_M: IntArray) -> NDArray[np.bool_]:
-    """Suspect a sample that is confidently of another class: the off-diagonal of the confident joint; needs N x C.
+    """Suspect samples that are confidently predicted as another class (the off-diagonal of the confident joint); needs N x C.
 
-    A class's threshold is the mean probability that the samples labelled so have of it. A sample is counted for the most
-    probable of the classes whose thresholds it reaches, and suspected if that is not its own.
+    The threshold of a class is the mean probability of this class over the samples labelled with it. A sample is counted for the
+    most probable class whose threshold it reaches, and suspected if that is not its label.
 
     Args:
         probs_MC: (M, C) mean out-of-fold probabilities.
@@ -39,7 +38,8 @@ def confident_learning(*, probs_MC: FloatArray, labels_M: IntArray) -> NDArray[n
     own_M = probs_MC[np.arange(len(labels_M)), labels_M].astype(np.float64)
     sizes_C = np.bincount(labels_M, minlength=num_classes)
     thresholds_C = np.bincount(labels_M, weights=own_M, minlength=num_classes) / np.maximum(sizes_C, 1)
-    thresholds_C[sizes_C == 0] = np.inf  # no sample says how sure its models are of such a class
+    thresholds_C[sizes_C == 0] = np.inf  # a class without samples has no threshold to reach
+    # the mean of equal probabilities may round to just above them; the slack lets such samples reach it
     reached_MC = probs_MC >= thresholds_C - _ROUNDING
     best_M = np.where(reached_MC, probs_MC, -1.0).argmax(axis=1)
     suspects: NDArray[np.bool_] = reached_MC.any(axis=1) & (best_M != labels_M)
@@ -47,15 +47,15 @@ def confident_learning(*, probs_MC: FloatArray, labels_M: IntArray) -> NDArray[n
 
 
 def label_margin(*, label_margin_M: FloatArray, ids_M: IdArray, seed: int, cut: float = 0.1) -> NDArray[np.bool_]:
-    """Suspect the `cut` of all candidates whose label is least likely, by the margin of the true class.
+    """Suspect the share `cut` of the candidates with the smallest margin of the given class.
 
-    The cut-off of Zheng et al. by the area under the margin (`aum`), with the out-of-fold margin of the last epoch.
+    This is the cut-off of Zheng et al. by the area under the margin (`aum`), with the out-of-fold margin of the last epoch.
 
     Args:
-        label_margin_M: (M,) the score `label_margin`, 2 where surely wrong.
+        label_margin_M: (M,) the score `label_margin`; 2 is certainly wrong.
         ids_M: (M,) int64 sample ids.
-        seed: orders the ties.
-        cut: share of the candidates, 0 up to 1.
+        seed: breaks ties.
+        cut: share of the candidates, in [0, 1).
 
     Returns:
         (M,) bool.
@@ -69,13 +69,13 @@ def label_margin(*, label_margin_M: FloatArray, ids_M: IdArray, seed: int, cut: 
 
 
 def aum(*, aum_M: FloatArray, ids_M: IdArray, seed: int, cut: float = 0.1) -> NDArray[np.bool_]:
-    """Suspect the `cut` of all candidates with the smallest area under the margin; models score after every epoch for it.
+    """Suspect the share `cut` of the candidates with the smallest area under the margin; needs scores after every epoch.
 
     Args:
-        aum_M: (M,) the score `aum`, minus the area.
+        aum_M: (M,) the score `aum`: minus the area.
         ids_M: (M,) int64 sample ids.
-        seed: orders the ties.
-        cut: share of the candidates, 0 up to 1.
+        seed: breaks ties.
+        cut: share of the candidates, in [0, 1).
 
     Returns:
         (M,) bool.
@@ -91,14 +91,14 @@ def aum(*, aum_M: FloatArray, ids_M: IdArray, seed: int, cut: float = 0.1) -> ND
 def allowed(
     suspects_M: NDArray[np.bool_], p_label_M: FloatArray, ids_M: IdArray, budget: int, *, seed: int
 ) -> NDArray[np.intp]:
-    """(L,) positions that a policy may choose from, rising: all but the suspects, and as many of these as the budget needs.
+    """(L,) sorted positions that a policy may choose from: all but the suspects, plus as many of these as the budget needs.
 
     Args:
         suspects_M: (M,) bool.
-        p_label_M: (M,) mean probability of the given class; where suspects are needed, the most probable come first.
+        p_label_M: (M,) mean probability of the given class; needed suspects are taken from the most probable down.
         ids_M: (M,) int64 sample ids.
-        budget: how many the policy must be able to choose, 0 to M.
-        seed: orders the ties.
+        budget: how many samples the policy will choose, 0 to M.
+        seed: breaks ties.
     """
     free = np.flatnonzero(~suspects_M)
     short = budget - len(free)
@@ -111,7 +111,7 @@ def allowed(
 
 def _highest(scores_M: FloatArray, ids_M: IdArray, seed: int, cut: float) -> NDArray[np.bool_]:
     if isinstance(cut, bool) or not isinstance(cut, (int, float)) or not 0 <= cut < 1:
-        raise ConfigError(f"guard option cut={cut!r} is outside 0 up to 1: it is the share of samples to suspect.")
+        raise ConfigError(f"guard option cut={cut!r} is not in [0, 1): it is the share of samples to suspect.")
     suspects = np.zeros(len(ids_M), bool)
     suspects[best_first(scores_M, ids_M, seed)[: round(cut * len(ids_M))]] = True
     return suspects

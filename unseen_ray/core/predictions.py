@@ -1,4 +1,4 @@
-"""What a model says of a batch of samples."""
+"""What a model predicts for a batch of samples."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["Predictions"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Predictions:
-    """One model's answers to B samples.
+    """One model's predictions for B samples.
 
     Attributes:
         ids_B: (B,) int64.
         log_probs_BC: (B, C) natural-log class probabilities.
-        head_norm_B: (B,) length of what enters the last linear layer, a bias counting as a 1; None where that is not known.
-        max_logit_B: (B,) the largest logit; None where logits are not known.
-        features_BD: (B, D) float16, what enters the last linear layer; None unless it was asked for.
+        head_norm_B: (B,) norm of the last linear layer's input, with a 1 appended if it has a bias; None if unknown.
+        max_logit_B: (B,) the largest logit; None if unknown.
+        features_BD: (B, D) float16, the last linear layer's input; None unless requested.
     """
 
     ids_B: IdArray

@@ -1,4 +1,4 @@
-"""How the coreset grows: from fractions, or a first target and a spacing, to exact sizes."""
+"""How the coreset grows: from fractions, or a first fraction and a spacing, to exact sizes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Spacing = Literal["even", "geometric"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One step of the growth.
+    """One stage of the growth.
 
     Attributes:
         index: 0 is the K-fold stage.
         added: samples chosen in this stage.
-        target: coreset size once it is done.
+        target: coreset size after it.
     """
 
     index: int
@@ -29,7 +29,7 @@ class Stage:
 
 
 def spaced_fractions(first: float, keep: float, stages: int, spacing: Spacing = "even") -> list[float]:
-    """Fractions from `first` to `keep`: in equal steps, or in equal ratios.
+    """Fractions from `first` to `keep`, in equal steps or equal ratios.
 
     >>> spaced_fractions(0.25, 0.75, 3)
     [0.25, 0.5, 0.75]
@@ -41,17 +41,17 @@ def spaced_fractions(first: float, keep: float, stages: int, spacing: Spacing = 
         between = [first + (keep - first) * share for share in shares]
     else:
         between = [first * (keep / first) ** share for share in shares]
-    return [*between[:-1], keep]
+    return [*between[:-1], keep]  # not the computed end, which rounding may have moved
 
 
 def stages_of(fractions: Sequence[float], num_samples: int) -> tuple[Stage, ...]:
-    """Turn fractions of N into stages; each target is `round(fraction * N)`, halves to even.
+    """Turn fractions of N into stages; each target is `round(fraction * N)`, with halves rounded to even.
 
     Raises:
         ConfigError: if a stage would add nothing, or nothing would be pruned.
     """
     if not fractions:
-        raise ConfigError("the schedule is empty; give at least one fraction, the last one keep.")
+        raise ConfigError("the schedule is empty; give at least one fraction. The last one is keep.")
     targets = [round(fraction * num_samples) for fraction in fractions]
     if targets[0] < 1 or targets[-1] >= num_samples:
         raise ConfigError(
@@ -63,7 +63,7 @@ def stages_of(fractions: Sequence[float], num_samples: int) -> tuple[Stage, ...]
         if target <= before:
             raise ConfigError(
                 f"stage {index} of the schedule would add nothing: the targets are {targets} of N = {num_samples}. "
-                "They must rise strictly; take fewer stages or wider steps."
+                "They must increase strictly; use fewer stages or larger steps."
             )
         stages.append(Stage(index=index, added=target - before, target=target))
         before = target

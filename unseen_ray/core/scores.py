@@ -1,9 +1,8 @@
-"""Scores of a sample from the log-probabilities that a model gives it. Higher is kept first, for every score.
+"""Scores of samples from a model's log-probabilities. For every score, higher is kept first.
 
 Each function takes (N, C) natural-log class probabilities and (N,) labels and returns (N,) float32. Log-probabilities
-need no epsilon: `1 - p` is `-expm1(log p)`, exact for nearly certain samples, where `1 - exp(log p)` would round a
-whole crowd of easy samples to the same score. A score that names one of `OF_ONE_MODEL` is given it where a model of ours
-answers; probabilities alone do not tell it.
+need no epsilon: `1 - p` is `-expm1(log p)`, exact for nearly certain samples, where `1 - exp(log p)` would round many
+easy samples to the same score. Scores with a parameter of `OF_ONE_MODEL` need one of our models, not just probabilities.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from unseen_ray.errors import ConfigError
 __all__ = ["el2n", "entropy", "grand", "label_margin", "least_confidence", "loss", "margin"]
 
 OF_ONE_MODEL = ("head_norm_N", "max_logit_N")
-"""What a score may ask for beside the log-probabilities: (N,) length of (h, 1), what enters the last layer; (N,) largest logit."""
+"""What a score may take beside the log-probabilities: (N,) norm of (h, 1), the last layer's input; (N,) largest logit."""
 
 
 def entropy(log_probs_NC: FloatArray, labels_N: IntArray) -> FloatArray:
-    """Entropy of the predicted distribution, -sum p ln p: 0 when certain, ln C when lost.
+    """Entropy of the predicted distribution, -sum p ln p: 0 for a certain model, ln C for a uniform prediction.
 
     Args:
         log_probs_NC: (N, C) natural-log class probabilities.
@@ -32,12 +31,13 @@ def entropy(log_probs_NC: FloatArray, labels_N: IntArray) -> FloatArray:
     Source: Shannon (1948); scored out of fold in UNSEEN (AAAI 2026), Figure 1.
     """
     probs_NC = np.exp(log_probs_NC)
+    # the floor keeps 0 * -inf, which is NaN, out of the sum
     terms_NC = np.where(probs_NC > 0, probs_NC * np.maximum(log_probs_NC, _FLOOR), 0)
     return _float32(-terms_NC.sum(axis=1))
 
 
 def margin(log_probs_NC: FloatArray, labels_N: IntArray) -> FloatArray:
-    """One minus the gap between the two largest probabilities, 1 - (p1 - p2): 0 when certain, 1 when torn.
+    """One minus the gap between the two largest probabilities, 1 - (p1 - p2): 0 for a certain model, 1 for a tie.
 
     Args:
         log_probs_NC: (N, C) natural-log class probabilities.
@@ -57,21 +57,21 @@ def margin(log_probs_NC: FloatArray, labels_N: IntArray) -> FloatArray:
 def least_confidence(
     log_probs_NC: FloatArray, labels_N: IntArray, *, space: str = "prob", max_logit_N: FloatArray | None = None
 ) -> FloatArray:
-    """One minus the largest class probability: 0 when certain, 1 - 1/C when lost.
+    """One minus the largest class probability: 0 for a certain model, 1 - 1/C for a uniform prediction.
 
     Args:
         log_probs_NC: (N, C) natural-log class probabilities.
         labels_N: (N,) true classes; unused here.
-        space: `prob`, or `logit` for minus the largest logit, which much code calls by this name.
-        max_logit_N: (N,) the largest logit, which `space: logit` needs.
+        space: `prob`, or `logit` for minus the largest logit, which some implementations call least confidence.
+        max_logit_N: (N,) the largest logit, for `space: logit`.
 
     Returns:
-        (N,) float32 in [0, 1 - 1/C]; any number where `space` is `logit`.
+        (N,) float32 in [0, 1 - 1/C]; unbounded for `space: logit`.
 
     Raises:
-        ConfigError: if `space` is neither, or is `logit` where no logits are known.
+        ConfigError: if `space` is neither, or is `logit` and the logits are unknown.
 
-    Source: Lewis and Gale (1994); UNSEEN (AAAI 2026), Figure 4. Of probabilities, not of logits.
+    Source: Lewis and Gale (1994); UNSEEN (AAAI 2026), Figure 4, on probabilities.
     """
     if space not in ("prob", "logit"):
         raise ConfigError(f"score option space={space!r} is neither prob nor logit.")
@@ -79,7 +79,7 @@ def least_confidence(
         return _float32(-np.expm1(log_probs_NC.max(axis=1)))
     if max_logit_N is None:
         raise ConfigError(
-            "score least_confidence with space: logit needs the logits of a model, and there are probabilities alone. Take space: prob."
+            "score least_confidence with space: logit needs a model's logits, but there are only probabilities. Use space: prob."
         )
     return _float32(-max_logit_N)
 
@@ -92,13 +92,13 @@ def loss(log_probs_NC: FloatArray, labels_N: IntArray) -> FloatArray:
         labels_N: (N,) true classes.
 
     Returns:
-        (N,) float32, 0 and more, in nats.
+        (N,) float32, 0 or more, in nats.
     """
     return _float32(-_of_label(log_probs_NC, labels_N))
 
 
 def el2n(log_probs_NC: FloatArray, labels_N: IntArray) -> FloatArray:
-    """Length of the error vector, ||p - onehot(y)||.
+    """Norm of the error vector, ||p - onehot(y)||.
 
     Args:
         log_probs_NC: (N, C) natural-log class probabilities.
@@ -107,7 +107,7 @@ def el2n(log_probs_NC: FloatArray, labels_N: IntArray) -> FloatArray:
     Returns:
         (N,) float32 in [0, sqrt 2].
 
-    Source: Paul, Ganguli and Dziugaite, "Deep Learning on a Data Diet" (NeurIPS 2021); one model's, combine votes for the mean.
+    Source: Paul, Ganguli and Dziugaite, "Deep Learning on a Data Diet" (NeurIPS 2021), for one model; votes give the mean.
     """
     errors_NC = np.exp(log_probs_NC.astype(np.float64))  # squares of small float32 errors would vanish
     errors_NC[np.arange(len(labels_N)), labels_N] = -np.expm1(_of_label(log_probs_NC, labels_N))
@@ -115,15 +115,15 @@ def el2n(log_probs_NC: FloatArray, labels_N: IntArray) -> FloatArray:
 
 
 def grand(log_probs_NC: FloatArray, labels_N: IntArray, *, head_norm_N: FloatArray) -> FloatArray:
-    """Length of the loss's gradient in the last layer, ||p - onehot(y)|| ||(h, 1)||: the EL2N error times what it meets.
+    """Norm of the loss's gradient in the last layer, ||p - onehot(y)|| ||(h, 1)||.
 
     Args:
         log_probs_NC: (N, C) natural-log class probabilities.
         labels_N: (N,) true classes.
-        head_norm_N: (N,) length of (h, 1), h being what enters the last linear layer; of h where that has no bias.
+        head_norm_N: (N,) norm of (h, 1), where h is the input of the last linear layer; of h if that has no bias.
 
     Returns:
-        (N,) float32, 0 and more; of each sample by itself, whatever the batch it came in.
+        (N,) float32, 0 or more, independent of the batch.
 
     Source: Paul, Ganguli and Dziugaite, "Deep Learning on a Data Diet" (NeurIPS 2021), GraNd, in closed form for the last layer.
     """
@@ -131,7 +131,7 @@ def grand(log_probs_NC: FloatArray, labels_N: IntArray, *, head_norm_N: FloatArr
 
 
 def label_margin(log_probs_NC: FloatArray, labels_N: IntArray) -> FloatArray:
-    """One minus the lead of the true class, 1 - (p_y - max of the others): 0 when surely right, 2 when surely wrong.
+    """One minus the margin of the true class, 1 - (p_y - max of the others): 0 is certainly right, 2 certainly wrong.
 
     Args:
         log_probs_NC: (N, C) natural-log class probabilities.
@@ -155,4 +155,4 @@ def _of_label(log_probs_NC: FloatArray, labels_N: IntArray) -> FloatArray:
 
 
 def _float32(values_N: FloatArray) -> FloatArray:
-    return values_N.astype(np.float32) + np.float32(0)  # which makes 0 of -0
+    return values_N.astype(np.float32) + np.float32(0)  # turns -0 into 0

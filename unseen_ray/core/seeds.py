@@ -1,4 +1,4 @@
-"""Randomness from keys: every draw is a function of a seed and of what it is for, never of the order of execution."""
+"""Randomness from keys: every draw depends on a seed and a purpose, never on the order of execution."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ def rng_for(seed: int, *path: int) -> np.random.Generator:
     """A generator for one purpose: the same (seed, path) gives the same stream, another path an independent one.
 
     Args:
-        seed: the run's seed, or one made by `derive` or `fit_seed`; non-negative.
+        seed: the run's seed, or one from `derive` or `fit_seed`; non-negative.
         path: integers from 0 to 2**31 - 1, such as (epoch,).
     """
+    # a spawn key, not [seed, *path] as entropy: there [7] and [7, 0] give the same stream
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=path))
 
 
 def torch_seed_for(seed: int, *path: int) -> int:
-    """A seed for torch's generators (0 <= seed < 2**63), keyed as `rng_for` is but with a stream of its own."""
+    """A seed for torch's generators (0 <= seed < 2**63), keyed like `rng_for` but independent of it."""
     state = np.random.SeedSequence(seed, spawn_key=(_TORCH, *path)).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 
 
 def derive(seed: int, purpose: str) -> int:
-    """A seed of its own for a named purpose (`folds`, `holdout`, ...), so that two purposes never share a stream."""
+    """A separate seed for a named purpose (`folds`, `holdout`, ...), so that two purposes never share a stream."""
     state = np.random.SeedSequence(seed, spawn_key=(_PURPOSE, *purpose.encode())).generate_state(1, np.uint64)
     return int(state[0])
 
@@ -43,7 +44,7 @@ def digest_ids(ids_M: IdArray) -> str:
 
 
 def fit_seed(seed: int, train_digest: str, repeat: int) -> int:
-    """The seed of one fit, from what it trains on: two fits on the same ids draw the same numbers wherever they run.
+    """The seed of one fit, from its training ids: two fits on the same ids draw the same numbers wherever they run.
 
     Args:
         seed: the run's seed.
@@ -61,8 +62,8 @@ def fit_seed(seed: int, train_digest: str, repeat: int) -> int:
 def tie_keys(ids: IdArray, seed: int) -> NDArray[np.uint64]:
     """A seeded hash of each id: the order in which equal scores are kept, lowest key first.
 
-    The hash is a bijection of the id for a given seed (two rounds of the splitmix64 finaliser), so that no two ids
-    tie, and a key depends on nothing but (seed, id): shards of a data set agree without talking to each other.
+    For a given seed the hash is a bijection of the id (two rounds of the splitmix64 finaliser), so no two ids tie. A
+    key depends only on (seed, id), so shards of a data set agree without communication.
 
     Args:
         ids: (M,) int64 sample ids in any order.
@@ -75,7 +76,7 @@ def tie_keys(ids: IdArray, seed: int) -> NDArray[np.uint64]:
     """
     key = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
     with np.errstate(over="ignore"):
-        z = np.asarray(ids).astype(np.uint64)  # a copy, which is worked on in place: memory is what costs here
+        z = np.asarray(ids).astype(np.uint64)  # a copy, changed in place: temporary arrays would dominate the time
         room = np.empty_like(z)
         _mix(z, room)
         z ^= key

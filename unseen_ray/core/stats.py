@@ -1,4 +1,4 @@
-"""How scores lie, how far two runs agree on them, and what classes get by them."""
+"""Statistics of scores: how they are distributed, and how well two sets of them agree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["common_range", "correlation", "fullest_bin", "rank_correlation", "ra
 
 
 def common_range(columns: Iterable[FloatArray]) -> tuple[float, float]:
-    """The lowest and the highest of several scores' values, which bins to compare them in must share."""
+    """The lowest and the highest value of several scores: the range of bins in which to compare them."""
     ends = [(float(values.min()), float(values.max())) for values in columns]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     return low, high if high > low else low + 1.0
@@ -25,15 +25,15 @@ def fullest_bin(values_M: FloatArray, within: tuple[float, float], bins: int = 2
 
     Args:
         values_M: (M,) scores.
-        within: what the bins divide; `common_range` of all that are compared.
-        bins: how many.
+        within: range of the bins; the `common_range` of all scores that are compared.
+        bins: number of bins.
     """
-    exact = values_M.astype(np.float64)  # float32 has no room for bins between neighbouring values
+    exact = values_M.astype(np.float64)  # in float32, edges between neighbouring values would coincide
     return float(np.histogram(exact, bins, range=within)[0].max() / len(values_M))
 
 
 def correlation(first_C: FloatArray, second_C: FloatArray) -> float:
-    """Pearson correlation where both are finite; NaN where fewer than three are, or one of them has a single value.
+    """Pearson correlation of the finite pairs; NaN for fewer than three pairs, or if either side is constant.
 
     Args:
         first_C: (C,) such as the accuracy of each class.
@@ -47,7 +47,7 @@ def correlation(first_C: FloatArray, second_C: FloatArray) -> float:
 
 
 def rank_correlation(first_M: FloatArray, second_M: FloatArray) -> float:
-    """Pearson correlation of the ranks (Spearman's), tied scores sharing their mean rank; NaN where one has a single value.
+    """Spearman's rank correlation; tied scores share their mean rank. NaN if either side is constant.
 
     Args:
         first_M: (M,) scores.
@@ -60,8 +60,8 @@ def rank_correlation(first_M: FloatArray, second_M: FloatArray) -> float:
 
 
 def rank_correlations(columns: Sequence[FloatArray]) -> list[list[float]]:
-    """`rank_correlation` of each two of several scores of the same samples, each ranked once."""
-    ranks = [mean_ranks(values) - 0.5 for values in columns]  # mean ranks are 0.5 on average
+    """The matrix of `rank_correlation` of several scores of the same samples."""
+    ranks = [mean_ranks(values) - 0.5 for values in columns]  # centred, since mean ranks average 0.5
     lengths = [math.sqrt(float(values @ values)) for values in ranks]
     return [
         [float(one @ other) / (a * b) if a * b > 0 else math.nan for other, b in zip(ranks, lengths, strict=True)]

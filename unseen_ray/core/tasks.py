@@ -1,6 +1,6 @@
-"""The one unit of work: what a model trains on, and what it may score.
+"""The unit of work: what a model trains on, and what it may score.
 
-The K folds of stage 0, the later stages and the fitting baseline are all made of it.
+The K folds of stage 0, the later stages and the fitting baseline all consist of such tasks.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ Mode = Literal["unseen", "fitting"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ScoreTask:
-    """Train one scoring model, score what it may.
+    """Train one scoring model and score samples with it.
 
     Attributes:
         stage: 0 is the K-fold stage.
-        index: place in the stage; votes are merged in this order.
-        fold: the fold it stands for, None for a model of all data or of a coreset.
+        index: position in the stage; votes are merged in this order.
+        fold: its fold; None for a model trained on all data or on a coreset.
         repeat: 0 for the first model trained on these ids, 1 for the next.
-        train: what it trains on.
-        scored: what it scores; in `unseen` mode nothing of `train`.
-        mode: `fitting` models score what they were trained on.
+        train: the ids that it trains on.
+        scored: the ids that it scores; in `unseen` mode disjoint from `train`.
+        mode: `fitting` models score their training samples.
     """
 
     stage: int
@@ -56,20 +56,20 @@ class ScoreTask:
 
     @property
     def name(self) -> str:
-        """How logs and messages call it."""
+        """Its name in logs and messages."""
         where = " fitting" if self.mode == "fitting" else "" if self.fold is None else f" fold {self.fold}"
         return f"stage {self.stage}{where}" + (f" repeat {self.repeat}" if self.repeat else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EvalTask:
-    """Train one model on a subset and measure it on samples that no subset holds.
+    """Train one model on a subset and measure it on samples outside every subset.
 
     Attributes:
-        index: place in the list of evaluations.
-        arm: what the subset is: `coreset`, `random`, `full`.
-        selection: which choice of such a subset.
-        repeat: which training seed.
+        index: position in the list of evaluations.
+        arm: the kind of subset: `coreset`, `random`, `full`.
+        selection: number of the subset among those of its kind.
+        repeat: number of the training seed.
         train: the subset.
     """
 
@@ -81,25 +81,24 @@ class EvalTask:
 
     @property
     def name(self) -> str:
-        """How logs and messages call it."""
+        """Its name in logs and messages."""
         chosen = f" selection {self.selection}" if self.selection else ""
         return f"{self.arm}{chosen} seed {self.repeat}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VotePart:
-    """What one model says of the samples it may score, in the order of the ids.
+    """One model's votes on the samples that it scores, sorted by id.
 
     Attributes:
-        index: the task's place in its stage.
-        ids_M: (M,) int64, strictly rising.
+        index: the task's position in its stage.
+        ids_M: (M,) int64, strictly increasing.
         pred_M: (M,) int64, the most probable class.
         p_top_M: (M,) float32, its probability.
         p_label_M: (M,) float32, the probability of the true class.
-        scores: a column (M,) float32 for each score.
-        probs_MC: (M, C) float32, only where the run keeps probabilities.
-        features_ND: (N, D) float16 of all samples, those that the model was trained on among them, only of the model whose features
-            the run keeps.
+        scores: (M,) float32 per score.
+        probs_MC: (M, C) float32, if the run keeps probabilities.
+        features_ND: (N, D) float16 of all samples, including the training samples, from the one model whose features the run keeps.
     """
 
     index: int
@@ -113,7 +112,7 @@ class VotePart:
 
 
 def stage_zero_tasks(*, mode: Mode, spec: FoldSpec, train_on: TrainOn, repeats: int) -> list[ScoreTask]:
-    """The tasks of stage 0: `repeats` models a fold, or of all data in `fitting` mode."""
+    """The tasks of stage 0: `repeats` models per fold, or trained on all data in `fitting` mode."""
     if mode == "fitting":
         sides: list[tuple[int | None, IdSet, IdSet]] = [(None, AllIds(), AllIds())]
     else:
@@ -131,15 +130,15 @@ def stage_zero_count(*, mode: str, folds: int, repeats: int) -> int:
 
 
 def later_tasks(*, stage: int, coreset: IdSet, repeats: int) -> list[ScoreTask]:
-    """The tasks of a later stage: `repeats` fresh models of the coreset, scoring everything outside it."""
+    """The tasks of a later stage: `repeats` fresh models trained on the coreset, scoring everything outside it."""
     return _numbered(stage, [(None, coreset, Outside(coreset), "unseen")], repeats)
 
 
 def check_unseen(task: ScoreTask, ids_M: IdArray, population: Population) -> None:
-    """Refuse scores of samples that a task's model was trained on, or was not asked for.
+    """Refuse scores of samples that a task's model was trained on or was not asked to score.
 
     Raises:
-        LeakError: naming how many there are, and the first.
+        LeakError: with the number of such samples and the first one.
     """
     for start in range(0, len(ids_M), population.chunk_rows):
         some = ids_M[start : start + population.chunk_rows]
@@ -148,13 +147,13 @@ def check_unseen(task: ScoreTask, ids_M: IdArray, population: Population) -> Non
             if leaked.size:
                 raise LeakError(
                     f"{task.name} scored {leaked.size} samples that its own model was trained on; the first is id {leaked[0]}. "
-                    "Only unseen samples may be scored: answer for task.unseen_ids, or use `mode: fitting`."
+                    "Only unseen samples may be scored: score task.unseen_ids, or use `mode: fitting`."
                 )
         strangers = np.unique(some[~are_in(some, task.scored, population)])
         if strangers.size:
             raise LeakError(
                 f"{task.name} scored {strangers.size} samples that it was not asked for; the first is id {strangers[0]}. "
-                "Answer for task.unseen_ids and nothing else."
+                "Score task.unseen_ids and nothing else."
             )
 
 

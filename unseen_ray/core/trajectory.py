@@ -1,4 +1,4 @@
-"""Scores over the epochs of a training, in memory that does not grow with them: a number an epoch, reduced as it comes.
+"""Scores over the epochs of a training, reduced epoch by epoch, so that memory does not grow with the number of epochs.
 
 Shapes: M samples that a model scores, B samples of a batch, C classes, T scored epochs, J epochs of a window.
 """
@@ -18,17 +18,17 @@ from unseen_ray.errors import ConfigError
 
 __all__ = ["ChangeSpread", "EpochView", "Forgets", "Mean", "Places", "Reducer", "Spread", "Trajectory", "scored_epochs"]
 
-_EPSILON = 1e-8  # of Zhang et al.'s logarithms
+_EPSILON = 1e-8  # in the logarithms of Zhang et al.
 Places = NDArray[np.intp] | slice
 
 
 class EpochView:
-    """What a model says of a batch after an epoch; what several scores need is worked out once.
+    """A model's predictions for a batch after an epoch; values that several scores need are computed once.
 
     Attributes:
         log_probs_BC: (B, C) natural-log class probabilities.
         labels_B: (B,) true classes.
-        before_BC: (B, C) `log_floored_BC` after the scored epoch before, None in the first.
+        before_BC: (B, C) `log_floored_BC` after the previous scored epoch; None in the first.
     """
 
     def __init__(self, log_probs_BC: FloatArray, labels_B: IntArray, before_BC: FloatArray | None = None) -> None:
@@ -42,20 +42,20 @@ class EpochView:
 
     @functools.cached_property
     def right_B(self) -> NDArray[np.bool_]:
-        """(B,) whether the true class is the likeliest."""
+        """(B,) whether the true class is the most probable one."""
         right_B: NDArray[np.bool_] = self.log_probs_BC.argmax(axis=1) == self.labels_B
         return right_B
 
     @functools.cached_property
     def other_probs_BC(self) -> FloatArray:
-        """(B, C) probabilities, 0 in place of the true class's."""
+        """(B, C) probabilities, with 0 for the true class."""
         probs_BC: FloatArray = np.exp(self.log_probs_BC)
         probs_BC[self._rows, self.labels_B] = 0
         return probs_BC
 
     @functools.cached_property
     def log_top_other_B(self) -> FloatArray:
-        """(B,) log-probability of the likeliest class beside the true one; minus infinity where there is none."""
+        """(B,) log-probability of the most probable other class; minus infinity if there is only one class."""
         others_BC = self.log_probs_BC.copy()
         others_BC[self._rows, self.labels_B] = -np.inf
         top_B: FloatArray = others_BC.max(axis=1)
@@ -69,7 +69,7 @@ class EpochView:
         return floored_BC
 
     def change_B(self) -> FloatArray:
-        """(B,) sum over classes of |p (ln p - ln p before)|; 0 in the first epoch."""
+        """(B,) sum over classes of |p (ln p - ln p of the previous epoch)|; 0 in the first epoch."""
         if self.before_BC is None:
             return np.zeros(len(self.labels_B))
         steps_BC = np.subtract(self.log_floored_BC, self.before_BC)
@@ -80,20 +80,20 @@ class EpochView:
 
 
 class Reducer(Protocol):
-    """What becomes of a number an epoch for each of M samples.
+    """Reduces one number per epoch and sample to one score per sample.
 
     Attributes:
-        state: arrays with a row a sample, all that a checkpoint has to keep.
+        state: arrays with one row per sample; a checkpoint needs nothing else.
     """
 
     state: dict[str, NDArray[Any]]
 
     def add(self, places: Places, values_B: FloatArray, index: int) -> None:
-        """Take the values of some samples after the scored epoch `index`, from 0."""
+        """Add the values of some samples after the scored epoch `index`, counted from 0."""
         ...
 
     def result(self) -> FloatArray:
-        """(M,) scores once all epochs were added; higher is kept first."""
+        """(M,) scores, after all epochs were added; higher is kept first."""
         ...
 
 
@@ -102,10 +102,10 @@ class Trajectory:
     """A score over epochs.
 
     Attributes:
-        series: what is taken of every sample after every scored epoch, (B,) of an `EpochView`.
-        reduce: makes the `Reducer` for so many samples and the numbers of the scored epochs, counted from 1; ConfigError if
-            these do not suffice.
-        compares: whether the series reads `before_BC`, which is the one thing of N x C that is kept.
+        series: (B,) values after each scored epoch, from an `EpochView`.
+        reduce: makes the `Reducer` from the number of samples and the scored epochs, counted from 1; ConfigError if
+            there are too few epochs.
+        compares: whether the series reads `before_BC`, the only N x C array that is kept.
     """
 
     series: Callable[[EpochView], FloatArray]
@@ -114,7 +114,7 @@ class Trajectory:
 
 
 def scored_epochs(epochs: int, every: int) -> tuple[int, ...]:
-    """Numbers of the epochs after which a model scores, counted from 1: every so many, and the last.
+    """The epochs after which a model scores, counted from 1: every `every`-th, and the last.
 
     >>> scored_epochs(7, 3)
     (3, 6, 7)
@@ -128,8 +128,8 @@ class Mean:
     Args:
         samples: M.
         numbers: (T,) of the scored epochs.
-        epochs: which of them count: the first so many, those of a list, or all.
-        total: the sum instead.
+        epochs: which of them count: the first `epochs`, those of a list, or all for None.
+        total: return the sum instead.
     """
 
     def __init__(
@@ -150,12 +150,12 @@ class Mean:
 
 
 class Forgets:
-    """How often a sample that was right is wrong in the epoch after.
+    """How often a sample is predicted right after one scored epoch and wrong after the next.
 
     Args:
         samples: M.
         numbers: (T,) of the scored epochs.
-        never_learned: what a sample scores that was never right; None for the number of epochs.
+        never_learned: score of samples that were never right; None for the number of epochs.
     """
 
     def __init__(self, samples: int, numbers: Sequence[int], *, never_learned: float | None = None) -> None:
@@ -180,12 +180,12 @@ class Forgets:
 
 
 class Spread:
-    """Mean over windows of ten times the deviation within the window, n - 1 in its denominator.
+    """Ten times the sample standard deviation within a window, averaged over all windows.
 
     Args:
         samples: M.
         numbers: (T,) of the scored epochs.
-        window: J; where there are fewer epochs, all of them.
+        window: J; capped at the number of epochs.
         epochs: how many of the first epochs count; None for all.
         weighted: multiply the deviation by one minus the mean of the window.
     """
@@ -217,14 +217,14 @@ class Spread:
 
 
 class ChangeSpread:
-    """Moving average over windows of how far the J - 1 changes within a window lie from their mean, as a length.
+    """Moving average over windows of the norm of the J - 1 changes within a window, less their mean.
 
     Args:
         samples: M.
         numbers: (T,) of the scored epochs.
-        window: J; where there are fewer epochs, all of them.
+        window: J; capped at the number of epochs.
         epochs: how many of the first epochs count; None for all.
-        decay: weight of the newest window; those before it fade by one minus it.
+        decay: weight of the newest window; earlier ones are multiplied by 1 - decay.
     """
 
     def __init__(self, samples: int, numbers: Sequence[int], *, window: int, epochs: int | None, decay: float) -> None:
@@ -252,7 +252,7 @@ class ChangeSpread:
 
 
 def _counted(numbers: Sequence[int], epochs: int | Sequence[int] | None) -> list[int]:
-    """Places in `numbers` of the epochs that count."""
+    """Positions in `numbers` of the epochs that count."""
     if epochs is None:
         return list(range(len(numbers)))
     if isinstance(epochs, int):
@@ -263,8 +263,8 @@ def _counted(numbers: Sequence[int], epochs: int | Sequence[int] | None) -> list
         missing = next((number for number in epochs if number not in numbers), None)
     if missing is not None:
         raise ConfigError(
-            f"score option epochs={epochs!r} asks for epoch {missing}, and models score after epochs "
-            f"{', '.join(map(str, numbers[:3]))} to {numbers[-1]}. Name such epochs, or set score_every: 1."
+            f"score option epochs={epochs!r} asks for epoch {missing}, but models score after epochs "
+            f"{', '.join(map(str, numbers[:3]))} to {numbers[-1]}. Name these, or set score_every: 1."
         )
     return counted
 
@@ -272,7 +272,7 @@ def _counted(numbers: Sequence[int], epochs: int | Sequence[int] | None) -> list
 def _window(window: int, epochs: int, *, least: int) -> int:
     if epochs < least:
         raise ConfigError(
-            f"a score over windows of epochs needs {least} scored epochs and there {'is' if epochs == 1 else 'are'} {epochs}. "
+            f"a score over windows of epochs needs {least} scored epochs, but there {'is' if epochs == 1 else 'are'} {epochs}. "
             "Raise recipe.epochs, or lower score_every."
         )
     return min(window, epochs)

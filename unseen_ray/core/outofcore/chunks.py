@@ -1,4 +1,4 @@
-"""Score tables as chunks that are read anew for each pass, and work on them by several threads. M rows of a chunk."""
+"""Score tables as chunks that are read again for each pass and processed by several threads. M rows of a chunk."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from numpy.typing import NDArray
 __all__ = ["Chunk", "Memory", "Shards", "spread"]
 
 Chunk = Mapping[str, NDArray[Any]]
-"""Some rows: columns `id` int64, `label` int64, `score` float32 and what else is asked for, by name; (M,) each."""
+"""Some rows: (M,) columns by name, such as `id` int64, `label` int64 and `score` float32."""
 
 Shards = Callable[[Sequence[str]], Iterable[Chunk]]
-"""Reads the named columns anew each time, by chunks, of whatever sizes."""
+"""Reads the named columns in chunks of any size; every call starts from the beginning."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """What a search may hold at once.
+    """Limits of what a search holds at once.
 
     Attributes:
-        buffer: rows that are sorted exactly.
-        bins: logarithm of how many bins count the keys of all groups together.
-        threads: how many work on chunks side by side.
+        buffer: the most rows that are sorted.
+        bins: base-2 logarithm of the number of bins, over all groups.
+        threads: number of threads that process chunks.
     """
 
     buffer: int = 2**22
@@ -38,7 +38,7 @@ class Memory:
 
 
 def spread(chunks: Iterable[Chunk], work: Callable[[Chunk], _T], threads: int) -> Iterator[_T]:
-    """What is made of each chunk, in their order, by several threads while the next ones are read."""
+    """The results of `work` for each chunk, in order, computed by several threads while the next chunks are read."""
     if threads == 1:
         yield from map(work, chunks)
         return
@@ -46,7 +46,7 @@ def spread(chunks: Iterable[Chunk], work: Callable[[Chunk], _T], threads: int) -
         begun: deque[Future[_T]] = deque()
         try:
             for chunk in chunks:
-                if len(begun) == 2 * threads:
+                if len(begun) == 2 * threads:  # bounds the chunks in memory
                     yield begun.popleft().result()
                 begun.append(pool.submit(work, chunk))
             while begun:

@@ -1,7 +1,7 @@
-"""Policies on score tables larger than memory: the same ids as from `core.select`, from shards that are read several times.
+"""Policies on score tables larger than memory: the same ids as from `core.select`, by several passes over shards.
 
-In memory at once are a few chunks per thread, the bins and the buffer of `Memory` and, where the ids do not rise, one bit for each
-number up to the highest id.
+At once, memory holds a few chunks per thread, the bins and the buffer of `Memory` and, if the shards are not sorted by id, one bit
+for each number up to the highest id.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NOT_STREAMED = {"window": ("start", "auto"), "beta": ("over", "epochs")}
 
 
 def why_not_streamed(policy: Any, options: Mapping[str, Any]) -> str | None:
-    """Why a policy cannot choose from shards, and which can; None if it can.
+    """Why a policy cannot choose from shards, and which policies can; None if it can.
 
     Args:
         policy: a name of `core.select`, or a function.
@@ -55,20 +55,20 @@ def choose(
     options: Mapping[str, Any] | None = None,
     memory: Memory | None = None,
 ) -> Chosen:
-    """Choose from score shards what the policy of that name chooses from the whole table, bit for bit.
+    """Choose from score shards exactly what the policy of that name chooses from the whole table.
 
     Args:
         policy: one of `STREAMED`.
-        shards: reads the columns `id`, `label`, `score` (float32) and for `beta` `p_label`, as often as it is called.
-        budget: how many to keep, 0 to all.
-        kept_C: (C,) what earlier stages kept of each class.
-        seed: the policy's.
-        options: the policy's own.
-        memory: what may be held.
+        shards: reads the columns `id`, `label`, `score` (float32) and for `beta` `p_label`, at every call.
+        budget: number of samples to keep, 0 to all.
+        kept_C: (C,) number of samples of each class that earlier stages kept.
+        seed: the policy's seed.
+        options: the policy's options.
+        memory: limits of what is held at once.
 
     Raises:
         ConfigError: if the policy cannot choose from shards, or an option is outside its range.
-        DataError: if a score is not finite, a label is no class, or there are fewer candidates than `budget`.
+        DataError: if a score is not finite, a label is not a class, or there are fewer candidates than `budget`.
     """
     options = dict(options or {})
     if (why := why_not_streamed(policy, options)) is not None:
@@ -81,7 +81,7 @@ def choose(
 
 
 def _full_options(policy: str, options: dict[str, Any], kept_C: IntArray, seed: int) -> dict[str, Any]:
-    """The options with the policy's defaults; the policy checks them itself, called without candidates."""
+    """The options with the policy's defaults, checked by calling the policy without candidates."""
     function = getattr(select, policy)
     none: dict[str, Any] = {"p_label_M": np.empty(0, np.float32)} if policy == "beta" else {}
     nothing = np.empty(0, np.int64)

@@ -1,4 +1,4 @@
-"""What was chosen from score shards: a rule by which a row is chosen or not, and its ids in rising order."""
+"""A selection from score shards: a rule that tells which rows are selected, and their ids in ascending order."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from unseen_ray.errors import DataError
 
 __all__ = ["Chosen", "IdBits"]
 
-_BLOCK = 2**17  # bytes of a mask that are told at once
+_BLOCK = 2**17  # bytes of a mask that are unpacked at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Chosen:
-    """What a policy chose of shards.
+    """The rows of shards that a policy selected.
 
     Attributes:
-        count: how many.
-        columns: what `takes` reads.
-        takes: which rows of a chunk are chosen, (M,) bool.
+        count: number of selected rows.
+        columns: the columns that `takes` reads.
+        takes: (M,) bool, which rows of a chunk are selected.
     """
 
     count: int
@@ -32,15 +32,15 @@ class Chosen:
     takes: Callable[[Chunk], NDArray[np.bool_]]
 
     def ids(self, shards: Shards, *, rising: bool = True, threads: int = 1) -> Iterator[IdArray]:
-        """The chosen ids in rising order, by arrays, after one more pass.
+        """The selected ids in ascending order, in pieces, after one more pass.
 
         Args:
-            shards: what was chosen from.
-            rising: whether ids rise from row to row; else a mask of bits puts them in order.
-            threads: how many work side by side.
+            shards: the shards that the policy selected from.
+            rising: whether the shards are sorted by id; if not, a bit mask sorts the ids.
+            threads: number of threads.
 
         Raises:
-            DataError: if the ids do not rise, or the shards do not hold what was chosen, once each.
+            DataError: if the ids are not ascending, or the shards no longer hold each selected id once.
         """
         found = self._found(shards, rising, threads)
         count = 0
@@ -51,10 +51,10 @@ class Chosen:
         self._check(count)
 
     def rows(self, shards: Shards, columns: Sequence[str]) -> Iterator[Chunk]:
-        """The chosen rows in the order of the shards, some columns of them, after one more pass.
+        """Columns of the selected rows, in the order of the shards, after one more pass.
 
         Raises:
-            DataError: if the shards do not hold what was chosen.
+            DataError: if the shards no longer hold the selected rows.
         """
         count = 0
         for chunk in shards(tuple(dict.fromkeys((*self.columns, *columns)))):
@@ -66,8 +66,8 @@ class Chosen:
     def _check(self, count: int) -> None:
         if count != self.count:
             raise DataError(
-                f"the score shards hold {count} of the {self.count} samples that were chosen: they have changed since, or an id stands in "
-                "them twice. Let nothing write to them, and choose again."
+                f"the score shards hold {count} of the {self.count} selected samples: they have changed since, or an id occurs twice. "
+                "Let nothing write to them, and select again."
             )
 
     def _found(self, shards: Shards, rising: bool, threads: int) -> Iterator[IdArray]:
@@ -89,13 +89,13 @@ class Chosen:
 
 
 class IdBits:
-    """Ids, each once, told in rising order; grows up to the highest."""
+    """A set of ids as a bit mask, which grows up to the highest id."""
 
     def __init__(self) -> None:
         self._bits = np.zeros(0, np.uint8)
 
     def add(self, ids_M: IdArray) -> None:
-        """Take (M,) ids in any order, not negative; those that are there already change nothing."""
+        """Add (M,) non-negative ids in any order; repeated ids have no effect."""
         if not len(ids_M):
             return
         size = int(ids_M.max()) // 8 + 1
@@ -106,21 +106,21 @@ class IdBits:
         np.bitwise_or.at(self._bits, ids_M >> 3, np.left_shift(1, ids_M & 7).astype(np.uint8))
 
     def has(self, ids_M: IdArray) -> NDArray[np.bool_]:
-        """(M,) whether each id is one of them."""
+        """(M,) whether each id is in the set."""
         inside = ids_M < 8 * len(self._bits)
         found = np.zeros(len(ids_M), bool)
         found[inside] = self._bits[ids_M[inside] >> 3] >> (ids_M[inside] & 7).astype(np.uint8) & 1
         return found
 
     def ids(self) -> Iterator[IdArray]:
-        """All of them, rising, by arrays."""
+        """All ids in ascending order, in pieces."""
         for start in range(0, len(self._bits), _BLOCK):
             block = np.unpackbits(self._bits[start : start + _BLOCK], bitorder="little")
             yield np.flatnonzero(block).astype(np.int64) + 8 * start
 
 
 def _fall(before: int, after: int) -> str:
-    return f"the ids of the score shards do not rise: {after} comes after {before}. Sort the shards by id, or say rising=False."
+    return f"the ids of the score shards are not ascending: {after} comes after {before}. Sort the shards by id, or pass rising=False."
 
 
 def _in_order(found: Iterator[IdArray]) -> Iterator[IdArray]:

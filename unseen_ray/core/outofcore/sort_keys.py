@@ -1,4 +1,4 @@
-"""Numbers as unsigned integers of the same order, so that a threshold can be found by counting."""
+"""Maps floats to unsigned integers in sort order, so that a threshold can be found by counting."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Keys = NDArray[np.unsignedinteger[Any]]
 
 
 def best_first_keys(values_M: FloatArray) -> Keys:
-    """(M,) integers that rise as the values fall: the lowest is the best; both zeros have the same one.
+    """(M,) integers that increase as the values decrease, so that the lowest is the best; 0 and -0 share a key.
 
     Args:
-        values_M: (M,) float32, which gives uint32, or float64, which gives uint64; not NaN.
+        values_M: (M,) float32 (gives uint32) or float64 (gives uint64), without NaN.
 
     >>> best_first_keys(np.array([-1.0, 2.0, 0.5], np.float32)).argsort()
     array([1, 2, 0])
@@ -26,14 +26,15 @@ def best_first_keys(values_M: FloatArray) -> Keys:
     unsigned: Any = np.uint32 if values_M.dtype == np.float32 else np.uint64
     bits: Keys = (values_M + values_M.dtype.type(0)).view(unsigned)  # -0 becomes 0
     last = 8 * bits.itemsize - 1
-    flipped: Keys = (bits >> unsigned(last)) - unsigned(1)  # all bits of what is not negative, none of the others
+    # IEEE 754 bits order non-negative floats like integers and negative ones in reverse: invert the former, keep the latter
+    flipped: Keys = (bits >> unsigned(last)) - unsigned(1)  # all ones if not negative, else zero
     flipped &= unsigned((1 << last) - 1)
     flipped ^= bits
     return flipped
 
 
 def value_of_key(key: int, dtype: Any) -> float:
-    """The float32 or float64 value that has a key, as a float."""
+    """The float32 or float64 value of a key, as a float."""
     unsigned: Any = np.uint32 if np.dtype(dtype) == np.float32 else np.uint64
     last = 8 * np.dtype(unsigned).itemsize - 1
     mask = (1 << (last + 1)) - 1

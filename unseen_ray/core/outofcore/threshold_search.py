@@ -1,8 +1,8 @@
-"""The first so many of an order that is too long to be sorted: found by counting, in a few passes over chunks of it.
+"""Finds the first n rows of an order that is too long to sort, by counting in a few passes over its chunks.
 
-Each pass counts the keys within the interval where the end of the choice must lie, in equal bins, and narrows the interval to one of
-them, until so few are left in it that they can be sorted. Where a single key is left, its ties are narrowed by their seeded hash.
-Shapes: M rows of a chunk, G groups that are cut each by itself, L places at which each is cut.
+Each pass counts, in equal bins, the keys in the interval that contains the threshold, and narrows the interval to one bin, until
+the rows left in it are few enough to sort. If a single key is left, its ties are narrowed in the same way by their seeded hash.
+Shapes: M rows of a chunk, G groups that are cut independently, L places at which each is cut.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from unseen_ray.core.seeds import tie_keys
 __all__ = ["Cut", "Order", "Ranks", "find_cuts"]
 
 Ranks = Callable[[IntArray], IntArray]
-"""Takes (G,) how many rows each group has, returns (L, G) how many of each come before each place of it."""
+"""Takes the (G,) sizes of the groups and returns (L, G) ranks: how many rows of each group come before each cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """An order of rows within groups: by key, the lowest first, then by the seeded hash of the id.
+    """An order of rows within groups: by ascending key, then by the seeded hash of the id.
 
     Attributes:
-        columns: what is read for it.
-        keys: (M,) uint32 or uint64 of a chunk.
-        bits: 32 or 64, of these.
-        seed: of the hash.
+        columns: the columns that it reads.
+        keys: (M,) uint32 or uint64 keys of a chunk.
+        bits: 32 or 64, the bits of a key.
+        seed: the seed of the hash.
         groups: G.
-        group: (M,) group of each row of a chunk; None where there is one.
-        among: the rows of a chunk that take part; None for all.
+        group: (M,) group of each row of a chunk; None for a single group.
+        among: (M,) bool, the rows of a chunk that take part; None for all.
     """
 
     columns: tuple[str, ...]
@@ -56,19 +56,19 @@ class Order:
         return {name: column[rows] for name, column in chunk.items()}
 
     def groups_of(self, chunk: Chunk) -> IntArray | None:
-        """(M,) groups; None where there is one."""
+        """(M,) group of each row; None for a single group."""
         return None if self.group is None else self.group(chunk)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Cut:
-    """A place in each group: the first row that is not before it.
+    """A threshold in each group, given by the first row that is not before it.
 
     Attributes:
-        order: what it cuts.
-        keys_G, ties_G: (G,) uint64 of that row.
-        all_G: (G,) whether all of the group is before it, and there is no such row.
-        count: how many rows are before it, in all groups.
+        order: the order that it cuts.
+        keys_G, ties_G: (G,) uint64 key and tie key of that row.
+        all_G: (G,) whether the whole group is before it, so that there is no such row.
+        count: number of rows before it, over all groups.
     """
 
     order: Order
@@ -78,7 +78,7 @@ class Cut:
     count: int
 
     def before(self, chunk: Chunk) -> NDArray[np.bool_]:
-        """(M,) whether each row of a chunk is before it; False for those that take no part."""
+        """(M,) whether each row of a chunk is before it; False for rows that do not take part."""
         if self.order.among is not None:
             rows = self.order.among(chunk)
             found = np.zeros(len(rows), bool)
@@ -98,13 +98,13 @@ class Cut:
 
 
 def find_cuts(shards: Shards, order: Order, ranks: Ranks, memory: Memory) -> list[Cut]:
-    """Where each group is cut, so that so many of its rows come before.
+    """Find the cuts that have given numbers of each group's rows before them.
 
     Args:
         shards: the rows.
-        order: what is cut.
-        ranks: how many of each group, once their sizes are known.
-        memory: what may be held.
+        order: the order to cut.
+        ranks: computes these numbers from the sizes of the groups.
+        memory: limits of what is held at once.
 
     Returns:
         L cuts.
@@ -126,7 +126,7 @@ def find_cuts(shards: Shards, order: Order, ranks: Ranks, memory: Memory) -> lis
 
 
 class _Search:
-    """Where one place of every group must lie: among keys from `low_G` on, `2**width` of them, or among their ties."""
+    """The interval of one cut per group: the `2**width` keys from `low_G` on, or the `2**tie_width` tie keys of one key."""
 
     def __init__(self, order: Order, rank_G: IntArray, memory: Memory) -> None:
         self.order, self.rank_G = order, rank_G.astype(np.int64)
@@ -136,24 +136,25 @@ class _Search:
         self.active_G = np.ones(order.groups, bool)
         self.width, self.tie_width = order.bits, 64
         self.by_tie, self.held = False, 0
+        # all groups share 2**bins bins, or up to 16 times as many rather than fewer than 2**12 per group
         bits = (order.groups - 1).bit_length()
         self._most = max(1, memory.bins - bits, min(12, memory.bins + 4 - bits))
         self.found_G: tuple[NDArray[np.uint64], NDArray[np.uint64]] = (self.low_G, self.tie_low_G)
 
     @property
     def step(self) -> int:
-        """By how many bits the next pass narrows it."""
+        """Number of bits by which the next pass narrows the interval."""
         return min(self._most, self.tie_width if self.by_tie else self.width)
 
     def too_many(self, buffer: int) -> bool:
-        """Whether more is left than can be sorted, and it can be narrowed."""
+        """Whether more rows are left than can be sorted, and the interval can still be narrowed."""
         return self.held > buffer and not (self.by_tie and self.tie_width == 0)
 
     def inside(self, keys: Keys, groups: IntArray | None, chunk: Chunk) -> tuple[Any, Keys]:
-        """Rows within the intervals, and how far each of them lies behind their beginning."""
+        """Rows within the intervals, and their distance from the start of the interval."""
         unsigned, at = keys.dtype.type, 0 if groups is None else groups
         whole = self.width == self.order.bits
-        behind = keys if whole else keys - self.low_G.astype(keys.dtype)[at]
+        behind = keys if whole else keys - self.low_G.astype(keys.dtype)[at]  # keys below wrap around to large numbers
         rows: Any = np.flatnonzero(behind <= unsigned((1 << self.width) - 1)) if not whole else slice(None)
         if groups is not None and not self.active_G.all():
             rows = np.arange(len(keys))[rows]
@@ -166,7 +167,7 @@ class _Search:
         return np.arange(len(keys))[rows][within], behind_tie[within]
 
     def narrow(self, counts_GB: IntArray) -> None:
-        """Take the bin of each group in which its place lies."""
+        """Narrow the interval of each group to the bin that contains its cut."""
         bits = self.step
         ends_GB = np.cumsum(counts_GB, axis=1)
         left_G = self.rank_G - self.before_G
@@ -184,7 +185,7 @@ class _Search:
         self.held = int(held_G[self.active_G].sum())
 
     def settle(self, keys: NDArray[np.uint64], ties: NDArray[np.uint64], groups: IntArray) -> None:
-        """Sort what is left in the intervals."""
+        """Sort the rows left in the intervals and look up the cuts."""
         order = np.lexsort((ties, keys, groups))
         sizes_G = np.bincount(groups, minlength=self.order.groups)
         starts_G = np.cumsum(sizes_G) - sizes_G
@@ -195,7 +196,7 @@ class _Search:
         self.found_G = low_G, tie_low_G
 
     def cut(self, sizes_G: IntArray) -> Cut:
-        """The place that was found."""
+        """The cut that was found."""
         keys_G, ties_G = self.found_G
         return Cut(
             order=self.order,
@@ -207,7 +208,7 @@ class _Search:
 
 
 def _counted(shards: Shards, order: Order, searches: list[_Search], memory: Memory) -> list[IntArray]:
-    """One pass: (G, bins) for each search, how many rows of each group lie in each bin of its interval."""
+    """One pass: for each search (G, bins), the number of rows of each group in each bin of its interval."""
     totals = [np.zeros((order.groups, 1 << search.step), np.int64) for search in searches]
     lock = threading.Lock()
 
@@ -221,7 +222,7 @@ def _counted(shards: Shards, order: Order, searches: list[_Search], memory: Memo
             if groups is not None:
                 cells += groups[rows] << search.step
             with lock:
-                if total.size > 4 * cells.size:
+                if total.size > 4 * cells.size:  # bincount would allocate all bins for a few rows
                     np.add.at(total.reshape(-1), cells, 1)
                 else:
                     total += np.bincount(cells, minlength=total.size).reshape(total.shape)
@@ -234,7 +235,7 @@ def _counted(shards: Shards, order: Order, searches: list[_Search], memory: Memo
 
 
 def _collect(shards: Shards, order: Order, searches: list[_Search], memory: Memory) -> None:
-    """One pass: what lies in the intervals is sorted."""
+    """One pass: collect the rows in the intervals and sort them."""
 
     def collect(chunk: Chunk) -> list[tuple[Any, ...]]:
         chunk = order.part(chunk)

@@ -17,7 +17,7 @@ class Coreset:
     """A growing selection.
 
     Attributes:
-        ids: (M,) int64, strictly rising.
+        ids: (M,) int64, strictly increasing.
         stages: (M,) int32, the stage in which each was picked.
         scores: (M,) float32, the score by which each was picked.
     """
@@ -28,14 +28,14 @@ class Coreset:
 
     @classmethod
     def empty(cls) -> Coreset:
-        """A coreset of nothing yet."""
+        """A coreset without samples."""
         return cls(ids=np.empty(0, np.int64), stages=np.empty(0, np.int32), scores=np.empty(0, np.float32))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def extend(self, stage: int, ids_M: IdArray, scores_M: FloatArray) -> Coreset:
-        """A coreset with `ids_M` added in `stage`; ValueError if one of them is in it already."""
+        """A coreset with `ids_M` added in `stage`; ValueError if it already holds one of them."""
         ids = np.concatenate([self.ids, ids_M])
         as_ids(ids, name="the extended coreset")
         order = np.argsort(ids)

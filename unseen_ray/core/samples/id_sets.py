@@ -1,7 +1,7 @@
-"""A set of samples as a value: an array, or a rule that each process works out for itself.
+"""Sets of samples as values: an array, or a rule that each process evaluates.
 
-A task names what it trains on and what it may score by such values, so that a task's size need not grow with N: fold k
-of a plan is four numbers, whatever the size of the data set. A range of a set is found without the rest of it.
+Tasks name what they train on and score by such values, so that the size of a task does not grow with N: fold k of a
+plan is four numbers for any data set. A range of a set is found without the rest of it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class IdSet(Protocol):
     """A set of ids of a population."""
 
     def within(self, population: Population, low: int, high: int) -> IdArray:
-        """(M,) int64, strictly rising: its ids from `low` up to, but without, `high`."""
+        """(M,) int64 its ids in [low, high), strictly increasing."""
         ...
 
     def resolve(self, population: Population) -> IdArray:
-        """(M,) int64, strictly rising: all of them."""
+        """(M,) int64 all its ids, strictly increasing."""
         ...
 
     def rule(self) -> str:
-        """What determines it, beside the population."""
+        """A text that determines it, given the population; it is hashed into the names of stored work."""
         ...
 
 
 def are_in(ids_M: IdArray, of: IdSet, population: Population) -> NDArray[np.bool_]:
-    """(M,) whether each number, a row of the source or not, is an id of a set."""
+    """(M,) whether each number, which may be no row of the source, is an id of a set."""
     found = (ids_M >= 0) & (ids_M < len(population.labels_R))
     rows = ids_M if found.all() else ids_M[found]
     if len(rows):
@@ -50,19 +50,19 @@ def are_in(ids_M: IdArray, of: IdSet, population: Population) -> NDArray[np.bool
 
 
 def digest_of_rule(ids: IdSet, population: Population) -> str:
-    """The name of a set of samples by its rule, where there are too many to be named by a digest of the ids themselves."""
+    """The name of a set of samples by its rule, for sets too large to hash their ids."""
     return f"{ids.rule()} of {len(population)} without {population.excluded_digest}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldSpec:
-    """What determines a fold plan, beside the population; its `repr` names stored work, so it must not change.
+    """What determines a fold plan, given the population; its `repr` names stored work, so it must not change.
 
     Attributes:
         num_folds: K.
-        seed: of the plan.
-        stratify: whether each class is spread evenly.
-        block_rows: see `plan_folds`; not named, because all stored runs have the same.
+        seed: the seed of the plan.
+        stratify: whether each class is spread evenly over the folds.
+        block_rows: see `plan_folds`; not in the `repr`, because all stored runs have the same.
     """
 
     num_folds: int
@@ -84,7 +84,7 @@ class AllIds:
         return population.ids_N
 
     def rule(self) -> str:
-        """That it is everything."""
+        """The constant `all`."""
         return "all"
 
 
@@ -96,7 +96,7 @@ class FoldIds:
     fold: int
 
     def within(self, population: Population, low: int, high: int) -> IdArray:
-        """Those of the fold in a range; the blocks that it touches are dealt out."""
+        """The fold's ids in a range; only the blocks in this range are assigned to folds."""
         ids = population.ids_within(low, high)
         if not len(ids):
             return ids
@@ -124,7 +124,7 @@ class ArrayIds:
     ids_M: IdArray
 
     def within(self, population: Population, low: int, high: int) -> IdArray:
-        """Its part in a range."""
+        """The ids of the array in a range."""
         first, last = np.searchsorted(self.ids_M, (low, high))
         return self.ids_M[first:last]
 
@@ -144,7 +144,7 @@ class Outside:
     other: IdSet
 
     def within(self, population: Population, low: int, high: int) -> IdArray:
-        """What the other set leaves of a range."""
+        """The ids of a range that are not in the other set."""
         ids = population.ids_within(low, high)
         return ids[~are_in(ids, self.other, population)]
 
@@ -155,7 +155,7 @@ class Outside:
         return np.concatenate([self.within(population, start, start + rows) for start in starts])
 
     def rule(self) -> str:
-        """That it is outside the other."""
+        """The rule of the other set, negated."""
         return f"outside {self.other.rule()}"
 
 

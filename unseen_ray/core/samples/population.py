@@ -1,4 +1,4 @@
-"""The samples that take part in a run: the source's rows less the holdout and less what cannot be read."""
+"""The samples that take part in a run: the source's rows without the holdout and without unreadable rows."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from unseen_ray.core.seeds import derive, digest_ids, tie_keys
 
 __all__ = ["Population", "make_population"]
 
-_DRAWN_ROWS = 2**20  # of a chunk when the holdout is drawn: each thread holds 64-bit keys of its own chunk
+_DRAWN_ROWS = 2**20  # rows per chunk when drawing the holdout: each thread holds 64-bit keys of its chunk
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Population:
-    """The ids of a run with their labels, as a rule: all rows but some.
+    """The ids of a run and their labels, stored as the rows that do not take part.
 
     Attributes:
-        labels_R: (R,) integer classes of all rows of the source, as narrow as they are stored; read by ranges where they are many.
-        holdout_ids: (H,) int64 rows set aside, rising: never trained on, scored or kept.
-        skipped_ids: (S,) int64 rows that cannot be read, rising.
+        labels_R: (R,) integer classes of all rows of the source, in the type in which they are stored.
+        holdout_ids: (H,) int64 sorted rows set aside: never trained on, scored or kept.
+        skipped_ids: (S,) int64 sorted rows that cannot be read.
         num_classes: C.
-        chunk_rows: rows that are worked on together.
+        chunk_rows: rows that are processed at a time.
     """
 
     labels_R: LabelArray
@@ -42,28 +42,28 @@ class Population:
 
     @cached_property
     def excluded_ids(self) -> IdArray:
-        """(H + S,) int64 rows that take no part, rising."""
+        """(H + S,) int64 sorted rows that do not take part."""
         if not len(self.skipped_ids):
             return self.holdout_ids
         return np.union1d(self.holdout_ids, self.skipped_ids)
 
     @cached_property
     def excluded_digest(self) -> str:
-        """`digest_ids` of them."""
+        """`digest_ids` of `excluded_ids`."""
         return digest_ids(self.excluded_ids)
 
     @cached_property
     def ids_N(self) -> IdArray:
-        """(N,) int64 row numbers of the source, strictly rising."""
+        """(N,) int64 row numbers of the source, strictly increasing."""
         return self.ids_within(0, len(self.labels_R))
 
     @cached_property
     def labels_N(self) -> IntArray:
-        """(N,) int64 their classes."""
+        """(N,) int64 classes of `ids_N`."""
         return self._labels_at(self.ids_N)
 
     def ids_within(self, low: int, high: int) -> IdArray:
-        """(M,) the ids from `low` up to, but without, `high`."""
+        """(M,) the ids in [low, high)."""
         low, high = max(low, 0), min(high, len(self.labels_R))
         if low >= high:
             return np.empty(0, np.int64)
@@ -73,18 +73,18 @@ class Population:
         return np.flatnonzero(inside).astype(np.int64) + low
 
     def id_at(self, place: int) -> int:
-        """The id at a place of the rising order of all; the number of rows behind the last."""
+        """The id at a position of `ids_N`, without building that array; the number of rows beyond its end."""
         if place >= len(self):
             return len(self.labels_R)
-        excluded = self.excluded_ids  # before each of them, so many take part: its number less its place
+        excluded = self.excluded_ids  # excluded[at] - at ids come before excluded[at], which bisection searches
         return place + bisect_right(range(len(excluded)), place, key=lambda at: int(excluded[at]) - at)
 
     def place_of(self, number: int) -> int:
-        """How many ids are below a number."""
+        """The number of ids below `number`."""
         return number - int(np.searchsorted(self.excluded_ids, number))
 
     def labels_of(self, ids_M: IdArray) -> IntArray:
-        """(M,) int64 labels of ids that take part; ValueError if one does not."""
+        """(M,) int64 labels of ids; ValueError if one does not take part."""
         ids = np.asarray(ids_M)
         strange = (ids < 0) | (ids >= len(self.labels_R))
         if len(self.excluded_ids):
@@ -98,7 +98,7 @@ class Population:
         return self._labels_at(ids)
 
     def class_counts(self, ids_M: IdArray | None = None) -> IntArray:
-        """(C,) samples of each class, of all or of the given ids."""
+        """(C,) number of samples per class, among all or the given ids."""
         if ids_M is not None:
             return np.bincount(self.labels_of(ids_M), minlength=self.num_classes)
         counts_C = np.zeros(self.num_classes, np.int64)
@@ -121,8 +121,8 @@ def make_population(
 ) -> Population:
     """Set the holdout aside and leave out the skipped rows.
 
-    Each class gives `round(holdout * N_c)` samples to the holdout, but never its last one; which ones is decided by
-    the seeded hash of the id.
+    Each class gives `round(holdout * N_c)` samples to the holdout, but never its last one; the seeded hash of the id
+    decides which ones.
 
     Args:
         labels_N: (rows of the source,) integer classes.
@@ -130,7 +130,7 @@ def make_population(
         holdout: fraction in [0, 1).
         seed: the run's seed.
         skipped: ids of rows that cannot be read.
-        chunk_rows: rows that are worked on together.
+        chunk_rows: rows that are processed at a time.
     """
     everything = Population(
         labels_R=labels_N,
@@ -157,7 +157,7 @@ def _drawn(population: Population, holdout: float, seed: int) -> IdArray:
 
 
 def _drawn_by_passes(population: Population, holdout: float, seed: int) -> IdArray:
-    """The same, with no array of all rows: each class is cut at its quota in the order of the hash."""
+    """The same ids as `_drawn`, without an array of all rows: each class is cut at its quota in hash order."""
 
     def shards(columns: Sequence[str]) -> Iterator[Chunk]:
         for start, labels in labels_by_chunk(population.labels_R, min(population.chunk_rows, _DRAWN_ROWS)):
