@@ -361,7 +361,7 @@ def test_fields_of_the_folds_are_refused_in_fitting(fields: dict[str, Any]) -> N
 @pytest.mark.parametrize("fields", [{"model": "small_cnn"}, {"recipe": "quick"}, {"recipe": {"epochs": 3}}], ids=str)
 def test_model_and_recipe_are_refused_beside_fit(fields: dict[str, Any]) -> None:
     (field,) = fields
-    assert only_problem(fit="my_lab:fit", **fields).startswith(f"{field} has no effect beside fit")
+    assert only_problem(fit="my_lab:fit", **fields).startswith(f"{field} has no effect with fit")
 
 
 def test_an_address_is_refused_with_the_local_executor() -> None:
@@ -557,12 +557,12 @@ def test_every_field_is_described() -> None:
     [
         (b"- keep: 0.5\n", "holds a list"),
         (b"keep\n", "holds a str"),
-        (b"keep: [0.5\n", "is no YAML"),
-        (b"keep: 0.5\nsource: !!python/object/apply:os.getcwd []\n", "is no YAML"),
+        (b"keep: [0.5\n", "is not YAML"),
+        (b"keep: 0.5\nsource: !!python/object/apply:os.getcwd []\n", "is not YAML"),
         (b"source: caf\xe9\n", "cannot be read"),
         (b"1: 2\n", "holds a dict"),
-        (b"keep: \x00\n", "is no YAML"),
-        (b"out: 2024-13-45\n", "is no YAML"),
+        (b"keep: \x00\n", "is not YAML"),
+        (b"out: 2024-13-45\n", "is not YAML"),
     ],
 )
 def test_a_yaml_file_that_holds_no_fields_is_refused_by_name(tmp_path: Path, text: bytes, message: str) -> None:

@@ -99,7 +99,7 @@ def test_a_changed_recipe_starts_from_the_runs_own(tmp_path: Path) -> None:
     ("score", "message"),
     [
         ({"use": "tests.plugs:needy_score"}, "cannot be called as a score is: missing a required argument: 'weight'"),
-        ("tests.plugs:label", "a score called 'label' would take the place of another column"),
+        ("tests.plugs:label", "a score called 'label' would replace another column"),
         ("tests.plugs:entropy", "two scores are called 'entropy'|is the name of their column"),
     ],
 )

@@ -147,7 +147,7 @@ def test_a_file_that_changed_meanwhile_is_refused(tmp_path: Path, init: Path) ->
 
     with pytest.raises(ConfigError, match=r"has SHA-256 .*was expected: it is not the file that the run began with"):
         ur.prune(config(tmp_path / "run", init), on_event=change)  # whoever trains fold 1 finds another file
-    with pytest.raises(ConfigError, match="Bring that file back, or begin in a new folder"):
+    with pytest.raises(ConfigError, match="Restore that file, or start in a new folder"):
         ur.prune(config(tmp_path / "run", init))
     weights(init)
     assert len(ur.prune(config(tmp_path / "run", init)).coreset) == 100
@@ -168,7 +168,7 @@ def test_an_evaluation_starts_from_the_run_s_file_alone(tmp_path: Path, init: Pa
 
 def test_mode_unseen_needs_the_user_s_word(tmp_path: Path, init: Path) -> None:
     fields = {**BASE, "out": str(tmp_path / "run")}
-    with pytest.raises(ConfigError, match=r"may have been trained on the very samples.*recipe\.init_saw: none"):
+    with pytest.raises(ConfigError, match=r"may have been trained on the samples.*recipe\.init_saw: none"):
         ur.PruneConfig(**fields, recipe={**QUICK, "init": str(init)})
     fields.pop("folds")
     fitted = ur.PruneConfig(**fields, mode="fitting", recipe={**QUICK, "init": str(init)})

@@ -227,11 +227,11 @@ def test_an_address_with_a_key_is_refused_and_not_repeated(field: str) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("tensorbord", r"log_to='tensorbord' is no logger.*Did you mean 'tensorboard'\?"),
+        ("tensorbord", r"log_to='tensorbord' is not a logger.*Did you mean 'tensorboard'\?"),
         ([{"use": "mlflow", "tracking_token": "hidden"}], r"takes no option 'tracking_token'.*MLFLOW_TRACKING_TOKEN"),
-        ({"use": "mlflow", "tracking_uri": "https://me:hidden@host"}, r"must hold no password"),
+        ({"use": "mlflow", "tracking_uri": "https://me:hidden@host"}, r"must not hold a password"),
         (["mlflow", {"use": "mlflow"}], r"names 'mlflow' more than once"),
-        ([["mlflow"]], r"log_to=\['mlflow'\] is no logger"),
+        ([["mlflow"]], r"log_to=\['mlflow'\] is not a logger"),
         ({"use": "mlflow", "tags": "mine"}, r"mlflow needs tags as a mapping"),
         ({"use": "wandb", "project": 3}, r"wandb needs project as text"),
     ],

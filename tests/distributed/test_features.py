@@ -81,7 +81,7 @@ def test_without_stored_features_select_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ur.ConfigError, match="policy k_center reads the features of a model, and fit answers"):
         given = {name: value for name, value in FIELDS.items() if name != "recipe"}
         ur.prune(ur.PruneConfig(**given, out=str(tmp_path / "fit"), fit="tests.plugs:centroids", policy="k_center"))
-    with pytest.raises(ur.ConfigError, match="save_features has no effect beside fit"):
+    with pytest.raises(ur.ConfigError, match="save_features has no effect with fit"):
         ur.PruneConfig(source="digits", keep=0.5, fit="tests.plugs:centroids", save_features=True)
 
 

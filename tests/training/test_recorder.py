@@ -247,13 +247,13 @@ def test_the_net_of_these_tests_has_a_head() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"score": "tdds", "fit": "tests.plugs:centroids"}, "score tdds reads what a model of ours says epoch by epoch, and fit"),
-        ({"score": "grand", "fit": "tests.plugs:centroids"}, "score grand reads .* beside its probabilities"),
-        ({"score": "aum", "mode": "fitting", "gpus_per_fit": 2, "executor": "ray"}, "cannot be had of a model that gpus_per_fit=2"),
+        ({"score": "tdds", "fit": "tests.plugs:centroids"}, "score tdds needs predictions after every epoch, but fit"),
+        ({"score": "grand", "fit": "tests.plugs:centroids"}, "score grand reads .* more than probabilities"),
+        ({"score": "aum", "mode": "fitting", "gpus_per_fit": 2, "executor": "ray"}, "cannot be computed for a model that gpus_per_fit=2"),
         ({"score_every": 2, "also_score": "none"}, "score_every=2 has no effect: no score over epochs is stored"),
         ({"score_every": 0}, "score_every=0 is not allowed"),
-        ({"score": "tdds", "combine": "mean_prob"}, "combine=mean_prob cannot be had of score tdds, which the choice reads"),
-        ({"score": {"use": "least_confidence", "space": "logit"}, "combine": "mean_prob"}, "cannot be had of score least_confidence"),
+        ({"score": "tdds", "combine": "mean_prob"}, "combine=mean_prob does not work for score tdds, which the choice reads"),
+        ({"score": {"use": "least_confidence", "space": "logit"}, "combine": "mean_prob"}, "does not work for score least_confidence"),
         ({"score": {"use": "aum", "spce": "prob"}}, "score over epochs: aum takes no option 'spce'.*Did you mean 'space'"),
         ({"score": "tests.plugs:returns_nothing"}, "takes no log-probabilities and returned a NoneType"),
         ({"score": "tdds", "recipe": {"epochs": 2, "min_steps": 0}}, "needs 3 scored epochs and there are 2"),
@@ -271,13 +271,13 @@ def test_what_cannot_be_scored_is_refused_before_anything_starts(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"guard": "aum", "combine": "mean_prob"}, "cannot be had of score aum, which the guard reads"),
-        ({"guard": "aum", "fit": "tests.plugs:centroids"}, "score aum reads what a model of ours says epoch by epoch, and fit"),
+        ({"guard": "aum", "combine": "mean_prob"}, "does not work for score aum, which the guard reads"),
+        ({"guard": "aum", "fit": "tests.plugs:centroids"}, "score aum needs predictions after every epoch, but fit"),
         ({"score_every": 1, "combine": "rank_mean", "policy": {"use": "beta", "over": "epochs"}}, "as the mean of votes"),
         ({"score_every": 1, "combine": "mean_prob", "policy": {"use": "beta", "over": "epochs"}}, "as the mean of votes"),
         ({"score": {"use": "grand", "epochs": 2}}, "score grand reads more than probabilities, which is not kept over epochs"),
         ({"score": {"use": "least_confidence", "space": "logit", "epochs": 2}}, "reads more than probabilities"),
-        ({"score": {"use": "least_confidence", "space": "logit"}, "fit": "tests.plugs:centroids"}, "beside its probabilities, and fit"),
+        ({"score": {"use": "least_confidence", "space": "logit"}, "fit": "tests.plugs:centroids"}, "more than probabilities, and fit"),
         ({"score": "forgetting", "score_every": 50}, "needs 2 scored epochs and there is 1"),
     ],
 )  # fmt: skip

@@ -1,6 +1,6 @@
-"""What a configuration can get wrong beyond the form of a single field.
+"""Checks of a configuration beyond the type of a single field.
 
-Each check takes the values of its fields, and what was set at all, and returns messages: what was given, what is allowed, what to do.
+Each check takes the values of its fields and the fields that were set, and returns messages: what was given, what is allowed, what to do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _USERINFO = re.compile(r"^[A-Za-z][\w+.-]*://[^/@\s]*@|[?&](access_key|secret_ke
 
 
 def keep_message(given: Any) -> str:
-    """What is said of a `keep` that is no fraction."""
+    """The message for a `keep` that is not a fraction."""
     return f"keep={given!r} is outside (0, 1). It is the fraction kept: 30 % pruning is keep: 0.7."
 
 
@@ -76,7 +76,7 @@ def _check_spacing(schedule: Mapping[str, Any], keep: float) -> list[str]:
         problems.append(f"schedule.stages={stages!r} must be a whole number, 1 or more; it counts every target.")
     elif stages == 1 and first != keep:
         problems.append(
-            f"schedule.first={first!r} has no effect with one stage, whose target is keep ({keep}). Leave schedule out for one shot."
+            f"schedule.first={first!r} has no effect with one stage, whose target is keep ({keep}). For one shot, leave out schedule."
         )
     elif stages > 1 and not (_is_number(first) and 0 < first < keep):
         problems.append(
@@ -124,23 +124,23 @@ def _check_sources(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[
 
 
 def _check_effect(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """A field that was set but would have no effect is refused, because its author believes otherwise."""
+    """Refuse fields that were set but have no effect, since whoever set them expects one."""
     problems = []
     if values["mode"] == "fitting":
         if given.get("guard", "none") != "none":
             problems.append(
-                f"guard={given['guard']!r} judges by models that never saw a sample, and mode: fitting has none. Remove one of the two."
+                f"guard={given['guard']!r} needs models that never saw a sample, but mode: fitting has none. Remove one of the two."
             )
         for field in ("folds", "train_on", "stratify", "schedule"):
             if given.get(field) is not None:
                 problems.append(
-                    f"{field}={given[field]!r} has no effect in mode: fitting, which trains on everything, once. Remove one of the two."
+                    f"{field}={given[field]!r} has no effect in mode: fitting, which trains once on all data. Remove one of the two."
                 )
     if values["fit"] is not None:
         for field in ("model", "recipe", "score_every", "save_features"):
             if given.get(field) is not None:
                 problems.append(
-                    f"{field} has no effect beside fit, which does the training itself. Remove one of the two."
+                    f"{field} has no effect with fit, which does the training itself. Remove one of the two."
                 )
     gpus = given.get("gpus_per_fold")
     if isinstance(gpus, (int, float)) and gpus > 1:
@@ -162,27 +162,27 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_share(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """A batch that several workers share is divided evenly, so that the mean of their gradients is that of the batch."""
+    """Workers must share a batch evenly, so that the mean of their gradients is the gradient of the batch."""
     workers, recipe = values["gpus_per_fit"], values["recipe"]
     size = getattr(recipe, "batch_size", None)
     if size is None or size % workers == 0:
         return []
     return [
-        f"recipe.batch_size={size} is not divisible by gpus_per_fit={workers}. Take {max(size // workers, 1) * workers}, for example."
+        f"recipe.batch_size={size} is not divisible by gpus_per_fit={workers}. Use {max(size // workers, 1) * workers}, for example."
     ]
 
 
 def _check_init(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Weights that saw the samples would leak into scores that mode unseen calls unseen; that they did not, only the user knows."""
+    """Initial weights that saw the samples would leak into unseen scores; only the user knows whether they did."""
     init, saw = (getattr(values["recipe"], name, None) for name in ("init", "init_saw"))
     if _has_password(init):
         return _check_no_password({"recipe.init": init}, given)
     if init is None or saw == "none" or values["mode"] == "fitting":
         return []
     return [
-        f"recipe.init={init} may have been trained on the very samples that are to be scored unseen, and nothing here can tell. If no "
-        "sample of the source was among what made these weights, say so: recipe.init_saw: none (it stands in the manifest and the "
-        "report). Otherwise leave recipe.init out, or take mode: fitting."
+        f"recipe.init={init} may have been trained on the samples that are to be scored unseen, and this cannot be checked. If these "
+        "weights were never trained on a sample of the source, assert it with recipe.init_saw: none (the manifest and the report "
+        "state it). Otherwise leave out recipe.init, or use mode: fitting."
     ]
 
 
@@ -198,7 +198,7 @@ def _check_log_to(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
         if not isinstance(name, str) or name not in LOGGERS:
             allowed = ", ".join([*LOGGERS, "none"])
             problems.append(
-                f"log_to={name!r} is no logger. Allowed: {allowed}, or a list of them.{did_you_mean(str(name), LOGGERS)}"
+                f"log_to={name!r} is not a logger. Allowed: {allowed}, or a list of them.{did_you_mean(str(name), LOGGERS)}"
             )
             continue
         if name in names:
@@ -219,19 +219,19 @@ def _check_log_to(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
         ]
         if _has_password(options.get("tracking_uri")):
             problems.append(
-                "log_to: tracking_uri must hold no password. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+                "log_to: tracking_uri must not hold a password. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
             )
     return problems
 
 
 def _check_no_password(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Addresses are logged, shown and stored, so that none may hold a key."""
+    """Refuse addresses that hold a key, since they are logged, shown and stored."""
     problems = []
     for field, value in values.items():
         texts = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
         if any(map(_has_password, texts)):
             problems.append(
-                f"{field} holds a key or a password in its address. Take it out and set the environment's "
+                f"{field} holds a key or a password in its address. Remove it and set environment variables instead "
                 "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS)."
             )
     return problems

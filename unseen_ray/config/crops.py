@@ -1,4 +1,4 @@
-"""Sides of training crops: one for all of a training, or such as grow with it."""
+"""Sides of training crops: a constant, or sides that grow during the training."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _CROPS = "Give pixels, 8 or more, or {first: 160, last: 192, ramp: [0.6875, 0.81
 
 
 class CropSizes(BaseModel):
-    """Sides of training crops that grow while a model trains."""
+    """Sides of training crops that grow during the training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     first: int = Field(ge=8, description="pixels, at the start")
     last: int = Field(description="pixels, at the end")
-    ramp: list[float] = Field([0.0, 1.0], description="shares of all epochs between which they grow")
-    step: int = Field(32, ge=1, description="sides are multiples of it")
+    ramp: list[float] = Field([0.0, 1.0], description="shares of all epochs between which the sides grow")
+    step: int = Field(32, ge=1, description="all sides are multiples of it")
 
     @model_validator(mode="after")
     def _grow(self) -> Self:
@@ -33,7 +33,7 @@ class CropSizes(BaseModel):
         return self
 
     def at(self, epoch: int, epochs: int) -> int:
-        """The side in an epoch, from 0, of so many: on a line between the ends of the ramp, to the nearest multiple of `step`."""
+        """The side in epoch `epoch` (from 0) of `epochs`: linear along the ramp, rounded to a multiple of `step`."""
         start, end = self.ramp
         share = epoch / epochs
         if share <= start:
@@ -45,23 +45,23 @@ class CropSizes(BaseModel):
 
 
 def crops_of(value: Any) -> int | CropSizes | None:
-    """What a recipe says of its crops: pixels, or a mapping of `CropSizes`.
+    """The crops of a recipe: pixels, or a mapping of `CropSizes`.
 
     Raises:
-        ValueError: if it is neither, or its sides do not grow by whole steps.
+        ValueError: if it is neither, or its sides do not grow in whole steps.
     """
     if isinstance(value, Mapping):
         try:
             return CropSizes(**value)
         except ValidationError as error:
-            said = "; ".join(_said(detail) for detail in error.errors())
-            raise ValueError(f"recipe.train_px={dict(value)} is not allowed: {said}. {_CROPS}") from None
+            problems = "; ".join(_message(detail) for detail in error.errors())
+            raise ValueError(f"recipe.train_px={dict(value)} is not allowed: {problems}. {_CROPS}") from None
     if value is None or isinstance(value, CropSizes) or (type(value) is int and value >= 8):
         return value
     raise ValueError(f"recipe.train_px={value!r} is not allowed. {_CROPS}")
 
 
-def _said(detail: Any) -> str:
+def _message(detail: Any) -> str:
     where = ".".join(map(str, detail["loc"]))
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "it must be")
     return f"{where}: {message}" if where else message

@@ -28,9 +28,9 @@ class Guard:
 
     Attributes:
         function: takes what its signature names, returns (M,) bool.
-        name: how messages call it.
-        is_own: whether it is the user's.
-        scores: the scores that it reads, which are stored for it whatever else is.
+        name: its name in messages.
+        is_own: whether it is the user's own function.
+        scores: the scores that it reads, which are always stored.
         needs_probs: whether it reads N x C probabilities.
     """
 
@@ -41,14 +41,14 @@ class Guard:
     needs_probs: bool
 
     def suspects(self, values: Mapping[str, Any], count: int) -> np.ndarray:
-        """(M,) bool: the samples whose labels are suspected to be wrong.
+        """(M,) bool: the samples with suspected wrong labels.
 
         Args:
-            values: what a guard may read, by the names of its parameters.
+            values: everything a guard may read, by parameter name.
             count: M.
 
         Raises:
-            FitError: if a user's guard answers with something else.
+            FitError: if a user's guard returns anything else.
         """
         found = np.asarray(self.function(**offered(self.function, dict(values))))
         if found.shape != (count,) or found.dtype != np.bool_:
@@ -58,7 +58,7 @@ class Guard:
         return found
 
     def check(self, seed: int) -> None:
-        """Have one of ours say what its options may be, on one sample; ConfigError says what is wrong."""
+        """Check the options of a built-in guard by calling it on one sample; ConfigError if one is not allowed."""
         if self.is_own:
             return
         one, number = np.zeros(1, np.int64), np.zeros(1, np.float32)
@@ -67,7 +67,7 @@ class Guard:
 
 
 def guard_of(config: PruneConfig) -> Guard | None:
-    """The guard of a run; None where it has none.
+    """The guard of a run, or None.
 
     Raises:
         ConfigError: if it cannot be imported, or does not take its options.

@@ -1,4 +1,4 @@
-"""Weights that trainings start from (`recipe.init`), as the driver sees them: a file, its form and its SHA-256. Needs no torch."""
+"""Initial weights of trainings (`recipe.init`) as the driver sees them: a file, its format and its SHA-256. Needs no torch."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ logger = logging.getLogger(__name__)
 
 SAFETENSORS, TORCH = "safetensors", "torch"
 _ZIP = b"PK\x03\x04"
-_BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, as its files began before 1.6
+_BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of torch's files before version 1.6
 _HEADER_MOST = 100_000_000
 
 
 def with_initial_weights(config: PruneConfig) -> PruneConfig:
-    """The configuration with the file of `recipe.init` found: by its absolute path, and its SHA-256.
+    """The configuration with the absolute path and the SHA-256 of `recipe.init`.
 
     Raises:
-        ConfigError: if there is no such file, it holds no weights, or it is not the one that the recipe names.
+        ConfigError: if the file cannot be read, holds no weights, or does not have the SHA-256 of the recipe.
     """
     recipe = config.recipe
     if recipe.init is None or config.fit is not None:
         return config
     found = recipe.model_copy(update={"init": absolute_path(recipe.init)})
     digest = sha256_of(read_weights(found))
-    word = "you assert that they never saw a sample" if recipe.init_saw == "none" else "what they saw is not known"
-    logger.info("every training starts from %s (SHA-256 %s): %s", found.init, digest[:12], word)
+    seen = "you assert that they never saw a sample" if recipe.init_saw == "none" else "what they saw is not known"
+    logger.info("every training starts from %s (SHA-256 %s): %s", found.init, digest[:12], seen)
     return config.model_copy(update={"recipe": found.model_copy(update={"init_sha256": digest})})
 
 
 def read_weights(recipe: Recipe) -> bytes:
-    """The bytes of a recipe's start weights.
+    """The bytes of a recipe's initial weights.
 
     Raises:
-        ConfigError: if they cannot be read, have no form that is read, or another SHA-256 than the recipe says.
+        ConfigError: if they cannot be read, are in another format, or do not have the SHA-256 of the recipe.
     """
     assert recipe.init is not None
     fs, path = filesystem_of(recipe.init)
@@ -51,29 +51,29 @@ def read_weights(recipe: Recipe) -> bytes:
         data = read_file(fs, path)
     except OSError as error:
         raise ConfigError(
-            f"recipe.init={recipe.init} cannot be read: {error}. Give a file of weights, safetensors or what torch.save "
-            "made of a state_dict, where every node sees it."
+            f"recipe.init={recipe.init} cannot be read: {error}. Give a file of weights, safetensors or a state_dict from "
+            "torch.save, on storage that every node can read."
         ) from None
     check_digest(recipe.init, sha256_of(data), recipe.init_sha256)
     if form_of(data) is None:
         raise ConfigError(
-            f"recipe.init={recipe.init} is neither a safetensors file nor one of torch.save; a pickle is never read. "
-            "Write the weights by safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
+            f"recipe.init={recipe.init} is neither a safetensors file nor one from torch.save; plain pickles are never read. "
+            "Write the weights with safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
         )
     return data
 
 
 def check_digest(path: str, digest: str, expected: str | None) -> None:
-    """Refuse start weights that are another file than before, or than the recipe says; None expects nothing."""
+    """Refuse initial weights with another SHA-256 than expected; None skips the check."""
     if expected not in (None, digest):
         raise ConfigError(
-            f"recipe.init={path} has SHA-256 {digest}, and {expected} was expected: it is not the file that the run "
-            "began with, or that recipe.init_sha256 names. Bring that file back, or begin in a new folder."
+            f"recipe.init={path} has SHA-256 {digest}, but {expected} was expected: it is not the file that the run "
+            "began with, or that recipe.init_sha256 names. Restore that file, or start in a new folder."
         )
 
 
 def form_of(data: bytes) -> str | None:
-    """What kind of file the bytes are by their beginning; None if they are neither."""
+    """The format of a file of weights, from its first bytes; None if it is neither."""
     if data.startswith((_ZIP, _BEFORE_ZIP)):
         return TORCH
     length = int.from_bytes(data[:8], "little")

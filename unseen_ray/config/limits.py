@@ -1,4 +1,4 @@
-"""How many rows are held, written and worked on at once: the one place where a short run and a long one part."""
+"""How many rows are held, written and processed at once: the only difference between short and long runs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["DEFAULT_LIMITS", "Limits"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Sizes in rows; a run is given one such value and hands it to its workers within the `Job`.
+    """Sizes in rows; a run gets one such value and passes it to its workers in the `Job`.
 
     Attributes:
-        rows_in_memory: a table of more rows is stored in parts, read by pieces and chosen from by passes, and its tasks
-            name their samples by rules. Part of the file format: README promises one file up to this size.
-        rows_of_a_part: of each part of such a table. It decides what a merge holds, and where the files are cut.
-        rows_merged_at_once: candidates whose votes are laid out together within a part; bounds the memory of a merge.
-        rows_of_a_chunk: rows of the source that a set of samples is worked out for at once.
-        rows_dealt_at_once: samples that are shuffled together when folds are dealt. Another number gives other folds of a
-            source that is longer, so it is a constant of every stored run.
+        rows_in_memory: longer tables are stored in parts, read in pieces and selected from in several passes, and their
+            tasks name samples by rules. Part of the file format: README promises one file up to this size.
+        rows_of_a_part: rows per part of such a table. It determines where the files are cut and what a merge holds.
+        rows_merged_at_once: candidates whose votes are merged together within a part; bounds the memory of a merge.
+        rows_of_a_chunk: rows of the source for which a set of samples is evaluated at a time.
+        rows_dealt_at_once: samples that are shuffled together when folds are planned. Another number would give longer
+            sources other folds, so all stored runs have the same.
     """
 
     rows_in_memory: int = ROWS_IN_MEMORY
@@ -32,7 +32,7 @@ class Limits:
     rows_dealt_at_once: int = ROWS_DEALT_AT_ONCE
 
     def part_rows(self, rows: int) -> int | None:
-        """Rows of each part of a table of that many rows; None where it is one file."""
+        """Rows per part of a table with `rows` rows; None if it is one file."""
         return self.rows_of_a_part if rows > self.rows_in_memory else None
 
 

@@ -1,4 +1,4 @@
-"""What goes by a bare name without being imported: models, with where their builders are, and loggers."""
+"""Models and loggers that have a short name, listed without importing them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class ModelEntry:
     Attributes:
         target: `package.module:function`, called with `num_classes`.
         summary: one line for `unseen-ray list models`.
-        body: weights before the last layer.
-        features: what the last layer reads of an image.
-        statistics: bytes that a checkpoint holds beside weights and their momentum.
+        body: number of weights before the last layer.
+        features: number of inputs of the last layer.
+        statistics: bytes that a checkpoint holds beside the weights and their momentum.
     """
 
     target: str
@@ -30,11 +30,12 @@ class ModelEntry:
     statistics: int
 
     def weights(self, num_classes: int) -> int:
-        """How many weights the model has."""
+        """Number of weights of the model."""
         return self.body + (self.features + 1) * num_classes
 
     def checkpoint_bytes(self, num_classes: int) -> int:
-        """What a checkpoint takes: weights and momentum in four bytes each, and statistics."""
+        """Bytes of a checkpoint."""
+        # 4 bytes for each weight and 4 for its momentum
         return 8 * self.weights(num_classes) + self.statistics
 
 
@@ -80,7 +81,7 @@ LOGGERS = {
     "mlflow": ("tracking_uri", "experiment_name", "tags"),
     "wandb": ("project", "group", "entity", "tags"),
 }
-"""What a run may log to, with the options of each; passwords and keys come from the environment."""
+"""The loggers of a run with their options; passwords and keys come from the environment."""
 
 _SMALL_PX = 64
 
@@ -97,5 +98,5 @@ def model_builder(value: Any) -> Callable[..., Any]:
 
 
 def default_model(size_px: int) -> str:
-    """The model that a run uses where it names none."""
+    """The model of a run that names none."""
     return "small_cnn" if size_px <= _SMALL_PX else "resnet18"

@@ -1,4 +1,4 @@
-"""The recipes that have a name, and what a configuration makes of them."""
+"""The named recipes, and how a configuration changes them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
             decay_norms=True,
             drop_last=False,
         ),
-        "40,000 steps of 256 whatever the set's size; Zheng et al., Coverage-centric Coreset Selection (ICLR 2023)",
+        "40,000 steps of 256 for any set size; Zheng et al., Coverage-centric Coreset Selection (ICLR 2023)",
     ),
     "tdds-200": (
         Recipe(
@@ -39,7 +39,7 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
             decay_norms=True,
             drop_last=False,
         ),
-        "200 epochs over whatever is kept, batch 128; Zhang et al., TDDS (CVPR 2024)",
+        "200 epochs over the kept samples, batch 128; Zhang et al., TDDS (CVPR 2024)",
     ),
     "ccs-300k": (
         Recipe(
@@ -83,7 +83,7 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
             warmup=5.0,
             augment="resized_crop_flip",
         ),
-        "90 epochs, batch 256, crops of the stored square; Goyal et al., Large Minibatch SGD (2017), cosine for its steps",
+        "90 epochs, batch 256, crops of the stored square; Goyal et al., Large Minibatch SGD (2017), with cosine decay for its steps",
     ),
     "imagenet-16": (
         Recipe(
@@ -105,34 +105,34 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
 
 
 def recipe_name(values: Mapping[str, Any]) -> str:
-    """How tables call a recipe: its name, and what is other than in the named one; the precision and the least of steps are left out.
+    """A recipe's name in tables, with the fields that differ from the named one, except for `precision` and `min_steps`.
 
     >>> recipe_name({**Recipe().model_dump(), "epochs": 30})
     'quick (epochs 30)'
     """
     named = RECIPES[values["use"]][0].model_dump() if values["use"] in RECIPES else {}
     changed = [
-        f"{name} {_said(value)}"
+        f"{name} {_as_text(value)}"
         for name, value in values.items()
         if name not in ("use", "precision", "min_steps", "init_saw", "init_sha256") and named.get(name) != value
     ]
     return str(values["use"]) + (f" ({', '.join(changed)})" if changed else "")
 
 
-def _said(value: Any) -> str:
-    """A field's value; of growing crops both sides."""
+def _as_text(value: Any) -> str:
+    """A field's value; for growing crops the first and the last side."""
     return f"{value['first']} to {value['last']}" if isinstance(value, Mapping) else str(value)
 
 
 def recipe_values(value: str | Mapping[str, Any] | Recipe, *, base: Recipe | None = None) -> dict[str, Any]:
-    """All fields of a recipe from what a configuration says: a name, or a mapping that changes a named one.
+    """All fields of a recipe, from a name or a mapping that changes a named recipe.
 
     Args:
-        value: what is said.
+        value: the configuration's `recipe`.
         base: the recipe that a mapping without `use` changes; None for `quick`.
 
     Raises:
-        ValueError: if it names no recipe, or sets both epochs and steps.
+        ValueError: if there is no such recipe, or it sets both epochs and steps.
     """
     if isinstance(value, Recipe):
         return value.model_dump()
@@ -145,9 +145,9 @@ def recipe_values(value: str | Mapping[str, Any] | Recipe, *, base: Recipe | Non
     if changes.get("epochs") is not None and changes.get("steps") is not None:
         raise ValueError(f"recipe sets epochs={changes['epochs']} and steps={changes['steps']}; set one of the two.")
     if "epochs" in changes and changes["epochs"] is None and changes.get("steps") is None:
-        raise ValueError("recipe.epochs is blank; give a whole number, or steps in its place.")
+        raise ValueError("recipe.epochs is blank; give a whole number, or set steps instead.")
     if "steps" in changes and changes["steps"] is None and "epochs" not in changes:
-        raise ValueError("recipe.steps is blank; give a whole number, or epochs in its place.")
+        raise ValueError("recipe.steps is blank; give a whole number, or set epochs instead.")
     if changes.get("steps") is not None:
         changes["epochs"] = None
     elif changes.get("epochs") is not None:

@@ -1,4 +1,4 @@
-"""How a model is trained, as data: the fields of a recipe."""
+"""The fields of a recipe: how a model is trained, as data."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _LATER = ("init", "init_saw", "init_sha256")
 
 
 def refuse_boolean(model: type[BaseModel], name: str | None, value: Any) -> Any:
-    """Part of a validator: true and false are no numbers, though Python takes them for 1 and 0.
+    """Part of a validator: refuse true and false for numbers, although Python treats them as 1 and 0.
 
     Raises:
-        PydanticCustomError: if a numeric field is given one.
+        PydanticCustomError: if a numeric field is given a boolean.
     """
     field = model.model_fields[name or ""]
     if isinstance(value, bool) and re.match(r"<class '(int|float)'>|(int|float) \| None", str(field.annotation)):
@@ -51,15 +51,15 @@ class Recipe(BaseModel):
     epochs: int | None = Field(15, ge=1, description="passes over the training samples; or set steps")
     steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
     min_steps: int = Field(
-        300, ge=0, description="least number of steps: a small training set gets more epochs to reach it"
+        300, ge=0, description="minimum number of steps: a small training set gets more epochs to reach it"
     )
     batch_size: int = Field(64, ge=2, description="samples per step; at most the size of the training set")
-    lr: float = Field(0.1, gt=0, description="peak learning rate, as given: not scaled by the batch")
+    lr: float = Field(0.1, gt=0, description="peak learning rate, not scaled by the batch size")
     min_lr: float = Field(0.0, ge=0, description="final learning rate")
     decay: Decay = Field("cosine", description="from lr to min_lr after the warm-up; linear makes a one-cycle triangle")
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay; includes norms and biases with decay_norms")
-    decay_norms: bool = Field(False, description="decay norms and biases, too, as published ResNet recipes do")
+    decay_norms: bool = Field(False, description="also decay norms and biases, as published ResNet recipes do")
     warmup: float = Field(2.0, ge=0, description="epochs of linear warm-up, at most a fifth of all epochs")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label spread over all classes")
     precision: Precision = Field("auto", description="auto: bf16 if the hardware supports it")
@@ -70,7 +70,7 @@ class Recipe(BaseModel):
     )
     train_px: int | CropSizes | None = Field(
         None,
-        description="side of the training crops of resized_crop_flip; or {first, last, ramp, step}: it grows; default as stored",
+        description="side of the training crops of resized_crop_flip, or {first, last, ramp, step} for one that grows; default as stored",
     )
     compile: bool = Field(
         False, description="torch.compile the model, with CUDA graphs on a GPU; changes results in the last bits"
@@ -102,14 +102,15 @@ class Recipe(BaseModel):
         for name in ("init_saw", "init_sha256"):
             if self.init is None and getattr(self, name) is not None:
                 raise ValueError(
-                    f"recipe.{name}={getattr(self, name)} has no effect without recipe.init, the weights that it is said of. "
-                    "Remove it, or name them."
+                    f"recipe.{name}={getattr(self, name)} has no effect without recipe.init, the weights that it describes. "
+                    "Remove it, or set recipe.init."
                 )
         return self
 
     @model_serializer(mode="wrap")
     def _without_idle_fields(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Fields that came later are left out where they are not set: what was named by a digest of all fields keeps its name."""
+        """Leave out newer fields that are not set."""
+        # digests of all fields name stored work: without this, a new field would rename the work of older versions
         values: dict[str, Any] = dump(self)
         return {name: value for name, value in values.items() if name not in _LATER or value is not None}
 
@@ -131,7 +132,7 @@ class Recipe(BaseModel):
     def _rate_falls(self) -> Self:
         if self.min_lr > self.lr:
             raise ValueError(
-                f"recipe.min_lr={self.min_lr} is above recipe.lr={self.lr}, where the rate is to end. Lower it too."
+                f"recipe.min_lr={self.min_lr}, the final learning rate, is above recipe.lr={self.lr}. Lower it too."
             )
         return self
 
@@ -141,7 +142,7 @@ class Recipe(BaseModel):
         return refuse_boolean(cls, info.field_name, value)
 
     def augment_at(self, size_px: int) -> Augment:
-        """What `augment` means for images of this size."""
+        """The augmentation for images of this size."""
         if self.augment != "auto":
             return self.augment
         if size_px < _AUGMENT_FROM_PX:
@@ -149,7 +150,7 @@ class Recipe(BaseModel):
         return "crop_flip" if size_px <= _SMALL_PX else "resized_crop_flip"
 
     def crop_px(self, epoch: int, epochs: int, size_px: int) -> int:
-        """Side of the resized training crops in an epoch, from 0, of so many, from images of `size_px`."""
+        """Side of the resized training crops in epoch `epoch` (from 0) of `epochs`, for images of `size_px`."""
         if isinstance(self.train_px, CropSizes):
             return self.train_px.at(epoch, epochs)
         return self.train_px or size_px
@@ -162,8 +163,8 @@ class Recipe(BaseModel):
         """(batch size, total steps) for a set of `num_samples`.
 
         Args:
-            num_samples: what is trained on.
-            workers: among how many the batch is divided evenly.
+            num_samples: size of the training set.
+            workers: number of workers that share each batch evenly.
         """
         batch, per_epoch = self.epoch_plan(num_samples, workers=workers)
         if self.steps is not None:
@@ -171,7 +172,7 @@ class Recipe(BaseModel):
         return batch, self.epochs_of(num_samples, workers=workers) * per_epoch
 
     def epoch_plan(self, num_samples: int, *, workers: int = 1) -> tuple[int, int]:
-        """(batch size, steps of an epoch); see `plan`.
+        """(batch size, steps per epoch); see `plan`.
 
         Raises:
             ValueError: if there are fewer samples than workers.
@@ -183,24 +184,24 @@ class Recipe(BaseModel):
         return batch, whole if self.drop_last or workers > 1 else math.ceil(num_samples / batch)
 
     def epochs_of(self, num_samples: int, *, workers: int = 1) -> int:
-        """Passes over a set of `num_samples`, where the recipe counts in epochs."""
+        """Passes over a set of `num_samples`, for a recipe that counts epochs."""
         assert self.epochs is not None
         _, per_epoch = self.epoch_plan(num_samples, workers=workers)
         return max(self.epochs, math.ceil(self.min_steps / per_epoch))
 
     def epochs_in_all(self, num_samples: int, *, workers: int = 1) -> int:
-        """Epochs of a training, the last one perhaps cut short."""
+        """Epochs of a training, counting a last partial one."""
         _, per_epoch = self.epoch_plan(num_samples, workers=workers)
         _, steps = self.plan(num_samples, workers=workers)
         return math.ceil(steps / per_epoch)
 
     def image_passes(self, num_samples: int, *, workers: int = 1) -> int:
-        """Images that go through a training on a set of `num_samples`."""
+        """Images that a training on a set of `num_samples` processes."""
         batch, per_epoch = self.epoch_plan(num_samples, workers=workers)
         _, steps = self.plan(num_samples, workers=workers)
         return steps // per_epoch * min(per_epoch * batch, num_samples) + steps % per_epoch * batch
 
     def passes_after(self, epoch: int, num_samples: int, *, workers: int = 1) -> int:
-        """Those of them that the first `epoch` epochs took."""
+        """Images that the first `epoch` epochs process."""
         batch, per_epoch = self.epoch_plan(num_samples, workers=workers)
         return min(epoch * min(per_epoch * batch, num_samples), self.image_passes(num_samples, workers=workers))

@@ -1,7 +1,7 @@
-"""A run's configuration with everything resolved that it leaves open: made once, and what the work is done by.
+"""A run's configuration with all defaults resolved: made once, then passed to everything that does the work.
 
-`PruneConfig` says what the user asked for. `ResolvedRun` adds what follows from it and from the data: the model by its name, the start
-weights by their digest, the functions that it names with their options bound, and what these read.
+`PruneConfig` holds what the user asked for. `ResolvedRun` adds what follows from it and from the data: the model's name, the digest of
+the initial weights, the functions that it names with their options bound, and what these read.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ __all__ = ["Policy", "ResolvedRun", "with_model"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What picks samples by their scores, with its options bound.
+    """The function that selects samples by their scores, with its options bound.
 
     Attributes:
         function: see `core.select`.
-        name: how messages call it.
-        is_own: whether it is the user's.
-        reads_features: whether it takes features where there are some.
-        needs_features: whether it cannot do without.
+        name: its name in messages.
+        is_own: whether it is the user's own function.
+        reads_features: whether it takes features.
+        needs_features: whether it requires them.
     """
 
     function: Callable[..., Any]
@@ -64,11 +64,11 @@ def _policy_of(config: PruneConfig) -> Policy:
 
 @dataclass(frozen=True, eq=False)
 class ResolvedRun:
-    """See the module. `ResolvedRun.of` makes one that trains; one that only chooses needs no model: `ResolvedRun(config)`.
+    """See the module. `ResolvedRun.of` makes one that trains; to select only, which needs no model, use `ResolvedRun(config)`.
 
     Attributes:
-        config: with the model named, and the start weights by their digest.
-        of_models: whether models of ours answer; else probabilities are given, and nothing else can be scored.
+        config: the configuration with its model and the digest of its initial weights.
+        of_models: whether our models give the predictions; else there are only the user's probabilities to score.
     """
 
     config: PruneConfig
@@ -76,30 +76,30 @@ class ResolvedRun:
 
     @classmethod
     def of(cls, config: PruneConfig, size_px: int) -> ResolvedRun:
-        """Resolve a configuration for images of a size; reads the start weights once.
+        """Resolve a configuration for images of `size_px`; reads the initial weights once.
 
         Raises:
-            ConfigError: if images of this size cannot be trained on so, or there are no such weights.
+            ConfigError: if the recipe does not suit images of this size, or the initial weights cannot be read.
         """
         return cls(with_initial_weights(with_model(config, size_px)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The functions are resolved anew where it arrives: they may hold closures, and the worker has its own imports.
+        # the receiver resolves the functions again: they may hold closures, and the worker has its own imports
         return type(self), (self.config, self.of_models)
 
     @cached_property
     def scores(self) -> StoredScores:
-        """The scores that are stored; ConfigError if one cannot be had."""
+        """The scores that are stored; ConfigError if one cannot be computed."""
         return stored_scores(self.config, self.guard, of_models=self.of_models)
 
     @cached_property
     def guard(self) -> Guard | None:
-        """What suspects labels; None where nothing does."""
+        """The guard; None if there is none."""
         return guard_of(self.config)
 
     @cached_property
     def policy(self) -> Policy:
-        """What picks the samples."""
+        """The policy."""
         return _policy_of(self.config)
 
     @property
@@ -110,29 +110,29 @@ class ResolvedRun:
 
     @property
     def keeps_features(self) -> bool:
-        """Whether the features of a model are kept: they are asked for, or the policy cannot do without."""
+        """Whether the features of a model are kept: on request, or because the policy requires them."""
         return self.config.save_features or self.policy.needs_features
 
     def workers_of_fit(self, *, of_fold: bool) -> int:
-        """Among how many workers a fit is divided: `gpus_per_fit` where one model trains alone, 1 for a fold or a user's fit."""
+        """Number of workers that share a fit: `gpus_per_fit` outside the folds, 1 for a fold or a user's fit."""
         return 1 if of_fold or self.config.fit is not None else self.config.gpus_per_fit
 
     def votes_each(self, stage: int) -> int:
-        """Votes that every candidate of a stage gets."""
+        """Number of votes for every candidate of a stage."""
         config = self.config
         if stage == 0 and config.mode == "unseen" and config.train_on == "fold":
             return (config.folds - 1) * config.repeats
         return config.repeats
 
     def as_begun(self, precision: str, weights: str | None) -> ResolvedRun:
-        """The same as an earlier start of the run has begun: another machine must not change the bits.
+        """The same with the values with which the run was begun, so that another machine does not change the bits.
 
         Args:
-            precision: that it resolved.
-            weights: SHA-256 of the weights that it started from.
+            precision: the precision of the begun run.
+            weights: SHA-256 of its initial weights.
 
         Raises:
-            ConfigError: if these weights are others.
+            ConfigError: if the initial weights are different ones now.
         """
         recipe = self.config.recipe
         if recipe.init is not None and recipe.init_sha256 is not None:
@@ -144,7 +144,7 @@ class ResolvedRun:
         return self._changed(recipe=self.config.recipe.model_copy(update=changes))
 
     def with_hardware(self, *, precision: str, cpus_per_fold: float, gpus_per_fold: float) -> ResolvedRun:
-        """The same with everything resolved that depends on the machines."""
+        """The same with the values that depend on the machines."""
         changed = self.with_recipe(precision=precision)
         return changed._changed(cpus_per_fold=cpus_per_fold, gpus_per_fold=gpus_per_fold)
 
@@ -157,10 +157,10 @@ class ResolvedRun:
 
 
 def with_model(config: PruneConfig, size_px: int) -> PruneConfig:
-    """The configuration with its model named, if it trains one.
+    """The configuration with the default model, if it trains one and names none.
 
     Raises:
-        ConfigError: if the recipe asks for a size of training crops where images of this size are not cropped so.
+        ConfigError: if `recipe.train_px` has no effect on images of this size, or is larger than they are.
     """
     augment = config.recipe.augment_at(size_px)
     if config.recipe.train_px is not None and augment != "resized_crop_flip":
@@ -171,7 +171,7 @@ def with_model(config: PruneConfig, size_px: int) -> PruneConfig:
     largest = config.recipe.largest_crop()
     if largest is not None and largest > size_px:
         raise ConfigError(
-            f"recipe.train_px={largest} is larger than the images, of {size_px} px. Store them larger with "
+            f"recipe.train_px={largest} is larger than the images, which have {size_px} px. Store them larger with "
             f"source.size, or set recipe.train_px to at most {size_px}."
         )
     if config.fit is not None or config.model is not None:

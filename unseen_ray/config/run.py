@@ -1,4 +1,4 @@
-"""The configuration of a run: the only place of its defaults. YAML, flags and `--help` are made from it."""
+"""The configuration of a run, and the only place of its defaults: YAML, flags and `--help` are generated from it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from unseen_ray.storage.path_validation import as_text, given_path, path_problem
 __all__ = ["EXECUTOR_FIELDS", "FREE_FIELDS", "LARGEST_SEED", "NAMED_FIELDS", "SCORE_FIELDS", "PruneConfig", "load_yaml"]
 
 NAMED_FIELDS = ("source", "score", "also_score", "policy", "guard", "fit")
-"""What may name a function of the user's own and `evaluate` takes again: none is imported that a run's folder alone names."""
+"""Fields that may name the user's own functions, which `evaluate` takes again: a run's folder alone never causes an import."""
 EXECUTOR_FIELDS = ("executor", "address", "cpus_per_fold", "gpus_per_fold", "max_retries", "wait_s")
-"""Fields that say where and how to run, and nothing of what is computed."""
+"""Fields that say where and how to run, but not what to compute."""
 
 SCORE_FIELDS = ("score", "also_score", "combine", "guard", "seed")
-"""Fields of a run that scores of given probabilities have."""
+"""Fields that `score` shares with a run."""
 
 LARGEST_SEED = 2**63 - 1
-"""Fits int64; the generators of numpy and of torch take it, and a policy or a guard of the user's own may give it to them."""
+"""The largest int64, which numpy's and torch's generators accept: your own policy or guard may pass the seed to them."""
 
 FREE_FIELDS = (
     "out",
@@ -39,7 +39,7 @@ FREE_FIELDS = (
     "pixel_folder",
     *EXECUTOR_FIELDS,
 )
-"""Fields that cannot change which ids are picked: a run may be resumed with other values of them."""
+"""Fields that cannot change which ids are selected: a run may be resumed with other values."""
 
 
 class PruneConfig(BaseModel):
@@ -62,7 +62,7 @@ class PruneConfig(BaseModel):
         None, description="the run's folder, local or a URI; on a cluster it must be on shared storage"
     )
     reuse: list[str] | None = Field(
-        None, description="folders of other runs, whose trainings and scores are reused where they are the same"
+        None, description="folders of other runs whose trainings and scores are reused if they are identical"
     )
     mode: Literal["unseen", "fitting"] = Field(
         "unseen",
@@ -76,7 +76,7 @@ class PruneConfig(BaseModel):
     combine: Literal["mean", "rank_mean", "mean_prob"] = Field(
         "mean", description="how the scores that several models give a sample (its votes) become one"
     )
-    repeats: int = Field(1, ge=1, description="models to train, with different seeds, for every single one")
+    repeats: int = Field(1, ge=1, description="number of models with different seeds to train in place of each one")
     seed: int = Field(
         0,
         ge=0,
@@ -97,7 +97,7 @@ class PruneConfig(BaseModel):
     score_every: int | None = Field(
         None,
         ge=1,
-        description="for scores over epochs: epochs between two scorings; default 1 if there is such a score",
+        description="for scores over epochs: score after every this many epochs; default 1 if there is such a score",
     )
     policy: Any = Field("top", description="how samples are chosen by their scores; see `unseen-ray list policies`")
     guard: Any = Field(
@@ -114,11 +114,11 @@ class PruneConfig(BaseModel):
     pixel_memory_gb: float = Field(
         4.0,
         ge=0,
-        description="largest size of all decoded pixels, in GiB, to hold in memory; those of a larger set are kept in files",
+        description="most decoded pixels to hold in memory, in GiB; a larger source is decoded into files",
     )
     pixel_folder: str | None = Field(
         None,
-        description="folder of these files, which other runs can share; default inside the run's folder until it is finished; "
+        description="folder of these files, which other runs can share; default in the run's folder until the run is finished; "
         "none: decode at every read",
     )
     model: Any = Field(
@@ -141,15 +141,13 @@ class PruneConfig(BaseModel):
     max_retries: int = Field(
         3,
         ge=0,
-        description="how often in a row a task is restarted after it lost its worker without having made progress",
+        description="how often in a row to restart a task that lost its worker without making progress",
     )
-    wait_s: float = Field(
-        600, ge=0, description="seconds to wait for a node with room for a fold, if the cluster has none"
-    )
+    wait_s: float = Field(600, ge=0, description="seconds to wait if the cluster has no node with room for a fold")
     executor: Literal["ray", "local"] = Field("ray", description="local: one process, without Ray")
     log_to: Any = Field(
         None,
-        description="where the epochs of every fit are logged: tensorboard (default), mlflow, wandb, a list, or none",
+        description="where to log the epochs of every fit: tensorboard (default), mlflow, wandb, a list, or none",
     )
     address: str | None = Field(None, description="the Ray cluster to join; default RAY_ADDRESS, else a private one")
 
@@ -213,7 +211,7 @@ class PruneConfig(BaseModel):
         return [float(fraction) for fraction in self.schedule]
 
     def to_json(self) -> dict[str, Any]:
-        """Every field as JSON can hold it; functions by their names."""
+        """Every field as a JSON value; functions by their names."""
         values = self.model_dump(exclude={"recipe"})
         return {
             name: jsonable(values[name] if name != "recipe" else self.recipe.model_dump())
@@ -221,16 +219,16 @@ class PruneConfig(BaseModel):
         }
 
     def changed(self, **values: Any) -> PruneConfig:
-        """A configuration with some fields changed, checked again; only what differs from a default counts as set."""
+        """A configuration with some fields changed, checked again; fields that were not set stay so."""
         fields = type(self).model_fields
         current = {name: getattr(self, name) for name in fields if name in self.model_fields_set}
         return PruneConfig(**{**current, **values})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PruneConfig:
-        """The configuration that `to_json` described; fields at their defaults count as not set.
+        """The configuration that `to_json` wrote; fields with default values count as not set.
 
-        The sources are not looked for: a run folder can be read where its data is not.
+        The sources are not checked, so that a run's folder can be read without its data.
         """
         fields = cls.model_fields
         defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
@@ -244,7 +242,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a mapping of fields from a YAML file.
 
     Raises:
-        ConfigError: if it cannot be read, is no YAML, or no mapping.
+        ConfigError: if it cannot be read, or is not a mapping in YAML.
     """
     import yaml
 
@@ -255,16 +253,16 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{path} holds a {type(values).__name__}; it must hold fields, one `name: value` a line.")
+        raise ConfigError(f"{path} holds a {type(values).__name__}; it must hold fields, one `name: value` per line.")
     return values
 
 
 def _plain(value: Any) -> Any:
-    """numpy scalars as Python numbers, and paths as text, also in lists and mappings."""
+    """Convert numpy scalars to Python numbers and paths to text, also in lists and mappings."""
     if isinstance(value, (list, tuple)):
         return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
     if isinstance(value, dict):

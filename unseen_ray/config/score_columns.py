@@ -1,4 +1,4 @@
-"""Which scores a run stores, by column, and what they take: the answers of one epoch, or those of many."""
+"""Which scores a run stores, by column, and what they read: the predictions of the trained model, or those of many epochs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["CONSISTENCY", "SUSPECT", "StoredScores", "of_probabilities", "score_name", "stored_scores"]
 
 CONSISTENCY = "consistency"
-"""The score over epochs that policies are offered beside the one that decides."""
+"""The score over epochs that policies can read beside the deciding one."""
 
 SUSPECT = "suspect"
 """Whether the guard of the run suspects the label."""
@@ -36,11 +36,11 @@ class StoredScores:
     """The scores of a run by column.
 
     Attributes:
-        single: of what a model says once it is trained.
-        over_epochs: of what it says after each scored epoch.
-        every: after every so many epochs a model scores for the latter.
-        asked: columns that somebody names: the deciding score, those of a list, those that a guard reads.
-        named: what the configuration says of them all, as text that does not depend on their order.
+        single: scores of the trained model's predictions.
+        over_epochs: scores of the predictions after each scored epoch.
+        every: number of epochs between two scored epochs.
+        asked: columns that are named: the deciding score, those of `also_score`, those that a guard reads.
+        named: the configuration of all scores as texts, sorted so that their order does not matter.
     """
 
     single: dict[str, ScoreFunction]
@@ -51,12 +51,12 @@ class StoredScores:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What of the configuration determines the stored columns."""
+        """The part of the configuration that determines the stored columns."""
         return {"scores": list(self.named), **({"every": self.every} if self.over_epochs else {})}
 
 
 def score_name(value: Any) -> str:
-    """The column of a score: its bare name, or the function's."""
+    """The column of a score: its name, or the name of the user's function."""
     use, _ = plug_of(value)
     name = name_of(use)
     return name.rpartition(":")[2].rpartition(".")[2] if callable(use) or is_target(name) else name
@@ -66,13 +66,13 @@ def stored_scores(config: PruneConfig, guard: Guard | None, *, of_models: bool) 
     """The scores that a run stores.
 
     Args:
-        config: the run's.
-        guard: of the run; what it reads is stored, too.
-        of_models: whether models of ours answer; else there are probabilities alone, which tell no score of logits, of
+        config: the run's configuration.
+        guard: the run's guard; the scores that it reads are stored too.
+        of_models: whether our models give the predictions; with only probabilities, there are no scores of logits, of
             features or over epochs.
 
     Raises:
-        ConfigError: if one cannot be imported, cannot be had, or two would share a column.
+        ConfigError: if a score cannot be imported or computed, or two would share a column.
     """
     of_models = of_models and config.fit is None
     read = [] if guard is None else list(guard.scores)
@@ -91,8 +91,8 @@ def stored_scores(config: PruneConfig, guard: Guard | None, *, of_models: bool) 
             single[name] = found
         if not of_models and (name in over or not of_probabilities(found)):
             raise ConfigError(
-                f"score {name} reads what a model of ours says {'epoch by epoch' if name in over else 'beside its probabilities'}, "
-                f"and {'fit answers' if config.fit is not None else 'there are'} with probabilities alone. "
+                f"score {name} needs {'predictions after every epoch' if name in over else 'more than probabilities'}, "
+                f"but {'fit gives' if config.fit is not None else 'there are'} only probabilities. "
                 f"Allowed: {', '.join(_of_answers())}."
             )
     named = sorted({json.dumps(jsonable(value), sort_keys=True) for value in wanted})
@@ -102,20 +102,20 @@ def stored_scores(config: PruneConfig, guard: Guard | None, *, of_models: bool) 
 
 
 def of_probabilities(score: Any) -> bool:
-    """Whether a score can be had of probabilities alone, so of mean probabilities too."""
+    """Whether a score needs only probabilities, so that mean probabilities will do too."""
     if isinstance(score, Trajectory):
         return False
     parameters = inspect.signature(score).parameters
     if any(parameters[name].default is inspect.Parameter.empty for name in scores.OF_ONE_MODEL if name in parameters):
         return False
-    try:  # a variant may need what an option of its own makes it read
+    try:  # an option may make a score read the logits, such as `space` of least_confidence: only a call tells
         return "max_logit_N" not in parameters or bool(np.size(score(np.zeros((1, 1)), np.zeros(1, np.int64))))
     except ConfigError:
         return False
 
 
 def _wanted(config: PruneConfig, read: list[str], of_models: bool) -> list[Any]:
-    """What a run stores a column of, the deciding score first."""
+    """The scores that a run stores, the deciding one first."""
     if config.also_score == "all":
         asked = [config.score, *read]
         every_epoch = of_models and (config.score_every is not None or any(map(_is_over_epochs, asked)))
@@ -137,7 +137,7 @@ def _check_name(value: Any, known: dict[str, Any]) -> None:
     use, name = plug_of(value)[0], score_name(value)
     own = not isinstance(use, str) or is_target(use)
     if own and (name in _COLUMNS or name.startswith("std_")):
-        raise ConfigError(f"a score called {name!r} would take the place of another column. Rename your function.")
+        raise ConfigError(f"a score called {name!r} would replace another column. Rename your function.")
     if name in known or (own and name in (*scores.__all__, *dynamics.__all__)):
         raise ConfigError(f"two scores are called {name!r}, which is the name of their column. Rename your function.")
 
@@ -152,7 +152,7 @@ def _resolved(value: Any) -> ScoreFunction | Trajectory:
         single = function_of({**options, "use": use}, scores, field="score")
         if not of_probabilities(single):
             raise ConfigError(
-                f"score {use} reads more than probabilities, which is not kept over epochs. Leave its option epochs out."
+                f"score {use} reads more than probabilities, which are all that is kept over epochs. Leave out its option epochs."
             )
         return dynamics.over_epochs(single, epochs)
     function = import_target(use) if isinstance(use, str) and own else use

@@ -1,4 +1,4 @@
-"""What is looked at before anything starts: functions that can be called, a test set that fits, folders that hold runs."""
+"""Checks before anything starts: functions can be called, the test set matches the source, folders hold runs."""
 
 from __future__ import annotations
 
@@ -24,15 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 def check_functions(resolved: ResolvedRun) -> None:
-    """Import the functions that a configuration names, and check their options; ConfigError says what is wrong.
-
-    Models are left out: to import one is to import torch.
-    """
+    """Import the functions that a configuration names and check their options; ConfigError if one is not allowed."""
+    # not the model: importing it would import torch
     config, policy = resolved.config, resolved.policy
     _check_scores(resolved)
     if resolved.guard is not None:
         resolved.guard.check(config.seed)
-    if not policy.is_own:  # ours says itself what its options may be
+    if not policy.is_own:  # a built-in policy checks its own options when called, here on one sample
         one = np.zeros(1, np.int64)
         tried = {"p_label_M": np.full(1, 0.5, np.float32)}
         if config.combine == "mean" and CONSISTENCY in resolved.scores.over_epochs:
@@ -46,8 +44,8 @@ def check_functions(resolved: ResolvedRun) -> None:
         function_of(config.fit, None, field="fit")
         if policy.needs_features:
             raise ConfigError(
-                f"policy {policy.name} reads the features of a model, and fit answers with probabilities alone. "
-                "Choose another policy, or model and recipe in place of fit."
+                f"policy {policy.name} reads the features of a model, but fit gives only probabilities. "
+                "Choose another policy, or set model and recipe instead of fit."
             )
 
 
@@ -61,14 +59,14 @@ def _check_scores(resolved: ResolvedRun) -> None:
     }.items():
         if config.combine == "mean_prob" and not (read in stored.single and of_probabilities(stored.single[read])):
             problems.append(
-                f"combine=mean_prob cannot be had of score {read}, which {by} reads: mean probabilities do not tell it. "
-                "Take combine: mean or rank_mean."
+                f"combine=mean_prob does not work for score {read}, which {by} reads: it cannot be computed from mean probabilities. "
+                "Use combine: mean or rank_mean."
             )
     alone = config.mode == "fitting" or len(config.fractions()) > 1
     if stored.over_epochs and config.gpus_per_fit > 1 and alone:
         problems.append(
-            f"score over epochs: {', '.join(stored.over_epochs)} cannot be had of a model that gpus_per_fit={config.gpus_per_fit} workers "
-            "train together. Set gpus_per_fit: 1, or also_score: none and a score of the trained model."
+            f"score over epochs: {', '.join(stored.over_epochs)} cannot be computed for a model that gpus_per_fit={config.gpus_per_fit} "
+            "workers train together. Set gpus_per_fit: 1, or also_score: none and a score of the trained model."
         )
     if config.score_every is not None and not stored.over_epochs:
         problems.append(
@@ -79,10 +77,10 @@ def _check_scores(resolved: ResolvedRun) -> None:
 
 
 def check_test_set(test: SourceInfo, info: SourceInfo) -> None:
-    """Refuse a test set whose classes are not the source's; warn of one that is the source itself."""
+    """Refuse a test set with other classes than the source's; warn if it is the source itself."""
     if test.fingerprint == info.fingerprint:
         logger.warning(
-            "test %s is the very data that is pruned: models are measured on what they were trained on. Give data of its own.",
+            "test %s is the data that is pruned: models are measured on their training data. Give separate test data.",
             test.name,
         )
     largest, names = int(test.labels_N.max()), test.class_names
@@ -90,12 +88,12 @@ def check_test_set(test: SourceInfo, info: SourceInfo) -> None:
         missing, more = (sorted(set(a) - set(b)) for a, b in ((info.class_names, names), (names, info.class_names)))
         found = [f"lacks {_some(missing)}"] * bool(missing) + [f"has {_some(more)}"] * bool(more)
         raise DataError(
-            f"test {test.name} {' and '.join(found)}, other than source {info.name}. Give both the same classes, by the same names."
+            f"test {test.name} {' and '.join(found)}, unlike source {info.name}. Give both the same classes, with the same names."
         )
     if largest >= info.num_classes:
         raise DataError(
             f"test {test.name} has label {largest}, but the source has {info.num_classes} classes (0 to {info.num_classes - 1}). "
-            "Give a test set of the same classes."
+            "Give a test set with the same classes."
         )
     if names and info.class_names and names != info.class_names:
         differing = next(number for number in range(len(names)) if names[number] != info.class_names[number])
@@ -106,14 +104,14 @@ def check_test_set(test: SourceInfo, info: SourceInfo) -> None:
 
 
 def check_test(config: PruneConfig, info: SourceInfo) -> None:
-    """Meet a missing or unfitting test set before the training, not after it."""
+    """Refuse a missing or unsuitable test set before the training rather than after it."""
     if config.test is None:
         return
     check_test_set(open_source(source_ref(config.test, field="test")).info, info)
 
 
 def check_lenders(config: PruneConfig) -> None:
-    """Refuse folders without a run, whose work was to be used."""
+    """Refuse to reuse the work of folders that hold no run."""
     for lender in config.reuse or []:
         if read_manifest(Folder(lender)) is None:
             raise ConfigError(f"reuse={lender} holds no run. Give the folder of an `unseen-ray prune`.")
@@ -124,8 +122,8 @@ def check_replaced(config: PruneConfig) -> None:
     for lender in config.reuse or []:
         if config.out is not None and covers(config.out, lender):
             raise ConfigError(
-                f"reuse={lender} lies in out={config.out}, whose run is removed by a fresh start. Name another out, or leave fresh out: "
-                "a run that goes on keeps its own work."
+                f"reuse={lender} lies in out={config.out}, whose run a fresh start removes. Name another out, or leave out fresh: "
+                "a resumed run keeps its own work."
             )
 
 
