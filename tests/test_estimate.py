@@ -270,7 +270,7 @@ def test_images_that_cannot_be_decoded_are_passed_over(brief: None, tmp_path: Pa
         if good == 5:
             assert measure_rates(config, source).batch_size == 5
         else:
-            with pytest.raises(DataError, match=r"of 6 images of .* that were tried 1 can be decoded"):
+            with pytest.raises(DataError, match=r"only 1 of 6 sampled images of .* can be decoded"):
                 measure_rates(config, source)
 
 
@@ -296,7 +296,9 @@ def test_numbers_that_are_none_are_refused(asked: dict[str, Any], message: str) 
 
 
 def test_fewer_workers_than_share_a_training_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"workers=2 are fewer than gpus_per_fit=4, which share a training\. Lower"):
+    with pytest.raises(
+        ConfigError, match=r"workers=2 is less than gpus_per_fit=4, the workers that share a training\. Lower"
+    ):
         values(workers=2, gpus_per_fit=4, schedule=[0.5, 0.75], recipe={**RECIPE, "batch_size": 48})
 
 

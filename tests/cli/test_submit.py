@@ -78,7 +78,7 @@ def test_data_in_the_working_directory_is_shipped(
 @pytest.mark.parametrize("address", ["ray://10.0.0.1:10001", "http://me:secret@10.0.0.1:8265", "http://"])
 def test_an_address_of_another_kind_is_refused(capsys: pytest.CaptureFixture[str], folder: Path, address: str) -> None:
     said = refused(capsys, folder, str(folder / "run.yaml"), "--out", "/shared/a", "--address", address)
-    assert "must be that of the head's dashboard, such as http://HEAD:8265" in said
+    assert "must be the address of the head's dashboard, such as http://HEAD:8265" in said
     assert "secret" not in said
 
 

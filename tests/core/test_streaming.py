@@ -227,7 +227,7 @@ def test_what_is_wrong_with_shards_is_said() -> None:
         ):
             list(chosen.ids(falling))
     chosen = choose("top", small(), 2, kept_C=np.zeros(2, np.int64), seed=0)
-    with pytest.raises(DataError, match="hold 0 of the 2 samples that were chosen"):
+    with pytest.raises(DataError, match="hold 0 of the 2 selected samples"):
         list(chosen.ids(small(score=np.zeros(6, np.float32))))
     twice = small(id=np.array([0, 1, 2, 5, 5, 5]))
     with pytest.raises(DataError, match="or an id occurs twice"):

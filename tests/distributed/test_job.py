@@ -121,7 +121,7 @@ def test_submit_follows_the_run_and_leaves_the_token_nowhere(
     assert seen, "the job's process was never looked at"
     assert "stage 0 fold 2" in text and "Kept 180 of 300 samples" in text
     assert f"ray job stop --address {cluster['RAY_API_SERVER_ADDRESS']} ours" in text
-    assert "asks nobody for a token" not in text
+    assert "requires no token" not in text
     assert ur.load(tmp_path / "run").coreset.ids.tolist() == local.coreset.ids.tolist()
     ur.report(tmp_path / "run")
     token_file = Path(cluster["RAY_AUTH_TOKEN_PATH"])
@@ -181,7 +181,7 @@ def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
         subprocess.run([str(BIN / "ray"), "job", "stop", "stopped"], env=cluster, check=True, capture_output=True)
         text = run.stdout.read()
     assert run.returncode == 130, text[-3000:]
-    assert "job stopped was stopped; submit the same line again to go on" in text
+    assert "job stopped was stopped; submit the same line again to resume" in text
     assert not (out / "coreset.parquet").exists()
     done = subprocess.run(line, env=cluster, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -268,7 +268,7 @@ def test_a_cluster_that_asks_for_no_token_is_warned_of(folder: Path, tmp_path: P
         stop(head)
         shutil.rmtree(scratch, ignore_errors=True)
     assert done.returncode == 2
-    assert f"WARNING the cluster at {url} asks nobody for a token" in done.stderr
+    assert f"WARNING the cluster at {url} requires no token" in done.stderr
     assert "a fold asks for 1 CPU and 1 GPU" in done.stderr
 
 

@@ -122,7 +122,7 @@ def test_metrics_that_fail_do_not_fail_the_run(caplog: pytest.LogCaptureFixture)
     heard: list[object] = []
     meter.begin([object()])  # type: ignore[list-item]
     assert meter.broken
-    assert "no more metrics of this run: AttributeError" in caplog.text
+    assert "metrics of this run stop: AttributeError" in caplog.text
     meter.observing(heard.append)(event)
     meter.retried("stage 0 fold 0")
     assert heard == [event]

@@ -207,7 +207,7 @@ def test_a_deletion_that_fails_costs_disk_and_not_the_fit(tmp_path: Path, caplog
     first.mkdir()  # a file cannot be deleted where a folder stands
     checkpoints.write({"model.w": torch.ones(3)}, {"epoch": 2})
     checkpoints.check_written()
-    assert "a checkpoint that is needed no more stays" in caplog.text
+    assert "a checkpoint that is no longer needed remains" in caplog.text
     saved = checkpoints.read()
     assert saved is not None
     assert saved.position["epoch"] == 2

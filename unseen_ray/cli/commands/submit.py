@@ -69,7 +69,7 @@ def submit(
     except KeyboardInterrupt:
         click.echo(f"\nstopped following the log; the job goes on.\n{_hints(job, address)}", err=True)
         sys.exit(INTERRUPTED)
-    click.echo(f"job {job} {ending.said}", err=True)
+    click.echo(f"job {job} {ending.message}", err=True)
     sys.exit(ending.code)
 
 

@@ -1,1 +1,1 @@
-"""What a run takes of a cluster, worked out or measured before anything starts."""
+"""Estimates what a run takes on a cluster before anything starts, from given or measured rates."""

@@ -1,4 +1,4 @@
-"""What a run takes of a stated cluster: waves, hours, cores, bytes; each number with how it was computed. Neither torch nor ray."""
+"""What a run takes on a given cluster: waves, hours and utilisation of each stage. Needs neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 __all__ = ["SCORING_SPEEDUP", "ClusterCost", "Rates", "StageEstimate", "cluster_cost", "hours_of"]
 
-SCORING_SPEEDUP = 3.0  # a forward pass beside forward, backward and step
+SCORING_SPEEDUP = 3.0  # scoring is a forward pass, training also a backward pass of about twice the cost
 _HOUR_S = 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Images a second: of one worker in training and in scoring, and of one core that decodes.
+    """Images per second of one worker in training and in scoring, and of one core in decoding.
 
     Attributes:
-        training, scoring, decode: the rates; None where nobody knows.
-        how: where each comes from, by its name.
+        training, scoring, decode: the rates; None if unknown.
+        how: the origin of each rate, by name.
     """
 
     training: float | None = None
@@ -36,20 +36,20 @@ class Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageEstimate:
-    """What a stage takes of a cluster.
+    """What a stage takes on a cluster.
 
     Attributes:
-        stage: which.
-        models: how many are trained.
-        workers_each: among how many workers one training is divided.
-        waves: how often workers begin a training until all have been trained.
-        at_once: models of the fullest wave.
-        busy: workers that it keeps busy in training.
-        scoring: workers that score at once.
-        idle: workers that have nothing to do in the last wave.
-        worker_hours: of workers at work; None without rates, as are those below.
-        wall_hours: waves times the longest training and scoring of each.
-        utilisation: worker hours over those of all workers in that time.
+        stage: its index.
+        models: number of models to train.
+        workers_each: number of workers that share one training.
+        waves: number of rounds of trainings until all models are trained.
+        at_once: models in the fullest wave.
+        busy: workers that are busy in training.
+        scoring: workers that score at the same time.
+        idle: workers without work in the last wave.
+        worker_hours: hours of busy workers; None without rates, like the next two.
+        wall_hours: the sum over waves of the longest training and scoring in each.
+        utilisation: worker hours over the hours of all workers in that time.
     """
 
     stage: int
@@ -67,16 +67,16 @@ class StageEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterCost:
-    """What a run takes of a cluster.
+    """What a run takes on a cluster.
 
     Attributes:
-        workers: GPUs, or CPU workers, that it has.
-        stages: each stage.
-        wall_hours: of all stages, one after the other; None without rates, as are those below.
-        worker_hours: of workers at work.
-        occupied_hours: of all workers, at work or not.
-        utilisation: the former over the latter.
-        bottleneck: the stage that takes longest.
+        workers: GPUs or CPU workers of the cluster.
+        stages: the estimate of each stage.
+        wall_hours: hours of all stages, one after the other; None without rates, like the next four.
+        worker_hours: hours of busy workers.
+        occupied_hours: hours of all workers, busy or not.
+        utilisation: `worker_hours` / `occupied_hours`.
+        bottleneck: the longest stage.
     """
 
     workers: int
@@ -89,17 +89,17 @@ class ClusterCost:
 
 
 def cluster_cost(plan: RunPlan, config: PruneConfig, rates: Rates, workers: int) -> ClusterCost:
-    """Spread a run over a cluster, each worker kept fed; a training on several workers is as many times as fast.
+    """Estimate a run on a cluster, if no worker waits for data and a training on several workers scales perfectly.
 
     Raises:
-        ConfigError: if there are fewer workers than share a training.
+        ConfigError: if there are fewer workers than one training needs.
     """
     if workers < 1:
-        raise ConfigError(f"workers={workers} must be 1 or more: the GPUs, or CPU workers, that the cluster has.")
+        raise ConfigError(f"workers={workers} must be 1 or more: the GPUs, or CPU workers, of the cluster.")
     if max(task.workers for task in plan.tasks) > workers:
         raise ConfigError(
-            f"workers={workers} are fewer than gpus_per_fit={config.gpus_per_fit}, which share a training. Lower gpus_per_fit, or plan "
-            "for more workers."
+            f"workers={workers} is less than gpus_per_fit={config.gpus_per_fit}, the workers that share a training. Lower gpus_per_fit, "
+            "or plan for more workers."
         )
     stages = tuple(
         _stage_cost(stage.index, [task for task in plan.tasks if task.stage == stage.index], config, rates, workers)
@@ -119,7 +119,7 @@ def cluster_cost(plan: RunPlan, config: PruneConfig, rates: Rates, workers: int)
 
 
 def hours_of(task: TaskPlan, rates: Rates) -> tuple[float, float] | None:
-    """Hours of one worker for a model's training and for its scoring; None where a rate is not known."""
+    """Hours of one worker for a model's training and for its scoring; None if a rate is unknown."""
     if rates.training is None or rates.scoring is None or not task.steps:
         return None
     return task.image_passes / rates.training / _HOUR_S, task.scored * task.passes / rates.scoring / _HOUR_S
@@ -140,8 +140,8 @@ def _stage_cost(
     wall: float | None = None
     if len(known) == models:
         total = sum(map(sum, known)) / sharing
-        wall = sum(sum(hours) for hours in known[::slots])
-        if each > 1:  # they are trained one after the other, and score side by side
+        wall = sum(sum(hours) for hours in known[::slots])  # sorted, longest first: the first of a wave decides
+        if each > 1:  # trainings that share workers run one after the other, but models score side by side
             wall = sum(train for train, _ in known) / each + sum(score for _, score in known[::slots])
     return StageEstimate(
         stage=stage,
@@ -159,9 +159,9 @@ def _stage_cost(
 
 
 def _sharing(config: PruneConfig) -> int:
-    """Folds that share a GPU."""
-    asked = config.gpus_per_fold
-    return int(1 / asked + 1e-9) if asked is not None and 0 < asked < 1 else 1
+    """Number of folds that share a GPU."""
+    share = config.gpus_per_fold
+    return int(1 / share + 1e-9) if share is not None and 0 < share < 1 else 1
 
 
 def _summed(values: Sequence[float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""From what a user says of a cluster, or has measured here, to what a run takes of it. Loads torch only to measure."""
+"""Estimates what a run takes on a cluster, from the user's or measured rates. Imports torch only to measure."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Estimate:
     """What a run takes.
 
     Attributes:
-        rates: given, measured or assumed.
-        cluster: None where none was stated.
-        needs: cores, reads, network and disk; empty where neither a cluster nor rates beyond training's were asked for.
+        rates: the given, measured or assumed rates.
+        cluster: what it takes on the cluster; None if none is given.
+        needs: cores, reads, network and disk; empty without a cluster, a decode rate or a measurement.
     """
 
     rates: Rates
@@ -39,14 +39,14 @@ class Estimate:
 
 
 def check_asked(workers: int | None, given: Mapping[str, float | None]) -> None:
-    """Refuse what is no number of workers, or no rate; ConfigError names each."""
+    """Check the number of workers and the rates; ConfigError names every problem."""
     problems = [
-        f"{FLAGS[name]}={rate} must be above 0: images a second."
+        f"{FLAGS[name]}={rate} must be above 0: images per second."
         for name, rate in given.items()
         if rate is not None and not 0 < rate < float("inf")
     ]
     if workers is not None and workers < 1:
-        problems.append(f"workers={workers} must be 1 or more: the GPUs, or CPU workers, that the cluster has.")
+        problems.append(f"workers={workers} must be 1 or more: the GPUs, or CPU workers, of the cluster.")
     if problems:
         raise ConfigError(problems)
 
@@ -60,15 +60,15 @@ def estimate(
     given: Mapping[str, float | None],
     measure: bool,
 ) -> Estimate:
-    """Work out what a run takes; measures rates that are not given if it is to.
+    """Estimate what a run takes.
 
     Args:
-        plan: its sizes.
-        source: is sampled for the size of its images, and tried where rates are measured.
-        config: with the model named; `out` is written to and left as it was where it is measured.
-        workers: that the cluster has.
+        plan: its tasks and stages.
+        source: sampled for the size of its images, and to measure rates.
+        config: the configuration with its model; to measure storage, temporary files are written to `out`.
+        workers: number of workers of the cluster.
         given: rates by name: training, scoring, decode.
-        measure: whether to measure.
+        measure: whether to measure the rates that are not given.
     """
     rates, checkpoint, more = _rates(source, config, given, measure=measure)
     cluster = None if workers is None else cluster_cost(plan, config, rates, workers)
@@ -92,15 +92,16 @@ def where_pixels_are(config: PruneConfig, info: SourceInfo) -> PixelPlace:
     """Where a run will hold its decoded pixels, if the disk has room for their files."""
     if fits_in_memory(len(info), info.size_px, config.pixel_memory_gb):
         return "memory"
-    asked = config.pixel_folder
-    unasked = asked is None and (config.fit is not None or (config.out is not None and is_uri(config.out)))
-    return "none" if asked == "none" or unasked else "files"
+    folder = config.pixel_folder
+    # by default pixels go to local or shared disks only, and not for a user's fit
+    by_default = config.fit is None and (config.out is None or not is_uri(config.out))
+    return "none" if folder == "none" or (folder is None and not by_default) else "files"
 
 
 def _rates(
     source: Source, config: PruneConfig, given: Mapping[str, float | None], *, measure: bool
 ) -> tuple[Rates, float | None, list[Need]]:
-    """Rates, a model's checkpoint if one was built, and what was measured beside."""
+    """Rates, bytes of the model's checkpoint if it was built, and measurements of the storage."""
     values = dict(given)
     how = {name: "given" for name, rate in given.items() if rate is not None}
     checkpoint: float | None = None
@@ -111,15 +112,15 @@ def _rates(
         found = measure_rates(config, source)
         checkpoint = found.checkpoint_bytes
         cores = "" if found.device != "cpu" else f" with {config.threads} thread{'s' if config.threads > 1 else ''}"
-        said = f"measured here on {found.device}{cores}, {found.precision}, batches of {found.batch_size}"
+        origin = f"measured here on {found.device}{cores}, {found.precision}, batches of {found.batch_size}"
         for name, rate in (("training", found.training), ("scoring", found.scoring), ("decode", found.decode)):
             if values[name] is None and rate is not None:
                 values[name] = rate
-                how[name] = said if name != "decode" else "measured here"
+                how[name] = origin if name != "decode" else "measured here"
         more = _of_storage(config)
     if values["scoring"] is None and values["training"] is not None:
         values["scoring"] = SCORING_SPEEDUP * values["training"]
-        how["scoring"] = f"{SCORING_SPEEDUP:g} x training, as it is usual"
+        how["scoring"] = f"{SCORING_SPEEDUP:g} x training, as is usual"
     if config.fit is not None:
         values |= {"training": None, "scoring": None}
     return Rates(**values, how=how), checkpoint, more
@@ -129,7 +130,7 @@ def _of_storage(config: PruneConfig) -> list[Need]:
     if not config.out:
         return []
     speed = storage_speed(config.out)
-    how = "= measured here: 32 MiB {}, the median of three; the files are gone"
+    how = "= measured here: 32 MiB {}, the median of three; the files are deleted"
     return [
         Need(name="out_write", value=speed.write, unit="B/s", how=how.format("written and synced")),
         Need(name="out_read", value=speed.read, unit="B/s", how=how.format("read back")),

@@ -1,4 +1,4 @@
-"""What a run would do and cost, as values."""
+"""What a run would do and cost, as the values that `plan --json` prints."""
 
 from __future__ import annotations
 
@@ -32,18 +32,39 @@ def values_of(
     cluster: ClusterCost | None = None,
     needs: Sequence[Need] = (),
 ) -> dict[str, Any]:
-    """What a run would do and cost.
+    """What a run would do and cost, as JSON values.
 
     Args:
-        plan: its sizes.
+        plan: its tasks and stages.
         info: the source.
-        config: with the model named.
-        rates: images a second, as far as they are known.
-        cluster: what it takes of a stated cluster.
+        config: the configuration with its model.
+        rates: images per second, as far as they are known.
+        cluster: what it takes on a given cluster.
         needs: cores, reads, network and disk.
     """
+    return {
+        "source": info.name,
+        "note": info.note,
+        "num_samples": plan.num_samples,
+        "holdout": plan.num_holdout,
+        "num_classes": plan.num_classes,
+        "image_px": info.size_px,
+        "original_px": info.original_px,
+        "budget": plan.budget,
+        "model": jsonable(config.fit or config.model),
+        "recipe": None if config.fit else config.recipe.model_dump(),
+        "stages": _stages(plan),
+        **_cost(plan, config, rates),
+        **_bytes(plan, info, config),
+        "rates": asdict(rates),
+        "cluster": None if cluster is None else asdict(cluster),
+        "needs": [asdict(need) for need in needs],
+        "warnings": list(plan.warnings),
+    }
+
+
+def _stages(plan: RunPlan) -> list[dict[str, Any]]:
     stages: dict[int, dict[str, Any]] = {}
-    trained = scored = 0
     for task in plan.tasks:
         entry = stages.setdefault(task.stage, {"stage": task.stage, "tasks": []})
         entry["tasks"].append(
@@ -56,27 +77,21 @@ def values_of(
                 "batch_size": task.batch_size,
             }
         )
-        trained += task.models * task.image_passes
-        scored += task.models * task.scored * task.passes
     for stage in plan.stages:
         stages[stage.index] |= {"target": stage.target, "added": stage.added}
+    return [stages[index] for index in sorted(stages)]
+
+
+def _cost(plan: RunPlan, config: PruneConfig, rates: Rates) -> dict[str, Any]:
+    models = sum(task.models for task in plan.tasks)
+    trained = sum(task.models * task.image_passes for task in plan.tasks)
+    scored = sum(task.models * task.scored * task.passes for task in plan.tasks)
     faster = SCORING_SPEEDUP if not (rates.training and rates.scoring) else rates.scoring / rates.training
-    most = max(config.gpus_per_fit, sum(task.models for task in plan.tasks))
+    # with a worker for each model, the wall time is the critical path
+    most = max(config.gpus_per_fit, models)
     unbound = cluster_cost(plan, config.model_copy(update={"gpus_per_fold": None}), rates, most)
-    votes, tables = disk_bytes_of(plan)
     return {
-        "source": info.name,
-        "note": info.note,
-        "num_samples": plan.num_samples,
-        "holdout": plan.num_holdout,
-        "num_classes": plan.num_classes,
-        "image_px": info.size_px,
-        "original_px": info.original_px,
-        "budget": plan.budget,
-        "model": jsonable(config.fit or config.model),
-        "recipe": None if config.fit else config.recipe.model_dump(),
-        "stages": [stages[index] for index in sorted(stages)],
-        "models": sum(task.models for task in plan.tasks),
+        "models": models,
         "images_trained": trained,
         "images_scored": scored,
         "full_trainings": trained / _passes(plan.num_samples, config),
@@ -84,38 +99,39 @@ def values_of(
         "worker_hours": unbound.worker_hours,
         "critical_path_hours": unbound.wall_hours,
         "images_per_s": rates.training,
+    }
+
+
+def _bytes(plan: RunPlan, info: SourceInfo, config: PruneConfig) -> dict[str, Any]:
+    return {
         "pixel_bytes": plan.num_samples * info.size_px**2 * 3,
         "pixels_held": where_pixels_are(config, info),
         "pixels_in_memory": fits_in_memory(len(info), info.size_px, config.pixel_memory_gb),
-        "disk_bytes": votes + tables,
+        "disk_bytes": sum(disk_bytes_of(plan)),
         "recorded_bytes": _recorded_bytes(plan),
-        "rates": asdict(rates),
-        "cluster": None if cluster is None else asdict(cluster),
-        "needs": [asdict(need) for need in needs],
-        "warnings": list(plan.warnings),
     }
 
 
 def _passes(num_samples: int, config: PruneConfig) -> int:
-    """Images that go through one training on so many samples."""
+    """Images that one training on `num_samples` samples processes."""
     return config.recipe.image_passes(num_samples, workers=config.gpus_per_fit)
 
 
 def _pays_after(total: float, plan: RunPlan, config: PruneConfig) -> float | None:
-    """Trainings by the same recipe on what is kept that save what the run costs; None where they save nothing."""
+    """Number of trainings on the coreset, instead of all data, that save the cost of the run; None if they save nothing."""
     saved = _passes(plan.num_samples, config) - _passes(plan.budget, config)
     return None if config.fit is not None or saved <= 0 else total / saved
 
 
 def _recorded_bytes(plan: RunPlan) -> int:
-    """Memory that scores over epochs take of a worker while a model trains."""
+    """Bytes of memory that scores over epochs take on a worker while a model trains."""
     scores = plan.resolved.scores
     most = 0
     for task in plan.tasks if scores.over_epochs else ():
         numbers = scored_epochs(plan.resolved.config.recipe.epochs_in_all(task.trained), scores.every)
         each = 0
         for trajectory in scores.over_epochs.values():
-            with contextlib.suppress(ConfigError):  # it is left out
+            with contextlib.suppress(ConfigError):  # too few epochs for this score: it is left out
                 each += sum(values.nbytes for values in trajectory.reduce(1, numbers).state.values())
         compares = any(trajectory.compares for trajectory in scores.over_epochs.values())
         most = max(most, task.scored * (each + (2 * plan.num_classes if compares else 0)))

@@ -1,6 +1,6 @@
-"""How fast this machine decodes a source and trains and asks a configuration's model: a few seconds each, nothing written.
+"""Measures how fast this machine decodes a source, trains a configuration's model and scores with it, a few seconds each.
 
-Shapes: M samples that are tried.
+Shapes: M sampled images.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ __all__ = ["MeasuredRates", "measure_rates"]
 _WINDOW_S, _WINDOWS, _ALL_S = 0.6, 5, 12.0
 _WARM, _WARM_S = 3, 3.0
 _RUN, _TRIED, _AT_ONCE = 64, 512, 16
-_CPU_PIXELS = 64 * 224**2  # of a batch
-_EPOCHS = 100  # of a recipe that counts in steps
-_RATE = 1e-6  # at which the model hardly learns
+_CPU_PIXELS = 64 * 224**2  # the most pixels of a batch on a CPU
+_EPOCHS = 100  # for recipes that count steps
+_RATE = 1e-6  # a learning rate at which the model hardly changes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRates:
-    """What was measured, in images a second.
+    """Measured rates, in images per second.
 
     Attributes:
-        device: the model of the GPU, or `cpu`.
+        device: the name of the GPU, or `cpu`.
         precision: number format of the training.
-        batch_size: images of a training step.
-        decode: of one core.
-        training, scoring: of one worker that is kept fed; None where the user's own `fit` trains.
-        checkpoint_bytes: of the model; None likewise.
+        batch_size: images per training step.
+        decode: rate of one core.
+        training, scoring: rates of one worker that does not wait for data; None if the user's own `fit` trains.
+        checkpoint_bytes: bytes of the model's checkpoint; None likewise.
     """
 
     device: str
@@ -68,14 +68,14 @@ class MeasuredRates:
 
 
 def measure_rates(config: PruneConfig, source: Source) -> MeasuredRates:
-    """Decode, train and score some of a source's images, each for a few seconds, the median of windows after a warm-up.
+    """Decode, train on and score some images of a source for a few seconds each; rates are medians after a warm-up.
 
     Args:
-        config: with the model named; `threads`, `recipe` and `gpus_per_fold` (0: not on a GPU) as a fold has them.
-        source: what is tried: real images, real labels.
+        config: the configuration with its model; `threads`, `recipe` and `gpus_per_fold` (0: no GPU) are used as for a fold.
+        source: the source of the images and labels.
 
     Raises:
-        DataError: if none of the images that were tried can be decoded.
+        DataError: if fewer than two of the sampled images can be decoded.
     """
     wanted = config.gpus_per_fold is None or config.gpus_per_fold > 0
     device = torch.device("cuda", 0) if wanted and torch.cuda.is_available() else torch.device("cpu")
@@ -102,7 +102,7 @@ def measure_rates(config: PruneConfig, source: Source) -> MeasuredRates:
 
 
 def _tried(recipe: Recipe, size_px: int, device: torch.device) -> Recipe:
-    """The recipe with its precision resolved, on a CPU in batches that its memory holds: its rate hardly depends on them."""
+    """The recipe with its precision resolved and, on a CPU, a batch that fits in memory: its rate hardly depends on that."""
     changes: dict[str, object] = {"precision": resolve_precision(recipe.precision, device)}
     if device.type == "cpu":
         changes["batch_size"] = max(2, min(recipe.batch_size, _CPU_PIXELS // size_px**2))
@@ -110,7 +110,7 @@ def _tried(recipe: Recipe, size_px: int, device: torch.device) -> Recipe:
 
 
 def _some(total: int, wanted: int) -> IdArray:
-    """Ids in runs from all over a source: it is read in runs of them, and classes often stand together."""
+    """Ids in short runs from all parts of a source: sources are read in runs, and are often sorted by class."""
     if total <= wanted:
         return np.arange(total)
     starts = np.linspace(0, total - _RUN, -(-wanted // _RUN)).astype(np.int64)
@@ -118,7 +118,7 @@ def _some(total: int, wanted: int) -> IdArray:
 
 
 def _decoded(source: Source, ids: IdArray) -> tuple[NDArray[np.uint8], IntArray, float]:
-    """Pixels and labels of what can be decoded, and how many images one core decodes in a second."""
+    """Pixels and labels of the decodable images, and the images per second that one core decodes."""
     size_px = source.info.size_px
     raws: list[RawImage] = []
     images: list[NDArray[np.uint8]] = []
@@ -129,7 +129,9 @@ def _decoded(source: Source, ids: IdArray) -> tuple[NDArray[np.uint8], IntArray,
             raws.append(raw)
             kept.append(number)
     if len(kept) < 2:
-        raise DataError(f"of {len(ids)} images of {source.info.name} that were tried {len(kept)} can be decoded.")
+        raise DataError(
+            f"only {len(kept)} of {len(ids)} sampled images of {source.info.name} can be decoded. Check the source."
+        )
     turn = itertools.cycle(raws[:_TRIED])
 
     def decode() -> int:
@@ -141,7 +143,7 @@ def _decoded(source: Source, ids: IdArray) -> tuple[NDArray[np.uint8], IntArray,
 
 
 def _training_rate(trainer: Trainer, loader: BatchLoader, labels_M: IntArray, recipe: Recipe) -> float:
-    """Over all epochs of the recipe, whose crops may have several sizes."""
+    """The mean rate over all epochs of the recipe, whose crops may have several sizes."""
     epochs = recipe.epochs or _EPOCHS
     first = {recipe.crop_px(epoch, epochs, 0): epoch for epoch in reversed(range(epochs))}
     counts = Counter(recipe.crop_px(epoch, epochs, 0) for epoch in range(epochs))
@@ -155,7 +157,7 @@ def _training_rate(trainer: Trainer, loader: BatchLoader, labels_M: IntArray, re
 def _stepping(
     trainer: Trainer, loader: BatchLoader, labels_M: IntArray, recipe: Recipe, progress: tuple[int, int]
 ) -> Callable[[], int]:
-    """Takes a step of training each time it is called, and says of how many images."""
+    """A function that does one training step per call and returns its number of images."""
     places, shape = np.arange(len(labels_M)), recipe.epoch_plan(len(labels_M))
     batch, per_epoch = shape
 
@@ -183,7 +185,7 @@ def _stepping(
 
 
 def _rate(do: Callable[[], int], device: torch.device) -> float:
-    """Images a second: `do` treats some and says how many; the median of the windows after a warm-up that time allows."""
+    """Images per second, the median over time windows after a warm-up; `do` processes some images and returns their number."""
     began = time.perf_counter()
     for _ in range(_WARM):
         do()
@@ -202,5 +204,5 @@ def _rate(do: Callable[[], int], device: torch.device) -> float:
 
 
 def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
+    if device.type == "cuda":  # kernels run asynchronously
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Cores, reads, network and disk that a run needs, each with how it was computed. Neither torch nor ray."""
+"""Cores, reads, network and disk that a run needs, each with its formula. Needs neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _HOUR_S = 3600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """One number.
+    """One resource that a run needs.
 
     Attributes:
-        name: which.
-        value: how much; None where what it is made of is not known.
-        unit: of the value.
-        how: how it was computed, or what is missing.
+        name: the resource.
+        value: how much of it; None if an input is unknown.
+        unit: the unit of the value.
+        how: how it was computed, or which input is missing.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Need:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """Works out what a run needs.
+    """Computes what a run needs.
 
     Args:
-        plan: its sizes.
-        config: with the model named.
+        plan: its tasks and stages.
+        config: the configuration with its model.
         info: the source.
-        encoded: what its images take where they are stored.
-        rates: images a second.
-        pixels: where decoded pixels are: in `memory`, in `files`, or nowhere (`none`): decoded at every read.
-        cluster: what it takes of a cluster, if one was stated.
-        checkpoint_bytes: of one model, if it is known otherwise than by its name.
+        encoded: the stored size of its images.
+        rates: images per second.
+        pixels: where decoded pixels are held: in `memory`, in `files`, or not at all (`none`): decoded at every read.
+        cluster: what the run takes on a cluster, if one is given.
+        checkpoint_bytes: bytes of a model's checkpoint, if they were measured.
     """
 
     plan: RunPlan
@@ -64,7 +64,7 @@ class Needs:
     checkpoint_bytes: float | None = None
 
     def rows(self) -> list[Need]:
-        """All of them, in the order in which they are shown."""
+        """All resources, in the order in which they are shown."""
         return [*self._decoding(), *self._reading(), *self._network(), *self._disk()]
 
     def _decoding(self) -> list[Need]:
@@ -105,7 +105,7 @@ class Needs:
         return [*rows, Need(name="read_bytes", value=total, unit="B", how=how)]
 
     def _bytes_of(self, kind: str) -> float:
-        """Bytes that are read for each image that is trained on, or scored."""
+        """Bytes that are read for each image in training or in scoring."""
         if self.pixels == "files":
             return float(self.info.size_px**2 * 3)
         if kind == "scoring":
@@ -113,7 +113,7 @@ class Needs:
         return self.encoded.read_bytes(self.config.recipe.batch_size, len(self.info))
 
     def _read_by(self, kind: str) -> Need:
-        """What one worker reads in a second."""
+        """Bytes that one worker reads per second."""
         rate, count, batch = getattr(self.rates, kind), self._bytes_of(kind), self.config.recipe.batch_size
         how = f"= {kind} rate x {count:,.0f} bytes of an image" + (" as pixels" if self.pixels == "files" else "")
         if self.pixels == "none" and kind == "training" and self.encoded.groups:
@@ -142,7 +142,7 @@ class Needs:
         ]
         epochs = sum(task.models * self._epochs(task) for task in self.plan.tasks)
         moved = None if checkpoint is None else checkpoint * epochs
-        how = f"= {_said(checkpoint)} of a checkpoint x {epochs:,} epochs, at most: short epochs share one"
+        how = f"= {_megabytes(checkpoint)} of a checkpoint x {epochs:,} epochs, at most: short epochs share one"
         rows.append(_need("network_checkpoints", moved, "B", how, "the model's size: --measure finds it"))
         shared = self.config.gpus_per_fit
         weights = weights_of(self.config, self.plan.num_classes)
@@ -163,7 +163,7 @@ class Needs:
         where = {
             "memory": "in memory, on no disk",
             "files": "in pixel_folder, or in out until the run ends",
-            "none": "were they stored; they are not",
+            "none": "if they were stored, which they are not",
         }
         pixels = f"= images x {self.info.size_px}^2 x 3, {where[self.pixels]}"
         held = None if checkpoint is None else 2 * checkpoint * at_once
@@ -180,17 +180,17 @@ class Needs:
                 "disk_checkpoints",
                 held,
                 "B",
-                f"= 2 x {_said(checkpoint)} x {at_once} models: a new one is whole before the old one goes",
+                f"= 2 x {_megabytes(checkpoint)} x {at_once} models: a new one is complete before the old one is deleted",
                 "the model's size: --measure finds it",
             ),
         ]
 
     def _in_all(self, name: str, training: float | None, scoring: float | None, unit: str, missing: str) -> Need:
-        """The most that a stage takes, in training or in scoring, from what one worker takes."""
+        """The most that any stage takes, in training or in scoring, from what one worker takes."""
         assert self.cluster is not None
         busy, scorers = (max(getattr(stage, kind) for stage in self.cluster.stages) for kind in ("busy", "scoring"))
         known = None if training is None or scoring is None else max(training * busy, scoring * scorers)
-        how = f"= the larger of {busy} workers in training and {scorers} in scoring, the most at once, x what one takes"
+        how = f"= the larger of {busy} workers in training and {scorers} in scoring, at most at once, x what one takes"
         return _need(name, known, unit, how, missing)
 
     def _pixels(self) -> int:
@@ -207,13 +207,13 @@ class Needs:
 
 
 def weights_of(config: PruneConfig, num_classes: int) -> int | None:
-    """Weights of a configuration's model; None where only building it would tell."""
+    """Number of weights of a configuration's model; None if only building it would tell."""
     entry = _entry(config)
     return None if entry is None or config.fit is not None else entry.weights(num_classes)
 
 
 def disk_bytes_of(plan: RunPlan) -> tuple[int, int]:
-    """Bytes of the votes and of the tables of scores, before they are compressed."""
+    """Bytes of the votes and of the tables of scores, before compression."""
     columns = len(plan.resolved.scores.named)
     scored = sum(task.models * task.scored for task in plan.tasks)
     votes = scored * (_VOTE_BYTES + 4 * columns)
@@ -237,7 +237,7 @@ def _over(first: float | None, second: float | None) -> float | None:
     return None if first is None or second is None else first / second
 
 
-def _said(count: float | None) -> str:
+def _megabytes(count: float | None) -> str:
     return "" if count is None else f"{count / 1e6:,.1f} MB"
 
 

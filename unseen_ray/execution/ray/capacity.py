@@ -1,4 +1,4 @@
-"""Whether a cluster can do what a fold asks for: now, after its autoscaler has grown it, or never."""
+"""Whether a cluster can meet a fold's request: now, after its autoscaler has added nodes, or never."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ Resources = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What a cluster has.
+    """The resources of a cluster.
 
     Attributes:
         nodes: resources of each live node.
-        groups: resources of each kind of node that the autoscaler may add, where it says so.
+        groups: resources of each kind of node that the autoscaler may add, if it reports them.
         autoscaling: whether an autoscaler runs.
-        node_ids: Ray's ids of the nodes, in their order; none where it was not asked for them.
+        node_ids: Ray's ids of `nodes`, or empty if unknown.
     """
 
     nodes: tuple[Resources, ...]
@@ -48,19 +48,19 @@ class Capacity:
 
 
 def slots(capacity: Capacity, request: Resources) -> int:
-    """How many workers of this size fit on the nodes that are there."""
+    """Number of workers of this size that fit on the live nodes."""
     return sum(_slots_of(node, request) for node in capacity.nodes)
 
 
 def plain_nodes(capacity: Capacity, request: Resources) -> dict[str, int]:
-    """The nodes without GPU that workers of this size fit on, by their ids, with how many fit on each."""
+    """By id, the nodes without GPU that fit workers of this size, with the number of workers on each."""
     nodes = zip(capacity.node_ids, capacity.nodes, strict=True)
     room = {node_id: _slots_of(node, request) for node_id, node in nodes if not node.get("GPU", 0)}
     return {node_id: slots for node_id, slots in room.items() if slots > 0}
 
 
 def default_gpus(capacity: Capacity) -> float:
-    """1 where a node has a GPU or the autoscaler may add one, else 0."""
+    """1 if a node has a GPU or the autoscaler may add one, else 0."""
     return float(any(node.get("GPU", 0) >= 1 for node in (*capacity.nodes, *capacity.groups)))
 
 
@@ -73,6 +73,7 @@ def check_feasible(capacity: Capacity, request: Resources) -> None:
     if slots(capacity, request) > 0:
         return
     possible = [*capacity.nodes, *capacity.groups]
+    # an autoscaler that does not report its kinds of node may add a large enough one
     if any(_slots_of(node, request) for node in capacity.groups) or (capacity.autoscaling and not capacity.groups):
         return
     largest = {name: max((node.get(name, 0) for node in possible), default=0) for name in ("CPU", "GPU")}
@@ -85,13 +86,13 @@ def check_feasible(capacity: Capacity, request: Resources) -> None:
 
 
 def fold_request(config: PruneConfig, capacity: Capacity) -> Resources:
-    """What a fold of a run asks for on a cluster."""
+    """The resources that a fold of a run requests on a cluster."""
     gpus = config.gpus_per_fold if config.gpus_per_fold is not None else default_gpus(capacity)
     return {"CPU": float(config.cpus_per_fold or config.threads), "GPU": float(gpus)}
 
 
 def check_fits(config: PruneConfig, capacity: Capacity) -> Resources:
-    """What a fold of a run asks for, where the cluster can bring it, and what a fit on several GPUs does.
+    """Check that the cluster can run a fold, and a fit on several workers; returns the request of a fold.
 
     Raises:
         ConfigError: with the numbers.
@@ -103,7 +104,7 @@ def check_fits(config: PruneConfig, capacity: Capacity) -> Resources:
 
 
 def fit_request(request: Resources) -> Resources:
-    """What one worker of a fit on several GPUs asks for, where a fold asks for `request`: a GPU of its own, if folds use any."""
+    """The request of one worker of a fit on several GPUs: that of a fold, but with a whole GPU if folds use GPUs."""
     return {"CPU": request["CPU"], "GPU": 1.0 if request["GPU"] > 0 else 0.0}
 
 
@@ -122,7 +123,7 @@ def check_enough(capacity: Capacity, request: Resources, workers: int) -> None:
 
 
 def survey() -> Capacity:
-    """Look at the cluster that this process is connected to."""
+    """The capacity of the cluster that this process is connected to."""
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -136,12 +137,13 @@ def survey() -> Capacity:
 
 
 def _slots_of(node: Resources, request: Resources) -> int:
+    # the slack makes ten shares of 0.1 fit, whatever the rounding of the division
     fits = [int(node.get(name, 0) / amount + 1e-9) for name, amount in request.items() if amount > 0]
     return min(fits, default=0)
 
 
 def _autoscaler_groups() -> tuple[Resources, ...]:
-    """The kinds of node that the autoscaler said it may add (version 2 of it, which KubeRay runs)."""
+    """The kinds of node that the autoscaler may add, as reported by its version 2, which KubeRay runs."""
     from ray._private.state import state
 
     config = state.get_cluster_config()
@@ -152,7 +154,7 @@ def _autoscaler_groups() -> tuple[Resources, ...]:
 
 
 def _autoscaler_reports() -> bool:
-    """Whether an autoscaler (version 1) manages the nodes; without one, the monitor names node types after node ids."""
+    """Whether an autoscaler of version 1 manages the nodes; without one, the monitor names node types after node ids."""
     from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
     from ray.experimental.internal_kv import _internal_kv_get
 
@@ -164,6 +166,6 @@ def _autoscaler_reports() -> bool:
 
 
 def computes_alike(first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether a worker has the number format of the run in hardware, as its first one has, or emulates it as that does."""
+    """Whether two workers both have the run's number format in hardware, or both emulate it."""
     precision = first["precision"]
     return (precision in first["supported"]) == (precision in other["supported"])

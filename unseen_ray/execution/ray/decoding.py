@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 1.0
 _SURVEY_EVERY_S = 3.0
-_START_WITHIN_S = 30.0  # if no task starts for so long, other jobs use the CPUs
+_START_WITHIN_S = 30.0  # if no task starts within this time, other jobs use the CPUs
 
 _REQUEST = {"CPU": 1.0, "GPU": 0.0}
 
@@ -38,9 +38,9 @@ class Wanted:
     """What to do with decoded rows.
 
     Attributes:
-        size_px: height and width to bring images to.
+        size_px: height and width to scale images to.
         held: whether to return the pixels, or only the bad samples.
-        files: where to write them instead; each range is then the rows of one file.
+        files: where to write the pixels instead; each range is then the rows of one file.
     """
 
     size_px: int
@@ -55,30 +55,30 @@ class Wanted:
         return lambda actor: getattr(actor, method).options(num_returns="streaming").remote(*args)
 
 
-_opened: list[tuple[SourceRef, Source]] = []  # by this process of Ray, which decodes one range after the other
+_opened: list[tuple[SourceRef, Source]] = []  # kept by a Ray worker process, which decodes one range after the other
 
 
 def decode_spread(
     pool: FoldPool, ref: SourceRef, ranges: Sequence[tuple[int, int]], wanted: Wanted, *, keep: int
 ) -> Iterator[tuple[int, Decoded]]:
-    """Decode every range once; the pixels are the same wherever that happens.
+    """Decode every range once; the pixels do not depend on where this happens.
 
     If folds train on GPUs, nodes without GPUs decode first: the CPUs beside a GPU are for training. The fold actors, which
-    need no further CPUs, decode what is left: all if there are no such nodes, and the rest if they leave or are busy.
+    need no further CPUs, decode the rest: everything if there are no such nodes, or what is left if they leave or are busy.
 
     Args:
         pool: the fold actors.
         ref: the source.
         ranges: rows [start, stop) of each range.
         wanted: what to do with the pixels.
-        keep: how many fold actors to keep for later tasks.
+        keep: number of fold actors to keep for later tasks.
 
     Yields:
-        The place of a range, its pixels (None unless they are held), and its bad samples.
+        The position of a range in `ranges`, its pixels (None unless held), and its bad samples.
 
     Raises:
-        UnseenError: as the source raised it.
-        FoldFailedError: if workers were lost too often.
+        UnseenError: if the source raises one.
+        FoldFailedError: if a range lost its worker too often.
     """
     left = dict(enumerate(ranges))
     if pool.request["GPU"] > 0:
@@ -96,7 +96,7 @@ def decode_spread(
 
 def decode_rows(ref: SourceRef, start: int, stop: int, wanted: Wanted) -> Iterator[Decoded | None]:
     """The Ray task: yields None once it has started, then the decoded rows."""
-    yield None
+    yield None  # tells the driver that the task got a CPU: Ray does not report it
     if not _opened or _opened[0][0] != ref:
         _opened[:] = [(ref, open_source(ref))]
     source = _opened[0][1]
@@ -108,7 +108,7 @@ def decode_rows(ref: SourceRef, start: int, stop: int, wanted: Wanted) -> Iterat
 
 
 class _CpuNodes:
-    """Decodes ranges on nodes without GPUs, one a CPU at a time, so that few decoded pixels wait to be collected."""
+    """Decodes ranges on nodes without GPUs, one per CPU at a time, so that few decoded pixels wait to be collected."""
 
     def __init__(self, ref: SourceRef, ranges: Sequence[tuple[int, int]], wanted: Wanted, *, max_retries: int) -> None:
         self._ref, self._ranges, self._wanted = ref, ranges, wanted
@@ -152,7 +152,7 @@ class _CpuNodes:
                 there = NodeAffinitySchedulingStrategy(node, soft=False)
                 options = {
                     "num_cpus": _REQUEST["CPU"],
-                    "max_retries": 0,
+                    "max_retries": 0,  # a retry belongs on another node; `_take` queues it again
                     "num_returns": "streaming",
                     "scheduling_strategy": there,
                 }

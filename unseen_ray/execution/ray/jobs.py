@@ -1,4 +1,4 @@
-"""A run as a job of a Ray cluster, by Ray's Jobs API: what is checked before, how it is followed, what it ended with."""
+"""Runs as jobs of a Ray cluster, through Ray's Jobs API: check the cluster, submit, stream the log, report the end."""
 
 from __future__ import annotations
 
@@ -46,24 +46,24 @@ class Ending:
     """How a job ended.
 
     Attributes:
-        code: what a command that followed it ends with.
-        said: what to say of it.
+        code: exit code for the command that followed it.
+        message: the end of the sentence "job JOB ...".
     """
 
     code: int
-    said: str
+    message: str
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """A client of the Jobs API of the cluster whose dashboard is at `address`.
+    """A client of the Jobs API of the cluster with its dashboard at `address`.
 
     Raises:
-        ConfigError: if nobody answers there, or it asks for a token that this process does not have.
+        ConfigError: if no dashboard answers there, or it requires a token that this process does not have.
     """
     url = urlsplit(address if "://" in address else f"http://{address}")
     if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc:
         raise ConfigError(
-            f"--address {url.scheme}://{url.hostname or ''} must be that of the head's dashboard, such as http://HEAD:8265."
+            f"--address {url.scheme}://{url.hostname or ''} must be the address of the head's dashboard, such as http://HEAD:8265."
         )
     for name in ("job.sdk", "dashboard_sdk"):
         logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
@@ -77,12 +77,12 @@ def connect(address: str) -> JobSubmissionClient:
         raise ConfigError(
             f"no Ray dashboard answers at {address}: {_first_line(error).rstrip('.')}. Check --address, and that the tunnel to it is up."
         ) from None
-    _warn_of_open_door(url.geturl())
+    _warn_without_token(url.geturl())
     return client
 
 
 def check_cluster(client: JobSubmissionClient, config: PruneConfig) -> None:
-    """Refuse a cluster that could not do the run, as far as its REST interface tells.
+    """Refuse a cluster that cannot do the run, as far as its REST interface tells.
 
     Raises:
         ConfigError: with every problem at once.
@@ -98,15 +98,15 @@ def check_cluster(client: JobSubmissionClient, config: PruneConfig) -> None:
 
 
 def version_problems(cluster: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a cluster's Ray and Python, which a driver from here would have to share."""
+    """Differences between the versions of Ray and Python on the cluster and here; Ray requires the same."""
     there = str(cluster.get("rayVersion")), _minor(str(cluster.get("pythonVersion")))
     here = ray.__version__, _minor(platform.python_version())
     problems = []
     for name, theirs, ours in zip(("Ray", "Python"), there, here, strict=True):
         if theirs != ours:
             problems.append(
-                f"the cluster runs {name} {theirs}, and {name} {ours} is here: they must be the same. Submit from an environment "
-                "like the cluster's, or start the cluster from one like this."
+                f"the cluster runs {name} {theirs}, but this environment has {name} {ours}: they must be the same. Submit from an "
+                "environment like the cluster's, or start the cluster from one like this."
             )
     return problems
 
@@ -114,12 +114,12 @@ def version_problems(cluster: Mapping[str, Any]) -> list[str]:
 def submit(
     client: JobSubmissionClient, arguments: Sequence[str], *, working_dir: str, submission_id: str | None = None
 ) -> str:
-    """Submit `unseen-ray ARGUMENTS` with a copy of a folder; returns the job's id.
+    """Submit `unseen-ray ARGUMENTS` with a copy of a folder and return the job's id.
 
     Raises:
-        ConfigError: if the cluster does not take it.
+        ConfigError: if the cluster does not accept the job.
     """
-    entrypoint = shlex.join(["python", "-m", "unseen_ray", *arguments])  # finds a copy in the working directory, too
+    entrypoint = shlex.join(["python", "-m", "unseen_ray", *arguments])  # -m also finds a copy in the working directory
     try:
         return str(
             client.submit_job(
@@ -127,22 +127,22 @@ def submit(
             )
         )
     except (RuntimeError, ValueError, OSError) as error:
-        said = str(error)
-        if submission_id is not None and "already" in said:
+        message = str(error)
+        if submission_id is not None and "already" in message:
             raise ConfigError(
-                f"--submission-id {submission_id} belongs to another job of this cluster. Leave it out, or take another one: a run "
-                "goes on by its out, whatever the id."
+                f"--submission-id {submission_id} belongs to another job of this cluster. Leave it out, or choose another one: a run "
+                "resumes from its out, with any id."
             ) from None
-        raise ConfigError(f"the cluster does not take the job: {_last_line(said)}") from None
+        raise ConfigError(f"the cluster does not accept the job: {_last_line(message)}") from None
 
 
 def follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) -> Ending:
-    """Hand over a job's log as it grows, until the job has ended; its connection may break meanwhile.
+    """Stream a job's log until the job has ended; reconnects when the connection breaks.
 
     Args:
         client: from `connect`.
-        job: its id.
-        write: takes the log's next piece.
+        job: the job's id.
+        write: called with each new piece of the log.
 
     Raises:
         ClusterError: if the cluster has not answered for two minutes.
@@ -150,38 +150,38 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) 
     log, failing_since = _Log(write), 0.0
     while True:
         try:
-            asyncio.run(log.follow(client, job))
+            asyncio.run(log.stream(client, job))
             info = client.get_job_info(job)
             failing_since = 0.0
             if info.status.is_terminal():
                 return _ending(info)
-        except BrokenPipeError:
+        except BrokenPipeError:  # from `write`, not from the cluster
             raise
-        except Exception as error:  # of requests, aiohttp and Ray, which share no other base
+        except Exception as error:  # requests, aiohttp and Ray raise errors that share no other base
             now = time.monotonic()
-            if not failing_since or log.heard > failing_since:
-                failing_since = now  # a log may be quiet for hours: silence begins with the first failure
+            if not failing_since or log.received_at > failing_since:
+                failing_since = now  # not the last message: a log may be quiet for hours
             if now - failing_since > _SILENCE_S:
                 raise ClusterError(
                     f"the cluster has not answered for {_SILENCE_S:.0f} s ({_first_line(error)}). The job may still run: "
-                    f"`ray job status {job}` tells. If it does not, the same line goes on with the run."
+                    f"check with `ray job status {job}`. If it does not, the same line resumes the run."
                 ) from None
         time.sleep(_PAUSE_S)
 
 
 @dataclass(slots=True)
 class _Log:
-    """A job's log, each piece of which is handed over once though a new connection begins at the start."""
+    """A job's log, written once although every new connection starts from its beginning."""
 
     write: Callable[[str], None]
     seen: int = 0
-    heard: float = 0.0
+    received_at: float = 0.0
 
-    async def follow(self, client: JobSubmissionClient, job: str) -> None:
-        """Hand over what is new until the log ends or the connection breaks."""
+    async def stream(self, client: JobSubmissionClient, job: str) -> None:
+        """Write what is new until the log ends or the connection breaks."""
         before = 0
         async for text in client.tail_job_logs(job):
-            self.heard = time.monotonic()
+            self.received_at = time.monotonic()
             fresh = text[max(self.seen - before, 0) :]
             before += len(text)
             self.seen = max(self.seen, before)
@@ -191,7 +191,7 @@ class _Log:
 
 def _ending(info: Any) -> Ending:
     if info.status == JobStatus.STOPPED:
-        return Ending(_INTERRUPTED, "was stopped; submit the same line again to go on")
+        return Ending(_INTERRUPTED, "was stopped; submit the same line again to resume")
     code = info.driver_exit_code
     if code in _EXIT_CODES:
         return Ending(code, f"ended with exit code {code}")
@@ -199,28 +199,28 @@ def _ending(info: Any) -> Ending:
         return Ending(_FAILED, f"could not start or was lost: {_last_line(str(info.message))}")
     why = {
         127: ": there is no `python` on the path of the head node. Start Ray there from the environment that holds unseen_ray",
-        137: ", as if it was killed; submit the same line again to go on",
-        -9: ", as if it was killed; submit the same line again to go on",
-        1: ", which is none of unseen_ray's: is unseen_ray installed on the cluster, or in the working directory?",
+        137: ", as if it was killed; submit the same line again to resume",
+        -9: ", as if it was killed; submit the same line again to resume",
+        1: ", which unseen_ray never uses: is unseen_ray installed on the cluster, or in the working directory?",
     }
     return Ending(_FAILED, f"ended with exit code {code}{why.get(code, '')}")
 
 
-def _warn_of_open_door(url: str) -> None:
-    """Say that a cluster answers strangers."""
+def _warn_without_token(url: str) -> None:
+    """Warn if a cluster requires no token."""
     with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/api/version", timeout=_PROBE_S):
         logger.warning(
-            "the cluster at %s asks nobody for a token: whoever reaches that address can run code on it. "
+            "the cluster at %s requires no token: anyone who can reach that address can run code on it. "
             "Start it with RAY_AUTH_MODE=token.",
             url,
         )
 
 
 def _capacity(client: JobSubmissionClient) -> Capacity:
-    """The nodes that are alive, and whether more may come; Ray's REST interface does not say of which kind."""
+    """The live nodes, and whether an autoscaler may add more; Ray's REST interface does not tell their kinds."""
     nodes = _get(client, f"/api/v0/nodes?detail=1&limit={_MOST_NODES}")["result"]["result"]
     status = _get(client, "/api/cluster_status")["clusterStatus"]
-    # without an autoscaler the head names a type after each node; version 2 of the autoscaler reports nothing here
+    # without an autoscaler the head names one type per node, node_ID; version 2 of the autoscaler reports nothing here
     kinds = ((status or {}).get("autoscalerReport") or {}).get("nodeTypeMapping") or {}
     autoscaling = status is None or any(not str(kind).startswith("node_") for kind in kinds.values())
     return Capacity(
@@ -229,8 +229,8 @@ def _capacity(client: JobSubmissionClient) -> Capacity:
 
 
 def _get(client: JobSubmissionClient, path: str) -> dict[str, Any]:
-    """The data of an answer of the dashboard, asked for as the client does, with its token."""
-    try:
+    """The data of a response of the dashboard."""
+    try:  # the client's private method sends its token
         response = client._do_request("GET", path, timeout=_PROBE_S * 3)
         response.raise_for_status()
         data: dict[str, Any] = response.json()["data"]

@@ -1,6 +1,6 @@
-"""A run's figures as metrics of Ray, which each node's agent offers to Prometheus as `ray_unseen_ray_*`, counters with `_total`.
+"""A run's metrics for Prometheus: Ray's agent on each node exports them as `ray_unseen_ray_*`, counters with `_total`.
 
-They are made from the events that reach the driver anyway. None of them can fail a run, and where no agent listens they are lost.
+They are computed from the events that reach the driver anyway. They cannot fail a run; without an agent they are lost.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ COUNTERS = {
     "samples_scored": "samples scored by models that never saw them",
 }
 GAUGES = {
-    "images_per_s": "images that a task trains on in a second, 0 when it does not train",
+    "images_per_s": "images that a task trains on per second, 0 when it does not train",
     "task_state": "0 waiting, 1 training, 2 scoring, 3 done",
     "task_progress": "share of its epochs that a task has trained",
-    "retries": "starts of a task after it had lost its worker or its memory",
-    "worker_seconds": "seconds of workers that a task has taken",
-    "gpu_seconds": "of these, on GPUs",
-    "stage": "the stage at work; -1 while trainings are compared",
+    "retries": "restarts of a task that lost its worker or ran out of memory",
+    "worker_seconds": "worker seconds that a task has used",
+    "gpu_seconds": "worker seconds on GPUs",
+    "stage": "the current stage; -1 during an evaluation",
 }
 _WAITING, _TRAINING, _SCORING, _DONE = 0, 1, 2, 3
 _EVALUATION = -1
@@ -44,7 +44,7 @@ _SHOW_EVERY_S = 1.0
 
 
 def _harmless(method: Callable[..., None]) -> Callable[..., None]:
-    """The same method, which only says in the log what goes wrong, and then is silent for good."""
+    """The same method, except that the first error is logged and ends all metrics of the run."""
 
     @functools.wraps(method)
     def guarded(self: Meter, *args: Any) -> None:
@@ -54,21 +54,21 @@ def _harmless(method: Callable[..., None]) -> Callable[..., None]:
             method(self, *args)
         except Exception as error:
             self.broken = True
-            logger.warning("no more metrics of this run: %s: %s", type(error).__name__, error)
+            logger.warning("metrics of this run stop: %s: %s", type(error).__name__, error)
 
     return guarded
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What was heard of a task.
+class _TaskState:
+    """What the events have told of a task.
 
     Attributes:
         stage: its stage.
-        passes: images trained on; None before a start has told of its first epoch.
+        passes: images trained on; None before the first epoch of a start.
         scored: samples scored.
-        starts: how often it was started again.
-        before_s, began: seconds of earlier starts, and when this one began.
+        starts: number of restarts.
+        before_s, began: seconds of earlier starts, and the start time of this one.
     """
 
     stage: str
@@ -79,52 +79,52 @@ class _Seen:
     began: float | None = None
 
     def seconds(self) -> float:
-        """Seconds that its starts have taken so far."""
+        """Seconds of all its starts so far."""
         return self.before_s + (0.0 if self.began is None else time.monotonic() - self.began)
 
 
 @dataclass(slots=True)
 class Meter:
-    """Counts and shows what a driver hears.
+    """Sets the metrics from the events that the driver receives.
 
     Args:
-        run: the run's folder, the tag by which runs are told apart.
+        run: the run's folder, a tag of every metric.
     """
 
     run: str
     broken: bool = False
     _made: dict[str, Any] = field(default_factory=dict)
-    _seen: dict[str, _Seen] = field(default_factory=dict)
+    _tasks: dict[str, _TaskState] = field(default_factory=dict)
     _shown: dict[tuple[str, str], float] = field(default_factory=dict)
     _over: threading.Event = field(default_factory=threading.Event)
 
     @_harmless
     def begin(self, tasks: Sequence[ScoreTask | EvalTask]) -> None:
-        """Tell of tasks that are about to be done."""
+        """Begin the metrics of tasks that are about to start."""
         self._make()
         for task in tasks:
             stage = task.stage if isinstance(task, ScoreTask) else _EVALUATION
-            self._seen[task.name] = _Seen(str(stage))
+            self._tasks[task.name] = _TaskState(str(stage))
             for name in ("task_state", "task_progress", "images_per_s", "retries", "worker_seconds", "gpu_seconds"):
                 self._set(name, task.name, 0.0)
             self._set("stage", "", stage)
 
     @_harmless
     def retried(self, task: str) -> None:
-        """Tell that a task is started again."""
-        seen = self._seen.get(task)
-        if seen is None:  # what is decoded is no task
+        """Count the restart of a task."""
+        state = self._tasks.get(task)
+        if state is None:  # decoding has no metrics
             return
-        seen.starts += 1
-        seen.before_s, seen.began = seen.seconds(), None
-        self._set("retries", task, seen.starts)
+        state.starts += 1
+        state.before_s, state.began = state.seconds(), None
+        self._set("retries", task, state.starts)
         self._set("images_per_s", task, 0.0)
         self._set("task_state", task, _WAITING)
 
     @_harmless
     def hear(self, event: Progress | Receipt | EvalResult) -> None:
-        """Tell of an event of a task."""
-        if event.task not in self._seen:
+        """Update the metrics from an event of a task."""
+        if event.task not in self._tasks:
             return
         if isinstance(event, Progress):
             self._progress(event)
@@ -132,7 +132,7 @@ class Meter:
             self._finished(event)
 
     def observing(self, on_event: Observer) -> Observer:
-        """An observer that hears before it tells another one."""
+        """An observer that updates the metrics and then calls another observer."""
 
         def observe(event: Progress | Receipt | EvalResult) -> None:
             self.hear(event)
@@ -141,11 +141,11 @@ class Meter:
         return observe
 
     def close(self) -> None:
-        """Show nothing any more."""
+        """Stop setting the metrics."""
         self._over.set()
 
     def _show(self) -> None:
-        """Show all values again and again: Ray drops one that was not set for two of its reports, as in a long epoch."""
+        # Ray drops a value that was not set again within two of its reports, as happens in a long epoch
         while not self._over.wait(_SHOW_EVERY_S) and not self.broken:
             self._show_again()
 
@@ -166,29 +166,31 @@ class Meter:
                 self._made[name] = kind(f"unseen_ray_{name}", description=about, tag_keys=tags)
 
     def _progress(self, event: Progress) -> None:
-        seen, task = self._seen[event.task], event.task
-        if event.doing == "train" and not event.done:  # what an earlier start has trained is not trained again
-            seen.passes, seen.scored = None, 0
-            seen.began = time.monotonic()
+        state, task = self._tasks[event.task], event.task
+        if (
+            event.doing == "train" and not event.done
+        ):  # a start begins; it may resume from a checkpoint of an earlier one
+            state.passes, state.scored = None, 0
+            state.began = time.monotonic()
         self._set("task_state", task, _TRAINING if event.doing == "train" else _SCORING)
         self._set("images_per_s", task, 0.0 if math.isnan(event.images_per_s) else event.images_per_s)
         if event.doing == "score":
-            self._add("samples_scored", task, event.done - seen.scored)
-            seen.scored = event.done
+            self._add("samples_scored", task, event.done - state.scored)
+            state.scored = event.done
         elif event.done:
-            before = event.passes if event.earlier else seen.passes or 0
+            before = event.passes if event.earlier else state.passes or 0
             self._add("samples_trained", task, event.passes - before)
-            seen.passes = event.passes
+            state.passes = event.passes
             self._set("task_progress", task, event.done / event.total)
-        self._took(task, event.device, seen.seconds())
+        self._took(task, event.device, state.seconds())
 
     def _finished(self, event: Receipt | EvalResult) -> None:
-        seen, task = self._seen[event.task], event.task
+        state, task = self._tasks[event.task], event.task
         self._set("task_state", task, _DONE)
         self._set("images_per_s", task, 0.0)
         self._set("task_progress", task, 1.0)
         if isinstance(event, Receipt) and not event.reused:
-            self._add("samples_scored", task, event.scored - seen.scored)
+            self._add("samples_scored", task, event.scored - state.scored)
         self._took(task, event.device, event.worker_seconds)
 
     def _took(self, task: str, device: str, seconds: float) -> None:
@@ -204,5 +206,5 @@ class Meter:
             self._made[name].inc(value, self._tags(name, task))
 
     def _tags(self, name: str, task: str) -> dict[str, str]:
-        of_task = {} if name == "stage" else {"stage": self._seen[task].stage, "task": task}
+        of_task = {} if name == "stage" else {"stage": self._tasks[task].stage, "task": task}
         return {"run": self.run, **of_task}

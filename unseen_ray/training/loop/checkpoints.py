@@ -1,9 +1,9 @@
-"""Where a fit stands after an epoch, on the run's storage: tensors as safetensors, the rest as JSON. No pickle.
+"""Checkpoints of fits on the run's storage: tensors as safetensors, the rest as JSON. No pickle.
 
-    checkpoints/KEY/epoch-00012-1f2e3d4c-000.safetensors    weights, statistics and momentum, 16 MiB a file
-    checkpoints/KEY/checkpoint.json                         names these files with their SHA-256; says where the fit stands
+    checkpoints/KEY/epoch-00012-1f2e3d4c-000.safetensors    weights, statistics and momentum, 16 MiB per file
+    checkpoints/KEY/checkpoint.json                         names these files with their SHA-256, and the epoch
 
-The JSON is written last: it names whole files, or those before them still.
+The JSON is written last, so it always names complete files: the new ones, or still the previous ones.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _FORMAT = 2
 _READS = 2
 _SHARD = 16 << 20
 _DAMAGE = (ValueError, KeyError, TypeError, RuntimeError, MemoryError, SafetensorError)
-_BLOCKED = 0.02  # share of a fit's time that it may wait for checkpoints
-_BESIDE = 0.1  # what a second of the thread's counts among them
+_BLOCKED = 0.02  # share of its time that a fit may wait for checkpoints
+_BESIDE = 0.1  # weight of a second in the writing thread, compared with a second of waiting
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Saved:
-    """A checkpoint as it was read.
+    """A checkpoint that was read.
 
     Attributes:
-        tensors: by name.
-        position: what `Checkpoints.write` was told of it.
+        tensors: tensors by name.
+        position: the `position` given to `Checkpoints.write`.
     """
 
     tensors: dict[str, Tensor]
@@ -53,11 +53,11 @@ class Checkpoints:
     """The checkpoints of one fit, of which only the last is kept.
 
     Args:
-        folder: the run's.
-        key: digest of all that determines the fit, so that it never finds the state of another one.
-        beside: whether a thread writes from a copy while the fit goes on, as is best on a GPU, and where writing is waiting for
-            a network. For a local disk on a CPU it would take the fit's core, and memory for the copy.
-        task: the name of what is trained, for whoever watches.
+        folder: the run's folder.
+        key: digest of everything that determines the fit, so that it never finds the state of another one.
+        beside: whether a thread writes from a copy while the fit continues. This is best on a GPU or with remote storage;
+            on a CPU with a local disk it would take the fit's core, and memory for the copy.
+        task: the task's name, stored for monitoring.
     """
 
     def __init__(self, folder: Folder, key: str, *, beside: bool = False, task: str = "") -> None:
@@ -69,13 +69,13 @@ class Checkpoints:
         self._failure: StorageError | None = None
 
     def read(self) -> Saved | None:
-        """The last checkpoint; None where there is none, or none that is whole.
+        """The last checkpoint; None if there is no complete one.
 
         Raises:
-            StorageError: if storage cannot be read: what stands there is not lost.
+            StorageError: if the storage cannot be read. This is no damage: the checkpoint may be intact.
         """
         self.flush()
-        for _ in range(_READS):  # another process may have moved on between the head and the tensors
+        for _ in range(_READS):  # another process may replace the checkpoint between reading the JSON and the tensors
             try:
                 saved = self._read()
             except _DAMAGE as error:
@@ -90,21 +90,21 @@ class Checkpoints:
         return self.folder.path(checkpoint_file(self.key))
 
     def due(self, trained_s: float) -> bool:
-        """Whether to write another one: after every epoch, but for epochs so short that writing would slow them down.
+        """Whether to write another checkpoint: after every epoch, unless epochs are so short that writing would slow them down.
 
         Args:
-            trained_s: seconds that the fit has trained since this object was made.
+            trained_s: seconds that the fit has trained since this object was created.
         """
         if self._pending is not None and not self._pending.done():
             return False
         return self._blocked_s + _BESIDE * self._beside_s <= _BLOCKED * trained_s
 
     def write(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
-        """Put a state in place of the checkpoint before it; a fit goes on without where storage fails.
+        """Replace the previous checkpoint; if the storage fails, the fit continues without the new one.
 
         Args:
-            tensors: what to keep, on any device.
-            position: what else to keep, as JSON can hold it, with `epoch` among it.
+            tensors: tensors by name, on any device.
+            position: other JSON values, including `epoch`.
         """
         self.flush()
         began = time.monotonic()
@@ -117,19 +117,19 @@ class Checkpoints:
         self._blocked_s += time.monotonic() - began
 
     def flush(self) -> None:
-        """Wait until what was written is in place, or has failed to be."""
+        """Wait until the last checkpoint was written or failed."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
     def check_written(self) -> None:
-        """Wait, and refuse that the last one is not in place; StorageError says why it is not."""
+        """Wait for the last checkpoint; StorageError if it failed."""
         self.flush()
         if self._failure is not None:
             raise self._failure
 
     def clear(self) -> None:
-        """Remove the fit's folder, once what came of it is on storage."""
+        """Remove the fit's folder, after its result was stored."""
         self.flush()
         if self._thread is not None:
             self._thread.shutdown()
@@ -138,13 +138,13 @@ class Checkpoints:
         try:
             self.folder.delete_folder(fit_folder(self.key))
         except StorageError as error:
-            logger.warning("a checkpoint that is needed no more stays: %s", error)
+            logger.warning("a checkpoint that is no longer needed remains: %s", error)
 
     def _put(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
         from safetensors.torch import save
 
         began, before = time.monotonic(), self._stands
-        writer = uuid.uuid4().hex[:8]  # no two writers share a file
+        writer = uuid.uuid4().hex[:8]  # two processes may write the same epoch, but never the same file
         files: dict[str, str] = {}
         head: dict[str, Any] = {}
         self._failure = None
@@ -160,7 +160,7 @@ class Checkpoints:
             logger.warning("no checkpoint after epoch %d: %s", position["epoch"], error)
         if self._failure is None:
             self._delete(before)
-        elif not head:  # otherwise the head may stand though it was said to fail
+        elif not head:  # once the JSON was attempted, it may be in place although the storage reported a failure
             self._delete(list(files))
         if self._beside:
             self._beside_s += time.monotonic() - began
@@ -170,7 +170,7 @@ class Checkpoints:
             try:
                 self.folder.delete(self._file(name))
             except StorageError as error:
-                logger.warning("a checkpoint that is needed no more stays: %s", error)
+                logger.warning("a checkpoint that is no longer needed remains: %s", error)
 
     def _read(self) -> Saved | None:
         from safetensors.torch import load
@@ -193,7 +193,7 @@ class Checkpoints:
             return None
         head: dict[str, Any] = json.loads(data)
         if head["format"] != _FORMAT or head["key"] != self.key:
-            raise ValueError(f"it is of format {head['format']} and key {head['key'][:8]}")
+            raise ValueError(f"it has format {head['format']} and key {head['key'][:8]}")
         return head
 
     def _file(self, name: str) -> str:
@@ -201,10 +201,7 @@ class Checkpoints:
 
 
 def _shards(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """What goes into a file each, so that never much of the model is copied at a time; all contiguous.
-
-    Of tied weights in one file each name has its own copy.
-    """
+    """Split tensors into files of about 16 MiB, which bounds the memory for serialising them; all contiguous."""
     shard: dict[str, Tensor] = {}
     taken: set[int] = set()
     size = 0
@@ -212,6 +209,7 @@ def _shards(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         if shard and size + value.nbytes > _SHARD:
             yield shard
             shard, taken, size = {}, set(), 0
+        # safetensors refuses tensors that share memory, such as tied weights: each name gets its own copy
         flat = value.detach().contiguous()
         shard[name] = flat.clone() if flat.untyped_storage().data_ptr() in taken else flat
         taken.add(shard[name].untyped_storage().data_ptr())

@@ -34,22 +34,23 @@ def predict(
     features: bool = False,
     between_epochs: bool = False,
 ) -> Iterator[Predictions]:
-    """Yield the answers to the ids in their order, in batches of twice the recipe's size.
+    """Yield the predictions for the ids in their order, in batches of twice the recipe's size.
 
     Args:
-        model: on the loader's device.
-        loader: batches.
-        ids_M: (M,) ids to answer for.
-        recipe: with `precision` resolved.
-        features: whether to give what enters the last linear layer, too.
-        between_epochs: whether the model is trained on afterwards; what it keeps of a forward pass must then be of use in training.
+        model: the model, on the loader's device.
+        loader: loads the batches.
+        ids_M: (M,) ids to predict.
+        recipe: the recipe, with `precision` resolved.
+        features: whether to return the inputs of the last linear layer.
+        between_epochs: whether training continues afterwards.
 
     Raises:
-        FitError: if the model answers with something that is no number.
+        FitError: if the model predicts NaN.
     """
     model.eval()
+    # tensors that a model caches in inference mode could not be used in training afterwards
     quiet = torch.no_grad if between_epochs else torch.inference_mode
-    with _listening(model) as heard:
+    with _head_inputs(model) as head:
         for ids, inputs in loader.scoring(ids_M, 2 * recipe.batch_size):
             with quiet(), autocast(recipe, loader.pixels.device):
                 logits = model(inputs).float()
@@ -58,26 +59,26 @@ def predict(
                     ids_B=ids,
                     log_probs_BC=log_probs.cpu().numpy(),
                     max_logit_B=logits.amax(dim=1).cpu().numpy(),
-                    **heard.answers(logits.shape[1], features=features),
+                    **head.columns(logits.shape[1], features=features),
                 )
             if torch.isnan(log_probs).any():
                 raise FitError(
-                    f"the trained model answers with NaN in {recipe.precision}. Lower recipe.lr, or set recipe.precision: float32."
+                    f"the trained model predicts NaN in {recipe.precision}. Lower recipe.lr, or set recipe.precision: float32."
                 )
             yield answers
 
 
 @dataclass(slots=True, eq=False)
-class _Heard:
-    """What entered the last linear layer of a model."""
+class _HeadInputs:
+    """The inputs of a model's last linear layer in the latest forward pass."""
 
     head: nn.Linear | None
     inputs: Tensor | None = field(default=None)
 
-    def hear(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def hook(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.inputs = args[0] if args and args[0].ndim == 2 else None
 
-    def answers(self, num_classes: int, *, features: bool) -> dict[str, FloatArray]:
+    def columns(self, num_classes: int, *, features: bool) -> dict[str, FloatArray]:
         if self.head is None or self.inputs is None or self.head.out_features != num_classes:
             return {}
         inputs = self.inputs.float()
@@ -90,11 +91,11 @@ class _Heard:
 
 
 @contextlib.contextmanager
-def _listening(model: nn.Module) -> Iterator[_Heard]:
-    heard = _Heard(head_of(model)[1])
-    hook = None if heard.head is None else heard.head.register_forward_pre_hook(heard.hear)
+def _head_inputs(model: nn.Module) -> Iterator[_HeadInputs]:
+    inputs = _HeadInputs(head_of(model)[1])
+    handle = None if inputs.head is None else inputs.head.register_forward_pre_hook(inputs.hook)
     try:
-        yield heard
+        yield inputs
     finally:
-        if hook is not None:
-            hook.remove()
+        if handle is not None:
+            handle.remove()

@@ -1,4 +1,4 @@
-"""Scores over epochs while a model trains: after each scored epoch it answers for the samples that it may score."""
+"""Scores over epochs while a model trains: after each scored epoch it predicts the samples that it scores."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ logger = logging.getLogger(__name__)
 
 _PREFIX = "over_epochs."
 _BEFORE = _PREFIX + "before"
-_CARRIED = 64 << 20  # bytes of answers that a checkpoint carries
+_CARRIED = 64 << 20  # the most bytes of predictions that a checkpoint contains
 
 
 class TrajectoryRecorder:
-    """Holds a few numbers a sample, and for scores that compare epochs the answers of the one before, in half precision.
+    """Holds a few numbers per sample and, for scores that compare epochs, the previous predictions in half precision.
 
-    Where these answers are many they are not in checkpoints, which are then written after scored epochs alone: the model of such a
-    checkpoint gives them again, to the same bits on a CPU. Scores that nobody asks for and the epochs do not suffice for are left out.
+    Large predictions are not stored in checkpoints. Checkpoints are then written only after scored epochs, whose model gives the same
+    predictions again (to the bit on a CPU). Scores that are not requested and need more epochs than there are, are left out.
 
     Args:
-        model: as it is trained, on the loader's device.
-        loader: batches.
-        ids_M: (M,) what to answer for, strictly rising.
+        model: the model in training, on the loader's device.
+        loader: loads the batches.
+        ids_M: (M,) ids to predict, strictly increasing.
         labels_M: (M,) their classes.
-        recipe: with `precision` resolved.
-        scores: of which those over epochs are recorded.
-        epochs: how many the training has.
-        least_epochs: how many the shortest training of the stage has, so that all leave out the same.
+        recipe: the recipe, with `precision` resolved.
+        scores: the run's scores; those over epochs are recorded.
+        epochs: number of epochs of the training.
+        least_epochs: number of epochs of the stage's shortest training, so that all trainings leave out the same scores.
         num_classes: C.
     """
 
@@ -62,7 +62,7 @@ class TrajectoryRecorder:
         least_epochs: int,
         num_classes: int,
     ) -> None:
-        self._model, self._feed, self._ids, self._labels, self._recipe = model, loader, ids_M, labels_M, recipe
+        self._model, self._loader, self._ids, self._labels, self._recipe = model, loader, ids_M, labels_M, recipe
         self._scores = scores
         self.epochs = scored_epochs(epochs, scores.every)
         self._trajectories = sufficient(scores, scored_epochs(least_epochs, scores.every))
@@ -75,35 +75,35 @@ class TrajectoryRecorder:
         self._done = 0
 
     def record(self, epoch: int) -> None:
-        """Answer for the samples after an epoch that is scored and not the last, whose answers `add` is given."""
+        """Predict the samples after a scored epoch, except for the last one, whose predictions `add` takes."""
         if epoch in self.epochs[:-1]:
-            for answers in self._answers():
-                self._add(answers, self.epochs.index(epoch))
+            for predictions in self._predict():
+                self._add(predictions, self.epochs.index(epoch))
             self._done = self.epochs.index(epoch) + 1
 
-    def add(self, answers: Predictions) -> None:
-        """Take answers of the trained model."""
-        self._add(answers, len(self.epochs) - 1)
+    def add(self, predictions: Predictions) -> None:
+        """Add predictions of the trained model."""
+        self._add(predictions, len(self.epochs) - 1)
 
     def columns(self) -> dict[str, FloatArray]:
-        """(M,) float32 for each score over epochs, once the trained model has answered for all."""
+        """(M,) float32 for each score over epochs, after all predictions of the trained model were added."""
         return {name: reducer.result().astype(np.float32) for name, reducer in self._reducers.items()}
 
     def may_stop(self, epoch: int) -> bool:
-        """Whether a checkpoint after this epoch has all that is needed to go on."""
+        """Whether a checkpoint after this epoch has all that is needed to resume."""
         return self._before is None or self._carried or epoch in self.epochs[:-1]
 
     def may_stop_within(self) -> bool:
-        """Whether a checkpoint within an epoch, whose model is no longer that of the epoch before, has all that is needed."""
+        """Whether a checkpoint within an epoch, whose model cannot repeat the previous predictions, has all that is needed."""
         return self._before is None or self._carried
 
     def key(self) -> str:
         """A digest of what is recorded."""
-        said = [*self._scores.named, str(self.epochs)]
-        return hashlib.sha256("\n".join(said).encode() + self._ids.tobytes()).hexdigest()
+        lines = [*self._scores.named, str(self.epochs)]
+        return hashlib.sha256("\n".join(lines).encode() + self._ids.tobytes()).hexdigest()
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, by name."""
+        """The tensors for a checkpoint, by name."""
         kept = {
             f"{_PREFIX}{name}.{field}": torch.from_numpy(values)
             for name, reducer in self._reducers.items()
@@ -112,34 +112,34 @@ class TrajectoryRecorder:
         return {**kept, _BEFORE: self._before} if self._before is not None and self._carried else kept
 
     def fits(self, tensors: Mapping[str, Tensor], epoch: int) -> bool:
-        """Whether `restore` can go on from these tensors."""
+        """Whether `restore` can resume from these tensors."""
         saved = {name: value for name, value in tensors.items() if name.startswith(_PREFIX)}
         return self.may_stop(epoch) and _kinds(saved) == _kinds(self.tensors())
 
     def restore(self, tensors: Mapping[str, Tensor], epoch: int) -> None:
-        """Go on after `epoch` from what `tensors` gave; the model stands there already."""
+        """Resume after `epoch` from the result of `tensors`; the model must already be restored."""
         for name, value in self.tensors().items():
             value.copy_(tensors[name])
         self._done = sum(number <= epoch for number in self.epochs[:-1])
         if self._before is not None and not self._carried:
-            for answers in self._answers():
-                places = self._places(answers)
-                self._keep(EpochView(answers.log_probs_BC, self._labels[places]), places)
+            for predictions in self._predict():
+                places = self._places(predictions)
+                self._keep(EpochView(predictions.log_probs_BC, self._labels[places]), places)
 
-    def _answers(self) -> Iterator[Predictions]:
-        return predict(self._model, self._feed, self._ids, self._recipe, between_epochs=True)
+    def _predict(self) -> Iterator[Predictions]:
+        return predict(self._model, self._loader, self._ids, self._recipe, between_epochs=True)
 
-    def _add(self, answers: Predictions, index: int) -> None:
+    def _add(self, predictions: Predictions, index: int) -> None:
         if index > self._done:
             raise FitError(f"epoch {self.epochs[index]} is scored before epoch {self.epochs[self._done]} was.")
-        places = self._places(answers)
+        places = self._places(predictions)
         before = None if self._before is None or index == 0 else self._before[places].float().numpy()
-        view = EpochView(answers.log_probs_BC, self._labels[places], before)
+        view = EpochView(predictions.log_probs_BC, self._labels[places], before)
         for name, reducer in self._reducers.items():
             values_B = np.asarray(self._trajectories[name].series(view))
-            if values_B.shape != answers.ids_B.shape:
+            if values_B.shape != predictions.ids_B.shape:
                 raise FitError(
-                    f"score {name} took {values_B.shape} of {len(answers.ids_B)} samples; its series must return one number a sample."
+                    f"score {name} returned {values_B.shape} for {len(predictions.ids_B)} samples; its series must return one number each."
                 )
             reducer.add(places, values_B, index)
         if self._before is not None:
@@ -149,17 +149,17 @@ class TrajectoryRecorder:
         assert self._before is not None
         self._before[places] = torch.from_numpy(view.log_floored_BC)
 
-    def _places(self, answers: Predictions) -> slice:
-        """Where the samples of a batch stand; `predict` gives them in their order."""
-        start = int(np.searchsorted(self._ids, answers.ids_B[0]))
-        return slice(start, start + len(answers.ids_B))
+    def _places(self, predictions: Predictions) -> slice:
+        """The positions of a batch in `ids_M`; `predict` keeps their order."""
+        start = int(np.searchsorted(self._ids, predictions.ids_B[0]))
+        return slice(start, start + len(predictions.ids_B))
 
 
 def sufficient(scores: StoredScores, numbers: Sequence[int]) -> dict[str, Trajectory]:
-    """The scores over epochs that these scored epochs suffice for.
+    """The scores over epochs for which there are enough scored epochs.
 
     Raises:
-        ConfigError: if they do not suffice for one that somebody asks for.
+        ConfigError: if there are too few for a requested score.
     """
     found: dict[str, Trajectory] = {}
     for name, trajectory in scores.over_epochs.items():
