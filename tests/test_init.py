@@ -197,7 +197,9 @@ def test_the_file_is_looked_for_before_anything_starts(tmp_path: Path, init: Pat
 def test_a_pickle_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pkl"
     path.write_bytes(pickle.dumps(small_cnn(10).state_dict()))
-    with pytest.raises(ConfigError, match=r"neither a safetensors file nor one from torch\.save; plain pickles are never read"):
+    with pytest.raises(
+        ConfigError, match=r"neither a safetensors file nor one from torch\.save; plain pickles are never read"
+    ):
         ur.prune(config(tmp_path / "run", path))
     assert not (tmp_path / "run").exists()
 

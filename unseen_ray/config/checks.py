@@ -17,6 +17,7 @@ from unseen_ray.plugins import check_plug, did_you_mean
 
 __all__ = ["CHECKS", "keep_message"]
 
+# user:password@ before the host, or credentials in the query, as URIs of S3 may have them
 _USERINFO = re.compile(r"^[A-Za-z][\w+.-]*://[^/@\s]*@|[?&](access_key|secret_key|password|token)=")
 
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 SAFETENSORS, TORCH = "safetensors", "torch"
 _ZIP = b"PK\x03\x04"
 _BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of torch's files before version 1.6
-_HEADER_MOST = 100_000_000
+_HEADER_MOST = 100_000_000  # the limit of the safetensors library
 
 
 def with_initial_weights(config: PruneConfig) -> PruneConfig:
@@ -76,7 +76,7 @@ def form_of(data: bytes) -> str | None:
     """The format of a file of weights, from its first bytes; None if it is neither."""
     if data.startswith((_ZIP, _BEFORE_ZIP)):
         return TORCH
-    length = int.from_bytes(data[:8], "little")
+    length = int.from_bytes(data[:8], "little")  # safetensors: the length of a JSON header, then the header
     if len(data) < 8 or not 2 <= length <= min(len(data) - 8, _HEADER_MOST):
         return None
     try:

@@ -27,7 +27,7 @@ Precision = Literal["auto", "bf16", "fp16", "float32"]
 Augment = Literal["auto", "none", "flip", "crop", "crop_flip", "crop_flip_cutout", "resized_crop_flip"]
 Decay = Literal["cosine", "linear"]
 _AUGMENT_FROM_PX, _SMALL_PX = 16, 64
-_LATER = ("init", "init_saw", "init_sha256")
+_LATER = ("init", "init_saw", "init_sha256")  # fields that older stored runs do not have
 
 
 def refuse_boolean(model: type[BaseModel], name: str | None, value: Any) -> Any:
@@ -180,7 +180,7 @@ class Recipe(BaseModel):
         if num_samples < workers:
             raise ValueError(f"{num_samples} samples cannot be divided among {workers} workers.")
         batch = min(self.batch_size, num_samples) // workers * workers
-        whole = num_samples // batch
+        whole = num_samples // batch  # workers share every batch evenly, so they cannot use a shorter last one
         return batch, whole if self.drop_last or workers > 1 else math.ceil(num_samples / batch)
 
     def epochs_of(self, num_samples: int, *, workers: int = 1) -> int:

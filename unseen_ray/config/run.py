@@ -164,7 +164,7 @@ class PruneConfig(BaseModel):
         given = {name: value for name, value in values.items() if name in fields}
         valid = given if problems else {name: getattr(self, name) for name in given}
         for names, check in CHECKS:
-            if not faulty & set(names):
+            if not faulty & set(names):  # a check that reads an invalid field would report the same mistake twice
                 problems += check(
                     {name: valid.get(name, fields[name].get_default(call_default_factory=True)) for name in names},
                     given,
@@ -234,6 +234,7 @@ class PruneConfig(BaseModel):
         defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
         defaults["recipe"] = Recipe().model_dump()
         given = {name: value for name, value in values.items() if name not in fields or value != defaults[name]}
+        # a placeholder passes the checks of sources; the stored ones are put back unchecked
         sources: dict[str, Any] = {name: given[name] for name in ("source", "test") if name in given}
         return cls(**{**given, **dict.fromkeys(sources, "digits")}).model_copy(update=sources)
 

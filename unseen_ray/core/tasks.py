@@ -140,7 +140,7 @@ def check_unseen(task: ScoreTask, ids_M: IdArray, population: Population) -> Non
     Raises:
         LeakError: with the number of such samples and the first one.
     """
-    for start in range(0, len(ids_M), population.chunk_rows):
+    for start in range(0, len(ids_M), population.chunk_rows):  # bounds the masks below
         some = ids_M[start : start + population.chunk_rows]
         if task.mode == "unseen":
             leaked = np.unique(some[are_in(some, task.train, population)])

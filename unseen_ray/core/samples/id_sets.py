@@ -159,6 +159,7 @@ class Outside:
         return f"outside {self.other.rule()}"
 
 
+# populations hash by identity, so an entry never serves another run
 @lru_cache(maxsize=64)
 def _folds(population: Population, spec: FoldSpec, block: int) -> LabelArray:
     """The fold of each sample of a block."""

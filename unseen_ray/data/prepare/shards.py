@@ -132,6 +132,7 @@ def settled(work: ShardJob, shard: Shard, before: ShardReceipt | None) -> ShardR
         return receipt
     digest = folder.write(shard.name, data)
     receipt = ShardReceipt.from_json({**receipt.to_json(), "sha256": digest})
+    # after the file that it vouches for: a shard without a receipt is made again
     folder.write(receipt_file(shard.name), to_checked_json({"shard": receipt.to_json()}))
     return receipt
 

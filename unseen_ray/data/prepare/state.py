@@ -83,7 +83,7 @@ def begin(folder: Folder, source: Source, form: Form, shard_mb: float) -> Begun:
         "unseen_ray": version("unseen_ray"),
         "pillow": version("pillow"),
     }
-    folder.write(PLAN, to_checked_json(plan))
+    folder.write(PLAN, to_checked_json(plan))  # before any shard: a later call must cut the rows in the same places
     return Begun(plan, {})
 
 
@@ -151,6 +151,7 @@ def finish(folder: Folder, begun: Begun, receipts: Sequence[ShardReceipt]) -> No
     if len(bad) > _SHOWN:
         logger.warning("no bytes for %d samples in all; %s names them", len(bad), PREPARED)
     shards = [receipt.to_json() for receipt in receipts]
+    # the list before the plan goes: without either, a reader would take the folder for ordinary Parquet files
     if begun.plan.get("shards") != shards:
         folder.write(PREPARED, to_checked_json({**begun.plan, "shards": shards}), durable=True)
     folder.delete_folder(PREPARING)

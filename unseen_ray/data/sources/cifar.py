@@ -38,7 +38,7 @@ _LAYOUT: dict[str, dict[str, Any]] = {
         "labels": b"fine_labels",
     },
 }
-_HARMLESS = {
+_HARMLESS = {  # all that CIFAR's pickles import; `numpy._core` is the name in numpy 2
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
     ("numpy", "ndarray"),
@@ -135,7 +135,7 @@ class CifarSource:
             )
         try:
             content = _PlainUnpickler(data).load()
-        except Exception as error:
+        except Exception as error:  # a damaged pickle can raise anything
             raise DataError(f"{path} is damaged or not a CIFAR file: {type(error).__name__}: {error}.") from None
         if not isinstance(content, dict):
             raise DataError(f"{path} is not a CIFAR file: it holds a {type(content).__name__}, not a dict.")

@@ -71,6 +71,7 @@ class ParquetSource:
         self._folders = [os.path.dirname(path) for path in paths]
         self._image = self._image_column(image)
         self._starts = np.cumsum([0, *(file.metadata.num_rows for file in self._files)])
+        # caches of this instance: decorated methods would keep every instance alive
         self._row_group = lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._read_row_group)
         self._group_starts = lru_cache(maxsize=None)(self._find_group_starts)
         self._keys_of = lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._read_keys)
@@ -90,6 +91,7 @@ class ParquetSource:
         )
         probed = np.unique(np.linspace(0, min(len(labels), self._first_group_rows()) - 1, _PROBED).astype(int))
         size_px, original_px = probe_size((raw for _, raw in self.read(list(probed))), self._size)
+        # the fingerprint covers footers and labels, since reading all images would take too long
         footers = [
             (name, file.metadata.num_rows, file.metadata.serialized_size)
             for name, file in zip(self._names, self._files, strict=True)

@@ -225,9 +225,10 @@ def _kind_of(path: str) -> str:
             return "parquet"
         entries = fs.get_file_info(FileSelector(root)) if entry.type == FileType.Directory else []
         folders = [e.path for e in entries if e.type == FileType.Directory]
+        # a few folders tell: there may be a thousand classes, and each listing of an object store takes a request
         inner = [e for folder in folders[:8] for e in fs.get_file_info(FileSelector(folder))]
     except OSError:
-        return "parquet"
+        return "parquet"  # opening the source reports the error
     if any(e.path.endswith(".parquet") for e in entries):
         return "parquet"
     nested = any(e.path.endswith(".parquet") for e in inner)

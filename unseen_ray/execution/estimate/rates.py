@@ -151,7 +151,7 @@ def _training_rate(trainer: Trainer, loader: BatchLoader, labels_M: IntArray, re
         count / _rate(_stepping(trainer, loader, labels_M, recipe, (first[px], epochs)), loader.pixels.device)
         for px, count in counts.items()
     ]
-    return epochs / sum(seconds)
+    return epochs / sum(seconds)  # not the mean of the rates: time per image is what adds up
 
 
 def _stepping(

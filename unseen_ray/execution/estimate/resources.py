@@ -18,7 +18,7 @@ __all__ = ["Need", "Needs", "PixelPlace", "disk_bytes_of", "weights_of"]
 
 PixelPlace = Literal["memory", "files", "none"]
 
-_VOTE_BYTES = 8 + 8 + 4 + 4
+_VOTE_BYTES = 8 + 8 + 4 + 4  # id, pred, p_top, p_label
 _HOUR_S = 3600
 
 
@@ -148,6 +148,7 @@ class Needs:
         weights = weights_of(self.config, self.plan.num_classes)
         if shared > 1 and weights is not None:
             steps = sum(task.models * task.steps for task in self.plan.tasks if task.workers > 1)
+            # a ring all-reduce sends 2 (g - 1) / g of the gradients from each of g workers
             moved = 2 * (shared - 1) / shared * 4 * weights * steps
             how = f"= 2 (g - 1) / g x 4 bytes x {weights:,} weights x {steps:,} steps, of each of g = {shared} workers"
             rows.append(Need(name="network_gradients", value=moved, unit="B", how=how))
@@ -219,6 +220,7 @@ def disk_bytes_of(plan: RunPlan) -> tuple[int, int]:
     votes = scored * (_VOTE_BYTES + 4 * columns)
     if plan.resolved.keeps_probs:
         votes += scored * plan.num_classes * 4
+    # 32: id, label, votes, pred and p_label; 8: a score and its deviation
     return votes, plan.num_samples * (32 + 8 * columns) * len(plan.stages)
 
 

@@ -83,6 +83,7 @@ class _HeadInputs:
             return {}
         inputs = self.inputs.float()
         bias = 0.0 if self.head.bias is None else 1.0
+        # a bias acts as an input of 1; float16 would turn features beyond its range into infinity
         norms = torch.sqrt(inputs.square().sum(dim=1) + bias).cpu().numpy()
         return {
             "head_norm_B": norms,

@@ -121,7 +121,7 @@ class TrajectoryRecorder:
         for name, value in self.tensors().items():
             value.copy_(tensors[name])
         self._done = sum(number <= epoch for number in self.epochs[:-1])
-        if self._before is not None and not self._carried:
+        if self._before is not None and not self._carried:  # the checkpoint's model repeats what was too large to store
             for predictions in self._predict():
                 places = self._places(predictions)
                 self._keep(EpochView(predictions.log_probs_BC, self._labels[places]), places)
