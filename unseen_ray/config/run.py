@@ -112,9 +112,7 @@ class PruneConfig(BaseModel):
         False, description="store the penultimate features that the first model of stage 0 gives every sample, N x D"
     )
     pixel_memory_gb: float = Field(
-        4.0,
-        ge=0,
-        description="most decoded pixels to hold in memory, in GiB; a larger source is decoded into files",
+        4.0, ge=0, description="most decoded pixels to hold in memory, in GiB; a larger source is decoded into files"
     )
     pixel_folder: str | None = Field(
         None,
@@ -139,15 +137,12 @@ class PruneConfig(BaseModel):
         description="GPUs (CPU workers where folds use none) that share a fit outside the folds: later stages, evaluation",
     )
     max_retries: int = Field(
-        3,
-        ge=0,
-        description="how often in a row to restart a task that lost its worker without making progress",
+        3, ge=0, description="how often in a row to restart a task that lost its worker without making progress"
     )
     wait_s: float = Field(600, ge=0, description="seconds to wait if the cluster has no node with room for a fold")
     executor: Literal["ray", "local"] = Field("ray", description="local: one process, without Ray")
     log_to: Any = Field(
-        None,
-        description="where to log the epochs of every fit: tensorboard (default), mlflow, wandb, a list, or none",
+        None, description="where to log the epochs of every fit: tensorboard (default), mlflow, wandb, a list, or none"
     )
     address: str | None = Field(None, description="the Ray cluster to join; default RAY_ADDRESS, else a private one")
 

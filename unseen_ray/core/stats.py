@@ -33,12 +33,7 @@ def fullest_bin(values_M: FloatArray, within: tuple[float, float], bins: int = 2
 
 
 def correlation(first_C: FloatArray, second_C: FloatArray) -> float:
-    """Pearson correlation of the finite pairs; NaN for fewer than three pairs, or if either side is constant.
-
-    Args:
-        first_C: (C,) such as the accuracy of each class.
-        second_C: (C,) such as its share of the budget.
-    """
+    """Pearson correlation of the finite pairs of two (C,) arrays; NaN for fewer than three, or if an array is constant."""
     both = np.isfinite(first_C) & np.isfinite(second_C)
     first, second = first_C[both], second_C[both]
     if len(first) < 3 or np.ptp(first) < 1e-12 or np.ptp(second) < 1e-12:
@@ -47,11 +42,7 @@ def correlation(first_C: FloatArray, second_C: FloatArray) -> float:
 
 
 def rank_correlation(first_M: FloatArray, second_M: FloatArray) -> float:
-    """Spearman's rank correlation; tied scores share their mean rank. NaN if either side is constant.
-
-    Args:
-        first_M: (M,) scores.
-        second_M: (M,) scores of the same samples.
+    """Spearman's rank correlation of two (M,) scores; tied scores share their mean rank. NaN if either is constant.
 
     >>> rank_correlation(np.array([1.0, 2.0, 9.0]), np.array([0.1, 0.2, 0.3]))
     1.0

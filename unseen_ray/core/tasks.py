@@ -160,13 +160,7 @@ def check_unseen(task: ScoreTask, ids_M: IdArray, population: Population) -> Non
 def _numbered(stage: int, sides: Iterable[tuple[int | None, IdSet, IdSet, Mode]], repeats: int) -> list[ScoreTask]:
     return [
         ScoreTask(
-            stage=stage,
-            index=place * repeats + repeat,
-            fold=fold,
-            repeat=repeat,
-            train=train,
-            scored=scored,
-            mode=mode,
+            stage=stage, index=place * repeats + repeat, fold=fold, repeat=repeat, train=train, scored=scored, mode=mode
         )
         for place, (fold, train, scored, mode) in enumerate(sides)
         for repeat in range(repeats)

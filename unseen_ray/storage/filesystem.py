@@ -150,14 +150,7 @@ class Folder:
         return sha256_of(data)
 
     def write_table(self, name: str, table: pa.Table, *, new: bool = False, row_group: int | None = None) -> str:
-        """Write a table as Parquet and return the SHA-256 of the file; see `write`.
-
-        Args:
-            name: the file.
-            table: its rows.
-            new: see `write`.
-            row_group: rows of a row group; None for `DEFAULT_ROW_GROUP`.
-        """
+        """Write a table as Parquet, in groups of `row_group` rows, and return the SHA-256 of the file; see `write`."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -187,12 +180,8 @@ class Folder:
     def read_whole(self, name: str, digest: str | None = None) -> bytes:
         """The bytes of a file that must exist.
 
-        Args:
-            name: the file.
-            digest: the SHA-256 that it must have; None to skip the check.
-
         Raises:
-            StorageError: if it is missing or has another SHA-256.
+            StorageError: if it is missing, or its SHA-256 is not `digest` (None skips the check).
         """
         data = self.read(name)
         if data is None:

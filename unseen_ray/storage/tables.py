@@ -61,8 +61,7 @@ def read_table(folder: Folder, name: str, files: Mapping[str, str]) -> pa.Table:
     """Read a table from its file or its parts.
 
     Args:
-        folder: the table's folder.
-        name: the table's name, such as `coreset.parquet`.
+        folder, name: the table, such as `coreset.parquet`.
         files: SHA-256 by file name; files without one are not checked.
 
     Raises:
@@ -80,8 +79,7 @@ class TableWriter:
     """Writes a table of known length in pieces, holding one row group and one encoded file in memory.
 
     Args:
-        folder: the table's folder.
-        name: the table's name.
+        folder, name: the table.
         rows: its length.
         part_rows: rows of each part, in a folder called `name`; None for one file of that name.
     """
@@ -141,8 +139,7 @@ class StoredTable:
     """A table of a run that can be read in pieces any number of times, from memory or from storage.
 
     Attributes:
-        folder: the table's folder.
-        name: the table's name.
+        folder, name: the table.
         files: SHA-256 by file name.
         held: all rows, where a short table was just made or read and need not be read again.
     """

@@ -11,11 +11,7 @@ __all__ = ["class_names"]
 
 
 def class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
-    """The class names in the metadata, or none.
-
-    They are read from Hugging Face's ClassLabel, else from a list under `class_names` or `class_wnids`, in JSON or
-    separated by | or commas.
-    """
+    """The class names in the metadata: Hugging Face's ClassLabel, else a list in JSON or separated by | or commas."""
     metadata = schema.metadata or {}
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]

@@ -39,8 +39,7 @@ def gather_labels(
         rows_in_memory: the most rows whose labels are held in memory as int64.
 
     Returns:
-        (N,) int64 labels in memory, or for more than `rows_in_memory` rows the narrowest unsigned type that holds them, mapped from
-        an unnamed file; and C.
+        (N,) int64 labels, or for more than `rows_in_memory` rows the narrowest unsigned type, mapped from an unnamed file; and C.
     """
     if rows <= rows_in_memory:
         return check_labels(np.concatenate([np.empty(0, np.int64), *pieces]), where=where, num_classes=num_classes)

@@ -83,11 +83,7 @@ class ParquetSource:
         total = int(self._starts[-1])
         rows = total if self._limit is None else min(self._limit, total)
         labels, num_classes = gather_labels(
-            self._labels(),
-            rows,
-            where=self._path,
-            num_classes=len(names) or None,
-            rows_in_memory=self._rows_in_memory,
+            self._labels(), rows, where=self._path, num_classes=len(names) or None, rows_in_memory=self._rows_in_memory
         )
         probed = np.unique(np.linspace(0, min(len(labels), self._first_group_rows()) - 1, _PROBED).astype(int))
         size_px, original_px = probe_size((raw for _, raw in self.read(list(probed))), self._size)

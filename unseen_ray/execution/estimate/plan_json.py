@@ -35,9 +35,7 @@ def values_of(
     """What a run would do and cost, as JSON values.
 
     Args:
-        plan: its tasks and stages.
-        info: the source.
-        config: the configuration with its model.
+        plan, info, config: the run's plan, its source, and its configuration with the model.
         rates: images per second, as far as they are known.
         cluster: what it takes on a given cluster.
         needs: cores, reads, network and disk.
@@ -55,7 +53,11 @@ def values_of(
         "recipe": None if config.fit else config.recipe.model_dump(),
         "stages": _stages(plan),
         **_cost(plan, config, rates),
-        **_bytes(plan, info, config),
+        "pixel_bytes": plan.num_samples * info.size_px**2 * 3,
+        "pixels_held": where_pixels_are(config, info),
+        "pixels_in_memory": fits_in_memory(len(info), info.size_px, config.pixel_memory_gb),
+        "disk_bytes": sum(disk_bytes_of(plan)),
+        "recorded_bytes": _recorded_bytes(plan),
         "rates": asdict(rates),
         "cluster": None if cluster is None else asdict(cluster),
         "needs": [asdict(need) for need in needs],
@@ -99,16 +101,6 @@ def _cost(plan: RunPlan, config: PruneConfig, rates: Rates) -> dict[str, Any]:
         "worker_hours": unbound.worker_hours,
         "critical_path_hours": unbound.wall_hours,
         "images_per_s": rates.training,
-    }
-
-
-def _bytes(plan: RunPlan, info: SourceInfo, config: PruneConfig) -> dict[str, Any]:
-    return {
-        "pixel_bytes": plan.num_samples * info.size_px**2 * 3,
-        "pixels_held": where_pixels_are(config, info),
-        "pixels_in_memory": fits_in_memory(len(info), info.size_px, config.pixel_memory_gb),
-        "disk_bytes": sum(disk_bytes_of(plan)),
-        "recorded_bytes": _recorded_bytes(plan),
     }
 
 

@@ -37,8 +37,7 @@ def predict(
     """Yield the predictions for the ids in their order, in batches of twice the recipe's size.
 
     Args:
-        model: the model, on the loader's device.
-        loader: loads the batches.
+        model, loader: the model, and the loader of batches on its device.
         ids_M: (M,) ids to predict.
         recipe: the recipe, with `precision` resolved.
         features: whether to return the inputs of the last linear layer.
