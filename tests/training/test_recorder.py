@@ -333,7 +333,7 @@ def test_a_model_that_keeps_what_it_made_while_scoring_is_trained_on(tmp_path: P
 
 def test_a_series_of_the_wrong_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        FitError, match=r"score one_number took \(\) of \d+ samples; its series must return one number a sample"
+        FitError, match=r"score one_number returned \(\) for \d+ samples; its series must return one number each"
     ):
         run(tmp_path, score="tests.plugs:one_number")
 
