@@ -219,9 +219,7 @@ def test_a_test_set_must_number_its_classes_as_the_source_does(tmp_path: Path, n
         named = table.replace_schema_metadata({b"class_names": json.dumps(classes).encode()})
         pq.write_table(named, tmp_path / f"{folder}.parquet")
     fields = {"keep": 0.5, "folds": 2, "recipe": FAST, "executor": "local", "out": tmp_path / "run"}
-    with pytest.raises(
-        ur.DataError, match=r"number their classes differently|lacks 'dog', unlike|has 'fox', unlike"
-    ):
+    with pytest.raises(ur.DataError, match=r"number their classes differently|lacks 'dog', unlike|has 'fox', unlike"):
         ur.prune(ur.PruneConfig(source=str(tmp_path / "train.parquet"), test=str(tmp_path / "test.parquet"), **fields))
     assert not (tmp_path / "run").exists()
 
