@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import io
+import logging
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+@pytest.fixture(autouse=True)
+def clean_process() -> Iterator[None]:
+    """What a command that a test calls sets for its process is taken back: its log, its signals, its path."""
+    logger, hook = logging.getLogger("unseen_ray"), sys.unraisablehook
+    log, path = (list(logger.handlers), logger.propagate, logger.level), list(sys.path)
+    listening = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    logger.handlers, logger.propagate, level = log
+    logger.setLevel(level)
+    sys.path[:], sys.unraisablehook = path, hook
+    for number, handler in listening.items():
+        signal.signal(number, handler)
 
 
 def class_pixels(labels: np.ndarray, size_px: int, seed: int = 0) -> np.ndarray:

@@ -130,7 +130,7 @@ def test_a_signal_ends_with_130_and_the_line_resumes(tmp_path: Path, sent: signa
         time.sleep(0.02)
     process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, stderr
     assert "interrupted; run the same line again to resume" in stderr
     assert "Traceback" not in stderr
     again = subprocess.run(line, capture_output=True, text=True, timeout=120)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import random
 import shlex
 import shutil
 import signal
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,18 +209,6 @@ KINDS: dict[str, Callable[[Whole, Path, Damage, random.Random], tuple[int, str, 
 
 
 OWN = ("manifest", "checkpoint", "votes and scores")
-
-
-@pytest.fixture(autouse=True)
-def clean_process() -> Iterator[None]:
-    """What a command sets for its process is taken back."""
-    logger = logging.getLogger("unseen_ray")
-    before = (list(logger.handlers), logger.propagate, list(sys.path))
-    listening = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    yield
-    logger.handlers, logger.propagate, sys.path[:] = before
-    for number, handler in listening.items():
-        signal.signal(number, handler)
 
 
 def check(kind: str, whole: Whole, code: int, stderr: str, run: Path) -> None:

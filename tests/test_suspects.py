@@ -121,7 +121,7 @@ def test_a_guard_that_leaves_too_few_gives_back_the_likeliest(
     ("guard", "message"),
     [
         ("confident", "guard='confident' is no guard. Allowed: none, aum, confident_learning, label_margin"),
-        ({"use": "label_margin", "cut": 2}, "guard option cut=2 is outside 0 up to 1"),
+        ({"use": "label_margin", "cut": 2}, "guard option cut=2 is not in \\[0, 1\\)"),
         ({"use": "label_margin", "share": 0.1}, "takes no option 'share'; it takes cut"),
         ("tests.test_suspects:halved", r"guard tests.test_suspects:halved returned bool of shape \(400,\)"),
     ],

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shlex
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -479,14 +477,9 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def clean_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each case starts in a folder of its own; what a command sets for its process is taken back."""
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each case starts in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    logger = logging.getLogger("unseen_ray")
-    before = (list(logger.handlers), logger.propagate, logger.level, list(sys.path))
-    yield
-    logger.handlers, logger.propagate, sys.path[:] = before[0], before[1], before[3]
-    logger.setLevel(before[2])
 
 
 def argv_of(line: str, tmp: Path, finished_run: Path) -> list[str]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shlex
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +15,6 @@ from tests.conftest import class_pixels, png_bytes, write_parquet
 from unseen_ray.cli import main
 
 FAST = "--executor local --recipe.epochs 1 --recipe.min_steps 0"
-
-
-@pytest.fixture(autouse=True)
-def clean_process() -> Iterator[None]:
-    """What a command sets for its process is taken back."""
-    logger = logging.getLogger("unseen_ray")
-    before = (list(logger.handlers), logger.propagate, logger.level, list(sys.path))
-    yield
-    logger.handlers, logger.propagate, sys.path[:] = before[0], before[1], before[3]
-    logger.setLevel(before[2])
 
 
 def data_of(tmp_path: Path, labels: Any) -> Path:

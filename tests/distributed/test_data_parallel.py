@@ -75,7 +75,7 @@ def test_a_fit_goes_on_from_its_checkpoint_when_a_worker_is_killed(tmp_path: Pat
 
 
 def test_a_batch_that_cannot_be_shared_and_a_cluster_too_small_are_refused(tmp_path: Path, session: None) -> None:
-    with pytest.raises(ur.ConfigError, match=r"recipe.batch_size=64 is not divisible by gpus_per_fit=3. Take 63"):
+    with pytest.raises(ur.ConfigError, match=r"recipe.batch_size=64 is not divisible by gpus_per_fit=3. Use 63"):
         ur.PruneConfig(**FIELDS, out=str(tmp_path), gpus_per_fit=3)
     with pytest.raises(ur.ConfigError, match=r"gpus_per_fit=64 workers of 1 CPU and 0 GPU do not fit on the cluster"):
         ur.prune(ur.PruneConfig(**FIELDS, out=str(tmp_path), gpus_per_fit=64))

@@ -78,7 +78,9 @@ def test_without_stored_features_select_says_what_to_do(tmp_path: Path) -> None:
         ur.select(plain, keep=0.5, policy={"use": "window", "start": "auto"}, out=tmp_path / "window")
     with pytest.raises(ur.ConfigError, match="save_features: true"):
         run(tmp_path / "auto", policy={"use": "window", "start": "auto"})
-    with pytest.raises(ur.ConfigError, match="policy k_center reads the features of a model, and fit answers"):
+    with pytest.raises(
+        ur.ConfigError, match="policy k_center reads the features of a model, but fit gives only probabilities"
+    ):
         given = {name: value for name, value in FIELDS.items() if name != "recipe"}
         ur.prune(ur.PruneConfig(**given, out=str(tmp_path / "fit"), fit="tests.plugs:centroids", policy="k_center"))
     with pytest.raises(ur.ConfigError, match="save_features has no effect with fit"):

@@ -83,7 +83,7 @@ def test_published_recipes_pad_decay_and_end_their_epochs_as_their_code_does() -
 
 
 def test_a_rate_that_would_rise_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"recipe.min_lr=0.1 is above recipe.lr=0.05"):
+    with pytest.raises(ConfigError, match=r"recipe.min_lr=0.1, the final learning rate, is above recipe.lr=0.05"):
         ur.PruneConfig(source="digits", keep=0.5, recipe={"use": "airbench-like", "lr": 0.05})
 
 
@@ -163,5 +163,5 @@ def test_a_size_of_crops_without_effect_at_the_sources_size_is_refused(tmp_path:
 
 def test_crops_larger_than_the_images_are_refused() -> None:
     large = {"augment": "resized_crop_flip", "train_px": 16}
-    with pytest.raises(ConfigError, match=r"recipe.train_px=16 is larger than the images, of 8 px"):
+    with pytest.raises(ConfigError, match=r"recipe.train_px=16 is larger than the images, which have 8 px"):
         ur.plan(ur.PruneConfig(source="digits", keep=0.5, recipe=large))

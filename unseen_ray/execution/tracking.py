@@ -118,7 +118,9 @@ class Wandb:
                 "log_to: wandb has no key. Set WANDB_API_KEY or run `wandb login`, or WANDB_MODE=offline to keep its files here."
             )
         self._init = wandb.init
-        self._options = {"project": variable(WANDB_PROJECT) or _PROJECT, **options}
+        # The mode by name: wandb reads the environment once a process, which may have been before it was set.
+        mode = {"mode": found} if (found := variable(WANDB_MODE)) else {}
+        self._options = {"project": variable(WANDB_PROJECT) or _PROJECT, **mode, **options}
         self._folder = local
         self._runs: dict[LoggedFit, Any] = {}
 
