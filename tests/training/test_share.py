@@ -93,11 +93,17 @@ def work_until(rank: int, folder: str, stop_at: int | None, kept: bool) -> None:
     Path(f"{folder}/{rank}.given").write_text(str(given))
 
 
+def ended(target: Callable[..., None], *args: Any) -> None:
+    """Run a worker and end it without the interpreter's tear-down, in which a thread of torch's has been seen to abort."""
+    target(*args)
+    os._exit(0)
+
+
 def both(folder: Path, target: Callable[..., None], *args: Any) -> list[int | None]:
     """How two workers have ended."""
     folder.mkdir(exist_ok=True)
     spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=target, args=(rank, str(folder), *args)) for rank in range(2)]
+    workers = [spawn.Process(target=ended, args=(target, rank, str(folder), *args)) for rank in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
