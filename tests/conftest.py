@@ -49,6 +49,7 @@ LONG_FILES = (
     "test_watch.py",
     "test_readme.py",
     "test_long_runs.py",
+    "test_sweep.py",
 )
 
 

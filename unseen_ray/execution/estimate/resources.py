@@ -191,7 +191,7 @@ class Needs:
         assert self.cluster is not None
         busy, scorers = (max(getattr(stage, kind) for stage in self.cluster.stages) for kind in ("busy", "scoring"))
         known = None if training is None or scoring is None else max(training * busy, scoring * scorers)
-        how = f"= the larger of {busy} workers in training and {scorers} in scoring, at most at once, x what one takes"
+        how = f"= the larger of {busy} workers in training and {scorers} in scoring, the most at once, x what one takes"
         return _need(name, known, unit, how, missing)
 
     def _pixels(self) -> int:
