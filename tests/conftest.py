@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import logging
@@ -69,7 +70,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
             config.get_terminal_writer().flush()
         for each in gc.get_objects():  # wandb has left its own to the tear-down
             if type(each) is tempfile.TemporaryDirectory:
-                each.cleanup()
+                with contextlib.suppress(OSError):
+                    each.cleanup()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

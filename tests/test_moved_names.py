@@ -11,7 +11,7 @@ import pytest
 
 import unseen_ray as ur
 from unseen_ray.core import select
-from unseen_ray.plugins import _MOVED, current_names, import_target, name_of
+from unseen_ray.plugins import _MOVED, _MOVED_FUNCTIONS, current_names, import_target, name_of
 from unseen_ray.runs.layout import MANIFEST, MANIFEST_COPY
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
 
@@ -46,6 +46,12 @@ def test_the_table_is_of_modules_that_are_gone_and_of_modules_that_are_there() -
         importlib.import_module(now)
         with pytest.raises(ModuleNotFoundError):
             importlib.import_module(before)
+
+
+@pytest.mark.parametrize(("before", "now"), _MOVED_FUNCTIONS.items())
+def test_a_function_that_left_its_module_is_found_where_it_is(before: str, now: str) -> None:
+    assert import_target(before) is import_target(now)
+    assert name_of(import_target(now)) == current_names(before) == now
 
 
 def test_only_names_of_moved_functions_change() -> None:

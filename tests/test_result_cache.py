@@ -1,4 +1,4 @@
-"""Runs that share a shelf: each piece of work is done by one of them, and everybody gets it."""
+"""Runs that share a cache: each piece of work is done by one of them, and everybody gets it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run(tmp_path: Path, name: str, book: ClaimBook | None, **fields: object) -> 
     return ur.load(tmp_path / name), counted
 
 
-def test_the_same_work_in_another_geometry_is_taken_from_the_shelf(tmp_path: Path) -> None:
+def test_the_same_work_in_another_geometry_is_taken_from_the_cache(tmp_path: Path) -> None:
     book = ClaimBook()
     _, first = run(tmp_path, "fold", book)
     shared, second = run(tmp_path, "complement", book, train_on="complement")
@@ -127,7 +127,7 @@ def test_an_evaluation_is_shared_and_measures_on_the_holdout(tmp_path: Path) -> 
     assert tables[0].test == "holdout of digits" and tables[0].test_samples == 60
 
 
-def test_a_damaged_shelf_is_not_used(tmp_path: Path) -> None:
+def test_a_damaged_cache_is_not_used(tmp_path: Path) -> None:
     book = ClaimBook()
     first, _ = run(tmp_path, "first", book)
     for file in (tmp_path / "work").rglob("*.parquet"):

@@ -35,8 +35,8 @@ def config(out: Path, **fields: Any) -> ur.SweepConfig:
     return ur.SweepConfig(**{"run": RUN, "space": SPACE, "against": ["full"], "out": str(out), **fields})
 
 
-def keys_on_shelf(out: Path) -> Counter[str]:
-    """How many finished works of each kind the shelf holds: votes of scoring models, and results of proxies."""
+def keys_in_cache(out: Path) -> Counter[str]:
+    """How many finished works of each kind the cache holds: votes of scoring models, and results of proxies."""
     return Counter(path.name for path in (out / "work").rglob("*") if path.is_file())
 
 
@@ -50,7 +50,7 @@ def test_trials_share_their_trainings(swept: ur.SweepResult) -> None:
     assert (stage_0.kind, stage_0.asked, stage_0.needed) == ("stage 0", 20, 8)  # K = 2 is the same in both geometries
     coresets = {tuple(coreset_of(swept, record.name)) for record in swept.records}
     assert (proxy.asked, proxy.needed) == (16, len(coresets) + 1)
-    assert keys_on_shelf(Path(swept.path)) == {"00.parquet": 8, "result.json": proxy.needed}
+    assert keys_in_cache(Path(swept.path)) == {"00.parquet": 8, "result.json": proxy.needed}
 
 
 def coreset_of(result: ur.SweepResult, trial: str) -> list[int]:
@@ -88,17 +88,17 @@ def test_what_is_left_behind(swept: ur.SweepResult, tmp_path: Path) -> None:
 
 
 def test_the_same_sweep_again_does_nothing_and_a_larger_one_only_what_is_new(swept: ur.SweepResult) -> None:
-    before = keys_on_shelf(Path(swept.path))
+    before = keys_in_cache(Path(swept.path))
     again = ur.sweep(config(Path(swept.path)))
     assert again.reused == 8 and again.table == swept.table
-    assert keys_on_shelf(Path(swept.path)) == before
+    assert keys_in_cache(Path(swept.path)) == before
     seen: list[str] = []
     more = ur.sweep(
         config(Path(swept.path), space={**SPACE, "score": ["entropy", "margin", "loss"]}),
         on_end=lambda record: seen.append(record.name),
     )
     assert (more.reused, len(more.records), len(seen)) == (8, 12, 4)
-    assert keys_on_shelf(Path(swept.path))["00.parquet"] == 8
+    assert keys_in_cache(Path(swept.path))["00.parquet"] == 8
 
 
 def test_other_data_and_other_folders_are_refused(swept: ur.SweepResult, tmp_path: Path) -> None:

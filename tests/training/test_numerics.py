@@ -16,7 +16,7 @@ from unseen_ray.training.hardware import numerics
 def test_the_compiler_is_as_deterministic_as_torch(before: int, asked: bool) -> None:
     import torch._inductor.config as compiler
 
-    kept = torch.get_deterministic_debug_mode()
+    kept, variable = torch.get_deterministic_debug_mode(), os.environ.get("TORCHINDUCTOR_DETERMINISTIC")
     torch.set_deterministic_debug_mode(before)
     try:
         with numerics(1, asked, CPU):
@@ -25,5 +25,6 @@ def test_the_compiler_is_as_deterministic_as_torch(before: int, asked: bool) -> 
             assert os.environ["TORCHINDUCTOR_DETERMINISTIC"] == str(int(asked))  # for a compiler that is imported later
         assert torch.get_deterministic_debug_mode() == before
         assert compiler.deterministic == (before > 0)
+        assert os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == variable
     finally:
         torch.use_deterministic_algorithms(kept > 0, warn_only=kept == 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -87,8 +88,10 @@ def _remove_temporary_folders() -> None:
     """Remove what wandb leaves to Python's shutdown: it makes two folders when it is imported, and more as it logs."""
     if "wandb" in sys.modules:
         for each in gc.get_objects():
-            if type(each) is tempfile.TemporaryDirectory:
-                each.cleanup()
+            # A user's own may be meant to stay (3.12), and no leftover may change the exit code.
+            if type(each) is tempfile.TemporaryDirectory and getattr(each, "_delete", True):
+                with contextlib.suppress(OSError):
+                    each.cleanup()
 
 
 def _start_logging(verbose: bool) -> None:

@@ -19,7 +19,7 @@ from unseen_ray.evaluation.checks import DEFAULT_AGAINST, DEFAULT_SEEDS, check_e
 from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
 from unseen_ray.execution.api import PruneResult, executor_for, ignore, load, prune
 from unseen_ray.execution.tracking import tracked
-from unseen_ray.plugins import is_target, jsonable
+from unseen_ray.plugins import current_names, is_target, jsonable
 from unseen_ray.runs.layout import FITTING, selection_folder
 from unseen_ray.runs.run import choosing_s
 from unseen_ray.storage.filesystem import sha256_of
@@ -95,7 +95,9 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
     other = [
         name
         for name in NAMED_FIELDS
-        if name in changes and name != "source" and jsonable(changes[name]) != jsonable(getattr(done.config, name))
+        if name in changes
+        and name != "source"
+        and current_names(jsonable(changes[name])) != current_names(jsonable(getattr(done.config, name)))
     ]
     if other:
         raise ConfigError(

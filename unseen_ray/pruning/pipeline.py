@@ -155,7 +155,8 @@ def _prepare(
 def _finish(runner: StageRunner, source: Source) -> Run:
     run = runner.run
     run.check_ours()
-    # A crash before the commit leaves files that the next start overwrites; one after it is cleaned up by `_already_finished`.
+    # A crash before the commit leaves files that the next start overwrites. After one behind it, `_already_finished` clears the rest,
+    # but for checkpoints, which may be an evaluation's.
     files = runner.builder.finish(run, source)
     stages, before = run.manifest.stages, run.manifest.files
     grown = {part for stage in stages for part in parts_of(stage_coreset(stage.index), before)}

@@ -50,7 +50,7 @@ def open_run(config: PruneConfig, source: SourceEntry, *, fresh: bool = False) -
             stack.callback(_remove_if_empty, config.out)
         try:
             run = None if replaces else _found(folder, asked, source)
-            # A finished, undamaged run is only read. It needs no lock, so several drivers may ask for it at once.
+            # A finished, undamaged run is read without the lock, so several drivers may ask for it at once.
             if run is None or not run.manifest.finished or not has_copy(folder) or _damaged(run):
                 run = _locked(stack, folder, asked, source, replaces)
         except StorageError as error:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.samples.coreset import Coreset
 from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.plugins import current_names
 from unseen_ray.runs.layout import CHECKPOINTS, MANIFEST, MANIFEST_COPY, OVERWRITTEN, PIXELS, is_ours, top_of
 from unseen_ray.runs.manifest import Manifest, read_manifest, write_manifest
 from unseen_ray.runs.manifest_entries import Cost, SourceEntry
@@ -226,7 +227,10 @@ def _begin(config: PruneConfig, manifest: Manifest) -> Run:
     before = read_manifest(folder) if others else None
     # The same line after an interruption: what it has written is written again.
     begun_alike = (
-        before is not None and not before.finished and (before.kind, before.asked) == (manifest.kind, manifest.asked)
+        before is not None
+        and not before.finished
+        and before.kind == manifest.kind
+        and current_names(before.asked) == current_names(manifest.asked)
     )
     if others and not begun_alike:
         raise ConfigError(f"out={config.out} holds {', '.join(others[:3])}. Name a new or empty folder.")

@@ -1,4 +1,6 @@
-"""The environment variables that the package uses: all are read and set here, so that this file lists them.
+"""The environment variables that the package reads, and how it replaces Ray's for a while.
+
+Defaults for Ray stand beside their use, and what torch reads is set in `training/hardware.py`.
 
 Values are read when they are asked for, not at import: a program may set one after it has imported the package.
 """

@@ -233,7 +233,7 @@ def _create(folder: Folder, holder: Holder) -> bool:
         raise _in_use(folder, found) from None
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be written: {error}. Free space or mend the storage, then run again."
+            f"{path} cannot be written: {error}. Free space or repair the storage, then run again."
         ) from None
     return True
 

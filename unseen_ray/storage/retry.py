@@ -89,9 +89,9 @@ def is_transient(error: OSError) -> bool:
 
 
 def retried_inline(what: str, do: Callable[[], _T]) -> _T:
-    """`retried` for short calls that are made very often: the first one runs without a thread of its own.
+    """`retried` for calls that are too frequent for a thread each, or take too long for the time limit.
 
-    A thread for each call would cost more than a short read. The first call may therefore hang as long as the storage does.
+    The first attempt runs in this thread and may hang as long as the storage does; after a transient failure, as `retried`.
 
     Raises:
         OSError: see `retried`.

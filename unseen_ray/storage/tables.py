@@ -232,7 +232,7 @@ def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], _T], *, i
     Args:
         folder, name: the file.
         do: the function; it is called again after a transient failure of the storage.
-        inline: call `do` in this thread, without a time limit; for what takes longer than one request.
+        inline: see `retry.retried_inline`.
 
     Raises:
         StorageError: if the file is missing or damaged.

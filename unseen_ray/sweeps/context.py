@@ -32,7 +32,7 @@ class SweepContext:
         keeping: what every run stores for the others.
         root: the sweep's folder.
         source: the data, by absolute paths: a trial's process may have another working directory.
-        claims: the actor of a `work_cache.ClaimBook`.
+        claims: the actor of a `result_cache.ClaimBook`.
         cluster: the decoded pixels, and the first worker's hardware and versions.
         new_executor: makes an executor that starts from these.
     """

@@ -26,6 +26,8 @@ __all__ = [
     "supported_precisions",
 ]
 
+_COMPILER = "TORCHINDUCTOR_DETERMINISTIC"  # read by torch's compiler when it is imported
+
 
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seed torch's generators of the CPU and of one device; those of other GPUs are unchanged."""
@@ -83,6 +85,7 @@ def numerics(threads: int, deterministic: bool, device: torch.device) -> Iterato
     from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads(), torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    compiler = os.environ.get(_COMPILER)
     torch.set_num_threads(threads)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
@@ -99,6 +102,10 @@ def numerics(threads: int, deterministic: bool, device: torch.device) -> Iterato
     finally:
         torch.set_num_threads(before[0])
         _set_deterministic(before[1])
+        if compiler is None:
+            del os.environ[_COMPILER]
+        else:
+            os.environ[_COMPILER] = compiler
         torch.backends.cudnn.benchmark = before[2]
 
 
@@ -108,7 +115,7 @@ def _set_deterministic(debug_mode: int) -> None:
     Torch's own function imports its compiler, which takes a process two seconds. A compiler that is imported later
     reads the mode from the environment.
     """
-    os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1" if debug_mode else "0"
+    os.environ[_COMPILER] = "1" if debug_mode else "0"
     if "torch._inductor.config" in sys.modules:
         torch.use_deterministic_algorithms(debug_mode > 0, warn_only=debug_mode == 1)
     else:

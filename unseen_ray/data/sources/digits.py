@@ -31,7 +31,12 @@ class DigitsSource:
                 "source digits comes with scikit-learn, which is not installed. Run: pip install scikit-learn"
             )
         path = os.path.join(os.path.dirname(package.origin), "datasets", "data", "digits.csv.gz")
-        table = np.loadtxt(path, delimiter=",")[:limit]
+        if os.path.exists(path):
+            table = np.loadtxt(path, delimiter=",")[:limit]
+        else:  # a later scikit-learn may keep it elsewhere
+            from sklearn.datasets import load_digits
+
+            table = np.column_stack(load_digits(return_X_y=True))[:limit]
         # scikit-learn's grey levels are 0 to 16; the last column is the class
         grey = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         self._pixels: NDArray[np.uint8] = np.repeat(grey[..., None], 3, axis=3)

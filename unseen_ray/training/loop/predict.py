@@ -82,8 +82,9 @@ class _HeadInputs:
             return {}
         inputs = self.inputs.float()
         bias = 0.0 if self.head.bias is None else 1.0
-        # a bias acts as an input of 1; float16 would turn features beyond its range into infinity
+        # A bias acts as an input of 1.
         norms = torch.sqrt(inputs.square().sum(dim=1) + bias).cpu().numpy()
+        # Clamped: features beyond the range of float16 would become infinite.
         return {
             "head_norm_B": norms,
             **({"features_BD": inputs.clamp(-_HALF, _HALF).half().cpu().numpy()} if features else {}),
