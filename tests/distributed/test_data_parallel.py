@@ -9,6 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
+from ray import PlacementGroupID
+from ray.util.placement_group import PlacementGroup
 
 import unseen_ray as ur
 from unseen_ray.runs.tasks import Progress
@@ -104,3 +107,6 @@ def test_workers_end_when_nobody_waits_for_them(tmp_path: Path, session: None) -
         ur.prune(config, on_event=observe)
     _, alive = psutil.wait_procs(processes_of("RayTrainWorker"), timeout=30)
     assert not alive
+    # Ray Train's cleaner asks the dashboard whether its controller lives; this cluster has none, and other tests need the CPUs.
+    for name in ray.util.placement_group_table():
+        ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
