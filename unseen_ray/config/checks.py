@@ -125,7 +125,7 @@ def _check_sources(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[
 
 
 def _check_effect(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Refuse fields that were set but have no effect, since whoever set them expects one."""
+    """Refuse fields that were set but have no effect: you would expect one."""
     problems = []
     if values["mode"] == "fitting":
         if given.get("guard", "none") != "none":

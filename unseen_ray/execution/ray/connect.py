@@ -28,11 +28,11 @@ from unseen_ray.storage.environment import (
     variable,
 )
 
-__all__ = ["api_server", "ensure_session", "knock", "ray_session"]
+__all__ = ["api_server", "check_reachable", "ensure_session", "ray_session"]
 
 logger = logging.getLogger(__name__)
 
-_KNOCK_S = 10.0
+_REACH_WITHIN_S = 10.0
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -76,7 +76,7 @@ def _joined(address: str) -> Iterator[None]:
     try:
         host, _, port = address.rpartition("://")[2].partition(":")
         if port.isdecimal():
-            knock(host, int(port))
+            check_reachable(host, int(port))
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -91,9 +91,9 @@ def _joined(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def knock(host: str, port: int) -> None:
+def check_reachable(host: str, port: int) -> None:
     """OSError where nobody listens: Ray's own client ends the process there, or says so at length."""
-    socket.create_connection((host, port), timeout=_KNOCK_S).close()
+    socket.create_connection((host, port), timeout=_REACH_WITHIN_S).close()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from unseen_ray.errors import ClusterError, ConfigError
 from unseen_ray.execution.ray.capacity import Capacity, check_fits
-from unseen_ray.execution.ray.connect import api_server, knock
+from unseen_ray.execution.ray.connect import api_server, check_reachable
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
@@ -68,7 +68,7 @@ def connect(address: str) -> JobSubmissionClient:
     for name in ("job.sdk", "dashboard_sdk"):
         logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
     try:
-        knock(url.hostname, url.port or (443 if url.scheme == "https" else 80))
+        check_reachable(url.hostname, url.port or (443 if url.scheme == "https" else 80))
         with api_server(url.geturl()):
             client = JobSubmissionClient(url.geturl())
     except AuthenticationError as error:
