@@ -54,7 +54,7 @@ def test_a_stopped_driver_ends_at_once_and_takes_its_cluster_along(tmp_path: Pat
         sent = (signal.SIGTERM, signal.SIGINT)[turn % 2]
         wrote, took, code = stop(line, log, sent, rng.uniform(0, 3))
         assert code == 130, log.read_text()
-        assert "interrupted; run the same line again to go on" in log.read_text()
+        assert "interrupted; run the same line again to resume" in log.read_text()
         assert "Traceback" not in log.read_text()
         seconds.append(took)
         saved.append(wrote)
