@@ -35,17 +35,20 @@ def start(line: list[str], log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*LINE, *line], stdout=stream, stderr=subprocess.STDOUT)
 
 
-def until_it_trains(run: subprocess.Popen[bytes], out: Path) -> None:
-    """Halt a run while a model is in training, after another one is done."""
-    end = time.monotonic() + 120
-    while True:
-        if (out / "stage-00/votes/00.parquet").exists() and list(out.glob("checkpoints/*/checkpoint.json")):
+def shown_in_training(run: subprocess.Popen[bytes], out: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Halt a run while `watch` shows a model in training after another one is done; what it shows then."""
+    text, end = "", time.monotonic() + 120
+    while run.poll() is None and time.monotonic() < end:
+        if (out / "stage-00/votes/00.parquet").exists():
             run.send_signal(signal.SIGSTOP)
-            if list(out.glob("checkpoints/*/checkpoint.json")):
-                return
+            text = answer(capsys, str(out), "--once")
+            if re.search(r"stage 0 fold [12] .*/60 ", text):
+                return text
             run.send_signal(signal.SIGCONT)
-        assert run.poll() is None and time.monotonic() < end
         time.sleep(0.05)
+    run.kill()
+    run.wait()
+    pytest.fail(f"no second model was seen in training; last shown:\n{text}")
 
 
 def test_a_run_is_watched_while_it_trains_is_killed_and_goes_on(
@@ -53,8 +56,7 @@ def test_a_run_is_watched_while_it_trains_is_killed_and_goes_on(
 ) -> None:
     out, log = tmp_path / "run", tmp_path / "run.log"
     run = start(["prune", *SOURCE, *RECIPE, "--out", str(out)], log)
-    until_it_trains(run, out)
-    text = answer(capsys, str(out), "--once")
+    text = shown_in_training(run, out, capsys)
     assert re.search(r"digits, 300 samples; stage 0 \(1 of 2\), [12] of 3 tasks done, kept 0 so far", text), text
     assert f"held by process {run.pid} on " in text
     assert re.search(r"stage 0 fold 0 .* done +0\.\d{3} unseen", text), text
