@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from unseen_ray.execution.plan import plan_values as plan_values
     from unseen_ray.reporting.export import export as export
     from unseen_ray.reporting.export import torch_subset as torch_subset
+    from unseen_ray.reporting.kept_sampler import KeptSampler as KeptSampler
     from unseen_ray.reporting.report import report as report
     from unseen_ray.reporting.report import report_values as report_values
     from unseen_ray.sweeps.config import SweepConfig as SweepConfig
@@ -46,6 +47,7 @@ _HOME = {
     "DataError": "errors",
     "Evaluation": "evaluation.table",
     "FoldPlan": "core.folds",
+    "KeptSampler": "reporting.kept_sampler",
     "Prepared": "data.prepare.prepare",
     "PruneConfig": "config.run",
     "PruneResult": "execution.api",

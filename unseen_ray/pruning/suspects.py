@@ -10,11 +10,22 @@ import pyarrow as pa
 
 from unseen_ray.config.score_columns import SUSPECT
 from unseen_ray.core.guard import allowed
+from unseen_ray.runs.layout import scores_file
 
 if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
+    from unseen_ray.core.arrays import IdArray
+    from unseen_ray.runs.run import Run
 
-__all__ = ["SUSPECT", "open_positions", "suspects_kept", "suspects_of", "warn_of_needed", "with_suspects"]
+__all__ = [
+    "SUSPECT",
+    "drawable_ids",
+    "open_positions",
+    "suspects_kept",
+    "suspects_of",
+    "warn_of_needed",
+    "with_suspects",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +69,22 @@ def open_positions(table: pa.Table, budget: int, *, seed: int) -> np.ndarray:
     if needed:
         warn_of_needed(int(suspects.sum()), table.num_rows, budget, needed)
     return left
+
+
+def drawable_ids(run: Run, kept_ids: IdArray) -> IdArray:
+    """(M,) int64 sorted ids of a finished run that random draws may take: the kept ones, and all others but the guard's suspects.
+
+    Raises:
+        StorageError: if the scores of stage 0 are missing or damaged.
+    """
+    scores = run.stored(scores_file(0), hold=False).verified()
+    if SUSPECT not in scores.schema.names:
+        return np.concatenate([batch.column("id").to_numpy() for batch in scores.batches(["id"])])
+    pieces = (
+        (batch.column("id").to_numpy(), batch.column(SUSPECT).to_numpy(zero_copy_only=False))
+        for batch in scores.batches(["id", SUSPECT])
+    )
+    return np.union1d(kept_ids, np.concatenate([ids[~suspects] for ids, suspects in pieces]))
 
 
 def warn_of_needed(suspected: int, candidates: int, budget: int, needed: int) -> None:

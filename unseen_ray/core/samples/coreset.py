@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray, as_ids
+from unseen_ray.core.seeds import tie_keys
 
 __all__ = ["Coreset"]
 
@@ -42,3 +43,8 @@ class Coreset:
         stages = np.concatenate([self.stages, np.full(len(ids_M), stage, np.int32)])
         scores = np.concatenate([self.scores, scores_M.astype(np.float32)])
         return Coreset(ids=ids[order], stages=stages[order], scores=scores[order])
+
+    def first(self, count: int, seed: int) -> IdArray:
+        """(count,) sorted ids that were picked first: by stage, then by score, ties by the seeded hash of the id."""
+        order = np.lexsort((tie_keys(self.ids, seed), -self.scores, self.stages))
+        return np.sort(self.ids[order[:count]])

@@ -1,0 +1,121 @@
+"""A sampler for one's own loop: which ids an epoch has, on one process and on several."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from torch.utils.data import DataLoader
+
+import unseen_ray as ur
+from unseen_ray.pruning.suspects import SUSPECT
+
+GOLDEN = Path(__file__).parent / "golden"
+RUN = GOLDEN / "short"  # three stages, a holdout and a guard
+KEPT = pq.read_table(RUN / "coreset.parquet")
+SCORES = pq.read_table(RUN / "stage-00" / "scores.parquet")
+
+
+def epochs(count: int, run: Path = RUN, **asked: Any) -> list[list[int]]:
+    sampler = ur.KeptSampler(run, **asked)
+    return [list(sampler) for _ in range(count)]
+
+
+@pytest.mark.parametrize("run", ["short", "long", "selection"])
+@pytest.mark.parametrize("fixed", [0, 0.25, 0.5])
+def test_an_epoch_has_the_size_of_the_coreset_and_its_fixed_part(run: str, fixed: float) -> None:
+    result = ur.load(GOLDEN / run)
+    size = len(result.coreset)
+    first = set(result.coreset.first(round(fixed * size), result.config.seed))
+    found = epochs(80, run=GOLDEN / run, fixed=fixed)
+    assert all(len(ids) == len(set(ids)) == size for ids in found)
+    assert set.intersection(*map(set, found)) == first
+
+
+def test_the_rest_is_of_the_run_without_holdout_and_suspects() -> None:
+    allowed = set(SCORES.column("id").to_numpy()[~SCORES.column(SUSPECT).to_numpy()]) | set(
+        KEPT.column("id").to_numpy()
+    )
+    seen = set().union(*epochs(40, fixed=0))
+    assert len(allowed) < SCORES.num_rows < json.loads((RUN / "manifest.json").read_text())["source"]["rows"]
+    assert seen == allowed
+
+
+def test_all_fixed_is_the_coreset_in_another_order_each_epoch() -> None:
+    found = epochs(3, fixed=1)
+    assert all(sorted(ids) == KEPT.column("id").to_pylist() for ids in found)
+    assert len({tuple(ids) for ids in found}) == 3
+
+
+def test_keep_says_how_many_an_epoch_has() -> None:
+    sampler = ur.KeptSampler(RUN, keep=0.3, fixed=0.5)
+    assert len(sampler) == len(list(sampler)) == round(0.3 * SCORES.num_rows)
+
+
+def test_epochs_are_numbered_and_can_be_set() -> None:
+    first, second, third = epochs(3)
+    sampler = ur.KeptSampler(ur.load(RUN))
+    sampler.set_epoch(1)
+    assert list(sampler) == second
+    assert list(pickle.loads(pickle.dumps(sampler))) == third
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+    with pytest.raises(ur.ConfigError, match="epoch=-1 must be 0 or more"):
+        sampler.set_epoch(-1)
+    assert epochs(1, seed=1) != [first]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 5, 7])
+def test_ranks_share_an_epoch_evenly(replicas: int) -> None:
+    (whole,) = epochs(1)
+    parts = [epochs(1, num_replicas=replicas, rank=rank)[0] for rank in range(replicas)]
+    each = len(whole) // replicas
+    assert [len(ids) for ids in parts] == [each] * replicas
+    assert sorted(number for ids in parts for number in ids) == sorted(whole[: each * replicas])
+    assert len(ur.KeptSampler(RUN, num_replicas=replicas)) == each
+
+
+def test_a_loader_reads_these_rows_of_the_source() -> None:
+    dataset = ur.torch_subset(ur.load(RUN), np.array).dataset
+    sampler = ur.KeptSampler(RUN, seed=3)
+    loader = DataLoader(dataset, batch_size=50, sampler=sampler)  # type: ignore[arg-type, var-annotated]
+    labels = np.concatenate([labels.numpy() for _, labels in loader])
+    assert len(loader) == -(-len(sampler) // 50)
+    (ids,) = epochs(1, seed=3)
+    assert labels.tolist() == [dataset.targets[number] for number in ids]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"keep": 0.0}, r"keep=0\.0 must be above 0 and at most 1"),
+        ({"keep": 1.1}, r"keep=1\.1 must be above 0 and at most 1"),
+        ({"fixed": -0.1}, r"fixed=-0\.1 must be 0 to 1"),
+        ({"fixed": 1.5, "seed": -1}, r"2 problems[\s\S]*fixed=1\.5[\s\S]*seed=-1 must be 0 or more"),
+        ({"num_replicas": 0}, "num_replicas=0 must be 1 or more"),
+        ({"num_replicas": 2, "rank": 2}, "rank=2 must be 0 to 1, below num_replicas=2"),
+        (
+            {"keep": 0.9, "fixed": 0.9},
+            r"fixed=0\.9 of 216 samples an epoch is 194, and .*short keeps 144\. Lower fixed or",
+        ),
+        ({"keep": 1.0, "fixed": 0.1}, r"keep=1\.0 is 240 samples an epoch; it must be 1 to "),
+        ({"keep": 0.001, "fixed": 0}, r"keep=0\.001 is 0 samples an epoch"),
+        ({"num_replicas": 145}, r"is 144 samples an epoch; it must be 145 to "),
+    ],
+)
+def test_what_no_epoch_can_have_is_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ur.ConfigError, match=message):
+        ur.KeptSampler(RUN, **asked)
+
+
+def test_damaged_scores_are_refused(tmp_path: Path) -> None:
+    run = Path(shutil.copytree(RUN, tmp_path / "run"))
+    (run / "stage-00" / "scores.parquet").write_bytes(b"")
+    with pytest.raises(ur.UnseenError, match=r"scores\.parquet is damaged"):
+        ur.KeptSampler(run)

@@ -1,0 +1,117 @@
+"""A sampler for your own training loop: each epoch takes the samples that a run picked first, and others drawn anew."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from unseen_ray.core.samples.epoch_draw import EpochDraw
+from unseen_ray.core.seeds import derive, tie_keys
+from unseen_ray.errors import ConfigError
+from unseen_ray.execution.api import PruneResult, run_of
+from unseen_ray.pruning.suspects import drawable_ids
+from unseen_ray.runs.layout import CORESET
+from unseen_ray.runs.run import coreset_of
+
+__all__ = ["KeptSampler"]
+
+
+class KeptSampler:
+    """Ids of a run's source, as many an epoch as the coreset has: a fixed part of the coreset, the rest drawn anew, shuffled.
+
+    For `torch.utils.data.DataLoader(dataset, sampler=...)` over the whole source, in which id i is row i:
+
+        loader = DataLoader(ur.torch_subset(result, transform).dataset, sampler=ur.KeptSampler(result), batch_size=256)
+
+    `round(fixed * size)` ids are the same in every epoch: those of the coreset that were picked first, by stage, then by score. The
+    others are drawn uniformly from all other samples of the run, never from its holdout, unreadable rows or samples that its guard
+    suspects. `fixed=0` draws all of them anew (RS2), `fixed=1` with the run's keep is the coreset. To fix what a policy picks in
+    other numbers, choose it with `ur.select` first.
+
+    Every iteration is the next epoch, and `set_epoch` says which. Draw and order are functions of (seed, epoch, id), so that all
+    ranks and every restart agree.
+
+    Args:
+        result: a finished run, or its folder.
+        keep: samples of an epoch as a fraction of the run's N, above 0 and up to 1; None for as many as the coreset has.
+        fixed: share of an epoch that is fixed, 0 to 1.
+        seed: selects the draws; non-negative.
+        num_replicas: number of processes that share each epoch; each takes as many, and the remainder is left out.
+        rank: this process among them, from 0. Neither is taken from torch.distributed.
+
+    Raises:
+        ConfigError: if a value is outside its range, or the coreset or the samples are fewer than asked for; lists every problem.
+        StorageError: if a file of the run is damaged.
+
+    Source: Okanovic et al., Repeated Random Sampling for Minimizing the Time-to-Accuracy of Learning (arXiv 2305.18424).
+    """
+
+    def __init__(
+        self,
+        result: PruneResult | str | os.PathLike[str],
+        *,
+        keep: float | None = None,
+        fixed: float = 0.5,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        _check_ranges(keep, fixed, seed, num_replicas, rank)
+        run = run_of(result)
+        coreset = coreset_of(run.table(CORESET))
+        self._ids_N = drawable_ids(run, coreset.ids)
+        size = len(coreset) if keep is None else round(keep * run.manifest.source.num_samples)
+        count = round(fixed * size)
+        problems = []
+        if count > len(coreset):
+            problems.append(
+                f"fixed={fixed:g} of {size} samples an epoch is {count}, and {run.folder.root} keeps {len(coreset)}. Lower fixed or "
+                "keep, or choose more first: unseen-ray select."
+            )
+        if not num_replicas <= size <= len(self._ids_N):
+            problems.append(
+                f"keep={keep} is {size} samples an epoch; it must be {num_replicas} to {len(self._ids_N)}: at least one for each of "
+                "num_replicas, and at most the samples of the run that its guard does not suspect."
+            )
+        if problems:
+            raise ConfigError(problems)
+        self._draw = EpochDraw(fixed_ids=coreset.first(count, run.manifest.config["seed"]), size=size, seed=seed)
+        self._num_replicas, self._rank = num_replicas, rank
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        """Ids of an epoch for this rank."""
+        return self._draw.size // self._num_replicas
+
+    def __iter__(self) -> Iterator[int]:
+        """The ids of an epoch for this rank; the next iteration gives those of the next epoch."""
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        ids = self._ids_N[self._draw.positions(self._ids_N, epoch)]
+        order = np.argsort(tie_keys(ids, derive(self._draw.seed, f"order {epoch}")))
+        return iter(ids[order][self._rank :: self._num_replicas][: len(self)].tolist())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next iteration is, from 0, as torch's DistributedSampler does: after a restart, or on every rank."""
+        if epoch < 0:
+            raise ConfigError(f"epoch={epoch} must be 0 or more.")
+        self._epoch = epoch
+
+
+def _check_ranges(keep: float | None, fixed: float, seed: int, num_replicas: int, rank: int) -> None:
+    problems = []
+    if keep is not None and not 0 < keep <= 1:
+        problems.append(f"keep={keep} must be above 0 and at most 1: the fraction of the run's samples in an epoch.")
+    if not 0 <= fixed <= 1:
+        problems.append(
+            f"fixed={fixed} must be 0 to 1: the share of an epoch that is the same in each; 0 draws all anew."
+        )
+    if seed < 0:
+        problems.append(f"seed={seed} must be 0 or more.")
+    if num_replicas < 1:
+        problems.append(f"num_replicas={num_replicas} must be 1 or more: the number of processes that share an epoch.")
+    elif not 0 <= rank < num_replicas:
+        problems.append(f"rank={rank} must be 0 to {num_replicas - 1}, below num_replicas={num_replicas}.")
+    if problems:
+        raise ConfigError(problems)
