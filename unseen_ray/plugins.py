@@ -111,7 +111,7 @@ _GIVEN: dict[str, tuple[int, tuple[str, ...]]] = {
 _OFFERED = {
     "policy": ("p_label_M", "consistency_M", "features_MD", "kept_features_KD", "kept_labels_K"),
     "guard": ("ids_M", "labels_M", "pred_M", "p_label_M", "probs_MC", "seed"),
-    "score": ("head_norm_N", "max_logit_N"),
+    "score": ("head_norm_N", "max_logit_N", "epoch_view"),
 }
 """What a function is given where its signature asks for it."""
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from unseen_ray.core import scores
+from unseen_ray.core.predictions import EpochView
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import offered
 
@@ -31,11 +32,11 @@ def example(num: int, classes: int, *, sharpness: float = 3.0, seed: int = 0) ->
 HEAD_NORM = 2.5
 
 
-def score_of(name: str, log_probs_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+def score_of(name: str, log_probs_NC: np.ndarray, labels_N: np.ndarray, **shared: EpochView) -> np.ndarray:
     """A score, given features of one length where it asks for them."""
     function = getattr(scores, name)
     given = offered(function, {"head_norm_N": np.full(len(labels_N), HEAD_NORM, np.float32)})
-    return function(log_probs_NC, labels_N, **given)
+    return function(log_probs_NC, labels_N, **given, **shared)
 
 
 def leaning(log_p: float, classes: int = 4, toward: int = 0) -> np.ndarray:
@@ -129,6 +130,24 @@ def test_a_row_does_not_depend_on_the_others(name: str) -> None:
     log_probs, labels = example(101, 5, seed=3)
     alone = [score_of(name, log_probs[row : row + 1], labels[row : row + 1])[0] for row in range(101)]
     np.testing.assert_array_equal(score_of(name, log_probs, labels), alone)
+
+
+@each_score
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [1, 2, 10])
+def test_a_view_that_scores_share_gives_the_same_bits(name: str, dtype: type, classes: int) -> None:
+    log_probs, labels = example(101, classes, sharpness=6.0, seed=9)
+    view = EpochView(log_probs.astype(dtype), labels)
+    alone = {each: score_of(each, view.log_probs_BC, labels) for each in NAMES}
+    for each in [name, *reversed(NAMES)]:
+        np.testing.assert_array_equal(score_of(each, view.log_probs_BC, labels, epoch_view=view), alone[each])
+
+
+@each_score
+def test_more_samples_than_are_scored_at_once(name: str) -> None:
+    log_probs, labels = example(700, 500, seed=10)
+    parts = [score_of(name, log_probs[rows], labels[rows]) for rows in (slice(0, 300), slice(300, 700))]
+    np.testing.assert_array_equal(score_of(name, log_probs, labels), np.concatenate(parts))
 
 
 @each_score

@@ -100,6 +100,7 @@ class VoteCombiner:
         kept = [part.probs_MC for part in parts if part.probs_MC is not None]
         probs = _mean(kept, at, votes) if len(kept) == len(parts) else None
         given = functions if rule == "mean_prob" and functions is not None else parts[0].scores
+        log_probs = log_of_probs(probs) if rule == "mean_prob" and probs is not None else None
         scores, stds = {}, {}
         for name in (name for name in parts[0].scores if name in given):
             columns = [part.scores[name] for part in parts]
@@ -108,8 +109,8 @@ class VoteCombiner:
             if rule == "rank_mean":
                 mean = _mean([mean_ranks(column) for column in columns], at, votes)
             elif rule == "mean_prob":
-                assert probs is not None and functions is not None, "mean_prob needs probabilities"
-                mean = functions[name](log_of_probs(probs), self.labels_M).astype(np.float64)
+                assert log_probs is not None and functions is not None, "mean_prob needs probabilities"
+                mean = functions[name](log_probs, self.labels_M).astype(np.float64)
             scores[name] = mean.astype(np.float32)
         return ScoreTable(
             ids_M=self.ids_M,

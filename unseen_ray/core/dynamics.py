@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from unseen_ray.core.arrays import FloatArray
-from unseen_ray.core.trajectory import ChangeSpread, EpochView, Forgets, Mean, Spread, Trajectory
+from unseen_ray.core.predictions import EpochView
+from unseen_ray.core.trajectory import ChangeSpread, Forgets, Mean, Spread, Trajectory
 from unseen_ray.errors import ConfigError
 
 __all__ = ["accumulated_el2n", "aum", "consistency", "correctness", "dual", "dyn_unc", "forgetting", "tdds"]
@@ -170,8 +171,7 @@ def _p_label(view: EpochView) -> FloatArray:
 
 
 def _doubt(view: EpochView) -> FloatArray:
-    doubts_B: FloatArray = -np.expm1(view.log_p_label_B)
-    return doubts_B
+    return view.doubt_label_B
 
 
 def _is_right(view: EpochView) -> FloatArray:

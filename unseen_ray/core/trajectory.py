@@ -5,7 +5,6 @@ Shapes: M samples that a model scores, B samples of a batch, C classes, T scored
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,70 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import FloatArray, IntArray
+from unseen_ray.core.arrays import FloatArray
+from unseen_ray.core.predictions import EpochView
 from unseen_ray.errors import ConfigError
 
 __all__ = ["ChangeSpread", "EpochView", "Forgets", "Mean", "Places", "Reducer", "Spread", "Trajectory", "scored_epochs"]
 
-_EPSILON = 1e-8  # in the logarithms of Zhang et al.
 Places = NDArray[np.intp] | slice
-
-
-class EpochView:
-    """A model's predictions for a batch after an epoch; values that several scores need are computed once.
-
-    Attributes:
-        log_probs_BC: (B, C) natural-log class probabilities.
-        labels_B: (B,) true classes.
-        before_BC: (B, C) `log_floored_BC` after the previous scored epoch; None in the first.
-    """
-
-    def __init__(self, log_probs_BC: FloatArray, labels_B: IntArray, before_BC: FloatArray | None = None) -> None:
-        self.log_probs_BC, self.labels_B, self.before_BC = log_probs_BC, labels_B, before_BC
-        self._rows = np.arange(len(labels_B))
-
-    @functools.cached_property
-    def log_p_label_B(self) -> FloatArray:
-        """(B,) log-probability of the true class."""
-        return self.log_probs_BC[self._rows, self.labels_B]
-
-    @functools.cached_property
-    def right_B(self) -> NDArray[np.bool_]:
-        """(B,) whether the true class is the most probable one."""
-        right_B: NDArray[np.bool_] = self.log_probs_BC.argmax(axis=1) == self.labels_B
-        return right_B
-
-    @functools.cached_property
-    def other_probs_BC(self) -> FloatArray:
-        """(B, C) probabilities, with 0 for the true class."""
-        probs_BC: FloatArray = np.exp(self.log_probs_BC)
-        probs_BC[self._rows, self.labels_B] = 0
-        return probs_BC
-
-    @functools.cached_property
-    def log_top_other_B(self) -> FloatArray:
-        """(B,) log-probability of the most probable other class; minus infinity if there is only one class."""
-        others_BC = self.log_probs_BC.copy()
-        others_BC[self._rows, self.labels_B] = -np.inf
-        top_B: FloatArray = others_BC.max(axis=1)
-        return top_B
-
-    @functools.cached_property
-    def log_floored_BC(self) -> FloatArray:
-        """(B, C) ln(p + 1e-8)."""
-        floored_BC: FloatArray = np.log(self.other_probs_BC + self.other_probs_BC.dtype.type(_EPSILON))
-        floored_BC[self._rows, self.labels_B] = np.log(np.exp(self.log_p_label_B.astype(np.float64)) + _EPSILON)
-        return floored_BC
-
-    def change_B(self) -> FloatArray:
-        """(B,) sum over classes of |p (ln p - ln p of the previous epoch)|; 0 in the first epoch."""
-        if self.before_BC is None:
-            return np.zeros(len(self.labels_B))
-        steps_BC = np.subtract(self.log_floored_BC, self.before_BC)
-        own_B = np.exp(self.log_p_label_B) * np.abs(steps_BC[self._rows, self.labels_B])
-        np.abs(steps_BC, out=steps_BC)
-        changes_B: FloatArray = np.einsum("bc,bc->b", self.other_probs_BC, steps_BC) + own_B
-        return changes_B
 
 
 class Reducer(Protocol):

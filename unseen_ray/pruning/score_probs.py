@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import SCORE_FIELDS, PruneConfig
-from unseen_ray.core.combine_votes import log_of_probs
+from unseen_ray.core.combine_votes import ScoreFunction, log_of_probs
+from unseen_ray.core.predictions import EpochView
 from unseen_ray.core.samples.id_sets import AllIds
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.schedule import Stage
@@ -24,7 +25,7 @@ from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.labels_only import read_npy
 from unseen_ray.data.sources.registry import Source, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
-from unseen_ray.plugins import did_you_mean
+from unseen_ray.plugins import did_you_mean, offered
 from unseen_ray.pruning.merge import Merger, MergeRequest
 from unseen_ray.pruning.validate import check_functions
 from unseen_ray.runs.layout import KEYS, vote_file
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["score_probs"]
 
-_BATCH = 8192  # rows scored at once: scores work in float64, and the probabilities may fill the memory
+_BATCH = 2048  # rows scored at once, since the probabilities may fill the memory
 _SUM_TOLERANCE = 1e-2  # a softmax stored in half precision sums to 1 within this
 
 
@@ -193,10 +194,7 @@ def _write_votes(job: Job, index: int, ids_M: IntArray, probs_NC: FloatArray, la
         pred_M=probs.argmax(axis=1),
         p_top_M=probs.max(axis=1),
         p_label_M=probs[np.arange(len(ids_M)), labels],
-        scores={
-            name: np.concatenate(list(_scored(function, probs, labels.astype(np.int64))))
-            for name, function in functions.items()
-        },
+        scores=_scored(functions, probs, labels.astype(np.int64)),
         probs_MC=probs,
     )
     receipt = Receipt(
@@ -219,7 +217,13 @@ def _write_votes(job: Job, index: int, ids_M: IntArray, probs_NC: FloatArray, la
     return write_votes(Folder(job.out), 0, key, part, receipt)
 
 
-def _scored(function: Callable[..., FloatArray], probs_MC: FloatArray, labels_M: IntArray) -> Iterator[FloatArray]:
+def _scored(functions: Mapping[str, ScoreFunction], probs_MC: FloatArray, labels_M: IntArray) -> dict[str, FloatArray]:
+    """(M,) float32 for each score."""
+    scores = {name: np.empty(len(labels_M), np.float32) for name in functions}
     for start in range(0, len(labels_M), _BATCH):
         rows = slice(start, start + _BATCH)
-        yield np.asarray(function(log_of_probs(probs_MC[rows]), labels_M[rows]), np.float32)
+        view = EpochView(log_of_probs(probs_MC[rows]), labels_M[rows])
+        for name, function in functions.items():
+            shared = offered(function, {"epoch_view": view})
+            scores[name][rows] = function(view.log_probs_BC, view.labels_B, **shared)
+    return scores

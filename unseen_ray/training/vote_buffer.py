@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unseen_ray.core.predictions import EpochView
 from unseen_ray.core.scores import OF_ONE_MODEL
 from unseen_ray.core.tasks import ScoreTask, VotePart, check_unseen
 from unseen_ray.errors import FitError
@@ -68,17 +69,18 @@ class VoteBuffer:
             raise FitError(f"{self.task.name} predicted a sample twice. Yield each of task.unseen_ids once.")
         self._has_vote[places] = True
         labels = self.labels_M[places]
-        self._pred[places] = log_probs_BC.argmax(axis=1)
-        self._p_top[places] = np.exp(log_probs_BC.max(axis=1))
-        self._p_label[places] = np.exp(log_probs_BC[np.arange(len(labels)), labels])
+        view = EpochView(log_probs_BC, labels)
+        self._pred[places] = view.top_B
+        self._p_top[places] = np.exp(view.log_p_top_B)
+        self._p_label[places] = np.exp(view.log_p_label_B)
         if not self.done:
             self._drop_head_scores(predictions)
-        known = {"head_norm_N": predictions.head_norm_B, "max_logit_N": predictions.max_logit_B}
+        known = {"head_norm_N": predictions.head_norm_B, "max_logit_N": predictions.max_logit_B, "epoch_view": view}
         for name, (function, extras) in self._functions.items():
             values = function(log_probs_BC, labels, **{extra: known[extra] for extra in extras})
             self._scores[name][places] = _checked(name, values, len(labels))
         if self._probs is not None:
-            self._probs[places] = np.exp(log_probs_BC)
+            self._probs[places] = view.probs_BC
         self.done += len(ids_B)
 
     def _drop_head_scores(self, predictions: Predictions) -> None:
@@ -171,7 +173,7 @@ def _needs_head(function: ScoreFunction) -> bool:
 
 def _extras_of(function: ScoreFunction) -> list[str]:
     parameters = inspect.signature(function).parameters
-    return [name for name in OF_ONE_MODEL if name in parameters]
+    return [name for name in (*OF_ONE_MODEL, "epoch_view") if name in parameters]
 
 
 def _checked(name: str, values: Any, size_b: int) -> FloatArray:
