@@ -374,11 +374,40 @@ def test_tasks_with_different_scores_are_refused() -> None:
 def test_the_wrong_number_of_votes_is_refused(votes: int, given_: list[int], wrong: int) -> None:
     parts = [small_part(0), vote_part(1, np.array([10]))]
     first = next(place for place, count in enumerate(given_) if count != votes)
-    message = f"{wrong} of 3 candidates do not have {votes} votes; the first is id {10 * first} with {given_[first]}"
+    message = (
+        f"{wrong} of 3 candidates have fewer or more votes than they must get; "
+        f"the first is id {10 * first} with {given_[first]} instead of {votes}"
+    )
     with pytest.raises(IncompleteScoreError, match=message):
         small_book(*parts, votes=votes).combine("mean")
 
 
 def test_a_candidate_without_votes_is_refused() -> None:
-    with pytest.raises(IncompleteScoreError, match="1 of 3 candidates do not have 1 votes; the first is id 20 with 0"):
+    with pytest.raises(
+        IncompleteScoreError, match=r"1 of 3 candidates have .*; the first is id 20 with 0 instead of 1"
+    ):
         small_book(vote_part(0, np.array([0, 10]))).combine("mean")
+
+
+@pytest.mark.parametrize("combine", ["mean", "rank_mean", "mean_prob"])
+@pytest.mark.parametrize(("size", "folds", "models"), [(23, 5, 2), (50, 7, 3), (11, 3, 3)])
+def test_candidates_with_different_numbers_of_votes_equal_the_loop(
+    size: int, folds: int, models: int, combine: str
+) -> None:
+    population = population_of(size)
+    spec = FoldSpec(num_folds=folds, seed=1)
+    tasks = stage_zero_tasks(mode="unseen", spec=spec, train_on="fold", repeats=1, models=models)
+    parts = [vote_part(task.index, task.scored.resolve(population), seed=size) for task in tasks]
+    preds = votes_for(parts, lambda part: np.stack([part.pred_M, part.p_top_M], axis=1))
+    due = np.array([len(preds[id]) for id in population.ids_N.tolist()])
+    assert set(due.tolist()) == ({models - 1, models} if models < folds else {folds - 1})
+    book = VoteCombiner(ids_M=population.ids_N, labels_M=population.labels_N, num_parts=models, votes_each=due)
+    for part in parts:
+        book.add(part)
+    table = book.combine(combine, FUNCTIONS)
+    np.testing.assert_array_equal(table.votes_M, due)
+    wanted = [loop_majority([(int(p), float(t)) for p, t in preds[id]]) for id in population.ids_N.tolist()]
+    np.testing.assert_array_equal(table.pred_M, wanted)
+    if combine == "mean":
+        fine = votes_for(parts, lambda part: part.scores["fine"])
+        assert_equals_loop(table.scores["fine"], table.ids_M, {id: float(np.mean(its)) for id, its in fine.items()})

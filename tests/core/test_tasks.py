@@ -143,3 +143,40 @@ def test_names_say_which_task_it_is() -> None:
     assert EvalTask(index=0, arm="random", selection=0, repeat=2, train=later.train).name == "random seed 2"
     again = EvalTask(index=0, arm="random", selection=1, repeat=2, train=later.train)
     assert again.name == "random selection 1 seed 2"
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize(("folds", "votes"), [(3, 1), (5, 1), (5, 3), (7, 2)])
+def test_capped_votes_are_as_many_for_every_sample(folds: int, votes: int, repeats: int) -> None:
+    population, spec = population_of(), FoldSpec(num_folds=folds, seed=2)
+    tasks = stage_zero_tasks(mode="unseen", spec=spec, train_on="fold", repeats=repeats, votes=votes)
+    assert len(tasks) == folds * repeats
+    given = np.zeros(len(population.labels_R), np.int64)
+    for task in tasks:
+        train, scored = sides(task, population)
+        assert not np.intersect1d(train, scored).size
+        assert (np.diff(scored) > 0).all()
+        given[scored] += 1
+    assert set(given[population.ids_N]) == {votes * repeats}
+    assert given.sum() == votes * repeats * len(population)
+
+
+def test_all_votes_by_their_number_are_the_tasks_without_a_cap() -> None:
+    population, spec = population_of(), FoldSpec(num_folds=4, seed=2)
+    capped = stage_zero_tasks(mode="unseen", spec=spec, train_on="fold", repeats=1, votes=3, models=4)
+    for task, other in zip(capped, stage_zero(4), strict=True):
+        assert task.scored.rule() == other.scored.rule()
+        assert_same_pairs([task], [other], population)
+
+
+@pytest.mark.parametrize(("folds", "models"), [(3, 2), (5, 2), (5, 4)])
+def test_with_fewer_models_a_sample_of_a_fold_with_a_model_has_one_vote_less(folds: int, models: int) -> None:
+    population, spec = population_of(), FoldSpec(num_folds=folds, seed=2)
+    tasks = stage_zero_tasks(mode="unseen", spec=spec, train_on="fold", repeats=1, models=models)
+    assert [task.fold for task in tasks] == list(range(models))
+    given, trained = (np.zeros(len(population.labels_R), np.int64) for _ in range(2))
+    for task in tasks:
+        train, scored = sides(task, population)
+        given[scored] += 1
+        trained[train] += 1
+    np.testing.assert_array_equal(given[population.ids_N], models - trained[population.ids_N])

@@ -15,7 +15,7 @@ from unseen_ray.errors import ConfigError
 __all__ = ["FieldCommand", "field_options", "given_flags", "merged_fields", "normalised", "with_flags"]
 
 # Fields whose value may be a mapping, so that `--score.skip 0.1` sets an option of the score.
-_NESTED = ("source", "test", "schedule", "score", "policy", "guard", "model", "fit", "log_to")
+_NESTED = ("source", "test", "schedule", "score", "policy", "guard", "model", "scoring", "fit", "log_to")
 # Read as text: YAML would turn a folder named 2026 into a number, and one named `on` into a boolean.
 _TEXT = ("source", "test", "out", "reuse", "address", "pixel_folder")
 _NESTED_VALUES = "unseen_ray.nested"
@@ -93,11 +93,19 @@ def with_flags(fields: Mapping[str, Any], flags: Mapping[str, str | None]) -> di
     for name, text in [*((k.replace("__", ".", 1), v) for k, v in flags.items() if "__" in k), *nested.items()]:
         if text is None:
             continue
-        field, _, option = name.partition(".")
-        before = fields.get(field)
-        mapping = dict(before) if isinstance(before, Mapping) else {} if before is None else {"use": before}
-        fields[field] = {**mapping, option: _value(text)}
+        _set(fields, name, _value(text))
     return fields
+
+
+def _set(fields: dict[str, Any], name: str, value: Any) -> None:
+    """Set a dotted field, such as `scoring.recipe.epochs`; a name in its place becomes `{use: name}`."""
+    field, _, option = name.partition(".")
+    if not option:
+        fields[field] = value
+        return
+    before = fields.get(field)
+    fields[field] = dict(before) if isinstance(before, Mapping) else {} if before is None else {"use": before}
+    _set(fields[field], option, value)
 
 
 def given_flags(flags: Mapping[str, str | None]) -> list[str]:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from unseen_ray.config.models import LOGGERS, MODELS
+from unseen_ray.config.scoring import check_scoring
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import check_plug, did_you_mean
 
@@ -175,15 +176,22 @@ def _check_share(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[st
 
 def _check_init(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Initial weights that saw the samples would leak into unseen scores; only the user knows whether they did."""
-    init, saw = (getattr(values["recipe"], name, None) for name in ("init", "init_saw"))
-    if _has_password(init):
-        return _check_no_password({"recipe.init": init}, given)
-    if init is None or saw == "none" or values["mode"] == "fitting":
+    scoring, recipes = values["scoring"], {"recipe": values["recipe"]}
+    if getattr(scoring, "recipe", None) is not None:
+        recipes["scoring.recipe"] = scoring.recipe
+    addresses = {f"{field}.init": getattr(recipe, "init", None) for field, recipe in recipes.items()}
+    if any(map(_has_password, addresses.values())):
+        return _check_no_password(addresses, given)
+    # What the scoring models start from; with a model of their own, they start anew.
+    field = list(recipes)[-1]
+    init, saw = (getattr(recipes[field], name, None) for name in ("init", "init_saw"))
+    starts_anew = field == "recipe" and getattr(scoring, "model", None) is not None
+    if init is None or saw == "none" or values["mode"] == "fitting" or starts_anew:
         return []
     return [
-        f"recipe.init={init} may have been trained on the samples that are to be scored unseen, and this cannot be checked. If these "
-        "weights were never trained on a sample of the source, assert it with recipe.init_saw: none (the manifest and the report "
-        "state it). Otherwise leave out recipe.init, or use mode: fitting."
+        f"{field}.init={init} may have been trained on the samples that are to be scored unseen, and this cannot be checked. If these "
+        f"weights were never trained on a sample of the source, assert it with {field}.init_saw: none (the manifest and the report "
+        f"state it). Otherwise leave out {field}.init, or use mode: fitting."
     ]
 
 
@@ -250,7 +258,8 @@ CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("source", "test"), _check_sources),
     (("mode", "fit", "executor", "guard"), _check_effect),
     (("gpus_per_fit", "recipe"), _check_share),
-    (("mode", "recipe"), _check_init),
+    (("mode", "recipe", "scoring"), _check_init),
+    (("scoring", "folds", "mode", "train_on", "recipe", "fit"), check_scoring),
     (("log_to",), _check_log_to),
     (("source", "test", "out", "reuse", "pixel_folder", "address"), _check_no_password),
 )

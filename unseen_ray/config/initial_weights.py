@@ -24,19 +24,27 @@ _HEADER_MOST = 100_000_000  # the limit of the safetensors library
 
 
 def with_initial_weights(config: PruneConfig) -> PruneConfig:
-    """The configuration with the absolute path and the SHA-256 of `recipe.init`.
+    """The configuration with the absolute path and the SHA-256 of `recipe.init`, and of `scoring.recipe.init`.
 
     Raises:
-        ConfigError: if the file cannot be read, holds no weights, or does not have the SHA-256 of the recipe.
+        ConfigError: if a file cannot be read, holds no weights, or does not have the SHA-256 of the recipe.
     """
-    recipe = config.recipe
-    if recipe.init is None or config.fit is not None:
+    if config.fit is not None:
         return config
+    scoring = config.scoring
+    if scoring.recipe is not None:
+        scoring = scoring.model_copy(update={"recipe": _with_digest(scoring.recipe)})
+    return config.model_copy(update={"recipe": _with_digest(config.recipe), "scoring": scoring})
+
+
+def _with_digest(recipe: Recipe) -> Recipe:
+    if recipe.init is None:
+        return recipe
     found = recipe.model_copy(update={"init": absolute_path(recipe.init)})
     digest = sha256_of(read_weights(found))
     seen = "you assert that they never saw a sample" if recipe.init_saw == "none" else "what they saw is not known"
     logger.info("every training starts from %s (SHA-256 %s): %s", found.init, digest[:12], seen)
-    return config.model_copy(update={"recipe": found.model_copy(update={"init_sha256": digest})})
+    return found.model_copy(update={"init_sha256": digest})
 
 
 def read_weights(recipe: Recipe) -> bytes:

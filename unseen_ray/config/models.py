@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from unseen_ray.plugins import function_of, plug_of
+from unseen_ray.plugins import function_of, jsonable, plug_of
 
-__all__ = ["LOGGERS", "MODELS", "ModelEntry", "default_model", "model_builder"]
+__all__ = ["LOGGERS", "MODELS", "ModelEntry", "default_model", "entry_of", "model_builder", "relative_cost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class ModelEntry:
         body: number of weights before the last layer.
         features: number of inputs of the last layer.
         statistics: bytes that a checkpoint holds beside the weights and their momentum.
+        macs: multiply-accumulate operations of the convolutions for each pixel of an image.
     """
 
     target: str
@@ -28,6 +29,7 @@ class ModelEntry:
     body: int
     features: int
     statistics: int
+    macs: int
 
     def weights(self, num_classes: int) -> int:
         """Number of weights of the model."""
@@ -46,6 +48,7 @@ MODELS = {
         body=93_472,
         features=128,
         statistics=1_816,
+        macs=10_080,
     ),
     "resnet9": ModelEntry(
         "unseen_ray.training.models:resnet9",
@@ -53,6 +56,7 @@ MODELS = {
         body=6_568_000,
         features=512,
         statistics=17_984,
+        macs=370_368,
     ),
     "resnet18_cifar": ModelEntry(
         "unseen_ray.training.models:resnet18_cifar",
@@ -60,6 +64,7 @@ MODELS = {
         body=11_168_832,
         features=512,
         statistics=38_560,
+        macs=542_400,
     ),
     "resnet18": ModelEntry(
         "torchvision.models:resnet18",
@@ -67,12 +72,23 @@ MODELS = {
         body=11_176_512,
         features=512,
         statistics=38_560,
+        macs=36_144,
     ),
     "resnet34": ModelEntry(
-        "torchvision.models:resnet34", "torchvision's ResNet-34", body=21_284_672, features=512, statistics=68_384
+        "torchvision.models:resnet34",
+        "torchvision's ResNet-34",
+        body=21_284_672,
+        features=512,
+        statistics=68_384,
+        macs=73_008,
     ),
     "resnet50": ModelEntry(
-        "torchvision.models:resnet50", "torchvision's ResNet-50", body=23_508_032, features=2048, statistics=212_904
+        "torchvision.models:resnet50",
+        "torchvision's ResNet-50",
+        body=23_508_032,
+        features=2048,
+        statistics=212_904,
+        macs=81_456,
     ),
 }
 
@@ -84,6 +100,22 @@ LOGGERS = {
 """The loggers of a run with their options; passwords and keys come from the environment."""
 
 _SMALL_PX = 64
+
+
+def entry_of(model: Any) -> ModelEntry | None:
+    """What is known of a configured model without building it; None if only that would tell."""
+    use, options = plug_of(model)
+    if options or not isinstance(use, str):
+        return None
+    return MODELS.get(use) or next((entry for entry in MODELS.values() if entry.target == use), None)
+
+
+def relative_cost(model: Any, target: Any) -> float | None:
+    """The work of one model on an image as a share of another's; None if it is not known."""
+    if jsonable(model) == jsonable(target):
+        return 1.0
+    one, other = entry_of(model), entry_of(target)
+    return None if one is None or other is None else one.macs / other.macs
 
 
 def model_builder(value: Any) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ the initial weights, the functions that it names with their options bound, and w
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,13 @@ from unseen_ray.config.guards import Guard, guard_of
 from unseen_ray.config.initial_weights import check_digest, with_initial_weights
 from unseen_ray.config.models import default_model
 from unseen_ray.config.score_columns import StoredScores, score_name, stored_scores
+from unseen_ray.config.scoring import with_scoring_model
 from unseen_ray.core import select
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import function_of, is_target, plug_of
 
 if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Recipe
     from unseen_ray.config.run import PruneConfig
 
 __all__ = ["Policy", "ResolvedRun", "with_model"]
@@ -118,26 +120,31 @@ class ResolvedRun:
         return 1 if of_fold or self.config.fit is not None else self.config.gpus_per_fit
 
     def votes_each(self, stage: int) -> int:
-        """Number of votes for every candidate of a stage."""
+        """Number of votes for every candidate of a stage; with `scoring.models`, the most that one gets."""
         config = self.config
         if stage == 0 and config.mode == "unseen" and config.train_on == "fold":
-            return (config.folds - 1) * config.repeats
+            scoring = config.scoring
+            return min(scoring.votes or scoring.models or config.folds, config.folds - 1) * config.repeats
         return config.repeats
 
-    def as_begun(self, precision: str, weights: str | None) -> ResolvedRun:
+    def as_begun(self, begun: Mapping[str, Any]) -> ResolvedRun:
         """The same with the values with which the run was begun, so that another machine does not change the bits.
 
         Args:
-            precision: the precision of the begun run.
-            weights: SHA-256 of its initial weights.
+            begun: the configuration of the begun run, as resolved.
 
         Raises:
             ConfigError: if the initial weights are different ones now.
         """
-        recipe = self.config.recipe
-        if recipe.init is not None and recipe.init_sha256 is not None:
-            check_digest(recipe.init, recipe.init_sha256, weights)
-        return self.with_recipe(precision=precision)
+        ours, theirs = self.config, begun.get("scoring", {}).get("recipe")
+        for recipe, before in ((ours.recipe, begun["recipe"]), (ours.scoring.recipe, theirs)):
+            if recipe is not None and recipe.init is not None and recipe.init_sha256 is not None:
+                check_digest(recipe.init, recipe.init_sha256, (before or {}).get("init_sha256"))
+        return self.with_recipe(precision=begun["recipe"]["precision"])
+
+    def for_scoring(self) -> ResolvedRun:
+        """The same with the model and the recipe that score."""
+        return replace(self, config=with_scoring_model(self.config))
 
     def with_recipe(self, **changes: Any) -> ResolvedRun:
         """The same with some fields of the recipe changed."""
@@ -147,6 +154,11 @@ class ResolvedRun:
         """The same with the values that depend on the machines."""
         changed = self.with_recipe(precision=precision)
         return changed._changed(cpus_per_fold=cpus_per_fold, gpus_per_fold=gpus_per_fold)
+
+    def on_hardware_of(self, config: PruneConfig) -> ResolvedRun:
+        """The same with the values of another configuration that depend on the machines."""
+        changed = self.with_recipe(precision=config.recipe.precision)
+        return changed._changed(cpus_per_fold=config.cpus_per_fold, gpus_per_fold=config.gpus_per_fold)
 
     def keeping(self, *fields: str) -> ResolvedRun:
         """The same with `save_probs` or `save_features` set."""
@@ -160,20 +172,27 @@ def with_model(config: PruneConfig, size_px: int) -> PruneConfig:
     """The configuration with the default model, if it trains one and names none.
 
     Raises:
-        ConfigError: if `recipe.train_px` has no effect on images of this size, or is larger than they are.
+        ConfigError: if the `train_px` of a recipe has no effect on images of this size, or is larger than they are.
     """
-    augment = config.recipe.augment_at(size_px)
-    if config.recipe.train_px is not None and augment != "resized_crop_flip":
-        raise ConfigError(
-            f"recipe.train_px={config.recipe.largest_crop()} has no effect: images of {size_px} px are augmented by {augment}. "
-            "Remove it, or set recipe.augment: resized_crop_flip."
-        )
-    largest = config.recipe.largest_crop()
-    if largest is not None and largest > size_px:
-        raise ConfigError(
-            f"recipe.train_px={largest} is larger than the images, which have {size_px} px. Store them larger with "
-            f"source.size, or set recipe.train_px to at most {size_px}."
-        )
+    for field, recipe in (("recipe", config.recipe), ("scoring.recipe", config.scoring.recipe)):
+        if recipe is not None:
+            _check_crops(field, recipe, size_px)
     if config.fit is not None or config.model is not None:
         return config
     return config.changed(model=default_model(size_px))
+
+
+def _check_crops(field: str, recipe: Recipe, size_px: int) -> None:
+    augment, largest = recipe.augment_at(size_px), recipe.largest_crop()
+    if largest is None:
+        return
+    if augment != "resized_crop_flip":
+        raise ConfigError(
+            f"{field}.train_px={largest} has no effect: images of {size_px} px are augmented by {augment}. "
+            f"Remove it, or set {field}.augment: resized_crop_flip."
+        )
+    if largest > size_px:
+        raise ConfigError(
+            f"{field}.train_px={largest} is larger than the images, which have {size_px} px. Store them larger with "
+            f"source.size, or set {field}.train_px to at most {size_px}."
+        )

@@ -12,13 +12,14 @@ from unseen_ray.config.checks import CHECKS, keep_message
 from unseen_ray.config.messages import field_message
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe, refuse_boolean
+from unseen_ray.config.scoring import Scoring, scoring_values
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import jsonable
 from unseen_ray.storage.path_validation import as_text, given_path, path_problem
 
 __all__ = ["EXECUTOR_FIELDS", "FREE_FIELDS", "LARGEST_SEED", "NAMED_FIELDS", "SCORE_FIELDS", "PruneConfig", "load_yaml"]
 
-NAMED_FIELDS = ("source", "score", "also_score", "policy", "guard", "fit")
+NAMED_FIELDS = ("source", "score", "also_score", "policy", "guard", "scoring", "fit")
 """Fields that may name the user's own functions, which `evaluate` takes again: a run's folder alone never causes an import."""
 EXECUTOR_FIELDS = ("executor", "address", "cpus_per_fold", "gpus_per_fold", "max_retries", "wait_s")
 """Fields that say where and how to run, but not what to compute."""
@@ -119,11 +120,13 @@ class PruneConfig(BaseModel):
         description="folder of these files, which other runs can share; default in the run's folder until the run is finished; "
         "none: decode at every read",
     )
-    model: Any = Field(
-        None, description="the scoring model; default depends on the image size, see `unseen-ray list models`"
-    )
+    model: Any = Field(None, description="the model; default depends on the image size, see `unseen-ray list models`")
     recipe: Recipe = Field(
         default_factory=Recipe, description="how models are trained: a name, or {use: name, field: value}"
+    )
+    scoring: Scoring = Field(
+        default_factory=Scoring,
+        description="what the scoring models have of their own: {share, recipe, model, votes, models}",
     )
     fit: Any = Field(None, description="your own training, package.module:function, instead of model and recipe")
     threads: int = Field(1, ge=1, description="CPU threads of one fit")
@@ -174,6 +177,11 @@ class PruneConfig(BaseModel):
             raise ValueError(f"recipe={value!r} must be a name or a mapping.")
         return recipe_values(value)
 
+    @field_validator("scoring", mode="before")
+    @classmethod
+    def _complete_scoring(cls, value: Any, info: ValidationInfo) -> Any:
+        return scoring_values(value, info.data.get("recipe"))
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
@@ -207,10 +215,12 @@ class PruneConfig(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """Every field as a JSON value; functions by their names."""
-        values = self.model_dump(exclude={"recipe"})
+        values = self.model_dump(exclude={"recipe", "scoring"})
+        values |= {"recipe": self.recipe.model_dump(), "scoring": self.scoring.to_json()}
         return {
-            name: jsonable(values[name] if name != "recipe" else self.recipe.model_dump())
+            name: jsonable(values[name])
             for name in type(self).model_fields
+            if name != "scoring" or values[name]  # older stored runs do not have it
         }
 
     def changed(self, **values: Any) -> PruneConfig:
@@ -270,4 +280,4 @@ def _message(detail: Any) -> str:
     if detail["loc"] == ("keep",) and isinstance(detail["input"], (int, float)):
         return keep_message(detail["input"])
     hint = "`unseen-ray prune --help` lists the fields."
-    return field_message(detail, PruneConfig, parts={"recipe": Recipe}, hint=hint)
+    return field_message(detail, PruneConfig, parts={"recipe": Recipe, "scoring": Scoring}, hint=hint)

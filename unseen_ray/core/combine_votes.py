@@ -18,6 +18,7 @@ __all__ = ["Combine", "ScoreFunction", "ScoreTable", "VoteCombiner", "log_of_pro
 Combine = Literal["mean", "rank_mean", "mean_prob"]
 ScoreFunction = Callable[..., FloatArray]
 _MOST_VOTES = 1 << 18  # votes processed at a time to find the majority: a few MB
+_NO_VOTE = np.iinfo(np.int64).max  # sorts behind all classes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,13 +54,13 @@ class VoteCombiner:
         ids_M: (M,) int64 candidates, strictly increasing.
         labels_M: (M,) their classes.
         num_parts: number of models that vote in this stage.
-        votes_each: number of votes that each candidate must get.
+        votes_each: number of votes that each candidate must get: one number, or (M,) int64.
     """
 
     ids_M: IdArray
     labels_M: IntArray
     num_parts: int
-    votes_each: int
+    votes_each: int | IntArray
     parts: dict[int, VotePart] = field(default_factory=dict)
 
     def add(self, part: VotePart) -> None:
@@ -116,7 +117,7 @@ class VoteCombiner:
             ids_M=self.ids_M,
             labels_M=self.labels_M,
             votes_M=votes.astype(np.int32),
-            pred_M=_majority(parts, at, len(self.ids_M), self.votes_each),
+            pred_M=_majority(parts, at, votes),
             p_label_M=_mean([part.p_label_M for part in parts], at, votes).astype(np.float32),
             scores=scores,
             stds=stds,
@@ -138,9 +139,10 @@ class VoteCombiner:
         wrong = np.flatnonzero(votes_M != self.votes_each)
         if wrong.size:
             first = wrong[0]
+            due = np.broadcast_to(self.votes_each, votes_M.shape)[first]
             raise IncompleteScoreError(
-                f"{wrong.size} of {len(self.ids_M)} candidates do not have {self.votes_each} votes; "
-                f"the first is id {self.ids_M[first]} with {votes_M[first]}."
+                f"{wrong.size} of {len(self.ids_M)} candidates have fewer or more votes than they must get; "
+                f"the first is id {self.ids_M[first]} with {votes_M[first]} instead of {due}."
             )
 
 
@@ -213,25 +215,28 @@ def _deviation(
     return np.sqrt(total / votes_M).astype(np.float32)
 
 
-def _majority(parts: list[VotePart], at: list[NDArray[np.intp]], num_rows: int, votes_each: int) -> NDArray[np.int64]:
+def _majority(parts: list[VotePart], at: list[NDArray[np.intp]], votes_N: NDArray[np.int64]) -> NDArray[np.int64]:
     """(N,) the class with most votes; ties go to the higher sum of top-1 probabilities, then to the lower number."""
     # sorting the votes of each row by class takes time that grows with the number of votes, not of classes
+    num_rows, most = len(votes_N), int(votes_N.max(initial=1))
     best = np.full(num_rows, -1, np.int64)
-    rows_each = max(_MOST_VOTES // votes_each, 1)
+    rows_each = max(_MOST_VOTES // most, 1)
     for start in range(0, num_rows, rows_each):
         stop = min(start + rows_each, num_rows)
-        pred_VR, p_top_VR = _votes_of_rows(parts, at, start, stop, votes_each)
+        pred_VR, p_top_VR = _votes_of_rows(parts, at, start, stop, most)
         order = np.argsort(pred_VR, axis=0, kind="stable")
-        best[start:stop] = _longest_run(np.take_along_axis(pred_VR, order, 0), np.take_along_axis(p_top_VR, order, 0))
+        best[start:stop] = _longest_run(
+            np.take_along_axis(pred_VR, order, 0), np.take_along_axis(p_top_VR, order, 0), votes_N[start:stop]
+        )
     return best
 
 
 def _votes_of_rows(
-    parts: list[VotePart], at: list[NDArray[np.intp]], start: int, stop: int, votes_each: int
+    parts: list[VotePart], at: list[NDArray[np.intp]], start: int, stop: int, most: int
 ) -> tuple[NDArray[np.int64], FloatArray]:
-    """(V, R) classes and top-1 probabilities of the votes of R rows, in the order of the tasks."""
-    pred_VR = np.empty((votes_each, stop - start), np.int64)
-    p_top_VR = np.empty((votes_each, stop - start))
+    """(V, R) classes and top-1 probabilities of the at most V votes of R rows, in the order of the tasks."""
+    pred_VR = np.full((most, stop - start), _NO_VOTE)
+    p_top_VR = np.zeros((most, stop - start))
     given_R = np.zeros(stop - start, np.intp)
     for part, where in zip(parts, at, strict=True):
         first, last = np.searchsorted(where, (start, stop))
@@ -242,8 +247,8 @@ def _votes_of_rows(
     return pred_VR, p_top_VR
 
 
-def _longest_run(pred_VR: NDArray[np.int64], p_top_VR: FloatArray) -> NDArray[np.int64]:
-    """(R,) the most frequent class of each column of (V, R) sorted classes; see `_majority` for ties."""
+def _longest_run(pred_VR: NDArray[np.int64], p_top_VR: FloatArray, votes_R: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(R,) the most frequent class of each column's first `votes_R` sorted classes; see `_majority` for ties."""
     best: NDArray[np.int64] = pred_VR[0].copy()
     best_count, best_sum = np.ones(len(best), np.int64), p_top_VR[0].copy()
     count, total = best_count.copy(), best_sum.copy()
@@ -252,5 +257,6 @@ def _longest_run(pred_VR: NDArray[np.int64], p_top_VR: FloatArray) -> NDArray[np
         count = np.where(same, count + 1, 1)
         total = np.where(same, total, 0.0) + p_top_VR[vote]
         better = (count > best_count) | ((count == best_count) & (total > best_sum))
+        better &= vote < votes_R
         best[better], best_count[better], best_sum[better] = pred_VR[vote][better], count[better], total[better]
     return best

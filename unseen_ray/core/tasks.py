@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray
 from unseen_ray.core.folds import TrainOn
-from unseen_ray.core.samples.id_sets import AllIds, FoldIds, FoldSpec, IdSet, Outside, are_in
+from unseen_ray.core.samples.id_sets import AllIds, FoldIds, FoldSpec, IdSet, Outside, Union, are_in
 from unseen_ray.core.samples.population import Population
 from unseen_ray.errors import LeakError
 
@@ -111,22 +111,40 @@ class VotePart:
     features_ND: FloatArray | None = None
 
 
-def stage_zero_tasks(*, mode: Mode, spec: FoldSpec, train_on: TrainOn, repeats: int) -> list[ScoreTask]:
-    """The tasks of stage 0: `repeats` models per fold, or trained on all data in `fitting` mode."""
+def stage_zero_tasks(
+    *,
+    mode: Mode,
+    spec: FoldSpec,
+    train_on: TrainOn,
+    repeats: int,
+    votes: int | None = None,
+    models: int | None = None,
+) -> list[ScoreTask]:
+    """The tasks of stage 0: `repeats` models per fold, or trained on all data in `fitting` mode.
+
+    Args:
+        mode: see `ScoreTask`.
+        spec: the fold plan, with K folds.
+        train_on: see `FoldPlan`.
+        repeats: models per fold.
+        votes: with `train_on: fold`, how many folds each model scores, 1 to K-1: those that follow its own, the first ones after the
+            last, so that every sample gets as many votes. None for all K-1.
+        models: with `train_on: fold`, how many folds get a model, 2 to K. None for all K.
+    """
     if mode == "fitting":
         sides: list[tuple[int | None, IdSet, IdSet]] = [(None, AllIds(), AllIds())]
     else:
         folds = [(fold, FoldIds(spec, fold)) for fold in range(spec.num_folds)]
         sides = [
-            (fold, inside, Outside(inside)) if train_on == "fold" else (fold, Outside(inside), inside)
-            for fold, inside in folds
+            (fold, inside, _scored_by(fold, spec, votes)) if train_on == "fold" else (fold, Outside(inside), inside)
+            for fold, inside in folds[:models]
         ]
     return _numbered(0, ((fold, train, scored, mode) for fold, train, scored in sides), repeats)
 
 
-def stage_zero_count(*, mode: str, folds: int, repeats: int) -> int:
+def stage_zero_count(*, mode: str, folds: int, repeats: int, models: int | None = None) -> int:
     """How many tasks stage 0 has."""
-    return folds * repeats if mode == "unseen" else repeats
+    return (models or folds) * repeats if mode == "unseen" else repeats
 
 
 def later_tasks(*, stage: int, coreset: IdSet, repeats: int) -> list[ScoreTask]:
@@ -155,6 +173,15 @@ def check_unseen(task: ScoreTask, ids_M: IdArray, population: Population) -> Non
                 f"{task.name} scored {strangers.size} samples that it was not asked for; the first is id {strangers[0]}. "
                 "Score task.unseen_ids and nothing else."
             )
+
+
+def _scored_by(fold: int, spec: FoldSpec, votes: int | None) -> IdSet:
+    """What a fold's model scores: all other folds, or the `votes` folds that follow it."""
+    if (
+        votes is None or votes == spec.num_folds - 1
+    ):  # the rule names stored work, so the same samples need the same rule
+        return Outside(FoldIds(spec, fold))
+    return Union(tuple(FoldIds(spec, (fold + step) % spec.num_folds) for step in range(1, votes + 1)))
 
 
 def _numbered(stage: int, sides: Iterable[tuple[int | None, IdSet, IdSet, Mode]], repeats: int) -> list[ScoreTask]:

@@ -33,6 +33,8 @@ __all__ = ["evaluate"]
 logger = logging.getLogger(__name__)
 
 _CHANGES = ("model", "recipe", "threads", "gpus_per_fit", "log_to", *EXECUTOR_FIELDS)
+_OF_UNSEEN = ("folds", "train_on", "stratify", "schedule", "guard")
+"""Fields that mode: fitting refuses because they have no effect there."""
 
 
 def evaluate(
@@ -97,7 +99,7 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
         for name in NAMED_FIELDS
         if name in changes
         and name != "source"
-        and current_names(jsonable(changes[name])) != current_names(jsonable(getattr(done.config, name)))
+        and _asked_again(done.config, name, changes[name]) != current_names(done.config.to_json().get(name))
     ]
     if other:
         raise ConfigError(
@@ -105,6 +107,7 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
             "run chose; use `unseen-ray select` or a new run to choose differently."
         )
     asked = {**changes, "out": done.path} | ({"test": test} if test is not None else {})
+    asked.pop("scoring", None)  # as the run's: checked above
     recipe = asked.get("recipe")
     # Only the fields that are given change; the others are the run's, not the defaults.
     if isinstance(recipe, dict) and "use" not in recipe:
@@ -131,6 +134,13 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
     return ResolvedRun.of(_started_alike(config, done), info.size_px)
 
 
+def _asked_again(config: PruneConfig, name: str, value: Any) -> Any:
+    """A field that names functions, in the form in which a run stores it; of `scoring`, what is not given is the run's."""
+    if name == "scoring" and isinstance(value, dict):
+        value = {**config.scoring.to_json(), **value}
+    return current_names(jsonable(value))
+
+
 def _started_alike(config: PruneConfig, done: PruneResult) -> PruneConfig:
     """Pin the run's own initial weights to the digest that the run recorded: the file may have changed since."""
     if config.recipe.init is None or config.recipe.init != done.config.recipe.init:
@@ -147,13 +157,15 @@ def _check_named(config: PruneConfig, given: dict[str, Any], *, prunes: bool) ->
     """
     fields = ("source", "test", "model", "fit", *(("score", "also_score", "policy", "guard") if prunes else ()))
     values = {name: getattr(config, name) for name in fields}
+    if prunes:
+        values["scoring.model"] = config.scoring.model
     each = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
     named = {name: target for name, its in each.items() for one in its if is_target(target := _use_of(one))}
     strange = [
         f"the run's {name} is {target}, a user-defined function. A function that only a run folder names is never imported. "
         f"Name it yourself: --{name} {target}."
         for name, target in named.items()
-        if name not in given
+        if name.partition(".")[0] not in given
     ]
     if strange:
         raise ConfigError(strange)
@@ -182,9 +194,9 @@ def _again(done: PruneResult, config: PruneConfig, number: int, on_event: Observ
 def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) -> PruneResult:
     """The coreset of the usual baseline: the same score and policy, but models that were trained on what they score."""
     given = _given(done, config)
-    # These have no effect in mode: fitting, which refuses them.
-    for name in ("folds", "train_on", "stratify", "schedule", "guard"):
-        given.pop(name, None)
+    given = {name: value for name, value in given.items() if name not in _OF_UNSEEN}
+    if "scoring" in given:  # folds that score or get a model are no matter of one model on all data
+        given["scoring"] = given["scoring"].model_copy(update={"votes": None, "models": None})
     return prune(PruneConfig(**{**given, "mode": "fitting"}, out=done.run.folder.path(FITTING)), on_event=on_event)
 
 

@@ -116,7 +116,8 @@ def prune(
         ConfigError, DataError: before any training, where it can be known.
         UnseenError: if the run failed; the same call resumes it.
     """
-    tasks = stage_zero_count(mode=config.mode, folds=config.folds, repeats=config.repeats)
+    models = config.scoring.models
+    tasks = stage_zero_count(mode=config.mode, folds=config.folds, repeats=config.repeats, models=models)
     with executor_for(config, tasks) as executor, tracked(config, on_event or ignore) as observer:
         run = run_pipeline(config, executor=executor, on_event=observer, fresh=fresh, limits=limits)
     return PruneResult(run, config, in_hand=True)

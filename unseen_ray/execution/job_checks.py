@@ -86,8 +86,9 @@ def _out_problems(out: Any) -> Iterator[str]:
 
 def _places(config: PruneConfig) -> Iterator[tuple[str, str]]:
     """The paths that a run reads its data and its start weights from, with the field that names each."""
-    if config.recipe.init is not None:
-        yield "recipe.init", config.recipe.init
+    for field, recipe in (("recipe", config.recipe), ("scoring.recipe", config.scoring.recipe)):
+        if recipe is not None and recipe.init is not None:
+            yield f"{field}.init", recipe.init
     for field, value in (("source", config.source), ("test", config.test)):
         ref = None if value is None else source_ref(value, field=field)
         if ref is None or not isinstance(ref.use, str) or ref.use not in SOURCES:

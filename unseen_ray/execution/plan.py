@@ -57,7 +57,8 @@ def plan_values(
     given = {"training": images_per_s, "scoring": scoring_images_per_s, "decode": decode_images_per_s}
     check_asked(workers, given)
     planned, source, config = _planned(config)
-    taken = estimate(planned, source, config, workers=workers, given=given, measure=measure)
+    scoring = planned.resolved.config
+    taken = estimate(planned, source, scoring, workers=workers, given=given, measure=measure)
     return values_of(planned, source.info, config, taken.rates, cluster=taken.cluster, needs=taken.needs)
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from unseen_ray.config.score_columns import of_probabilities
 from unseen_ray.core.combine_votes import ScoreFunction, ScoreTable, VoteCombiner
-from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside
+from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside, are_in
 from unseen_ray.pruning.suspects import SUSPECT, suspects_of
 from unseen_ray.runs.layout import probs_file, scores_file
 from unseen_ray.runs.manifest_entries import StageSummary
@@ -25,7 +25,7 @@ from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import StoredTable, part_file, write_table
 
 if TYPE_CHECKING:
-    from unseen_ray.core.arrays import FloatArray, LabelArray
+    from unseen_ray.core.arrays import FloatArray, IntArray, LabelArray
     from unseen_ray.core.samples.population import Population
     from unseen_ray.runs.tasks import Job
 
@@ -52,7 +52,8 @@ class MergeRequest:
         stage: which.
         candidates: the samples that are scored.
         num_parts: models that vote.
-        votes_each: votes that every candidate must get.
+        votes_each: votes that every candidate must get, or the most that one gets.
+        voters: what each model scores, where candidates get different numbers of votes; else empty.
         num_ranges: ranges of ids that are merged each by itself.
         range_rows: samples of the population in each range, if there are several.
     """
@@ -61,6 +62,7 @@ class MergeRequest:
     candidates: IdSet
     num_parts: int
     votes_each: int
+    voters: tuple[IdSet, ...] = ()
     num_ranges: int = 1
     range_rows: int = 0
 
@@ -89,6 +91,7 @@ def merge_request(
     num_kept: int,
     num_parts: int,
     votes_each: int,
+    voters: tuple[IdSet, ...] = (),
 ) -> MergeRequest:
     """Plan a stage's merge: in several ranges if the stage is long, and nothing needs all of it at once.
 
@@ -98,7 +101,7 @@ def merge_request(
         stage: which.
         kept: what earlier stages kept.
         num_kept: how many they are.
-        num_parts, votes_each: see `MergeRequest`.
+        num_parts, votes_each, voters: see `MergeRequest`.
     """
     config, total, rows = job.config, len(population), job.limits.part_rows(len(population) - num_kept)
     # Ranks are among all that a model scored, a guard compares all candidates, and mean probabilities are one file.
@@ -108,6 +111,7 @@ def merge_request(
         candidates=Outside(kept) if num_kept else AllIds(),
         num_parts=num_parts,
         votes_each=votes_each,
+        voters=voters,
         num_ranges=1 if rows is None or needs_all else -(-total // rows),
         range_rows=rows or 0,
     )
@@ -196,11 +200,14 @@ class Merger:
             yield combiner
 
     def _combiner(self, request: MergeRequest, ids_M: np.ndarray) -> VoteCombiner:
+        votes: int | IntArray = request.votes_each
+        if request.voters:
+            votes = np.sum([are_in(ids_M, scored, self._population) for scored in request.voters], axis=0)
         return VoteCombiner(
             ids_M=ids_M,
             labels_M=self._population.labels_of(ids_M),
             num_parts=request.num_parts,
-            votes_each=request.votes_each,
+            votes_each=votes,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ from unseen_ray.core.samples.population import make_population
 from unseen_ray.data.sources.registry import Source, SourceInfo, open_source, source_ref
 from unseen_ray.plugins import is_target
 from unseen_ray.pruning.coreset_builder import clear_stages
-from unseen_ray.pruning.plan import plan_run
+from unseen_ray.pruning.plan import RunPlan, plan_run
 from unseen_ray.pruning.stage import StageRunner
 from unseen_ray.pruning.validate import check_functions, check_lenders, check_replaced, check_test
 from unseen_ray.runs.layout import FEATURES, probs_file, stage_coreset
@@ -33,7 +33,6 @@ from unseen_ray.storage.tables import parts_of
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
-    from unseen_ray.core.schedule import Stage
     from unseen_ray.pruning.executor import Executor, Observer
     from unseen_ray.runs.result_cache import ResultCache
 
@@ -84,13 +83,14 @@ def run_pipeline(
     with open_run(config, source_entry(source.info), fresh=fresh) as run:
         if run.manifest.finished:
             return _already_finished(run, config)
-        job = make_job(_as_before(resolved, run), source.info, limits)
-        runner, stages = _prepare(run, job, source, executor, on_event, cache)
-        for stage in stages:
+        resolved = _as_before(resolved, run)
+        job = make_job(resolved.for_scoring(), source.info, limits)
+        runner, plan = _prepare(run, resolved, job, source, executor, on_event, cache)
+        for stage in plan.stages[len(run.manifest.stages) :]:
             if on_stage is not None and stage.index:
                 on_stage(runner.run.manifest.stages, runner.builder.ids.resolve(runner.population))
             runner.extend(stage)
-        return _finish(runner, source)
+        return _finish(runner, plan, source)
 
 
 def check(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -101,8 +101,9 @@ def check(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_LIMI
     """
     config = resolved.config
     check_functions(resolved)
-    if isinstance(config.model, dict) or not isinstance(config.model, (str, type(None))) or is_target(config.model):
-        model_builder(config.model)
+    for model in (config.model, config.scoring.model):
+        if isinstance(model, dict) or not isinstance(model, (str, type(None))) or is_target(model):
+            model_builder(model)
     population = make_population(
         info.labels_N,
         info.num_classes,
@@ -131,28 +132,34 @@ def _already_finished(run: Run, config: PruneConfig) -> Run:
 
 
 def _prepare(
-    run: Run, job: Job, source: Source, executor: Executor, on_event: Observer, cache: ResultCache | None
-) -> tuple[StageRunner, Sequence[Stage]]:
-    """Get the executor ready and commit what that resolved; what runs the stages, and those that are left."""
+    run: Run,
+    resolved: ResolvedRun,
+    job: Job,
+    source: Source,
+    executor: Executor,
+    on_event: Observer,
+    cache: ResultCache | None,
+) -> tuple[StageRunner, RunPlan]:
+    """Get the executor ready and commit what that resolved; what runs the stages, and the plan of them."""
     started = time.monotonic()
     prepared = executor.prepare(job, source)
     job = prepared.job
     population = job.population(source.info.labels_N)
-    plan = plan_run(job.resolved, population)
+    plan = plan_run(resolved := resolved.on_hardware_of(job.config), population)
     for warning in plan.warnings:
         logger.warning("%s", warning)
     run = run.commit(
-        config=job.config.to_json(),
+        config=resolved.config.to_json(),
         environment=prepared.environment,
         source=with_population(run.manifest.source, population, source, job.skipped_ids),
     )
     runner = StageRunner(
         run=run, job=job, population=population, executor=executor, observer=on_event, cache=cache, started=started
     )
-    return runner, plan.stages[len(run.manifest.stages) :]
+    return runner, plan
 
 
-def _finish(runner: StageRunner, source: Source) -> Run:
+def _finish(runner: StageRunner, plan: RunPlan, source: Source) -> Run:
     run = runner.run
     run.check_ours()
     # A crash before the commit leaves files that the next start overwrites. After one behind it, `_already_finished` clears the rest,
@@ -161,7 +168,7 @@ def _finish(runner: StageRunner, source: Source) -> Run:
     stages, before = run.manifest.stages, run.manifest.files
     grown = {part for stage in stages for part in parts_of(stage_coreset(stage.index), before)}
     kept = {name: digest for name, digest in before.items() if name not in grown}
-    run = run.commit(files={**kept, **files}, cost=cost_of(stages, runner.elapsed_s()), finished=True)
+    run = run.commit(files={**kept, **files}, cost=cost_of(stages, runner.elapsed_s(), bill=plan.bill()), finished=True)
     clear_stages(run)
     clear_checkpoints(run.folder)
     clear_pixels(run.folder)
@@ -170,7 +177,4 @@ def _finish(runner: StageRunner, source: Source) -> Run:
 
 def _as_before(resolved: ResolvedRun, run: Run) -> ResolvedRun:
     """Keep the precision and the weights that an earlier start of the run resolved: other ones would give other votes."""
-    if not run.manifest.environment:
-        return resolved
-    recipe = run.manifest.config["recipe"]
-    return resolved.as_begun(recipe["precision"], recipe.get("init_sha256"))
+    return resolved.as_begun(run.manifest.config) if run.manifest.environment else resolved

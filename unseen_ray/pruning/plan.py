@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
+from unseen_ray.config.models import relative_cost
 from unseen_ray.core.samples.id_sets import FoldSpec, IdSet
 from unseen_ray.core.schedule import Stage, stages_of
 from unseen_ray.core.tasks import ScoreTask, later_tasks, stage_zero_tasks
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
     from unseen_ray.core.samples.population import Population
 
-__all__ = ["RunPlan", "TaskPlan", "plan_run", "tasks_of", "warnings_of"]
+__all__ = ["SCORING_SPEEDUP", "RunPlan", "TaskPlan", "plan_run", "tasks_of", "warnings_of"]
+
+
+SCORING_SPEEDUP = 3.0  # scoring is a forward pass, training also a backward pass of about twice the cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +56,19 @@ class TaskPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """The sizes of a run, and what they were worked out from."""
+    """The sizes of a run, and what they were worked out from.
+
+    Attributes:
+        resolved: with the model and the recipe that score.
+        asked: the run's configuration, whose model and recipe are those of the training that the choice is for.
+        num_samples, num_holdout, num_classes: of the data.
+        stages: their targets.
+        tasks: their trainings.
+        warnings: what is allowed and worth knowing.
+    """
 
     resolved: ResolvedRun
+    asked: PruneConfig
     num_samples: int
     num_holdout: int
     num_classes: int
@@ -67,13 +81,36 @@ class RunPlan:
         """Samples kept in the end."""
         return self.stages[-1].target
 
+    def full_passes(self) -> int:
+        """Images that one training on all samples, with the run's recipe, processes."""
+        return self.asked.recipe.image_passes(self.num_samples, workers=self.asked.gpus_per_fit)
+
+    def bill(self, *, speedup: float = SCORING_SPEEDUP) -> float | None:
+        """The cost of the choice as a share of one training of the run's model on all samples; None if it is not known.
+
+        Counts images, weighted by the multiply-accumulates of the two models.
+
+        Args:
+            speedup: how many images a model scores in the time in which it trains on one.
+        """
+        each = None if self.asked.fit is not None else relative_cost(self.resolved.config.model, self.asked.model)
+        if each is None:
+            return None
+        images = sum(task.models * (task.image_passes + task.scored * task.passes / speedup) for task in self.tasks)
+        return each * images / self.full_passes()
+
 
 def plan_run(resolved: ResolvedRun, population: Population) -> RunPlan:
     """Check a configuration against the data and work out what it would do.
 
+    Args:
+        resolved: of the run; the plan is that of its scoring models.
+        population: its samples.
+
     Raises:
         ConfigError: with every problem at once.
     """
+    asked, resolved = resolved.config, resolved.for_scoring()
     config, total = resolved.config, len(population)
     problems: list[str] = []
     stages: tuple[Stage, ...] = ()
@@ -104,6 +141,7 @@ def plan_run(resolved: ResolvedRun, population: Population) -> RunPlan:
         raise ConfigError(problems)
     return RunPlan(
         resolved=resolved,
+        asked=asked,
         num_samples=total,
         num_holdout=len(population.holdout_ids),
         num_classes=population.num_classes,
@@ -122,7 +160,14 @@ def tasks_of(stage: Stage, config: PruneConfig, coreset: IdSet, *, limits: Limit
             stratify=config.stratify,
             block_rows=limits.rows_dealt_at_once,
         )
-        return stage_zero_tasks(mode=config.mode, spec=spec, train_on=config.train_on, repeats=config.repeats)
+        return stage_zero_tasks(
+            mode=config.mode,
+            spec=spec,
+            train_on=config.train_on,
+            repeats=config.repeats,
+            votes=config.scoring.votes,
+            models=config.scoring.models,
+        )
     return later_tasks(stage=stage.index, coreset=coreset, repeats=config.repeats)
 
 
@@ -190,7 +235,12 @@ def _task_plans(resolved: ResolvedRun, stages: Sequence[Stage], total: int) -> l
             sizes = [(total, total)]
         else:
             folds = [total // config.folds + (fold < total % config.folds) for fold in range(config.folds)]
-            sizes = [(n, total - n) if config.train_on == "fold" else (total - n, n) for n in folds]
+            votes = config.scoring.votes or config.folds - 1
+            others = [sum((folds * 2)[fold + 1 : fold + 1 + votes]) for fold in range(config.folds)]
+            sizes = (
+                list(zip(folds, others, strict=True)) if config.train_on == "fold" else [(total - n, n) for n in folds]
+            )
+            sizes = sizes[: config.scoring.models]
         for trained, scored in sorted(set(sizes), reverse=True):
             recipe, own = config.recipe, config.fit is not None
             batch, steps = (0, 0) if own else recipe.plan(trained, workers=workers)

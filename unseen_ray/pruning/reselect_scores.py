@@ -70,12 +70,11 @@ def _combined(run: Run, config: PruneConfig, stored: pa.Table) -> pa.Table:
         table = _of_mean_probs(run, stored)
     else:
         stage = run.manifest.stages[0]
-        votes = stored.column("votes").to_numpy()
         combiner = VoteCombiner(
             ids_M=stored.column("id").to_numpy(),
             labels_M=stored.column("label").to_numpy(),
             num_parts=len(stage.tasks),
-            votes_each=int(votes[0]),
+            votes_each=stored.column("votes").to_numpy(),
         )
         for index in range(len(stage.tasks)):
             combiner.add(read_votes(run.folder, 0, index, run.manifest.files))

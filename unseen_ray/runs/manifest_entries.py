@@ -198,6 +198,8 @@ class Cost(Entry):
         seconds: of wall time, over all starts up to the last finished stage.
         fit_seconds, gpu_seconds, trained, image_passes, scored: sums over the stages; None until the run is finished.
         stages: each one's.
+        bill: the cost of the choice as a share of one training of the run's model on all samples, by the images that go through
+            training and scoring; not there if it is unknown.
         chosen_from_s: for `select`, worker seconds that the votes took in the run that was selected from.
     """
 
@@ -208,6 +210,7 @@ class Cost(Entry):
     image_passes: int | None = None
     scored: int | None = None
     stages: list[StageCost] = []
+    bill: Number | None = None
     chosen_from_s: Number | None = None
 
 
@@ -285,9 +288,10 @@ def stage_entry(stage: Stage, summary: StageSummary, receipts: list[Receipt], se
     )
 
 
-def cost_of(stages: list[StageEntry], seconds: float) -> Cost:
-    """The cost of a run with these stages, in total and per stage."""
+def cost_of(stages: list[StageEntry], seconds: float, *, bill: float | None) -> Cost:
+    """The cost of a run with these stages, in total and per stage; `bill` is that of its plan."""
     return Cost(
+        **({} if bill is None else {"bill": round(bill, 4)}),
         seconds=seconds,
         **{name: round(sum(getattr(stage, name) for stage in stages), 3) for name in _SUMMED},
         stages=[StageCost(**stage.model_dump(include={"index", "seconds", *_SUMMED})) for stage in stages],

@@ -214,9 +214,10 @@ def clear_pixels(folder: Folder) -> None:
 
 
 def flat_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a configuration with those of its recipe dotted."""
-    flat = {name: value for name, value in config.items() if name != "recipe"}
-    return {**flat, **{f"recipe.{name}": value for name, value in (config.get("recipe") or {}).items()}}
+    """Fields of a configuration with those of its recipe and of its scoring dotted."""
+    parts = ("recipe", "scoring")
+    flat = {name: value for name, value in config.items() if name not in parts}
+    return flat | {f"{part}.{name}": value for part in parts for name, value in (config.get(part) or {}).items()}
 
 
 def _begin(config: PruneConfig, manifest: Manifest) -> Run:

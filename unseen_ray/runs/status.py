@@ -206,7 +206,12 @@ def _num_tasks(manifest: Manifest, stage: int) -> int:
     config = manifest.config
     if stage:
         return int(config["repeats"])
-    return stage_zero_count(mode=config.get("mode", ""), folds=config["folds"], repeats=config["repeats"])
+    return stage_zero_count(
+        mode=config.get("mode", ""),
+        folds=config["folds"],
+        repeats=config["repeats"],
+        models=config.get("scoring", {}).get("models"),
+    )
 
 
 def _kept(manifest: Manifest) -> int:

@@ -18,10 +18,9 @@ from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
-from unseen_ray.execution.estimate.cluster import SCORING_SPEEDUP
 from unseen_ray.execution.estimate.estimate import check_asked
 from unseen_ray.plugins import jsonable
-from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of
+from unseen_ray.pruning.plan import SCORING_SPEEDUP, RunPlan, plan_run, tasks_of
 from unseen_ray.runs.tasks import make_job
 from unseen_ray.sweeps.config import SweepConfig
 from unseen_ray.sweeps.trials import planned_trials
@@ -141,7 +140,7 @@ def sweep_plan_values(sweep: SweepConfig, *, images_per_s: float | None = None) 
 def _add_run(summary: _Tally, sweep: SweepConfig, run: PruneConfig, info: SourceInfo, population: Population) -> None:
     # A job needs a folder, but the keys of its trainings do not depend on it.
     resolved = ResolvedRun(run.model_copy(update={"out": "."}))
-    job = replace(make_job(resolved, info), test=None)
+    job = replace(make_job(resolved.for_scoring(), info), test=None)
     plan = plan_run(resolved, population)
     sizes = {(task.stage, task.trained): task for task in plan.tasks}
     keys = []

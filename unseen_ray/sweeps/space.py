@@ -52,6 +52,7 @@ SWEEPABLE = (
     *_FIELDS,
     *(f"schedule.{name}" for name in _SCHEDULE),
     *(f"recipe.{name}" for name in Recipe.model_fields if name != "use"),
+    *(f"scoring.{name}" for name in ("share", "model", "votes", "models")),
 )
 """What a space may vary. `schedule.first_share` is the first target as a share of the budget, `schedule.first` as one of N."""
 
@@ -147,6 +148,8 @@ def fields_of(run: Mapping[str, Any], knobs: Knobs) -> dict[str, Any]:
         fields["schedule"] = _schedule_of(schedule, fields.get("keep"))
     if fields.get("mode") == "fitting":
         fields = {name: value for name, value in fields.items() if name not in _OF_UNSEEN}
+        scoring = fields.get("scoring") or {}
+        fields["scoring"] = {name: value for name, value in scoring.items() if name not in ("votes", "models")} or None
     return {name: value for name, value in fields.items() if value is not None}
 
 

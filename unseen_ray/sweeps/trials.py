@@ -153,10 +153,12 @@ def _named(sweep: SweepConfig, runs: Sequence[PruneConfig]) -> str:
 
 
 def _check(run: PruneConfig, info: SourceInfo, populations: dict[tuple[float, int], Population]) -> None:
-    init = run.recipe.init
-    if init is not None and init != absolute_path(init):
+    for field, recipe in (("recipe", run.recipe), ("scoring.recipe", run.scoring.recipe)):
+        init = None if recipe is None else recipe.init
+        if init is None or init == absolute_path(init):
+            continue
         raise ConfigError(
-            f"recipe.init={init} is a relative path, but every trial runs in a folder of its own. Give {absolute_path(init)}."
+            f"{field}.init={init} is a relative path, but every trial runs in a folder of its own. Give {absolute_path(init)}."
         )
     resolved = ResolvedRun.of(run, info.size_px)
     check_functions(resolved)

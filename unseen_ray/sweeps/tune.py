@@ -80,7 +80,8 @@ def run_trials(
         ConfigError: if a trial needs more than the cluster can ever have; nothing is started then.
     """
     set_defaults(_ENVIRONMENT)
-    for run in {json.dumps(jsonable(trial.runs[0].model)): trial.runs[0] for trial in trials}.values():
+    first_runs = [trial.runs[0] for trial in trials]
+    for run in {json.dumps(jsonable([run.model, run.scoring.model])): run for run in first_runs}.values():
         # The sweep's plan did not check the models, since it does not load torch.
         check(ResolvedRun.of(run, source.info.size_px), source.info)
     with ray_session(sweep.address):

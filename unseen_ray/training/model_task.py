@@ -125,8 +125,9 @@ class ModelTask:
                     recorder.add(predictions)
                 yield from scoring.add(predictions)
             if features is not None:
-                # Only features of one model lie in one space: it also gives those of its training samples, and scores none.
-                for _ in fitting.predict(np.setdiff1d(scoring.train_ids, scoring.ids_M, assume_unique=True), features):
+                # Only features of one model lie in one space: it also gives those of the samples that it does not score.
+                rest = np.setdiff1d(self.runner.population.ids_N, scoring.ids_M, assume_unique=True)
+                for _ in fitting.predict(rest, features):
                     pass
         receipt = scoring.write(
             stats,

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from unseen_ray.cli.summary.text import bare_table, bytes_text, hours_text, several
+from unseen_ray.config.named_recipes import recipe_name
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.plugins import name_of, plug_of
 
@@ -32,9 +33,10 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
     ]
     if values["recipe"]:
         lines += [
+            *_scoring_lines(values),
             _work_line(values),
             *_start_lines(values["recipe"]),
-            *_raised_lines(values, config),
+            *_raised_lines(values),
         ]
     else:
         lines.append(f"{several(values['models'], 'training')}, {values['images_scored']:,} samples scored")
@@ -59,10 +61,19 @@ def _data_line(values: dict[str, Any]) -> str:
     return f"{values['source']}: {values['num_samples']:,} samples of {values['num_classes']} classes, images of {size}{held_out}"
 
 
+def _scoring_lines(values: dict[str, Any]) -> list[str]:
+    """What the scoring models have of their own."""
+    scoring = values["scoring"]
+    if scoring == {"model": values["model"], "recipe": values["recipe"]}:
+        return []
+    return [f"scored by {name_of(plug_of(scoring['model'])[0])}, recipe {recipe_name(scoring['recipe'])}"]
+
+
 def _work_line(values: dict[str, Any]) -> str:
+    bill = "an unknown part" if values["bill"] is None else f"{values['bill']:.1%}"
     return (
-        f"{several(values['models'], 'training')}, {values['images_trained']:,} images through training "
-        f"(as many as {values['full_trainings']:.2f} trainings on all data), {values['images_scored']:,} through scoring"
+        f"{several(values['models'], 'training')}, {values['images_trained']:,} images through training, "
+        f"{values['images_scored']:,} through scoring: the choice costs {bill} of one training on all data"
     )
 
 
@@ -77,17 +88,18 @@ def _start_lines(recipe: dict[str, Any]) -> list[str]:
     return [f"every training starts from {recipe['init']} (SHA-256 {recipe['init_sha256']}); {saw}"]
 
 
-def _raised_lines(values: dict[str, Any], config: PruneConfig) -> list[str]:
+def _raised_lines(values: dict[str, Any]) -> list[str]:
     """Whether `min_steps` makes a training on a small set longer than asked for, which may surprise."""
+    recipe = values["scoring"]["recipe"]
     smallest, epochs = min(
         (task["train_on"], task["steps"] // max(task["train_on"] // max(task["batch_size"], 1), 1))
         for stage in values["stages"]
         for task in stage["tasks"]
     )
-    if not config.recipe.epochs or epochs <= config.recipe.epochs:
+    if not recipe["epochs"] or epochs <= recipe["epochs"]:
         return []
     return [
-        f"recipe.min_steps {config.recipe.min_steps} raises {config.recipe.epochs} epochs to {epochs} "
+        f"recipe.min_steps {recipe['min_steps']} raises {recipe['epochs']} epochs to {epochs} "
         f"for the smallest training set of {smallest:,} samples; lower it for a quicker run"
     ]
 
@@ -108,7 +120,7 @@ def _time_lines(values: dict[str, Any]) -> list[str]:
         lines.append(
             f"pruning saves time after about {count} with the same recipe on the kept samples, which pass over fewer images"
         )
-    elif values["recipe"]:
+    elif values["bill"] is not None:
         lines.append(
             "training with the same recipe on the kept samples takes as many steps as on all samples: no time is saved"
         )

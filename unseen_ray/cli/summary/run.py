@@ -71,10 +71,12 @@ def prune_lines(values: dict[str, Any]) -> list[str]:
     stages = values["stages"]
     if stages:
         measured = "out-of-fold" if values["mode"] == "unseen" else "training"
+        share = values["cost"].get("bill")
+        bill = "" if share is None else f", at the cost of {share:.1%} of one training on all data"
         first = (
             f"{kept} ({values['kept'] / values['num_samples']:.1%}) by {values['score']}, {values['policy']}, in "
             f"{several(len(stages), 'stage')}, with {values['model']} in {values['precision']}; "
-            f"{measured} accuracy {stages[0]['accuracy']:.4f}, {values['cost'].get('seconds', 0):.1f} s."
+            f"{measured} accuracy {stages[0]['accuracy']:.4f}, {values['cost'].get('seconds', 0):.1f} s{bill}."
         )
     else:
         first = f"{kept} by {values['score']}, {values['policy']}, chosen from the stage-0 scores of an earlier run, without training."
@@ -93,13 +95,14 @@ def stage_table(values: dict[str, Any]) -> Table:
     measured = "accuracy on unseen samples" if values["mode"] == "unseen" else "accuracy on fitted samples"
     table = bare_table("stage", "kept", "added", "scored by", measured, "seconds")
     for stage in values["stages"]:
-        # Every candidate of a stage has the same number of votes.
-        models = round(stage["scored"] / stage["candidates"]) if stage["candidates"] else 0
+        votes = stage["scored"] / stage["candidates"] if stage["candidates"] else 0
+        # A mean: where not every fold has a model, some candidates have more votes than others.
+        voters = several(int(votes), "vote") if votes == int(votes) else f"{votes:.1f} votes"
         table.add_row(
             str(stage["index"]),
             f"{stage['target']:,}",
             f"{stage['added']:,}",
-            f"{several(models, 'vote')} each",
+            f"{voters} each",
             f"{stage['accuracy']:.4f}",
             f"{stage['seconds']:.1f}",
         )

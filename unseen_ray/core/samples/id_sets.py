@@ -18,7 +18,7 @@ from unseen_ray.core.folds import ROWS_DEALT_AT_ONCE, Dealing, begin_dealing, bl
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.seeds import digest_ids
 
-__all__ = ["AllIds", "ArrayIds", "FoldIds", "FoldSpec", "IdSet", "Outside", "are_in", "digest_of_rule"]
+__all__ = ["AllIds", "ArrayIds", "FoldIds", "FoldSpec", "IdSet", "Outside", "Union", "are_in", "digest_of_rule"]
 
 
 class IdSet(Protocol):
@@ -157,6 +157,25 @@ class Outside:
     def rule(self) -> str:
         """The rule of the other set, negated."""
         return f"outside {self.other.rule()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Union:
+    """Everything in any of several disjoint sets."""
+
+    sets: tuple[IdSet, ...]
+
+    def within(self, population: Population, low: int, high: int) -> IdArray:
+        """The ids of a range that are in one of the sets."""
+        return np.sort(np.concatenate([each.within(population, low, high) for each in self.sets]))
+
+    def resolve(self, population: Population) -> IdArray:
+        """The union."""
+        return self.within(population, 0, len(population.labels_R))
+
+    def rule(self) -> str:
+        """The rules of the sets."""
+        return f"any of ({', '.join(each.rule() for each in self.sets)})"
 
 
 # populations hash by identity, so an entry never serves another run

@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
     from unseen_ray.pruning.plan import RunPlan, TaskPlan
 
-__all__ = ["SCORING_SPEEDUP", "ClusterCost", "Rates", "StageEstimate", "cluster_cost", "hours_of"]
+__all__ = ["ClusterCost", "Rates", "StageEstimate", "cluster_cost", "hours_of"]
 
-SCORING_SPEEDUP = 3.0  # scoring is a forward pass, training also a backward pass of about twice the cost
 _HOUR_S = 3600
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from unseen_ray.core.trajectory import scored_epochs
 from unseen_ray.data.images.memory import fits_in_memory
 from unseen_ray.errors import ConfigError
-from unseen_ray.execution.estimate.cluster import SCORING_SPEEDUP, ClusterCost, Rates, cluster_cost
+from unseen_ray.execution.estimate.cluster import ClusterCost, Rates, cluster_cost
 from unseen_ray.execution.estimate.estimate import where_pixels_are
 from unseen_ray.execution.estimate.resources import Need, disk_bytes_of
 from unseen_ray.plugins import jsonable
+from unseen_ray.pruning.plan import SCORING_SPEEDUP
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
@@ -49,10 +50,10 @@ def values_of(
         "image_px": info.size_px,
         "original_px": info.original_px,
         "budget": plan.budget,
-        "model": jsonable(config.fit or config.model),
-        "recipe": None if config.fit else config.recipe.model_dump(),
+        **_trained(config),
+        "scoring": None if config.fit else _trained(plan.resolved.config),
         "stages": _stages(plan),
-        **_cost(plan, config, rates),
+        **_cost(plan, rates),
         "pixel_bytes": plan.num_samples * info.size_px**2 * 3,
         "pixels_held": where_pixels_are(config, info),
         "pixels_in_memory": fits_in_memory(len(info), info.size_px, config.pixel_memory_gb),
@@ -84,35 +85,40 @@ def _stages(plan: RunPlan) -> list[dict[str, Any]]:
     return [stages[index] for index in sorted(stages)]
 
 
-def _cost(plan: RunPlan, config: PruneConfig, rates: Rates) -> dict[str, Any]:
+def _trained(config: PruneConfig) -> dict[str, Any]:
+    return {
+        "model": jsonable(config.fit or config.model),
+        "recipe": None if config.fit else config.recipe.model_dump(),
+    }
+
+
+def _cost(plan: RunPlan, rates: Rates) -> dict[str, Any]:
     models = sum(task.models for task in plan.tasks)
     trained = sum(task.models * task.image_passes for task in plan.tasks)
     scored = sum(task.models * task.scored * task.passes for task in plan.tasks)
-    faster = SCORING_SPEEDUP if not (rates.training and rates.scoring) else rates.scoring / rates.training
+    bill = plan.bill(speedup=rates.scoring / rates.training if rates.training and rates.scoring else SCORING_SPEEDUP)
     # with a worker for each model, the wall time is the critical path
+    config = plan.resolved.config
     most = max(config.gpus_per_fit, models)
     unbound = cluster_cost(plan, config.model_copy(update={"gpus_per_fold": None}), rates, most)
     return {
         "models": models,
         "images_trained": trained,
         "images_scored": scored,
-        "full_trainings": trained / _passes(plan.num_samples, config),
-        "pays_after_trainings": _pays_after(trained + scored / faster, plan, config),
+        "full_trainings": trained / plan.full_passes(),
+        "bill": bill,
+        "pays_after_trainings": _pays_after(bill, plan),
         "worker_hours": unbound.worker_hours,
         "critical_path_hours": unbound.wall_hours,
         "images_per_s": rates.training,
     }
 
 
-def _passes(num_samples: int, config: PruneConfig) -> int:
-    """Images that one training on `num_samples` samples processes."""
-    return config.recipe.image_passes(num_samples, workers=config.gpus_per_fit)
-
-
-def _pays_after(total: float, plan: RunPlan, config: PruneConfig) -> float | None:
+def _pays_after(bill: float | None, plan: RunPlan) -> float | None:
     """Number of trainings on the coreset, instead of all data, that save the cost of the run; None if they save nothing."""
-    saved = _passes(plan.num_samples, config) - _passes(plan.budget, config)
-    return None if config.fit is not None or saved <= 0 else total / saved
+    asked = plan.asked
+    saved = 1 - asked.recipe.image_passes(plan.budget, workers=asked.gpus_per_fit) / plan.full_passes()
+    return None if bill is None or saved <= 0 else bill / saved
 
 
 def _recorded_bytes(plan: RunPlan) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from unseen_ray.config.models import MODELS, ModelEntry
-from unseen_ray.plugins import plug_of
+from unseen_ray.config.models import entry_of
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
@@ -203,13 +202,13 @@ class Needs:
     def _checkpoint(self) -> float | None:
         if self.checkpoint_bytes is not None or self.config.fit is not None:
             return self.checkpoint_bytes
-        entry = _entry(self.config)
+        entry = entry_of(self.config.model)
         return None if entry is None else float(entry.checkpoint_bytes(self.plan.num_classes))
 
 
 def weights_of(config: PruneConfig, num_classes: int) -> int | None:
     """Number of weights of a configuration's model; None if only building it would tell."""
-    entry = _entry(config)
+    entry = entry_of(config.model)
     return None if entry is None or config.fit is not None else entry.weights(num_classes)
 
 
@@ -222,13 +221,6 @@ def disk_bytes_of(plan: RunPlan) -> tuple[int, int]:
         votes += scored * plan.num_classes * 4
     # 32: id, label, votes, pred and p_label; 8: a score and its deviation
     return votes, plan.num_samples * (32 + 8 * columns) * len(plan.stages)
-
-
-def _entry(config: PruneConfig) -> ModelEntry | None:
-    use, options = plug_of(config.model)
-    if options or not isinstance(use, str):
-        return None
-    return MODELS.get(use) or next((entry for entry in MODELS.values() if entry.target == use), None)
 
 
 def _need(name: str, value: float | None, unit: str, how: str, missing: str) -> Need:

@@ -1,0 +1,134 @@
+"""How the models that score are trained, and how many of them give a sample a vote: what a choice costs.
+
+Scores bear cheaper models than the training that the coreset is for: fewer epochs, a smaller network, fewer votes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from unseen_ray.config.models import MODELS
+from unseen_ray.config.named_recipes import recipe_values
+from unseen_ray.config.recipe import Recipe, refuse_boolean
+from unseen_ray.plugins import check_plug, jsonable
+
+if TYPE_CHECKING:
+    from unseen_ray.config.run import PruneConfig
+
+__all__ = ["Scoring", "check_scoring", "scoring_values", "with_scoring_model"]
+
+
+class Scoring(BaseModel):
+    """What the scoring models have of their own; the defaults train them as `model` and `recipe` say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    share: float = Field(
+        1.0, gt=0, le=1, description="fraction of the recipe's epochs or steps that scoring models train for"
+    )
+    recipe: Recipe | None = Field(
+        None, description="recipe of the scoring models, or the fields that differ from the run's; default the run's"
+    )
+    model: Any = Field(None, description="the scoring model; default the run's model")
+    votes: int | None = Field(
+        None, ge=1, description="folds that each model scores, and so the votes of a sample, from 1 to K-1; default K-1"
+    )
+    models: int | None = Field(
+        None,
+        ge=2,
+        description="folds that get a model, from 2 to K; the samples of the others get votes alone; default K",
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+        return refuse_boolean(cls, info.field_name, value)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that are set to something else than the default, as JSON values."""
+        # Runs that are older than these fields must not differ from new ones that leave them alone.
+        found = {name: getattr(self, name) for name in type(self).model_fields}
+        return {
+            name: jsonable(value.model_dump() if isinstance(value, Recipe) else value)
+            for name, value in found.items()
+            if value != type(self).model_fields[name].default
+        }
+
+
+def scoring_values(value: Any, recipe: Recipe | None) -> Any:
+    """The values of `scoring`, its recipe completed: a mapping without `use` changes the run's recipe."""
+    if isinstance(value, Scoring) or value is None:
+        return value or {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"scoring={value!r} must be a mapping, such as {{share: 0.25, votes: 2}}.")
+    own = value.get("recipe")
+    if own is None or recipe is None:  # an invalid recipe is reported by itself
+        return dict(value)
+    if not isinstance(own, (str, Mapping, Recipe)):
+        raise ValueError(f"scoring.recipe={own!r} must be a name or a mapping.")
+    changes = isinstance(own, Mapping) and "use" not in own
+    return {**value, "recipe": Recipe(**recipe_values(own, base=recipe if changes else None))}
+
+
+def with_scoring_model(config: PruneConfig) -> PruneConfig:
+    """The configuration of the scoring models: `model` and `recipe` are theirs, and nothing of that is left in `scoring`."""
+    scoring = config.scoring
+    recipe = scoring.recipe or _shortened(config.recipe, scoring.share)
+    recipe = recipe.model_copy(
+        update={"precision": config.recipe.precision}
+    )  # one for the run, which the hardware decides
+    if scoring.model is not None and scoring.recipe is None:  # initial weights belong to the run's own model
+        recipe = recipe.model_copy(update=dict.fromkeys(("init", "init_saw", "init_sha256")))
+    left = Scoring(votes=scoring.votes, models=scoring.models)
+    model = config.model if scoring.model is None else scoring.model
+    return config.model_copy(update={"model": model, "recipe": recipe, "scoring": left})
+
+
+def _shortened(recipe: Recipe, share: float) -> Recipe:
+    """The recipe with a share of its epochs or steps, at least one; all other fields stay."""
+    lengths = {name: getattr(recipe, name) for name in ("epochs", "steps", "min_steps")}
+    changes = {name: max(round(share * count), min(count, 1)) for name, count in lengths.items() if count is not None}
+    return recipe.model_copy(update=changes)
+
+
+def check_scoring(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """The problems of `scoring` beside the other fields; see `config.checks`."""
+    scoring, folds = values["scoring"], values["folds"]
+    if not isinstance(scoring, Scoring):
+        return []
+    problems: list[str] = []
+    for name in ("votes", "models"):
+        count, most = getattr(scoring, name), folds - 1 if name == "votes" else folds
+        if count is None:
+            continue
+        if values["mode"] == "fitting" or values["train_on"] != "fold":
+            other = "mode: fitting" if values["mode"] == "fitting" else "train_on: complement, one vote a sample"
+            problems.append(f"scoring.{name}={count} has no effect with {other}. Remove one of the two.")
+        elif count > most:
+            problems.append(
+                f"scoring.{name}={count} is above {most}, which folds={folds} allows. Lower it, or raise folds."
+            )
+    if scoring.votes is not None and scoring.models is not None:
+        problems.append(
+            f"scoring.votes={scoring.votes} and scoring.models={scoring.models} both lower the votes of a sample; set one of them."
+        )
+    if scoring.recipe is not None and scoring.share != 1:
+        problems.append(
+            f"scoring.share={scoring.share:g} shortens the run's recipe, and scoring.recipe replaces it. Remove one of the two."
+        )
+    if scoring.recipe is not None and scoring.recipe.precision not in ("auto", values["recipe"].precision):
+        problems.append(
+            f"scoring.recipe.precision={scoring.recipe.precision} differs from recipe.precision={values['recipe'].precision}; "
+            "a run has one precision. Set recipe.precision."
+        )
+    if scoring.model is not None:
+        problems += check_plug(scoring.model, field="scoring.model", names=MODELS, kind="model")
+    own = [name for name in ("share", "recipe", "model") if name in scoring.to_json()]
+    if values["fit"] is not None and own:
+        problems.append(
+            f"scoring.{own[0]} has no effect with fit, which does the training itself. Remove one of the two."
+        )
+    return problems
