@@ -35,9 +35,10 @@ import unseen_ray as ur
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.seeds import derive, rng_for
 from unseen_ray.data.sources.registry import open_source, source_ref
+from unseen_ray.evaluation.arms import ArmSubsets
 from unseen_ray.evaluation.baselines import random_subset
 from unseen_ray.evaluation.table import Arm, Evaluation, differences_of
-from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
+from unseen_ray.evaluation.trainings import train_and_measure
 from unseen_ray.execution.api import executor_for
 from unseen_ray.runs.run import choosing_s
 from unseen_ray.storage.checked_json import without_nan

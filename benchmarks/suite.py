@@ -38,9 +38,10 @@ from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.seeds import derive
 from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation
 from unseen_ray.data.sources.registry import open_source, source_ref
+from unseen_ray.evaluation.arms import ArmSubsets
 from unseen_ray.evaluation.baselines import random_subset
 from unseen_ray.evaluation.table import Arm, Evaluation, break_even_of, differences_of
-from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
+from unseen_ray.evaluation.trainings import train_and_measure
 from unseen_ray.execution.api import executor_for
 from unseen_ray.runs.run import choosing_s
 from unseen_ray.runs.tasks import Progress

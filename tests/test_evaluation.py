@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +16,14 @@ from scipy import stats
 
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes
-from unseen_ray.data.sources.registry import source_ref
+from unseen_ray.config.resolved import ResolvedRun
+from unseen_ray.data.sources.registry import open_source, source_ref
+from unseen_ray.evaluation.arms import eval_tasks
+from unseen_ray.evaluation.evaluate import _chosen_arms
 from unseen_ray.evaluation.table import Arm, break_even_of, differences_of
+from unseen_ray.pruning.suspects import drawable_ids
 from unseen_ray.runs.evaluation_file import stored_tables
-from unseen_ray.runs.tasks import EvalResult
+from unseen_ray.runs.tasks import EvalResult, Progress, make_job
 
 FAST = {"use": "quick", "epochs": 1, "min_steps": 0}
 
@@ -162,6 +168,46 @@ def test_the_matched_baseline_has_the_coresets_class_counts(finished: ur.PruneRe
     assert written["tables"][0] == table.to_json()
 
 
+def test_resampled_arms_train_on_as_many_samples_drawn_anew(finished: ur.PruneResult) -> None:
+    asked = {"test": "digits", "seeds": 2, "against": ("random", "resampled", "resampled:fixed=0.5")}
+    events: list[Any] = []
+    table = ur.evaluate(finished, **asked, on_event=events.append)
+    coreset, _, anew, half = table.arms
+    assert anew.samples == half.samples == coreset.samples == 200
+    labels = open_source(source_ref(finished.config.source)).info.labels_N
+    counts, kept = np.bincount(labels), finished.coreset
+    fixed = np.bincount(labels[kept.first(100, 0)], minlength=10)
+    assert anew.class_samples == pytest.approx(counts / 2)
+    assert half.class_samples == pytest.approx(fixed + (counts - fixed) * 100 / 300)
+    assert (anew.choosing_s, half.choosing_s) == (0.0, coreset.choosing_s)
+    assert len({*anew.accuracies, *half.accuracies}) > 2
+    assert math.isnan(half.std_trainings)
+    passes = {event.task: event.passes for event in events if isinstance(event, Progress) and event.done}
+    assert passes["resampled seed 0"] == passes["resampled:fixed=0.5 seed 1"] == 3 * 64
+    assert ur.evaluate(finished, **asked).to_json() == table.to_json()  # seconds and all: nothing was done again
+
+
+def test_resampled_arms_never_draw_a_suspect(tmp_path: Path) -> None:
+    golden = Path(__file__).parent / "golden" / "short"
+    run = ur.load(shutil.copytree(golden, tmp_path / "run"))
+    drawable = drawable_ids(run.run, run.coreset.ids)
+    assert len(run.coreset) < len(drawable) < run.scores.num_rows
+    chosen = _chosen_arms(run, run.config, ("resampled:fixed=0.25",), 1, None)
+    (train,), (draw,) = chosen["resampled:fixed=0.25"].subsets, chosen["resampled:fixed=0.25"].draws
+    assert train.tolist() == drawable.tolist()
+    assert draw.fixed_ids.tolist() == run.coreset.first(round(0.25 * len(run.coreset)), 3).tolist()
+
+
+def test_an_arm_of_draws_is_another_training_for_every_seed_and_share(finished: ur.PruneResult) -> None:
+    info = open_source(source_ref(finished.config.source)).info
+    job = make_job(ResolvedRun.of(finished.config, 8), info)
+    population = job.population(info.labels_N)
+    chosen = _chosen_arms(finished, finished.config, ("resampled", "resampled:fixed=0.3"), 1, None)
+    tasks = eval_tasks(chosen, ["resampled", "resampled:fixed=0.3", "full"], population, 2, 0)
+    keys = {task.name: job.fit_key(task, population) for task in tasks}
+    assert len(set(keys.values())) == len(keys) == 6
+
+
 def test_iterations_give_every_arm_the_steps_of_everything(finished: ur.PruneResult) -> None:
     epochs = ur.evaluate(finished, test="digits", seeds=1, against=("full",))
     iterations = ur.evaluate(finished, test="digits", seeds=1, against=("full",), budget="iterations")
@@ -258,6 +304,11 @@ def test_a_choice_made_again_costs_what_its_votes_did(finished: ur.PruneResult, 
     [
         ({"against": ("randm",)}, "'randm' is none of random, random_matched, full, fitting"),
         ({"against": ("full", "full")}, "names 'full' more than once"),
+        (
+            {"against": ("resampled:0.5",)},
+            r"'resampled:0\.5' is none of .*, resampled:fixed=SHARE with a share from 0 up to",
+        ),
+        ({"against": ("resampled:fixed=1",)}, r"'resampled:fixed=1' is none of"),
         ({"selections": 0}, "selections=0 must be 1 or more"),
         ({"budget": "steps"}, "budget='steps' is none of epochs, iterations"),
     ],

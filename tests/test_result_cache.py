@@ -10,7 +10,8 @@ import pytest
 
 import unseen_ray as ur
 from unseen_ray.config.resolved import ResolvedRun
-from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
+from unseen_ray.evaluation.arms import ArmSubsets
+from unseen_ray.evaluation.trainings import train_and_measure
 from unseen_ray.execution.local import LocalExecutor
 from unseen_ray.pruning import pipeline
 from unseen_ray.runs.manifest_entries import Receipt

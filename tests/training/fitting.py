@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from unseen_ray.config.recipe import Recipe
+from unseen_ray.core.samples.epoch_draw import EpochDraw
 from unseen_ray.data.images.loading import load_pixel_store
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.storage.filesystem import Folder
@@ -22,6 +24,7 @@ from unseen_ray.training.loop.epochs import EpochStats
 from unseen_ray.training.loop.fit import FitPlan, finished_fit, fit
 
 CPU = torch.device("cpu")
+DRAW = EpochDraw(fixed_ids=np.arange(100) * 3, size=600, seed=9)
 
 
 def net() -> nn.Module:
@@ -31,13 +34,13 @@ def net() -> nn.Module:
 
 
 def prepare(
-    folder: Path | None, recipe: Recipe, device: torch.device, *, samples: int = 600
+    folder: Path | None, recipe: Recipe, device: torch.device, *, samples: int = 600, draw: EpochDraw | None = None
 ) -> tuple[nn.Module, BatchLoader, FitPlan, Checkpoints | None]:
     """A fresh model of the first digits, with checkpoints in `folder` if there is one."""
     source = open_source(source_ref("digits"))
     pixel_store, _ = load_pixel_store(source, 8)
     ids = np.arange(samples)
-    plan = FitPlan(ids_M=ids, labels_M=source.info.labels_N[ids], num_classes=10, recipe=recipe, seed=5)
+    plan = FitPlan(ids_M=ids, labels_M=source.info.labels_N[ids], num_classes=10, recipe=recipe, seed=5, draw=draw)
     torch.manual_seed(5)
     model = net().to(device).to(memory_format=torch.channels_last)
     checkpoints = None if folder is None else Checkpoints(Folder(str(folder)), "a" * 64, beside=device.type == "cuda")
@@ -45,11 +48,17 @@ def prepare(
 
 
 def train(
-    folder: Path | None, recipe: Recipe, *, device: torch.device = CPU, stop_after: int | None = None
+    folder: Path | None,
+    recipe: Recipe,
+    *,
+    device: torch.device = CPU,
+    stop_after: int | None = None,
+    draws: bool = False,
 ) -> tuple[nn.Module, list[EpochStats]]:
-    """Train, for `stop_after` epochs if it is given."""
+    """Train, for `stop_after` epochs if it is given; on 600 digits, or on those that `DRAW` takes of 1200."""
     with numerics(1, recipe.deterministic, device):
-        model, feed, plan, checkpoints = prepare(folder, recipe, device)
+        drawn: dict[str, Any] = {"samples": 1200, "draw": DRAW} if draws else {}
+        model, feed, plan, checkpoints = prepare(folder, recipe, device, **drawn)
         stats = list(itertools.islice(fit(model, feed, plan, checkpoints), stop_after))
     if checkpoints is not None:
         checkpoints.flush()

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from unseen_ray.config.recipe import Recipe
+from unseen_ray.core.samples.epoch_draw import EpochDraw
 from unseen_ray.data.images.loading import load_pixel_store
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.storage.filesystem import Folder
@@ -41,13 +42,17 @@ def wavering_net() -> nn.Module:
 
 
 def weights_of(
-    shard: WorkerShare, make: Callable[[], nn.Module] = net, checkpoints: Checkpoints | None = None
+    shard: WorkerShare,
+    make: Callable[[], nn.Module] = net,
+    checkpoints: Checkpoints | None = None,
+    draw: EpochDraw | None = None,
 ) -> dict[str, torch.Tensor]:
     """Of a net that was trained on digits."""
     source = open_source(source_ref("digits"))
     pixel_store, _ = load_pixel_store(source, 8)
     ids = np.arange(256)
-    plan = FitPlan(ids_M=ids, labels_M=source.info.labels_N[ids], num_classes=10, recipe=RECIPE, seed=5, shard=shard)
+    labels = source.info.labels_N[ids]
+    plan = FitPlan(ids_M=ids, labels_M=labels, num_classes=10, recipe=RECIPE, seed=5, shard=shard, draw=draw)
     torch.manual_seed(5)
     model = make()
     with numerics(1, False, CPU):
@@ -65,9 +70,9 @@ def met(rank: int, folder: str) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def work(rank: int, folder: str) -> None:
+def work(rank: int, folder: str, draw: EpochDraw | None) -> None:
     with met(rank, folder):
-        weights = weights_of(WorkerShare(rank, 2))
+        weights = weights_of(WorkerShare(rank, 2), draw=draw)
     save_file({name: value.contiguous() for name, value in weights.items()}, f"{folder}/{rank}.safetensors")
 
 
@@ -129,9 +134,10 @@ def test_workers_that_end_within_an_epoch_go_on_from_there(tmp_path: Path, stop_
     assert all(clean[1][name].equal(again[1][name]) for name in weights)
 
 
-def test_two_workers_make_the_steps_that_one_makes(tmp_path: Path) -> None:
-    assert both(tmp_path, work) == [0, 0]
-    alone = weights_of(WorkerShare())
+@pytest.mark.parametrize("draw", [None, EpochDraw(fixed_ids=np.arange(50), size=130, seed=9)])
+def test_two_workers_make_the_steps_that_one_makes(tmp_path: Path, draw: EpochDraw | None) -> None:
+    assert both(tmp_path, work, draw) == [0, 0]
+    alone = weights_of(WorkerShare(), draw=draw)
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     for name, value in alone.items():
         assert first[name].equal(second[name]), name

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray
 from unseen_ray.core.folds import TrainOn
+from unseen_ray.core.samples.epoch_draw import EpochDraw
 from unseen_ray.core.samples.id_sets import AllIds, FoldIds, FoldSpec, IdSet, Outside, Union, are_in
 from unseen_ray.core.samples.population import Population
 from unseen_ray.errors import LeakError
@@ -71,6 +72,7 @@ class EvalTask:
         selection: number of the subset among those of its kind.
         repeat: number of the training seed.
         train: the subset.
+        draw: what an epoch takes of it; None for everything.
     """
 
     index: int
@@ -78,6 +80,7 @@ class EvalTask:
     selection: int
     repeat: int
     train: IdSet
+    draw: EpochDraw | None = None
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from unseen_ray.core.seeds import digest_ids
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
+from unseen_ray.evaluation.arms import fixed_share
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.pruning.validate import check_test_set
 from unseen_ray.runs.tasks import Job, make_job
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ARMS", "BUDGETS", "DEFAULT_AGAINST", "DEFAULT_SEEDS", "MeasuredSet", "check_evaluable", "test_set_of"]
 
-ARMS = ("random", "random_matched", "full", "fitting")
+ARMS = ("random", "random_matched", "full", "fitting", "resampled")
 BUDGETS: tuple[Budget, ...] = ("epochs", "iterations")
 DEFAULT_SEEDS = 3
 DEFAULT_AGAINST = ("random", "full")
@@ -42,9 +43,10 @@ def check_evaluable(resolved: ResolvedRun, *, against: Sequence[str], seeds: int
     """
     config = resolved.config
     problems = [
-        f"against={name!r} is none of {', '.join(ARMS)}.{did_you_mean(name, ARMS)}"
+        f"against={name!r} is none of {', '.join(ARMS)}, resampled:fixed=SHARE with a share from 0 up to but not 1."
+        f"{did_you_mean(name, ARMS)}"
         for name in against
-        if name not in ARMS
+        if name not in ARMS and fixed_share(name) is None
     ]
     if twice := sorted({name for name in against if list(against).count(name) > 1}):
         problems.append(f"against names {twice[0]!r} more than once; name each baseline once.")

@@ -13,13 +13,16 @@ import numpy as np
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS, PruneConfig
+from unseen_ray.core.samples.epoch_draw import EpochDraw
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError
+from unseen_ray.evaluation.arms import ArmSubsets, fixed_share
 from unseen_ray.evaluation.checks import DEFAULT_AGAINST, DEFAULT_SEEDS, check_evaluable
-from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
+from unseen_ray.evaluation.trainings import train_and_measure
 from unseen_ray.execution.api import PruneResult, executor_for, ignore, load, prune
 from unseen_ray.execution.tracking import tracked
 from unseen_ray.plugins import current_names, is_target, jsonable
+from unseen_ray.pruning.suspects import drawable_ids
 from unseen_ray.runs.layout import FITTING, selection_folder
 from unseen_ray.runs.run import choosing_s
 from unseen_ray.storage.filesystem import sha256_of
@@ -55,7 +58,8 @@ def evaluate(
         test: a source with the same classes; None for the run's `test`, else its holdout.
         seeds: number of trainings of each selection.
         against: baselines: `random` (another random subset for each training), `random_matched` (random with the coreset's
-            class counts), `full`, `fitting` (the coreset of the same configuration in `mode: fitting`).
+            class counts), `full`, `fitting` (the coreset of the same configuration in `mode: fitting`), `resampled` (random, drawn
+            anew every epoch), `resampled:fixed=0.5` (half of an epoch is always the coreset's first, as in `KeptSampler`).
         selections: how often the coreset is chosen: by the run, and by the same configuration with `seed` + 1, + 2, ...
         budget: `epochs`: every arm passes equally often over its own samples; `iterations`: every arm takes as many steps
             as a training on all samples.
@@ -71,8 +75,7 @@ def evaluate(
     check_evaluable(resolved, against=against, seeds=seeds, selections=selections, budget=budget)
     chosen = _chosen_arms(done, config := resolved.config, against, selections, on_event)
     tasks = seeds * selections * (1 + len(against))
-    within = f"evaluate-{budget}-{_digest(config)}"
-    skipped = np.array(done.manifest.source.skipped_ids, np.int64)
+    skipped, within = np.array(done.manifest.source.skipped_ids, np.int64), f"evaluate-{budget}-{_digest(config)}"
     with executor_for(config, tasks) as executor, tracked(config, on_event or ignore, within=within) as observer:
         return train_and_measure(
             resolved, chosen, against=against, skipped_ids=skipped, seeds=seeds, budget=budget, executor=executor, on_event=observer
@@ -87,7 +90,21 @@ def _chosen_arms(
     chosen = {"coreset": _subsets_of(runs)}
     if "fitting" in against:
         chosen["fitting"] = _subsets_of([_fitting(run, config, on_event) for run in runs])
-    return chosen
+    shares = {arm: share for arm in against if (share := fixed_share(arm)) is not None}
+    return chosen | {arm: _resampled(runs, share, chosen["coreset"]) for arm, share in shares.items()}
+
+
+def _resampled(runs: Sequence[PruneResult], share: float, coreset: ArmSubsets) -> ArmSubsets:
+    """As many samples as each coreset has, of which `share` are always those picked first, and the others drawn anew every epoch."""
+    kept = [run.coreset for run in runs]
+    draws = tuple(
+        EpochDraw(fixed_ids=each.first(round(share * len(each)), run.config.seed), size=len(each), seed=0)
+        for run, each in zip(runs, kept, strict=True)
+    )
+    subsets = tuple(drawable_ids(run.run, each.ids) for run, each in zip(runs, kept, strict=True))
+    return (
+        ArmSubsets(subsets, coreset.seconds, coreset.devices, draws) if share else ArmSubsets(subsets, 0.0, (), draws)
+    )
 
 
 def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes: bool) -> ResolvedRun:

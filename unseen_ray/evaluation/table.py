@@ -28,7 +28,7 @@ class Arm:
 
     Attributes:
         name: `coreset`, or the name of a baseline.
-        samples: size of the training set.
+        samples: size of the training set, or of an epoch where each draws anew.
         selections: number of choices of the subset; the trainings are grouped by them, in order. `full` is always the
             same set, trained as often as the others.
         accuracies: of each training, after the last epoch.
@@ -40,7 +40,7 @@ class Arm:
         choosing_s: worker-seconds that one choice of the subset took; 0 if it is drawn, None if unknown.
         devices: the devices of the trainings.
         choosing_devices: the devices of the scoring models; empty if unknown, or if the subset is drawn.
-        drawn: whether the arm is not chosen by scores: a new random subset for every training, or the full set.
+        drawn: whether the arm is not, or not only, chosen by scores: it draws anew for every training, or is the full set.
     """
 
     name: str

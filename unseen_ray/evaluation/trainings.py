@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from unseen_ray.core.samples.id_sets import AllIds, ArrayIds, IdSet
-from unseen_ray.core.seeds import derive
 from unseen_ray.core.tasks import EvalTask
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
-from unseen_ray.evaluation.baselines import matched_subset, random_subset
+from unseen_ray.evaluation.arms import ArmSubsets, class_samples_of, eval_tasks
 from unseen_ray.evaluation.checks import MeasuredSet, test_set_of
 from unseen_ray.evaluation.table import Arm, Budget, Evaluation, arm_of, break_even_of, differences_of
 from unseen_ray.plugins import jsonable
@@ -32,26 +29,11 @@ if TYPE_CHECKING:
     from unseen_ray.pruning.executor import Executor, Observer
     from unseen_ray.runs.manifest_entries import Receipt
 
-__all__ = ["ArmSubsets", "train_and_measure"]
+__all__ = ["train_and_measure"]
 
 logger = logging.getLogger(__name__)
 
 _Place = tuple[str, int, int]  # arm, selection, repeat
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ArmSubsets:
-    """Subsets that were already chosen for an arm.
-
-    Attributes:
-        subsets: sorted ids of each choice.
-        seconds: worker-seconds that one choice took; None if unknown.
-        devices: the devices of these workers, if known.
-    """
-
-    subsets: tuple[IdArray, ...]
-    seconds: float | None
-    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -142,7 +124,7 @@ def _prepared(
     test = test_set_of(job, population, info)
     job = job.prepared(_budgeted(resolved, budget, len(population)), skipped_ids)
     prepared = executor.prepare(job, source)
-    tasks = _tasks(chosen, arms, population, seeds, resolved.config.seed)
+    tasks = eval_tasks(chosen, arms, population, seeds, resolved.config.seed)
     work = _Trainings(
         job=prepared.job, info=info, population=population, test=test, chosen=chosen, arms=arms, tasks=tasks
     )
@@ -172,10 +154,10 @@ def _arm(name: str, work: _Trainings, stored: Mapping[str, EvalResult]) -> Arm:
     return arm_of(
         name,
         [_as_of(task, stored[work.key(task)]) for task in tasks],
-        [work.population.class_counts(task.train.resolve(work.population)) for task in tasks],
+        [class_samples_of(task, work.population) for task in tasks],
         choosing_s=choice.seconds,
         choosing_devices=choice.devices,
-        drawn=name not in work.chosen,
+        drawn=name not in work.chosen or bool(choice.draws),
     )
 
 
@@ -238,32 +220,6 @@ def _budgeted(resolved: ResolvedRun, budget: Budget, num_samples: int) -> Resolv
     if budget == "iterations":
         changes = {"epochs": None, "steps": recipe.plan(num_samples, workers=workers)[1]}
     return resolved.with_recipe(**changes)
-
-
-def _tasks(
-    chosen: Mapping[str, ArmSubsets], arms: Sequence[str], population: Population, seeds: int, seed: int
-) -> list[EvalTask]:
-    coresets = next(iter(chosen.values())).subsets
-    tasks: list[EvalTask] = []
-    for arm, selection, each in itertools.product(arms, range(len(coresets)), range(seeds)):
-        repeat = each
-        if arm in chosen:
-            train: IdSet = ArrayIds(chosen[arm].subsets[selection])
-        elif arm == "full":  # one set: every training of it has another seed
-            train, repeat = AllIds(), selection * seeds + each
-        else:  # drawn anew for every training
-            train = ArrayIds(_drawn(arm, coresets[selection], population, seed, selection, repeat))
-        tasks.append(EvalTask(index=len(tasks), arm=arm, selection=selection, repeat=repeat, train=train))
-    return tasks
-
-
-def _drawn(arm: str, coreset_ids: IdArray, population: Population, seed: int, selection: int, repeat: int) -> IdArray:
-    # The form must stay as it is: stored results are found by the subsets that it draws.
-    which = f"{selection}.{repeat}" if selection else str(repeat)
-    drawn = derive(derive(seed, "evaluate random"), which)
-    if arm == "random":
-        return random_subset(population.ids_N, len(coreset_ids), drawn)
-    return matched_subset(population.labels_N, population.ids_N, population.class_counts(coreset_ids), drawn)
 
 
 def _place(task: EvalTask) -> _Place:

@@ -92,6 +92,7 @@ class Job:
             "recipe": None if config.fit else _determining(config.recipe),
             "model": None if config.fit else jsonable(config.model),
             "fit": jsonable(config.fit),
+            **({"draw": task.draw.rule()} if isinstance(task, EvalTask) and task.draw is not None else {}),
         }
         return fingerprint_of(
             self.fingerprint,
@@ -185,7 +186,7 @@ class EvalResult:
     Attributes:
         task: its name.
         arm, selection, repeat: the task's.
-        trained: samples it trained on.
+        trained: samples of an epoch.
         accuracy: on the test samples after the last epoch, 0 to 1.
         class_accuracy: (C,) the same per class, NaN where the test set has no sample of it.
         seconds: from start to finish.

@@ -18,7 +18,8 @@ from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.errors import UnseenError
-from unseen_ray.evaluation.trainings import ArmSubsets, train_and_measure
+from unseen_ray.evaluation.arms import ArmSubsets
+from unseen_ray.evaluation.trainings import train_and_measure
 from unseen_ray.pruning.pipeline import run_pipeline
 from unseen_ray.runs.evaluation_file import known_results
 from unseen_ray.runs.layout import CORESET, vote_file

@@ -17,6 +17,7 @@ from torch import nn
 
 from unseen_ray.config.models import model_builder
 from unseen_ray.core.seeds import digest_ids, fit_seed, torch_seed_for
+from unseen_ray.core.tasks import EvalTask
 from unseen_ray.data.images.loading import load_pixel_store
 from unseen_ray.data.sources.registry import open_source
 from unseen_ray.errors import ConfigError
@@ -38,7 +39,7 @@ from unseen_ray.training.vote_buffer import FeatureBuffer
 if TYPE_CHECKING:
     from unseen_ray.core.arrays import IdArray, IntArray
     from unseen_ray.core.predictions import Predictions
-    from unseen_ray.core.tasks import EvalTask, ScoreTask
+    from unseen_ray.core.tasks import ScoreTask
     from unseen_ray.data.images.pixel_store import PixelStore
     from unseen_ray.training.task_runner import TaskRunner
     from unseen_ray.training.vote_buffer import VoteBuffer
@@ -147,14 +148,14 @@ class ModelTask:
         with self._numerics():
             fitting = self._fit(train_ids, task, WorkerShare())
             for stats in self._train(fitting, task):
-                yield self.runner.trained(task, len(train_ids), stats)
+                yield self.runner.trained(task, fitting.plan.samples, stats)
             loader = BatchLoader(self._pixels_of(test.pixel_store), fitting.loader.norm)
             done = 0
             for predictions in predict(fitting.model, loader, test.ids_M, fitting.plan.recipe):
                 stop = done + len(predictions.ids_B)
                 is_right[done:stop] = predictions.log_probs_BC.argmax(axis=1) == test.labels_M[done:stop]
                 done = stop
-        yield self._result(task, test, is_right, len(train_ids), stats, time.perf_counter() - started)
+        yield self._result(task, test, is_right, fitting.plan.samples, stats, time.perf_counter() - started)
         fitting.checkpoints.clear()
 
     def _result(
@@ -190,7 +191,7 @@ class ModelTask:
             yield self.runner.begun(task.name)
             fitting = self._fit(train_ids, task, shard)
             for stats in fitting.train():
-                yield self.runner.trained(task, len(train_ids), stats)
+                yield self.runner.trained(task, fitting.plan.samples, stats)
             fitting.checkpoints.check_written()
 
     def _recorder(self, task: ScoreTask, fitting: _Fit, votes: VoteBuffer) -> TrajectoryRecorder:
@@ -231,6 +232,7 @@ class ModelTask:
             recipe=config.recipe,
             seed=seed,
             shard=shard,
+            draw=task.draw if isinstance(task, EvalTask) else None,
         )
         loader = BatchLoader(self._pixels_of(runner.pixel_store), measure(runner.pixel_store, train_ids))
         return _Fit(model=model, loader=loader, plan=plan, checkpoints=self._checkpoints(task))

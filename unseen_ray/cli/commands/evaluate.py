@@ -21,7 +21,8 @@ __all__ = ["evaluate"]
     "--against",
     default=None,
     metavar="NAMES",
-    help="baselines: random, random_matched (with the coreset's class counts), full, fitting  [default: random,full]",
+    help="baselines: random, random_matched (with the coreset's class counts), full, fitting, resampled (random, drawn anew every "
+    "epoch), resampled:fixed=0.5 (half of it always the first of the coreset, as KeptSampler)  [default: random,full]",
 )
 @click.option(
     "--selections",

@@ -22,6 +22,7 @@ from unseen_ray.training.loop.trainer import Trainer, learning_rate
 if TYPE_CHECKING:
     from unseen_ray.config.recipe import Recipe
     from unseen_ray.core.arrays import IdArray, IntArray
+    from unseen_ray.core.samples.epoch_draw import EpochDraw
     from unseen_ray.training.loop.checkpoints import Checkpoints
     from unseen_ray.training.loop.trajectory_recorder import TrajectoryRecorder
 
@@ -39,6 +40,7 @@ class FitPlan:
         recipe: with `precision` resolved.
         seed: `core.seeds.fit_seed`'s.
         shard: this worker's part of every batch.
+        draw: what an epoch takes of the training ids; None for all of them.
     """
 
     ids_M: IdArray
@@ -47,17 +49,30 @@ class FitPlan:
     recipe: Recipe
     seed: int
     shard: WorkerShare = field(default_factory=WorkerShare)
+    draw: EpochDraw | None = None
+
+    @property
+    def samples(self) -> int:
+        """Samples of an epoch."""
+        return len(self.ids_M) if self.draw is None else self.draw.size
+
+    def of_epoch(self, epoch: int) -> tuple[IdArray, IntArray]:
+        """Ids and classes of an epoch's samples."""
+        if self.draw is None:
+            return self.ids_M, self.labels_M
+        taken = self.draw.positions(self.ids_M, epoch)
+        return self.ids_M[taken], self.labels_M[taken]
 
     def sizes(self) -> tuple[int, int, int]:
         """Batch size over all workers, steps of an epoch, steps in all."""
-        batch, per_epoch = self.recipe.epoch_plan(len(self.ids_M), workers=self.shard.workers)
-        _, total = self.recipe.plan(len(self.ids_M), workers=self.shard.workers)
+        batch, per_epoch = self.recipe.epoch_plan(self.samples, workers=self.shard.workers)
+        _, total = self.recipe.plan(self.samples, workers=self.shard.workers)
         return batch, per_epoch, total
 
     @property
     def epochs(self) -> int:
         """How many epochs it has, the last one perhaps cut short."""
-        return self.recipe.epochs_in_all(len(self.ids_M), workers=self.shard.workers)
+        return self.recipe.epochs_in_all(self.samples, workers=self.shard.workers)
 
 
 def fit(
@@ -129,7 +144,7 @@ def _epoch(
     started, before, epoch, shard = time.perf_counter(), state.stats, state.stats.epoch, plan.shard
     device, (batch, per_epoch, total) = loader.pixels.device, plan.sizes()
     steps = min(per_epoch, total - epoch * per_epoch)
-    samples = min(steps * batch, len(plan.ids_M))
+    samples = min(steps * batch, plan.samples)
     sums = _begin_epoch(trainer, plan, state, device)
     for step, (inputs, labels) in enumerate(_batches(loader, plan, state, (steps, batch)), start=state.steps):
         rate = learning_rate(epoch * per_epoch + step, total, per_epoch, plan.recipe)
@@ -175,8 +190,7 @@ def _batches(
     """The batches of an epoch that are left to train on."""
     epoch = state.stats.epoch
     return loader.epoch(
-        plan.ids_M,
-        plan.labels_M,
+        *plan.of_epoch(epoch),
         plan.recipe,
         shape=shape,
         rng=rng_for(plan.seed, epoch),
