@@ -179,12 +179,14 @@ def chaos(folder: Path, faults: int, *only: str) -> dict[str, Any]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_run_survives_whatever_the_chaos_harness_does_to_it(tmp_path: Path) -> None:
     assert len(chaos(tmp_path, 5)["kinds"]) > 1
 
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_no_finished_fold_is_trained_again_for_lost_drivers_and_nodes(tmp_path: Path) -> None:
     report = chaos(tmp_path, 6, "driver killed", "node gone")
     assert report["finished_tasks_done_again"] == 0
