@@ -48,6 +48,18 @@ def test_one_file_is_scored_and_chosen_by(tmp_path: Path) -> None:
     assert (tmp_path / "kept.txt").read_text().splitlines()[0] == f"labels.npy:{chosen.coreset.ids[0]}"
 
 
+def test_certain_samples_are_told_apart(tmp_path: Path) -> None:
+    logits = np.random.default_rng(5).normal(size=(COUNT, CLASSES))
+    logits[np.arange(COUNT), LABELS] += np.linspace(10, 30, COUNT)
+    probs = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).astype(np.float32)
+    files = given(tmp_path, probs=probs, labels=LABELS)
+    ur.score(files["probs"], files["labels"], out=tmp_path / "scored")
+    for rule in ("mean", "mean_prob"):
+        found = ur.select(tmp_path / "scored", keep=0.5, combine=rule, out=tmp_path / rule).scores
+        for name in ("margin", "least_confidence", "loss", "el2n", "label_margin"):
+            assert len(np.unique(found.column(name).to_numpy())) == COUNT, (rule, name)
+
+
 def test_several_files_are_votes_and_a_row_of_nan_is_none(tmp_path: Path) -> None:
     """Three models, each scoring what the other two were not trained on: two votes a sample."""
     answers = [distributions(seed) for seed in range(3)]

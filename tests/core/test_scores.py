@@ -211,6 +211,41 @@ def test_what_is_left_for_the_other_classes_tells_certain_samples_apart(name: st
 
 
 @each_score
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_what_a_float32_softmax_leaves_of_certain_samples_is_told_apart(name: str, classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    logits = rng.normal(size=(1797, classes))
+    logits[:, 0] = logits[:, 1:].max(axis=1) + np.linspace(3, 30, 1797)
+    labels = np.zeros(1797, np.int64)
+    values, exact = score_of(name, log_softmax(logits.astype(np.float32)), labels), log_softmax(logits)
+    np.testing.assert_allclose(values, score_of(name, exact, labels), rtol=1e-4)
+    assert len(np.unique(values)) > 1795 and values.min() > 0
+
+
+@each_score
+def test_runs_of_an_earlier_version_go_on_to_round_certain_samples(name: str) -> None:
+    rows = np.stack([leaning(log_p) for log_p in (-1e-9, -2e-8, -0.01, -0.02, -1.0)]).astype(np.float32)
+    rows[:2, 0] = 0
+    labels = np.zeros(5, np.int64)
+    view = EpochView(rows, labels, exact=False)
+    old, new = score_of(name, rows, labels, epoch_view=view), score_of(name, rows, labels)
+    np.testing.assert_allclose(old, new, atol=3e-7)
+    np.testing.assert_array_equal(old[3:], new[3:])
+    assert (old != new)[:2].any()
+
+
+@pytest.mark.parametrize("name", ["margin", "label_margin"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tie_of_the_top_two_is_one_exactly(name: str, dtype: type) -> None:
+    shares = np.random.default_rng(11).uniform(0.26, 0.5, 1000)
+    rows = np.log(np.stack([shares, shares, 1 - 2 * shares + 1e-12], axis=1)).astype(dtype)
+    assert (score_of(name, rows, np.zeros(1000, np.int64))[shares > 1 / 3] == 1).all()
+    beside = rows.copy()
+    beside[:, 1] = np.nextafter(beside[:, 0], dtype(-9))
+    assert (score_of(name, beside, np.zeros(1000, np.int64))[shares > 1 / 3] <= 1).all()
+
+
+@each_score
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("label", [0, 1])
 def test_extreme_log_probs_stay_finite(name: str, dtype: type, label: int) -> None:

@@ -71,10 +71,12 @@ class ResolvedRun:
     Attributes:
         config: the configuration with its model and the digest of its initial weights.
         of_models: whether our models give the predictions; else there are only the user's probabilities to score.
+        exact: whether scores tell nearly certain samples apart; not in a run that an earlier version began.
     """
 
     config: PruneConfig
     of_models: bool = True
+    exact: bool = True
 
     @classmethod
     def of(cls, config: PruneConfig, size_px: int) -> ResolvedRun:
@@ -87,12 +89,12 @@ class ResolvedRun:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # the receiver resolves the functions again: they may hold closures, and the worker has its own imports
-        return type(self), (self.config, self.of_models)
+        return type(self), (self.config, self.of_models, self.exact)
 
     @cached_property
     def scores(self) -> StoredScores:
         """The scores that are stored; ConfigError if one cannot be computed."""
-        return stored_scores(self.config, self.guard, of_models=self.of_models)
+        return stored_scores(self.config, self.guard, of_models=self.of_models, exact=self.exact)
 
     @cached_property
     def guard(self) -> Guard | None:
@@ -127,11 +129,12 @@ class ResolvedRun:
             return min(scoring.votes or scoring.models or config.folds, config.folds - 1) * config.repeats
         return config.repeats
 
-    def as_begun(self, begun: Mapping[str, Any]) -> ResolvedRun:
-        """The same with the values with which the run was begun, so that another machine does not change the bits.
+    def as_begun(self, begun: Mapping[str, Any], *, exact: bool) -> ResolvedRun:
+        """The same with the values with which the run was begun, so that another machine or version does not change the bits.
 
         Args:
             begun: the configuration of the begun run, as resolved.
+            exact: whether its scores are exact.
 
         Raises:
             ConfigError: if the initial weights are different ones now.
@@ -140,7 +143,7 @@ class ResolvedRun:
         for recipe, before in ((ours.recipe, begun["recipe"]), (ours.scoring.recipe, theirs)):
             if recipe is not None and recipe.init is not None and recipe.init_sha256 is not None:
                 check_digest(recipe.init, recipe.init_sha256, (before or {}).get("init_sha256"))
-        return self.with_recipe(precision=begun["recipe"]["precision"])
+        return replace(self.with_recipe(precision=begun["recipe"]["precision"]), exact=exact)
 
     def for_scoring(self) -> ResolvedRun:
         """The same with the model and the recipe that score."""

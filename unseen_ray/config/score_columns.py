@@ -41,6 +41,7 @@ class StoredScores:
         every: number of epochs between two scored epochs.
         asked: columns that are named: the deciding score, those of `also_score`, those that a guard reads.
         named: the configuration of all scores as texts, sorted so that their order does not matter.
+        exact: see `EpochView`.
     """
 
     single: dict[str, ScoreFunction]
@@ -48,6 +49,7 @@ class StoredScores:
     every: int
     asked: frozenset[str]
     named: tuple[str, ...]
+    exact: bool = True
 
     @property
     def key(self) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def score_name(value: Any) -> str:
     return name.rpartition(":")[2].rpartition(".")[2] if callable(use) or is_target(name) else name
 
 
-def stored_scores(config: PruneConfig, guard: Guard | None, *, of_models: bool) -> StoredScores:
+def stored_scores(config: PruneConfig, guard: Guard | None, *, of_models: bool, exact: bool = True) -> StoredScores:
     """The scores that a run stores.
 
     Args:
@@ -70,6 +72,7 @@ def stored_scores(config: PruneConfig, guard: Guard | None, *, of_models: bool) 
         guard: the run's guard; the scores that it reads are stored too.
         of_models: whether our models give the predictions; with only probabilities, there are no scores of logits, of
             features or over epochs.
+        exact: see `EpochView`.
 
     Raises:
         ConfigError: if a score cannot be imported or computed, or two would share a column.
@@ -98,7 +101,8 @@ def stored_scores(config: PruneConfig, guard: Guard | None, *, of_models: bool) 
     named = sorted({json.dumps(jsonable(value), sort_keys=True) for value in wanted})
     listed = [] if isinstance(config.also_score, str) else config.also_score
     asked = frozenset([*map(score_name, [config.score, *listed]), *read])
-    return StoredScores(single=single, over_epochs=over, every=config.score_every or 1, asked=asked, named=tuple(named))
+    every = config.score_every or 1
+    return StoredScores(single=single, over_epochs=over, every=every, asked=asked, named=tuple(named), exact=exact)
 
 
 def of_probabilities(score: Any) -> bool:

@@ -17,6 +17,7 @@ from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 __all__ = ["EpochView", "Predictions"]
 
 _EPSILON = 1e-8  # in the logarithms of Zhang et al.
+_NEARLY_CERTAIN = -1 / 64  # a log-probability: 1 - p has five digits there
 _BLOCK = 1 << 16  # float64 numbers at once, which the cache holds
 
 
@@ -46,10 +47,22 @@ class EpochView:
         log_probs_BC: (B, C) natural-log class probabilities.
         labels_B: (B,) true classes.
         before_BC: (B, C) `log_floored_BC` after the previous scored epoch; None in the first.
+
+    Args:
+        exact: whether nearly certain samples are told apart by the probabilities of the other classes; if not, 1 - p is a multiple of
+            6e-8 in float32, as in runs that an earlier version began.
     """
 
-    def __init__(self, log_probs_BC: FloatArray, labels_B: IntArray, before_BC: FloatArray | None = None) -> None:
+    def __init__(
+        self,
+        log_probs_BC: FloatArray,
+        labels_B: IntArray,
+        before_BC: FloatArray | None = None,
+        *,
+        exact: bool = True,
+    ) -> None:
         self.log_probs_BC, self.labels_B, self.before_BC = log_probs_BC, labels_B, before_BC
+        self._exact = exact
         self._rows = np.arange(len(log_probs_BC))
 
     @functools.cached_property
@@ -83,14 +96,28 @@ class EpochView:
     @functools.cached_property
     def doubt_label_B(self) -> FloatArray:
         """(B,) one minus the probability of the true class."""
-        doubt_B: FloatArray = -np.expm1(self.log_p_label_B)
-        return doubt_B
+        return self._doubt(self.labels_B, self.log_p_label_B)
 
     @functools.cached_property
     def doubt_top_B(self) -> FloatArray:
         """(B,) one minus the probability of the most probable class."""
-        doubt_B: FloatArray = -np.expm1(self.log_p_top_B)
+        return self._doubt(self.top_B, self.log_p_top_B)
+
+    def _doubt(self, classes_B: NDArray[Any], log_p_B: FloatArray) -> FloatArray:
+        """(B,) one minus the probability of a class each."""
+        doubt_B: FloatArray = -np.expm1(log_p_B)
+        # Where p is nearly 1, its logarithm has lost the digits that tell samples apart; the other classes' probabilities have not.
+        near = np.flatnonzero(self.is_summed(log_p_B))
+        if near.size:
+            others_RC = self.probs_BC[near]
+            others_RC[np.arange(len(near)), classes_B[near]] = 0
+            doubt_B[near] = others_RC.sum(axis=1)
         return doubt_B
+
+    def is_summed(self, log_p_B: FloatArray) -> NDArray[np.bool_]:
+        """(B,) whether one minus such a probability is the sum of the other classes' probabilities."""
+        summed_B: NDArray[np.bool_] = log_p_B > (_NEARLY_CERTAIN if self._exact else np.inf)
+        return summed_B
 
     @functools.cached_property
     def error_norm_B(self) -> NDArray[np.float64]:

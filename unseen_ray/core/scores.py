@@ -1,9 +1,9 @@
 """Scores of samples from a model's log-probabilities. For every score, higher is kept first.
 
 Each function takes (N, C) natural-log class probabilities and (N,) labels and returns (N,) float32. Log-probabilities
-need no epsilon: `1 - p` is `-expm1(log p)`, exact for nearly certain samples, where `1 - exp(log p)` would round many
-easy samples to the same score. Scores with a parameter of `OF_ONE_MODEL` need one of our models, not just probabilities; `epoch_view`
-shares with other scores of the same batch what is computed once.
+need no epsilon. `1 - p` of a nearly certain sample is the sum of the other classes' probabilities, where `1 - exp(log p)` would round
+many easy samples to the same score. Scores with a parameter of `OF_ONE_MODEL` need one of our models, not just probabilities;
+`epoch_view` shares with other scores of the same batch what is computed once.
 """
 
 from __future__ import annotations
@@ -174,7 +174,11 @@ def _score(
 
 def _entropy(view: EpochView) -> FloatArray:
     with np.errstate(invalid="ignore"):
-        sums_B = (view.probs_BC * view.log_probs_BC).sum(axis=1)
+        terms_BC = view.probs_BC * view.log_probs_BC
+    near = np.flatnonzero(view.is_summed(view.log_p_top_B))
+    top = near, view.top_B[near]
+    terms_BC[top] = view.probs_BC[top] * np.log1p(-view.doubt_top_B[near])
+    sums_B = terms_BC.sum(axis=1)
     if (unknown := np.flatnonzero(np.isnan(sums_B))).size:  # 0 * -inf, which is 0 here
         sums_B[unknown] = (view.probs_BC[unknown] * np.maximum(view.log_probs_BC[unknown], _FLOOR)).sum(axis=1)
     entropy_B: FloatArray = -sums_B
@@ -182,15 +186,20 @@ def _entropy(view: EpochView) -> FloatArray:
 
 
 def _margin(view: EpochView) -> FloatArray:
-    return view.doubt_top_B + np.exp(view.log_second_B)
+    values_B = np.minimum(view.doubt_top_B + np.exp(view.log_second_B), 1)
+    return np.where(view.log_second_B == view.log_p_top_B, 1, values_B)
 
 
 def _label_margin(view: EpochView) -> FloatArray:
-    return view.doubt_label_B + np.exp(view.log_top_other_B)
+    values_B = view.doubt_label_B + np.exp(view.log_top_other_B)
+    return np.where(view.log_top_other_B == view.log_p_label_B, 1, values_B)
 
 
 def _loss(view: EpochView) -> FloatArray:
-    return -view.log_p_label_B
+    losses_B = -view.log_p_label_B
+    near = np.flatnonzero(view.is_summed(view.log_p_label_B))
+    losses_B[near] = -np.log1p(-view.doubt_label_B[near])
+    return losses_B
 
 
 def _float32(values_N: FloatArray) -> FloatArray:

@@ -20,6 +20,7 @@ from unseen_ray.pruning.plan import RunPlan, plan_run
 from unseen_ray.pruning.stage import StageRunner
 from unseen_ray.pruning.validate import check_functions, check_lenders, check_replaced, check_test
 from unseen_ray.runs.layout import FEATURES, probs_file, stage_coreset
+from unseen_ray.runs.manifest import EXACT_SCORES
 from unseen_ray.runs.manifest_entries import (
     StageEntry,
     cost_of,
@@ -150,7 +151,7 @@ def _prepare(
         logger.warning("%s", warning)
     run = run.commit(
         config=resolved.config.to_json(),
-        environment=prepared.environment,
+        environment={**prepared.environment, **({EXACT_SCORES: True} if resolved.exact else {})},
         source=with_population(run.manifest.source, population, source, job.skipped_ids),
     )
     runner = StageRunner(
@@ -176,5 +177,6 @@ def _finish(runner: StageRunner, plan: RunPlan, source: Source) -> Run:
 
 
 def _as_before(resolved: ResolvedRun, run: Run) -> ResolvedRun:
-    """Keep the precision and the weights that an earlier start of the run resolved: other ones would give other votes."""
-    return resolved.as_begun(run.manifest.config) if run.manifest.environment else resolved
+    """Keep the precision, the weights and the rounding with which the run was begun: other ones would give other votes."""
+    manifest = run.manifest
+    return resolved.as_begun(manifest.config, exact=manifest.has_exact_scores) if manifest.environment else resolved

@@ -12,6 +12,7 @@ import pyarrow as pa
 from unseen_ray.config.score_columns import of_probabilities, score_name
 from unseen_ray.core import scores as builtin_scores
 from unseen_ray.core.combine_votes import VoteCombiner, log_of_probs
+from unseen_ray.core.predictions import EpochView
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.plugins import did_you_mean, jsonable, plug_of
 from unseen_ray.pruning.merge import score_columns
@@ -147,10 +148,11 @@ def _probs(run: Run, rows: int, reader: str) -> np.ndarray:
 def _of_mean_probs(run: Run, stored: pa.Table) -> pa.Table:
     probs = _probs(run, stored.num_rows, "combine=mean_prob")
     labels = stored.column("label").to_numpy()
+    view = EpochView(log_of_probs(probs), labels, exact=run.manifest.has_exact_scores)
     for name in _score_names(stored.column_names):
         plain = name in builtin_scores.__all__ and _stored_as(run.manifest, name) == name
         if plain and of_probabilities(getattr(builtin_scores, name)):
-            values = getattr(builtin_scores, name)(log_of_probs(probs), labels)
+            values = getattr(builtin_scores, name)(view.log_probs_BC, labels, epoch_view=view)
             stored = stored.set_column(stored.column_names.index(name), name, pa.array(values, pa.float32()))
         else:  # not computable from mean probabilities: variants, scores of features or epochs, users' own (never imported from a run)
             stored = stored.drop_columns([name, f"std_{name}"])

@@ -13,11 +13,12 @@ from unseen_ray.runs.manifest_entries import Cost, SourceEntry, StageEntry
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
 from unseen_ray.storage.filesystem import Folder
 
-__all__ = ["SCHEMA_VERSION", "Manifest", "has_copy", "read_manifest", "write_manifest"]
+__all__ = ["EXACT_SCORES", "SCHEMA_VERSION", "Manifest", "has_copy", "read_manifest", "write_manifest"]
 
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+EXACT_SCORES = "exact_scores"
 _OF_FINISHED = {"class_counts", "holdout", "skipped", "skipped_ids"}
 _CONFIGURED = {"keep", "recipe", "model", "fit", "combine"}
 
@@ -63,6 +64,11 @@ class Manifest(BaseModel):
             if missing := _CONFIGURED - self.config.keys():
                 raise ValueError(f"config lacks {', '.join(sorted(missing))}")
         return self
+
+    @property
+    def has_exact_scores(self) -> bool:
+        """Whether its scores tell nearly certain samples apart; False for a run that an earlier version began, which goes on so."""
+        return bool(self.environment.get(EXACT_SCORES, not self.environment))
 
     def changed(self, **values: Any) -> Manifest:
         """A manifest with some fields changed, checked again."""

@@ -45,7 +45,7 @@ class VoteBuffer:
         self.task, self.ids_M, self.labels_M = task, ids_M, labels_M
         self.done = 0
         self._functions = {name: (function, _extras_of(function)) for name, function in scores.single.items()}
-        self._requested = scores.asked
+        self._requested, self._exact = scores.asked, scores.exact
         self._has_vote = np.zeros(len(ids_M), bool)
         self._pred = np.empty(len(ids_M), np.int64)
         self._p_top = np.empty(len(ids_M), np.float32)
@@ -69,7 +69,7 @@ class VoteBuffer:
             raise FitError(f"{self.task.name} predicted a sample twice. Yield each of task.unseen_ids once.")
         self._has_vote[places] = True
         labels = self.labels_M[places]
-        view = EpochView(log_probs_BC, labels)
+        view = EpochView(log_probs_BC, labels, exact=self._exact)
         self._pred[places] = view.top_B
         self._p_top[places] = np.exp(view.log_p_top_B)
         self._p_label[places] = np.exp(view.log_p_label_B)

@@ -134,7 +134,7 @@ class TrajectoryRecorder:
             raise FitError(f"epoch {self.epochs[index]} is scored before epoch {self.epochs[self._done]} was.")
         places = self._places(predictions)
         before = None if self._before is None or index == 0 else self._before[places].float().numpy()
-        view = EpochView(predictions.log_probs_BC, self._labels[places], before)
+        view = EpochView(predictions.log_probs_BC, self._labels[places], before, exact=self._scores.exact)
         for name, reducer in self._reducers.items():
             values_B = np.asarray(self._trajectories[name].series(view))
             if values_B.shape != predictions.ids_B.shape:
