@@ -87,6 +87,15 @@ def ref_random(case: Case) -> list[int]:
     return drawn(case, range(len(case.ids)), "random")[: case.budget]
 
 
+def ref_mix(case: Case, *, share: float = 0.5) -> list[int]:
+    """The hardest up to a share of the budget; then whoever comes next in the order of `random`."""
+    chosen = hardest_first(case)[: round(share * case.budget)]
+    for i in drawn(case, range(len(case.ids)), "random"):
+        if len(chosen) < case.budget and i not in chosen:
+            chosen.append(i)
+    return chosen
+
+
 def ref_ccs(case: Case, *, strata: int = 50, cut: float = 0.0) -> list[int]:
     """Algorithm 1 of its paper: prune the hardest, split the range of scores evenly, take of the smallest stratum first."""
     left = hardest_first(case)
@@ -216,6 +225,7 @@ def ref_class_quota(case: Case, *, strength: int = 1) -> list[int]:
 REFERENCES: dict[str, Callable[..., list[int]]] = {
     "top": ref_top,
     "random": ref_random,
+    "mix": ref_mix,
     "ccs": ref_ccs,
     "window": ref_window,
     "moderate": ref_moderate,
@@ -226,6 +236,7 @@ REFERENCES: dict[str, Callable[..., list[int]]] = {
 }
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ccs": [{"strata": n, "cut": cut} for n, cut in product((1, 3, 50), (0.0, 0.3, 0.9))],
+    "mix": [{"share": share} for share in (0.0, 0.3, 1.0)],
     "window": [{"start": start} for start in (0.0, 0.25, 0.9)],
     "beta": [{"c": 1.0}, {"c": 11.0}],
     "class_floor": [{"floor": 0.0}, {"floor": 0.25}, {"floor": 1.0}],

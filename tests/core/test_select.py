@@ -175,6 +175,39 @@ def test_random_does_not_share_its_order_with_the_ties_of_top() -> None:
     assert 180 < len(both) < 320
 
 
+@pytest.mark.parametrize("levels", [None, 3, 1])
+def test_mix_goes_from_random_to_top(levels: int | None) -> None:
+    columns, given = candidates(97, levels=levels), {"kept_C": np.zeros(CLASSES, np.int64), "seed": 5}
+    for budget in (0, 1, 40, 97):
+        highest, drawn = select.top(*columns, budget, **given), select.random(*columns, budget, **given)
+        np.testing.assert_array_equal(select.mix(*columns, budget, share=1, **given), highest)
+        np.testing.assert_array_equal(select.mix(*columns, budget, share=0, **given), drawn)
+        for share in (0.25, 0.5, 0.9):
+            chosen, by_score = select.mix(*columns, budget, share=share, **given), round(share * budget)
+            np.testing.assert_array_equal(chosen[:by_score], highest[:by_score])
+            assert set(drawn[: budget - by_score].tolist()) <= set(chosen.tolist())
+
+
+def test_mix_draws_every_other_sample_equally_often() -> None:
+    scores, labels, ids = np.arange(200, dtype=np.float32), np.zeros(200, np.int64), np.arange(200)
+    counts = np.zeros(200)
+    for seed in range(400):
+        counts[select.mix(scores, labels, ids, 100, kept_C=np.zeros(1, np.int64), seed=seed, share=0.4)] += 1
+    assert (counts[160:] == 400).all()
+    assert counts[:160].std() < 15  # of draws with p = 60 / 160 it is 9.7
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_mix_at_its_ends_does_not_mind_how_many_stages_there_are(share: float) -> None:
+    """With scores that stay, what is kept stage by stage is what is kept at once."""
+    columns = candidates(97, seed=2)
+    given = {"kept_C": np.zeros(CLASSES, np.int64), "seed": 5, "share": share}
+    first = select.mix(*columns, 30, **given)
+    left = np.setdiff1d(np.arange(97), first)
+    then = left[select.mix(*(column[left] for column in columns), 20, **given)]
+    assert {*first.tolist(), *then.tolist()} == set(select.mix(*columns, 50, **given).tolist())
+
+
 @repeatable
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.data())
 def test_shares_from_nothing_are_the_largest_remainder(sizes: list[int], data: st.DataObject) -> None:
@@ -428,6 +461,8 @@ def test_shares_by_size_are_those_by_largest_remainder_whatever_the_size(sizes: 
         ("ccs", {"cut": 1.0}, r"cut=1.0 is outside 0 up to 1"),
         ("window", {"start": -0.1}, r"start=-0.1 is outside 0 up to 1"),
         ("window", {"start": "much"}, r"start='much' is outside 0 up to 1"),
+        ("mix", {"share": 1.5}, r"share=1.5 is outside 0 to 1"),
+        ("mix", {"share": "half"}, r"share='half' is outside 0 to 1"),
         ("class_floor", {"floor": 1.5}, r"floor=1.5 is outside 0 to 1"),
         ("class_quota", {"strength": -1}, r"strength=-1 must be a number, 0 or more"),
         ("beta", {"c": 0, "p_label_M": np.full(10, 0.5, np.float32)}, r"c=0 must be a number above 0"),

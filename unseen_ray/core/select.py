@@ -18,7 +18,7 @@ from __future__ import annotations
 from unseen_ray.core.policies.beta import beta
 from unseen_ray.core.policies.by_class import class_balanced, class_floor, class_quota
 from unseen_ray.core.policies.by_features import d2, k_center
-from unseen_ray.core.policies.by_rank import moderate, random, top, window
+from unseen_ray.core.policies.by_rank import mix, moderate, random, top, window
 from unseen_ray.core.policies.ccs import ccs
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "class_quota",
     "d2",
     "k_center",
+    "mix",
     "moderate",
     "random",
     "top",

@@ -125,6 +125,25 @@ def _by_hash(request: Request, purpose: str, **changes: Any) -> Order:
     return replace(plain, **changes)
 
 
+def _filled_up(request: Request, first: Order, ranks: Ranks, order: Order) -> Chosen:
+    """What `ranks` cuts of one order, and the first others of another one."""
+    # Which rows are left for the second search is known only once the first has made its cut.
+    (granted,) = request.cuts(first, ranks)
+    left = request.budget - granted.count
+    columns = tuple(dict.fromkeys((*first.columns, *order.columns, "id")))
+    others = replace(order, columns=columns, among=lambda chunk: ~granted.before(chunk))
+    (rest,) = request.cuts(others, lambda sizes_G: np.array([[left]]))
+    return Chosen(count=request.budget, columns=columns, takes=lambda chunk: granted.before(chunk) | rest.before(chunk))
+
+
+def _mix(request: Request) -> Chosen:
+    def ranks(sizes_G: IntArray) -> IntArray:
+        _checked(request.budget, sizes_G)
+        return np.array([[round(request.options["share"] * request.budget)]])
+
+    return _filled_up(request, request.order(), ranks, _by_hash(request, "random"))
+
+
 def _window(request: Request) -> Chosen:
     start = request.options["start"]
     return _between(request, lambda size: min(round(start * size), size - request.budget))
@@ -147,16 +166,7 @@ def _class_floor(request: Request) -> Chosen:
         _checked(request.budget, sizes_C)
         return least_quota(sizes_C, request.budget, request.kept_C, request.seed, floor=request.options["floor"])[None]
 
-    # Which rows are left for the second search is known only once the first has granted each class its floor.
-    (granted,) = request.cuts(request.classes(), ranks)
-    left = request.budget - granted.count
-    others = request.order(columns=("score", "label", "id"), among=lambda chunk: ~granted.before(chunk))
-    (rest,) = request.cuts(others, lambda sizes_G: np.array([[left]]))
-    return Chosen(
-        count=request.budget,
-        columns=others.columns,
-        takes=lambda chunk: granted.before(chunk) | rest.before(chunk),
-    )
+    return _filled_up(request, request.classes(), ranks, request.order())
 
 
 def _class_quota(request: Request) -> Chosen:
@@ -278,6 +288,7 @@ POLICIES: dict[str, Callable[[Request], Chosen]] = {
     "class_balanced": _class_balanced,
     "class_floor": _class_floor,
     "class_quota": _class_quota,
+    "mix": _mix,
     "moderate": _moderate,
     "random": _random,
     "top": _top,

@@ -9,7 +9,7 @@ from unseen_ray.core.arrays import FloatArray, IdArray
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.errors import ConfigError
 
-__all__ = ["Positions", "best_first", "check_count", "check_number", "check_share"]
+__all__ = ["Positions", "best_first", "check_count", "check_number", "check_share", "filled_up"]
 
 Positions = NDArray[np.intp]
 
@@ -17,6 +17,13 @@ Positions = NDArray[np.intp]
 def best_first(scores_M: FloatArray, ids_M: IdArray, seed: int) -> Positions:
     """(M,) positions from the highest score to the lowest, ties by the seeded hash of the id."""
     return np.lexsort((tie_keys(ids_M, seed), -scores_M))
+
+
+def filled_up(first: Positions, order_M: Positions, budget: int) -> Positions:
+    """(budget,) the first positions, and the first others of an order of all (M,) candidates."""
+    free = np.ones(len(order_M), bool)
+    free[first] = False
+    return np.concatenate([first, order_M[free[order_M]][: budget - len(first)]])
 
 
 def check_share(name: str, value: float, *, closed: bool = False) -> None:

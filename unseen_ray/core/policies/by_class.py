@@ -9,7 +9,7 @@ import numpy as np
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, first_of_each_class
 from unseen_ray.core.outofcore.exact_sums import ExactSums
-from unseen_ray.core.policies.base import Positions, best_first, check_number, check_share
+from unseen_ray.core.policies.base import Positions, best_first, check_number, check_share, filled_up
 from unseen_ray.core.seeds import derive, tie_keys
 
 __all__ = [
@@ -73,9 +73,7 @@ def class_floor(
     order = best_first(scores_M, ids_M, seed)
     candidates_C = np.bincount(labels_M, minlength=len(kept_C))
     granted = first_of_each_class(order, labels_M, least_quota(candidates_C, budget, kept_C, seed, floor=floor))
-    free = np.ones(len(order), bool)
-    free[granted] = False
-    return np.concatenate([granted, order[free[order]][: budget - len(granted)]])
+    return filled_up(granted, order, budget)
 
 
 def class_quota(

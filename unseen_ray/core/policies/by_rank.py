@@ -1,17 +1,17 @@
-"""Policies that choose by place in the order of the scores: the top, a window, the middle, or at random."""
+"""Policies that choose by place in the order of the scores: the top, a window, the middle, at random, or partly so."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
-from unseen_ray.core.policies.base import Positions, best_first, check_share
+from unseen_ray.core.policies.base import Positions, best_first, check_share, filled_up
 from unseen_ray.core.policies.distances import given_features
 from unseen_ray.core.policies.window_search import best_first_place
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import ConfigError
 
-__all__ = ["moderate", "random", "top", "window"]
+__all__ = ["mix", "moderate", "random", "top", "window"]
 
 
 def top(
@@ -43,6 +43,38 @@ def random(
     """
     # A seed of its own: the order of ties among scores must not say which samples the baseline keeps.
     return np.argsort(tie_keys(ids_M, derive(seed, "random")))[:budget]
+
+
+def mix(
+    scores_M: FloatArray,
+    labels_M: IntArray,
+    ids_M: IdArray,
+    budget: int,
+    *,
+    kept_C: IntArray,
+    seed: int,
+    share: float = 0.5,
+) -> Positions:
+    """Keep the highest scores up to a share of the budget, and draw the rest uniformly from all others.
+
+    The draw follows the order of `random`, past the samples that are already kept: the first `1 - share` of what `random` keeps is kept.
+
+    Args:
+        scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`; labels_M and kept_C are unused.
+        share: of the budget by score, 0 to 1, rounded to whole samples; 0 is `random`, 1 is `top`.
+
+    Returns:
+        (budget,) positions, first those by score, the highest first.
+
+    Raises:
+        ConfigError: if `share` is outside its range.
+
+    Source: Ayed and Hayou, Data pruning and neural scaling laws: fundamental limitations of score-based algorithms (TMLR 2023).
+    """
+    check_share("share", share, closed=True)
+    highest = best_first(scores_M, ids_M, seed)[: round(share * budget)]
+    drawn = random(scores_M, labels_M, ids_M, len(ids_M), kept_C=kept_C, seed=seed)
+    return filled_up(highest, drawn, budget)
 
 
 def window(
