@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unseen_ray.core import combine_votes
-from unseen_ray.core.combine_votes import ScoreTable, VoteCombiner, log_of_probs, mean_ranks
+from unseen_ray.core.combine_votes import ScoreTable, VoteCombiner, log_of_probs
 from unseen_ray.core.samples.id_sets import FoldSpec
 from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.scores import entropy, loss
+from unseen_ray.core.stats import mean_ranks
 from unseen_ray.core.tasks import VotePart, stage_zero_tasks
 from unseen_ray.errors import IncompleteScoreError
 

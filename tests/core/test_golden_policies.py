@@ -161,6 +161,26 @@ def ref_beta(case: Case, *, c: float = 4.0) -> list[int]:
     return sorted(range(len(case.ids)), key=order)[: case.budget]
 
 
+def ref_power(case: Case, *, gamma: float = 1.0, of: str = "rank") -> list[int]:
+    """Drawn without replacement in proportion to w^gamma: the smallest -log(u) / w^gamma, u falling as the hash of `random` rises."""
+    count, seed = len(case.ids), derive(case.seed, "random")
+    if of == "rank":
+        below = [sum(other < score for other in case.scores) for score in case.scores]
+        alike = [case.scores.count(score) for score in case.scores]
+        weights = [(low + (same + 1) / 2 - 0.5) / count for low, same in zip(below, alike, strict=True)]
+    else:
+        weights = [score - min(0.0, *case.scores) for score in case.scores]
+
+    def order(i: int) -> tuple[float, int]:
+        key = key_of(case.ids[i], seed)
+        if weights[i] == 0 and gamma:
+            return (math.inf if gamma > 0 else -math.inf, key)
+        # the logarithm as the policy reads it, whose first digits a weight of 1e6 to a power would drown
+        return (math.log(-math.log(1 - (key + 0.5) / 2**64)) - gamma * math.log(weights[i] or 1.0), key)
+
+    return sorted(range(count), key=order)[: case.budget]
+
+
 def even_shares(case: Case) -> list[int]:
     """Largest remainder over the sizes; a class that has more than its share keeps it, and the others divide the rest."""
     shares, free = list(case.kept), [c for c in range(CLASSES) if case.sizes[c]]
@@ -230,6 +250,7 @@ REFERENCES: dict[str, Callable[..., list[int]]] = {
     "window": ref_window,
     "moderate": ref_moderate,
     "beta": ref_beta,
+    "power": ref_power,
     "class_balanced": ref_class_balanced,
     "class_floor": ref_class_floor,
     "class_quota": ref_class_quota,
@@ -238,6 +259,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ccs": [{"strata": n, "cut": cut} for n, cut in product((1, 3, 50), (0.0, 0.3, 0.9))],
     "mix": [{"share": share} for share in (0.0, 0.3, 1.0)],
     "window": [{"start": start} for start in (0.0, 0.25, 0.9)],
+    "power": [{"gamma": g, "of": of} for g, of in product((-1.0, 0.0, 0.5, 2.0), ("rank", "score"))],
     "beta": [{"c": 1.0}, {"c": 11.0}],
     "class_floor": [{"floor": 0.0}, {"floor": 0.25}, {"floor": 1.0}],
     "class_quota": [{"strength": 0}, {"strength": 2}],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -206,6 +206,43 @@ def test_mix_at_its_ends_does_not_mind_how_many_stages_there_are(share: float) -
     left = np.setdiff1d(np.arange(97), first)
     then = left[select.mix(*(column[left] for column in columns), 20, **given)]
     assert {*first.tolist(), *then.tolist()} == set(select.mix(*columns, 50, **given).tolist())
+
+
+@pytest.mark.parametrize("levels", [None, 3])
+def test_power_0_is_random_and_so_are_equal_scores(levels: int | None) -> None:
+    columns, given = candidates(97, levels=levels), {"kept_C": np.zeros(CLASSES, np.int64), "seed": 5}
+    equal = np.full(97, -2.5, np.float32), *columns[1:]
+    for budget, of in product((0, 1, 40, 97), ("rank", "score")):
+        drawn = select.random(*columns, budget, **given)
+        np.testing.assert_array_equal(select.power(*columns, budget, gamma=0, of=of, **given), drawn)
+        for gamma in (-1.0, 0.5, 2.0):
+            np.testing.assert_array_equal(select.power(*equal, budget, gamma=gamma, of=of, **given), drawn)
+
+
+@pytest.mark.parametrize("gamma", [-1.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("of", ["rank", "score"])
+def test_power_draws_in_proportion_to_the_weights(of: str, gamma: float) -> None:
+    """Beside it numpy's own sampling without replacement."""
+    rng, count, budget, turns = np.random.default_rng(0), 500, 150, 300
+    scores = (0.05 + rng.random(count) ** 3).astype(np.float32)
+    weights = ((np.argsort(np.argsort(scores)) + 0.5) / count if of == "rank" else scores.astype(np.float64)) ** gamma
+    labels, ids, kept_C = np.zeros(count, np.int64), np.arange(count), np.zeros(1, np.int64)
+    wanted, found = np.zeros(count), np.zeros(count)
+    for seed in range(turns):
+        wanted[rng.choice(count, budget, replace=False, p=weights / weights.sum())] += 1
+        found[select.power(scores, labels, ids, budget, kept_C=kept_C, seed=seed, gamma=gamma, of=of)] += 1
+    for part in np.array_split(np.argsort(weights), 10):
+        assert abs(wanted[part].mean() - found[part].mean()) / turns < 0.02
+
+
+def test_power_of_the_rank_minds_no_scale_and_that_of_the_score_a_shift_alone_below_0() -> None:
+    columns, given = candidates(97), {"kept_C": np.zeros(CLASSES, np.int64), "seed": 0, "gamma": 1.5}
+    other = np.exp(columns[0]), *columns[1:]
+    np.testing.assert_array_equal(select.power(*other, 40, **given), select.power(*columns, 40, **given))
+    shifted = columns[0].astype(np.float64) - columns[0].min(), *columns[1:]
+    by_score = select.power(*columns, 40, of="score", **given)
+    np.testing.assert_array_equal(select.power(*shifted, 40, of="score", **given), by_score)
+    assert set(select.power(*other, 40, of="score", **given).tolist()) != set(by_score.tolist())
 
 
 @repeatable
@@ -463,6 +500,9 @@ def test_shares_by_size_are_those_by_largest_remainder_whatever_the_size(sizes: 
         ("window", {"start": "much"}, r"start='much' is outside 0 up to 1"),
         ("mix", {"share": 1.5}, r"share=1.5 is outside 0 to 1"),
         ("mix", {"share": "half"}, r"share='half' is outside 0 to 1"),
+        ("power", {"gamma": math.inf}, r"gamma=inf must be a finite number"),
+        ("power", {"gamma": "high"}, r"gamma='high' must be a finite number"),
+        ("power", {"of": "loss"}, r"of='loss' is neither rank nor score"),
         ("class_floor", {"floor": 1.5}, r"floor=1.5 is outside 0 to 1"),
         ("class_quota", {"strength": -1}, r"strength=-1 must be a number, 0 or more"),
         ("beta", {"c": 0, "p_label_M": np.full(10, 0.5, np.float32)}, r"c=0 must be a number above 0"),

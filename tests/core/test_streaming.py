@@ -24,14 +24,16 @@ from unseen_ray.errors import ConfigError, DataError
 CLASSES = 4
 LITTLE = Memory(buffer=3, bins=1, threads=1)
 repeatable = settings(derandomize=True, deadline=None, max_examples=50)
+PLAIN: dict[str, dict[str, Any]] = {"power": {"of": "score"}}  # what a policy needs at least to choose from shards
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in STREAMED),
+    *((name, PLAIN.get(name, {})) for name in STREAMED),
     ("ccs", {"strata": 1}),
     ("ccs", {"strata": 7, "cut": 0.3}),
     ("ccs", {"cut": 0.99}),
     ("window", {"start": 0.0}),
     ("window", {"start": 0.45}),
     ("mix", {"share": 0.0}),
+    *(("power", {"of": "score", "gamma": gamma}) for gamma in (-1, 0, 0.5)),
     ("mix", {"share": 0.3}),
     ("mix", {"share": 1.0}),
     ("class_floor", {"floor": 0.0}),
@@ -118,8 +120,9 @@ def test_the_choice_is_that_of_the_whole_table(
 def test_ids_in_any_order_are_told_in_rising_order(name: str, table: Table, data: st.DataObject) -> None:
     budget = data.draw(st.integers(0, len(table.columns["id"])))
     kept = np.zeros(CLASSES, np.int64)
-    found = streamed(table, name, budget, memory=LITTLE, rising=False, kept_C=kept, seed=3)
-    assert found == table.in_memory(name, budget, kept, 3)
+    options = PLAIN.get(name, {})
+    found = streamed(table, name, budget, memory=LITTLE, rising=False, kept_C=kept, seed=3, options=options)
+    assert found == table.in_memory(name, budget, kept, 3, **options)
 
 
 @pytest.mark.parametrize("name", STREAMED)
@@ -135,10 +138,10 @@ def test_many_rows_are_narrowed_to_few(name: str, levels: int | None) -> None:
         "p_label": rng.random(count).astype(np.float32),
     }
     table = Table(columns, (1, 7_000, 7_000, 19_999))
-    kept = np.array([50, 0, 900, 0])
+    kept, options = np.array([50, 0, 900, 0]), PLAIN.get(name, {})
     for memory in (Memory(buffer=200, bins=4, threads=2), Memory(buffer=1, bins=9, threads=1)):
-        found = streamed(table, name, 7_001, memory=memory, kept_C=kept, seed=1)
-        assert found == table.in_memory(name, 7_001, kept, 1)
+        found = streamed(table, name, 7_001, memory=memory, kept_C=kept, seed=1, options=options)
+        assert found == table.in_memory(name, 7_001, kept, 1, **options)
 
 
 def test_no_more_than_the_buffer_is_kept_for_sorting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +168,7 @@ def test_scores_that_are_no_numbers_are_refused(name: str, bad: float) -> None:
     with pytest.raises(
         DataError, match=r"a score that is -?(nan|inf); all must be finite numbers\. Score these samples again"
     ):
-        choose(name, Table(columns, ()), 2, kept_C=np.zeros(1, np.int64), seed=0)
+        choose(name, Table(columns, ()), 2, kept_C=np.zeros(1, np.int64), seed=0, options=PLAIN.get(name))
 
 
 @pytest.mark.parametrize(
@@ -181,9 +184,10 @@ def test_scores_that_are_no_numbers_are_refused(name: str, bad: float) -> None:
         (
             "window",
             {"start": "auto"},
-            "policy window with start: auto reads more than score shards hold. Allowed are beta",
+            "policy window with start: auto needs all candidates at once and cannot choose from score shards. Allowed are beta",
         ),
-        ("beta", {"over": "epochs"}, "policy beta with over: epochs reads more"),
+        ("beta", {"over": "epochs"}, "policy beta with over: epochs needs all candidates at once"),
+        ("power", {}, "policy power with of: rank needs all candidates at once"),
     ],
 )
 def test_a_policy_that_needs_all_at_once_is_refused(policy: Any, options: dict[str, Any], message: str) -> None:
@@ -214,7 +218,7 @@ def small(**changes: np.ndarray) -> Table:
 @pytest.mark.parametrize("name", sorted(set(STREAMED) - {"beta"}))
 def test_more_than_there_is_cannot_be_chosen(name: str) -> None:
     with pytest.raises(DataError, match="hold 6 candidates, and 7 are to be chosen"):
-        choose(name, small(), 7, kept_C=np.zeros(2, np.int64), seed=0)
+        choose(name, small(), 7, kept_C=np.zeros(2, np.int64), seed=0, options=PLAIN.get(name))
 
 
 def test_what_is_wrong_with_shards_is_said() -> None:

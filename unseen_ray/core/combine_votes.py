@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, positions_of
+from unseen_ray.core.stats import mean_ranks
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import IncompleteScoreError
 
-__all__ = ["Combine", "ScoreFunction", "ScoreTable", "VoteCombiner", "log_of_probs", "mean_ranks"]
+__all__ = ["Combine", "ScoreFunction", "ScoreTable", "VoteCombiner", "log_of_probs"]
 
 Combine = Literal["mean", "rank_mean", "mean_prob"]
 ScoreFunction = Callable[..., FloatArray]
@@ -144,17 +145,6 @@ class VoteCombiner:
                 f"{wrong.size} of {len(self.ids_M)} candidates have fewer or more votes than they must get; "
                 f"the first is id {self.ids_M[first]} with {votes_M[first]} instead of {due}."
             )
-
-
-def mean_ranks(values_M: FloatArray) -> FloatArray:
-    """(rank - 0.5) / M of each value; tied values share their mean rank. The lowest is near 0, the highest near 1.
-
-    >>> mean_ranks(np.array([3.0, 1.0, 3.0, 2.0]))
-    array([0.75 , 0.125, 0.75 , 0.375])
-    """
-    _, inverse, counts = np.unique(values_M, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return ((ends - counts + ends) / 2 / len(values_M))[inverse]
 
 
 def log_of_probs(probs_NC: FloatArray) -> FloatArray:

@@ -20,6 +20,7 @@ from unseen_ray.core.policies.by_class import class_balanced, class_floor, class
 from unseen_ray.core.policies.by_features import d2, k_center
 from unseen_ray.core.policies.by_rank import mix, moderate, random, top, window
 from unseen_ray.core.policies.ccs import ccs
+from unseen_ray.core.policies.power import power
 
 __all__ = [
     "beta",
@@ -31,6 +32,7 @@ __all__ = [
     "k_center",
     "mix",
     "moderate",
+    "power",
     "random",
     "top",
     "window",

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from unseen_ray.core.arrays import FloatArray
-from unseen_ray.core.combine_votes import mean_ranks
 
-__all__ = ["common_range", "correlation", "fullest_bin", "rank_correlation", "rank_correlations"]
+__all__ = ["common_range", "correlation", "fullest_bin", "mean_ranks", "rank_correlation", "rank_correlations"]
 
 
 def common_range(columns: Iterable[FloatArray]) -> tuple[float, float]:
@@ -30,6 +29,17 @@ def fullest_bin(values_M: FloatArray, within: tuple[float, float], bins: int = 2
     """
     exact = values_M.astype(np.float64)  # in float32, edges between neighbouring values would coincide
     return float(np.histogram(exact, bins, range=within)[0].max() / len(values_M))
+
+
+def mean_ranks(values_M: FloatArray) -> FloatArray:
+    """(rank - 0.5) / M of each value; tied values share their mean rank. The lowest is near 0, the highest near 1.
+
+    >>> mean_ranks(np.array([3.0, 1.0, 3.0, 2.0]))
+    array([0.75 , 0.125, 0.75 , 0.375])
+    """
+    _, inverse, counts = np.unique(values_M, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return ((ends - counts + ends) / 2 / len(values_M))[inverse]
 
 
 def correlation(first_C: FloatArray, second_C: FloatArray) -> float:

@@ -18,8 +18,14 @@ from unseen_ray.config.limits import DEFAULT_LIMITS
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
-from unseen_ray.core.combine_votes import mean_ranks
-from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation, rank_correlations
+from unseen_ray.core.stats import (
+    common_range,
+    correlation,
+    fullest_bin,
+    mean_ranks,
+    rank_correlation,
+    rank_correlations,
+)
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import is_target, plug_of
 from unseen_ray.pruning.selection import Kept, pick

@@ -15,7 +15,8 @@ import numpy as np
 from unseen_ray.core import select
 from unseen_ray.core.arrays import IntArray
 from unseen_ray.core.outofcore.chunks import Memory, Shards
-from unseen_ray.core.outofcore.policies import POLICIES, Request
+from unseen_ray.core.outofcore.policies import POLICIES
+from unseen_ray.core.outofcore.request import Request
 from unseen_ray.core.outofcore.selection import Chosen
 from unseen_ray.errors import ConfigError
 
@@ -24,8 +25,8 @@ __all__ = ["STREAMED", "choose", "why_not_streamed"]
 STREAMED = tuple(POLICIES)
 """Policies that choose from shards."""
 
-_NOT_STREAMED = {"window": ("start", "auto"), "beta": ("over", "epochs")}
-"""By policy, an option whose value reads what shards do not hold."""
+_NOT_STREAMED = {"window": ("start", "auto"), "beta": ("over", "epochs"), "power": ("of", "rank")}
+"""By policy, an option with the value that needs all candidates at once."""
 
 
 def why_not_streamed(policy: Any, options: Mapping[str, Any]) -> str | None:
@@ -35,14 +36,16 @@ def why_not_streamed(policy: Any, options: Mapping[str, Any]) -> str | None:
         policy: a name of `core.select`, or a function.
         options: its keyword options.
     """
-    allowed = f"Allowed are {', '.join(STREAMED)} (window with a number as start, beta with over: last)."
-    if policy not in STREAMED:
-        name = policy if isinstance(policy, str) else getattr(policy, "__name__", repr(policy))
-        return f"policy {name} needs all candidates at once and cannot choose from score shards. {allowed}"
-    name, value = _NOT_STREAMED.get(policy, ("", None))
-    if name and options.get(name) == value:
-        return f"policy {policy} with {name}: {value} reads more than score shards hold. {allowed}"
-    return None
+    name = policy if isinstance(policy, str) else getattr(policy, "__name__", repr(policy))
+    if policy in STREAMED:
+        option, value = _NOT_STREAMED.get(policy, ("", None))
+        if not option or options.get(option, _defaults(policy)[option]) != value:
+            return None
+        name = f"{policy} with {option}: {value}"
+    return (
+        f"policy {name} needs all candidates at once and cannot choose from score shards. Allowed are {', '.join(STREAMED)} "
+        "(window with a number as start, beta with over: last, power with of: score)."
+    )
 
 
 def choose(
@@ -86,5 +89,9 @@ def _full_options(policy: str, options: dict[str, Any], kept_C: IntArray, seed: 
     none: dict[str, Any] = {"p_label_M": np.empty(0, np.float32)} if policy == "beta" else {}
     nothing = np.empty(0, np.int64)
     function(np.empty(0, np.float32), nothing, nothing, 0, kept_C=kept_C, seed=seed, **none, **options)
-    parameters = inspect.signature(function).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters} | options
+    return _defaults(policy) | options
+
+
+def _defaults(policy: str) -> dict[str, Any]:
+    parameters = inspect.signature(getattr(select, policy)).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters}

@@ -9,7 +9,16 @@ from unseen_ray.core.arrays import FloatArray, IdArray
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.errors import ConfigError
 
-__all__ = ["Positions", "best_first", "check_count", "check_number", "check_share", "filled_up"]
+__all__ = [
+    "Positions",
+    "best_first",
+    "check_count",
+    "check_finite",
+    "check_number",
+    "check_share",
+    "filled_up",
+    "weighted_draws",
+]
 
 Positions = NDArray[np.intp]
 
@@ -26,6 +35,30 @@ def filled_up(first: Positions, order_M: Positions, budget: int) -> Positions:
     return np.concatenate([first, order_M[free[order_M]][: budget - len(first)]])
 
 
+def from_zero(scores_M: FloatArray, low: float) -> NDArray[np.float64]:
+    """(M,) scores that are not negative: shifted up by the lowest of all candidates, `low`, where that is below 0."""
+    shifted: NDArray[np.float64] = scores_M.astype(np.float64) - min(low, 0.0)
+    return shifted
+
+
+def weighted_draws(log_weights_M: FloatArray, keys_M: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """(M,) draws, of which the highest are a choice without replacement in proportion to weights; highest first.
+
+    Args:
+        log_weights_M: (M,) natural logarithms of the weights; -inf comes last, +inf first.
+        keys_M: (M,) seeded hashes of the ids; with equal weights, the highest key has the highest draw.
+
+    Source: Efraimidis and Spirakis, Weighted random sampling with a reservoir (2006).
+    """
+    uniform = (keys_M.astype(np.float64) + 0.5) / 2.0**64
+    # They take the largest u^(1/w); log w - log(-log u) has the same order, and no power underflows to 0.
+    # The clip keeps u off 0 and 1, where its logarithms are infinite and would tie.
+    draws: NDArray[np.float64] = log_weights_M.astype(np.float64) - np.log(
+        -np.log(np.clip(uniform, 2.0**-60, 1 - 2.0**-53))
+    )
+    return draws
+
+
 def check_share(name: str, value: float, *, closed: bool = False) -> None:
     """ConfigError unless an option lies between 0 and 1; `closed` also allows 1 itself."""
     if not _is_number(value) or not (0 <= value <= 1 if closed else 0 <= value < 1):
@@ -40,6 +73,12 @@ def check_number(name: str, value: float, *, positive: bool = False) -> None:
         raise ConfigError(
             f"policy option {name}={value!r} must be a number{' above 0' if positive else ', 0 or more'}."
         )
+
+
+def check_finite(name: str, value: float) -> None:
+    """ConfigError unless an option is a finite number."""
+    if not _is_number(value) or not -np.inf < value < np.inf:
+        raise ConfigError(f"policy option {name}={value!r} must be a finite number.")
 
 
 def check_count(name: str, value: int) -> None:

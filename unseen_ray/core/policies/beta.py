@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
-from unseen_ray.core.policies.base import Positions, best_first, check_number
+from unseen_ray.core.policies.base import Positions, best_first, check_number, from_zero, weighted_draws
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import ConfigError
 
@@ -104,17 +104,14 @@ def beta_draws(
         seed: which draw.
     """
     p = _clipped(probs_M)
-    scores = scores_M.astype(np.float64) - min(low, 0.0)
+    scores = from_zero(scores_M, low)
     # Weights that are all 0 would draw nothing: draw by difficulty alone.
     if high - min(low, 0.0) == 0.0:
         scores += 1.0
     with np.errstate(divide="ignore"):
         log_weights = (15 - b) * np.log(p) + (b - 1) * np.log1p(-p) + np.log(scores)
     keys = tie_keys(ids_M, derive(seed, "beta"))
-    uniform = (keys.astype(np.float64) + 0.5) / 2.0**64
-    # Efraimidis and Spirakis (2006) take the largest u^(1/w); log w - log(-log u) has the same order, and no power underflows to 0.
-    # The clip keeps u off 0 and 1, where its logarithms are infinite and would tie.
-    return log_weights - np.log(-np.log(np.clip(uniform, 2.0**-60, 1 - 2.0**-53))), keys
+    return weighted_draws(log_weights, keys), keys
 
 
 def _clipped(probs_M: FloatArray) -> NDArray[np.float64]:

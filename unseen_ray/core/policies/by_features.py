@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
-from unseen_ray.core.policies.base import Positions, check_count, check_number
+from unseen_ray.core.policies.base import Positions, check_count, check_number, from_zero
 from unseen_ray.core.policies.by_class import even_quota
 from unseen_ray.core.policies.distances import Points, given_features, nearest_neighbours, points, squared_distances
 from unseen_ray.core.seeds import tie_keys
@@ -105,7 +105,7 @@ def d2(
     """
     check_count("neighbours", neighbours)
     check_number("gamma", gamma)
-    features, scores = given_features(features_MD, "d2"), _from_zero(scores_M)
+    features, scores = given_features(features_MD, "d2"), _weights(scores_M)
 
     def by_messages(_: int, members: Positions, quota: int) -> Positions:
         return _by_messages(scores[members], quota, *_joined(points(features, members), neighbours), gamma)
@@ -113,10 +113,9 @@ def d2(
     return _picked(_classes(labels_M, ids_M, budget, kept_C, seed), by_messages)
 
 
-def _from_zero(scores_M: FloatArray) -> NDArray[np.float64]:
+def _weights(scores_M: FloatArray) -> NDArray[np.float64]:
     """(M,) scores that are not negative, so that messages add; all 1 where every score is 0."""
-    scores = scores_M.astype(np.float64)
-    scores -= min(scores.min(initial=0.0), 0.0)
+    scores = from_zero(scores_M, float(scores_M.min(initial=0.0)))
     if not scores.any():
         scores += 1.0
     return scores
