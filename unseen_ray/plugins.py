@@ -109,7 +109,7 @@ _GIVEN: dict[str, tuple[int, tuple[str, ...]]] = {
     "guard": (0, ()),
 }
 _OFFERED = {
-    "policy": ("p_label_M", "consistency_M", "features_MD", "kept_features_KD", "kept_labels_K"),
+    "policy": ("pred_M", "p_label_M", "consistency_M", "features_MD", "kept_features_KD", "kept_labels_K"),
     "guard": ("ids_M", "labels_M", "pred_M", "p_label_M", "probs_MC", "seed"),
     "score": ("head_norm_N", "max_logit_N", "epoch_view"),
 }

@@ -20,6 +20,7 @@ import pytest
 from unseen_ray.core import select
 from unseen_ray.core.policies import by_features as diversity
 from unseen_ray.core.seeds import derive as derived
+from unseen_ray.plugins import offered
 
 CLASSES = 4
 MASK = 2**64 - 1
@@ -36,6 +37,7 @@ class Case:
     ids: list[int]
     p_label: list[float]
     budget: int
+    pred: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=lambda: [0] * CLASSES)
     seed: int = 0
 
@@ -202,8 +204,26 @@ def best_of_each(case: Case, shares: Sequence[int]) -> list[int]:
     return [i for its, share in zip(case.members, shares, strict=True) for i in hardest_first(case, its)[:share]]
 
 
-def ref_class_balanced(case: Case) -> list[int]:
-    return best_of_each(case, [share - kept for share, kept in zip(even_shares(case), case.kept, strict=True)])
+def alone(case: Case, number: int, quota: int) -> tuple[Case, list[int]]:
+    """A class as a policy sees it that chooses within it, and the positions of its samples."""
+    its = case.members[number]
+    columns = ([column[i] for i in its] for column in (case.scores, case.labels, case.ids, case.p_label))
+    return Case(*columns, quota, kept=[case.kept[number], 0, 0, 0], seed=case.seed), its
+
+
+def within_each(case: Case, shares: Sequence[int], inside: str | dict[str, Any]) -> list[int]:
+    """What the policy of that name keeps of each class when there is no other class."""
+    options = dict(inside) if isinstance(inside, dict) else {"use": inside}
+    reference = REFERENCES[options.pop("use")]
+    picked = []
+    for number, (share, kept) in enumerate(zip(shares, case.kept, strict=True)):
+        only, its = alone(case, number, share - kept)
+        picked += [its[i] for i in reference(only, **options)] if its else []
+    return picked
+
+
+def ref_class_balanced(case: Case, *, inside: str | dict[str, Any] = "top") -> list[int]:
+    return within_each(case, even_shares(case), inside)
 
 
 def ref_class_floor(case: Case, *, floor: float = 0.5) -> list[int]:
@@ -215,12 +235,15 @@ def ref_class_floor(case: Case, *, floor: float = 0.5) -> list[int]:
     return chosen
 
 
-def ref_class_quota(case: Case, *, strength: int = 1) -> list[int]:
-    """The shares are size * mean score^strength times one level, cut off at what a class has and at what there is of it."""
-    lowest = min([Fraction(0), *map(exactly, case.scores)])
-    means = [
-        sum((exactly(case.scores[i]) - lowest for i in its), Fraction(0)) / max(len(its), 1) for its in case.members
-    ]
+def ref_class_quota(
+    case: Case, *, strength: int = 1, by: str = "score", inside: str | dict[str, Any] = "top"
+) -> list[int]:
+    """The shares are size * difficulty^strength times one level, cut off at what a class has and at what there is of it."""
+    hard = list(map(exactly, case.scores))
+    if by == "recall":
+        hard = [Fraction(pred != label) for pred, label in zip(case.pred, case.labels, strict=True)]
+    lowest = min([Fraction(0), *hard])
+    means = [sum((hard[i] - lowest for i in its), Fraction(0)) / max(len(its), 1) for its in case.members]
     if not any(means):
         means = [Fraction(1)] * CLASSES
     weights = [size * mean**strength for size, mean in zip(case.sizes, means, strict=True)]
@@ -239,7 +262,7 @@ def ref_class_quota(case: Case, *, strength: int = 1) -> list[int]:
     order = sorted(range(CLASSES), key=lambda c: (shares[c] - exact[c], key_of(c, derive(case.seed, "remainders"))))
     for c in order[: case.target - sum(shares)]:
         shares[c] += 1
-    return best_of_each(case, [share - kept for share, kept in zip(shares, case.kept, strict=True)])
+    return within_each(case, shares, inside)
 
 
 REFERENCES: dict[str, Callable[..., list[int]]] = {
@@ -262,7 +285,15 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "power": [{"gamma": g, "of": of} for g, of in product((-1.0, 0.0, 0.5, 2.0), ("rank", "score"))],
     "beta": [{"c": 1.0}, {"c": 11.0}],
     "class_floor": [{"floor": 0.0}, {"floor": 0.25}, {"floor": 1.0}],
-    "class_quota": [{"strength": 0}, {"strength": 2}],
+    "class_balanced": [{"inside": "random"}, {"inside": {"use": "ccs", "strata": 3, "cut": 0.3}}],
+    "class_quota": [
+        {"strength": 0},
+        {"strength": 2},
+        {"by": "recall"},
+        {"by": "recall", "inside": "random"},
+        {"by": "recall", "strength": 2, "inside": {"use": "beta", "c": 2}},
+        {"inside": {"use": "mix", "share": 0.25}},
+    ],
 }
 SCORES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "normal": lambda rng, count: rng.normal(size=count),
@@ -284,15 +315,18 @@ def cases(kind: str) -> Iterator[Case]:
         labels = rng.choice(CLASSES, count, p=[0.6, 0.25, 0.15, 0.0]).tolist()  # unequal classes, and an empty one
         ids = rng.permutation(5 * count)[:count].tolist()
         p_label = np.concatenate([rng.random(count), [0.0, 1.0]])[-count:].astype(np.float32).tolist()
+        pred = rng.integers(0, CLASSES, count).tolist()
         for kept in ([0, 0, 0, 0], [3, 0, 9, 0], [0, 40, 0, 2]):
             for budget in sorted({0, 1, count // 3, count // 2, count - 1, count}):
-                yield Case(values, labels, ids, p_label, budget, kept, seed)
+                yield Case(values, labels, ids, p_label, budget, pred, kept, seed)
 
 
 def chosen(name: str, case: Case, **options: Any) -> list[int]:
     columns = np.array(case.scores, np.float32), np.array(case.labels), np.array(case.ids)
-    more = {"p_label_M": np.array(case.p_label, np.float32)} if name == "beta" else {}
     policy = getattr(select, name)
+    more = offered(
+        policy, {"p_label_M": np.array(case.p_label, np.float32), "pred_M": np.array(case.pred or case.labels)}
+    )
     picked: list[int] = policy(
         *columns, case.budget, kept_C=np.array(case.kept), seed=case.seed, **more, **options
     ).tolist()

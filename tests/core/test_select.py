@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unseen_ray.core import select
-from unseen_ray.core.policies.by_class import apportion, split_by_weight
+from unseen_ray.core.policies.inside import INSIDE
+from unseen_ray.core.policies.quotas import apportion, split_by_weight
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.errors import ConfigError
-from unseen_ray.plugins import offered
+from unseen_ray.plugins import offered, plug_of
 
 CLASSES = 4
 VARIANTS = {"k_center over all": ("k_center", {"within": "all"}), "window by features": ("window", {"start": "auto"})}
@@ -462,6 +463,71 @@ def test_class_quota_gives_harder_classes_more() -> None:
         assert np.bincount(labels[chosen], minlength=3).tolist() == shares
 
 
+def drop_in_words(sizes: list[int], recalls: list[Fraction], budget: int) -> list[Fraction]:
+    """Algorithm 1 of DRoP: shares by size and error, full classes cut off, what is over handed on by the same rule."""
+    shares = [Fraction(0)] * len(sizes)
+    while (over := budget - sum(shares)) > 0:
+        weights = [
+            size * (1 - recall) if share < size else Fraction(0)
+            for size, recall, share in zip(sizes, recalls, shares, strict=True)
+        ]
+        shares = [
+            min(Fraction(size), share + over * weight / sum(weights))
+            for size, share, weight in zip(sizes, shares, weights, strict=True)
+        ]
+    return shares
+
+
+@pytest.mark.parametrize("budget", [1, 40, 120, 200])
+def test_class_quota_by_recall_is_drop(budget: int) -> None:
+    sizes, wrong = [100, 60, 40, 20], [10, 30, 4, 18]
+    labels = np.repeat(np.arange(4), sizes)
+    pred = labels.copy()
+    for number, count in enumerate(wrong):
+        pred[np.flatnonzero(labels == number)[:count]] = (number + 1) % 4
+    rng = np.random.default_rng(0)
+    columns = rng.random(220).astype(np.float32), labels, rng.permutation(220)
+    given = {"kept_C": np.zeros(4, np.int64), "seed": 3}
+    chosen = select.class_quota(*columns, budget, by="recall", inside="random", pred_M=pred, **given)
+    quota = np.bincount(labels[chosen], minlength=4)
+    shares = drop_in_words(sizes, [1 - Fraction(w, n) for w, n in zip(wrong, sizes, strict=True)], budget)
+    assert all(abs(count - share) < 1 for count, share in zip(quota.tolist(), shares, strict=True))
+    order = select.random(*columns, 220, **given)  # a class keeps those that random would keep first
+    for number in range(4):
+        mine = [place for place in order.tolist() if labels[place] == number]
+        assert set(chosen[labels[chosen] == number].tolist()) == set(mine[: quota[number]])
+
+
+def test_all_right_or_all_wrong_leaves_sizes_to_decide() -> None:
+    columns, given = candidates(97), {"kept_C": np.zeros(CLASSES, np.int64), "seed": 0}
+    for pred in (columns[1], (columns[1] + 1) % CLASSES):
+        chosen = select.class_quota(*columns, 40, by="recall", pred_M=pred, **given)
+        assert set(chosen.tolist()) == set(select.class_balanced(*columns, 40, **given).tolist())
+
+
+@pytest.mark.parametrize("policy", ["class_balanced", "class_quota"])
+@pytest.mark.parametrize("inside", [*INSIDE, {"use": "ccs", "cut": 0.2}, {"use": "power", "gamma": -1}])
+def test_a_policy_within_classes_keeps_quotas_and_sees_one_class_at_a_time(
+    policy: str, inside: str | dict[str, object]
+) -> None:
+    columns, function = candidates(97, seed=3), getattr(select, policy)
+    p_label = np.random.default_rng(0).random(97).astype(np.float32)
+    kept_C = np.array([3, 0, 9, 1])
+    given = {"seed": 0, "p_label_M": p_label}
+    plain, chosen = (function(*columns, 40, kept_C=kept_C, inside=of, **given) for of in ("top", inside))
+    quota = np.bincount(columns[1][plain], minlength=CLASSES)
+    np.testing.assert_array_equal(np.bincount(columns[1][chosen], minlength=CLASSES), quota)
+    use, options = plug_of(inside)
+    for number in range(CLASSES):
+        its = np.flatnonzero(columns[1] == number)
+        only = columns[0][its], np.zeros(len(its), np.int64), columns[2][its]
+        more = offered(getattr(select, use), {"p_label_M": p_label[its]})
+        alone = getattr(select, use)(
+            *only, int(quota[number]), kept_C=kept_C[number : number + 1], seed=0, **more, **options
+        )
+        assert set(chosen[columns[1][chosen] == number].tolist()) == set(its[alone].tolist())
+
+
 @repeatable
 @given(
     st.lists(st.tuples(st.floats(0, 100), st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=8), st.data()
@@ -503,6 +569,20 @@ def test_shares_by_size_are_those_by_largest_remainder_whatever_the_size(sizes: 
         ("power", {"gamma": math.inf}, r"gamma=inf must be a finite number"),
         ("power", {"gamma": "high"}, r"gamma='high' must be a finite number"),
         ("power", {"of": "loss"}, r"of='loss' is neither rank nor score"),
+        ("class_quota", {"by": "loss"}, r"by='loss' is neither score nor recall"),
+        ("class_quota", {"by": "recall"}, r"by: recall reads pred_M, the predicted classes"),
+        (
+            "class_quota",
+            {"inside": "class_floor"},
+            r"inside='class_floor' cannot choose within a class\. Write one of beta, ccs",
+        ),
+        ("class_balanced", {"inside": {"use": "k_center"}}, r"split the budget over classes themselves do not nest"),
+        ("class_balanced", {"inside": {"cut": 0.1}}, r"inside=\{'cut': 0.1\} cannot choose within a class"),
+        ("class_balanced", {"inside": {"use": "ccs", "cat": 1}}, r"ccs takes no option 'cat'; it takes strata, cut"),
+        ("class_balanced", {"inside": {"use": "ccs", "cut": 2}}, r"cut=2 is outside 0 up to 1"),
+        ("class_balanced", {"inside": {"use": "top", "seed": 2}}, r"top takes no option 'seed'; it takes none"),
+        ("class_balanced", {"inside": {"use": "window", "start": "auto"}}, r"window reads no features within a class"),
+        ("class_balanced", {"inside": "beta"}, r"inside: beta reads p_label_M, the probability of the true class"),
         ("class_floor", {"floor": 1.5}, r"floor=1.5 is outside 0 to 1"),
         ("class_quota", {"strength": -1}, r"strength=-1 must be a number, 0 or more"),
         ("beta", {"c": 0, "p_label_M": np.full(10, 0.5, np.float32)}, r"c=0 must be a number above 0"),

@@ -20,6 +20,7 @@ from unseen_ray.core.outofcore.select import STREAMED, choose, why_not_streamed
 from unseen_ray.core.outofcore.selection import IdBits
 from unseen_ray.core.outofcore.sort_keys import best_first_keys, value_of_key
 from unseen_ray.errors import ConfigError, DataError
+from unseen_ray.plugins import offered
 
 CLASSES = 4
 LITTLE = Memory(buffer=3, bins=1, threads=1)
@@ -40,6 +41,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("class_floor", {"floor": 1.0}),
     ("class_quota", {"strength": 0}),
     ("class_quota", {"strength": 2.5}),
+    ("class_quota", {"by": "recall"}),
+    ("class_quota", {"by": "recall", "strength": 2, "inside": "random"}),
+    ("class_quota", {"inside": {"use": "random"}}),
+    ("class_balanced", {"inside": "random"}),
     ("beta", {"c": 1.0}),
 ]
 
@@ -58,8 +63,9 @@ class Table:
 
     def in_memory(self, name: str, budget: int, kept_C: np.ndarray, seed: int, **options: Any) -> list[int]:
         scores, labels, ids = (self.columns[name] for name in ("score", "label", "id"))
-        more = {"p_label_M": self.columns["p_label"]} if name == "beta" else {}
-        picked = getattr(select, name)(scores, labels, ids, budget, kept_C=kept_C, seed=seed, **more, **options)
+        policy = getattr(select, name)
+        more = offered(policy, {"p_label_M": self.columns.get("p_label"), "pred_M": self.columns.get("pred")})
+        picked = policy(scores, labels, ids, budget, kept_C=kept_C, seed=seed, **more, **options)
         return sorted(ids[picked].tolist())
 
 
@@ -83,6 +89,7 @@ def tables(draw: st.DrawFn, *, rising: bool = True) -> Table:
         "label": rng.choice(CLASSES, count, p=[0.6, 0.25, 0.15, 0.0]),
         "score": scores.astype(np.float32),
         "p_label": rng.choice([0.0, 1.0, 0.3, 0.7], count).astype(np.float32),
+        "pred": rng.integers(0, CLASSES, count),
     }
     ends = draw(st.lists(st.integers(0, count), max_size=6))
     return Table(columns, tuple(sorted(ends)))
@@ -187,6 +194,8 @@ def test_scores_that_are_no_numbers_are_refused(name: str, bad: float) -> None:
             "policy window with start: auto needs all candidates at once and cannot choose from score shards. Allowed are beta",
         ),
         ("beta", {"over": "epochs"}, "policy beta with over: epochs needs all candidates at once"),
+        ("class_quota", {"inside": {"use": "ccs", "cut": 0.1}}, "policy class_quota with inside: ccs needs all"),
+        ("class_balanced", {"inside": "beta"}, "policy class_balanced with inside: beta needs all candidates at once"),
         ("power", {}, "policy power with of: rank needs all candidates at once"),
     ],
 )

@@ -17,6 +17,7 @@ __all__ = [
     "IdArray",
     "IntArray",
     "LabelArray",
+    "Positions",
     "as_ids",
     "first_of_each_class",
     "labels_by_chunk",
@@ -28,6 +29,7 @@ IntArray = NDArray[np.int64]
 LabelArray = NDArray[np.integer[Any]]
 """Class labels as they are stored: in a narrow integer type if there are many rows."""
 FloatArray = NDArray[np.floating[Any]]
+Positions = NDArray[np.intp]
 
 ROWS_OF_A_CHUNK = 2**24
 """Rows of a source that are processed at a time, so that temporary memory does not grow with the source."""
@@ -58,7 +60,7 @@ def as_ids(values: Any, *, name: str = "ids") -> IdArray:
     return ids
 
 
-def positions_of(wanted_M: IdArray, sorted_N: IdArray) -> NDArray[np.intp]:
+def positions_of(wanted_M: IdArray, sorted_N: IdArray) -> Positions:
     """Positions of `wanted_M` in the sorted array `sorted_N`.
 
     Raises:
@@ -76,7 +78,7 @@ def positions_of(wanted_M: IdArray, sorted_N: IdArray) -> NDArray[np.intp]:
     return positions
 
 
-def first_of_each_class(order_M: NDArray[np.intp], labels_M: IntArray, quota_C: IntArray) -> NDArray[np.intp]:
+def first_of_each_class(order_M: Positions, labels_M: IntArray, quota_C: IntArray) -> Positions:
     """The first `quota_C` positions of each class in an order, grouped by class.
 
     Args:

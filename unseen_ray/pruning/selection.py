@@ -95,9 +95,9 @@ def _apply_policy(
             "select from that one; else prune in a new folder with save_features: true."
         )
     rows = open_positions(table, budget, seed=config.seed)
-    columns = (score_name(config.score), "label", "id", "p_label")
-    scores_M, labels_M, ids_M, p_label_M = (table.column(column).to_numpy()[rows] for column in columns)
-    more: dict[str, Any] = {"p_label_M": p_label_M}
+    columns = (score_name(config.score), "label", "id", "pred", "p_label")
+    scores_M, labels_M, ids_M, pred_M, p_label_M = (table.column(column).to_numpy()[rows] for column in columns)
+    more: dict[str, Any] = {"pred_M": pred_M, "p_label_M": p_label_M}
     if config.combine == "mean" and CONSISTENCY in table.column_names:  # by another rule it is no probability
         more[f"{CONSISTENCY}_M"] = table.column(CONSISTENCY).to_numpy()[rows]
     if features is not None and policy.reads_features:

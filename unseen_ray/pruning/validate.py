@@ -32,7 +32,7 @@ def check_functions(resolved: ResolvedRun) -> None:
         resolved.guard.check(config.seed)
     if not policy.is_own:  # a built-in policy checks its own options when called, here on one sample
         one = np.zeros(1, np.int64)
-        tried = {"p_label_M": np.full(1, 0.5, np.float32)}
+        tried: dict[str, np.ndarray] = {"pred_M": one, "p_label_M": np.full(1, 0.5, np.float32)}
         if config.combine == "mean" and CONSISTENCY in resolved.scores.over_epochs:
             tried[f"{CONSISTENCY}_M"] = np.full(1, 0.5, np.float32)
         if resolved.keeps_features:

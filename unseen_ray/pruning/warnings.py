@@ -77,7 +77,9 @@ def _every(scores: StoredTable, step: int) -> pa.Table:
 
 
 def _warn_of_collapse(config: PruneConfig, kept: np.ndarray, *, right: np.ndarray) -> None:
-    if config.mode == "unseen" and plug_of(config.policy)[0] in _HARD_FIRST and kept.mean() < _COLLAPSE_BELOW:
+    use, options = plug_of(config.policy)
+    hard_first = use in _HARD_FIRST and plug_of(options.get("inside", "top"))[0] == "top"
+    if config.mode == "unseen" and hard_first and kept.mean() < _COLLAPSE_BELOW:
         logger.warning(
             "the hardest %.0f %% alone often train worse than a random subset: the scoring models are right on %.0f %% of what is kept "
             "and on %.0f %% of what is not. Try policy: ccs or beta%s, and let `unseen-ray evaluate` compare with random.",

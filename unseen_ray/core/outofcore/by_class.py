@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from fractions import Fraction
+
+import numpy as np
+
 from unseen_ray.core.arrays import IntArray
 from unseen_ray.core.outofcore.chunks import Chunk, spread
 from unseen_ray.core.outofcore.exact_sums import ExactSums
 from unseen_ray.core.outofcore.request import Request, score_keys
 from unseen_ray.core.outofcore.selection import Chosen
-from unseen_ray.core.policies.by_class import even_share, least_quota, quota_by_mean
+from unseen_ray.core.outofcore.threshold_search import Order
+from unseen_ray.core.policies.quotas import even_share, least_quota, misses_of, quota_by_mean
 
 __all__ = ["choose_balanced", "choose_floor", "choose_quota"]
 
@@ -19,7 +25,7 @@ def choose_balanced(request: Request) -> Chosen:
         request.checked(sizes_C)
         return even_share(sizes_C, request.budget, request.kept_C, request.seed)[None]
 
-    return request.before(request.in_classes(request.order()), ranks)
+    return request.before(_inside(request), ranks)
 
 
 def choose_floor(request: Request) -> Chosen:
@@ -35,6 +41,19 @@ def choose_floor(request: Request) -> Chosen:
 
 def choose_quota(request: Request) -> Chosen:
     """See `core.select.class_quota`."""
+    sums, lowest = (_misses if request.options["by"] == "recall" else _scores)(request)
+
+    def ranks(sizes_C: IntArray) -> IntArray:
+        request.checked(sizes_C)
+        strength = request.options["strength"]
+        given = (sizes_C, request.budget, request.kept_C, request.seed)
+        return quota_by_mean(sums, lowest, *given, strength=strength)[None]
+
+    return request.before(_inside(request), ranks)
+
+
+def _scores(request: Request) -> tuple[list[Fraction], float]:
+    """The exact sum of the scores of each class, and the lowest score."""
     # Exact sums do not depend on how rows are split into chunks, and so equal those of the whole table.
     sums, lowest = ExactSums(len(request.kept_C)), 0.0
 
@@ -47,11 +66,23 @@ def choose_quota(request: Request) -> Chosen:
     for part, low in spread(request.shards(("score", "label")), add, request.memory.threads):
         sums.merge(part)
         lowest = min(lowest, low)
+    return sums.totals(), lowest
 
-    def ranks(sizes_C: IntArray) -> IntArray:
-        request.checked(sizes_C)
-        strength = request.options["strength"]
-        given = (sizes_C, request.budget, request.kept_C, request.seed)
-        return quota_by_mean(sums.totals(), lowest, *given, strength=strength)[None]
 
-    return request.before(request.in_classes(request.order()), ranks)
+def _misses(request: Request) -> tuple[list[Fraction], float]:
+    """How many of each class are predicted as another one, and 0."""
+    classes = len(request.kept_C)
+
+    def count(chunk: Chunk) -> IntArray:
+        return misses_of(request.labels(chunk), chunk["pred"], classes)
+
+    parts = spread(request.shards(("label", "pred")), count, request.memory.threads)
+    misses_C = sum(parts, np.zeros(classes, np.int64))
+    return [Fraction(number) for number in misses_C.tolist()], 0.0
+
+
+def _inside(request: Request) -> Order:
+    """The order within each class that the option `inside` names: `top` or `random`."""
+    inside = request.options["inside"]
+    use = inside["use"] if isinstance(inside, Mapping) else inside
+    return request.in_classes(request.order() if use == "top" else request.by_hash("random"))

@@ -18,6 +18,7 @@ from unseen_ray.core.outofcore.chunks import Memory, Shards
 from unseen_ray.core.outofcore.policies import POLICIES
 from unseen_ray.core.outofcore.request import Request
 from unseen_ray.core.outofcore.selection import Chosen
+from unseen_ray.core.policies.inside import INSIDE
 from unseen_ray.errors import ConfigError
 
 __all__ = ["STREAMED", "choose", "why_not_streamed"]
@@ -25,8 +26,15 @@ __all__ = ["STREAMED", "choose", "why_not_streamed"]
 STREAMED = tuple(POLICIES)
 """Policies that choose from shards."""
 
-_NOT_STREAMED = {"window": ("start", "auto"), "beta": ("over", "epochs"), "power": ("of", "rank")}
-"""By policy, an option with the value that needs all candidates at once."""
+_WHOLE_CLASSES = tuple(name for name in INSIDE if name not in ("top", "random"))
+_NOT_STREAMED = {
+    "window": ("start", ("auto",)),
+    "beta": ("over", ("epochs",)),
+    "power": ("of", ("rank",)),
+    "class_balanced": ("inside", _WHOLE_CLASSES),
+    "class_quota": ("inside", _WHOLE_CLASSES),
+}
+"""By policy, an option with the values that need all candidates at once."""
 
 
 def why_not_streamed(policy: Any, options: Mapping[str, Any]) -> str | None:
@@ -38,13 +46,15 @@ def why_not_streamed(policy: Any, options: Mapping[str, Any]) -> str | None:
     """
     name = policy if isinstance(policy, str) else getattr(policy, "__name__", repr(policy))
     if policy in STREAMED:
-        option, value = _NOT_STREAMED.get(policy, ("", None))
-        if not option or options.get(option, _defaults(policy)[option]) != value:
+        option, refused = _NOT_STREAMED.get(policy, ("", ()))
+        value = options.get(option, _defaults(policy).get(option))
+        value = value.get("use") if isinstance(value, Mapping) else value
+        if value not in refused:
             return None
         name = f"{policy} with {option}: {value}"
     return (
         f"policy {name} needs all candidates at once and cannot choose from score shards. Allowed are {', '.join(STREAMED)} "
-        "(window with a number as start, beta with over: last, power with of: score)."
+        "(window with a number as start, beta with over: last, power with of: score, inside: top or random)."
     )
 
 
@@ -62,7 +72,7 @@ def choose(
 
     Args:
         policy: one of `STREAMED`.
-        shards: reads the columns `id`, `label`, `score` (float32) and for `beta` `p_label`, at every call.
+        shards: reads the columns `id`, `label`, `score` (float32) and for `beta` `p_label`, for `by: recall` `pred`, at every call.
         budget: number of samples to keep, 0 to all.
         kept_C: (C,) number of samples of each class that earlier stages kept.
         seed: the policy's seed.
@@ -86,10 +96,11 @@ def choose(
 def _full_options(policy: str, options: dict[str, Any], kept_C: IntArray, seed: int) -> dict[str, Any]:
     """The options with the policy's defaults, checked by calling the policy without candidates."""
     function = getattr(select, policy)
-    none: dict[str, Any] = {"p_label_M": np.empty(0, np.float32)} if policy == "beta" else {}
-    nothing = np.empty(0, np.int64)
+    nothing, defaults = np.empty(0, np.int64), _defaults(policy)
+    columns = {"pred_M": nothing, "p_label_M": np.empty(0, np.float32)}
+    none: dict[str, Any] = {name: column for name, column in columns.items() if name in defaults}
     function(np.empty(0, np.float32), nothing, nothing, 0, kept_C=kept_C, seed=seed, **none, **options)
-    return _defaults(policy) | options
+    return defaults | options
 
 
 def _defaults(policy: str) -> dict[str, Any]:

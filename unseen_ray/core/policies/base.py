@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import FloatArray, IdArray
+from unseen_ray.core.arrays import FloatArray, IdArray, Positions
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.errors import ConfigError
 
@@ -19,8 +19,6 @@ __all__ = [
     "filled_up",
     "weighted_draws",
 ]
-
-Positions = NDArray[np.intp]
 
 
 def best_first(scores_M: FloatArray, ids_M: IdArray, seed: int) -> Positions:

@@ -1,32 +1,34 @@
-"""Policies that choose within each class, and how a budget is split over the classes."""
+"""Policies that choose within each class."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, first_of_each_class
 from unseen_ray.core.outofcore.exact_sums import ExactSums
 from unseen_ray.core.policies.base import Positions, best_first, check_number, check_share, filled_up
-from unseen_ray.core.seeds import derive, tie_keys
+from unseen_ray.core.policies.inside import picked_inside
+from unseen_ray.core.policies.quotas import even_quota, least_quota, misses_of, quota_by_mean
+from unseen_ray.errors import ConfigError
 
-__all__ = [
-    "apportion",
-    "class_balanced",
-    "class_floor",
-    "class_quota",
-    "even_quota",
-    "even_share",
-    "least_quota",
-    "quota_by_mean",
-    "split_by_weight",
-]
+__all__ = ["class_balanced", "class_floor", "class_quota"]
 
 
 def class_balanced(
-    scores_M: FloatArray, labels_M: IntArray, ids_M: IdArray, budget: int, *, kept_C: IntArray, seed: int
+    scores_M: FloatArray,
+    labels_M: IntArray,
+    ids_M: IdArray,
+    budget: int,
+    *,
+    kept_C: IntArray,
+    seed: int,
+    inside: str | Mapping[str, Any] = "top",
+    p_label_M: FloatArray | None = None,
+    consistency_M: FloatArray | None = None,
 ) -> Positions:
     """Keep the highest scores of each class, every class in proportion to its size.
 
@@ -36,12 +38,18 @@ def class_balanced(
 
     Args:
         scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`.
+        inside: the policy that chooses within a class in place of `top`: a name, or {use: name, option: value}.
+        p_label_M, consistency_M: what `beta` reads, for `inside`.
 
     Returns:
         (budget,) positions.
+
+    Raises:
+        ConfigError: if `inside` is no policy that can choose within a class, or its options are outside their range.
     """
     quota_C = even_quota(labels_M, budget, kept_C, seed)
-    return first_of_each_class(best_first(scores_M, ids_M, seed), labels_M, quota_C)
+    given: Any = {"kept_C": kept_C, "seed": seed, "p_label_M": p_label_M, "consistency_M": consistency_M}
+    return picked_inside(inside, scores_M, labels_M, ids_M, quota_C, **given)
 
 
 def class_floor(
@@ -85,151 +93,50 @@ def class_quota(
     kept_C: IntArray,
     seed: int,
     strength: float = 1.0,
+    by: str = "score",
+    inside: str | Mapping[str, Any] = "top",
+    pred_M: IntArray | None = None,
+    p_label_M: FloatArray | None = None,
+    consistency_M: FloatArray | None = None,
 ) -> Positions:
-    """Keep the highest scores of each class, more of the harder classes: in proportion to size and mean score.
+    """Keep the highest scores of each class, more of the harder classes: in proportion to size and difficulty.
 
-    The share of a class is in proportion to N_c * (mean score of its candidates)^strength, never below what it has nor
-    above what there is of it; scores that are not positive count from the lowest one.
+    The share of a class is in proportion to N_c * d_c^strength, never below what it has nor above what there is of it. d_c is the mean
+    score, counted from the lowest one if that is negative, or one minus the recall (DRoP, with `inside: random`) of its candidates.
 
     Args:
         scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`.
         strength: 0 or more; 0 minds sizes alone, as `class_balanced` does.
+        by: what says how hard a class is: `score`, or `recall` of the votes' predictions `pred_M`, (M,) classes.
+        inside, p_label_M, consistency_M: see `class_balanced`.
 
     Returns:
         (budget,) positions.
 
     Raises:
-        ConfigError: if `strength` is outside its range.
+        ConfigError: if an option is outside its range, or `by` is `recall` without `pred_M`.
 
-    Source: quotas by class difficulty after Vysogorets, Ahuja and Kempe, DRoP (ICLR 2025), with the mean score as difficulty.
+    Source: Vysogorets, Ahuja and Kempe, DRoP (ICLR 2025), arXiv 2404.05579, Algorithm 1; the mean score is our addition.
     """
     check_number("strength", strength)
-    candidates_C = np.bincount(labels_M, minlength=len(kept_C))
+    sums, lowest = _difficulty(by, scores_M, labels_M, pred_M, len(kept_C))
+    sizes_C = np.bincount(labels_M, minlength=len(kept_C))
+    quota_C = quota_by_mean(sums, lowest, sizes_C, budget, kept_C, seed, strength=strength)
+    given: Any = {"kept_C": kept_C, "seed": seed, "p_label_M": p_label_M, "consistency_M": consistency_M}
+    return picked_inside(inside, scores_M, labels_M, ids_M, quota_C, **given)
+
+
+def _difficulty(
+    by: str, scores_M: FloatArray, labels_M: IntArray, pred_M: IntArray | None, classes: int
+) -> tuple[list[Fraction], float]:
+    """C exact sums of what says how hard the candidates are, and the lowest of these values."""
+    if by == "recall":
+        if pred_M is None:
+            raise ConfigError("policy class_quota with by: recall reads pred_M, the predicted classes. Pass them too.")
+        return [Fraction(count) for count in misses_of(labels_M, pred_M, classes).tolist()], 0.0
+    if by != "score":
+        raise ConfigError(f"policy option by={by!r} is neither score nor recall.")
     # Floating-point sums would depend on the order of the candidates; quotas must not.
-    sums = ExactSums(len(kept_C), scores_M.dtype)
+    sums = ExactSums(classes, scores_M.dtype)
     sums.add(labels_M, scores_M)
-    lowest = float(scores_M.min(initial=0.0))
-    quota_C = quota_by_mean(sums.totals(), lowest, candidates_C, budget, kept_C, seed, strength=strength)
-    return first_of_each_class(best_first(scores_M, ids_M, seed), labels_M, quota_C)
-
-
-def even_quota(labels_M: IntArray, budget: int, kept_C: IntArray, seed: int) -> IntArray:
-    """(C,) how many candidates of each class `class_balanced` keeps; they sum to `budget`."""
-    return even_share(np.bincount(labels_M, minlength=len(kept_C)), budget, kept_C, seed)
-
-
-def even_share(candidates_C: IntArray, budget: int, kept_C: IntArray, seed: int) -> IntArray:
-    """(C,) `even_quota` of classes with so many candidates."""
-    return apportion(budget + int(kept_C.sum()), candidates_C + kept_C, kept_C, seed) - kept_C
-
-
-def least_quota(candidates_C: IntArray, budget: int, kept_C: IntArray, seed: int, *, floor: float) -> IntArray:
-    """(C,) how many candidates of each class `class_floor` grants it, whatever their scores."""
-    even_C = even_share(candidates_C, budget, kept_C, seed) + kept_C
-    least_C = np.maximum(np.floor(floor * even_C).astype(np.int64), np.minimum(even_C, 1))
-    granted_C: IntArray = np.maximum(least_C - kept_C, 0)
-    return granted_C
-
-
-def quota_by_mean(
-    sums: Sequence[Fraction],
-    lowest: float,
-    candidates_C: IntArray,
-    budget: int,
-    kept_C: IntArray,
-    seed: int,
-    *,
-    strength: float,
-) -> IntArray:
-    """(C,) how many candidates of each class `class_quota` keeps; they sum to `budget`.
-
-    Args:
-        sums: C exact sums of the candidates' scores, so that their order does not matter.
-        lowest: the lowest score; means count from it where it is below 0.
-        candidates_C: (C,) how many there are of each class.
-        budget, kept_C, seed, strength: the policy's.
-    """
-    # A weight below 0 has no meaning as a share, so means are taken from the lowest score on.
-    base = Fraction(min(lowest, 0.0))
-    counts = candidates_C.tolist()
-    means_C = np.array([float(total / max(n, 1) - base * (n > 0)) for total, n in zip(sums, counts, strict=True)])
-    # All means 0: sizes alone decide.
-    if not means_C.any():
-        means_C += 1.0
-    sizes_C = candidates_C + kept_C
-    weights_C = sizes_C * (means_C / means_C.max()) ** strength
-    return split_by_weight(budget + int(kept_C.sum()), weights_C, kept_C, sizes_C, seed) - kept_C
-
-
-def apportion(target: int, sizes_C: IntArray, kept_C: IntArray, seed: int) -> IntArray:
-    """Split `target` over classes in proportion to their sizes, exactly, giving no class less than it already has.
-
-    Largest remainder (Hamilton); equal remainders by the seeded hash of the class. Where a class already holds more
-    than its share, it is fixed at what it has and the rest is split over the others again.
-
-    Args:
-        target: the total, kept_C.sum() to sizes_C.sum().
-        sizes_C: (C,) samples of each class, chosen or not.
-        kept_C: (C,) the floor of each class.
-        seed: orders equal remainders.
-
-    Returns:
-        (C,) int64 between kept_C and sizes_C, summing to `target`.
-    """
-    keys_C = tie_keys(np.arange(len(sizes_C), dtype=np.int64), derive(seed, "remainders"))
-    quota_C = kept_C.astype(np.int64).copy()
-    free_C = sizes_C > 0
-    while free_C.any():
-        sizes, left = sizes_C[free_C], target - int(quota_C[~free_C].sum())
-        products = [left * int(size) for size in sizes]  # Python's integers are exact whatever the sizes
-        total = int(sizes.sum())
-        quota = np.array([product // total for product in products], np.int64)
-        remainder = np.array([product % total / total for product in products])
-        order = np.lexsort((keys_C[free_C], -remainder))
-        quota[order[: left - int(quota.sum())]] += 1
-        # A class cannot give back what earlier stages kept of it.
-        over = quota < kept_C[free_C]
-        if not over.any():
-            quota_C[free_C] = quota
-            break
-        free_C[np.flatnonzero(free_C)[over]] = False
-    return quota_C
-
-
-def split_by_weight(target: int, weights_C: FloatArray, low_C: IntArray, high_C: IntArray, seed: int) -> IntArray:
-    """Split `target` over classes in proportion to weights, each between its bounds, exactly.
-
-    One level for all classes, found by bisection, then largest remainder; equal remainders by the seeded hash of the class.
-
-    Args:
-        target: the total, low_C.sum() to high_C.sum().
-        weights_C: (C,) float64, 0 and more.
-        low_C, high_C: (C,) int64 bounds.
-        seed: orders equal remainders.
-
-    Returns:
-        (C,) int64 between the bounds, summing to `target`.
-    """
-    weights = np.maximum(weights_C, np.finfo(np.float64).tiny)  # a class without weight comes last, not never
-
-    def at(level: float) -> FloatArray:
-        return np.clip(np.exp(np.minimum(np.log(weights) + level, 700.0)), low_C, high_C)
-
-    low, high = -800.0, 1500.0
-    for _ in range(100):
-        level = (low + high) / 2
-        low, high = (level, high) if at(level).sum() <= target else (low, level)
-    shares_C = at(low)
-    free_C = (shares_C > low_C) & (shares_C < high_C)
-    if free_C.any():  # once more without the bisection's rounding, which would tell equal remainders apart
-        weights = weights[free_C] / weights[free_C].max()
-        level = (target - float(shares_C[~free_C].sum())) / weights.sum()
-        shares_C[free_C] = np.clip(weights * level, low_C[free_C], high_C[free_C])
-    quota_C = np.floor(shares_C).astype(np.int64)
-    keys_C = tie_keys(np.arange(len(quota_C), dtype=np.int64), derive(seed, "remainders"))
-    # Remainders that differ only by rounding count as equal, so that the hash decides on every machine.
-    order = np.lexsort((keys_C, np.round(quota_C - shares_C, 9)))
-    while (left := target - int(quota_C.sum())) > 0:
-        open_ = order[quota_C[order] < high_C[order]][:left]
-        quota_C[open_] += 1
-    return quota_C
+    return sums.totals(), float(scores_M.min(initial=0.0))

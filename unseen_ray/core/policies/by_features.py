@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.policies.base import Positions, check_count, check_number, from_zero
-from unseen_ray.core.policies.by_class import even_quota
 from unseen_ray.core.policies.distances import Points, given_features, nearest_neighbours, points, squared_distances
+from unseen_ray.core.policies.quotas import even_quota
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.errors import ConfigError
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import FloatArray
-from unseen_ray.core.policies.base import Positions
+from unseen_ray.core.arrays import FloatArray, Positions
 from unseen_ray.errors import ConfigError, FitError
 
 __all__ = ["Points", "given_features", "nearest_neighbours", "points", "read_rows", "squared_distances"]

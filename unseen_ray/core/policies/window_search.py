@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import FloatArray, IntArray
-from unseen_ray.core.policies.base import Positions
+from unseen_ray.core.arrays import FloatArray, IntArray, Positions
 from unseen_ray.core.policies.distances import read_rows
 
 __all__ = ["best_first_place"]
