@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from unseen_ray.config.run import PruneConfig
-from unseen_ray.pruning.warnings import check_selection
+from unseen_ray.pruning.warnings import check_selection, warn_of_beta
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import StoredTable, write_table
 
@@ -49,6 +49,28 @@ def test_the_hardest_few_are_warned_of(caplog: pytest.LogCaptureFixture) -> None
     assert "right on 0 % of what is kept and on 100 % of what is not" in text
     assert not said(caplog, config(policy="ccs"), table(), hardest, ())
     assert not said(caplog, config(), table(), np.arange(200), ())
+
+
+def test_hard_samples_are_not_the_choice_of_a_random_draw_within_classes(caplog: pytest.LogCaptureFixture) -> None:
+    within = {"use": "class_quota", "by": "recall", "inside": "random"}
+    assert not said(caplog, config(policy=within), table(), np.arange(100), ())
+    assert "train worse than a random" in said(
+        caplog, config(policy={**within, "inside": "top"}), table(), np.arange(100), ()
+    )
+
+
+@pytest.mark.parametrize("policy", ["beta", {"use": "beta", "c": 2}, {"use": "class_balanced", "inside": "beta"}])
+def test_beta_by_another_score_than_its_own_is_warned_of(
+    caplog: pytest.LogCaptureFixture, policy: str | dict[str, object]
+) -> None:
+    warn_of_beta(config(policy=policy, score={"use": "entropy"}))
+    assert "policy beta takes mu from the highest scores. It was made for score dual" in caplog.text
+    assert "by entropy it can be near 0" in caplog.text
+    caplog.clear()
+    warn_of_beta(config(policy=policy, score={"use": "dual"}))
+    warn_of_beta(config(policy={"use": "beta", "mu": 0.5}))
+    warn_of_beta(config(policy="ccs"))
+    assert not caplog.text
 
 
 def test_classes_left_almost_empty_are_named(caplog: pytest.LogCaptureFixture) -> None:

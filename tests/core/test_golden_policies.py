@@ -135,14 +135,14 @@ def ref_moderate(case: Case) -> list[int]:
     return order
 
 
-def ref_beta(case: Case, *, c: float = 4.0) -> list[int]:
+def ref_beta(case: Case, *, c: float = 4.0, mu: float | None = None) -> list[int]:
     """Drawn without replacement, in proportion to score * Beta(a, b).pdf(p_y): the largest u^(1/w), u from the id's hash."""
     if not case.budget:
         return []
     hardest = hardest_first(case)[:10]
     # 1e-7 and 1 - 1e-7 stand for 0 and 1, where a density may be infinite
     p = [min(max(value, 1e-7), 1 - 1e-7) for value in case.p_label]
-    mean = sum(p[i] for i in hardest) / len(hardest)
+    mean = sum(p[i] for i in hardest) / len(hardest) if mu is None else min(max(mu, 1e-7), 1 - 1e-7)
     pruned = 1 - case.target / (len(case.ids) + sum(case.kept))
     b = 15 * (1 - mean) * (1 - pruned**c)
     a = 16 - b
@@ -283,7 +283,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "mix": [{"share": share} for share in (0.0, 0.3, 1.0)],
     "window": [{"start": start} for start in (0.0, 0.25, 0.9)],
     "power": [{"gamma": g, "of": of} for g, of in product((-1.0, 0.0, 0.5, 2.0), ("rank", "score"))],
-    "beta": [{"c": 1.0}, {"c": 11.0}],
+    "beta": [{"c": 1.0}, {"c": 11.0}, {"mu": 0.5}, {"mu": 0}],
     "class_floor": [{"floor": 0.0}, {"floor": 0.25}, {"floor": 1.0}],
     "class_balanced": [{"inside": "random"}, {"inside": {"use": "ccs", "strata": 3, "cut": 0.3}}],
     "class_quota": [

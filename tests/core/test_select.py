@@ -434,6 +434,18 @@ def test_beta_favours_easier_samples_the_less_is_kept() -> None:
     assert means[0] < means[1] - 0.05 < means[2] - 0.1
 
 
+def test_beta_with_mu_of_the_hardest_is_beta_and_a_lower_mu_draws_harder_samples() -> None:
+    rng, given = np.random.default_rng(0), {"kept_C": np.zeros(1, np.int64), "seed": 0}
+    p = rng.random(2000).astype(np.float32)
+    columns = (1 - p) * rng.random(2000).astype(np.float32), np.zeros(2000, np.int64), np.arange(2000)
+    hardest = p[select.top(*columns, 10, **given)].astype(np.float64).mean()
+    chosen = select.beta(*columns, 600, p_label_M=p, **given)
+    np.testing.assert_array_equal(select.beta(*columns, 600, p_label_M=p, mu=float(hardest), **given), chosen)
+    means = [p[select.beta(*columns, 600, p_label_M=p, mu=mu, **given)].mean() for mu in (0.0, 0.25, 0.5, 0.75)]
+    assert hardest < 0.1
+    assert means[0] < means[1] < means[2] < means[3]
+
+
 def test_class_floor_gives_each_class_its_part_and_the_rest_to_the_highest() -> None:
     labels = np.repeat([0, 1, 2], [60, 30, 10])
     scores = np.where(labels == 0, 2.0, 1.0).astype(np.float32) + np.linspace(0, 0.5, 100, dtype=np.float32)
@@ -585,6 +597,7 @@ def test_shares_by_size_are_those_by_largest_remainder_whatever_the_size(sizes: 
         ("class_balanced", {"inside": "beta"}, r"inside: beta reads p_label_M, the probability of the true class"),
         ("class_floor", {"floor": 1.5}, r"floor=1.5 is outside 0 to 1"),
         ("class_quota", {"strength": -1}, r"strength=-1 must be a number, 0 or more"),
+        ("beta", {"mu": 1.5, "p_label_M": np.full(10, 0.5, np.float32)}, r"mu=1.5 is outside 0 to 1"),
         ("beta", {"c": 0, "p_label_M": np.full(10, 0.5, np.float32)}, r"c=0 must be a number above 0"),
     ],
 )

@@ -46,6 +46,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("class_quota", {"inside": {"use": "random"}}),
     ("class_balanced", {"inside": "random"}),
     ("beta", {"c": 1.0}),
+    ("beta", {"mu": 0.5}),
 ]
 
 

@@ -15,7 +15,7 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import is_target, plug_of
 from unseen_ray.pruning.reselect_scores import as_stored, scores_asked_for
 from unseen_ray.pruning.selection import Kept, Picked, features_for, pick
-from unseen_ray.pruning.warnings import check_selection
+from unseen_ray.pruning.warnings import check_selection, warn_of_beta
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file
 from unseen_ray.runs.manifest_entries import Cost
 from unseen_ray.runs.run import Run, choosing_s, load_run, open_selection
@@ -59,6 +59,7 @@ def reselect(
     run = load_run(path, to_choose=True)
     config = _config(run.manifest, keep=keep, score=score, policy=policy, guard=guard, combine=combine, out=out)
     resolved = ResolvedRun(config)
+    warn_of_beta(config)
     keys, stored = _open(run, KEYS, limits), _open(run, scores_file(0), limits)
     scores = scores_asked_for(run, resolved, stored)
     budget = _budget_of(keep, scores.num_rows)

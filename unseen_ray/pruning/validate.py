@@ -11,6 +11,7 @@ from unseen_ray.config.score_columns import CONSISTENCY, of_probabilities, score
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.plugins import function_of, offered
+from unseen_ray.pruning.warnings import warn_of_beta
 from unseen_ray.runs.manifest import read_manifest
 from unseen_ray.storage.filesystem import Folder, covers
 
@@ -28,6 +29,7 @@ def check_functions(resolved: ResolvedRun) -> None:
     # not the model: importing it would import torch
     config, policy = resolved.config, resolved.policy
     _check_scores(resolved)
+    warn_of_beta(config)
     if resolved.guard is not None:
         resolved.guard.check(config.seed)
     if not policy.is_own:  # a built-in policy checks its own options when called, here on one sample

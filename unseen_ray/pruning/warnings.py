@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from unseen_ray.runs.manifest_entries import StageEntry, StageSummary
     from unseen_ray.storage.tables import StoredTable
 
-__all__ = ["check_selection", "warn_of_chance"]
+__all__ = ["check_selection", "warn_of_beta", "warn_of_chance"]
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +137,19 @@ def _warn_of_collinearity(config: PruneConfig, table: pa.Table) -> None:
             "s" if len(near) == 1 else "",
             decides,
             _COLLINEAR,
+        )
+
+
+def warn_of_beta(config: PruneConfig) -> None:
+    """Warn where `beta` takes its mu from a score that does not give the one that it was made for."""
+    use, options = plug_of(config.policy)
+    if "inside" in options:
+        use, options = plug_of(options["inside"])
+    if use == "beta" and options.get("mu") is None and score_name(config.score) != "dual":
+        logger.warning(
+            "policy beta takes mu from the highest scores. It was made for score dual, where mu is near 0.5; by %s it can be near 0, and "
+            "the draw then prefers harder samples than top does. Set score: dual, or give mu: {use: beta, mu: 0.5}.",
+            score_name(config.score),
         )
 
 

@@ -152,12 +152,14 @@ def _ccs(request: Request) -> Chosen:
 
 
 def _beta(request: Request) -> Chosen:
-    survey = _survey(request, probs=True)
+    mu = request.options["mu"]
+    survey = _survey(request, probs=mu is None)
     request.checked(np.array([survey.count]))
     if not survey.count:
         return Chosen(count=0, columns=("score",), takes=lambda chunk: np.zeros(len(chunk["score"]), bool))
     kept, c = int(request.kept_C.sum()), request.options["c"]
-    b = beta_shape(survey.hardest, candidates=survey.count, budget=request.budget, kept=kept, c=c)
+    hardest = survey.hardest if mu is None else np.array([mu])
+    b = beta_shape(hardest, candidates=survey.count, budget=request.budget, kept=kept, c=c)
 
     def keys(chunk: Chunk) -> Keys:
         ends = {"low": survey.low, "high": survey.high}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
-from unseen_ray.core.policies.base import Positions, best_first, check_number, from_zero, weighted_draws
+from unseen_ray.core.policies.base import Positions, best_first, check_number, check_share, from_zero, weighted_draws
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import ConfigError
 
@@ -33,38 +33,43 @@ def beta(
     consistency_M: FloatArray | None = None,
     c: float = 4.0,
     over: str = "last",
+    mu: float | None = None,
 ) -> Positions:
     """Draw by score and difficulty: the fewer samples are kept, the easier the ones it prefers.
 
-    Draws without replacement with weights score * Beta(a, b).pdf(p_y), b = 15 (1 - m) (1 - r^c), a = 16 - b, where r is the pruned
-    share and m the mean p_y of the ten highest scores. Negative scores are shifted up by the lowest one.
+    Draws without replacement with weights score * Beta(a, b).pdf(p_y), b = 15 (1 - mu) (1 - r^c), a = 16 - b, where r is the pruned
+    share. Negative scores are shifted up by the lowest one. By a score that is highest for wrong predictions mu is near 0, by `dual` 0.5.
 
     Args:
         scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`; labels_M is unused, kept_C counts as kept in r.
         p_label_M: (M,) probability of the true class after the last epoch, mean over votes.
-        consistency_M: (M,) the score `consistency`, one minus the mean of that probability over epochs; None if it is not stored.
+        consistency_M: (M,) one minus its mean over epochs, which is the score `consistency`; None if it is not stored.
         over: where p_y comes from: `last` epoch, or all `epochs` as in the paper.
         c: above 0; the larger, the more must be pruned before easy samples are preferred.
+        mu: 0 to 1, in place of the mean p_y of the ten highest scores.
 
     Returns:
         (budget,) positions in the order of the draw.
 
     Raises:
-        ConfigError: if `c` or `over` is outside its range, or `over` is `epochs` without `consistency_M`.
+        ConfigError: if an option is outside its range, or `over` is `epochs` without `consistency_M`.
     """
-    probs_M = _chosen_probs(p_label_M, consistency_M, c, over)
+    probs_M = _chosen_probs(p_label_M, consistency_M, c, over, mu)
     if not len(ids_M):
         return np.empty(0, np.intp)
-    hardest = probs_M[best_first(scores_M, ids_M, seed)[:HARDEST]]
+    hardest = probs_M[best_first(scores_M, ids_M, seed)[:HARDEST]] if mu is None else np.array([mu])
     b = beta_shape(hardest, candidates=len(ids_M), budget=budget, kept=int(kept_C.sum()), c=c)
-    low, high = float(scores_M.min()), float(scores_M.max())
-    draws, keys = beta_draws(scores_M, probs_M, ids_M, b=b, low=low, high=high, seed=seed)
+    draws, keys = beta_draws(scores_M, probs_M, ids_M, b=b, low=scores_M.min(), high=scores_M.max(), seed=seed)
     return np.lexsort((keys, -draws))[:budget]
 
 
-def _chosen_probs(p_label_M: FloatArray, consistency_M: FloatArray | None, c: float, over: str) -> FloatArray:
+def _chosen_probs(
+    p_label_M: FloatArray, consistency_M: FloatArray | None, c: float, over: str, mu: float | None
+) -> FloatArray:
     """(M,) the probabilities p_y that `over` names, once the options of `beta` are checked."""
     check_number("c", c, positive=True)
+    if mu is not None:
+        check_share("mu", mu, closed=True)
     if over not in ("last", "epochs"):
         raise ConfigError(f"policy option over={over!r} is neither last nor epochs.")
     if over == "last":
@@ -82,7 +87,7 @@ def beta_shape(p_of_hardest: FloatArray, *, candidates: int, budget: int, kept: 
     """The parameter b of the density that `beta` draws by.
 
     Args:
-        p_of_hardest: (`HARDEST`,) p_y of the highest scores, the highest first; fewer where there are fewer.
+        p_of_hardest: (`HARDEST`,) p_y of the highest scores, the highest first, or fewer; mu is their mean.
         candidates, budget, kept: how many there are, are to be picked, and were kept before.
         c: the policy's.
     """
@@ -106,7 +111,7 @@ def beta_draws(
     p = _clipped(probs_M)
     scores = from_zero(scores_M, low)
     # Weights that are all 0 would draw nothing: draw by difficulty alone.
-    if high - min(low, 0.0) == 0.0:
+    if high == min(low, 0.0):
         scores += 1.0
     with np.errstate(divide="ignore"):
         log_weights = (15 - b) * np.log(p) + (b - 1) * np.log1p(-p) + np.log(scores)
