@@ -25,6 +25,8 @@ USES = {
     "k_center over all": (select.k_center, {"within": "all"}),
     "d2": (select.d2, {}),
     "d2 with 3 neighbours": (select.d2, {"neighbours": 3, "gamma": 0.3}),
+    "d2 as published": (select.d2, {"distances": "raw", "negative": "raw", "gamma": 0.1}),
+    "d2 on raw distances": (select.d2, {"distances": "raw"}),
     "window": (select.window, {"start": "auto"}),
 }
 each_use = pytest.mark.parametrize("use", USES)
@@ -86,7 +88,14 @@ def farthest_first(scores: np.ndarray, features: np.ndarray, budget: int, kept: 
 
 
 def assert_by_messages(
-    picks: list[int], scores: np.ndarray, features: np.ndarray, neighbours: int, gamma: float
+    picks: list[int],
+    scores: np.ndarray,
+    features: np.ndarray,
+    *,
+    neighbours: int,
+    gamma: float,
+    distances: str,
+    negative: str,
 ) -> None:
     """Each pick has the highest score after the messages before it: as the paper says, over an undirected graph."""
     count, between = len(features), all_distances(features, features)
@@ -96,16 +105,16 @@ def assert_by_messages(
         for _, other in others[:neighbours]:
             joined[one, other] = joined[other, one] = between[one][other]
     positive = [distance for distance in joined.values() if distance > 0]
-    scale = float(np.median(positive)) if positive else 1.0
+    scale = float(np.median(positive)) if positive and distances == "scaled" else 1.0
     sums = [float(score) for score in scores]
     for (one, other), distance in joined.items():
-        sums[one] += np.exp(-distance / scale) * float(scores[other])
+        sums[one] += np.exp(-distance / scale) * max(float(scores[other]), 1e-7 if negative == "raw" else 0.0)
     left = set(range(count))
     for pick in picks:
         assert sums[pick] > max(sums[place] for place in left) - 1e-5
         left.remove(pick)
         for (one, other), distance in joined.items():
-            if one == pick and sums[pick] > 0:
+            if one == pick and (sums[pick] > 0 or negative == "raw"):
                 sums[other] -= np.exp(-gamma * distance / scale) * sums[pick]
 
 
@@ -126,20 +135,20 @@ def test_k_center_is_the_traversal_by_hand(use: str, kind: str, budget: int, sta
 
 
 @each_kind
-@pytest.mark.parametrize("use", ["d2", "d2 with 3 neighbours"])
+@pytest.mark.parametrize("use", [use for use in USES if use.startswith("d2")])
 @pytest.mark.parametrize("budget", [1, 7, 40, 80])
 @pytest.mark.parametrize("shift", [0.0, -2.0, 5.0])
 def test_d2_is_the_messages_by_hand(use: str, kind: str, budget: int, shift: float) -> None:
     columns, features = candidates(81), features_of(kind, 81)
     scores = columns[0] + np.float32(shift)
-    positive = scores - min(float(scores.min()), 0.0)
-    options = {"neighbours": 10, "gamma": 1.0} | USES[use][1]
+    options = {"neighbours": 10, "gamma": 1.0, "distances": "scaled", "negative": "shift"} | USES[use][1]
+    sent = scores if options["negative"] == "raw" else scores - min(float(scores.min()), 0.0)
     chosen = choose(use, (scores, *columns[1:]), budget, features)
     for number, (members, quota) in enumerate(shares(use, columns, budget)):
         picks = [int(np.flatnonzero(members == place)[0]) for place in chosen if columns[1][place] == number]
         assert len(picks) == quota
         if quota < len(members):  # of all, the order says nothing
-            assert_by_messages(picks, positive[members], features[members], **options)
+            assert_by_messages(picks, sent[members], features[members], **options)
 
 
 @pytest.mark.parametrize("chunk", [2**8, 2**12])
@@ -367,6 +376,8 @@ def peak_memory(use: str, count: int) -> int:
         ("d2", {"neighbours": True}, r"neighbours=True must be a whole number"),
         ("d2", {"gamma": -0.1}, r"policy option gamma=-0.1 must be a number, 0 or more\."),
         ("d2", {"gamma": "much"}, r"gamma='much' must be a number"),
+        ("d2", {"distances": "cosine"}, r"policy option distances='cosine' is not allowed: write scaled or raw\."),
+        ("d2", {"negative": "clip"}, r"policy option negative='clip' is not allowed: write shift or raw\."),
         ("window", {"start": "best"}, r"start='best' is outside 0 up to 1: it is a share, or auto\."),
     ],
 )

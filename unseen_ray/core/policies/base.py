@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,7 @@ from unseen_ray.errors import ConfigError
 __all__ = [
     "Positions",
     "best_first",
+    "check_choice",
     "check_count",
     "check_finite",
     "check_number",
@@ -77,6 +80,12 @@ def check_finite(name: str, value: float) -> None:
     """ConfigError unless an option is a finite number."""
     if not _is_number(value) or not -np.inf < value < np.inf:
         raise ConfigError(f"policy option {name}={value!r} must be a finite number.")
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """ConfigError unless an option is one of some words."""
+    if value not in allowed:
+        raise ConfigError(f"policy option {name}={value!r} is not allowed: write {' or '.join(allowed)}.")
 
 
 def check_count(name: str, value: int) -> None:

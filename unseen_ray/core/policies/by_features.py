@@ -3,10 +3,14 @@
 Features are those of one model for all samples (`save_features`): (M, D) float16 or float32, possibly a memory map that is read in
 groups and blocks. More shape suffixes: G samples of one group (a class, or all of them), D features, K samples of earlier stages.
 
-`d2` differs from the code that its authors published in four ways. Distances are Euclidean and divided by the median distance of the
-class's edges (zeros left out), so that exp(-d) means the same for every model. Where the lowest score is negative, all scores are
-shifted up by it instead of being cut off at 0. A sample kept at a score below 0 leaves its neighbours alone, instead of raising their
-scores. Samples of earlier stages send no messages, because their scores come from other models.
+`d2` differs from the code that its authors published in these ways, and computes what it does with `raw` for two options:
+- `distances`: Euclidean distances are divided by the median one of the class's edges (zeros left out), so that exp(-d) means the same for
+  every model. Theirs are not.
+- `negative`: where the lowest score is negative, all are shifted up by it, and a sample kept at a score below 0 leaves its neighbours
+  alone. With `raw`, scores stay as they are, messages carry at least 1e-7, and such a sample raises the scores of its neighbours.
+- Samples of earlier stages send no messages, because their scores come from other models.
+
+Its graph costs N_c^2 x D multiplications a class, in blocks of rows; no N_c x N_c matrix is held.
 """
 
 from __future__ import annotations
@@ -18,14 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
-from unseen_ray.core.policies.base import Positions, check_count, check_number, from_zero
+from unseen_ray.core.policies.base import Positions, check_choice, check_count, check_number, from_zero
 from unseen_ray.core.policies.distances import Points, given_features, nearest_neighbours, points, squared_distances
 from unseen_ray.core.policies.quotas import even_quota
 from unseen_ray.core.seeds import tie_keys
-from unseen_ray.errors import ConfigError
 
 __all__ = ["d2", "k_center"]
 
+_LEAST_MESSAGE = 1e-7  # of the authors' d2
 _FEW = 256  # farthest candidates compared with one another in a round: large enough for BLAS, small enough for a core's cache
 
 
@@ -82,39 +86,48 @@ def d2(
     features_MD: FloatArray,
     neighbours: int = 10,
     gamma: float = 1.0,
+    distances: str = "scaled",
+    negative: str = "shift",
 ) -> Positions:
     """Keep high scores in dense regions, and fewer around each kept sample: messages over a nearest-neighbour graph.
 
-    In each class, an edge joins two samples if one is among the nearest of the other. First s_i += sum over j of exp(-d_ij) s_j; then,
-    repeatedly, the highest s_i is kept and its neighbours lose exp(-gamma d_ij) s_i. Classes have the shares of `class_balanced`. The
-    cost is N_c^2 x D multiplications a class, in blocks of rows; no N_c x N_c matrix is held.
+    In each class (with its share of `class_balanced`), an edge joins two samples if one is among the nearest of the other. First s_i +=
+    sum over j of exp(-d_ij) s_j; then, repeatedly, the highest s_i is kept and its neighbours lose exp(-gamma d_ij) s_i.
 
     Args:
-        scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`; the seed also orders equal distances.
-        features_MD: (M, D) float16 or float32 features of the candidates.
+        scores_M, labels_M, ids_M, budget, kept_C, seed, features_MD: see `k_center`; the seed also orders equal distances.
         neighbours: nearest neighbours of each sample, 1 or more; fewer in a smaller class.
         gamma: how fast the penalty fades with distance, 0 or more; a smaller gamma gives a more diverse choice.
+        distances, negative: `scaled`, `shift`; or `raw`, as in the authors' code: see the module.
 
     Returns:
         (budget,) positions, class by class; in the order they were picked, except in classes that are kept whole.
 
     Raises:
-        ConfigError: if `neighbours` or `gamma` is outside its range, or there are no features; FitError if a feature is not finite.
+        ConfigError: if an option is outside its range, or there are no features; FitError if a feature is not finite.
 
     Source: Maharana, Yadav and Bansal, D2 Pruning (ICLR 2024), graph mode `sum`, sampling mode `weighted`, coreset mode `class`.
     """
-    check_count("neighbours", neighbours)
-    check_number("gamma", gamma)
-    features, scores = given_features(features_MD, "d2"), _weights(scores_M)
+    _check_d2(neighbours, gamma, distances, negative)
+    features, scores = given_features(features_MD, "d2"), _weights(scores_M, negative)
 
     def by_messages(_: int, members: Positions, quota: int) -> Positions:
-        return _by_messages(scores[members], quota, *_joined(points(features, members), neighbours), gamma)
+        return _by_messages(scores[members], quota, points(features, members), neighbours, gamma, distances, negative)
 
     return _picked(_classes(labels_M, ids_M, budget, kept_C, seed), by_messages)
 
 
-def _weights(scores_M: FloatArray) -> NDArray[np.float64]:
-    """(M,) scores that are not negative, so that messages add; all 1 where every score is 0."""
+def _check_d2(neighbours: int, gamma: float, distances: str, negative: str) -> None:
+    check_count("neighbours", neighbours)
+    check_number("gamma", gamma)
+    check_choice("distances", distances, ("scaled", "raw"))
+    check_choice("negative", negative, ("shift", "raw"))
+
+
+def _weights(scores_M: FloatArray, negative: str) -> NDArray[np.float64]:
+    """(M,) scores that are not negative, so that messages add, all 1 where every score is 0; or the raw ones."""
+    if negative == "raw":
+        return scores_M.astype(np.float64)
     scores = from_zero(scores_M, float(scores_M.min(initial=0.0)))
     if not scores.any():
         scores += 1.0
@@ -138,8 +151,7 @@ def _groups(
     within: str, labels_M: IntArray, ids_M: IdArray, budget: int, kept_C: IntArray, seed: int
 ) -> Iterator[tuple[int, Positions, int]]:
     """The classes, or one group of all candidates with the number -1."""
-    if within not in ("class", "all"):
-        raise ConfigError(f"policy option within={within!r} is not allowed: write class or all.")
+    check_choice("within", within, ("class", "all"))
     if within == "all":
         return iter([(-1, np.argsort(tie_keys(ids_M, seed)), budget)])
     return _classes(labels_M, ids_M, budget, kept_C, seed)
@@ -225,14 +237,14 @@ def _round(group: Points, nearest_G: NDArray[np.float32], most: int) -> Position
     return chosen
 
 
-def _joined(group: Points, neighbours: int) -> tuple[IntArray, IntArray, NDArray[np.float64]]:
-    """The graph of a class: (G + 1,) where each sample's edges begin, (E,) their other ends, (E,) distances over the median."""
+def _joined(group: Points, neighbours: int, *, scaled: bool) -> tuple[IntArray, IntArray, NDArray[np.float64]]:
+    """The graph of a class: (G + 1,) where each sample's edges begin, (E,) their other ends, (E,) distances, over the median if scaled."""
     size = len(group)
     near_GK, squared_GK = nearest_neighbours(group, min(neighbours, size - 1))
     ends = np.repeat(np.arange(size), near_GK.shape[1]), near_GK.ravel()
     edges, where = np.unique(np.concatenate([ends[0] * size + ends[1], ends[1] * size + ends[0]]), return_index=True)
     distances = np.sqrt(np.tile(squared_GK.ravel(), 2)[where].astype(np.float64))
-    if distances.any():
+    if scaled and distances.any():
         distances /= np.median(distances[distances > 0])
     ones, others = np.divmod(edges, size)
     return np.searchsorted(ones, np.arange(size + 1)), others, distances
@@ -241,29 +253,36 @@ def _joined(group: Points, neighbours: int) -> tuple[IntArray, IntArray, NDArray
 def _by_messages(
     scores_G: NDArray[np.float64],
     budget: int,
-    begins: IntArray,
-    others_E: IntArray,
-    distances_E: NDArray[np.float64],
+    group: Points,
+    neighbours: int,
     gamma: float,
+    distances: str,
+    negative: str,
 ) -> Positions:
     """(budget,) places in a class by their scores after messages, in the order they were picked."""
+    begins, others_E, distances_E = _joined(group, neighbours, scaled=distances == "scaled")
+    raw = negative == "raw"
     ones_E = np.repeat(np.arange(len(scores_G)), np.diff(begins))
-    messages_E = np.exp(-distances_E) * scores_G[others_E]
+    messages_E = np.exp(-distances_E) * np.maximum(scores_G[others_E], _LEAST_MESSAGE if raw else 0.0)
     sums_G = scores_G + np.bincount(ones_E, weights=messages_E, minlength=len(scores_G))
     fading_E = np.exp(-gamma * distances_E)
     heap = [(-score, place) for place, score in enumerate(sums_G.tolist())]
     heapq.heapify(heap)
-    picks: list[int] = []
+    picks: dict[int, None] = {}
     while len(picks) < budget:
-        known, place = heap[0]
-        score = float(sums_G[place])
-        # Scores only fall, so an entry is never too low: a stale one is renewed when it reaches the top.
-        if -known != score:
-            heapq.heapreplace(heap, (-score, place))
+        known, place = heapq.heappop(heap)
+        if place in picks:
             continue
-        heapq.heappop(heap)
-        picks.append(place)
-        if score > 0:
+        score = float(sums_G[place])
+        # A score that falls leaves an entry that is too high, and is renewed when it reaches the top; one that rises gets another entry.
+        if -known != score:
+            heapq.heappush(heap, (-score, place))
+            continue
+        picks[place] = None
+        if score > 0 or raw:
             edges = slice(begins[place], begins[place + 1])
             sums_G[others_E[edges]] -= fading_E[edges] * score
-    return np.array(picks, np.intp)
+        if score < 0 and raw:
+            for other in others_E[edges].tolist():
+                heapq.heappush(heap, (-float(sums_G[other]), other))
+    return np.array(list(picks), np.intp)
