@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unseen_ray.core import select
+from unseen_ray.core.policies.base import best_first
 from unseen_ray.core.policies.inside import INSIDE
 from unseen_ray.core.policies.quotas import apportion, split_by_weight
 from unseen_ray.core.seeds import tie_keys
@@ -143,6 +144,18 @@ def test_top_keeps_the_highest_and_breaks_ties_by_key(levels: int | None, seed: 
     for budget in (0, 1, 30, 97):
         wanted = np.lexsort((tie_keys(ids, seed), -scores))[:budget]
         np.testing.assert_array_equal(choose("top", (scores, labels, ids), budget, seed=seed), wanted)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_first_of_an_order_are_those_of_a_sort_by_two_keys(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(0, 60))
+    scores = rng.choice([0.0, -0.0, 1.0, 2.0, -3.0, np.inf, -np.inf, np.nan, 0.5], size).astype(np.float32)
+    ids = rng.permutation(200)[:size]
+    wanted = np.lexsort((tie_keys(ids, seed), -scores))
+    np.testing.assert_array_equal(best_first(scores, ids, seed), wanted)
+    for count in range(size + 2):
+        np.testing.assert_array_equal(best_first(scores, ids, seed, count), wanted[:count])
 
 
 def test_top_does_not_part_the_two_zeros() -> None:

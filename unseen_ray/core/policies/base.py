@@ -24,9 +24,23 @@ __all__ = [
 ]
 
 
-def best_first(scores_M: FloatArray, ids_M: IdArray, seed: int) -> Positions:
-    """(M,) positions from the highest score to the lowest, ties by the seeded hash of the id."""
-    return np.lexsort((tie_keys(ids_M, seed), -scores_M))
+def best_first(scores_M: FloatArray, ids_M: IdArray, seed: int, count: int | None = None) -> Positions:
+    """Positions from the highest score to the lowest, ties by the seeded hash of the id: all (M,), or the first `count`."""
+    if count is not None and 0 < count < len(scores_M):
+        falling = -scores_M
+        # Not `<=`, which is false for NaN: it comes last in the order, but it is in it.
+        rows = np.flatnonzero(~(falling > np.partition(falling, count - 1)[count - 1]))
+        return rows[best_first(scores_M[rows], ids_M[rows], seed)[:count]]
+    order = np.argsort(-scores_M)
+    ranked = scores_M[order]
+    as_before = ~(ranked[1:] < ranked[:-1])
+    tied = np.zeros(len(order), bool)
+    tied[1:] = as_before
+    tied[:-1] |= as_before
+    # Only these are hashed: most scores differ, and a sort by two keys takes many times as long.
+    rows = order[tied]
+    order[tied] = rows[np.lexsort((tie_keys(ids_M[rows], seed), -ranked[tied]))]
+    return order[:count]
 
 
 def filled_up(first: Positions, order_M: Positions, budget: int) -> Positions:

@@ -57,7 +57,7 @@ def beta(
     probs_M = _chosen_probs(p_label_M, consistency_M, c, over, mu)
     if not len(ids_M):
         return np.empty(0, np.intp)
-    hardest = probs_M[best_first(scores_M, ids_M, seed)[:HARDEST]] if mu is None else np.array([mu])
+    hardest = probs_M[best_first(scores_M, ids_M, seed, HARDEST)] if mu is None else np.array([mu])
     b = beta_shape(hardest, candidates=len(ids_M), budget=budget, kept=int(kept_C.sum()), c=c)
     draws, keys = beta_draws(scores_M, probs_M, ids_M, b=b, low=scores_M.min(), high=scores_M.max(), seed=seed)
     return np.lexsort((keys, -draws))[:budget]

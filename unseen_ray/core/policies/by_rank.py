@@ -27,7 +27,7 @@ def top(
 
     Source: UNSEEN (AAAI 2026), Figure 3.
     """
-    return best_first(scores_M, ids_M, seed)[:budget]
+    return best_first(scores_M, ids_M, seed, budget)
 
 
 def random(
@@ -72,7 +72,7 @@ def mix(
     Source: Ayed and Hayou, Data pruning and neural scaling laws: fundamental limitations of score-based algorithms (TMLR 2023).
     """
     check_share("share", share, closed=True)
-    highest = best_first(scores_M, ids_M, seed)[: round(share * budget)]
+    highest = best_first(scores_M, ids_M, seed, round(share * budget))
     drawn = random(scores_M, labels_M, ids_M, len(ids_M), kept_C=kept_C, seed=seed)
     return filled_up(highest, drawn, budget)
 
