@@ -473,6 +473,23 @@ def test_class_floor_gives_each_class_its_part_and_the_rest_to_the_highest() -> 
     assert np.bincount(labels[after], minlength=3)[2] == 1
 
 
+@pytest.mark.parametrize("budget", [4, 10, 50, 200, 1900])
+def test_class_floor_at_0_keeps_one_of_each_class_that_has_an_even_share(budget: int) -> None:
+    """A class too small for one sample of an even share is promised none: at 10 of 2,000 that is the one of 40."""
+    labels = np.repeat([0, 1, 2, 3], [1200, 560, 200, 40])
+    scores = np.linspace(4, 0, 2000, dtype=np.float32)  # class after class: `top` keeps the first alone
+    columns, given = (scores, labels, np.arange(2000)), {"kept_C": np.zeros(4, np.int64), "seed": 0}
+    even = np.bincount(labels[select.class_balanced(*columns, budget, **given)], minlength=4)
+    chosen = select.class_floor(*columns, budget, floor=0.0, **given)
+    kept = np.bincount(labels[chosen], minlength=4)
+    assert (kept >= np.minimum(even, 1)).all()
+    assert ((kept == 0) <= (even == 0)).all()
+    missing = np.setdiff1d(select.top(*columns, budget, **given), chosen)
+    assert len(missing) <= 3  # but for one sample a class it is `top`
+    if budget == 10:
+        assert even[3] == kept[3] == 0 < min(kept[:3])
+
+
 def test_class_quota_gives_harder_classes_more() -> None:
     labels = np.repeat([0, 1, 2], [100, 100, 100])
     scores = np.repeat([1.0, 2.0, 3.0], 100).astype(np.float32)

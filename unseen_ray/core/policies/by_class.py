@@ -64,12 +64,13 @@ def class_floor(
 ) -> Positions:
     """Keep the highest scores, but of no class less than a part of its even share.
 
-    Each class first gets its highest scores up to `floor` of what `class_balanced` would give it, one sample at the least
-    where that gives any; the rest of the budget goes to the highest scores that are left, of whatever class.
+    Each class first gets its highest scores up to `floor` of what `class_balanced` would give it, rounded down; one sample at the least
+    where that gives any. The rest of the budget goes to the highest scores that are left, of whatever class.
 
     Args:
         scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`.
-        floor: 0 to 1; 0 is `top` with a sample of every class, 1 is `class_balanced`.
+        floor: 0 to 1; 0 is `top` with one sample of each class that `class_balanced` gives any, 1 is `class_balanced`. A class whose even
+            share rounds to 0 has no floor.
 
     Returns:
         (budget,) positions.
