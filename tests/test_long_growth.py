@@ -40,6 +40,9 @@ POLICIES: list[Any] = [
     "random",
     {"use": "ccs", "cut": 0.1},
     "beta",
+    {"use": "mix", "share": 0.3},
+    {"use": "class_quota", "by": "recall", "inside": "random"},
+    {"use": "power", "of": "rank"},  # needs all candidates at once
     {"use": "k_center"},  # needs all candidates at once
 ]
 

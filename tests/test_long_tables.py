@@ -30,6 +30,7 @@ CHOICES: list[dict[str, Any]] = [
     {"score": "margin", "policy": "class_balanced"},
     {"policy": {"use": "ccs", "cut": 0.1}},
     {"policy": "beta"},
+    {"policy": {"use": "class_quota", "by": "recall", "inside": "random"}},
     {"keep": 0.95, "policy": "moderate"},  # more than there is without suspects
     {"guard": "none"},
     {"combine": "rank_mean"},
