@@ -73,6 +73,12 @@ def test_another_guard_is_chosen_afterwards(guarded: ur.PruneResult, tmp_path: P
     assert same.scores.column("suspect").equals(guarded.scores.column("suspect"))
     assert "suspect" not in none.scores.column_names
     assert share_of_wrong(none) > 0.35 > 0.2 > share_of_wrong(same)
+    plain, by_counts = (
+        chosen("plain", {"use": "confident_learning", "plain": True}),
+        chosen("counts", "prune_by_noise_rate"),
+    )
+    found = {run.scores.column("suspect").to_numpy().sum() for run in (plain, same, by_counts)}
+    assert len(found) == 3 and share_of_wrong(by_counts) < share_of_wrong(none)
     by_margin = chosen("margin", {"use": "label_margin", "cut": 0.25})
     assert by_margin.scores.column("suspect").to_numpy().sum() == 200
     assert share_of_wrong(by_margin) < 0.2
@@ -120,8 +126,12 @@ def test_a_guard_that_leaves_too_few_gives_back_the_likeliest(
 @pytest.mark.parametrize(
     ("guard", "message"),
     [
-        ("confident", "guard='confident' is no guard. Allowed: none, aum, confident_learning, label_margin"),
+        (
+            "confident",
+            "guard='confident' is no guard. Allowed: none, aum, confident_learning, label_margin, prune_by_noise_rate",
+        ),
         ({"use": "label_margin", "cut": 2}, "guard option cut=2 is not in \\[0, 1\\)"),
+        ({"use": "confident_learning", "plain": 1}, "guard option plain=1 is neither true nor false"),
         ({"use": "label_margin", "share": 0.1}, "takes no option 'share'; it takes cut"),
         ("tests.test_suspects:halved", r"guard tests.test_suspects:halved returned bool of shape \(400,\)"),
     ],

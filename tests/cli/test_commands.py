@@ -191,7 +191,7 @@ def test_export_writes_each_form(finished: Path, tmp_path: Path, capsys: pytest.
             "policies",
             {"top", "class_balanced", "random", "ccs", "window", "moderate", "beta", "class_floor", "class_quota"},
         ),
-        ("guards", {"aum", "confident_learning", "label_margin"}),
+        ("guards", {"aum", "confident_learning", "label_margin", "prune_by_noise_rate"}),
         ("sources", {"digits", "cifar10", "cifar100", "imagenet", "parquet", "folder"}),
         ("models", {"small_cnn", "resnet9", "resnet18_cifar"}),
         ("recipes", {"quick"}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unseen_ray.core.guard import allowed, confident_learning, label_margin
+from unseen_ray.core.guard import allowed, confident_learning, label_margin, prune_by_noise_rate
 from unseen_ray.errors import ConfigError
 
 
@@ -28,8 +28,69 @@ def test_confident_learning_as_its_paper_says(count: int, classes: int) -> None:
     for i in range(count):
         reached = [k for k in range(classes) if probs[i, k] >= thresholds[k] - 1e-6]
         wanted.append(bool(reached) and max(reached, key=lambda k: probs[i, k]) != labels[i])
-    assert confident_learning(probs_MC=probs, labels_M=labels).tolist() == wanted
-    assert any(wanted) and not all(wanted)
+    assert confident_learning(probs_MC=probs, labels_M=labels, plain=True).tolist() == wanted
+    left = [found and probs[i, labels[i]] + 1e-6 < probs[i].max() for i, found in enumerate(wanted)]
+    assert confident_learning(probs_MC=probs, labels_M=labels).tolist() == left
+    assert any(left) and not all(wanted)
+
+
+def test_a_label_that_is_the_first_choice_is_no_suspect() -> None:
+    probs = np.array([[0.99, 0.01], [0.99, 0.01], [0.6, 0.4], [0.7, 0.3], [0.65, 0.35]], np.float32)
+    labels = np.array([0, 0, 0, 1, 1])
+    assert np.flatnonzero(confident_learning(probs_MC=probs, labels_M=labels, plain=True)).tolist() == [2]
+    assert not confident_learning(probs_MC=probs, labels_M=labels).any()
+    with pytest.raises(ConfigError, match="guard option plain='yes' is neither true nor false"):
+        confident_learning(probs_MC=probs, labels_M=labels, plain="yes")
+
+
+def ref_prune_by_noise_rate(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(M,) bool by the paper's steps: confident joint, its calibration, the largest margins of each pair of classes."""
+    count, classes = probs.shape
+    thresholds = [np.mean(probs[labels == k, k]) if (labels == k).any() else np.inf for k in range(classes)]
+    joint = np.eye(classes) * 0
+    for i in range(count):
+        reached = [k for k in range(classes) if probs[i, k] >= thresholds[k] - 1e-6]
+        if reached:
+            joint[labels[i], max(reached, key=lambda k: probs[i, k])] += 1
+    suspects = np.zeros(count, bool)
+    for k in range(classes):
+        joint[k, k] = max(joint[k, k], 1)
+        shares = joint[k] / joint[k].sum() * (labels == k).sum()
+        counts = np.floor(shares)
+        missing = round(shares.sum() - counts.sum())
+        counts[np.argsort(counts - shares, kind="stable")[:missing]] += 1
+        rows = np.flatnonzero(labels == k)
+        for j in range(classes):
+            if j != k:
+                order = sorted(rows, key=lambda row: probs[row, k] - probs[row, j])
+                suspects[order[: int(counts[j])]] = True
+    return suspects & (probs.argmax(axis=1) != labels)
+
+
+@pytest.mark.parametrize(("count", "classes"), [(50, 2), (200, 5), (300, 40), (2000, 10)])
+def test_calibrated_counts_as_their_paper_says(count: int, classes: int) -> None:
+    probs, labels = answers(count, classes, seed=3)
+    probs = probs.astype(np.float64)
+    if classes == 5:
+        labels[labels == 3] = 0
+    found = prune_by_noise_rate(probs_MC=probs, labels_M=labels, ids_M=np.arange(count), seed=0)
+    np.testing.assert_array_equal(found, ref_prune_by_noise_rate(probs, labels))
+    assert found.any() and not found.all()
+
+
+def test_calibrated_counts_mind_neither_order_nor_ties() -> None:
+    probs, labels = answers(60, 3, seed=4)
+    probs, labels = np.repeat(probs, 5, axis=0), np.repeat(labels, 5)
+    ids = np.random.default_rng(0).permutation(1000)[:300]
+    found = [
+        set(some[prune_by_noise_rate(probs_MC=p, labels_M=y, ids_M=some, seed=seed)].tolist())
+        for p, y, some, seed in (
+            (probs, labels, ids, 1),
+            (probs[::-1], labels[::-1], ids[::-1], 1),
+            (probs, labels, ids, 2),
+        )
+    ]
+    assert found[0] == found[1] != found[2] and len(found[0]) == len(found[2])
 
 
 def test_flipped_labels_are_suspected_and_others_are_not() -> None:
@@ -46,7 +107,8 @@ def test_flipped_labels_are_suspected_and_others_are_not() -> None:
     margins = (1 - p_label + others.max(axis=1)).astype(np.float32)
     by_joint = confident_learning(probs_MC=probs.astype(np.float32), labels_M=labels)
     by_margin = label_margin(label_margin_M=margins, ids_M=np.arange(2000), seed=0, cut=0.2)
-    for suspects in (by_joint, by_margin):
+    by_counts = prune_by_noise_rate(probs_MC=probs, labels_M=labels, ids_M=np.arange(2000), seed=0)
+    for suspects in (by_joint, by_margin, by_counts):
         assert (suspects & flipped).sum() / flipped.sum() > 0.85
         assert (suspects & flipped).sum() / suspects.sum() > 0.85
     assert by_margin.sum() == 400

@@ -14,36 +14,64 @@ from unseen_ray.core.policies.base import best_first
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.errors import ConfigError
 
-__all__ = ["aum", "confident_learning", "label_margin"]
+__all__ = ["aum", "confident_learning", "label_margin", "prune_by_noise_rate"]
 
 _ROUNDING = 1e-6
 
 
-def confident_learning(*, probs_MC: FloatArray, labels_M: IntArray) -> NDArray[np.bool_]:
+def confident_learning(*, probs_MC: FloatArray, labels_M: IntArray, plain: bool = False) -> NDArray[np.bool_]:
     """Suspect samples that are confidently predicted as another class (the off-diagonal of the confident joint); needs N x C.
 
     The threshold of a class is the mean probability of this class over the samples labelled with it. A sample is counted for the
-    most probable class whose threshold it reaches, and suspected if that is not its label.
+    most probable class whose threshold it reaches, and suspected if that is not its label. Samples whose label is the most probable
+    class of all are left out, as cleanlab does: they reach another class's threshold only because that is low.
 
     Args:
         probs_MC: (M, C) mean out-of-fold probabilities.
         labels_M: (M,) int64 given classes.
+        plain: suspect those too, as the equation says.
 
     Returns:
         (M,) bool.
 
-    Source: Northcutt, Jiang and Chuang, Confident Learning (JAIR 2021), equation 1.
+    Raises:
+        ConfigError: if `plain` is neither true nor false.
+
+    Source: Northcutt, Jiang and Chuang, Confident Learning (JAIR 2021), equation 1; cleanlab's `filter_by="confident_learning"`.
     """
-    num_classes = probs_MC.shape[1]
-    own_M = probs_MC[np.arange(len(labels_M)), labels_M].astype(np.float64)
-    sizes_C = np.bincount(labels_M, minlength=num_classes)
-    thresholds_C = np.bincount(labels_M, weights=own_M, minlength=num_classes) / np.maximum(sizes_C, 1)
-    thresholds_C[sizes_C == 0] = np.inf  # a class without samples has no threshold to reach
-    # the mean of equal probabilities may round to just above them; the slack lets such samples reach it
-    reached_MC = probs_MC >= thresholds_C - _ROUNDING
-    best_M = np.where(reached_MC, probs_MC, -1.0).argmax(axis=1)
-    suspects: NDArray[np.bool_] = reached_MC.any(axis=1) & (best_M != labels_M)
-    return suspects
+    if not isinstance(plain, bool):
+        raise ConfigError(f"guard option plain={plain!r} is neither true nor false.")
+    counted_M = _counted_for(probs_MC, labels_M)
+    suspects: NDArray[np.bool_] = (counted_M >= 0) & (counted_M != labels_M)
+    return suspects if plain else suspects & ~_is_first_choice(probs_MC, labels_M)
+
+
+def prune_by_noise_rate(*, probs_MC: FloatArray, labels_M: IntArray, ids_M: IdArray, seed: int) -> NDArray[np.bool_]:
+    """Suspect of each pair of classes as many samples as the calibrated confident joint counts, by margin; needs N x C.
+
+    The counts of `confident_learning` leave out samples that reach no threshold. Here each class's counts are scaled to the number of
+    its samples, and for n counts of label i as class j the n samples labelled i with the largest p_j - p_i are suspected, but for
+    those whose label is the most probable class.
+
+    Args:
+        probs_MC: (M, C) mean out-of-fold probabilities.
+        labels_M: (M,) int64 given classes.
+        ids_M: (M,) int64 sample ids.
+        seed: breaks ties.
+
+    Returns:
+        (M,) bool.
+
+    Source: Northcutt, Jiang and Chuang, Confident Learning (JAIR 2021), equations 1 to 3 and method 3; cleanlab's default filter.
+    """
+    counts_CC = _calibrated_counts(probs_MC, labels_M)
+    suspects, keys_M = np.zeros(len(labels_M), bool), tie_keys(ids_M, seed)
+    for label in np.flatnonzero(counts_CC.sum(axis=1)):
+        rows = np.flatnonzero(labels_M == label)
+        for other in np.flatnonzero(counts_CC[label]):
+            margins = probs_MC[rows, other] - probs_MC[rows, label]
+            suspects[rows[np.lexsort((keys_M[rows], -margins))[: counts_CC[label, other]]]] = True
+    return suspects & ~_is_first_choice(probs_MC, labels_M)
 
 
 def label_margin(*, label_margin_M: FloatArray, ids_M: IdArray, seed: int, cut: float = 0.1) -> NDArray[np.bool_]:
@@ -107,6 +135,40 @@ def allowed(
     held = np.flatnonzero(suspects_M)
     order = np.lexsort((tie_keys(ids_M[held], seed), -p_label_M[held]))
     return np.sort(np.concatenate([free, held[order[:short]]]))
+
+
+def _calibrated_counts(probs_MC: FloatArray, labels_M: IntArray) -> NDArray[np.int64]:
+    """(C, C) how many samples of each given class (rows) belong to each other class, 0 on the diagonal."""
+    num_classes = probs_MC.shape[1]
+    counted_M = _counted_for(probs_MC, labels_M)
+    pairs = labels_M[counted_M >= 0] * num_classes + counted_M[counted_M >= 0]
+    joint_CC: NDArray[np.int64] = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    np.fill_diagonal(joint_CC, np.maximum(joint_CC.diagonal(), 1))  # a class holds at least one sample of its own
+    sizes_C = np.bincount(labels_M, minlength=num_classes)
+    shares_CC = joint_CC * (sizes_C / joint_CC.sum(axis=1))[:, None]
+    counts_CC: NDArray[np.int64] = np.floor(shares_CC).astype(np.int64)
+    ranks_CC = np.argsort(np.argsort(counts_CC - shares_CC, axis=1, kind="stable"), axis=1)  # largest remainder first
+    counts_CC += ranks_CC < (sizes_C - counts_CC.sum(axis=1))[:, None]
+    np.fill_diagonal(counts_CC, 0)
+    return counts_CC
+
+
+def _is_first_choice(probs_MC: FloatArray, labels_M: IntArray) -> NDArray[np.bool_]:
+    """(M,) whether the given class is the most probable one, or as probable but for rounding."""
+    first: NDArray[np.bool_] = probs_MC[np.arange(len(labels_M)), labels_M] + _ROUNDING >= probs_MC.max(axis=1)
+    return first
+
+
+def _counted_for(probs_MC: FloatArray, labels_M: IntArray) -> NDArray[np.intp]:
+    """(M,) the most probable class whose threshold a sample reaches; -1 if it reaches none."""
+    num_classes = probs_MC.shape[1]
+    own_M = probs_MC[np.arange(len(labels_M)), labels_M].astype(np.float64)
+    sizes_C = np.bincount(labels_M, minlength=num_classes)
+    thresholds_C = np.bincount(labels_M, weights=own_M, minlength=num_classes) / np.maximum(sizes_C, 1)
+    thresholds_C[sizes_C == 0] = np.inf  # a class without samples has no threshold to reach
+    # the mean of equal probabilities may round to just above them; the slack lets such samples reach it
+    reached_MC = probs_MC >= thresholds_C - _ROUNDING
+    return np.where(reached_MC.any(axis=1), np.where(reached_MC, probs_MC, -1.0).argmax(axis=1), -1)
 
 
 def _highest(scores_M: FloatArray, ids_M: IdArray, seed: int, cut: float) -> NDArray[np.bool_]:
