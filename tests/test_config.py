@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from unseen_ray.config.named_recipes import RECIPES
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.config.run import PruneConfig, load_yaml
+from unseen_ray.config.score_columns import StoredScores, stored_scores
 from unseen_ray.core import scores, select
 from unseen_ray.errors import ConfigError, UnseenError
 
@@ -252,6 +253,23 @@ def test_true_is_no_number(field: str) -> None:
 def test_a_recipe_that_cannot_run_is_refused(recipe: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(recipe=recipe)
+
+
+def test_votes_of_the_former_dyn_unc_are_not_taken_for_todays() -> None:
+    def stored(exact: bool = True, **fields: Any) -> StoredScores:
+        return stored_scores(PruneConfig(source="digits", keep=0.5, **fields), None, of_models=True, exact=exact)
+
+    def result(scores: StoredScores) -> float:
+        reducer = scores.over_epochs["dyn_unc"].reduce(1, range(1, 13))
+        for index in range(12):
+            reducer.add(slice(0, 1), np.full(1, index**2 / 144), index)
+        return float(reducer.result()[0])
+
+    now, before = stored(score="dyn_unc"), stored(score="dyn_unc", exact=False)
+    assert now.key["scores"] != before.key["scores"] and '"dyn_unc"' in before.key["scores"]
+    explicit = stored(score={"use": "dyn_unc", "last_window": True})
+    assert result(now) < result(before) == result(explicit)
+    assert stored(score="aum").key == stored(score="aum", exact=False).key
 
 
 def test_a_recipe_goes_by_name_or_changes_a_named_one() -> None:

@@ -76,9 +76,9 @@ def ref_tdds(row: Row, label: int, window: int = 10, decay: float = 0.9) -> floa
     return sum(length * decay * (1 - decay) ** (last - place) for place, length in enumerate(lengths))
 
 
-def ref_dyn_unc(row: Row, label: int, window: int = 10) -> float:
-    p_label = [float(p[label]) for p in row]
-    return float(np.mean([10 * np.std(part, ddof=1) for part in windows(p_label, min(window, len(row)))]))
+def ref_dyn_unc(row: Row, label: int, window: int = 10, last_window: bool = False) -> float:
+    parts = list(windows([float(p[label]) for p in row], min(window, len(row))))
+    return float(np.mean([10 * np.std(part, ddof=1) for part in (parts if last_window else parts[:-1] or parts)]))
 
 
 def ref_dual(row: Row, label: int, window: int = 10) -> float:
@@ -139,6 +139,7 @@ def test_equals_the_formula(name: str, samples: int, classes: int, epochs: int) 
     [
         ("tdds", {"window": 5, "decay": 0.5}),
         ("dyn_unc", {"window": 3}),
+        ("dyn_unc", {"window": 3, "last_window": True}),
         ("dual", {"window": 7}),
         ("accumulated_el2n", {"epochs": 4}),
     ],
@@ -150,7 +151,7 @@ def test_equals_the_formula_with_options(name: str, options: dict[str, Any]) -> 
     np.testing.assert_allclose(values, wanted(REFERENCES[name], log_probs, labels, **options), rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize(("name", "epochs"), [("tdds", 12), ("dual", 15)])
+@pytest.mark.parametrize(("name", "epochs"), [("tdds", 12), ("dual", 15), ("dyn_unc", 15)])
 def test_the_first_epochs_alone_count_where_asked(name: str, epochs: int) -> None:
     log_probs, labels = trajectory(40, 5, 20, seed=3)
     values = reduced(getattr(dynamics, name)(epochs=epochs), log_probs, labels)
@@ -262,6 +263,8 @@ def test_memory_does_not_grow_with_the_epochs(name: str) -> None:
         (lambda: dynamics.tdds(window=2), "window=2 must be a whole number, 3 or more"),
         (lambda: dynamics.tdds(decay=0), "decay=0 must be above 0 and at most 1"),
         (lambda: dynamics.dyn_unc(window=True), "window=True must be a whole number, 2 or more"),
+        (lambda: dynamics.dyn_unc(last_window=1), "last_window=1 is neither true nor false"),
+        (lambda: dynamics.dyn_unc(epochs=0), "epochs=0 must be a whole number, 1 or more"),
         (lambda: dynamics.dual(epochs=0), "epochs=0 must be a whole number, 1 or more"),
         (lambda: dynamics.over_epochs(scores.el2n, []), "epochs=.. must be a whole number"),
         (lambda: dynamics.over_epochs(scores.el2n, [3, "a"]), "epochs='a' must be a whole number"),

@@ -82,12 +82,14 @@ def stored_scores(config: PruneConfig, guard: Guard | None, *, of_models: bool, 
     wanted = _wanted(config, read, of_models)
     single: dict[str, ScoreFunction] = {}
     over: dict[str, Trajectory] = {}
+    listed = [] if isinstance(config.also_score, str) else config.also_score
+    asked = frozenset([*map(score_name, [config.score, *listed]), *read])
     for place, value in enumerate(wanted):
         name = score_name(value)
         if place and value == wanted[0]:
             continue
         _check_name(value, {**single, **over})
-        found = _resolved(value)
+        found = _resolved(value if exact else _with_last_window(value, True))
         if isinstance(found, Trajectory):
             over[name] = found
         else:
@@ -98,11 +100,16 @@ def stored_scores(config: PruneConfig, guard: Guard | None, *, of_models: bool, 
                 f"but {'fit gives' if config.fit is not None else 'there are'} only probabilities. "
                 f"Allowed: {', '.join(_of_answers())}."
             )
-    named = sorted({json.dumps(jsonable(value), sort_keys=True) for value in wanted})
-    listed = [] if isinstance(config.also_score, str) else config.also_score
-    asked = frozenset([*map(score_name, [config.score, *listed]), *read])
+    told = [_with_last_window(value, False) if exact and score_name(value) in asked else value for value in wanted]
+    named = sorted({json.dumps(jsonable(value), sort_keys=True) for value in told})
     every = config.score_every or 1
     return StoredScores(single=single, over_epochs=over, every=every, asked=asked, named=tuple(named), exact=exact)
+
+
+def _with_last_window(value: Any, counts: bool) -> Any:
+    """`dyn_unc` with the option whose default earlier versions did not have: their votes are not those of today's default."""
+    use, options = plug_of(value)
+    return {"use": use, "last_window": counts, **options} if isinstance(use, str) and use == "dyn_unc" else value
 
 
 def of_probabilities(score: Any) -> bool:

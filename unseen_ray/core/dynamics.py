@@ -77,18 +77,25 @@ def tdds(*, window: int = 10, epochs: int | None = None, decay: float = 0.9) -> 
     return Trajectory(series=EpochView.change_B, reduce=reduce, compares=True)
 
 
-def dyn_unc(*, window: int = 10) -> Trajectory:
+def dyn_unc(*, window: int = 10, epochs: int | None = None, last_window: bool = False) -> Trajectory:
     """How much p_y varies within windows of epochs, on average over the windows.
 
     Args:
         window: J, 2 or more; capped at the number of scored epochs.
+        epochs: how many of the first epochs count; None for all.
+        last_window: whether the window that ends with the last epoch counts, too; it does where it is the only one.
 
     Returns:
-        0 or more: ten times the sample standard deviation of p_y over J epochs, averaged over all windows.
+        0 or more: ten times the sample standard deviation of p_y over J epochs, averaged over the windows.
 
-    Source: He et al., Large-scale Dataset Pruning with Dynamic Uncertainty (CVPR 2024 workshops).
+    Source: He et al., Large-scale Dataset Pruning with Dynamic Uncertainty (CVPR 2024 workshops), whose code has no last window.
     """
-    return Trajectory(series=_p_label, reduce=functools.partial(Spread, window=_count("window", window, 2)))
+    if not isinstance(last_window, bool):
+        raise ConfigError(f"score option last_window={last_window!r} is neither true nor false.")
+    reduce = functools.partial(
+        Spread, window=_count("window", window, 2), epochs=_first(epochs), last_window=last_window
+    )
+    return Trajectory(series=_p_label, reduce=reduce)
 
 
 def dual(*, window: int = 10, epochs: int | None = None) -> Trajectory:

@@ -130,13 +130,22 @@ class Spread:
         window: J; capped at the number of epochs.
         epochs: how many of the first epochs count; None for all.
         weighted: multiply the deviation by one minus the mean of the window.
+        last_window: whether the window that ends with the last epoch counts, even if it is not the only one.
     """
 
     def __init__(
-        self, samples: int, numbers: Sequence[int], *, window: int, epochs: int | None = None, weighted: bool = False
+        self,
+        samples: int,
+        numbers: Sequence[int],
+        *,
+        window: int,
+        epochs: int | None = None,
+        weighted: bool = False,
+        last_window: bool = True,
     ) -> None:
-        self._counted = len(_counted(numbers, epochs))
-        self._window, self._weighted = _window(window, self._counted, least=2), weighted
+        counted = len(_counted(numbers, epochs))
+        self._window, self._weighted = _window(window, counted, least=2), weighted
+        self._counted = counted if last_window or counted == self._window else counted - 1
         self.state: dict[str, NDArray[Any]] = {
             "ring": np.zeros((samples, self._window), np.float32),
             "sum": np.zeros(samples),
