@@ -60,6 +60,28 @@ def test_certain_samples_are_told_apart(tmp_path: Path) -> None:
             assert len(np.unique(found.column(name).to_numpy())) == COUNT, (rule, name)
 
 
+def test_rows_that_do_not_quite_sum_to_one_score_within_the_range(tmp_path: Path) -> None:
+    exact, labels = distributions(), LABELS.copy()
+    exact[:3] = [[0.5, 0.5, 0, 0], [0.25] * 4, [0, 0, 1, 0]]
+    labels[2] = 0
+    rounded = exact * np.linspace(0.991, 1.009, COUNT)[:, None].astype(np.float32)
+    found = []
+    for name, probs in (("exact", exact), ("rounded", rounded), ("half", exact.astype(np.float16))):
+        files = given(tmp_path, probs=probs, labels=labels)
+        ur.score(files["probs"], files["labels"], out=tmp_path / name)
+        found.append(ur.select(tmp_path / name, keep=0.5, out=tmp_path / f"{name}-half").scores)
+    for column, highest in {
+        "margin": 1,
+        "least_confidence": 0.75,
+        "entropy": np.log(4),
+        "el2n": 2**0.5,
+        "label_margin": 2,
+    }.items():
+        values = [table.column(column).to_numpy() for table in found]
+        assert all(each.min() >= 0 and each.max() <= highest * (1 + 1e-6) for each in values), column
+        np.testing.assert_allclose(values[1], values[0], rtol=1e-4, atol=1e-6)
+
+
 def test_several_files_are_votes_and_a_row_of_nan_is_none(tmp_path: Path) -> None:
     """Three models, each scoring what the other two were not trained on: two votes a sample."""
     answers = [distributions(seed) for seed in range(3)]

@@ -43,6 +43,7 @@ __all__ = ["score_probs"]
 
 _BATCH = 2048  # rows scored at once, since the probabilities may fill the memory
 _SUM_TOLERANCE = 1e-2  # a softmax stored in half precision sums to 1 within this
+_ROUNDING = 1e-5  # one in single precision
 
 
 def score_probs(
@@ -187,7 +188,7 @@ def _write_keys(job: Job, source: Source, ids_N: IdArray) -> dict[str, str]:
 def _write_votes(job: Job, index: int, ids_M: IntArray, probs_NC: FloatArray, labels_N: LabelArray) -> Receipt:
     """Put one model's votes on storage."""
     functions = job.resolved.scores.single
-    probs, labels = probs_NC[ids_M].astype(np.float32), labels_N[ids_M]
+    probs, labels = _normalised(probs_NC[ids_M].astype(np.float32)), labels_N[ids_M]
     part = VotePart(
         index=index,
         ids_M=ids_M,
@@ -215,6 +216,14 @@ def _write_votes(job: Job, index: int, ids_M: IntArray, probs_NC: FloatArray, la
     )
     key = fingerprint_of(vote_file(0, index), probs.tobytes())
     return write_votes(Folder(job.out), 0, key, part, receipt)
+
+
+def _normalised(probs_MC: FloatArray) -> FloatArray:
+    """The same, with rows that were rounded coarsely made to sum to 1, so that scores stay within their ranges."""
+    sums_M = probs_MC.sum(axis=1, dtype=np.float64)
+    coarse = np.abs(sums_M - 1) > _ROUNDING
+    probs_MC[coarse] /= sums_M[coarse, None]
+    return probs_MC
 
 
 def _scored(functions: Mapping[str, ScoreFunction], probs_MC: FloatArray, labels_M: IntArray) -> dict[str, FloatArray]:
