@@ -73,6 +73,7 @@ class EvalTask:
         repeat: number of the training seed.
         train: the subset.
         draw: what an epoch takes of it; None for everything.
+        epochs: how many to train for; None for what the recipe says.
     """
 
     index: int
@@ -81,12 +82,14 @@ class EvalTask:
     repeat: int
     train: IdSet
     draw: EpochDraw | None = None
+    epochs: int | None = None
 
     @property
     def name(self) -> str:
         """Its name in logs and messages."""
         chosen = f" selection {self.selection}" if self.selection else ""
-        return f"{self.arm}{chosen} seed {self.repeat}"
+        epochs = "" if self.epochs is None else f", {self.epochs} epochs"
+        return f"{self.arm}{chosen} seed {self.repeat}{epochs}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

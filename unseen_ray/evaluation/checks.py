@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from unseen_ray.core.seeds import digest_ids
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.evaluation.arms import fixed_share
+from unseen_ray.evaluation.precision import MOST_SEEDS
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.pruning.validate import check_test_set
 from unseen_ray.runs.tasks import Job, make_job
@@ -16,14 +17,25 @@ from unseen_ray.runs.tasks import Job, make_job
 if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
     from unseen_ray.core.samples.population import Population
-    from unseen_ray.evaluation.table import Budget
+    from unseen_ray.evaluation.table import AskedBudget
 
-__all__ = ["ARMS", "BUDGETS", "DEFAULT_AGAINST", "DEFAULT_SEEDS", "MeasuredSet", "check_evaluable", "test_set_of"]
+__all__ = [
+    "ARMS",
+    "BUDGETS",
+    "DEFAULT_AGAINST",
+    "DEFAULT_SEEDS",
+    "PRECISE_AGAINST",
+    "MeasuredSet",
+    "check_evaluable",
+    "test_set_of",
+]
 
 ARMS = ("random", "random_matched", "full", "fitting", "resampled")
-BUDGETS: tuple[Budget, ...] = ("epochs", "iterations")
+BUDGETS: tuple[AskedBudget, ...] = ("epochs", "iterations", "both")
 DEFAULT_SEEDS = 3
 DEFAULT_AGAINST = ("random", "full")
+PRECISE_AGAINST = "random"
+"""The baseline whose interval `until` is about."""
 
 
 class MeasuredSet(NamedTuple):
@@ -34,7 +46,15 @@ class MeasuredSet(NamedTuple):
     fingerprint: str
 
 
-def check_evaluable(resolved: ResolvedRun, *, against: Sequence[str], seeds: int, selections: int, budget: str) -> None:
+def check_evaluable(
+    resolved: ResolvedRun,
+    *,
+    against: Sequence[str],
+    seeds: int,
+    selections: int,
+    budget: str,
+    until: float | None = None,
+) -> None:
     """Refuse an evaluation that cannot be made, before anything is trained.
 
     Raises:
@@ -42,20 +62,14 @@ def check_evaluable(resolved: ResolvedRun, *, against: Sequence[str], seeds: int
         DataError: if the test set has classes that the source does not have.
     """
     config = resolved.config
-    problems = [
-        f"against={name!r} is none of {', '.join(ARMS)}, resampled:fixed=SHARE with a share from 0 up to but not 1."
-        f"{did_you_mean(name, ARMS)}"
-        for name in against
-        if name not in ARMS and fixed_share(name) is None
-    ]
-    if twice := sorted({name for name in against if list(against).count(name) > 1}):
-        problems.append(f"against names {twice[0]!r} more than once; name each baseline once.")
-    if seeds < 1:
-        problems.append(f"seeds={seeds} must be 1 or more; use at least 3 for an interval that means something.")
-    if selections < 1:
-        problems.append(f"selections={selections} must be 1 or more: how often the coreset is chosen.")
-    if budget not in BUDGETS:
-        problems.append(f"budget={budget!r} is none of {', '.join(BUDGETS)}.{did_you_mean(budget, BUDGETS)}")
+    problems = [*_problems_of_numbers(against, seeds, selections, budget)]
+    if until is not None:
+        problems += _problems_of_until(until, against, seeds, selections)
+    if budget == "both" and config.recipe.steps is not None:
+        problems.append(
+            f"budget='both' needs a recipe that counts epochs; with recipe.steps={config.recipe.steps} every set takes as many steps. "
+            "Leave budget out, or set recipe.epochs."
+        )
     if config.fit is not None:
         problems.append(
             "this run used your own `fit`, which evaluate cannot call. Name a model and recipe to train: --model small_cnn --recipe quick."
@@ -71,6 +85,35 @@ def check_evaluable(resolved: ResolvedRun, *, against: Sequence[str], seeds: int
     info = open_source(source_ref(config.source)).info
     job = make_job(resolved, info)
     test_set_of(job, job.population(info.labels_N), info)
+
+
+def _problems_of_numbers(against: Sequence[str], seeds: int, selections: int, budget: str) -> Iterator[str]:
+    for name in against:
+        if name not in ARMS and fixed_share(name) is None:
+            known = f"{', '.join(ARMS)}, resampled:fixed=SHARE with a share from 0 up to but not 1"
+            yield f"against={name!r} is none of {known}.{did_you_mean(name, ARMS)}"
+    if twice := sorted({name for name in against if list(against).count(name) > 1}):
+        yield f"against names {twice[0]!r} more than once; name each baseline once."
+    if seeds < 1:
+        yield f"seeds={seeds} must be 1 or more; use at least 3 for an interval that means something."
+    if selections < 1:
+        yield f"selections={selections} must be 1 or more: how often the coreset is chosen."
+    if budget not in BUDGETS:
+        yield f"budget={budget!r} is none of {', '.join(BUDGETS)}.{did_you_mean(budget, BUDGETS)}"
+
+
+def _problems_of_until(until: float, against: Sequence[str], seeds: int, selections: int) -> Iterator[str]:
+    if not until > 0:
+        yield f"until={until} must be above 0: half the width of the interval to reach, in percentage points; 0.5 for ±0.5."
+    if PRECISE_AGAINST not in against:
+        yield f"until={until:g} is about the lead over random, which against={','.join(against)} lacks. Add random to against."
+    if seeds > MOST_SEEDS:
+        yield f"seeds={seeds} is more than the {MOST_SEEDS} that until trains at most. Lower seeds, where it starts, or leave until out."
+    if selections > 1:
+        yield (
+            f"until={until:g} adds trainings of one selection, which narrow no interval over selections={selections}. "
+            "Leave one of the two out."
+        )
 
 
 def test_set_of(job: Job, population: Population, info: SourceInfo) -> MeasuredSet:

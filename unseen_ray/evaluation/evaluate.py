@@ -28,7 +28,7 @@ from unseen_ray.runs.run import choosing_s
 from unseen_ray.storage.filesystem import sha256_of
 
 if TYPE_CHECKING:
-    from unseen_ray.evaluation.table import Budget, Evaluation
+    from unseen_ray.evaluation.table import AskedBudget, Evaluation
     from unseen_ray.pruning.executor import Observer
 
 __all__ = ["evaluate"]
@@ -45,9 +45,10 @@ def evaluate(
     *,
     test: Any = None,
     seeds: int = DEFAULT_SEEDS,
+    until: float | None = None,
     against: Sequence[str] = DEFAULT_AGAINST,
     selections: int = 1,
-    budget: Budget = "epochs",
+    budget: AskedBudget = "epochs",
     on_event: Observer | None = None,
     **changes: Any,
 ) -> Evaluation:
@@ -56,30 +57,54 @@ def evaluate(
     Args:
         result: a finished run, or its folder.
         test: a source with the same classes; None for the run's `test`, else its holdout.
-        seeds: number of trainings of each selection.
-        against: baselines: `random` (another random subset for each training), `random_matched` (random with the coreset's
-            class counts), `full`, `fitting` (the coreset of the same configuration in `mode: fitting`), `resampled` (random, drawn
-            anew every epoch), `resampled:fixed=0.5` (half of an epoch is always the coreset's first, as in `KeptSampler`).
+        seeds: number of trainings of each selection, at least.
+        until: more of them, up to 20, until the interval of the lead over `random` is at most ± this many percentage points.
+        against: baselines: `random` (another random subset for each training), `random_matched` (with the coreset's class counts),
+            `full`, `fitting` (the coreset in `mode: fitting`), `resampled` (random, drawn anew every epoch), `resampled:fixed=0.5`
+            (half of an epoch is always the coreset's first, as in `KeptSampler`).
         selections: how often the coreset is chosen: by the run, and by the same configuration with `seed` + 1, + 2, ...
         budget: `epochs`: every arm passes equally often over its own samples; `iterations`: every arm takes as many steps
-            as a training on all samples.
+            as a training on all samples; `both`: the first, with the second in `by_budget`.
         on_event: called with every progress event and result.
-        **changes: `model`, `recipe` (a mapping without `use` changes the run's own), `threads`, `log_to`, and where to run.
-            If the run was loaded from its folder and names functions of your own, name them again here: `source`, ...
+        **changes: `model`, `recipe` (a mapping without `use` changes the run's own), `threads`, `log_to`, and where to run; and
+            again functions of your own that only the run's folder names: `source`, ...
 
     Raises:
         ConfigError: if there is nothing to measure on, a baseline is unknown, or only the folder names a function it needs.
     """
     done = result if isinstance(result, PruneResult) else load(result)
     resolved = _evaluated(done, changes, test, prunes=selections > 1 or "fitting" in against)
-    check_evaluable(resolved, against=against, seeds=seeds, selections=selections, budget=budget)
-    chosen = _chosen_arms(done, config := resolved.config, against, selections, on_event)
-    tasks = seeds * selections * (1 + len(against))
-    skipped, within = np.array(done.manifest.source.skipped_ids, np.int64), f"evaluate-{budget}-{_digest(config)}"
+    check_evaluable(resolved, against=against, seeds=seeds, selections=selections, budget=budget, until=until)
+    chosen = _chosen_arms(done, resolved.config, against, selections, on_event)
+    return _measured(done, resolved, chosen, on_event, against=against, seeds=seeds, budget=budget, until=until)
+
+
+def _measured(
+    done: PruneResult,
+    resolved: ResolvedRun,
+    chosen: dict[str, ArmSubsets],
+    on_event: Observer | None,
+    *,
+    against: Sequence[str],
+    seeds: int,
+    budget: AskedBudget,
+    until: float | None,
+) -> Evaluation:
+    config = resolved.config
+    tasks = seeds * len(chosen["coreset"].subsets) * (1 + len(against)) * (2 if budget == "both" else 1)
+    within = f"evaluate-{budget}-{_digest(config)}"
     with executor_for(config, tasks) as executor, tracked(config, on_event or ignore, within=within) as observer:
         return train_and_measure(
-            resolved, chosen, against=against, skipped_ids=skipped, seeds=seeds, budget=budget, executor=executor, on_event=observer
-        )  # fmt: skip
+            resolved,
+            chosen,
+            against=against,
+            skipped_ids=np.array(done.manifest.source.skipped_ids, np.int64),
+            seeds=seeds,
+            budget=budget,
+            until=until,
+            executor=executor,
+            on_event=observer,
+        )
 
 
 def _chosen_arms(
@@ -109,20 +134,7 @@ def _resampled(runs: Sequence[PruneResult], share: float, coreset: ArmSubsets) -
 
 def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes: bool) -> ResolvedRun:
     """The run's configuration with the changes of an evaluation, after a check that the data is still the same."""
-    if unknown := sorted(changes.keys() - {*_CHANGES, *NAMED_FIELDS}):
-        raise ConfigError(f"evaluate takes no {unknown[0]!r}; it takes {', '.join((*_CHANGES, *NAMED_FIELDS))}.")
-    other = [
-        name
-        for name in NAMED_FIELDS
-        if name in changes
-        and name != "source"
-        and _asked_again(done.config, name, changes[name]) != current_names(done.config.to_json().get(name))
-    ]
-    if other:
-        raise ConfigError(
-            f"{other[0]}={changes[other[0]]!r} differs from the run's {getattr(done.config, other[0])!r}. evaluate measures what the "
-            "run chose; use `unseen-ray select` or a new run to choose differently."
-        )
+    _check_changes(done, changes)
     asked = {**changes, "out": done.path} | ({"test": test} if test is not None else {})
     asked.pop("scoring", None)  # as the run's: checked above
     recipe = asked.get("recipe")
@@ -149,6 +161,24 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
             f"{done.manifest.source.rows}, or its labels or files changed. Restore the data, or prune again."
         )
     return ResolvedRun.of(_started_alike(config, done), info.size_px)
+
+
+def _check_changes(done: PruneResult, changes: dict[str, Any]) -> None:
+    """Refuse changes that an evaluation does not take, or that would choose another coreset."""
+    if unknown := sorted(changes.keys() - {*_CHANGES, *NAMED_FIELDS}):
+        raise ConfigError(f"evaluate takes no {unknown[0]!r}; it takes {', '.join((*_CHANGES, *NAMED_FIELDS))}.")
+    other = [
+        name
+        for name in NAMED_FIELDS
+        if name in changes
+        and name != "source"
+        and _asked_again(done.config, name, changes[name]) != current_names(done.config.to_json().get(name))
+    ]
+    if other:
+        raise ConfigError(
+            f"{other[0]}={changes[other[0]]!r} differs from the run's {getattr(done.config, other[0])!r}. evaluate measures what the "
+            "run chose; use `unseen-ray select` or a new run to choose differently."
+        )
 
 
 def _asked_again(config: PruneConfig, name: str, value: Any) -> Any:

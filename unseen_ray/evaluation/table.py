@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import math
 import statistics
-import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from unseen_ray.evaluation.precision import interval, seeds_for
 from unseen_ray.storage.checked_json import without_nan
 
 if TYPE_CHECKING:
     from unseen_ray.runs.tasks import EvalResult
 
-__all__ = ["Arm", "BreakEven", "Budget", "Difference", "Evaluation", "arm_of", "break_even_of", "differences_of"]
+__all__ = [
+    "Arm",
+    "AskedBudget",
+    "BreakEven",
+    "Budget",
+    "Difference",
+    "Evaluation",
+    "arm_of",
+    "break_even_of",
+    "differences_of",
+]
 
 Budget = Literal["epochs", "iterations"]
-_LEVEL = 0.95
+AskedBudget = Literal["epochs", "iterations", "both"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +140,11 @@ class Difference:
     high: float
     choices: int
 
+    @property
+    def half_width(self) -> float:
+        """Half the width of the interval."""
+        return (self.high - self.low) / 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakEven:
@@ -160,6 +175,7 @@ class Evaluation:
         differences: the coreset against each baseline.
         break_even: None unless `full` is among the arms, takes more steps than the coreset and ran on the same device, and
             the cost of choosing is known.
+        others: the same under other budgets, where several were asked for.
     """
 
     test: str
@@ -172,11 +188,37 @@ class Evaluation:
     arms: tuple[Arm, ...]
     differences: tuple[Difference, ...]
     break_even: BreakEven | None
+    others: tuple[Evaluation, ...] = ()
+
+    @property
+    def by_budget(self) -> dict[Budget, Evaluation]:
+        """This table and the others by their budgets."""
+        return {table.budget: replace(table, others=()) for table in (self, *self.others)}
+
+    def seeds_for(self, points: float, baseline: str = "random") -> int | None:
+        """How many trainings of each subset the interval against a baseline takes, by the deviations observed so far.
+
+        Args:
+            points: half-width of the interval, in percentage points.
+            baseline: the arm's name.
+
+        Returns:
+            2 or more; None with one training or several selections, or beyond 10,000.
+        """
+        first, other = self.arms[0], next(arm for arm in self.arms if arm.name == baseline)
+        if first.selections > 1 or len(first.accuracies) < 2:
+            return None
+        return seeds_for(first.accuracies, other.accuracies, points / 100)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, ready for JSON."""
-        values: dict[str, Any] = without_nan({**asdict(self), "arms": [arm.to_json() for arm in self.arms]})
-        return values
+        """All fields, ready for JSON; under several budgets, every table in `by_budget`, too."""
+        values = asdict(replace(self, others=()))
+        del values["others"]
+        several = (
+            {"by_budget": {name: table.to_json() for name, table in self.by_budget.items()}} if self.others else {}
+        )
+        found: dict[str, Any] = without_nan({**values, "arms": [arm.to_json() for arm in self.arms], **several})
+        return found
 
 
 def arm_of(
@@ -238,25 +280,13 @@ def break_even_of(arms: Sequence[Arm]) -> BreakEven | None:
 
 
 def _difference(first: Arm, other: Arm) -> Difference:
-    low, high = _interval(first, other)
+    # Selections are the independent units; trainings on one selection share its subset.
+    several = first.selections > 1
+    values = [
+        [statistics.fmean(row) for row in arm.by_selection()] if several else arm.accuracies for arm in (first, other)
+    ]
+    low, high = interval(*values, paired=several)
     return Difference(baseline=other.name, mean=first.mean - other.mean, low=low, high=high, choices=first.selections)
-
-
-def _interval(first: Arm, other: Arm) -> tuple[float, float]:
-    """95 % interval of the difference of the means; see `Difference`."""
-    from scipy.stats import ttest_ind, ttest_rel
-
-    # scipy warns about a single training and about equal results; its answers, NaN and an empty interval, are what we want.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        # Selections are the independent units; trainings on one selection share its subset.
-        if first.selections > 1:
-            means = [[statistics.fmean(row) for row in arm.by_selection()] for arm in (first, other)]
-            test = ttest_rel(*means)
-        else:
-            test = ttest_ind(first.accuracies, other.accuracies, equal_var=False)
-        found = test.confidence_interval(_LEVEL)
-    return float(found.low), float(found.high)
 
 
 def _std(values: Sequence[float]) -> float:

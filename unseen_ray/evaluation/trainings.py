@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ from unseen_ray.core.tasks import EvalTask
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.evaluation.arms import ArmSubsets, class_samples_of, eval_tasks
-from unseen_ray.evaluation.checks import MeasuredSet, test_set_of
-from unseen_ray.evaluation.table import Arm, Budget, Evaluation, arm_of, break_even_of, differences_of
+from unseen_ray.evaluation.checks import PRECISE_AGAINST, MeasuredSet, test_set_of
+from unseen_ray.evaluation.precision import next_seeds
+from unseen_ray.evaluation.table import Arm, AskedBudget, Budget, Evaluation, arm_of, break_even_of, differences_of
 from unseen_ray.plugins import jsonable
 from unseen_ray.runs.evaluation_file import known_results, store_results, stored_tables, with_table
 from unseen_ray.runs.layout import CHECKPOINTS
@@ -33,8 +35,6 @@ __all__ = ["train_and_measure"]
 
 logger = logging.getLogger(__name__)
 
-_Place = tuple[str, int, int]  # arm, selection, repeat
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Trainings:
@@ -46,7 +46,17 @@ class _Trainings:
     test: MeasuredSet
     chosen: Mapping[str, ArmSubsets]
     arms: Sequence[str]
-    tasks: Sequence[EvalTask]
+    budgets: Mapping[Budget, int | None]  # how many epochs its trainings take; None for what the job's recipe says
+
+    def tasks(self, seeds: int) -> list[list[EvalTask]]:
+        """The trainings of each budget's table."""
+        tasks = eval_tasks(self.chosen, self.arms, self.population, seeds, self.job.config.seed)
+        # All samples take the same steps under either budget: one training serves both tables.
+        of_full = self.budgets.get("epochs")
+        return [
+            [replace(task, epochs=of_full if task.arm == "full" else epochs) for task in tasks]
+            for epochs in self.budgets.values()
+        ]
 
     def key(self, task: EvalTask) -> str:
         """What determines a training's result: equal keys give equal models, whichever arm asks."""
@@ -60,9 +70,10 @@ def train_and_measure(
     against: Sequence[str],
     skipped_ids: IdArray,
     seeds: int,
-    budget: Budget,
+    budget: AskedBudget,
     executor: Executor,
     on_event: Observer,
+    until: float | None = None,
     on_holdout: bool = False,
     cache: ResultCache | None = None,
 ) -> Evaluation:
@@ -73,10 +84,8 @@ def train_and_measure(
         chosen: the coreset first, then other chosen arms, each with as many subsets as the coreset.
         against: the other arms in the order of the table; those that are not in `chosen` are drawn here.
         skipped_ids: rows that the run left out.
-        seeds: number of trainings of each subset.
-        budget: see `Evaluation`.
-        executor: where to train.
-        on_event: called with every progress event and result.
+        seeds, until, budget: see `evaluate`.
+        executor, on_event: where to train, and what is called with every progress event and result.
         on_holdout: measure on the run's holdout even if there is a test set.
         cache: results shared with other runs that are active at the same time.
 
@@ -84,15 +93,44 @@ def train_and_measure(
         ConfigError: if there is nothing to measure on.
     """
     arms = list(dict.fromkeys([*list(chosen)[:1], *against]))
-    work, environment = _prepared(resolved, chosen, arms, skipped_ids, seeds, budget, executor, on_holdout=on_holdout)
+    work, environment = _prepared(resolved, chosen, arms, skipped_ids, budget, executor, on_holdout=on_holdout)
     with held(folder := Folder(work.job.out)) as lock:
-        stored = _train(work, folder, executor, on_event, lock, cache)
-        table = _table(work, stored, environment)
+        training = _Training(work, folder, executor, on_event, lock, cache)
+        stored, tables = _rounds(training, environment, seeds, until)
         # Another driver may have taken over the folder during the trainings.
         lock.check()
-        store_results(folder, stored, with_table(stored_tables(folder), table.to_json()))
+        _store(folder, stored, tables)
         _clear(folder)
-    return table
+    return replace(tables[0], others=tuple(tables[1:]))
+
+
+def _rounds(
+    training: _Training, environment: dict[str, Any], seeds: int, until: float | None
+) -> tuple[dict[str, EvalResult], list[Evaluation]]:
+    """Train with so many seeds, and with more `until` the intervals are narrow enough; results by key, and the tables."""
+    by_table = training.work.tasks(seeds)
+    stored = training.results(itertools.chain(*by_table))
+    tables = [_table(training.work, tasks, stored, environment) for tasks in by_table]
+    more = None if until is None else _more_seeds(tables, seeds, until)
+    return (stored, tables) if more is None else _rounds(training, environment, more, until)
+
+
+def _more_seeds(tables: Sequence[Evaluation], seeds: int, until: float) -> int | None:
+    """How often to train each subset next; None if every interval is narrow enough, or none is to get narrower."""
+    widths = [
+        100 * found.half_width for table in tables for found in table.differences if found.baseline == PRECISE_AGAINST
+    ]
+    more = next_seeds(seeds, widths, [table.seeds_for(until, PRECISE_AGAINST) for table in tables], until)
+    if more is not None:
+        logger.info("after %d seeds the widest interval is ±%.2f points; training up to %d", seeds, max(widths), more)
+    return more
+
+
+def _store(folder: Folder, stored: Mapping[str, EvalResult], tables: Sequence[Evaluation]) -> None:
+    written = stored_tables(folder)
+    for table in reversed(tables):  # the first comes last and so is the newest, which the report shows first
+        written = with_table(written, table.to_json())
+    store_results(folder, stored, written)
 
 
 def _clear(folder: Folder) -> None:
@@ -107,8 +145,7 @@ def _prepared(
     chosen: Mapping[str, ArmSubsets],
     arms: Sequence[str],
     skipped_ids: IdArray,
-    seeds: int,
-    budget: Budget,
+    budget: AskedBudget,
     executor: Executor,
     *,
     on_holdout: bool,
@@ -122,18 +159,77 @@ def _prepared(
         job = replace(job, test=None)
     population = job.population(info.labels_N)
     test = test_set_of(job, population, info)
-    job = job.prepared(_budgeted(resolved, budget, len(population)), skipped_ids)
-    prepared = executor.prepare(job, source)
-    tasks = eval_tasks(chosen, arms, population, seeds, resolved.config.seed)
+    budgeted, budgets = _budgeted(resolved, budget, len(population))
+    prepared = executor.prepare(job.prepared(budgeted, skipped_ids), source)
     work = _Trainings(
-        job=prepared.job, info=info, population=population, test=test, chosen=chosen, arms=arms, tasks=tasks
+        job=prepared.job, info=info, population=population, test=test, chosen=chosen, arms=arms, budgets=budgets
     )
     return work, prepared.environment
 
 
-def _table(work: _Trainings, stored: Mapping[str, EvalResult], environment: dict[str, Any]) -> Evaluation:
-    recipe = work.job.config.recipe
-    arms = tuple(_arm(name, work, stored) for name in work.arms)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Training:
+    """Makes the trainings that are left, and stores each result once it is there."""
+
+    work: _Trainings
+    folder: Folder
+    executor: Executor
+    on_event: Observer
+    lock: RunLock
+    cache: ResultCache | None
+
+    def results(self, tasks: Iterable[EvalTask]) -> dict[str, EvalResult]:
+        """Results by key: those that the folder already holds, and those of the remaining trainings."""
+        stored, tables = known_results(self.folder), stored_tables(self.folder)
+        asked = {self.work.key(task): task for task in tasks}  # two arms may train on the same samples
+        keys = {task.name: key for key, task in asked.items()}
+
+        def keep(event: Progress | Receipt | EvalResult) -> None:
+            self.lock.check()
+            if isinstance(event, EvalResult):
+                stored[key := keys[event.task]] = event
+                # After every training, so that an interrupted evaluation loses none.
+                store_results(self.folder, stored, tables)
+                if self.cache is not None:
+                    self.cache.put_result(key, event)
+                    self.cache.release([key])
+            self.on_event(event)
+
+        left = [task for key, task in asked.items() if key not in stored]
+        if done := len(asked) - len(left):
+            logger.info("reusing the results of %d of %d trainings", done, len(asked))
+        if self.cache is None:
+            self.executor.evaluate(left, keep)
+        else:
+            self._shared(self.cache, left, keys, stored, keep)
+        return stored
+
+    def _shared(
+        self,
+        cache: ResultCache,
+        tasks: list[EvalTask],
+        keys: Mapping[str, str],
+        stored: dict[str, EvalResult],
+        keep: Observer,
+    ) -> None:
+        """The same with other runs, which may make some of the trainings."""
+
+        def known(task: EvalTask) -> EvalResult | None:
+            result = cache.get_result(keys[task.name])
+            if result is not None:
+                stored[keys[task.name]] = result
+                self.on_event(result)
+            return result
+
+        names = [keys[task.name] for task in tasks]
+        once(tasks, names, known=known, do=lambda its: self.executor.evaluate(its, keep), cache=cache, rest=self.executor.rest)  # fmt: skip
+
+
+def _table(
+    work: _Trainings, tasks: Sequence[EvalTask], stored: Mapping[str, EvalResult], environment: dict[str, Any]
+) -> Evaluation:
+    recipe = work.job.recipe_of(tasks[0])
+    arms = tuple(_arm(work, [task for task in tasks if task.arm == name], stored) for name in work.arms)
     return Evaluation(
         test=work.test.name,
         test_samples=work.test.samples,
@@ -148,8 +244,8 @@ def _table(work: _Trainings, stored: Mapping[str, EvalResult], environment: dict
     )
 
 
-def _arm(name: str, work: _Trainings, stored: Mapping[str, EvalResult]) -> Arm:
-    tasks = [task for task in work.tasks if task.arm == name]
+def _arm(work: _Trainings, tasks: Sequence[EvalTask], stored: Mapping[str, EvalResult]) -> Arm:
+    name = tasks[0].arm
     choice = work.chosen.get(name, ArmSubsets((), 0.0))
     return arm_of(
         name,
@@ -161,53 +257,16 @@ def _arm(name: str, work: _Trainings, stored: Mapping[str, EvalResult]) -> Arm:
     )
 
 
-def _train(
-    work: _Trainings,
-    folder: Folder,
-    executor: Executor,
-    on_event: Observer,
-    lock: RunLock,
-    cache: ResultCache | None,
-) -> dict[str, EvalResult]:
-    """Results by key: those that the folder already holds, and those of the remaining trainings."""
-    stored, tables = known_results(folder), stored_tables(folder)
-    keys = {_place(task): work.key(task) for task in work.tasks}
+def _budgeted(
+    resolved: ResolvedRun, budget: AskedBudget, num_samples: int
+) -> tuple[ResolvedRun, dict[Budget, int | None]]:
+    """The recipe with as many epochs, or steps, for every subset as a training on all samples gets.
 
-    def keep(event: Progress | Receipt | EvalResult) -> None:
-        lock.check()
-        if isinstance(event, EvalResult):
-            key = keys[event.arm, event.selection, event.repeat]
-            stored[key] = event
-            # After every training, so that an interrupted evaluation loses none.
-            store_results(folder, stored, tables)
-            if cache is not None:
-                cache.put_result(key, event)
-                cache.release([key])
-        on_event(event)
-
-    def cached(task: EvalTask) -> EvalResult | None:
-        result = None if cache is None else cache.get_result(keys[_place(task)])
-        if result is not None:
-            stored[keys[_place(task)]] = result
-            on_event(result)
-        return result
-
-    left = [task for task in work.tasks if keys[_place(task)] not in stored]
-    if done := len(work.tasks) - len(left):
-        logger.info("reusing the results of %d of %d trainings", done, len(work.tasks))
-    if cache is None:
-        executor.evaluate(left, keep)
-    else:
-        names = [keys[_place(task)] for task in left]
-        once(left, names, known=cached, do=lambda its: executor.evaluate(its, keep), cache=cache, rest=executor.rest)
-    return stored
-
-
-def _budgeted(resolved: ResolvedRun, budget: Budget, num_samples: int) -> ResolvedRun:
-    """The recipe with as many epochs, or steps, for every subset as a training on all samples gets."""
+    Under both budgets the recipe has the steps, and the second value the epochs of those trainings that count them.
+    """
     recipe, workers = resolved.config.recipe, resolved.workers_of_fit(of_fold=False)
     if recipe.steps is not None:
-        return resolved
+        return resolved, {"iterations": None}
     # Without min_steps: it would raise the epochs of the small subsets alone, and they would no longer compare.
     changes: dict[str, Any] = {"epochs": recipe.epochs_of(num_samples, workers=workers), "min_steps": 0}
     if changes["epochs"] != recipe.epochs:
@@ -217,13 +276,13 @@ def _budgeted(resolved: ResolvedRun, budget: Budget, num_samples: int) -> Resolv
             recipe.epochs,
             recipe.min_steps,
         )
-    if budget == "iterations":
-        changes = {"epochs": None, "steps": recipe.plan(num_samples, workers=workers)[1]}
-    return resolved.with_recipe(**changes)
-
-
-def _place(task: EvalTask) -> _Place:
-    return task.arm, task.selection, task.repeat
+    if budget == "epochs":
+        return resolved.with_recipe(**changes), {"epochs": None}
+    in_steps = resolved.with_recipe(epochs=None, steps=recipe.plan(num_samples, workers=workers)[1])
+    return in_steps, {"iterations": None} if budget == "iterations" else {
+        "epochs": changes["epochs"],
+        "iterations": None,
+    }
 
 
 def _as_of(task: EvalTask, result: EvalResult) -> EvalResult:

@@ -81,6 +81,13 @@ class Job:
         """How many workers share a task's fit: `gpus_per_fit` where one model trains alone, 1 for a fold."""
         return self.resolved.workers_of_fit(of_fold=isinstance(task, ScoreTask) and task.fold is not None)
 
+    def recipe_of(self, task: ScoreTask | EvalTask) -> Recipe:
+        """The recipe of a task's model: the run's, with the task's own number of epochs if it has one."""
+        recipe, epochs = self.config.recipe, task.epochs if isinstance(task, EvalTask) else None
+        if epochs is None:
+            return recipe
+        return recipe.model_copy(update={"epochs": epochs, "steps": None, "min_steps": 0})
+
     def fit_key(self, task: ScoreTask | EvalTask, population: Population) -> str:
         """The name of a task's trained model: a digest of everything that determines it."""
         config = self.config
@@ -89,7 +96,7 @@ class Job:
             "seed": config.seed,
             "threads": config.threads,
             "workers": self.workers_of(task),
-            "recipe": None if config.fit else _determining(config.recipe),
+            "recipe": None if config.fit else _determining(self.recipe_of(task)),
             "model": None if config.fit else jsonable(config.model),
             "fit": jsonable(config.fit),
             **({"draw": task.draw.rule()} if isinstance(task, EvalTask) and task.draw is not None else {}),

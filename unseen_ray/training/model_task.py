@@ -229,7 +229,7 @@ class ModelTask:
             ids_M=train_ids,
             labels_M=runner.population.labels_of(train_ids),
             num_classes=runner.job.num_classes,
-            recipe=config.recipe,
+            recipe=runner.job.recipe_of(task),
             seed=seed,
             shard=shard,
             draw=task.draw if isinstance(task, EvalTask) else None,

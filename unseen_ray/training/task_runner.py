@@ -64,7 +64,7 @@ class TaskRunner:
 
     def trained(self, task: ScoreTask | EvalTask, samples: int, stats: EpochStats) -> Progress:
         """The event that a model was trained on its `samples` for another epoch."""
-        config, workers = self.job.config, self.job.workers_of(task)
+        job, workers = self.job, self.job.workers_of(task)
         return self._progress(
             task.name,
             doing="train",
@@ -74,7 +74,7 @@ class TaskRunner:
             accuracy=stats.accuracy,
             images_per_s=stats.images_per_s,
             earlier=stats.trained_s == 0,
-            passes=0 if config.fit else config.recipe.passes_after(stats.epoch, samples, workers=workers),
+            passes=0 if job.config.fit else job.recipe_of(task).passes_after(stats.epoch, samples, workers=workers),
         )
 
     def scored(self, task: ScoreTask, done: int, total: int) -> Progress:

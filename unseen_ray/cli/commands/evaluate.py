@@ -16,7 +16,14 @@ __all__ = ["evaluate"]
 
 @click.command(cls=FieldCommand)
 @click.argument("run_dir")
-@click.option("--seeds", type=int, default=None, metavar="INT", help="trainings of each subset  [default: 3]")
+@click.option("--seeds", type=int, default=None, metavar="INT", help="trainings of each subset, at least  [default: 3]")
+@click.option(
+    "--until",
+    type=float,
+    default=None,
+    metavar="POINTS",
+    help="more trainings, up to 20 of each subset, until the lead over random is known to ± so many percentage points, such as 0.5",
+)
 @click.option(
     "--against",
     default=None,
@@ -35,7 +42,8 @@ __all__ = ["evaluate"]
     "--budget",
     default=None,
     metavar="WHAT",
-    help="epochs: as many epochs on every subset; iterations: as many steps on every subset as on all samples  [default: epochs]",
+    help="epochs: as many epochs on every subset; iterations: as many steps on every subset as on all samples; both: a table of "
+    "either  [default: epochs]",
 )
 @field_options(
     only=("test", "model", "recipe", "threads", "gpus_per_fit", "log_to", *EXECUTOR_FIELDS, *NAMED_FIELDS),
@@ -45,6 +53,7 @@ __all__ = ["evaluate"]
 def evaluate(
     run_dir: str,
     seeds: int | None,
+    until: float | None,
     against: str | None,
     selections: int | None,
     budget: str | None,
@@ -63,7 +72,7 @@ def evaluate(
     from unseen_ray.cli.summary import evaluation as summary
 
     asked: dict[str, Any] = merged_fields(None, flags)
-    given = {"seeds": seeds, "selections": selections, "budget": budget}
+    given = {"seeds": seeds, "until": until, "selections": selections, "budget": budget}
     asked |= {name: value for name, value in given.items() if value is not None}
     if against is not None:
         asked["against"] = tuple(name.strip() for name in against.split(",") if name.strip())
@@ -71,7 +80,7 @@ def evaluate(
         evaluation = ur.evaluate(run_dir, on_event=interruption.interruptible(observer), **asked)
     if as_json:
         return print_json(evaluation.to_json())
-    first, *rest = summary.evaluation_lines(evaluation)
+    first, *rest = summary.evaluation_lines(evaluation, until)
     print_lines([first])
     print_table(summary.evaluation_table(evaluation))
     print_lines(rest)

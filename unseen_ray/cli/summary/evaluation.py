@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from unseen_ray.cli.summary.text import bare_table, several
 from unseen_ray.config.named_recipes import recipe_name
+from unseen_ray.evaluation.precision import MOST_SEEDS
 
 if TYPE_CHECKING:
     from unseen_ray.evaluation.table import Difference, Evaluation
 
 __all__ = ["evaluation_lines", "evaluation_table"]
 
+_POINTS = 0.5  # half-width that the effects of pruning ask for: published ones at keep 0.7 are about as large
+
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """Accuracy of each arm, the coreset's lead over it, the spread of its class accuracies, and its cost."""
-    table = bare_table(
+    """Accuracy of each arm, the coreset's lead over it, the spread of its class accuracies, and its cost; budget by budget."""
+    columns = (
         "trained on", "samples", "accuracy", "std", "trainings", "lead of coreset", "worst class", "class std",
         "seconds each", "seconds to choose", "on",
     )  # fmt: skip
+    table = bare_table(*(("budget", *columns) if evaluation.others else columns))
+    for budget, each in evaluation.by_budget.items():
+        for place, row in enumerate(_rows(each)):
+            table.add_row(*([budget if place == 0 else ""] if evaluation.others else []), *row)
+    return table
+
+
+def _rows(evaluation: Evaluation) -> Iterator[tuple[str, ...]]:
     leads = {difference.baseline: difference for difference in evaluation.differences}
     for arm in evaluation.arms:
-        table.add_row(
+        yield (
             arm.name,
             f"{arm.samples:,}",
             f"{arm.mean:.4f}",
@@ -37,15 +49,18 @@ def evaluation_table(evaluation: Evaluation) -> Table:
             "unknown" if arm.choosing_s is None else f"{arm.choosing_s:.1f}",
             ", ".join(arm.devices),
         )
-    return table
 
 
-def evaluation_lines(evaluation: Evaluation) -> list[str]:
-    """The line above the table, then the lines below it."""
-    recipe = evaluation.recipe
-    budget = f"{recipe['epochs']} epochs each" if evaluation.budget == "epochs" else f"{recipe['steps']:,} steps each"
+def evaluation_lines(evaluation: Evaluation, until: float | None = None) -> list[str]:
+    """The line above the table, then the lines below it.
+
+    Args:
+        evaluation: the table, or those of several budgets.
+        until: the half-width that was asked for, in percentage points; None for none.
+    """
+    recipe, tables = recipe_name(evaluation.recipe), evaluation.by_budget.values()
     lines = [
-        f"{evaluation.model}, recipe {recipe_name(recipe)}, {budget}, measured after the last epoch "
+        f"{evaluation.model}, recipe {recipe}, {' and '.join(_budget(table) for table in tables)}, measured after the last epoch "
         f"on {evaluation.test_samples:,} samples of {evaluation.test}"
     ]
     coreset = evaluation.arms[0]
@@ -55,20 +70,51 @@ def evaluation_lines(evaluation: Evaluation) -> list[str]:
         lines.append(
             f"The lead of the coreset is its accuracy minus the baseline's, with a 95 % confidence interval {of}."
         )
+    for table in tables:
+        under = f"Under {table.budget}: " if evaluation.others else ""
+        lines += [f"{under}{line}" for line in _lines_of(table, until)]
+    return lines
+
+
+def _budget(evaluation: Evaluation) -> str:
+    recipe = evaluation.recipe
+    return f"{recipe['epochs']} epochs each" if evaluation.budget == "epochs" else f"{recipe['steps']:,} steps each"
+
+
+def _lines_of(evaluation: Evaluation, until: float | None) -> Iterator[str]:
+    """What to say of one budget's table."""
+    coreset = evaluation.arms[0]
+    yield from (_precision(evaluation, found, until) for found in evaluation.differences if _is_precise(found))
     if not math.isnan(coreset.std_selections):
-        lines.append(
+        yield (
             f"The coreset's std has two parts: {coreset.std_selections:.4f} from selecting again, "
             f"{coreset.std_trainings:.4f} from training again."
         )
     if (even := evaluation.break_even) is not None:
         cost = f"choosing took {even.choosing_s:,.1f} s of worker time, and a training on the coreset"
-        lines.append(
+        yield (
             f"Pruning has not saved time: {cost} is not measurably shorter than one on the full set."
             if even.trainings is None
             else f"Pruning saves time after {several(math.ceil(even.trainings), 'training')}: {cost} "
             f"is {even.saved_s:,.1f} s shorter than one on the full set."
         )
-    return lines
+
+
+def _is_precise(found: Difference) -> bool:
+    """Whether further trainings would narrow the interval of this difference: over random, of one selection."""
+    return found.baseline == "random" and found.choices == 1 and not math.isnan(found.low)
+
+
+def _precision(evaluation: Evaluation, found: Difference, until: float | None) -> str:
+    """How well the lead over random is known, and how many seeds a given half-width takes."""
+    points, seeds = until or _POINTS, len(evaluation.arms[0].accuracies)
+    known = f"The lead over random is known to ±{100 * found.half_width:.2f} points by {several(seeds, 'seed')}"
+    if 100 * found.half_width <= points:
+        return f"{known}."
+    needed = evaluation.seeds_for(points)
+    takes = "more than 10,000" if needed is None else f"about {max(needed, seeds + 1)}"
+    most = f", the most that --until trains. ±{points:g}" if until and seeds >= MOST_SEEDS else f"; ±{points:g}"
+    return f"{known}{most} would take {takes}" + (f" (--until {points:g})." if until is None else ".")
 
 
 def _lead(difference: Difference) -> str:
