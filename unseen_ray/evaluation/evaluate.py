@@ -57,7 +57,7 @@ def evaluate(
     Args:
         result: a finished run, or its folder.
         test: a source with the same classes; None for the run's `test`, else its holdout.
-        seeds: number of trainings of each selection, at least.
+        seeds: number of trainings of each selection, with `until` at least.
         until: more of them, up to 20, until the interval of the lead over `random` is at most ± this many percentage points.
         against: baselines: `random` (another random subset for each training), `random_matched` (with the coreset's class counts),
             `full`, `fitting` (the coreset in `mode: fitting`), `resampled` (random, drawn anew every epoch), `resampled:fixed=0.5`

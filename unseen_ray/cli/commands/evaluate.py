@@ -16,7 +16,13 @@ __all__ = ["evaluate"]
 
 @click.command(cls=FieldCommand)
 @click.argument("run_dir")
-@click.option("--seeds", type=int, default=None, metavar="INT", help="trainings of each subset, at least  [default: 3]")
+@click.option(
+    "--seeds",
+    type=int,
+    default=None,
+    metavar="INT",
+    help="trainings of each subset, with --until at least  [default: 3]",
+)
 @click.option(
     "--until",
     type=float,
