@@ -158,6 +158,16 @@ def test_the_first_of_an_order_are_those_of_a_sort_by_two_keys(seed: int) -> Non
         np.testing.assert_array_equal(best_first(scores, ids, seed, count), wanted[:count])
 
 
+@pytest.mark.parametrize("levels", [1, 3, 100_000])
+def test_many_equal_scores_are_told_apart_by_the_whole_key(levels: int) -> None:
+    """Of 300,000 hashes, several pairs have the same upper half."""
+    rng = np.random.default_rng(levels)
+    scores, ids = rng.integers(0, levels, 300_000).astype(np.float32), rng.permutation(300_000)
+    keys = tie_keys(ids, 4)
+    assert len(np.unique(keys >> np.uint64(32))) < 300_000
+    np.testing.assert_array_equal(best_first(scores, ids, 4), np.lexsort((keys, -scores)))
+
+
 def test_top_does_not_part_the_two_zeros() -> None:
     ids, labels = np.arange(100), np.zeros(100, np.int64)
     mixed = np.where(ids % 2, 0.0, -0.0).astype(np.float32)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import FloatArray, IdArray, Positions
+from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, Positions
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.errors import ConfigError
 
@@ -30,17 +31,37 @@ def best_first(scores_M: FloatArray, ids_M: IdArray, seed: int, count: int | Non
         falling = -scores_M
         # Not `<=`, which is false for NaN: it comes last in the order, but it is in it.
         rows = np.flatnonzero(~(falling > np.partition(falling, count - 1)[count - 1]))
-        return rows[best_first(scores_M[rows], ids_M[rows], seed)[:count]]
+        return rows[best_first(scores_M[rows], ids_M[rows], seed)][:count]
     order = np.argsort(-scores_M)
-    ranked = scores_M[order]
-    as_before = ~(ranked[1:] < ranked[:-1])
-    tied = np.zeros(len(order), bool)
-    tied[1:] = as_before
-    tied[:-1] |= as_before
-    # Only these are hashed: most scores differ, and a sort by two keys takes many times as long.
-    rows = order[tied]
-    order[tied] = rows[np.lexsort((tie_keys(ids_M[rows], seed), -ranked[tied]))]
+    begins = _begins(scores_M[order])
+    if (tied := _repeated(begins)).any():
+        rows, runs = order[tied], np.cumsum(begins, dtype=np.int64)[tied]
+        order[tied] = rows[_by_run_and_key(runs, tie_keys(ids_M[rows], seed))]
     return order[:count]
+
+
+def _begins(sorted_M: NDArray[Any]) -> NDArray[np.bool_]:
+    """(M,) where a run of equal values begins; NaN, which come last, are one run."""
+    begins = np.ones(len(sorted_M), bool)
+    begins[1:] = (sorted_M[1:] != sorted_M[:-1]) & ~np.isnan(sorted_M[:-1])
+    return begins
+
+
+def _repeated(begins: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(M,) whether a run has more than one value."""
+    single: NDArray[np.bool_] = begins & np.append(begins[1:], True)
+    return ~single
+
+
+def _by_run_and_key(runs_R: IntArray, keys_R: NDArray[np.uint64]) -> Positions:
+    """(R,) places by the number of the run and, within it, by the key: as a lexsort, several times as fast."""
+    half = np.uint64(32)
+    packed = (runs_R.astype(np.uint64) << half) | (keys_R >> half)
+    places = np.argsort(packed)
+    halves_alike = _repeated(_begins(packed[places]))
+    rest = places[halves_alike]
+    places[halves_alike] = rest[np.lexsort((keys_R[rest], packed[rest]))]
+    return places
 
 
 def filled_up(first: Positions, order_M: Positions, budget: int) -> Positions:
