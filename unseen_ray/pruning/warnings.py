@@ -82,7 +82,7 @@ def _warn_of_collapse(config: PruneConfig, kept: np.ndarray, *, right: np.ndarra
     if config.mode == "unseen" and hard_first and kept.mean() < _COLLAPSE_BELOW:
         logger.warning(
             "the hardest %.0f %% alone often train worse than a random subset: the scoring models are right on %.0f %% of what is kept "
-            "and on %.0f %% of what is not. Try policy: ccs or beta%s, and let `unseen-ray evaluate` compare with random.",
+            "and on %.0f %% of what is not. Try policy: ccs, or beta by score dual%s, and let `unseen-ray evaluate` compare with random.",
             100 * kept.mean(),
             100 * right[kept].mean(),
             100 * right[~kept].mean(),
