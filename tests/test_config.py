@@ -255,6 +255,13 @@ def test_a_recipe_that_cannot_run_is_refused(recipe: Any, message: str) -> None:
         config(recipe=recipe)
 
 
+def test_later_scores_are_stored_only_where_they_are_named() -> None:
+    for fields, with_eva in (({"score": "aum"}, False), ({"score": "eva"}, True), ({"also_score": ["eva"]}, True)):
+        stored = stored_scores(PruneConfig(source="digits", keep=0.5, **fields), None, of_models=True)
+        assert ("eva" in stored.over_epochs) == with_eva
+        assert ("tdds" in stored.over_epochs) == ("also_score" not in fields)
+
+
 def test_votes_of_the_former_dyn_unc_are_not_taken_for_todays() -> None:
     def stored(exact: bool = True, **fields: Any) -> StoredScores:
         return stored_scores(PruneConfig(source="digits", keep=0.5, **fields), None, of_models=True, exact=exact)

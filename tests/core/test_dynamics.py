@@ -87,6 +87,12 @@ def ref_dual(row: Row, label: int, window: int = 10) -> float:
     return float(np.mean([10 * np.std(part, ddof=1) * (1 - np.mean(part)) for part in parts]))
 
 
+def ref_eva(row: Row, label: int, window: int = 10, late: int | None = None) -> float:
+    window, start = min(window, len(row) // 2), len(row) // 2 if late is None else late - 1
+    lengths = [np.linalg.norm(p - np.eye(len(p))[label]) for p in row]
+    return float(np.var(lengths[:window], ddof=1) + np.var(lengths[start : start + window], ddof=1))
+
+
 def ref_accumulated_el2n(row: Row, label: int, epochs: int = 10) -> float:
     return float(np.mean([np.linalg.norm(p - np.eye(len(p))[label]) for p in row[:epochs]]))
 
@@ -105,6 +111,7 @@ REFERENCES: dict[str, Callable[..., float]] = {
     "tdds": ref_tdds,
     "dyn_unc": ref_dyn_unc,
     "dual": ref_dual,
+    "eva": ref_eva,
     "accumulated_el2n": ref_accumulated_el2n,
     "correctness": ref_correctness,
     "consistency": ref_consistency,
@@ -141,6 +148,8 @@ def test_equals_the_formula(name: str, samples: int, classes: int, epochs: int) 
         ("dyn_unc", {"window": 3}),
         ("dyn_unc", {"window": 3, "last_window": True}),
         ("dual", {"window": 7}),
+        ("eva", {"window": 4}),
+        ("eva", {"window": 3, "late": 17}),
         ("accumulated_el2n", {"epochs": 4}),
     ],
 )
@@ -225,7 +234,7 @@ def test_orientation(name: str) -> None:
     if name in ("forgetting", "aum", "accumulated_el2n", "correctness", "consistency"):
         assert right < confused < wrong, "these read the label"
         assert right < noisy
-    if name in ("tdds", "dyn_unc", "dual"):
+    if name in ("tdds", "dyn_unc", "dual", "eva"):
         assert wrong < confused, "what is surely wrong from first to last is not uncertain"
 
 
@@ -268,6 +277,17 @@ def test_memory_does_not_grow_with_the_epochs(name: str) -> None:
         (lambda: dynamics.dual(epochs=0), "epochs=0 must be a whole number, 1 or more"),
         (lambda: dynamics.over_epochs(scores.el2n, []), "epochs=.. must be a whole number"),
         (lambda: dynamics.over_epochs(scores.el2n, [3, "a"]), "epochs='a' must be a whole number"),
+        (lambda: dynamics.eva(window=1), "window=1 must be a whole number, 2 or more"),
+        (lambda: dynamics.eva(late=0), "late=0 must be a whole number, 1 or more"),
+        (lambda: dynamics.eva().reduce(5, (1, 2, 3)), "needs twice 2 scored epochs, but there is twice 1. Raise"),
+        (
+            lambda: dynamics.eva(window=2, late=2).reduce(5, range(1, 9)),
+            "late=2: no 2 scored epochs from there on are after",
+        ),
+        (
+            lambda: dynamics.eva(window=2, late=8).reduce(5, range(1, 9)),
+            "late=8: no 2 scored epochs from there on are after",
+        ),
         (lambda: dynamics.tdds().reduce(5, (1, 2)), "needs 3 scored epochs, but there are 2. Raise recipe.epochs"),
         (lambda: dynamics.dual().reduce(5, (1,)), "needs 2 scored epochs, but there is 1"),
         (

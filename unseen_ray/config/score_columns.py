@@ -130,7 +130,8 @@ def _wanted(config: PruneConfig, read: list[str], of_models: bool) -> list[Any]:
     if config.also_score == "all":
         asked = [config.score, *read]
         every_epoch = of_models and (config.score_every is not None or any(map(_is_over_epochs, asked)))
-        names = [*(scores.__all__ if of_models else _of_answers()), *(dynamics.__all__ if every_epoch else ()), *read]
+        over_epochs = [name for name in dynamics.__all__ if every_epoch and name not in dynamics.ONLY_NAMED]
+        names = [*(scores.__all__ if of_models else _of_answers()), *over_epochs, *read]
         return [config.score, *(name for name in dict.fromkeys(names) if name != score_name(config.score))]
     wanted = [config.score, *([] if config.also_score == "none" else config.also_score)]
     return [*wanted, *(name for name in read if name not in map(score_name, wanted))]

@@ -14,10 +14,13 @@ import numpy as np
 
 from unseen_ray.core.arrays import FloatArray
 from unseen_ray.core.predictions import EpochView
-from unseen_ray.core.trajectory import ChangeSpread, Forgets, Mean, Spread, Trajectory
+from unseen_ray.core.trajectory import ChangeSpread, Forgets, Mean, Spread, Trajectory, TwoVariances
 from unseen_ray.errors import ConfigError
 
-__all__ = ["accumulated_el2n", "aum", "consistency", "correctness", "dual", "dyn_unc", "forgetting", "tdds"]
+__all__ = ["accumulated_el2n", "aum", "consistency", "correctness", "dual", "dyn_unc", "eva", "forgetting", "tdds"]
+
+ONLY_NAMED = ("eva",)
+"""Scores that `also_score: all` leaves out, so that it stores the columns that earlier versions stored."""
 
 
 def forgetting(*, never_learned: str = "max") -> Trajectory:
@@ -112,6 +115,24 @@ def dual(*, window: int = 10, epochs: int | None = None) -> Trajectory:
     """
     reduce = functools.partial(Spread, window=_count("window", window, 2), epochs=_first(epochs), weighted=True)
     return Trajectory(series=_p_label, reduce=reduce)
+
+
+def eva(*, window: int = 10, late: int | None = None) -> Trajectory:
+    """How much the norm of the error vector varies within an early and within a late window of epochs, added.
+
+    Args:
+        window: number of epochs of each window, 2 or more; capped at half of the scored epochs.
+        late: the epoch, from 1, with which the late window begins; None for the middle of the training.
+
+    Returns:
+        0 or more: the sum of the two sample variances. The authors' code divides each by its sum over all samples, which would make a
+        sample's score depend on the others.
+
+    Source: Hong et al., Evolution-aware Variance Coreset Selection (ACM MM 2024), arXiv 2406.05677.
+    """
+    first = None if late is None else _count("late", late, 1)
+    reduce = functools.partial(TwoVariances, window=_count("window", window, 2), late=first)
+    return Trajectory(series=_error_length, reduce=reduce)
 
 
 def accumulated_el2n(*, epochs: int = 10) -> Trajectory:

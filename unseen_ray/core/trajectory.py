@@ -16,7 +16,18 @@ from unseen_ray.core.arrays import FloatArray
 from unseen_ray.core.predictions import EpochView
 from unseen_ray.errors import ConfigError
 
-__all__ = ["ChangeSpread", "EpochView", "Forgets", "Mean", "Places", "Reducer", "Spread", "Trajectory", "scored_epochs"]
+__all__ = [
+    "ChangeSpread",
+    "EpochView",
+    "Forgets",
+    "Mean",
+    "Places",
+    "Reducer",
+    "Spread",
+    "Trajectory",
+    "TwoVariances",
+    "scored_epochs",
+]
 
 Places = NDArray[np.intp] | slice
 
@@ -202,6 +213,44 @@ class ChangeSpread:
         return self.state["average"]
 
 
+class TwoVariances:
+    """The sample variance within the first window plus that within a later one.
+
+    Args:
+        samples: M.
+        numbers: (T,) of the scored epochs.
+        window: epochs of each window; capped at half of them.
+        late: the epoch with which the later window begins; None for the middle.
+    """
+
+    def __init__(self, samples: int, numbers: Sequence[int], *, window: int, late: int | None = None) -> None:
+        self._window = _window(window, len(numbers) // 2, least=2, of="twice ")
+        first = len(numbers) // 2 if late is None else sum(number < late for number in numbers)
+        if not self._window <= first <= len(numbers) - self._window:
+            raise ConfigError(
+                f"score option late={late}: no {self._window} scored epochs from there on are after the first {self._window}. "
+                f"Models score after epochs {', '.join(map(str, numbers[:3]))} to {numbers[-1]}. Name another one, or lower window."
+            )
+        self._firsts = {"early": 0, "late": first}
+        self.state: dict[str, NDArray[Any]] = {
+            f"{name}_{what}": np.zeros(samples) for name in self._firsts for what in ("mean", "squares")
+        }
+
+    def add(self, places: Places, values_B: FloatArray, index: int) -> None:
+        """See `Reducer`."""
+        for name, first in self._firsts.items():
+            if first <= index < first + self._window:
+                mean, squares = self.state[f"{name}_mean"], self.state[f"{name}_squares"]
+                steps_B = values_B - mean[places]
+                mean[places] += steps_B / (index - first + 1)
+                squares[places] += steps_B * (values_B - mean[places])
+
+    def result(self) -> FloatArray:
+        """See `Reducer`."""
+        variances_M: FloatArray = (self.state["early_squares"] + self.state["late_squares"]) / (self._window - 1)
+        return variances_M
+
+
 def _counted(numbers: Sequence[int], epochs: int | Sequence[int] | None) -> list[int]:
     """Positions in `numbers` of the epochs that count."""
     if epochs is None:
@@ -220,10 +269,10 @@ def _counted(numbers: Sequence[int], epochs: int | Sequence[int] | None) -> list
     return counted
 
 
-def _window(window: int, epochs: int, *, least: int) -> int:
+def _window(window: int, epochs: int, *, least: int, of: str = "") -> int:
     if epochs < least:
         raise ConfigError(
-            f"a score over windows of epochs needs {least} scored epochs, but there {'is' if epochs == 1 else 'are'} {epochs}. "
+            f"a score over windows of epochs needs {of}{least} scored epochs, but there {'is' if epochs == 1 else 'are'} {of}{epochs}. "
             "Raise recipe.epochs, or lower score_every."
         )
     return min(window, epochs)
