@@ -100,6 +100,59 @@ def test_several_files_are_votes_and_a_row_of_nan_is_none(tmp_path: Path) -> Non
     assert 0 < ranked.column("entropy").to_numpy().min() < ranked.column("entropy").to_numpy().max() < 1
 
 
+def ref_disagreement(votes: list[np.ndarray]) -> np.ndarray:
+    """(N,) mutual information of class and model, sample by sample: the mean divergence of a vote from the mean of the votes."""
+    stack = np.stack(votes).astype(np.float64)
+    mean = stack.mean(axis=0)
+    return np.array([np.mean([np.sum(p * np.log(p / mean[i])) for p in stack[:, i]]) for i in range(len(mean))])
+
+
+def test_disagreement_is_what_the_votes_contradict_each_other_in(tmp_path: Path) -> None:
+    answers = [distributions(seed) for seed in range(3)]
+    for each in answers[1:]:
+        each[:5] = answers[0][:5]
+    files = given(tmp_path, a=answers[0], b=answers[1], c=answers[2], labels=LABELS)
+    paths = [files[name] for name in "abc"]
+    ur.score(paths, files["labels"], out=tmp_path / "scored", score="disagreement")
+    for rule in ("mean", "rank_mean", "mean_prob"):
+        chosen = ur.select(tmp_path / "scored", keep=0.5, combine=rule, out=tmp_path / rule)
+        found = chosen.scores.column("disagreement").to_numpy()
+        np.testing.assert_allclose(found, ref_disagreement(answers), rtol=1e-4, atol=1e-6)
+        assert (found[:5] < 1e-6).all() and found.max() <= np.log(3)
+        assert set(chosen.coreset.ids.tolist()) == set(np.argsort(-found)[:30].tolist())
+    with pytest.raises(ur.ConfigError, match="score disagreement compares a sample's votes, and each sample has one"):
+        ur.score(paths[:1], files["labels"], out=tmp_path / "one", score="disagreement")
+    assert not (tmp_path / "one").exists()
+
+
+def test_disagreement_in_a_run(tmp_path: Path) -> None:
+    fields = {
+        "source": {"use": "digits", "limit": 300},
+        "keep": 0.4,
+        "fit": "tests.plugs:centroids",
+        "executor": "local",
+    }
+    run = ur.prune(ur.PruneConfig(**fields, folds=3, score="disagreement", out=tmp_path / "run"))
+    beside = ur.prune(ur.PruneConfig(**fields, folds=3, also_score=["disagreement"], out=tmp_path / "beside"))
+    values = run.scores.column("disagreement").to_numpy()
+    assert values.min() >= 0 and 0 < values.max() <= np.log(2)
+    assert run.scores.column("disagreement") == beside.scores.column("disagreement")
+    assert "disagreement" not in ur.prune(ur.PruneConfig(**fields, folds=3, out=tmp_path / "plain")).scores.column_names
+    assert set(run.coreset.ids.tolist()) == set(run.scores.column("id").to_numpy()[np.argsort(-values)[:120]].tolist())
+    bills = [
+        ur.plan_values(ur.PruneConfig(**fields, folds=3, score=name))["disk_bytes"]
+        for name in ("disagreement", "entropy")
+    ]
+    assert bills[0] - bills[1] == 2 * 300 * 10 * 4, "the plan shows what N x C of two votes takes"
+    for more in ({"folds": 2}, {"folds": 3, "schedule": [0.2, 0.4]}, {"mode": "fitting"}, {"train_on": "complement"}):
+        with pytest.raises(
+            ur.ConfigError, match="score disagreement compares a sample's votes, and some samples have one vote"
+        ):
+            ur.prune(ur.PruneConfig(**fields, **more, score="disagreement", out=tmp_path / "refused"))
+    with pytest.raises(ur.ConfigError, match="disagreement takes no option 'base'"):
+        ur.prune(ur.PruneConfig(**fields, score={"use": "disagreement", "base": 2}, out=tmp_path / "refused"))
+
+
 def test_folds_part_one_file_among_its_models(tmp_path: Path) -> None:
     probs, folds = distributions(), np.arange(COUNT) % 5
     files = given(tmp_path, probs=probs, labels=LABELS, folds=folds)

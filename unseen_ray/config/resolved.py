@@ -110,7 +110,8 @@ class ResolvedRun:
     def keeps_probs(self) -> bool:
         """Whether votes carry N x C probabilities."""
         config, guard = self.config, self.guard
-        return config.save_probs or config.combine == "mean_prob" or (guard is not None and guard.needs_probs)
+        of_guard = guard is not None and guard.needs_probs
+        return config.save_probs or config.combine == "mean_prob" or of_guard or bool(self.scores.of_votes)
 
     @property
     def keeps_features(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from unseen_ray.config.guards import Guard
 from unseen_ray.core import dynamics, scores
-from unseen_ray.core.combine_votes import ScoreFunction
+from unseen_ray.core.combine_votes import OF_VOTES, ScoreFunction
 from unseen_ray.core.trajectory import Trajectory
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import bind_options, function_of, import_target, is_target, jsonable, name_of, plug_of
@@ -38,6 +38,7 @@ class StoredScores:
     Attributes:
         single: scores of the trained model's predictions.
         over_epochs: scores of the predictions after each scored epoch.
+        of_votes: scores of all votes of a sample together.
         every: number of epochs between two scored epochs.
         asked: columns that are named: the deciding score, those of `also_score`, those that a guard reads.
         named: the configuration of all scores as texts, sorted so that their order does not matter.
@@ -50,6 +51,7 @@ class StoredScores:
     asked: frozenset[str]
     named: tuple[str, ...]
     exact: bool = True
+    of_votes: tuple[str, ...] = ()
 
     @property
     def key(self) -> dict[str, Any]:
@@ -79,7 +81,9 @@ def stored_scores(config: PruneConfig, guard: Guard | None, *, of_models: bool, 
     """
     of_models = of_models and config.fit is None
     read = [] if guard is None else list(guard.scores)
-    wanted = _wanted(config, read, of_models)
+    everything = _wanted(config, read, of_models)
+    of_votes = tuple(dict.fromkeys(score_name(value) for value in everything if _is_of_votes(value)))
+    wanted = [value for value in everything if not _is_of_votes(value)]
     single: dict[str, ScoreFunction] = {}
     over: dict[str, Trajectory] = {}
     listed = [] if isinstance(config.also_score, str) else config.also_score
@@ -103,7 +107,25 @@ def stored_scores(config: PruneConfig, guard: Guard | None, *, of_models: bool, 
     told = [_with_last_window(value, False) if exact and score_name(value) in asked else value for value in wanted]
     named = sorted({json.dumps(jsonable(value), sort_keys=True) for value in told})
     every = config.score_every or 1
-    return StoredScores(single=single, over_epochs=over, every=every, asked=asked, named=tuple(named), exact=exact)
+    return StoredScores(
+        single=single,
+        over_epochs=over,
+        every=every,
+        asked=asked,
+        named=tuple(named),
+        exact=exact,
+        of_votes=of_votes,
+    )
+
+
+def _is_of_votes(value: Any) -> bool:
+    """Whether a score is one of all votes together; ConfigError if it has options."""
+    use, options = plug_of(value)
+    if not isinstance(use, str) or use not in OF_VOTES:
+        return False
+    if options:
+        raise ConfigError(f"score: {use} takes no option {next(iter(options))!r}; it takes none.")
+    return True
 
 
 def _with_last_window(value: Any, counts: bool) -> Any:
@@ -142,7 +164,7 @@ def _of_answers() -> list[str]:
 
 
 def _is_over_epochs(value: Any) -> bool:
-    return isinstance(_resolved(value), Trajectory)
+    return not _is_of_votes(value) and isinstance(_resolved(value), Trajectory)
 
 
 def _check_name(value: Any, known: dict[str, Any]) -> None:
@@ -150,7 +172,7 @@ def _check_name(value: Any, known: dict[str, Any]) -> None:
     own = not isinstance(use, str) or is_target(use)
     if own and (name in _COLUMNS or name.startswith("std_")):
         raise ConfigError(f"a score called {name!r} would replace another column. Rename your function.")
-    if name in known or (own and name in (*scores.__all__, *dynamics.__all__)):
+    if name in known or (own and name in (*scores.__all__, *dynamics.__all__, *OF_VOTES)):
         raise ConfigError(f"two scores are called {name!r}, which is the name of their column. Rename your function.")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,10 +14,22 @@ from unseen_ray.core.stats import mean_ranks
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import IncompleteScoreError
 
-__all__ = ["Combine", "ScoreFunction", "ScoreTable", "VoteCombiner", "log_of_probs"]
+__all__ = [
+    "OF_VOTES",
+    "Combine",
+    "ScoreFunction",
+    "ScoreTable",
+    "VoteCombiner",
+    "disagreement",
+    "log_of_probs",
+]
+
+OF_VOTES = ("disagreement",)
+"""Scores of all votes of a sample together, which one vote does not have."""
 
 Combine = Literal["mean", "rank_mean", "mean_prob"]
 ScoreFunction = Callable[..., FloatArray]
+_ROWS = 1024  # whose probabilities are float64 at a time
 _MOST_VOTES = 1 << 18  # votes processed at a time to find the majority: a few MB
 _NO_VOTE = np.iinfo(np.int64).max  # sorts behind all classes
 
@@ -82,13 +94,16 @@ class VoteCombiner:
         if known is not part and not _same(known, part):
             raise IncompleteScoreError(f"task {part.index} delivered two different sets of votes.")
 
-    def combine(self, rule: Combine, functions: Mapping[str, ScoreFunction] | None = None) -> ScoreTable:
+    def combine(
+        self, rule: Combine, functions: Mapping[str, ScoreFunction] | None = None, of_votes: Sequence[str] = ()
+    ) -> ScoreTable:
         """Combine the votes in the order of the tasks.
 
         Args:
             rule: `mean` of the votes' scores; `rank_mean`: mean of (rank - 0.5) / n among the n ids that a model scored;
                 `mean_prob`: the score of the mean probabilities.
             functions: score functions of (log-probabilities, labels) for `mean_prob`; scores without one are dropped.
+            of_votes: which of `OF_VOTES` to add, by the same formula for every rule; they need the votes' probabilities.
 
         Raises:
             IncompleteScoreError: if a task is missing, or a candidate has more or fewer than `votes_each` votes.
@@ -114,6 +129,10 @@ class VoteCombiner:
                 assert log_probs is not None and functions is not None, "mean_prob needs probabilities"
                 mean = functions[name](log_probs, self.labels_M).astype(np.float64)
             scores[name] = mean.astype(np.float32)
+        for name in of_votes:
+            assert probs is not None, f"{name} needs probabilities"
+            each = _mean([_entropies(vote_probs) for vote_probs in kept], at, votes)
+            scores[name], stds[name] = disagreement(probs, each), np.zeros(len(votes), np.float32)
         return ScoreTable(
             ids_M=self.ids_M,
             labels_M=self.labels_M,
@@ -147,10 +166,37 @@ class VoteCombiner:
             )
 
 
+def disagreement(mean_probs_MC: FloatArray, mean_entropies_M: FloatArray) -> FloatArray:
+    """What the models disagree on: the entropy of their mean probabilities less the mean entropy of each; needs N x C.
+
+    It is the mutual information of the prediction and the model: high where models contradict each other, 0 where all say the same,
+    however uncertain. Every sample needs two votes or more. It is stored where it is named.
+
+    Args:
+        mean_probs_MC: (M, C) mean of the votes' probabilities.
+        mean_entropies_M: (M,) mean of their entropies, in nats.
+
+    Returns:
+        (M,) float32 in [0, ln V] for V votes.
+
+    Source: Houlsby et al., Bayesian Active Learning by Disagreement (2011); Jensen-Shannon divergence of the votes.
+    """
+    return np.maximum(_entropies(mean_probs_MC) - mean_entropies_M, 0).astype(np.float32)
+
+
 def log_of_probs(probs_NC: FloatArray) -> FloatArray:
     """Natural logarithms of probabilities, floored at the smallest normal float32 so that no logarithm is infinite."""
     smallest = np.finfo(np.float32).tiny
     return np.log(np.maximum(probs_NC.astype(np.float32), smallest))
+
+
+def _entropies(probs_MC: FloatArray) -> NDArray[np.float64]:
+    """(M,) entropies in float64: their differences may be small."""
+    entropies_M = np.empty(len(probs_MC))
+    for start in range(0, len(probs_MC), _ROWS):
+        probs = probs_MC[start : start + _ROWS].astype(np.float64)
+        entropies_M[start : start + _ROWS] = -(probs * np.log(np.maximum(probs, np.finfo(np.float32).tiny))).sum(axis=1)
+    return entropies_M
 
 
 def _check_columns(part: VotePart) -> None:

@@ -154,7 +154,8 @@ class Merger:
     def merge_range(self, request: MergeRequest, number: int) -> Merged:
         """One range of a stage, into its table or a part of it; see `merge`."""
         combine = self._job.config.combine
-        pieces = [combiner.combine(combine, self._functions) for combiner in self._combiners(request, number)]
+        of_votes = self._job.resolved.scores.of_votes
+        pieces = [combiner.combine(combine, self._functions, of_votes) for combiner in self._combiners(request, number)]
         table = pa.concat_tables([score_columns(piece) for piece in pieces])
         if request.num_ranges == 1:
             return self._store_stage(request, table, pieces[0].probs_MC)

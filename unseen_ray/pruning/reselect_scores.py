@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from unseen_ray.config.score_columns import of_probabilities, score_name
 from unseen_ray.core import scores as builtin_scores
-from unseen_ray.core.combine_votes import VoteCombiner, log_of_probs
+from unseen_ray.core.combine_votes import OF_VOTES, VoteCombiner, log_of_probs
 from unseen_ray.core.predictions import EpochView
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.plugins import did_you_mean, jsonable, plug_of
@@ -79,7 +79,8 @@ def _combined(run: Run, config: PruneConfig, stored: pa.Table) -> pa.Table:
         )
         for index in range(len(stage.tasks)):
             combiner.add(read_votes(run.folder, 0, index, run.manifest.files))
-        table = score_columns(combiner.combine(config.combine))
+        of_votes = [name for name in OF_VOTES if name in stored.column_names]
+        table = score_columns(combiner.combine(config.combine, of_votes=of_votes))
     return table
 
 
@@ -150,6 +151,8 @@ def _of_mean_probs(run: Run, stored: pa.Table) -> pa.Table:
     labels = stored.column("label").to_numpy()
     view = EpochView(log_of_probs(probs), labels, exact=run.manifest.has_exact_scores)
     for name in _score_names(stored.column_names):
+        if name in OF_VOTES:  # the same by every rule
+            continue
         plain = name in builtin_scores.__all__ and _stored_as(run.manifest, name) == name
         if plain and of_probabilities(getattr(builtin_scores, name)):
             values = getattr(builtin_scores, name)(view.log_probs_BC, labels, epoch_view=view)

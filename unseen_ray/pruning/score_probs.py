@@ -77,6 +77,11 @@ def score_probs(
     _check_fit(votes, probs, info.labels_N, read_npy(labels), labels)
     parts = _parts_of(votes, None if folds is None else read_npy(folds), folds)
     population = make_population(info.labels_N, info.num_classes)
+    votes_each = sum(len(rows) for rows, _ in parts) // len(population)
+    if resolved.scores.of_votes and votes_each < 2:
+        raise ConfigError(
+            f"score {resolved.scores.of_votes[0]} compares a sample's votes, and each sample has one. Give the probabilities of two models."
+        )
     run = open_scores(config, with_population(source_entry(info), population, opened, np.empty(0, np.int64)))
     job = Job(
         resolved=resolved,
@@ -89,7 +94,6 @@ def score_probs(
     )
     # From here on as in a run that trained: votes, their merge, keys, one stage in the manifest.
     receipts = [_write_votes(job, number, rows, values, info.labels_N) for number, (rows, values) in enumerate(parts)]
-    votes_each = sum(len(rows) for rows, _ in parts) // len(population)
     request = MergeRequest(stage=0, candidates=AllIds(), num_parts=len(parts), votes_each=votes_each)
     merged = Merger(job, info.labels_N).merge(request)
     files = {**merged.files, **_write_keys(job, opened, population.ids_N)}

@@ -59,11 +59,20 @@ def _check_scores(resolved: ResolvedRun) -> None:
         name: "the choice",
         **dict.fromkeys(resolved.guard.scores if resolved.guard else (), "the guard"),
     }.items():
-        if config.combine == "mean_prob" and not (read in stored.single and of_probabilities(stored.single[read])):
+        known = read in stored.of_votes or (read in stored.single and of_probabilities(stored.single[read]))
+        if config.combine == "mean_prob" and not known:
             problems.append(
                 f"combine=mean_prob does not work for score {read}, which {by} reads: it cannot be computed from mean probabilities. "
                 "Use combine: mean or rank_mean."
             )
+    stages = range(len(config.fractions()))
+    spare = config.repeats if config.scoring.models else 0  # samples of a fold that was trained have a model less
+    if resolved.of_models and stored.of_votes and min(resolved.votes_each(at) - spare * (at == 0) for at in stages) < 2:
+        problems.append(
+            f"score {stored.of_votes[0]} compares a sample's votes, and some samples have one vote: with folds={config.folds}, "
+            f"train_on={config.train_on}, repeats={config.repeats} and {len(stages)} stages. Set folds: 3 or more and no schedule, or "
+            "repeats: 2."
+        )
     alone = config.mode == "fitting" or len(config.fractions()) > 1
     if stored.over_epochs and config.gpus_per_fit > 1 and alone:
         problems.append(

@@ -26,11 +26,15 @@ def entries(what: str) -> list[tuple[str, str]]:
     """(name, one line) of the scores, policies, guards, sources, models or recipes."""
     from unseen_ray.config.models import MODELS
     from unseen_ray.config.named_recipes import RECIPES
-    from unseen_ray.core import dynamics, guard, scores, select
+    from unseen_ray.core import combine_votes, dynamics, guard, scores, select
     from unseen_ray.data.sources.registry import SOURCES
 
     tables = {
-        "scores": [*_of_module(scores), *_of_module(dynamics)],
+        "scores": [
+            *_of_module(scores),
+            *_of_module(dynamics),
+            *((name, _first_line(getattr(combine_votes, name))) for name in combine_votes.OF_VOTES),
+        ],
         "policies": _of_module(select),
         "guards": _of_module(guard),
         "sources": [(name, _first_line(function)) for name, function in SOURCES.items()],
