@@ -96,21 +96,21 @@ class EpochView:
     @functools.cached_property
     def doubt_label_B(self) -> FloatArray:
         """(B,) one minus the probability of the true class."""
-        return self._doubt(self.labels_B, self.log_p_label_B)
+        doubt_B: FloatArray = -np.expm1(self.log_p_label_B)
+        near = np.flatnonzero(self.is_summed(self.log_p_label_B))
+        if near.size:
+            doubt_B[near] = self.doubt_top_B[near]  # a true class of such a probability is the most probable one
+        return doubt_B
 
     @functools.cached_property
     def doubt_top_B(self) -> FloatArray:
         """(B,) one minus the probability of the most probable class."""
-        return self._doubt(self.top_B, self.log_p_top_B)
-
-    def _doubt(self, classes_B: NDArray[Any], log_p_B: FloatArray) -> FloatArray:
-        """(B,) one minus the probability of a class each."""
-        doubt_B: FloatArray = -np.expm1(log_p_B)
+        doubt_B: FloatArray = -np.expm1(self.log_p_top_B)
         # Where p is nearly 1, its logarithm has lost the digits that tell samples apart; the other classes' probabilities have not.
-        near = np.flatnonzero(self.is_summed(log_p_B))
+        near = np.flatnonzero(self.is_summed(self.log_p_top_B))
         if near.size:
-            others_RC = self.probs_BC[near]
-            others_RC[np.arange(len(near)), classes_B[near]] = 0
+            others_RC = np.exp(self.log_probs_BC[near])
+            others_RC[np.arange(len(near)), self.top_B[near]] = 0
             doubt_B[near] = others_RC.sum(axis=1)
         return doubt_B
 
