@@ -125,7 +125,17 @@ def test_guards_are_measured_against_labels_that_were_flipped_and_nothing_is_don
         assert done[-1].returncode == 0, done[-1].stderr
         found.append(json.loads((tmp_path / "found.json").read_text()))
         assert len(found[-1].pop("conditions")["starts"]) == len(found)
-    assert done[0].stdout.count("seed 0: accuracy") == 2 * 2 * 8
+    # Where a guard leaves fewer than the 84 that are kept, both scores keep the same ones, and these are trained once.
+    (same,) = {
+        sum(
+            count > 120 - 84
+            for row in its["guards"]
+            if row["guard"] == "confident_learning"
+            for count in row["suspects"]
+        )
+        for its in found
+    }
+    assert done[0].stdout.count("seed 0: accuracy") == 2 * 2 * 8 - same
     assert "seed 0: accuracy" not in done[1].stdout
     assert found[0] == found[1]
     assert str(tmp_path) not in json.dumps(found)
