@@ -33,11 +33,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "K=4, a quarter, 2 models": {"folds": 4, "scoring": {"share": 0.25, "models": 2}},
     "K=8, a quarter": {"folds": 8, "scoring": {"share": 0.25}},
     "K=8, a quarter, 4 votes": {"folds": 8, "scoring": {"share": 0.25, "votes": 4}},
-    "K=8, a quarter, 2 votes": {"folds": 8, "scoring": {"share": 0.25, "votes": 2}},
-    "K=8, a quarter, 5 models": {"folds": 8, "scoring": {"share": 0.25, "models": 5}},
-    "K=8, a quarter, 3 models": {"folds": 8, "scoring": {"share": 0.25, "models": 3}},
-    "K=8": {"folds": 8},
-    "K=16, a quarter": {"folds": 16, "scoring": {"share": 0.25}},
 }
 SCORES = ("entropy", "margin", "el2n", "loss")
 

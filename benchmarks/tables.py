@@ -54,6 +54,17 @@ def train_accuracy(report: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def bill(report: dict[str, Any]) -> Iterator[str]:
+    """What each way to score costs, and how its ranks agree."""
+    scores = list(report["rows"][0]["scores"])
+    yield "| scoring models | cost of the choice | votes | " + " | ".join(f"`{score}`" for score in scores) + " |"
+    yield "|---" * (len(scores) + 3) + "|"
+    for row in report["rows"]:
+        cost = "" if row["bill"] is None else f"{row['bill']:.2f}"
+        ranks = (f"{its['seed_to_seed']:.2f}, {its['with_full']:.2f}" for its in row["scores"].values())
+        yield f"| {row['variant']} | {cost} | {row['votes']:g} | {' | '.join(ranks)} |"
+
+
 def sweep(report: dict[str, Any]) -> Iterator[str]:
     """Every trial, the most accurate first."""
     knobs = [name for name, values in report["sweep"]["space"].items() if len(values) > 1]
@@ -245,6 +256,7 @@ def lead(found: dict[str, float | None] | None) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
+    "bill": bill,
     "train_speed": train_speed,
     "train_memory": train_memory,
     "train_accuracy": train_accuracy,

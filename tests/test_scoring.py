@@ -15,6 +15,7 @@ from unseen_ray.config.scoring import with_scoring_model
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.errors import ConfigError
 from unseen_ray.pruning.plan import plan_run
+from unseen_ray.pruning.validate import check_functions
 
 DIGITS = {"use": "digits", "limit": 300}
 FIELDS: dict[str, Any] = {
@@ -98,7 +99,12 @@ def test_a_model_for_scoring_starts_from_random_weights_and_its_recipe_from_its_
         ({"scoring": {"votes": 2}, "mode": "fitting"}, r"scoring\.votes=2 has no effect with mode: fitting"),
         ({"scoring": {"models": 2}, "train_on": "complement"}, r"scoring\.models=2 has no effect with train_on: compl"),
         ({"scoring": {"share": 0.5, "recipe": {"epochs": 3}}}, r"scoring\.recipe replaces it\. Remove one"),
-        ({"scoring": {"recipe": {"epoch": 3}}}, r"epoch is not a field|recipe.*epoch"),
+        ({"scoring": {"recipe": {"epoch": 3}}}, r"scoring\.recipe\.epoch is not a field\. Did you mean 'epochs'"),
+        ({"scoring": {"recipe": {"epochs": 0}}}, r"scoring\.recipe\.epochs=0 is not allowed: .* greater than or equal"),
+        (
+            {"scoring": {"recipe": {"batch_size": 65}}, "gpus_per_fit": 2},
+            r"scoring\.recipe\.batch_size=65 is not divisible",
+        ),
         ({"scoring": {"recipe": 3}}, r"scoring\.recipe=3 must be a name or a mapping"),
         ({"scoring": {"recipe": {"precision": "fp16"}}}, r"a run has one precision\. Set recipe\.precision"),
         ({"scoring": {"model": "resnet10"}}, r"scoring\.model='resnet10'.*resnet18|resnet10.*Did you mean"),
@@ -108,6 +114,54 @@ def test_a_model_for_scoring_starts_from_random_weights_and_its_recipe_from_its_
 def test_what_scoring_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ur.PruneConfig(source="digits", keep=0.5, **fields)
+
+
+def test_the_runs_scoring_may_be_given_again_in_any_form() -> None:
+    from unseen_ray.evaluation.evaluate import _asked_again
+
+    config = ur.PruneConfig(source="digits", keep=0.5, scoring={"recipe": {"epochs": 5}, "model": "small_cnn"})
+    stored = config.to_json()["scoring"]
+    for again in (stored, {"model": "small_cnn"}, {"recipe": {"epochs": 5}}, {"share": 1.0}, config.scoring):
+        assert _asked_again(config, "scoring", again) == stored
+    assert _asked_again(config, "scoring", {"votes": 2}) != stored
+    assert _asked_again(ur.PruneConfig(source="digits", keep=0.5), "scoring", {}) is None
+
+
+def test_a_scoring_recipe_takes_over_neither_precision_nor_the_weights_of_another_model(tmp_path: Path) -> None:
+    recipe = {"precision": "float32", "init": str(tmp_path / "w.safetensors"), "init_saw": "none"}
+    config = ur.PruneConfig(source="digits", keep=0.5, recipe=recipe, scoring={"recipe": {"epochs": 5}})
+    assert (config.scoring.recipe.precision, config.scoring.recipe.init) == ("auto", recipe["init"])
+    assert config.changed(recipe={"precision": "bf16"}).recipe.precision == "bf16"
+    other = ur.PruneConfig(
+        source="digits",
+        keep=0.5,
+        recipe=recipe,
+        model="resnet9",
+        scoring={"model": "small_cnn", "recipe": {"epochs": 5}},
+    )
+    assert (other.scoring.recipe.init, with_scoring_model(other).recipe.precision) == (None, "float32")
+
+
+def test_an_invalid_recipe_beside_a_scoring_recipe_is_one_message() -> None:
+    scoring = ur.PruneConfig(source="digits", keep=0.5, scoring={"recipe": {"epochs": 5}}).scoring
+    with pytest.raises(ConfigError, match=r"recipe\.lr=-1"):
+        ur.PruneConfig(source="digits", keep=0.5, scoring=scoring, recipe={"lr": -1})
+
+
+def test_a_finished_run_is_evaluated_without_the_weights_of_its_scoring_models(tmp_path: Path) -> None:
+    import torch
+
+    from unseen_ray.training.model_task import build_model
+
+    init = tmp_path / "weights.safetensors"
+    torch.manual_seed(0)
+    save_file({name: value.numpy() for name, value in build_model("small_cnn", 10).state_dict().items()}, str(init))
+    own = {"epochs": 2, "init": str(init), "init_saw": "none"}
+    prune(tmp_path / "run", holdout=0.2, scoring={"recipe": own})
+    assert ur.report_values(tmp_path / "run")["init"]["file"] == str(init)
+    init.unlink()
+    table = ur.evaluate(tmp_path / "run", seeds=1, against=("random",), executor="local")
+    assert table.recipe.get("init") is None
 
 
 def test_a_run_that_leaves_scoring_alone_writes_none_of_it() -> None:
@@ -236,7 +290,28 @@ def test_a_scoring_model_that_only_a_folder_names_is_not_imported(tmp_path: Path
     again: dict[str, Any] = {"seeds": 1, "against": ("random",), "selections": 2, "executor": "local"}
     with pytest.raises(ConfigError, match=r"--scoring\.model tests\.plugs:tiny_model"):
         ur.evaluate(tmp_path / "run", **again)
+    with pytest.raises(ConfigError, match=r"--scoring\.model tests\.plugs:tiny_model"):
+        ur.evaluate(tmp_path / "run", scoring={"share": 0.5}, **again)  # other fields of it name no function
     with pytest.raises(ConfigError, match=r"differs from the run's"):
         ur.evaluate(tmp_path / "run", scoring={"model": "small_cnn"}, **again)
     table = ur.evaluate(tmp_path / "run", scoring={"model": "tests.plugs:tiny_model"}, **again)
     assert len(table.arms[0].accuracies) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"folds": 3, "scoring": {"models": 3}}, None),
+        ({"folds": 4, "scoring": {"models": 3}}, None),
+        ({"folds": 4, "scoring": {"models": 2}}, r"scoring\.models=2.*Set folds: 3 or more, scoring\.votes: 2"),
+        ({"folds": 4, "scoring": {"votes": 1}}, r"scoring\.votes=1.*Set folds: 3 or more, scoring\.votes: 2"),
+        ({"mode": "fitting"}, r"with mode: fitting, repeats=1\. Set repeats: 2\."),
+    ],
+)
+def test_a_score_of_several_votes_wants_two_of_every_sample(fields: dict[str, Any], message: str | None) -> None:
+    resolved = ResolvedRun(ur.PruneConfig(source="digits", keep=0.5, score="disagreement", **fields))
+    if message is None:
+        check_functions(resolved)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            check_functions(resolved)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from unseen_ray.core import combine_votes
 from unseen_ray.core.combine_votes import ScoreTable, VoteCombiner, log_of_probs
+from unseen_ray.core.predictions import EpochView
 from unseen_ray.core.samples.id_sets import FoldSpec
 from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.scores import entropy, loss
@@ -412,3 +413,14 @@ def test_candidates_with_different_numbers_of_votes_equal_the_loop(
     if combine == "mean":
         fine = votes_for(parts, lambda part: part.scores["fine"])
         assert_equals_loop(table.scores["fine"], table.ids_M, {id: float(np.mean(its)) for id, its in fine.items()})
+
+
+def test_a_score_that_takes_the_batchs_view_gets_that_of_the_mean_probabilities() -> None:
+    def of_view(log_probs_NC: np.ndarray, labels_N: np.ndarray, *, epoch_view: EpochView) -> np.ndarray:
+        assert epoch_view.log_probs_BC is log_probs_NC
+        return -epoch_view.log_p_label_B
+
+    case: Case = (23, 5, "fold", 1)
+    population, parts = parts_of(case)
+    table = book_for(case, population, parts).combine("mean_prob", {"fine": of_view, "coarse": loss})
+    np.testing.assert_allclose(table.scores["fine"], table.scores["coarse"], rtol=1e-6)

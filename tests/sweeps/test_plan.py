@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 import unseen_ray as ur
+from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import load_yaml
 from unseen_ray.sweeps.plan import plan_sweep
+from unseen_ray.sweeps.trials import keeping_for
 
 RUN = {
     "source": {"use": "digits", "limit": 500},
@@ -99,3 +101,14 @@ def test_every_ready_sweep_is_one(path: Path) -> None:
 def test_what_a_sweep_cannot_take_is_refused_by_its_field(field: str, value: object, message: str) -> None:
     with pytest.raises(ur.ConfigError, match=message):
         ur.SweepConfig(**{"run": RUN, "space": {"keep": [0.3, 0.5]}, "out": "x", field: value})
+
+
+def test_trials_store_dyn_unc_for_one_another_under_the_key_of_todays_default() -> None:
+    runs = [ur.PruneConfig(source="digits", keep=0.5, score=score) for score in ("entropy", "dyn_unc")]
+    keeping = keeping_for(runs)
+    assert "dyn_unc" in keeping.also_score
+    each = [ResolvedRun(run.changed(also_score=keeping.also_score)).scores for run in runs]
+    assert each[0].key == each[1].key
+    assert '{"last_window": false, "use": "dyn_unc"}' in each[0].key["scores"]
+    before = ResolvedRun(runs[1], exact=False).scores.key  # votes of an earlier version have another window
+    assert '"dyn_unc"' in before["scores"]

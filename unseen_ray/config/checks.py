@@ -166,12 +166,13 @@ def _is_number(value: Any) -> bool:
 
 def _check_share(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Workers must share a batch evenly, so that the mean of their gradients is the gradient of the batch."""
-    workers, recipe = values["gpus_per_fit"], values["recipe"]
-    size = getattr(recipe, "batch_size", None)
-    if size is None or size % workers == 0:
-        return []
+    workers, recipes = values["gpus_per_fit"], {"recipe": values["recipe"]}
+    recipes["scoring.recipe"] = getattr(values["scoring"], "recipe", None)
+    sizes = {field: getattr(recipe, "batch_size", None) for field, recipe in recipes.items()}
     return [
-        f"recipe.batch_size={size} is not divisible by gpus_per_fit={workers}. Use {max(size // workers, 1) * workers}, for example."
+        f"{field}.batch_size={size} is not divisible by gpus_per_fit={workers}. Use {max(size // workers, 1) * workers}, for example."
+        for field, size in sizes.items()
+        if size is not None and size % workers
     ]
 
 
@@ -258,7 +259,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("score", "also_score", "policy", "guard", "model", "fit"), _check_plugs),
     (("source", "test"), _check_sources),
     (("mode", "fit", "executor", "guard"), _check_effect),
-    (("gpus_per_fit", "recipe"), _check_share),
+    (("gpus_per_fit", "recipe", "scoring"), _check_share),
     (("mode", "recipe", "scoring"), _check_init),
     (("scoring", "folds", "mode", "train_on", "recipe", "fit"), check_scoring),
     (("log_to",), _check_log_to),

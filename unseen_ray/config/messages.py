@@ -21,13 +21,14 @@ def field_message(
     Args:
         detail: the entry.
         model: the configuration.
-        parts: models of its fields that are mappings, by field.
+        parts: models of its fields that are mappings, by their dotted names.
         hint: where to find the names of the fields; None to list them.
     """
     path = [str(part) for part in detail["loc"]]
     name, leaf = ".".join(path), path[0]
-    if path[0] in parts and len(path) > 1:
-        model, leaf = parts[path[0]], path[1]
+    for depth in range(1, len(path)):
+        if (part := ".".join(path[:depth])) in parts:
+            model, leaf = parts[part], path[depth]
     fields = model.model_fields
     if detail["type"] == "extra_forbidden":
         hint = hint or f"Allowed: {', '.join(fields)}."

@@ -94,7 +94,9 @@ class PruneConfig(BaseModel):
         0.0, ge=0, lt=1, description="fraction of the source set aside first, per class, to evaluate on"
     )
     score: Any = Field("entropy", description="the score that ranks samples; see `unseen-ray list scores`")
-    also_score: Any = Field("all", description="further scores to store: all, none, or a list")
+    also_score: Any = Field(
+        "all", description="further scores to store: all (that cost no extra pass, and no N x C), none, or a list"
+    )
     score_every: int | None = Field(
         None,
         ge=1,
@@ -280,4 +282,6 @@ def _message(detail: Any) -> str:
     if detail["loc"] == ("keep",) and isinstance(detail["input"], (int, float)):
         return keep_message(detail["input"])
     hint = "`unseen-ray prune --help` lists the fields."
-    return field_message(detail, PruneConfig, parts={"recipe": Recipe, "scoring": Scoring}, hint=hint)
+    return field_message(
+        detail, PruneConfig, parts={"recipe": Recipe, "scoring": Scoring, "scoring.recipe": Recipe}, hint=hint
+    )

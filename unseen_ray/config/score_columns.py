@@ -56,7 +56,11 @@ class StoredScores:
     @property
     def key(self) -> dict[str, Any]:
         """The part of the configuration that determines the stored columns."""
-        return {"scores": list(self.named), **({"every": self.every} if self.over_epochs else {})}
+        told = [json.loads(text) for text in self.named]
+        if self.exact:  # what is stored beside others keeps the key that earlier versions gave it
+            told = [_with_last_window(value, False) if score_name(value) in self.asked else value for value in told]
+        scores = sorted(json.dumps(value, sort_keys=True) for value in told)
+        return {"scores": scores, **({"every": self.every} if self.over_epochs else {})}
 
 
 def score_name(value: Any) -> str:
@@ -104,8 +108,7 @@ def stored_scores(config: PruneConfig, guard: Guard | None, *, of_models: bool, 
                 f"but {'fit gives' if config.fit is not None else 'there are'} only probabilities. "
                 f"Allowed: {', '.join(_of_answers())}."
             )
-    told = [_with_last_window(value, False) if exact and score_name(value) in asked else value for value in wanted]
-    named = sorted({json.dumps(jsonable(value), sort_keys=True) for value in told})
+    named = sorted({json.dumps(jsonable(value), sort_keys=True) for value in wanted})
     every = config.score_every or 1
     return StoredScores(
         single=single,

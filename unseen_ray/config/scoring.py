@@ -18,7 +18,11 @@ from unseen_ray.plugins import check_plug, jsonable
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
 
-__all__ = ["Scoring", "check_scoring", "scoring_values", "with_scoring_model"]
+__all__ = ["Scoring", "check_scoring", "scored_by", "scoring_recipe", "scoring_values", "with_scoring_model"]
+
+
+_RANDOM: dict[str, None] = dict.fromkeys(("init", "init_saw", "init_sha256"))
+"""Changes of a recipe whose trainings start from random weights."""
 
 
 class Scoring(BaseModel):
@@ -69,8 +73,11 @@ def scoring_values(value: Any, recipe: Recipe | None) -> Any:
         return dict(value)
     if not isinstance(own, (str, Mapping, Recipe)):
         raise ValueError(f"scoring.recipe={own!r} must be a name or a mapping.")
-    changes = isinstance(own, Mapping) and "use" not in own
-    return {**value, "recipe": Recipe(**recipe_values(own, base=recipe if changes else None))}
+    base = None
+    if isinstance(own, Mapping) and "use" not in own:
+        # The precision is the run's in the end, and initial weights belong to the model that they were made for.
+        base = recipe.model_copy(update={"precision": "auto", **(_RANDOM if value.get("model") is not None else {})})
+    return {**value, "recipe": recipe_values(own, base=base)}
 
 
 def with_scoring_model(config: PruneConfig) -> PruneConfig:
@@ -81,7 +88,7 @@ def with_scoring_model(config: PruneConfig) -> PruneConfig:
         update={"precision": config.recipe.precision}
     )  # one for the run, which the hardware decides
     if scoring.model is not None and scoring.recipe is None:  # initial weights belong to the run's own model
-        recipe = recipe.model_copy(update=dict.fromkeys(("init", "init_saw", "init_sha256")))
+        recipe = recipe.model_copy(update=_RANDOM)
     left = Scoring(votes=scoring.votes, models=scoring.models)
     model = config.model if scoring.model is None else scoring.model
     return config.model_copy(update={"model": model, "recipe": recipe, "scoring": left})
@@ -94,10 +101,22 @@ def _shortened(recipe: Recipe, share: float) -> Recipe:
     return recipe.model_copy(update=changes)
 
 
+def scored_by(config: Mapping[str, Any]) -> Any:
+    """The scoring model of a stored configuration, or the user's own `fit`."""
+    return config["fit"] or config.get("scoring", {}).get("model") or config["model"]
+
+
+def scoring_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of the scoring models of a stored configuration, but for its length."""
+    scoring = config.get("scoring", {})
+    recipe: dict[str, Any] = scoring.get("recipe") or config["recipe"]
+    return {**recipe, **_RANDOM} if scoring.get("model") and not scoring.get("recipe") else recipe
+
+
 def check_scoring(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """The problems of `scoring` beside the other fields; see `config.checks`."""
     scoring, folds = values["scoring"], values["folds"]
-    if not isinstance(scoring, Scoring):
+    if not isinstance(scoring, Scoring) or not isinstance(values["recipe"], Recipe):
         return []
     problems: list[str] = []
     for name in ("votes", "models"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, positions_of
+from unseen_ray.core.predictions import EpochView
 from unseen_ray.core.stats import mean_ranks
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import IncompleteScoreError
@@ -95,7 +97,12 @@ class VoteCombiner:
             raise IncompleteScoreError(f"task {part.index} delivered two different sets of votes.")
 
     def combine(
-        self, rule: Combine, functions: Mapping[str, ScoreFunction] | None = None, of_votes: Sequence[str] = ()
+        self,
+        rule: Combine,
+        functions: Mapping[str, ScoreFunction] | None = None,
+        of_votes: Sequence[str] = (),
+        *,
+        exact: bool = True,
     ) -> ScoreTable:
         """Combine the votes in the order of the tasks.
 
@@ -103,6 +110,7 @@ class VoteCombiner:
             rule: `mean` of the votes' scores; `rank_mean`: mean of (rank - 0.5) / n among the n ids that a model scored;
                 `mean_prob`: the score of the mean probabilities.
             functions: score functions of (log-probabilities, labels) for `mean_prob`; scores without one are dropped.
+            exact: see `EpochView`; for `mean_prob`.
             of_votes: which of `OF_VOTES` to add, by the same formula for every rule; they need the votes' probabilities.
 
         Raises:
@@ -117,7 +125,9 @@ class VoteCombiner:
         kept = [part.probs_MC for part in parts if part.probs_MC is not None]
         probs = _mean(kept, at, votes) if len(kept) == len(parts) else None
         given = functions if rule == "mean_prob" and functions is not None else parts[0].scores
-        log_probs = log_of_probs(probs) if rule == "mean_prob" and probs is not None else None
+        view = None
+        if rule == "mean_prob" and probs is not None:
+            view = EpochView(log_of_probs(probs), self.labels_M, exact=exact)
         scores, stds = {}, {}
         for name in (name for name in parts[0].scores if name in given):
             columns = [part.scores[name] for part in parts]
@@ -126,8 +136,8 @@ class VoteCombiner:
             if rule == "rank_mean":
                 mean = _mean([mean_ranks(column) for column in columns], at, votes)
             elif rule == "mean_prob":
-                assert log_probs is not None and functions is not None, "mean_prob needs probabilities"
-                mean = functions[name](log_probs, self.labels_M).astype(np.float64)
+                assert view is not None and functions is not None, "mean_prob needs probabilities"
+                mean = _score_of(functions[name], view).astype(np.float64)
             scores[name] = mean.astype(np.float32)
         for name in of_votes:
             assert probs is not None, f"{name} needs probabilities"
@@ -197,6 +207,11 @@ def _entropies(probs_MC: FloatArray) -> NDArray[np.float64]:
         probs = probs_MC[start : start + _ROWS].astype(np.float64)
         entropies_M[start : start + _ROWS] = -(probs * np.log(np.maximum(probs, np.finfo(np.float32).tiny))).sum(axis=1)
     return entropies_M
+
+
+def _score_of(function: ScoreFunction, view: EpochView) -> FloatArray:
+    shared = {"epoch_view": view} if "epoch_view" in inspect.signature(function).parameters else {}
+    return function(view.log_probs_BC, view.labels_B, **shared)
 
 
 def _check_columns(part: VotePart) -> None:

@@ -186,7 +186,8 @@ def over_epochs(score: Callable[..., FloatArray], epochs: int | Sequence[int]) -
         _count("epochs", number, 1)
     counted: Any = tuple(epochs) if several else epochs  # type: ignore[arg-type]
     return Trajectory(
-        series=lambda view: score(view.log_probs_BC, view.labels_B), reduce=functools.partial(Mean, epochs=counted)
+        series=lambda view: score(view.log_probs_BC, view.labels_B, epoch_view=view),
+        reduce=functools.partial(Mean, epochs=counted),
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS, PruneConfig
+from unseen_ray.config.scoring import Scoring
 from unseen_ray.core.samples.epoch_draw import EpochDraw
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError
@@ -160,7 +161,9 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
             f"source {info.name} is not the data that {done.path} was pruned from: it has {len(info)} samples instead of "
             f"{done.manifest.source.rows}, or its labels or files changed. Restore the data, or prune again."
         )
-    return ResolvedRun.of(_started_alike(config, done), info.size_px)
+    # Without the scoring models, which an evaluation does not train: their initial weights may be gone.
+    config = _started_alike(config, done).model_copy(update={"scoring": Scoring()})
+    return ResolvedRun.of(config, info.size_px)
 
 
 def _check_changes(done: PruneResult, changes: dict[str, Any]) -> None:
@@ -183,9 +186,11 @@ def _check_changes(done: PruneResult, changes: dict[str, Any]) -> None:
 
 def _asked_again(config: PruneConfig, name: str, value: Any) -> Any:
     """A field that names functions, in the form in which a run stores it; of `scoring`, what is not given is the run's."""
-    if name == "scoring" and isinstance(value, dict):
-        value = {**config.scoring.to_json(), **value}
-    return current_names(jsonable(value))
+    if name != "scoring":
+        return current_names(jsonable(value))
+    if isinstance(value, dict):
+        value = config.changed(scoring={**config.scoring.to_json(), **value}).scoring
+    return current_names(value.to_json() if isinstance(value, Scoring) else value) or None
 
 
 def _started_alike(config: PruneConfig, done: PruneResult) -> PruneConfig:
@@ -212,12 +217,21 @@ def _check_named(config: PruneConfig, given: dict[str, Any], *, prunes: bool) ->
         f"the run's {name} is {target}, a user-defined function. A function that only a run folder names is never imported. "
         f"Name it yourself: --{name} {target}."
         for name, target in named.items()
-        if name.partition(".")[0] not in given
+        if not _is_named(name, given)
     ]
     if strange:
         raise ConfigError(strange)
     for name, target in named.items():
         logger.info("importing %s for %s", target, name)
+
+
+def _is_named(name: str, given: dict[str, Any]) -> bool:
+    """Whether the user named a field, and not just others of the same mapping."""
+    field, _, option = name.partition(".")
+    value = given.get(field)
+    if not option:
+        return field in given
+    return value.get(option) is not None if isinstance(value, dict) else getattr(value, option, None) is not None
 
 
 def _use_of(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from unseen_ray.errors import ConfigError
 from unseen_ray.evaluation.precision import interval, seeds_for
 from unseen_ray.storage.checked_json import without_nan
 
@@ -204,8 +205,15 @@ class Evaluation:
 
         Returns:
             2 or more; None with one training or several selections, or beyond 10,000.
+
+        Raises:
+            ConfigError: if there is no such arm.
         """
-        first, other = self.arms[0], next(arm for arm in self.arms if arm.name == baseline)
+        first, other = self.arms[0], next((arm for arm in self.arms if arm.name == baseline), None)
+        if other is None:
+            raise ConfigError(
+                f"baseline={baseline!r} is no arm of this evaluation; it has {', '.join(arm.name for arm in self.arms)}."
+            )
         if first.selections > 1 or len(first.accuracies) < 2:
             return None
         return seeds_for(first.accuracies, other.accuracies, points / 100)

@@ -155,7 +155,11 @@ class Merger:
         """One range of a stage, into its table or a part of it; see `merge`."""
         combine = self._job.config.combine
         of_votes = self._job.resolved.scores.of_votes
-        pieces = [combiner.combine(combine, self._functions, of_votes) for combiner in self._combiners(request, number)]
+        exact = self._job.resolved.exact
+        pieces = [
+            combiner.combine(combine, self._functions, of_votes, exact=exact)
+            for combiner in self._combiners(request, number)
+        ]
         table = pa.concat_tables([score_columns(piece) for piece in pieces])
         if request.num_ranges == 1:
             return self._store_stage(request, table, pieces[0].probs_MC)

@@ -65,14 +65,7 @@ def _check_scores(resolved: ResolvedRun) -> None:
                 f"combine=mean_prob does not work for score {read}, which {by} reads: it cannot be computed from mean probabilities. "
                 "Use combine: mean or rank_mean."
             )
-    stages = range(len(config.fractions()))
-    spare = config.repeats if config.scoring.models else 0  # samples of a fold that was trained have a model less
-    if resolved.of_models and stored.of_votes and min(resolved.votes_each(at) - spare * (at == 0) for at in stages) < 2:
-        problems.append(
-            f"score {stored.of_votes[0]} compares a sample's votes, and some samples have one vote: with folds={config.folds}, "
-            f"train_on={config.train_on}, repeats={config.repeats} and {len(stages)} stages. Set folds: 3 or more and no schedule, or "
-            "repeats: 2."
-        )
+    problems += _problems_of_votes(resolved)
     alone = config.mode == "fitting" or len(config.fractions()) > 1
     if stored.over_epochs and config.gpus_per_fit > 1 and alone:
         problems.append(
@@ -85,6 +78,28 @@ def _check_scores(resolved: ResolvedRun) -> None:
         )
     if problems:
         raise ConfigError(problems)
+
+
+def _problems_of_votes(resolved: ResolvedRun) -> list[str]:
+    """Whether a score of several votes has two of every sample, in every stage."""
+    config, stored = resolved.config, resolved.scores
+    if not resolved.of_models or not stored.of_votes:
+        return []
+    stages = range(len(config.fractions()))
+    # Where not every fold has a model, the samples of those that have one get a vote less.
+    spare = config.repeats if config.scoring.models not in (None, config.folds) else 0
+    if min(resolved.votes_each(at) - spare * (at == 0) for at in stages) >= 2:
+        return []
+    given, cure = f"mode: fitting, repeats={config.repeats}", "repeats: 2"
+    if config.mode == "unseen":
+        scoring = config.scoring.to_json()
+        few = "".join(f"scoring.{name}={scoring[name]}, " for name in ("votes", "models") if name in scoring)
+        given = (
+            f"folds={config.folds}, train_on={config.train_on}, {few}repeats={config.repeats} and {len(stages)} stages"
+        )
+        cure = f"folds: 3 or more, scoring.votes: 2 or scoring.models: 3 at least, and no schedule, or {cure}"
+    said = f"score {stored.of_votes[0]} compares a sample's votes, and some samples have one vote"
+    return [f"{said}: with {given}. Set {cure}."]
 
 
 def check_test_set(test: SourceInfo, info: SourceInfo) -> None:

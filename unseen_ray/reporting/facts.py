@@ -18,6 +18,7 @@ from unseen_ray.config.limits import DEFAULT_LIMITS
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
+from unseen_ray.config.scoring import scored_by, scoring_recipe
 from unseen_ray.core.stats import (
     common_range,
     correlation,
@@ -85,8 +86,8 @@ def gather(run: Run) -> ReportFacts:
         "score": score,
         "policy": score_name(run.manifest.config["policy"]),
         "suspects": _suspects(run, counts, names),
-        "model": run.manifest.config["fit"] or run.manifest.config["model"],
-        "init": _init(run.manifest.config["recipe"]),
+        "model": scored_by(run.manifest.config),
+        "init": _init(scoring_recipe(run.manifest.config)),
         "stages": [stage.sizes() for stage in run.manifest.stages],
         "choosing_s": choosing_s(run.manifest),
         "cost": run.manifest.cost.to_json(),

@@ -114,7 +114,9 @@ def _precision(evaluation: Evaluation, found: Difference, until: float | None) -
     needed = evaluation.seeds_for(points)
     takes = "more than 10,000" if needed is None else f"about {max(needed, seeds + 1)}"
     most = f", the most that --until trains. ±{points:g}" if until and seeds >= MOST_SEEDS else f"; ±{points:g}"
-    return f"{known}{most} would take {takes}" + (f" (--until {points:g})." if until is None else ".")
+    return f"{known}{most} would take {takes}" + (
+        f" (--until {points:g})." if until is None and needed is not None and needed <= MOST_SEEDS else "."
+    )
 
 
 def _lead(difference: Difference) -> str:

@@ -35,7 +35,7 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
         lines += [
             *_scoring_lines(values),
             _work_line(values),
-            *_start_lines(values["recipe"]),
+            *_start_lines(values["scoring"]["recipe"]),
             *_raised_lines(values),
         ]
     else:
@@ -99,7 +99,7 @@ def _raised_lines(values: dict[str, Any]) -> list[str]:
     if not recipe["epochs"] or epochs <= recipe["epochs"]:
         return []
     return [
-        f"recipe.min_steps {recipe['min_steps']} raises {recipe['epochs']} epochs to {epochs} "
+        f"min_steps {recipe['min_steps']} raises {recipe['epochs']} epochs to {epochs} "
         f"for the smallest training set of {smallest:,} samples; lower it for a quicker run"
     ]
 

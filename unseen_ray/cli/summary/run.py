@@ -10,6 +10,7 @@ from rich.text import Text
 
 from unseen_ray.cli.summary.text import bare_table, several
 from unseen_ray.config.score_columns import score_name
+from unseen_ray.config.scoring import scored_by
 from unseen_ray.pruning.suspects import SUSPECT, suspects_kept
 from unseen_ray.runs.layout import CORESET, scores_file
 from unseen_ray.storage.tables import StoredTable
@@ -42,7 +43,7 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
         "skipped": len(source.skipped),
         "score": score_name(manifest.config["score"]),
         "policy": score_name(manifest.config["policy"]),
-        "model": manifest.config["fit"] or manifest.config["model"],
+        "model": scored_by(manifest.config),
         "precision": manifest.config["recipe"]["precision"],
         "stages": [stage.sizes() for stage in manifest.stages],
         "cost": manifest.cost.to_json(),
