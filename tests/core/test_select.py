@@ -620,7 +620,7 @@ def test_shares_by_size_are_those_by_largest_remainder_whatever_the_size(sizes: 
         ("mix", {"share": "half"}, r"share='half' is outside 0 to 1"),
         ("power", {"gamma": math.inf}, r"gamma=inf must be a finite number"),
         ("power", {"gamma": "high"}, r"gamma='high' must be a finite number"),
-        ("power", {"of": "loss"}, r"of='loss' is neither rank nor score"),
+        ("power", {"of": "loss"}, r"of='loss' is not allowed: write rank or score"),
         ("class_quota", {"by": "loss"}, r"by='loss' is neither score nor recall"),
         ("class_quota", {"by": "recall"}, r"by: recall reads pred_M, the predicted classes"),
         (

@@ -17,12 +17,24 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import jsonable
 from unseen_ray.storage.path_validation import as_text, given_path, path_problem
 
-__all__ = ["EXECUTOR_FIELDS", "FREE_FIELDS", "LARGEST_SEED", "NAMED_FIELDS", "SCORE_FIELDS", "PruneConfig", "load_yaml"]
+__all__ = [
+    "EXECUTOR_FIELDS",
+    "FREE_FIELDS",
+    "LARGEST_SEED",
+    "NAMED_FIELDS",
+    "SCORE_FIELDS",
+    "UNSEEN_FIELDS",
+    "PruneConfig",
+    "load_yaml",
+]
 
 NAMED_FIELDS = ("source", "score", "also_score", "policy", "guard", "scoring", "fit")
 """Fields that may name the user's own functions, which `evaluate` takes again: a run's folder alone never causes an import."""
 EXECUTOR_FIELDS = ("executor", "address", "cpus_per_fold", "gpus_per_fold", "max_retries", "wait_s")
 """Fields that say where and how to run, but not what to compute."""
+
+UNSEEN_FIELDS = ("folds", "train_on", "stratify", "schedule", "guard")
+"""Fields that mode: fitting refuses because they have no effect there."""
 
 SCORE_FIELDS = ("score", "also_score", "combine", "guard", "seed")
 """Fields that `score` shares with a run."""

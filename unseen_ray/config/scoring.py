@@ -1,6 +1,6 @@
 """How the models that score are trained, and how many of them give a sample a vote: what a choice costs.
 
-Scores bear cheaper models than the training that the coreset is for: fewer epochs, a smaller network, fewer votes.
+Scoring models may be cheaper than the model that the coreset is for: fewer epochs, a smaller network, fewer votes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Scoring(BaseModel):
     models: int | None = Field(
         None,
         ge=2,
-        description="folds that get a model, from 2 to K; the samples of the others get votes alone; default K",
+        description="folds that get a model, from 2 to K; the samples of the other folds are only scored; default K",
     )
 
     @field_validator("*", mode="before")
@@ -84,9 +84,8 @@ def with_scoring_model(config: PruneConfig) -> PruneConfig:
     """The configuration of the scoring models: `model` and `recipe` are theirs, and nothing of that is left in `scoring`."""
     scoring = config.scoring
     recipe = scoring.recipe or _shortened(config.recipe, scoring.share)
-    recipe = recipe.model_copy(
-        update={"precision": config.recipe.precision}
-    )  # one for the run, which the hardware decides
+    # A run has one precision, which the hardware decides.
+    recipe = recipe.model_copy(update={"precision": config.recipe.precision})
     if scoring.model is not None and scoring.recipe is None:  # initial weights belong to the run's own model
         recipe = recipe.model_copy(update=_RANDOM)
     left = Scoring(votes=scoring.votes, models=scoring.models)

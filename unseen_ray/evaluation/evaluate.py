@@ -12,7 +12,7 @@ import numpy as np
 
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.resolved import ResolvedRun
-from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS, PruneConfig
+from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS, UNSEEN_FIELDS, PruneConfig
 from unseen_ray.config.scoring import Scoring
 from unseen_ray.core.samples.epoch_draw import EpochDraw
 from unseen_ray.data.sources.registry import open_source, source_ref
@@ -37,8 +37,6 @@ __all__ = ["evaluate"]
 logger = logging.getLogger(__name__)
 
 _CHANGES = ("model", "recipe", "threads", "gpus_per_fit", "log_to", *EXECUTOR_FIELDS)
-_OF_UNSEEN = ("folds", "train_on", "stratify", "schedule", "guard")
-"""Fields that mode: fitting refuses because they have no effect there."""
 
 
 def evaluate(
@@ -255,8 +253,8 @@ def _again(done: PruneResult, config: PruneConfig, number: int, on_event: Observ
 def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) -> PruneResult:
     """The coreset of the usual baseline: the same score and policy, but models that were trained on what they score."""
     given = _given(done, config)
-    given = {name: value for name, value in given.items() if name not in _OF_UNSEEN}
-    if "scoring" in given:  # folds that score or get a model are no matter of one model on all data
+    given = {name: value for name, value in given.items() if name not in UNSEEN_FIELDS}
+    if "scoring" in given:  # one model on all data has no folds to choose from
         given["scoring"] = given["scoring"].model_copy(update={"votes": None, "models": None})
     return prune(PruneConfig(**{**given, "mode": "fitting"}, out=done.run.folder.path(FITTING)), on_event=on_event)
 

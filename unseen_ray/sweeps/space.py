@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from unseen_ray.config.recipe import Recipe
+from unseen_ray.config.run import UNSEEN_FIELDS
 from unseen_ray.core.seeds import derive, rng_for
 from unseen_ray.plugins import did_you_mean, jsonable
 
@@ -55,9 +56,6 @@ SWEEPABLE = (
     *(f"scoring.{name}" for name in ("share", "model", "votes", "models")),
 )
 """What a space may vary. `schedule.first_share` is the first target as a share of the budget, `schedule.first` as one of N."""
-
-# Fields that mode: fitting refuses because they would have no effect.
-_OF_UNSEEN = ("folds", "train_on", "stratify", "schedule", "guard")
 
 
 def check_space(space: Mapping[str, Any], *, ranges: bool) -> list[str]:
@@ -147,7 +145,7 @@ def fields_of(run: Mapping[str, Any], knobs: Knobs) -> dict[str, Any]:
     if any(knob.startswith("schedule.") for knob in knobs):
         fields["schedule"] = _schedule_of(schedule, fields.get("keep"))
     if fields.get("mode") == "fitting":
-        fields = {name: value for name, value in fields.items() if name not in _OF_UNSEEN}
+        fields = {name: value for name, value in fields.items() if name not in UNSEEN_FIELDS}
         scoring = fields.get("scoring") or {}
         fields["scoring"] = {name: value for name, value in scoring.items() if name not in ("votes", "models")} or None
     return {name: value for name, value in fields.items() if value is not None}

@@ -28,7 +28,7 @@ __all__ = ["evaluate"]
     type=float,
     default=None,
     metavar="POINTS",
-    help="more trainings, up to 20 of each subset, until the lead over random is known to ± so many percentage points, such as 0.5",
+    help="more trainings, up to 20 of each subset, until the interval of the lead over random is at most ± this many percentage points",
 )
 @click.option(
     "--against",
@@ -48,8 +48,8 @@ __all__ = ["evaluate"]
     "--budget",
     default=None,
     metavar="WHAT",
-    help="epochs: as many epochs on every subset; iterations: as many steps on every subset as on all samples; both: a table of "
-    "either  [default: epochs]",
+    help="epochs: as many epochs on every subset; iterations: as many steps on every subset as on all samples; both: the two in one "
+    "table  [default: epochs]",
 )
 @field_options(
     only=("test", "model", "recipe", "threads", "gpus_per_fit", "log_to", *EXECUTOR_FIELDS, *NAMED_FIELDS),

@@ -21,6 +21,7 @@ __all__ = [
     "check_number",
     "check_share",
     "filled_up",
+    "from_zero",
     "weighted_draws",
 ]
 

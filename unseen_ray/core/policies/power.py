@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
-from unseen_ray.core.policies.base import Positions, check_finite, from_zero, weighted_draws
+from unseen_ray.core.policies.base import Positions, check_choice, check_finite, from_zero, weighted_draws
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.core.stats import mean_ranks
-from unseen_ray.errors import ConfigError
 
 __all__ = ["power", "power_draws"]
 
@@ -47,8 +46,7 @@ def power(
         ConfigError: if `gamma` is not finite or `of` is neither.
     """
     check_finite("gamma", gamma)
-    if of not in ("rank", "score"):
-        raise ConfigError(f"policy option of={of!r} is neither rank nor score.")
+    check_choice("of", of, ("rank", "score"))
     low = float(scores_M.min(initial=0.0))
     weights_M = mean_ranks(scores_M) if of == "rank" else from_zero(scores_M, low)
     keys, draws = power_draws(weights_M, ids_M, gamma, seed)
