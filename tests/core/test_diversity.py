@@ -28,6 +28,7 @@ USES = {
     "d2 as published": (select.d2, {"distances": "raw", "negative": "raw", "gamma": 0.1}),
     "d2 on raw distances": (select.d2, {"distances": "raw"}),
     "window": (select.window, {"start": "auto"}),
+    "moderate": (select.moderate, {"of": "distance"}),
 }
 each_use = pytest.mark.parametrize("use", USES)
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -341,8 +342,26 @@ def test_the_window_leaves_labels_out_that_say_nothing() -> None:
     )
 
 
+@each_kind
+@pytest.mark.parametrize("budget", [0, 1, 30, 59, 60])
+def test_moderate_keeps_the_middle_of_the_distances_by_hand(kind: str, budget: int) -> None:
+    columns, features = candidates(60), features_of(kind, 60)
+    distances = []
+    for sample, label in zip(features.astype(np.float64), columns[1], strict=True):
+        others = features[columns[1] == label].astype(np.float64)
+        centre = [
+            sorted(column)[(len(column) - 1) // 2] / 2 + sorted(column)[len(column) // 2] / 2 for column in others.T
+        ]
+        distances.append(float(((sample - centre) ** 2).sum() ** 0.5))
+    keys = tie_keys(columns[2], 0)
+    order = sorted(range(60), key=lambda place: (-round(distances[place], 9), keys[place]))
+    kept = choose("moderate", columns, budget, features)
+    assert kept.tolist() == order[(60 - budget) // 2 :][:budget]
+
+
 @pytest.mark.parametrize(
-    ("use", "most_mb"), [pytest.param("d2", 100, marks=pytest.mark.slow), ("k_center", 60), ("window", 60)]
+    ("use", "most_mb"),
+    [pytest.param("d2", 100, marks=pytest.mark.slow), ("k_center", 60), ("window", 60), ("moderate", 60)],
 )
 def test_memory_is_bounded(use: str, most_mb: int) -> None:
     """20,000 of one class; all their distances would be 1,600 MB."""
@@ -378,6 +397,7 @@ def peak_memory(use: str, count: int) -> int:
         ("d2", {"gamma": "much"}, r"gamma='much' must be a number"),
         ("d2", {"distances": "cosine"}, r"policy option distances='cosine' is not allowed: write scaled or raw\."),
         ("d2", {"negative": "clip"}, r"policy option negative='clip' is not allowed: write shift or raw\."),
+        ("moderate", {"of": "loss"}, r"policy option of='loss' is not allowed: write score or distance\."),
         ("window", {"start": "best"}, r"start='best' is outside 0 up to 1: it is a share, or auto\."),
     ],
 )
@@ -386,7 +406,7 @@ def test_options_outside_their_range_are_refused(use: str, options: dict[str, ob
         choose(use, candidates(10), 5, features_of("normal", 10), **options)
 
 
-@pytest.mark.parametrize("use", ["k_center", "d2", "window"])
+@pytest.mark.parametrize("use", ["k_center", "d2", "window", "moderate"])
 def test_without_features_the_message_says_how_to_have_some(use: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"policy {use}.* looks at features, and none are stored\. Set save_features: true\."
@@ -394,7 +414,7 @@ def test_without_features_the_message_says_how_to_have_some(use: str) -> None:
         choose(use, candidates(10), 5, None)
 
 
-@pytest.mark.parametrize("use", ["k_center", "d2", "window"])
+@pytest.mark.parametrize("use", ["k_center", "d2", "window", "moderate"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_features_that_are_no_numbers_are_refused(use: str, bad: float) -> None:
     features = features_of("normal", 90)

@@ -194,6 +194,7 @@ def test_scores_that_are_no_numbers_are_refused(name: str, bad: float) -> None:
             {"start": "auto"},
             "policy window with start: auto needs all candidates at once and cannot choose from score shards. Allowed are beta",
         ),
+        ("moderate", {"of": "distance"}, "policy moderate with of: distance needs all candidates at once"),
         ("beta", {"over": "epochs"}, "policy beta with over: epochs needs all candidates at once"),
         ("class_quota", {"inside": {"use": "ccs", "cut": 0.1}}, "policy class_quota with inside: ccs needs all"),
         ("class_balanced", {"inside": "beta"}, "policy class_balanced with inside: beta needs all candidates at once"),
@@ -254,7 +255,8 @@ def test_what_is_wrong_with_shards_is_said() -> None:
 def test_every_other_policy_is_known_not_to_stream() -> None:
     assert set(STREAMED) | {"k_center", "d2"} == set(select.__all__)
     assert all(
-        "features_MD" not in inspect.signature(getattr(select, n)).parameters for n in set(STREAMED) - {"window"}
+        "features_MD" not in inspect.signature(getattr(select, n)).parameters
+        for n in set(STREAMED) - {"window", "moderate"}
     )
 
 

@@ -29,6 +29,7 @@ STREAMED = tuple(POLICIES)
 _WHOLE_CLASSES = tuple(name for name in INSIDE if name not in ("top", "random"))
 _NOT_STREAMED = {
     "window": ("start", ("auto",)),
+    "moderate": ("of", ("distance",)),
     "beta": ("over", ("epochs",)),
     "power": ("of", ("rank",)),
     "class_balanced": ("inside", _WHOLE_CLASSES),
@@ -54,7 +55,7 @@ def why_not_streamed(policy: Any, options: Mapping[str, Any]) -> str | None:
         name = f"{policy} with {option}: {value}"
     return (
         f"policy {name} needs all candidates at once and cannot choose from score shards. Allowed are {', '.join(STREAMED)} "
-        "(window with a number as start, beta with over: last, power with of: score, inside: top or random)."
+        "(window with a number as start, moderate and power with of: score, beta with over: last, inside: top or random)."
     )
 
 

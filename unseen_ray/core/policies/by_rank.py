@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
-from unseen_ray.core.policies.base import Positions, best_first, check_share, filled_up
-from unseen_ray.core.policies.distances import given_features
+from unseen_ray.core.policies.base import Positions, best_first, check_choice, check_share, filled_up
+from unseen_ray.core.policies.distances import distances_from_median, given_features
 from unseen_ray.core.policies.window_search import best_first_place
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import ConfigError
@@ -120,18 +120,34 @@ def window(
 
 
 def moderate(
-    scores_M: FloatArray, labels_M: IntArray, ids_M: IdArray, budget: int, *, kept_C: IntArray, seed: int
+    scores_M: FloatArray,
+    labels_M: IntArray,
+    ids_M: IdArray,
+    budget: int,
+    *,
+    kept_C: IntArray,
+    seed: int,
+    of: str = "score",
+    features_MD: FloatArray | None = None,
 ) -> Positions:
     """Keep the middle of the order: neither the hardest nor the easiest, as many left out at either end.
 
     Args:
-        scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`; labels_M and kept_C are unused.
+        scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`; labels_M is used by `distance` only, kept_C is unused.
+        of: what is ordered. `score`, or `distance`, the paper's: from the coordinate-wise median of the features of the class.
+        features_MD: (M, D) float16 or float32 features of the candidates, for `distance`.
 
     Returns:
-        (budget,) positions, the highest score first; where an odd number is left out, the hardest end loses one less.
+        (budget,) positions, the highest first; where an odd number is left out, the hardest end loses one less.
 
-    Source: Xia et al., Moderate Coreset (ICLR 2023), with a score in place of the distance to the class's median feature.
+    Raises:
+        ConfigError: if `of` is neither, or is `distance` without features; FitError if a feature is not finite.
+
+    Source: Xia et al., Moderate Coreset (ICLR 2023); by default with a score in place of its distance.
     """
+    check_choice("of", of, ("score", "distance"))
+    if of == "distance":
+        scores_M = distances_from_median(given_features(features_MD, "moderate with of: distance"), labels_M)
     order = best_first(scores_M, ids_M, seed)
     first = (len(order) - budget) // 2
     return order[first : first + budget]

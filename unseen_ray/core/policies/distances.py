@@ -12,10 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import FloatArray, Positions
+from unseen_ray.core.arrays import FloatArray, IntArray, Positions
 from unseen_ray.errors import ConfigError, FitError
 
-__all__ = ["Points", "given_features", "nearest_neighbours", "points", "read_rows", "squared_distances"]
+__all__ = [
+    "Points",
+    "distances_from_median",
+    "given_features",
+    "nearest_neighbours",
+    "points",
+    "read_rows",
+    "squared_distances",
+]
 
 BLOCK_BYTES = 2**26  # of the rows of distances that are held at once
 _CHUNK_BYTES = 2**22  # of one product; about what a core's cache holds
@@ -77,6 +85,24 @@ def read_rows(features_MD: FloatArray, rows_G: Positions, dtype: Any) -> FloatAr
                 f"{int(rows_G[part][~finite].min())}. A policy over features needs numbers: look at the model, or choose without them."
             )
     return found
+
+
+def distances_from_median(features_MD: FloatArray, labels_M: IntArray) -> NDArray[np.float64]:
+    """(M,) Euclidean distances of features from the coordinate-wise median of their class.
+
+    Args:
+        features_MD: (M, D) float16 or float32.
+        labels_M: (M,) int64 classes.
+
+    Raises:
+        FitError: if a feature is not finite.
+    """
+    distances_M = np.empty(len(labels_M))
+    for label in np.unique(labels_M):
+        members = np.flatnonzero(labels_M == label)
+        features = read_rows(features_MD, members, np.float64)
+        distances_M[members] = np.linalg.norm(features - np.median(features, axis=0), axis=1)
+    return distances_M
 
 
 def points(features_MD: FloatArray, rows_G: Positions) -> Points:
