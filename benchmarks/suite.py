@@ -34,6 +34,7 @@ from timing import conditions, write
 
 import unseen_ray as ur
 from unseen_ray.config.resolved import ResolvedRun
+from unseen_ray.core.samples.epoch_draw import EpochDraw
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.seeds import derive
 from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation
@@ -49,8 +50,9 @@ from unseen_ray.storage.checked_json import without_nan
 
 RANDOM, FULL = "random", "full"
 SHARED = ("model", "recipe", "threads")
-AFTER_SCORING = ("schedule", "policy", "combine")
-"""Fields of a method that change what follows stage 0, not its training."""
+AFTER_SCORING = ("schedule", "policy", "combine", "resampled")
+"""Fields of a method that change what follows stage 0, not its training. `resampled: 0.5` trains on half of what is chosen, and draws
+as many samples anew in each epoch, as `ur.KeptSampler` does."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ def chosen_by(suite: Suite, choice: Choice) -> ArmSubsets:
     """The ids of a choice, for each seed, and what one cost."""
     subsets: list[np.ndarray] = []
     costs: list[float | None] = []
+    draws: list[EpochDraw] = []
     for seed in suite.seeds:
         if choice.method == RANDOM:
             ids_N = make_population(suite.info.labels_N, suite.info.num_classes).ids_N
@@ -190,10 +193,15 @@ def chosen_by(suite: Suite, choice: Choice) -> ArmSubsets:
             costs.append(0.0)
             continue
         result = result_of(suite, choice, seed)
-        subsets.append(result.coreset.ids)
-        costs.append(choosing_s(result.manifest))
+        if (share := suite.asked["methods"][choice.method].get("resampled")) is None:
+            subsets.append(result.coreset.ids)
+        else:
+            budget = len(result.coreset)
+            draws.append(EpochDraw(fixed_ids=result.coreset.first(round(share * budget), seed), size=budget, seed=0))
+            subsets.append(make_population(suite.info.labels_N, suite.info.num_classes).ids_N)
+        costs.append(choosing_s(result.manifest) if share != 0 else 0.0)
     known = [cost for cost in costs if cost is not None]
-    return ArmSubsets(tuple(subsets), sum(known) / len(known) if len(known) == len(costs) else None)
+    return ArmSubsets(tuple(subsets), sum(known) / len(known) if len(known) == len(costs) else None, draws=tuple(draws))
 
 
 def result_of(suite: Suite, choice: Choice, seed: int) -> ur.PruneResult:
@@ -319,6 +327,32 @@ def class_facts(arm: Arm, full: Arm, sizes_C: np.ndarray) -> dict[str, Any]:
 
 
 def report_of(suite: Suite, table: Evaluation) -> dict[str, Any]:
+    full = next(arm for arm in table.arms if arm.name == FULL)
+    return {
+        "suite": suite.asked,
+        "data": {"source": Path(suite.args.source).name, "samples": len(suite.info), "test_samples": table.test_samples},
+        "model": table.model,
+        "recipe": table.recipe,
+        "full": {**measured(full), "class_spread": full.class_spread, "worst_class": full.worst_class},
+        "rows": rows_of(suite, table),
+        **{f"rows_by_{other.budget}": rows_of(suite, other) for other in table.others},
+        "bills": bills(suite),
+        "scores": score_facts(suite),
+        "stages": stage_facts(suite),
+    }  # fmt: skip
+
+
+def bills(suite: Suite) -> dict[str, float | None]:
+    """What the choice of each method in one shot costs, as a share of one training on all samples."""
+    shots = {
+        c.method for c in suite.choices if c.method != RANDOM and "schedule" not in suite.asked["methods"][c.method]
+    }
+    runs = {method: ur.load(suite.stage_zero(method, suite.seeds[0])[0]) for method in sorted(shots)}
+    return {method: run.manifest.cost.bill for method, run in runs.items()}
+
+
+def rows_of(suite: Suite, table: Evaluation) -> list[dict[str, Any]]:
+    """Each choice under the budget of a table."""
     arms = {arm.name: arm for arm in table.arms}
     full = arms[FULL]
     sizes_C = np.bincount(suite.info.labels_N, minlength=suite.info.num_classes)
@@ -338,16 +372,7 @@ def report_of(suite: Suite, table: Evaluation) -> dict[str, Any]:
                 "pays_after_trainings": even.trainings if even and arm.choosing_s else None,
             }
         )
-    return {
-        "suite": suite.asked,
-        "data": {"source": Path(suite.args.source).name, "samples": len(suite.info), "test_samples": table.test_samples},
-        "model": table.model,
-        "recipe": table.recipe,
-        "full": {**measured(full), "class_spread": full.class_spread, "worst_class": full.worst_class},
-        "rows": rows,
-        "scores": score_facts(suite),
-        "stages": stage_facts(suite),
-    }  # fmt: skip
+    return rows
 
 
 def noted_start(out: Path, device: torch.device) -> list[dict[str, Any]]:
