@@ -244,7 +244,7 @@ def test_memory_grows_as_the_samples_do(name: str) -> None:
         "kept_C": np.zeros(10, np.int64),
     }
     given |= {"seed": 0, "p_label_M": scores, "label_margin_M": scores, "aum_M": scores, "probs_MC": probs}
-    given |= {"features_MD": rng.normal(size=(count, 16)).astype(np.float16)}
+    given |= {"pred_M": labels, "features_MD": rng.normal(size=(count, 16)).astype(np.float16)}
     function = getattr(select if name in select.__all__ else guards, name)
     tracemalloc.start()
     try:

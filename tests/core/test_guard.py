@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unseen_ray.core.guard import allowed, confident_learning, label_margin, prune_by_noise_rate
+from unseen_ray.core.guard import allowed, confident_learning, label_margin, prune_by_noise_rate, unlikely_label
 from unseen_ray.errors import ConfigError
 
 
@@ -108,10 +108,21 @@ def test_flipped_labels_are_suspected_and_others_are_not() -> None:
     by_joint = confident_learning(probs_MC=probs.astype(np.float32), labels_M=labels)
     by_margin = label_margin(label_margin_M=margins, ids_M=np.arange(2000), seed=0, cut=0.2)
     by_counts = prune_by_noise_rate(probs_MC=probs, labels_M=labels, ids_M=np.arange(2000), seed=0)
-    for suspects in (by_joint, by_margin, by_counts):
+    unlikely = unlikely_label(labels_M=labels, pred_M=probs.argmax(axis=1), p_label_M=p_label)
+    for suspects in (by_joint, by_margin, by_counts, unlikely):
         assert (suspects & flipped).sum() / flipped.sum() > 0.85
         assert (suspects & flipped).sum() / suspects.sum() > 0.85
     assert by_margin.sum() == 400
+
+
+def test_an_unlikely_label_is_another_class_and_half_as_likely_as_by_chance() -> None:
+    labels, pred = np.array([0, 1, 2, 3, 3]), np.array([1, 1, 0, 0, 2])
+    p_label = np.array([0.124, 0.01, 0.125, 0.0, 0.3], np.float32)
+    found = {
+        many: unlikely_label(labels_M=labels, pred_M=pred, p_label_M=p_label, many=many) for many in (0.0, 0.39, 0.4)
+    }
+    assert found[0.0].tolist() == found[0.39].tolist() == [True, False, False, True, False]
+    assert not found[0.4].any()
 
 
 def test_label_margin_minds_neither_order_nor_ties() -> None:
@@ -131,6 +142,8 @@ def test_label_margin_minds_neither_order_nor_ties() -> None:
 def test_a_cut_outside_its_range_is_refused(cut: object) -> None:
     with pytest.raises(ConfigError, match=r"guard option cut=.* is not in \[0, 1\)"):
         label_margin(label_margin_M=np.zeros(3, np.float32), ids_M=np.arange(3), seed=0, cut=cut)
+    with pytest.raises(ConfigError, match=r"guard option many=.* is not in \[0, 1\)"):
+        unlikely_label(labels_M=np.arange(3), pred_M=np.arange(3), p_label_M=np.ones(3, np.float32), many=cut)
 
 
 def test_as_many_suspects_come_back_as_the_budget_needs_the_likeliest_first() -> None:

@@ -62,7 +62,8 @@ class Guard:
         if self.is_own:
             return
         one, number = np.zeros(1, np.int64), np.zeros(1, np.float32)
-        values: dict[str, Any] = {"ids_M": one, "labels_M": one, "probs_MC": np.ones((1, 1)), "seed": seed}
+        values: dict[str, Any] = {"ids_M": one, "labels_M": one, "pred_M": one, "p_label_M": number}
+        values |= {"probs_MC": np.ones((1, 1)), "seed": seed}
         self.function(**offered(self.function, {**values, **{f"{name}_M": number for name in self.scores}}))
 
 

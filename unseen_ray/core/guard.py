@@ -14,7 +14,7 @@ from unseen_ray.core.policies.base import best_first
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.errors import ConfigError
 
-__all__ = ["aum", "confident_learning", "label_margin", "prune_by_noise_rate"]
+__all__ = ["aum", "confident_learning", "label_margin", "prune_by_noise_rate", "unlikely_label"]
 
 _ROUNDING = 1e-6
 
@@ -116,6 +116,31 @@ def aum(*, aum_M: FloatArray, ids_M: IdArray, seed: int, cut: float = 0.1) -> ND
     return _highest(aum_M, ids_M, seed, cut)
 
 
+def unlikely_label(
+    *, labels_M: IntArray, pred_M: IntArray, p_label_M: FloatArray, many: float = 0.0
+) -> NDArray[np.bool_]:
+    """Suspect samples that are predicted as another class, and whose label is less than half as probable as by chance.
+
+    Such are 6 % of CIFAR-10, of models that are right on 30 to 60 % of it alike, so that a larger share tells of wrong labels.
+
+    Args:
+        labels_M: (M,) int64 given classes.
+        pred_M: (M,) int64 classes that most votes predict.
+        p_label_M: (M,) mean probability of the given class.
+        many: suspect none unless they are more than this share of all, in [0, 1).
+
+    Returns:
+        (M,) bool.
+
+    Raises:
+        ConfigError: if `many` is outside its range.
+    """
+    _check_share("many", many)
+    classes = int(labels_M.max(initial=0)) + 1
+    suspects: NDArray[np.bool_] = (pred_M != labels_M) & (p_label_M < 0.5 / classes)
+    return suspects if len(suspects) and suspects.mean() > many else np.zeros(len(suspects), bool)
+
+
 def allowed(
     suspects_M: NDArray[np.bool_], p_label_M: FloatArray, ids_M: IdArray, budget: int, *, seed: int
 ) -> NDArray[np.intp]:
@@ -172,8 +197,12 @@ def _counted_for(probs_MC: FloatArray, labels_M: IntArray) -> NDArray[np.intp]:
 
 
 def _highest(scores_M: FloatArray, ids_M: IdArray, seed: int, cut: float) -> NDArray[np.bool_]:
-    if isinstance(cut, bool) or not isinstance(cut, (int, float)) or not 0 <= cut < 1:
-        raise ConfigError(f"guard option cut={cut!r} is not in [0, 1): it is the share of samples to suspect.")
+    _check_share("cut", cut)
     suspects = np.zeros(len(ids_M), bool)
     suspects[best_first(scores_M, ids_M, seed)[: round(cut * len(ids_M))]] = True
     return suspects
+
+
+def _check_share(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ConfigError(f"guard option {name}={value!r} is not in [0, 1): it is a share of the samples.")

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config.score_columns import SUSPECT, score_name
+from unseen_ray.core.guard import unlikely_label
 from unseen_ray.core.stats import rank_correlations
 from unseen_ray.plugins import plug_of
 
@@ -109,9 +110,8 @@ def _warn_of_empty_classes(sizes_C: IntArray, kept_C: IntArray, class_names: Seq
 def _warn_of_suspects(config: PruneConfig, table: pa.Table, kept: np.ndarray, labels: np.ndarray) -> None:
     if SUSPECT in table.column_names or config.mode == "fitting":
         return  # what a guard finds is not chosen; a model that was trained on a wrong label has learned it
-    unlikely = 0.5 / (int(labels.max()) + 1)
     preds, p_label = (table.column(name).to_numpy() for name in ("pred", "p_label"))
-    suspects = (preds != labels) & (p_label < unlikely)
+    suspects = unlikely_label(labels_M=labels, pred_M=preds, p_label_M=p_label)
     among, beside = suspects[kept].mean(), suspects[~kept].mean()
     if among > _MANY_SUSPECTS and among > 2 * beside:
         logger.warning(
