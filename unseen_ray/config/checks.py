@@ -93,9 +93,9 @@ def _check_spacing(schedule: Mapping[str, Any], keep: float) -> list[str]:
 
 def _check_plugs(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     from unseen_ray.core import dynamics, guard, scores, select
-    from unseen_ray.core.combine_votes import OF_VOTES
+    from unseen_ray.core.combine_votes import OF_STAGES, OF_VOTES
 
-    names = (*scores.__all__, *dynamics.__all__, *OF_VOTES)
+    names = (*scores.__all__, *dynamics.__all__, *OF_VOTES, *OF_STAGES)
     problems = check_plug(values["score"], field="score", names=names, kind="score")
     problems += check_plug(values["policy"], field="policy", names=select.__all__, kind="policy")
     if values["guard"] != "none":

@@ -12,7 +12,7 @@ import numpy as np
 
 from unseen_ray.config.guards import Guard
 from unseen_ray.core import dynamics, scores
-from unseen_ray.core.combine_votes import OF_VOTES, ScoreFunction
+from unseen_ray.core.combine_votes import OF_STAGES, OF_VOTES, ScoreFunction
 from unseen_ray.core.trajectory import Trajectory
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import bind_options, function_of, import_target, is_target, jsonable, name_of, plug_of
@@ -20,7 +20,7 @@ from unseen_ray.plugins import bind_options, function_of, import_target, is_targ
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
 
-__all__ = ["CONSISTENCY", "SUSPECT", "StoredScores", "of_probabilities", "score_name", "stored_scores"]
+__all__ = ["CONSISTENCY", "SUSPECT", "StoredScores", "of_probabilities", "plug_label", "score_name", "stored_scores"]
 
 CONSISTENCY = "consistency"
 """The score over epochs that policies can read beside the deciding one."""
@@ -39,6 +39,7 @@ class StoredScores:
         single: scores of the trained model's predictions.
         over_epochs: scores of the predictions after each scored epoch.
         of_votes: scores of all votes of a sample together.
+        of_stages: scores that compare a stage with stage 0; they are computed from the loss.
         every: number of epochs between two scored epochs.
         asked: columns that are named: the deciding score, those of `also_score`, those that a guard reads.
         named: the configuration of all scores as texts, sorted so that their order does not matter.
@@ -52,6 +53,7 @@ class StoredScores:
     named: tuple[str, ...]
     exact: bool = True
     of_votes: tuple[str, ...] = ()
+    of_stages: tuple[str, ...] = ()
 
     @property
     def key(self) -> dict[str, Any]:
@@ -70,6 +72,12 @@ def score_name(value: Any) -> str:
     return name.rpartition(":")[2].rpartition(".")[2] if callable(use) or is_target(name) else name
 
 
+def plug_label(value: Any) -> str:
+    """A score or a policy with its options in words, such as `ccs (cut 0.1)`."""
+    said = ", ".join(f"{name} {option}" for name, option in jsonable(plug_of(value)[1]).items())
+    return f"{score_name(value)}{f' ({said})' if said else ''}"
+
+
 def stored_scores(config: PruneConfig, guard: Guard | None, *, of_models: bool, exact: bool = True) -> StoredScores:
     """The scores that a run stores.
 
@@ -83,11 +91,12 @@ def stored_scores(config: PruneConfig, guard: Guard | None, *, of_models: bool, 
     Raises:
         ConfigError: if a score cannot be imported or computed, or two would share a column.
     """
-    of_models = of_models and config.fit is None
+    has_stages, of_models = of_models, of_models and config.fit is None
     read = [] if guard is None else list(guard.scores)
     everything = _wanted(config, read, of_models)
-    of_votes = tuple(dict.fromkeys(score_name(value) for value in everything if _is_of_votes(value)))
-    wanted = [value for value in everything if not _is_of_votes(value)]
+    merged = dict.fromkeys(score_name(value) for value in everything if _is_merged(value))
+    of_stages = tuple(name for name in merged if name in OF_STAGES)
+    wanted = _with_losses([value for value in everything if not _is_merged(value)], of_stages, has_stages)
     single: dict[str, ScoreFunction] = {}
     over: dict[str, Trajectory] = {}
     listed = [] if isinstance(config.also_score, str) else config.also_score
@@ -117,14 +126,30 @@ def stored_scores(config: PruneConfig, guard: Guard | None, *, of_models: bool, 
         asked=asked,
         named=tuple(named),
         exact=exact,
-        of_votes=of_votes,
+        of_votes=tuple(name for name in merged if name in OF_VOTES),
+        of_stages=of_stages,
     )
 
 
-def _is_of_votes(value: Any) -> bool:
-    """Whether a score is one of all votes together; ConfigError if it has options."""
+def _with_losses(wanted: list[Any], of_stages: tuple[str, ...], has_stages: bool) -> list[Any]:
+    """The scores of models with the losses that scores of two stages compare; ConfigError where there are none."""
+    if not of_stages:
+        return wanted
+    if not has_stages:
+        raise ConfigError(
+            f"score {of_stages[0]} compares the models of two stages, and there are only probabilities. Use loss."
+        )
+    if any(score_name(value) == "loss" != value for value in wanted):
+        raise ConfigError(
+            f"score {of_stages[0]} compares plain losses, and another score is called loss. Store that one in another run."
+        )
+    return wanted if "loss" in map(score_name, wanted) else [*wanted, "loss"]
+
+
+def _is_merged(value: Any) -> bool:
+    """Whether a score is computed where votes are merged, and not for each vote; ConfigError if it has options."""
     use, options = plug_of(value)
-    if not isinstance(use, str) or use not in OF_VOTES:
+    if not isinstance(use, str) or use not in (*OF_VOTES, *OF_STAGES):
         return False
     if options:
         raise ConfigError(f"score: {use} takes no option {next(iter(options))!r}; it takes none.")
@@ -167,7 +192,7 @@ def _of_answers() -> list[str]:
 
 
 def _is_over_epochs(value: Any) -> bool:
-    return not _is_of_votes(value) and isinstance(_resolved(value), Trajectory)
+    return not _is_merged(value) and isinstance(_resolved(value), Trajectory)
 
 
 def _check_name(value: Any, known: dict[str, Any]) -> None:
@@ -175,7 +200,7 @@ def _check_name(value: Any, known: dict[str, Any]) -> None:
     own = not isinstance(use, str) or is_target(use)
     if own and (name in _COLUMNS or name.startswith("std_")):
         raise ConfigError(f"a score called {name!r} would replace another column. Rename your function.")
-    if name in known or (own and name in (*scores.__all__, *dynamics.__all__, *OF_VOTES)):
+    if name in known or (own and name in (*scores.__all__, *dynamics.__all__, *OF_VOTES, *OF_STAGES)):
         raise ConfigError(f"two scores are called {name!r}, which is the name of their column. Rename your function.")
 
 

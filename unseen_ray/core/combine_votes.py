@@ -17,6 +17,7 @@ from unseen_ray.core.tasks import VotePart
 from unseen_ray.errors import IncompleteScoreError
 
 __all__ = [
+    "OF_STAGES",
     "OF_VOTES",
     "Combine",
     "ScoreFunction",
@@ -24,10 +25,14 @@ __all__ = [
     "VoteCombiner",
     "disagreement",
     "log_of_probs",
+    "reducible",
 ]
 
 OF_VOTES = ("disagreement",)
 """Scores of all votes of a sample together, which one vote does not have."""
+
+OF_STAGES = ("reducible",)
+"""Scores that compare a stage with stage 0."""
 
 Combine = Literal["mean", "rank_mean", "mean_prob"]
 ScoreFunction = Callable[..., FloatArray]
@@ -192,6 +197,24 @@ def disagreement(mean_probs_MC: FloatArray, mean_entropies_M: FloatArray) -> Flo
     Source: Houlsby et al., Bayesian Active Learning by Disagreement (2011); Jensen-Shannon divergence of the votes.
     """
     return np.maximum(_entropies(mean_probs_MC) - mean_entropies_M, 0).astype(np.float32)
+
+
+def reducible(loss_M: FloatArray, first_loss_M: FloatArray) -> FloatArray:
+    """The reducible loss: that of the stage's models less that of stage 0's, which never saw the sample. In stage 0, the loss itself.
+
+    It is high for what a training on the coreset does not tell, and other samples would; noise and outliers have both losses high.
+
+    Args:
+        loss_M: (M,) float32 losses of the candidates of a stage, in nats, mean over votes.
+        first_loss_M: (M,) the same in stage 0.
+
+    Returns:
+        (M,) float32.
+
+    Source: Mindermann et al., Prioritized training on points that are learnable, worth learning, and not yet learnt (ICML 2022),
+    with the votes of stage 0 in place of the model of a holdout set.
+    """
+    return (loss_M.astype(np.float64) - first_loss_M).astype(np.float32)
 
 
 def log_of_probs(probs_NC: FloatArray) -> FloatArray:

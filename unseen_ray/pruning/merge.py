@@ -6,7 +6,7 @@ merged by any worker, in any order, and together hold what one merge of all woul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config.score_columns import of_probabilities
-from unseen_ray.core.combine_votes import ScoreFunction, ScoreTable, VoteCombiner
+from unseen_ray.core.combine_votes import ScoreFunction, ScoreTable, VoteCombiner, reducible
 from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside, are_in
 from unseen_ray.pruning.suspects import SUSPECT, suspects_of
 from unseen_ray.runs.layout import probs_file, scores_file
@@ -22,7 +22,7 @@ from unseen_ray.runs.manifest_entries import StageSummary
 from unseen_ray.runs.vote_ranges import check_votes, open_votes
 from unseen_ray.runs.votes import read_votes
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.storage.tables import StoredTable, part_file, write_table
+from unseen_ray.storage.tables import StoredTable, part_file, parts_of, write_table
 
 if TYPE_CHECKING:
     from unseen_ray.core.arrays import FloatArray, IntArray, LabelArray
@@ -54,6 +54,7 @@ class MergeRequest:
         num_parts: models that vote.
         votes_each: votes that every candidate must get, or the most that one gets.
         voters: what each model scores, where candidates get different numbers of votes; else empty.
+        first_files: SHA-256 of the files of stage 0's scores, where a score compares this stage with it; else empty.
         num_ranges: ranges of ids that are merged each by itself.
         range_rows: samples of the population in each range, if there are several.
     """
@@ -63,6 +64,7 @@ class MergeRequest:
     num_parts: int
     votes_each: int
     voters: tuple[IdSet, ...] = ()
+    first_files: Mapping[str, str] = field(default_factory=dict)
     num_ranges: int = 1
     range_rows: int = 0
 
@@ -92,6 +94,7 @@ def merge_request(
     num_parts: int,
     votes_each: int,
     voters: tuple[IdSet, ...] = (),
+    files: Mapping[str, str] | None = None,
 ) -> MergeRequest:
     """Plan a stage's merge: in several ranges if the stage is long, and nothing needs all of it at once.
 
@@ -102,7 +105,9 @@ def merge_request(
         kept: what earlier stages kept.
         num_kept: how many they are.
         num_parts, votes_each, voters: see `MergeRequest`.
+        files: SHA-256 of the files of earlier stages.
     """
+    compares = stage > 0 and job.resolved.scores.of_stages
     config, total, rows = job.config, len(population), job.limits.part_rows(len(population) - num_kept)
     # Ranks are among all that a model scored, a guard compares all candidates, and mean probabilities are one file.
     needs_all = config.combine == "rank_mean" or config.save_probs or (stage == 0 and config.guard != "none")
@@ -112,6 +117,7 @@ def merge_request(
         num_parts=num_parts,
         votes_each=votes_each,
         voters=voters,
+        first_files={part: files[part] for part in parts_of(scores_file(0), files)} if compares and files else {},
         num_ranges=1 if rows is None or needs_all else -(-total // rows),
         range_rows=rows or 0,
     )
@@ -161,11 +167,21 @@ class Merger:
             for combiner in self._combiners(request, number)
         ]
         table = pa.concat_tables([score_columns(piece) for piece in pieces])
+        if self._job.resolved.scores.of_stages:
+            table = self._with_reducible(table, request)
         if request.num_ranges == 1:
             return self._store_stage(request, table, pieces[0].probs_MC)
         name = part_file(scores_file(request.stage), number)
         files = {name: self._folder.write_table(name, table)} if table.num_rows else {}
         return Merged(files=files, summary=summary_of(table, self._population.num_classes))
+
+    def _with_reducible(self, table: pa.Table, request: MergeRequest) -> pa.Table:
+        loss = table.column("loss").to_numpy()
+        if request.stage:
+            first = StoredTable(self._folder, scores_file(0), request.first_files)
+            loss = reducible(loss, first.rows_of(table.column("id").to_numpy(), ["loss"]).column("loss").to_numpy())
+        columns = {"reducible": pa.array(loss, pa.float32()), "std_reducible": table.column("std_loss")}
+        return pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **columns})
 
     def _store_stage(self, request: MergeRequest, table: pa.Table, probs_MC: FloatArray | None) -> Merged:
         """Store a stage that was merged as one range, with suspects and probabilities, which need all of it."""

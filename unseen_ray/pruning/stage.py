@@ -79,6 +79,7 @@ class StageRunner:
             num_parts=len(tasks),
             votes_each=job.resolved.votes_each(stage.index),
             voters=tuple(task.scored for task in tasks) if stage.index == 0 and job.config.scoring.models else (),
+            files=self.run.manifest.files,
         )
         self.run.check_ours()  # another process may have taken over the run while these tasks trained
         merged = executor.merge(request)

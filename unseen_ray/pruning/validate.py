@@ -59,13 +59,15 @@ def _check_scores(resolved: ResolvedRun) -> None:
         name: "the choice",
         **dict.fromkeys(resolved.guard.scores if resolved.guard else (), "the guard"),
     }.items():
-        known = read in stored.of_votes or (read in stored.single and of_probabilities(stored.single[read]))
+        known = read in (*stored.of_votes, *stored.of_stages) or (
+            read in stored.single and of_probabilities(stored.single[read])
+        )
         if config.combine == "mean_prob" and not known:
             problems.append(
                 f"combine=mean_prob does not work for score {read}, which {by} reads: it cannot be computed from mean probabilities. "
                 "Use combine: mean or rank_mean."
             )
-    problems += _problems_of_votes(resolved)
+    problems += [*_problems_of_votes(resolved), *_problems_of_stages(resolved)]
     alone = config.mode == "fitting" or len(config.fractions()) > 1
     if stored.over_epochs and config.gpus_per_fit > 1 and alone:
         problems.append(
@@ -100,6 +102,19 @@ def _problems_of_votes(resolved: ResolvedRun) -> list[str]:
         cure = f"folds: 3 or more, scoring.votes: 2 or scoring.models: 3 at least, and no schedule, or {cure}"
     said = f"score {stored.of_votes[0]} compares a sample's votes, and some samples have one vote"
     return [f"{said}: with {given}. Set {cure}."]
+
+
+def _problems_of_stages(resolved: ResolvedRun) -> list[str]:
+    """Whether a score of two stages has two, and losses to compare."""
+    config, stored = resolved.config, resolved.scores
+    if not stored.of_stages:
+        return []
+    said, problems = f"score {stored.of_stages[0]} compares the loss of a later stage with that of stage 0", []
+    if config.combine == "rank_mean":
+        problems.append(f"{said}, and combine=rank_mean makes ranks of losses. Set combine: mean or mean_prob.")
+    if len(config.fractions()) == 1 and config.mode == "unseen" and score_name(config.score) in stored.of_stages:
+        problems.append(f"{said}, and there is one stage. Give a schedule, or score: loss.")
+    return problems
 
 
 def check_test_set(test: SourceInfo, info: SourceInfo) -> None:

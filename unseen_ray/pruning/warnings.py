@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config.score_columns import SUSPECT, score_name
+from unseen_ray.core.combine_votes import OF_STAGES
 from unseen_ray.core.guard import unlikely_label
 from unseen_ray.core.stats import rank_correlations
 from unseen_ray.plugins import plug_of
@@ -128,6 +129,9 @@ def _warn_of_collinearity(config: PruneConfig, table: pa.Table) -> None:
     decides = score_name(config.score)
     some = table.take(pa.array(np.linspace(0, table.num_rows - 1, min(table.num_rows, _COMPARED)).astype(np.int64)))
     others = [name for name in some.column_names if f"std_{name}" in some.column_names and name != decides]
+    if decides in OF_STAGES:  # in stage 0 it is the loss, and later it is not
+        return
+    others = [name for name in others if name not in OF_STAGES]
     alike = rank_correlations([some.column(name).to_numpy() for name in (decides, *others)])[0][1:]
     near = [name for name, correlation in zip(others, alike, strict=True) if correlation > _COLLINEAR]
     if near:

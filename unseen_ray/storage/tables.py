@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from unseen_ray.errors import StorageError
 from unseen_ray.storage.filesystem import DEFAULT_ROW_GROUP, Folder, filesystem_of, parquet_options
@@ -197,6 +199,36 @@ class StoredTable:
             for group in range(self._opened(part, lambda file: int(file.num_row_groups))):
                 read = functools.partial(_row_group, group=group, columns=wanted)
                 yield from self._opened(part, read).to_batches(max_chunksize=_BATCH)
+
+    def rows_of(self, ids_M: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """The rows of some rising ids of a table that is sorted by id; only the row groups that may hold them are read.
+
+        Raises:
+            StorageError: if the table lacks one of them, or a file is missing or damaged.
+        """
+        wanted = ["id", *columns]
+        found = [self.schema.empty_table().select(wanted)]
+        whole = [] if self.held is None else [(self.held.select(wanted), ids_M)]
+        for rows, some in whole or self._groups_around(ids_M, wanted):
+            found.append(rows.filter(pa.array(np.isin(rows.column("id").to_numpy(), some, assume_unique=True))))
+        table = pa.concat_tables(found)
+        if table.num_rows != len(ids_M):
+            raise StorageError(
+                f"{self.folder.path(self.name)} lacks {len(ids_M) - table.num_rows} of {len(ids_M)} samples: a file was replaced. "
+                "Prune again in a new folder."
+            )
+        return table
+
+    def _groups_around(
+        self, ids_M: NDArray[np.int64], columns: list[str]
+    ) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
+        """The row groups whose range of ids holds some of these, and which ones."""
+        for part in self._parts():
+            for group, (_, low, high) in enumerate(self._opened(part, group_ends)):
+                first, last = np.searchsorted(ids_M, (low, high + 1))
+                if first < last:
+                    read = functools.partial(_row_group, group=group, columns=columns)
+                    yield self._opened(part, read), ids_M[first:last]
 
     def _parts(self) -> list[str]:
         return parts_of(self.name, self.files)

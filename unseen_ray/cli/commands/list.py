@@ -33,7 +33,10 @@ def entries(what: str) -> list[tuple[str, str]]:
         "scores": [
             *_of_module(scores),
             *_of_module(dynamics),
-            *((name, _first_line(getattr(combine_votes, name))) for name in combine_votes.OF_VOTES),
+            *(
+                (name, _first_line(getattr(combine_votes, name)))
+                for name in (*combine_votes.OF_VOTES, *combine_votes.OF_STAGES)
+            ),
         ],
         "policies": _of_module(select),
         "guards": _of_module(guard),
