@@ -28,7 +28,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "runs": (5, "numpy pyarrow pydantic"),
     "training": (6, "numpy torch ~torchvision safetensors ~threadpoolctl"),
     "training/loop": (6, "numpy torch safetensors"),
-    "pruning": (6, "numpy pyarrow"),
+    "pruning": (6, "numpy pyarrow ~scipy"),
     "execution": (7, "torch ~ray ~tensorboardX ~mlflow ~wandb"),
     "execution/estimate": (7, "numpy torch"),
     "execution/ray": (7, "numpy ray ~torch"),

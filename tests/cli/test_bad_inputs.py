@@ -300,7 +300,7 @@ CASES: list[tuple[str, str, int, str]] = [
     ("nothing kept", prune("tiny", "--folds 2 --keep 0.01"), 2, r"the targets \[0\] must lie within 1\.\.5"),
     ("unknown score", fields("--score entrop"), 2, r"score='entrop' is no score.*Did you mean 'entropy'"),
     ("unknown policy", fields("--policy best"),
-     2, r"policy='best' is no policy\. Allowed: beta, ccs, class_balanced, class_floor"),
+     2, r"policy='best' is no policy\. Allowed: auto, beta, ccs, class_balanced, class_floor"),
     ("unknown model", fields("--model resnet8"), 2, r"model='resnet8' is no model.*Did you mean 'resnet"),
     ("unknown recipe", fields("--recipe quik"), 2, r"recipe 'quik' is none of quick.*Did you mean 'quick'"),
     ("unknown source", of("cifra10"), 2, r"source='cifra10' is not a source"),

@@ -265,7 +265,16 @@ def ref_class_quota(
     return within_each(case, shares, inside)
 
 
+def ref_auto(case: Case) -> list[int]:
+    """The hardest where the models are right often enough for the share that is kept, else strata."""
+    right = sum(pred == label for pred, label in zip(case.pred, case.labels, strict=True)) / len(case.labels)
+    keep = case.target / (len(case.labels) + sum(case.kept))
+    least = [share for accuracy, share in ((0.95, 0.4), (0.85, 0.55), (0.75, 0.75), (0.65, 0.9)) if right >= accuracy]
+    return (ref_top if least and keep >= min(least) else ref_ccs)(case)
+
+
 REFERENCES: dict[str, Callable[..., list[int]]] = {
+    "auto": ref_auto,
     "top": ref_top,
     "random": ref_random,
     "mix": ref_mix,

@@ -253,7 +253,7 @@ def test_what_is_wrong_with_shards_is_said() -> None:
 
 
 def test_every_other_policy_is_known_not_to_stream() -> None:
-    assert set(STREAMED) | {"k_center", "d2"} == set(select.__all__)
+    assert set(STREAMED) | {"auto", "k_center", "d2"} == set(select.__all__)  # what auto stands for is named before
     assert all(
         "features_MD" not in inspect.signature(getattr(select, n)).parameters
         for n in set(STREAMED) - {"window", "moderate"}

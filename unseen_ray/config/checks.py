@@ -14,7 +14,7 @@ from typing import Any
 from unseen_ray.config.models import LOGGERS, MODELS
 from unseen_ray.config.scoring import check_scoring
 from unseen_ray.errors import ConfigError
-from unseen_ray.plugins import check_plug, did_you_mean
+from unseen_ray.plugins import check_plug, did_you_mean, plug_of
 
 __all__ = ["CHECKS", "keep_message"]
 
@@ -134,11 +134,18 @@ def _check_effect(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
             problems.append(
                 f"guard={given['guard']!r} needs models that never saw a sample, but mode: fitting has none. Remove one of the two."
             )
+        if plug_of(values["policy"])[0] == "auto":
+            problems.append(
+                "policy auto reads how often models are right on samples that they never saw, and mode: fitting has no such models. Name "
+                "a policy."
+            )
         for field in ("folds", "train_on", "stratify", "schedule"):
             if given.get(field) is not None:
                 problems.append(
                     f"{field}={given[field]!r} has no effect in mode: fitting, which trains once on all data. Remove one of the two."
                 )
+    elif given.get("guard") == "none" and plug_of(values["policy"])[0] == "auto":
+        problems.append("guard=none leaves policy auto its own guard. Write policy: {use: auto, guard: false}.")
     if values["fit"] is not None:
         for field in ("model", "recipe", "score_every", "save_features"):
             if given.get(field) is not None:
@@ -258,7 +265,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("keep", "schedule"), _check_schedule),
     (("score", "also_score", "policy", "guard", "model", "fit"), _check_plugs),
     (("source", "test"), _check_sources),
-    (("mode", "fit", "executor", "guard"), _check_effect),
+    (("mode", "fit", "executor", "guard", "policy"), _check_effect),
     (("gpus_per_fit", "recipe", "scoring"), _check_share),
     (("mode", "recipe", "scoring"), _check_init),
     (("scoring", "folds", "mode", "train_on", "recipe", "fit"), check_scoring),

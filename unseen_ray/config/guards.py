@@ -17,8 +17,9 @@ from unseen_ray.plugins import function_of, is_target, name_of, offered, plug_of
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
 
-__all__ = ["Guard", "guard_of"]
+__all__ = ["Guard", "guard_of", "guard_value"]
 
+_MANY = 0.1  # of all candidates; see `unlikely_label`
 _SCORES = (*scores.__all__, *dynamics.__all__)
 
 
@@ -67,16 +68,24 @@ class Guard:
         self.function(**offered(self.function, {**values, **{f"{name}_M": number for name in self.scores}}))
 
 
+def guard_value(guard: Any, *, policy: Any, mode: str) -> Any:
+    """The guard as asked for; without one, `policy: auto` leaves out the least likely labels where they are many."""
+    use, options = plug_of(policy)
+    if guard == "none" and mode == "unseen" and use == "auto" and options.get("guard", True):
+        return {"use": "unlikely_label", "many": _MANY}
+    return guard
+
+
 def guard_of(config: PruneConfig) -> Guard | None:
     """The guard of a run, or None.
 
     Raises:
         ConfigError: if it cannot be imported, or does not take its options.
     """
-    if config.guard == "none":
+    if (value := guard_value(config.guard, policy=config.policy, mode=config.mode)) == "none":
         return None
-    function = function_of(config.guard, builtin_guards, field="guard", more=[f"{name}_M" for name in _SCORES])
-    use, _ = plug_of(config.guard)
+    function = function_of(value, builtin_guards, field="guard", more=[f"{name}_M" for name in _SCORES])
+    use, _ = plug_of(value)
     parameters = inspect.signature(function).parameters
     return Guard(
         function=function,

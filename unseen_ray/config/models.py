@@ -8,7 +8,16 @@ from typing import Any
 
 from unseen_ray.plugins import function_of, jsonable, plug_of
 
-__all__ = ["LOGGERS", "MODELS", "ModelEntry", "default_model", "entry_of", "model_builder", "relative_cost"]
+__all__ = [
+    "LOGGERS",
+    "MODELS",
+    "SCORING_SPEEDUP",
+    "ModelEntry",
+    "default_model",
+    "entry_of",
+    "model_builder",
+    "relative_cost",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +107,8 @@ LOGGERS = {
     "wandb": ("project", "group", "entity", "tags"),
 }
 """The loggers of a run with their options; passwords and keys come from the environment."""
+
+SCORING_SPEEDUP = 3.0  # scoring is a forward pass, training also a backward pass of about twice the cost
 
 _SMALL_PX = 64
 

@@ -171,6 +171,10 @@ class Recipe(BaseModel):
             return batch, self.steps
         return batch, self.epochs_of(num_samples, workers=workers) * per_epoch
 
+    def of_epochs(self, epochs: int) -> Recipe:
+        """The same for so many epochs, whatever its own length."""
+        return self.model_copy(update={"epochs": epochs, "steps": None, "min_steps": 0})
+
     def epoch_plan(self, num_samples: int, *, workers: int = 1) -> tuple[int, int]:
         """(batch size, steps per epoch); see `plan`.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from unseen_ray.config.guards import Guard, guard_of
+from unseen_ray.config.guards import Guard, guard_of, guard_value
 from unseen_ray.config.initial_weights import check_digest, with_initial_weights
 from unseen_ray.config.models import default_model
 from unseen_ray.config.score_columns import StoredScores, score_name, stored_scores
@@ -153,6 +153,19 @@ class ResolvedRun:
     def with_recipe(self, **changes: Any) -> ResolvedRun:
         """The same with some fields of the recipe changed."""
         return self._changed(recipe=self.config.recipe.model_copy(update=changes))
+
+    @property
+    def guard_value(self) -> Any:
+        """What the guard is, without importing it: as asked for, or the one of `policy: auto`."""
+        return guard_value(self.config.guard, policy=self.config.policy, mode=self.config.mode)
+
+    def with_policy(self, policy: Any, *, guard: Any = None) -> ResolvedRun:
+        """The same with another policy; with the same guard, if no other is given."""
+        return self._changed(policy=policy, guard=self.guard_value if guard is None else guard)
+
+    def with_seed(self, seed: int) -> ResolvedRun:
+        """The same with another seed."""
+        return self._changed(seed=seed)
 
     def with_hardware(self, *, precision: str, cpus_per_fold: float, gpus_per_fold: float) -> ResolvedRun:
         """The same with the values that depend on the machines."""

@@ -15,6 +15,7 @@ the samples kept depend neither on the order of the candidates nor on how they a
 
 from __future__ import annotations
 
+from unseen_ray.core.policies.auto import auto
 from unseen_ray.core.policies.beta import beta
 from unseen_ray.core.policies.by_class import class_balanced, class_floor, class_quota
 from unseen_ray.core.policies.by_features import d2, k_center
@@ -23,6 +24,7 @@ from unseen_ray.core.policies.ccs import ccs
 from unseen_ray.core.policies.power import power
 
 __all__ = [
+    "auto",
     "beta",
     "ccs",
     "class_balanced",

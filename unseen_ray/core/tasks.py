@@ -74,6 +74,7 @@ class EvalTask:
         train: the subset.
         draw: what an epoch takes of it; None for everything.
         epochs: how many to train for; None for what the recipe says.
+        measured: samples of the source that it is measured on, none of them in `train`; None for the run's test set.
     """
 
     index: int
@@ -83,6 +84,7 @@ class EvalTask:
     train: IdSet
     draw: EpochDraw | None = None
     epochs: int | None = None
+    measured: IdSet | None = None
 
     @property
     def name(self) -> str:

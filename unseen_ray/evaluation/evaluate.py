@@ -22,8 +22,9 @@ from unseen_ray.evaluation.checks import DEFAULT_AGAINST, DEFAULT_SEEDS, check_e
 from unseen_ray.evaluation.trainings import train_and_measure
 from unseen_ray.execution.api import PruneResult, executor_for, ignore, load, prune
 from unseen_ray.execution.tracking import tracked
-from unseen_ray.plugins import current_names, is_target, jsonable
+from unseen_ray.plugins import current_names, is_target, jsonable, plug_of
 from unseen_ray.pruning.suspects import drawable_ids
+from unseen_ray.pruning.trials.plan import candidates_of, chosen_policy
 from unseen_ray.runs.layout import FITTING, selection_folder
 from unseen_ray.runs.run import choosing_s
 from unseen_ray.storage.filesystem import sha256_of
@@ -210,6 +211,8 @@ def _check_named(config: PruneConfig, given: dict[str, Any], *, prunes: bool) ->
     if prunes:
         values["scoring.model"] = config.scoring.model
     each = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+    if prunes:
+        each["policy"] = [config.policy, *candidates_of(config)]
     named = {name: target for name, its in each.items() for one in its if is_target(target := _use_of(one))}
     strange = [
         f"the run's {name} is {target}, a user-defined function. A function that only a run folder names is never imported. "
@@ -253,6 +256,8 @@ def _again(done: PruneResult, config: PruneConfig, number: int, on_event: Observ
 def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) -> PruneResult:
     """The coreset of the usual baseline: the same score and policy, but models that were trained on what they score."""
     given = _given(done, config)
+    if plug_of(done.config.policy)[0] == "auto":  # not by its rule, which reads the accuracy on unseen samples
+        given["policy"] = chosen_policy(done.config, done.manifest.policy_used)
     given = {name: value for name, value in given.items() if name not in UNSEEN_FIELDS}
     if "scoring" in given:  # one model on all data has no folds to choose from
         given["scoring"] = given["scoring"].model_copy(update={"votes": None, "models": None})

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import statistics
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["MOST_SEEDS", "interval", "next_seeds", "seeds_for"]
+from unseen_ray.pruning.trials.measured import LEVEL
+
+__all__ = ["MOST_SEEDS", "next_seeds", "seeds_for"]
 
 MOST_SEEDS = 20
 """Trainings of each subset after which `until` stops, whatever the interval."""
 
-_LEVEL = 0.95
 _MOST = 10_000
-
-
-def interval(ours: Sequence[float], theirs: Sequence[float], *, paired: bool) -> tuple[float, float]:
-    """The 95 % interval of the difference of two means, by the paired t-test or by Welch's; NaN for a single value of each."""
-    from scipy.stats import ttest_ind, ttest_rel
-
-    # scipy warns about a single training and about equal results; its answers, NaN and an empty interval, are what we want.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        test = ttest_rel(ours, theirs) if paired else ttest_ind(ours, theirs, equal_var=False)
-        found = test.confidence_interval(_LEVEL)
-    return float(found.low), float(found.high)
 
 
 def seeds_for(ours: Sequence[float], theirs: Sequence[float], half_width: float) -> int | None:
@@ -49,7 +37,7 @@ def seeds_for(ours: Sequence[float], theirs: Sequence[float], half_width: float)
         return 2
     counts = np.arange(2, _MOST + 1)
     freedom = (counts - 1) * ((a + b) ** 2 / (a**2 + b**2))
-    enough = t.ppf((1 + _LEVEL) / 2, freedom) * np.sqrt((a + b) / counts) <= half_width
+    enough = t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt((a + b) / counts) <= half_width
     return int(counts[enough.argmax()]) if enough.any() else None
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from unseen_ray.errors import ConfigError
-from unseen_ray.evaluation.precision import interval, seeds_for
+from unseen_ray.evaluation.precision import seeds_for
+from unseen_ray.pruning.trials.measured import interval
 from unseen_ray.storage.checked_json import without_nan
 
 if TYPE_CHECKING:

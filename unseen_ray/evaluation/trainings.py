@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +16,20 @@ from unseen_ray.evaluation.checks import PRECISE_AGAINST, MeasuredSet, test_set_
 from unseen_ray.evaluation.precision import next_seeds
 from unseen_ray.evaluation.table import Arm, AskedBudget, Budget, Evaluation, arm_of, break_even_of, differences_of
 from unseen_ray.plugins import jsonable
-from unseen_ray.runs.evaluation_file import known_results, store_results, stored_tables, with_table
+from unseen_ray.pruning.trials.measured import MeasuredTrainings
+from unseen_ray.runs.evaluation_file import store_results, stored_tables, with_table
 from unseen_ray.runs.layout import CHECKPOINTS
-from unseen_ray.runs.result_cache import ResultCache, once
 from unseen_ray.runs.run import clear_checkpoints, clear_pixels
-from unseen_ray.runs.tasks import EvalResult, Job, Progress, make_job
+from unseen_ray.runs.tasks import EvalResult, Job, make_job
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.storage.lock import RunLock, held
+from unseen_ray.storage.lock import held
 
 if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
     from unseen_ray.core.arrays import IdArray
     from unseen_ray.core.samples.population import Population
     from unseen_ray.pruning.executor import Executor, Observer
-    from unseen_ray.runs.manifest_entries import Receipt
+    from unseen_ray.runs.result_cache import ResultCache
 
 __all__ = ["train_and_measure"]
 
@@ -95,8 +95,8 @@ def train_and_measure(
     arms = list(dict.fromkeys([*list(chosen)[:1], *against]))
     work, environment = _prepared(resolved, chosen, arms, skipped_ids, budget, executor, on_holdout=on_holdout)
     with held(folder := Folder(work.job.out)) as lock:
-        training = _Training(work, folder, executor, on_event, lock, cache)
-        stored, tables = _rounds(training, environment, seeds, until)
+        training = MeasuredTrainings(folder, work.key, executor, on_event, lock.check, cache)
+        stored, tables = _rounds(work, training, environment, seeds, until)
         # Another driver may have taken over the folder during the trainings.
         lock.check()
         _store(folder, stored, tables)
@@ -105,14 +105,14 @@ def train_and_measure(
 
 
 def _rounds(
-    training: _Training, environment: dict[str, Any], seeds: int, until: float | None
+    work: _Trainings, training: MeasuredTrainings, environment: dict[str, Any], seeds: int, until: float | None
 ) -> tuple[dict[str, EvalResult], list[Evaluation]]:
     """Train with so many seeds, and with more `until` the intervals are narrow enough; results by key, and the tables."""
-    by_table = training.work.tasks(seeds)
+    by_table = work.tasks(seeds)
     stored = training.results(itertools.chain(*by_table))
-    tables = [_table(training.work, tasks, stored, environment) for tasks in by_table]
+    tables = [_table(work, tasks, stored, environment) for tasks in by_table]
     more = None if until is None else _more_seeds(tables, seeds, until)
-    return (stored, tables) if more is None else _rounds(training, environment, more, until)
+    return (stored, tables) if more is None else _rounds(work, training, environment, more, until)
 
 
 def _more_seeds(tables: Sequence[Evaluation], seeds: int, until: float) -> int | None:
@@ -165,64 +165,6 @@ def _prepared(
         job=prepared.job, info=info, population=population, test=test, chosen=chosen, arms=arms, budgets=budgets
     )
     return work, prepared.environment
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Training:
-    """Makes the trainings that are left, and stores each result once it is there."""
-
-    work: _Trainings
-    folder: Folder
-    executor: Executor
-    on_event: Observer
-    lock: RunLock
-    cache: ResultCache | None
-
-    def results(self, tasks: Iterable[EvalTask]) -> dict[str, EvalResult]:
-        """Results by key: those that the folder already holds, and those of the remaining trainings."""
-        stored, tables = known_results(self.folder), stored_tables(self.folder)
-        asked = {self.work.key(task): task for task in tasks}  # two arms may train on the same samples
-        keys = {task.name: key for key, task in asked.items()}
-
-        def keep(event: Progress | Receipt | EvalResult) -> None:
-            self.lock.check()
-            if isinstance(event, EvalResult):
-                stored[key := keys[event.task]] = event
-                # After every training, so that an interrupted evaluation loses none.
-                store_results(self.folder, stored, tables)
-                if self.cache is not None:
-                    self.cache.put_result(key, event)
-                    self.cache.release([key])
-            self.on_event(event)
-
-        left = [task for key, task in asked.items() if key not in stored]
-        if done := len(asked) - len(left):
-            logger.info("reusing the results of %d of %d trainings", done, len(asked))
-        if self.cache is None:
-            self.executor.evaluate(left, keep)
-        else:
-            self._shared(self.cache, left, keys, stored, keep)
-        return stored
-
-    def _shared(
-        self,
-        cache: ResultCache,
-        tasks: list[EvalTask],
-        keys: Mapping[str, str],
-        stored: dict[str, EvalResult],
-        keep: Observer,
-    ) -> None:
-        """The same with other runs, which may make some of the trainings."""
-
-        def known(task: EvalTask) -> EvalResult | None:
-            result = cache.get_result(keys[task.name])
-            if result is not None:
-                stored[keys[task.name]] = result
-                self.on_event(result)
-            return result
-
-        names = [keys[task.name] for task in tasks]
-        once(tasks, names, known=known, do=lambda its: self.executor.evaluate(its, keep), cache=cache, rest=self.executor.rest)  # fmt: skip
 
 
 def _table(

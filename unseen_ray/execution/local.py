@@ -18,7 +18,7 @@ from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import EvalResult, Job
 from unseen_ray.training.hardware import describe_hardware, device_name, resolve_precision
-from unseen_ray.training.model_task import ModelTask, open_test
+from unseen_ray.training.model_task import ModelTask
 from unseen_ray.training.task_runner import TaskRunner
 from unseen_ray.training.user_task import UserTask
 
@@ -86,10 +86,10 @@ class LocalExecutor:
         """Train and measure in this process."""
         worker = self._ready()
         assert isinstance(worker, ModelTask), "what a user's own fit has trained is not evaluated"
-        test, results = open_test(worker.runner), []
+        results = []
         for task in tasks:
             with _fold_errors(task.name):
-                for event in worker.evaluate(task, test):
+                for event in worker.evaluate(task):
                     on_event(event)
                     if isinstance(event, EvalResult):
                         results.append(event)

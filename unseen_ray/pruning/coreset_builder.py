@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from unseen_ray.core.samples.id_sets import ArrayIds, IdSet
 from unseen_ray.data.sources.registry import Source, key_column
 from unseen_ray.pruning.selection import Kept, features_for, pick
 from unseen_ray.pruning.suspects import with_suspects
+from unseen_ray.pruning.trials.plan import candidates_of, chosen_policy, with_candidate
 from unseen_ray.pruning.warnings import check_selection
 from unseen_ray.runs.id_files import open_id_files
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file, stage_coreset
@@ -24,7 +25,7 @@ from unseen_ray.storage.row_streams import in_id_order
 from unseen_ray.storage.tables import StoredTable, TableWriter
 
 if TYPE_CHECKING:
-    from unseen_ray.core.arrays import IdArray
+    from unseen_ray.core.arrays import IdArray, IntArray
     from unseen_ray.core.samples.population import Population
     from unseen_ray.core.schedule import Stage
     from unseen_ray.runs.manifest_entries import Receipt
@@ -57,12 +58,23 @@ class CoresetBuilder:
         self._kept = Kept(np.zeros(population.num_classes, np.int64))
         if run.manifest.stages:
             self._keep(run.stored(stage_coreset(run.manifest.stages[-1].index), hold=not self._is_long))
-        if self._is_long and job.config.guard != "none":
+            if candidates_of(job.config):
+                self.use(chosen_policy(job.config, run.manifest.stages[0].policy))
+        if self._is_long and job.resolved.guard_value != "none":
             logger.warning(
                 "guard %s compares all %d candidates at once: they are held in memory.",
-                score_name(job.config.guard),
+                score_name(job.resolved.guard_value),
                 len(population),
             )
+
+    @property
+    def counts_C(self) -> IntArray:
+        """(C,) how many of each class are kept."""
+        return self._kept.counts_C
+
+    def use(self, policy: Any) -> None:
+        """Choose by another policy than the configuration's: the one that trials have decided on."""
+        self._resolved = with_candidate(self._resolved, policy)
 
     def extend(self, run: Run, stage: Stage, scores: StoredTable, receipts: list[Receipt]) -> dict[str, str]:
         """Choose what a stage adds, and store all that is kept.
@@ -123,7 +135,7 @@ class CoresetBuilder:
         return files
 
     def _with_suspects(self, run: Run, stage: Stage, scores: StoredTable) -> StoredTable:
-        if self._resolved.guard is None:
+        if self._resolved.guard_value == "none":
             return scores
         table = scores.table()
         return replace(scores, held=with_suspects(table, run.table(scores_file(0)) if stage.index else table))

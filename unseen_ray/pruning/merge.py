@@ -110,7 +110,9 @@ def merge_request(
     compares = stage > 0 and job.resolved.scores.of_stages
     config, total, rows = job.config, len(population), job.limits.part_rows(len(population) - num_kept)
     # Ranks are among all that a model scored, a guard compares all candidates, and mean probabilities are one file.
-    needs_all = config.combine == "rank_mean" or config.save_probs or (stage == 0 and config.guard != "none")
+    needs_all = (
+        config.combine == "rank_mean" or config.save_probs or (stage == 0 and job.resolved.guard_value != "none")
+    )
     return MergeRequest(
         stage=stage,
         candidates=Outside(kept) if num_kept else AllIds(),

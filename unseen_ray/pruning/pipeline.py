@@ -155,7 +155,14 @@ def _prepare(
         source=with_population(run.manifest.source, population, source, job.skipped_ids),
     )
     runner = StageRunner(
-        run=run, job=job, population=population, executor=executor, observer=on_event, cache=cache, started=started
+        run=run,
+        job=job,
+        population=population,
+        executor=executor,
+        observer=on_event,
+        cache=cache,
+        started=started,
+        trials=plan.trials,
     )
     return runner, plan
 

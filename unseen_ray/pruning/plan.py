@@ -9,23 +9,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
-from unseen_ray.config.models import relative_cost
+from unseen_ray.config.models import SCORING_SPEEDUP, relative_cost
 from unseen_ray.core.samples.id_sets import FoldSpec, IdSet
 from unseen_ray.core.schedule import Stage, stages_of
 from unseen_ray.core.tasks import ScoreTask, later_tasks, stage_zero_tasks
 from unseen_ray.core.trajectory import scored_epochs
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import name_of, plug_of
+from unseen_ray.pruning.trials.plan import TrialPlan, plan_trials
 
 if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
     from unseen_ray.config.run import PruneConfig
     from unseen_ray.core.samples.population import Population
 
-__all__ = ["SCORING_SPEEDUP", "RunPlan", "TaskPlan", "plan_run", "tasks_of", "warnings_of"]
-
-
-SCORING_SPEEDUP = 3.0  # scoring is a forward pass, training also a backward pass of about twice the cost
+__all__ = ["RunPlan", "TaskPlan", "plan_run", "tasks_of", "warnings_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +39,7 @@ class TaskPlan:
         image_passes: images that go through the training of one model.
         passes: how often a model scores: after each scored epoch, where scores over epochs are stored.
         workers: that share a training.
+        is_trial: whether they are trials, which measure a subset on what they score, and store no votes.
     """
 
     stage: int
@@ -52,6 +51,7 @@ class TaskPlan:
     image_passes: int
     passes: int = 1
     workers: int = 1
+    is_trial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,8 @@ class RunPlan:
         asked: the run's configuration, whose model and recipe are those of the training that the choice is for.
         num_samples, num_holdout, num_classes: of the data.
         stages: their targets.
-        tasks: their trainings.
+        tasks: their trainings, and last those of the trials.
+        trials: of `policy: auto`; None without.
         warnings: what is allowed and worth knowing.
     """
 
@@ -74,6 +75,7 @@ class RunPlan:
     num_classes: int
     stages: tuple[Stage, ...]
     tasks: tuple[TaskPlan, ...]
+    trials: TrialPlan | None
     warnings: tuple[str, ...]
 
     @property
@@ -93,10 +95,17 @@ class RunPlan:
         Args:
             speedup: how many images a model scores in the time in which it trains on one.
         """
+        return self._share_of(self.tasks, speedup)
+
+    def trials_bill(self) -> float | None:
+        """The part of the bill that trials are."""
+        return self._share_of([task for task in self.tasks if task.is_trial], SCORING_SPEEDUP)
+
+    def _share_of(self, tasks: Sequence[TaskPlan], speedup: float) -> float | None:
         each = None if self.asked.fit is not None else relative_cost(self.resolved.config.model, self.asked.model)
         if each is None:
             return None
-        images = sum(task.models * (task.image_passes + task.scored * task.passes / speedup) for task in self.tasks)
+        images = sum(task.models * (task.image_passes + task.scored * task.passes / speedup) for task in tasks)
         return each * images / self.full_passes()
 
 
@@ -139,6 +148,8 @@ def plan_run(resolved: ResolvedRun, population: Population) -> RunPlan:
         problems += _problems_over_epochs(resolved, stages, total)
     if problems:
         raise ConfigError(problems)
+    trials = plan_trials(asked, config, total, stages[0].target)
+    tasks = _task_plans(resolved, stages, total)
     return RunPlan(
         resolved=resolved,
         asked=asked,
@@ -146,7 +157,8 @@ def plan_run(resolved: ResolvedRun, population: Population) -> RunPlan:
         num_holdout=len(population.holdout_ids),
         num_classes=population.num_classes,
         stages=stages,
-        tasks=tuple(_task_plans(resolved, stages, total)),
+        tasks=(*tasks, *([] if trials is None else [_task_plan_of(trials, config)])),
+        trials=trials,
         warnings=tuple(warnings_of(config, population, stages)),
     )
 
@@ -201,6 +213,21 @@ def warnings_of(config: PruneConfig, population: Population, stages: Sequence[St
 def model_name(config: PruneConfig) -> str:
     """How messages call what is trained."""
     return name_of(plug_of(config.fit or config.model)[0])
+
+
+def _task_plan_of(trials: TrialPlan, config: PruneConfig) -> TaskPlan:
+    recipe = config.recipe.of_epochs(trials.epochs)
+    batch, steps = recipe.plan(trials.trained)
+    return TaskPlan(
+        stage=0,
+        models=trials.trainings,
+        trained=trials.trained,
+        scored=trials.set_aside,
+        batch_size=batch,
+        steps=steps,
+        image_passes=recipe.image_passes(trials.trained),
+        is_trial=True,
+    )
 
 
 def _problems_over_epochs(resolved: ResolvedRun, stages: Sequence[Stage], total: int) -> list[str]:

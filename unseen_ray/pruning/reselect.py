@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from unseen_ray.core.outofcore.selection import IdBits
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import is_target, plug_of
 from unseen_ray.pruning.reselect_scores import as_stored, scores_asked_for
-from unseen_ray.pruning.selection import Kept, Picked, features_for, pick
+from unseen_ray.pruning.selection import Kept, Picked, features_for, pick, policy_used
+from unseen_ray.pruning.trials.plan import candidates_of
 from unseen_ray.pruning.warnings import check_selection, warn_of_beta
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file
 from unseen_ray.runs.manifest_entries import Cost
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from unseen_ray.runs.manifest import Manifest
 
 __all__ = ["reselect"]
+
+logger = logging.getLogger(__name__)
 
 
 def reselect(
@@ -63,6 +67,7 @@ def reselect(
     keys, stored = _open(run, KEYS, limits), _open(run, scores_file(0), limits)
     scores = scores_asked_for(run, resolved, stored)
     budget = _budget_of(keep, scores.num_rows)
+    _say_what_is_used(config, scores, budget)
     picked = pick(
         resolved,
         scores,
@@ -86,6 +91,14 @@ def reselect(
         ),
     }
     return new.commit(files=files, cost=Cost(seconds=0.0, chosen_from_s=_stage_zero_s(run.manifest)), finished=True)
+
+
+def _say_what_is_used(config: PruneConfig, scores: StoredTable, budget: int) -> None:
+    used = policy_used(config, scores, budget, np.zeros(1, np.int64))
+    if used != config.policy:
+        logger.info("policy auto uses %s", used)
+    if candidates_of(config):
+        logger.warning("select trains nothing: instead of trials, the rule of policy auto decides.")
 
 
 def _open(run: Run, name: str, limits: Limits) -> StoredTable:
@@ -129,7 +142,9 @@ def _stage_zero_s(manifest: Manifest) -> float | None:
     """Worker seconds that the votes took."""
     if manifest.kind == "select":
         return choosing_s(manifest)
-    return next((stage.fit_seconds for stage in manifest.cost.stages), None)
+    # Of the tasks, not of the stage, whose trials this choice does not use.
+    tasks = manifest.stages[0].tasks if manifest.stages else []
+    return round(sum(task.worker_seconds for task in tasks), 3) if tasks else None
 
 
 def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
@@ -142,6 +157,9 @@ def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
                 "and nothing that a run folder names is imported. "
                 f"Name it yourself: --{field} package.module:function."
             )
+    use, options = plug_of(changed.get("policy", kept.get("policy")))
+    if changed.get("guard") == "none" and use == "auto":  # which has a guard of its own
+        changed["policy"] = {**options, "use": use, "guard": False}
     before, also = kept["score"], kept.get("also_score")
     # A score with options is a column of its own: the new manifest lists it, so that a choice from this choice still finds it.
     if not isinstance(before, str) and changed.get("score", before) != before:

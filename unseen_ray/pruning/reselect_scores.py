@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from unseen_ray.config.guards import guard_value
 from unseen_ray.config.score_columns import of_probabilities, score_name
 from unseen_ray.core import scores as builtin_scores
 from unseen_ray.core.combine_votes import OF_VOTES, VoteCombiner, log_of_probs
 from unseen_ray.core.predictions import EpochView
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.plugins import did_you_mean, jsonable, plug_of
+from unseen_ray.plugins import did_you_mean, jsonable
 from unseen_ray.pruning.merge import score_columns
 from unseen_ray.pruning.suspects import SUSPECT, suspects_of
 from unseen_ray.runs.layout import probs_file
@@ -108,18 +109,16 @@ def _stored_as(manifest: Manifest, name: str) -> Any:
 
 def _guarded(run: Run, resolved: ResolvedRun, table: pa.Table, stored: pa.Table) -> pa.Table:
     """The combined scores with the suspects of the new choice's guard."""
-    config, guard = resolved.config, resolved.guard
+    guard = resolved.guard
     if _guarded_as_stored(run, resolved):
         known = stored.column(SUSPECT) if SUSPECT in stored.column_names else None
     else:
         missing = [name for name in (guard.scores if guard else ()) if name not in table.column_names]
-        if missing:
+        if guard and missing:
             raise ConfigError(
-                f"guard={score_name(config.guard)} reads the score {missing[0]}, which {run.folder.root} does not hold."
+                f"guard={score_name(guard.name)} reads the score {missing[0]}, which {run.folder.root} does not hold."
             )
-        probs = (
-            _probs(run, table.num_rows, f"guard={plug_of(config.guard)[0]}") if guard and guard.needs_probs else None
-        )
+        probs = _probs(run, table.num_rows, f"guard={guard.name}") if guard and guard.needs_probs else None
         found = suspects_of(resolved, table, probs)
         known = None if found is None else pa.array(found)
     bare = table.drop_columns([SUSPECT]) if SUSPECT in table.column_names else table
@@ -130,7 +129,9 @@ def _guarded_as_stored(run: Run, resolved: ResolvedRun) -> bool:
     config, guard = resolved.config, resolved.guard
     by_probs = guard is not None and guard.needs_probs  # other guards read scores, which depend on the rule
     as_merged = by_probs or config.combine == run.manifest.asked["combine"]
-    return bool(config.guard == run.manifest.asked.get("guard", "none") and as_merged)
+    asked = run.manifest.asked
+    before = guard_value(asked.get("guard", "none"), policy=asked.get("policy"), mode=asked["mode"])
+    return bool(guard_value(config.guard, policy=config.policy, mode=config.mode) == before and as_merged)
 
 
 def _probs(run: Run, rows: int, reader: str) -> np.ndarray:

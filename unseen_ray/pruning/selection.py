@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from unseen_ray.config.score_columns import CONSISTENCY, score_name
 from unseen_ray.core.outofcore.select import choose, why_not_streamed
+from unseen_ray.core.policies.auto import use_by_rule
 from unseen_ray.errors import ConfigError, FitError
 from unseen_ray.plugins import offered, plug_of
 from unseen_ray.pruning.suspects import SUSPECT, open_positions, warn_of_needed
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from unseen_ray.runs.run import Run
     from unseen_ray.storage.tables import StoredTable
 
-__all__ = ["Kept", "Picked", "features_for", "pick"]
+__all__ = ["Kept", "Picked", "features_for", "pick", "policy_used"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def pick(
     features: StoredFeatures | None,
     limits: Limits,
 ) -> Picked:
-    """Pick `budget` rows of a score table, without its suspects, by the run's policy.
+    """Pick `budget` rows of a score table, without its suspects if the run has a guard, by the run's policy.
 
     This is the one place that decides between `core.select`, which sorts a table in memory, and `core.outofcore`, which picks the
     same rows in a few passes over a table that is longer than `limits.rows_in_memory`.
@@ -71,17 +72,37 @@ def pick(
         ConfigError: if the policy reads features, and the run has none.
         FitError: if a user's policy returns something else than `budget` positions.
     """
-    config = resolved.config
+    config = (resolved := resolved.with_policy(policy_used(resolved.config, scores, budget, kept.counts_C))).config
     if (rows := scores.num_rows) > limits.rows_in_memory:
         why = why_not_streamed(*plug_of(config.policy))
         if why is None:
-            return _pick_by_passes(config, scores, budget=budget, kept_C=kept.counts_C)
+            return _pick_by_passes(resolved, scores, budget=budget, kept_C=kept.counts_C)
         logger.warning("%s All %d candidates are held in memory for it.", why, rows)
     table = scores.table()
+    if resolved.guard_value == "none" and SUSPECT in table.column_names:
+        table = table.drop_columns([SUSPECT])
     rows_M = np.sort(_apply_policy(resolved, table, budget=budget, kept=kept, features=features))
     columns = {"id": "id", "label": "label", "score": score_name(config.score)}
     picked = pa.table({name: table.column(column) for name, column in columns.items()}).take(pa.array(rows_M))
     return lambda: iter((picked,))
+
+
+def policy_used(config: PruneConfig, scores: StoredTable, budget: int, kept_C: IntArray) -> Any:
+    """The run's policy, or the one that the rule of `auto` names; suspects count as candidates, as where there is no guard.
+
+    Args:
+        config: the run's.
+        scores: of the candidates.
+        budget: how many to pick.
+        kept_C: (C,) what earlier stages kept of each class.
+    """
+    if plug_of(config.policy)[0] != "auto":
+        return config.policy
+    right = sum(
+        int((batch.column("label").to_numpy() == batch.column("pred").to_numpy()).sum())
+        for batch in scores.batches(["label", "pred"])
+    )
+    return use_by_rule(scores.num_rows, right, budget, kept_C).__name__
 
 
 def _apply_policy(
@@ -146,20 +167,22 @@ def features_for(
 
 
 def _pick_by_passes(
-    config: PruneConfig, scores: StoredTable, *, budget: int, kept_C: IntArray
+    resolved: ResolvedRun, scores: StoredTable, *, budget: int, kept_C: IntArray
 ) -> Callable[[], Iterator[pa.Table]]:
     """Pick rows of a score table without its suspects, and read them anew with each call; see `pick`.
 
     Args:
-        config: the run's; its policy is one that chooses from shards.
+        resolved: of the run; its policy is one that chooses from shards.
         scores: the table.
         budget: how many to pick.
         kept_C: (C,) what earlier stages kept of each class.
     """
+    config = resolved.config
     policy, options = plug_of(config.policy)
     assert isinstance(policy, str), "why_not_streamed refuses functions"
     read = functools.partial(_chunks, scores, {"score": score_name(config.score)})
-    shards = _without_suspects(config, scores, read, budget) if SUSPECT in scores.schema.names else read
+    guarded = SUSPECT in scores.schema.names and resolved.guard_value != "none"
+    shards = _without_suspects(config, scores, read, budget) if guarded else read
     chosen = choose(policy, shards, budget, kept_C=kept_C, seed=config.seed, options=options)
     return lambda: (pa.table(dict(chunk)) for chunk in chosen.rows(shards, ("id", "label", "score")))
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from unseen_ray.plugins import jsonable, plug_of
 from unseen_ray.pruning.coreset_builder import CoresetBuilder
-from unseen_ray.pruning.merge import merge_request, scores_of
+from unseen_ray.pruning.merge import MergeRequest, merge_request, scores_of
 from unseen_ray.pruning.plan import tasks_of
+from unseen_ray.pruning.selection import policy_used
+from unseen_ray.pruning.trials.measured import MeasuredTrainings
+from unseen_ray.pruning.trials.plan import TrialPlan
+from unseen_ray.pruning.trials.rounds import PolicyChoice, choose_policy, measured_by
 from unseen_ray.pruning.warnings import warn_of_chance
 from unseen_ray.runs.manifest_entries import Cost, Receipt, StageEntry, StageSummary, stage_entry
 from unseen_ray.runs.result_cache import ResultCache, once
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
     from unseen_ray.pruning.executor import Executor, Observer
     from unseen_ray.runs.run import Run
     from unseen_ray.runs.tasks import EvalResult, Job, Progress
+    from unseen_ray.storage.tables import StoredTable
 
 __all__ = ["StageRunner"]
 
@@ -40,6 +47,7 @@ class StageRunner:
         observer: receives progress and the receipts of finished tasks.
         cache: work shared with concurrent runs; None for a run on its own.
         started: `time.monotonic()` when this process took up the run.
+        trials: that decide on the policy; None without.
         builder: the coreset so far.
     """
 
@@ -50,6 +58,7 @@ class StageRunner:
     observer: Observer
     cache: ResultCache | None
     started: float
+    trials: TrialPlan | None = None
     builder: CoresetBuilder = field(init=False)
     _earlier_s: float = field(init=False)
 
@@ -63,35 +72,53 @@ class StageRunner:
 
     def extend(self, stage: Stage) -> None:
         """Run a stage: score its candidates, merge their scores, add the top, commit."""
-        began, job, executor = time.monotonic(), self.job, self.executor
-        tasks = tasks_of(stage, job.config, self.builder.ids, limits=job.limits)
+        began, executor = time.monotonic(), self.executor
+        tasks = tasks_of(stage, self.job.config, self.builder.ids, limits=self.job.limits)
         receipts = self._reused(tasks)
         done = {receipt.index for receipt in receipts}
         if left := [task for task in tasks if task.index not in done]:
             receipts += executor.score(left, self._observe) if self.cache is None else self._score_shared(left)
         receipts.sort(key=lambda receipt: receipt.index)
-        request = merge_request(
-            job,
+        self.run.check_ours()  # another process may have taken over the run while these tasks trained
+        merged = executor.merge(self._merge_request(stage, tasks))
+        self.run.check_ours()
+        scores = scores_of(merged, self.run.folder, stage.index)
+        decision = self._decision(stage, scores)
+        grown = self.builder.extend(self.run, stage, scores, receipts)
+        files = {**self.run.manifest.files, **merged.files, **grown}
+        for receipt in receipts:
+            files |= receipt.files
+        entry = _finished_stage(stage, merged.summary, receipts, time.monotonic() - began, decision)
+        # Last: a manifest names complete files only, and a restart repeats from the first stage that it does not name.
+        stages = [*self.run.manifest.stages, entry]
+        self.run = self.run.commit(stages=stages, files=files, cost=Cost(seconds=self.elapsed_s()))
+
+    def _merge_request(self, stage: Stage, tasks: list[ScoreTask]) -> MergeRequest:
+        return merge_request(
+            self.job,
             self.population,
             stage=stage.index,
             kept=self.builder.ids,
             num_kept=self.builder.count,
             num_parts=len(tasks),
-            votes_each=job.resolved.votes_each(stage.index),
-            voters=tuple(task.scored for task in tasks) if stage.index == 0 and job.config.scoring.models else (),
+            votes_each=self.job.resolved.votes_each(stage.index),
+            voters=tuple(task.scored for task in tasks) if stage.index == 0 and self.job.config.scoring.models else (),
             files=self.run.manifest.files,
         )
-        self.run.check_ours()  # another process may have taken over the run while these tasks trained
-        merged = executor.merge(request)
-        self.run.check_ours()
-        grown = self.builder.extend(self.run, stage, scores_of(merged, self.run.folder, stage.index), receipts)
-        files = {**self.run.manifest.files, **merged.files, **grown}
-        for receipt in receipts:
-            files |= receipt.files
-        entry = _finished_stage(stage, merged.summary, receipts, time.monotonic() - began)
-        # Last: a manifest names complete files only, and a restart repeats from the first stage that it does not name.
-        stages = [*self.run.manifest.stages, entry]
-        self.run = self.run.commit(stages=stages, files=files, cost=Cost(seconds=self.elapsed_s()))
+
+    def _decision(self, stage: Stage, scores: StoredTable) -> PolicyChoice | None:
+        """What `policy: auto` uses; None for other policies, and in stages after the one whose trials decided for them."""
+        if plug_of(self.job.config.policy)[0] != "auto" or (self.trials is not None and stage.index):
+            return None
+        if self.trials is None:
+            by_rule = policy_used(self.job.config, scores, stage.added, self.builder.counts_C)
+            logger.info("policy auto uses %s", by_rule)
+            return PolicyChoice(policy=by_rule)
+        key, check = measured_by(self.job, self.population), self.run.check_ours
+        training = MeasuredTrainings(self.run.folder, key, self.executor, self.observer, check)
+        decision = choose_policy(self.job, self.population, self.trials, scores, training)
+        self.builder.use(decision.policy)
+        return decision
 
     def _reused(self, tasks: list[ScoreTask]) -> list[Receipt]:
         """Receipts of the tasks whose votes are on storage already, in this run or in others that it may use."""
@@ -153,9 +180,22 @@ class StageRunner:
         self.observer(event)
 
 
-def _finished_stage(stage: Stage, summary: StageSummary, receipts: list[Receipt], seconds: float) -> StageEntry:
+def _finished_stage(
+    stage: Stage, summary: StageSummary, receipts: list[Receipt], seconds: float, decision: PolicyChoice | None
+) -> StageEntry:
     """The manifest's entry of a stage whose coreset is on storage."""
     entry = stage_entry(stage, summary, receipts, seconds)
+    if decision is not None:
+        entry = entry.model_copy(
+            update={
+                "policy": jsonable(decision.policy),
+                "trials": decision.trials,
+                "fit_seconds": round(entry.fit_seconds + _seconds_of(decision.results), 3),
+                "gpu_seconds": round(
+                    entry.gpu_seconds + _seconds_of(each for each in decision.results if each.device != "cpu"), 3
+                ),
+            }
+        )
     warn_of_chance(entry, summary)
     logger.info(
         "stage=%d kept=%d added=%d accuracy=%.4f seconds=%.1f",
@@ -166,3 +206,7 @@ def _finished_stage(stage: Stage, summary: StageSummary, receipts: list[Receipt]
         seconds,
     )
     return entry
+
+
+def _seconds_of(results: Iterable[EvalResult]) -> float:
+    return sum(result.worker_seconds for result in results)

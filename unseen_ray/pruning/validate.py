@@ -11,6 +11,7 @@ from unseen_ray.config.score_columns import CONSISTENCY, of_probabilities, score
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.plugins import function_of, offered
+from unseen_ray.pruning.trials.plan import candidates_of
 from unseen_ray.pruning.warnings import warn_of_beta
 from unseen_ray.runs.manifest import read_manifest
 from unseen_ray.storage.filesystem import Folder, covers
@@ -32,16 +33,9 @@ def check_functions(resolved: ResolvedRun) -> None:
     warn_of_beta(config)
     if resolved.guard is not None:
         resolved.guard.check(config.seed)
-    if not policy.is_own:  # a built-in policy checks its own options when called, here on one sample
-        one = np.zeros(1, np.int64)
-        tried: dict[str, np.ndarray] = {"pred_M": one, "p_label_M": np.full(1, 0.5, np.float32)}
-        if config.combine == "mean" and CONSISTENCY in resolved.scores.over_epochs:
-            tried[f"{CONSISTENCY}_M"] = np.full(1, 0.5, np.float32)
-        if resolved.keeps_features:
-            tried |= {"features_MD": np.zeros((1, 1), np.float32), "kept_features_KD": np.zeros((0, 1), np.float32)}
-            tried["kept_labels_K"] = np.empty(0, np.int64)
-        more = offered(policy.function, tried)
-        policy.function(np.zeros(1, np.float32), one, one, 1, kept_C=one, seed=config.seed, **more)
+    _check_policy(resolved, with_features=resolved.keeps_features)
+    for candidate in candidates_of(config):
+        _check_policy(resolved.with_policy(candidate), with_features=False)
     if config.fit is not None:
         function_of(config.fit, None, field="fit")
         if policy.needs_features:
@@ -49,6 +43,22 @@ def check_functions(resolved: ResolvedRun) -> None:
                 f"policy {policy.name} reads the features of a model, but fit gives only probabilities. "
                 "Choose another policy, or set model and recipe instead of fit."
             )
+
+
+def _check_policy(resolved: ResolvedRun, *, with_features: bool) -> None:
+    """Call a built-in policy on one sample, because it checks its own options."""
+    config, policy = resolved.config, resolved.policy
+    if policy.is_own:
+        return
+    one = np.zeros(1, np.int64)
+    tried: dict[str, np.ndarray] = {"pred_M": one, "p_label_M": np.full(1, 0.5, np.float32)}
+    if config.combine == "mean" and CONSISTENCY in resolved.scores.over_epochs:
+        tried[f"{CONSISTENCY}_M"] = np.full(1, 0.5, np.float32)
+    if with_features:
+        tried |= {"features_MD": np.zeros((1, 1), np.float32), "kept_features_KD": np.zeros((0, 1), np.float32)}
+        tried["kept_labels_K"] = np.empty(0, np.int64)
+    more = offered(policy.function, tried)
+    policy.function(np.zeros(1, np.float32), one, one, 1, kept_C=one, seed=config.seed, **more)
 
 
 def _check_scores(resolved: ResolvedRun) -> None:

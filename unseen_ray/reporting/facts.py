@@ -30,6 +30,7 @@ from unseen_ray.core.stats import (
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import is_target, plug_of
 from unseen_ray.pruning.selection import Kept, pick
+from unseen_ray.pruning.trials.plan import with_candidate
 from unseen_ray.reporting.score_tables import Counts, Rows, Sample, keys_of, last_stage_of, long_table, rows_of
 from unseen_ray.runs.evaluation_file import fullest_first, stored_tables
 from unseen_ray.runs.features import load_features
@@ -84,7 +85,7 @@ def gather(run: Run) -> ReportFacts:
         "keep": run.manifest.config["keep"],
         "mode": run.manifest.config["mode"],
         "score": score,
-        "policy": score_name(run.manifest.config["policy"]),
+        "policy": run.manifest.policy_label,
         "suspects": _suspects(run, counts, names),
         "model": scored_by(run.manifest.config),
         "init": _init(scoring_recipe(run.manifest.config)),
@@ -191,17 +192,17 @@ def _importance(run: Run, table: pa.Table, sample: Sample, score: str) -> list[d
     coreset = sample.table(run, CORESET, ["id", "label", "stage"])
     resolved = ResolvedRun(PruneConfig.from_json(run.manifest.asked))
     ids_M, zero_M = table.column("id").to_numpy(), table.column(score).to_numpy()
-    own = is_target(plug_of(resolved.config.policy)[0])
-    reads = len(run.manifest.stages) > 1 and not own and resolved.policy.needs_features
+    later_stages = run.manifest.stages[1:]
+    used = [run.manifest.policy_used if stage.policy is None else stage.policy for stage in later_stages]
+    own = any(is_target(plug_of(policy)[0]) for policy in used)
+    reads = bool(used) and not own and resolved.with_policy(used[0]).policy.needs_features
     # A function of the user's own is not imported, and features of a long run do not fit in memory.
     left_out = own or (reads and not sample.is_whole)
     features = load_features(run.folder, run.manifest.files, ids_M) if reads and not left_out else None
-    for stage in run.manifest.stages[1:]:
+    for stage, policy in zip(later_stages, used, strict=True):
         later = sample.table(run, scores_file(stage.index), ["id", score])
-        candidates = later.column("id").to_numpy()
-        places = np.searchsorted(ids_M, candidates)
-        before = zero_M[places]
-        after = later.column(score).to_numpy()
+        places = np.searchsorted(ids_M, later.column("id").to_numpy())
+        before, after = zero_M[places], later.column(score).to_numpy()
         picked = coreset.filter(pc.equal(coreset.column("stage"), stage.index)).column("id").to_numpy()
         earlier = coreset.filter(pc.less(coreset.column("stage"), stage.index))
         counts_C = np.bincount(earlier.column("label").to_numpy(), minlength=run.manifest.source.num_classes)
@@ -209,7 +210,8 @@ def _importance(run: Run, table: pa.Table, sample: Sample, score: str) -> list[d
         overlap = math.nan
         if len(picked) and not left_out:
             of_zero = StoredTable(run.folder, scores_file(0), {}, table.take(pa.array(places)))
-            again = pick(resolved, of_zero, budget=len(picked), kept=kept, features=features, limits=DEFAULT_LIMITS)
+            at = with_candidate(resolved, policy)
+            again = pick(at, of_zero, budget=len(picked), kept=kept, features=features, limits=DEFAULT_LIMITS)
             overlap = sum(int(np.isin(rows.column("id").to_numpy(), picked).sum()) for rows in again()) / len(picked)
         found.append(
             {

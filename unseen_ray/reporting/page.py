@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from unseen_ray.config.named_recipes import recipe_name
+from unseen_ray.config.score_columns import plug_label
 from unseen_ray.reporting import figures
 from unseen_ray.reporting.html import html_environment, number_text, safe
 from unseen_ray.reporting.thumbnails import GROUPS, shown_classes
@@ -46,7 +47,7 @@ def render(facts: ReportFacts, shots: Mapping[int, dict[str, list[Thumbnail]]], 
     classes = values["classes"]
     few = len(classes["names"]) <= _ALL_CLASSES
     environment = html_environment()
-    environment.globals |= {"points": _points, "leads_of": _leads_of, "recipe_name": recipe_name}
+    environment.globals |= {"points": _points, "leads_of": _leads_of, "recipe_name": recipe_name, "label": plug_label}
     return environment.get_template("page.html.j2").render(
         facts=values,
         sections=_SECTIONS,

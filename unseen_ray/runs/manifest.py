@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from unseen_ray.config.score_columns import plug_label, score_name
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.runs.layout import MANIFEST, MANIFEST_COPY, is_result
 from unseen_ray.runs.manifest_entries import Cost, SourceEntry, StageEntry
@@ -69,6 +70,18 @@ class Manifest(BaseModel):
     def has_exact_scores(self) -> bool:
         """Whether its scores tell nearly certain samples apart; False for a run that an earlier version began, which goes on so."""
         return bool(self.environment.get(EXACT_SCORES, not self.environment))
+
+    @property
+    def policy_used(self) -> Any:
+        """The policy as asked for, or the one that `auto` used first."""
+        used = self.stages[0].policy if self.stages else None
+        return self.config["policy"] if used is None else used
+
+    @property
+    def policy_label(self) -> str:
+        """The policy in words, with the one that `auto` used first."""
+        name, used = score_name(self.config["policy"]), self.policy_used
+        return name if used == self.config["policy"] else f"{name}: {plug_label(used)}"
 
     def changed(self, **values: Any) -> Manifest:
         """A manifest with some fields changed, checked again."""

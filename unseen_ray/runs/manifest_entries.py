@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cost",
     "Entry",
+    "PolicyTrial",
     "Receipt",
     "SourceEntry",
     "StageCost",
@@ -143,6 +144,24 @@ class Receipt(Entry):
         return cls.model_validate(values)
 
 
+class PolicyTrial(Entry):
+    """What a candidate of `policy: auto` reached in trials.
+
+    Attributes:
+        policy: the candidate.
+        seeds: how many trainings, each paired with one on a random subset.
+        gain: mean accuracy less that of random, 0 to 1.
+        final_gain: of the best candidate, the same over the seeds of the last round alone.
+        final_low: the lower end of its 95 % interval.
+    """
+
+    policy: Any
+    seeds: int
+    gain: Number
+    final_gain: Number | None = None
+    final_low: Number | None = None
+
+
 class StageEntry(Entry):
     """A finished stage.
 
@@ -157,6 +176,8 @@ class StageEntry(Entry):
         trained, image_passes, scored: samples, over all tasks.
         suspects: how many labels the guard suspects; None without a guard.
         tasks: their receipts.
+        policy: that `policy: auto` used, by its rule or, in this stage and those after it, by trials; None for other policies.
+        trials: what each candidate reached.
     """
 
     index: int
@@ -173,6 +194,8 @@ class StageEntry(Entry):
     scored: int = 0
     suspects: int | None = None
     tasks: list[Receipt] = []
+    policy: Any = None
+    trials: list[PolicyTrial] = []
 
     def sizes(self) -> dict[str, Any]:
         """All fields except the tasks, as JSON."""

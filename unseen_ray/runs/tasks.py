@@ -78,15 +78,14 @@ class Job:
         return task.stage == 0 and task.index == 0 and self.resolved.keeps_features
 
     def workers_of(self, task: ScoreTask | EvalTask) -> int:
-        """How many workers share a task's fit: `gpus_per_fit` where one model trains alone, 1 for a fold."""
-        return self.resolved.workers_of_fit(of_fold=isinstance(task, ScoreTask) and task.fold is not None)
+        """How many workers share a task's fit: `gpus_per_fit` where one model trains alone, 1 for a fold or a trial."""
+        alone = task.fold is None if isinstance(task, ScoreTask) else task.measured is None
+        return self.resolved.workers_of_fit(of_fold=not alone)
 
     def recipe_of(self, task: ScoreTask | EvalTask) -> Recipe:
         """The recipe of a task's model: the run's, with the task's own number of epochs if it has one."""
         recipe, epochs = self.config.recipe, task.epochs if isinstance(task, EvalTask) else None
-        if epochs is None:
-            return recipe
-        return recipe.model_copy(update={"epochs": epochs, "steps": None, "min_steps": 0})
+        return recipe if epochs is None else recipe.of_epochs(epochs)
 
     def fit_key(self, task: ScoreTask | EvalTask, population: Population) -> str:
         """The name of a task's trained model: a digest of everything that determines it."""

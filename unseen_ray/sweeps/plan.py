@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from unseen_ray.config.models import SCORING_SPEEDUP
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.config.resolved import ResolvedRun, with_model
@@ -18,9 +19,10 @@ from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
+from unseen_ray.errors import ConfigError
 from unseen_ray.execution.estimate.estimate import check_asked
 from unseen_ray.plugins import jsonable
-from unseen_ray.pruning.plan import SCORING_SPEEDUP, RunPlan, plan_run, tasks_of
+from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of
 from unseen_ray.runs.tasks import make_job
 from unseen_ray.sweeps.config import SweepConfig
 from unseen_ray.sweeps.trials import planned_trials
@@ -142,6 +144,10 @@ def _add_run(summary: _Tally, sweep: SweepConfig, run: PruneConfig, info: Source
     resolved = ResolvedRun(run.model_copy(update={"out": "."}))
     job = replace(make_job(resolved.for_scoring(), info), test=None)
     plan = plan_run(resolved, population)
+    if plan.trials is not None:
+        raise ConfigError(
+            "policy auto with trials has no place in a sweep, which measures policies itself: sweep over policy, or leave out trials."
+        )
     sizes = {(task.stage, task.trained): task for task in plan.tasks}
     keys = []
     for task in tasks_of(plan.stages[0], run, ArrayIds(np.empty(0, np.int64))):

@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from unseen_ray.training.task_runner import TaskRunner
     from unseen_ray.training.vote_buffer import VoteBuffer
 
-__all__ = ["ModelTask", "TestSet", "build_model", "open_test"]
+__all__ = ["ModelTask", "TestSet", "build_model"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TestSet:
-    """What `evaluate` measures on: ids of a pixel store, and their classes."""
+    """What a model is measured on: ids of a pixel store, and their classes."""
 
     pixel_store: PixelStore
     ids_M: IdArray
@@ -97,6 +97,7 @@ class ModelTask:
     runner: TaskRunner
     device: torch.device
     _pixels: list[Pixels] = field(init=False, default_factory=list)
+    _test: TestSet | None = field(init=False, default=None)
 
     def score(self, task: ScoreTask) -> Iterator[Progress | Receipt]:
         """Train the task's model, score its samples and write the votes; the last value is the receipt.
@@ -138,8 +139,9 @@ class ModelTask:
         fitting.checkpoints.clear()  # not before the votes are on storage: a crash in between costs no training
         yield receipt
 
-    def evaluate(self, task: EvalTask, test: TestSet) -> Iterator[Progress | EvalResult]:
-        """Train on the task's subset and measure on the test set after the last epoch."""
+    def evaluate(self, task: EvalTask) -> Iterator[Progress | EvalResult]:
+        """Train on the task's subset and measure on what it names, else on the test set, after the last epoch."""
+        test = self._measured_on(task)  # before the clock starts: the first task of a worker decodes it
         started = time.perf_counter()
         yield self.runner.begun(task.name)
         train_ids = task.train.resolve(self.runner.population)
@@ -157,6 +159,13 @@ class ModelTask:
                 done = stop
         yield self._result(task, test, is_right, fitting.plan.samples, stats, time.perf_counter() - started)
         fitting.checkpoints.clear()
+
+    def _measured_on(self, task: EvalTask) -> TestSet:
+        if task.measured is not None:
+            return _rows_of_source(self.runner, task.measured.resolve(self.runner.population))
+        if self._test is None:
+            self._test = _open_test(self.runner)
+        return self._test
 
     def _result(
         self,
@@ -255,15 +264,18 @@ class ModelTask:
         return numerics(config.threads, config.recipe.deterministic, self.device)
 
 
-def open_test(runner: TaskRunner) -> TestSet:
+def _open_test(runner: TaskRunner) -> TestSet:
     """The test set of a run: its test source, else its holdout."""
     job = runner.job
     if job.test is None:
-        ids = runner.population.holdout_ids
-        return TestSet(runner.pixel_store, ids, runner.labels_N[ids].astype(np.int64))
+        return _rows_of_source(runner, runner.population.holdout_ids)
     source = open_source(job.test)
     pixel_store, _ = load_pixel_store(source, job.size_px)
     return TestSet(pixel_store, np.arange(len(source.info), dtype=np.int64), source.info.labels_N.astype(np.int64))
+
+
+def _rows_of_source(runner: TaskRunner, ids_M: IdArray) -> TestSet:
+    return TestSet(runner.pixel_store, ids_M, runner.labels_N[ids_M].astype(np.int64))
 
 
 def build_model(value: Any, num_classes: int) -> nn.Module:

@@ -71,9 +71,10 @@ def _scoring_lines(values: dict[str, Any]) -> list[str]:
 
 def _work_line(values: dict[str, Any]) -> str:
     bill = "an unknown part" if values["bill"] is None else f"{values['bill']:.1%}"
+    trials = f" ({values['trials_bill']:.1%} for the trials of policies)" if "trials_bill" in values else ""
     return (
         f"{several(values['models'], 'training')}, {values['images_trained']:,} images through training, "
-        f"{values['images_scored']:,} through scoring: the choice costs {bill} of one training on all data"
+        f"{values['images_scored']:,} through scoring: the choice costs {bill} of one training on all data{trials}"
     )
 
 
@@ -95,6 +96,7 @@ def _raised_lines(values: dict[str, Any]) -> list[str]:
         (task["train_on"], task["steps"] // max(task["train_on"] // max(task["batch_size"], 1), 1))
         for stage in values["stages"]
         for task in stage["tasks"]
+        if "trials" not in task
     )
     if not recipe["epochs"] or epochs <= recipe["epochs"]:
         return []
@@ -136,7 +138,7 @@ def plan_table(values: dict[str, Any]) -> Table:
                 str(stage["stage"]),
                 f"{stage['target']:,}",
                 f"{stage['added']:,}",
-                str(task["models"]),
+                f"{task['models']} in trials" if "trials" in task else str(task["models"]),
                 f"{task['train_on']:,}",
                 f"{task['steps']:,} x {task['batch_size']}" if task["steps"] else "your own",
                 f"{task['score']:,}" + (f" x {task['scoring_passes']}" if task["scoring_passes"] > 1 else ""),

@@ -42,7 +42,7 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
         "holdout": source.holdout,
         "skipped": len(source.skipped),
         "score": score_name(manifest.config["score"]),
-        "policy": score_name(manifest.config["policy"]),
+        "policy": manifest.policy_label,
         "model": scored_by(manifest.config),
         "precision": manifest.config["recipe"]["precision"],
         "stages": [stage.sizes() for stage in manifest.stages],

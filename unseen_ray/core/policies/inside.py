@@ -82,6 +82,8 @@ def _read(inside: Any) -> tuple[str, dict[str, Any]]:
         raise ConfigError(
             f"policy option inside: {use} takes no option {unknown[0]!r}; it takes {', '.join(takes) or 'none'}."
         )
-    if options.get("start") == "auto":
-        raise ConfigError("policy option inside: window reads no features within a class. Give start as a number.")
+    if options.get("start") == "auto" or options.get("of") == "distance":
+        raise ConfigError(
+            f"policy option inside: {use} reads no features within a class. Give start as a number, or of: score."
+        )
     return use, options

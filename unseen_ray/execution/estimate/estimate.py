@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from unseen_ray.config.models import SCORING_SPEEDUP
 from unseen_ray.data.images.memory import fits_in_memory
 from unseen_ray.data.sources.registry import Source, SourceInfo, encoded_of
 from unseen_ray.errors import ConfigError
 from unseen_ray.execution.estimate.cluster import ClusterCost, Rates, cluster_cost
 from unseen_ray.execution.estimate.resources import Need, Needs, PixelPlace
-from unseen_ray.pruning.plan import SCORING_SPEEDUP
 from unseen_ray.storage.filesystem import is_uri
 from unseen_ray.storage.throughput import storage_speed
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from unseen_ray.config.models import SCORING_SPEEDUP
 from unseen_ray.core.trajectory import scored_epochs
 from unseen_ray.data.images.memory import fits_in_memory
 from unseen_ray.errors import ConfigError
@@ -14,7 +15,6 @@ from unseen_ray.execution.estimate.cluster import ClusterCost, Rates, cluster_co
 from unseen_ray.execution.estimate.estimate import where_pixels_are
 from unseen_ray.execution.estimate.resources import Need, disk_bytes_of
 from unseen_ray.plugins import jsonable
-from unseen_ray.pruning.plan import SCORING_SPEEDUP
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
@@ -78,6 +78,7 @@ def _stages(plan: RunPlan) -> list[dict[str, Any]]:
                 "scoring_passes": task.passes,
                 "steps": task.steps,
                 "batch_size": task.batch_size,
+                **({"trials": True} if task.is_trial else {}),
             }
         )
     for stage in plan.stages:
@@ -107,6 +108,7 @@ def _cost(plan: RunPlan, rates: Rates) -> dict[str, Any]:
         "images_scored": scored,
         "full_trainings": trained / plan.full_passes(),
         "bill": bill,
+        **({} if plan.trials is None else {"trials_bill": plan.trials_bill()}),
         "pays_after_trainings": _pays_after(bill, plan),
         "worker_hours": unbound.worker_hours,
         "critical_path_hours": unbound.wall_hours,
@@ -125,7 +127,7 @@ def _recorded_bytes(plan: RunPlan) -> int:
     """Bytes of memory that scores over epochs take on a worker while a model trains."""
     scores = plan.resolved.scores
     most = 0
-    for task in plan.tasks if scores.over_epochs else ():
+    for task in [task for task in plan.tasks if scores.over_epochs and not task.is_trial]:
         numbers = scored_epochs(plan.resolved.config.recipe.epochs_in_all(task.trained), scores.every)
         each = 0
         for trajectory in scores.over_epochs.values():

@@ -197,6 +197,8 @@ class Needs:
         return int(len(self.info) * self.info.size_px**2 * 3)
 
     def _epochs(self, task: TaskPlan) -> int:
+        if task.is_trial and self.plan.trials is not None:
+            return self.plan.trials.epochs
         return self.config.recipe.epochs_in_all(task.trained, workers=task.workers) if task.steps else 0
 
     def _checkpoint(self) -> float | None:
@@ -215,7 +217,7 @@ def weights_of(config: PruneConfig, num_classes: int) -> int | None:
 def disk_bytes_of(plan: RunPlan) -> tuple[int, int]:
     """Bytes of the votes and of the tables of scores, before compression."""
     columns = len(plan.resolved.scores.named)
-    scored = sum(task.models * task.scored for task in plan.tasks)
+    scored = sum(task.models * task.scored for task in plan.tasks if not task.is_trial)
     votes = scored * (_VOTE_BYTES + 4 * columns)
     if plan.resolved.keeps_probs:
         votes += scored * plan.num_classes * 4

@@ -37,7 +37,6 @@ class FoldWorker:
     def __init__(self) -> None:
         self._source: tuple[SourceRef, Source] | None = None
         self._tasks: tuple[str, Any] | None = None
-        self._test: tuple[str, Any] | None = None
 
     def describe(self, precision: Precision, out: str, user_fit: bool = False) -> dict[str, Any]:
         """The node, the hardware and the precision of this worker. Imports what training needs, so that the first task starts fast.
@@ -83,12 +82,7 @@ class FoldWorker:
         self, run_id: str, job: Job, labels_N: LabelArray, pixels: Held, task: EvalTask
     ) -> Iterator[Progress | EvalResult]:
         """Train on the task's subset and measure."""
-        from unseen_ray.training.model_task import open_test
-
-        tasks = self._tasks_of(run_id, job, labels_N, pixels)
-        if self._test is None or self._test[0] != run_id:
-            self._test = run_id, open_test(tasks.runner)
-        yield from tasks.evaluate(task, self._test[1])
+        yield from self._tasks_of(run_id, job, labels_N, pixels).evaluate(task)
 
     def _tasks_of(self, run_id: str, job: Job, labels_N: LabelArray, pixels: Held) -> Any:
         if self._tasks is None or self._tasks[0] != run_id:

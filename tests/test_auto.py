@@ -1,0 +1,312 @@
+"""`policy: auto` with trials: trainings decide between candidates and random, and are paid for as planned."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import unseen_ray as ur
+from unseen_ray.data.sources.digits import DigitsSource
+from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.pruning.trials.plan import chosen_policy, rounds_of
+from unseen_ray.runs.manifest import read_manifest
+from unseen_ray.runs.manifest_entries import Receipt
+from unseen_ray.runs.tasks import EvalResult
+from unseen_ray.storage.filesystem import Folder
+
+
+class HalfMislabelled:
+    """Digits of which every other one has a random label."""
+
+    def __init__(self) -> None:
+        digits = DigitsSource(limit=1000)
+        self.keys = digits.keys(range(1000))
+        wrong = np.random.default_rng(0).integers(0, 10, 1000)
+        self.labels = np.where(np.arange(1000) % 2, wrong, digits.info.labels_N)
+        self._images = dict(digits.read(range(1000)))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        return np.asarray(self._images[place])
+
+
+def mislabelled() -> HalfMislabelled:
+    return HalfMislabelled()
+
+
+def useful_rows(scores_M, labels_M, ids_M, budget, *, kept_C, seed):  # type: ignore[no-untyped-def]
+    """Keeps rows with right labels, in an order that differs with the seed."""
+    keys = np.random.default_rng(seed).permutation(10_000)[ids_M]
+    return np.lexsort((keys, ids_M % 2))[:budget]
+
+
+def useless_rows(scores_M, labels_M, ids_M, budget, *, kept_C, seed):  # type: ignore[no-untyped-def]
+    """Keeps rows with random labels."""
+    return np.lexsort((ids_M, 1 - ids_M % 2))[:budget]
+
+
+def last_labels(scores_M, labels_M, ids_M, budget, *, kept_C, seed):  # type: ignore[no-untyped-def]
+    """Has the name of another policy."""
+    return np.argsort(-labels_M, kind="stable")[:budget]
+
+
+USEFUL, USELESS = "tests.test_auto:useful_rows", "tests.test_auto:useless_rows"
+MANY = {"use": "unlikely_label", "many": 0.1}
+FIELDS: dict[str, Any] = {
+    "source": "tests.test_auto:mislabelled",
+    "keep": 0.15,
+    "recipe": {"epochs": 12, "min_steps": 0, "batch_size": 24},
+    "executor": "local",
+}
+
+
+def auto(*candidates: Any, trials: float = 2) -> dict[str, Any]:
+    return {"use": "auto", "trials": trials, "candidates": list(candidates)}
+
+
+def prune(out: Path, policy: Any, on_event: Any = None, **fields: Any) -> ur.PruneResult:
+    config = ur.PruneConfig(**{**FIELDS, **fields}, policy=policy, out=out)
+    return ur.prune(config, on_event=on_event) if on_event else ur.prune(config)
+
+
+def planned(policy: Any, **fields: Any) -> dict[str, Any]:
+    return ur.plan_values(ur.PruneConfig(**{**FIELDS, **fields}, policy=policy))
+
+
+@pytest.fixture(scope="module")
+def better(tmp_path_factory: pytest.TempPathFactory) -> ur.PruneResult:
+    return prune(tmp_path_factory.mktemp("better"), auto(USELESS, "top", USEFUL))
+
+
+def test_rounds_halve_and_the_last_one_is_fresh() -> None:
+    assert rounds_of(5) == ((5, 1), (2, 2), (1, 4))
+    assert rounds_of(1) == ((1, 4),)
+    assert rounds_of(12) == ((12, 1), (4, 2), (2, 4), (1, 4))
+
+
+def test_a_candidate_that_is_better_than_random_is_used(better: ur.PruneResult, tmp_path: Path) -> None:
+    stage = better.manifest.stages[0]
+    assert stage.policy == USEFUL
+    useless, top, useful = (trial.to_json() for trial in stage.trials)
+    assert [useless["policy"], top["policy"], useful["policy"]] == [USELESS, "top", USEFUL]
+    assert (useless["seeds"], top["seeds"], useful["seeds"]) == (1, 1, 5)
+    assert useless["gain"] < 0 < useful["final_low"] < useful["final_gain"]
+    assert "final_low" not in useless
+    assert better.coreset.ids.tolist() == prune(tmp_path, USEFUL, guard=MANY).coreset.ids.tolist()
+
+
+def test_random_is_used_where_no_candidate_is_better(tmp_path: Path) -> None:
+    result = prune(tmp_path / "auto", auto(USELESS))
+    assert result.manifest.stages[0].policy == "random"
+    assert result.manifest.stages[0].trials[0].final_low < 0
+    assert result.coreset.ids.tolist() == prune(tmp_path / "random", "random").coreset.ids.tolist()
+
+
+def test_the_bill_counts_the_trials_and_they_stay_within_their_price(better: ur.PruneResult) -> None:
+    without, with_trials = (planned(policy)["bill"] for policy in ("top", auto(USELESS, "top", USEFUL)))
+    assert 1.5 < with_trials - without <= 2
+    assert better.manifest.cost.bill == pytest.approx(with_trials, abs=1e-4)
+    (stage,) = planned(auto(USELESS, "top", USEFUL))["stages"]
+    assert stage["tasks"][-1]["models"] == (3 + 1) * 1 + (1 + 1) * 4
+    trained = sum(receipt.worker_seconds for receipt in better.manifest.stages[0].tasks)
+    assert better.manifest.stages[0].fit_seconds > trained
+    assert better.manifest.cost.fit_seconds == better.manifest.stages[0].fit_seconds
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 11])
+def test_an_interrupted_trial_is_resumed_and_decides_the_same(
+    tmp_path: Path, better: ur.PruneResult, stop_after: int
+) -> None:
+    done: list[EvalResult] = []
+
+    def observe(event: object) -> None:
+        if isinstance(event, EvalResult):
+            done.append(event)
+            if len(done) == stop_after:
+                raise KeyboardInterrupt
+
+    policy = auto(USELESS, "top", USEFUL)
+    with pytest.raises(KeyboardInterrupt):
+        prune(tmp_path, policy, observe)
+    result = prune(tmp_path, policy, observe)
+    assert len(done) == 12
+    assert result.manifest.stages[0].trials == better.manifest.stages[0].trials
+    assert result.coreset.ids.tolist() == better.coreset.ids.tolist()
+
+
+def test_a_later_stage_of_a_resumed_run_uses_what_was_decided(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"keep": 0.18, "schedule": [0.15, 0.18]}
+    policy = auto(USEFUL)
+    whole = prune(tmp_path / "whole", policy, **fields)
+    assert (whole.coreset.ids % 2 == 0).all()
+
+    def stop(event: object) -> None:
+        if isinstance(event, Receipt) and event.task.startswith("stage 1"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(tmp_path / "parts", policy, stop, **fields)
+    folder = Folder(str(tmp_path / "parts"))
+    manifest = read_manifest(folder)
+    assert manifest is not None and manifest.stages[0].policy == USEFUL
+    assert prune(tmp_path / "parts", policy, **fields).coreset.ids.tolist() == whole.coreset.ids.tolist()
+
+
+def test_the_report_says_what_was_used(better: ur.PruneResult) -> None:
+    values = ur.report_values(better)
+    assert values["policy"] == "auto: useful_rows"
+    assert [trial["seeds"] for trial in values["stages"][0]["trials"]] == [1, 1, 5]
+    page = Path(ur.report(better)).read_text()
+    assert "<td>useless_rows</td><td>1</td><td>-" in page
+    assert "<td>useful_rows</td><td>5</td><td>+" in page
+
+
+def test_wrong_labels_are_left_out_where_they_are_many(tmp_path: Path) -> None:
+    """Half of the labels are random here, and few of digits' own are suspected."""
+    recipe = {"epochs": 30, "min_steps": 0, "batch_size": 24}
+    noisy = prune(tmp_path / "noisy", "auto", keep=0.4, recipe=recipe)
+    plain = prune(tmp_path / "plain", {"use": "auto", "guard": False}, keep=0.4, recipe=recipe, reuse=noisy.path)
+    wrong = {name: (run.coreset.ids % 2).mean() for name, run in (("noisy", noisy), ("plain", plain))}
+    assert wrong["noisy"] < 0.7 * wrong["plain"]
+    suspects = noisy.manifest.stages[0].suspects
+    assert suspects is not None and suspects > 200
+    assert plain.manifest.stages[0].suspects is None
+    asked = prune(tmp_path / "asked", "ccs", keep=0.4, recipe=recipe, guard=MANY, reuse=noisy.path)
+    assert asked.coreset.ids.tolist() == noisy.coreset.ids.tolist()
+    again = ur.select(plain, keep=0.4, policy="auto", out=str(tmp_path / "select"))
+    assert again.coreset.ids.tolist() == noisy.coreset.ids.tolist()
+    clean = prune(tmp_path / "clean", "auto", keep=0.4, source={"use": "digits", "limit": 1000}, recipe=recipe)
+    assert clean.manifest.stages[0].suspects == 0
+
+
+def test_the_rule_is_recorded_for_each_stage(tmp_path: Path) -> None:
+    fields = {"keep": 0.95, "schedule": [0.3, 0.95], "source": {"use": "digits", "limit": 600}, "recipe": {"epochs": 4}}
+    result = prune(tmp_path / "auto", "auto", **fields)
+    right = (result.scores.column("pred").to_numpy() == result.scores.column("label").to_numpy()).mean()
+    assert right > 0.95
+    assert [stage.policy for stage in result.manifest.stages] == ["ccs", "top"]
+    assert ur.report_values(result)["policy"] == "auto: ccs"
+    first = ur.select(result, keep=0.3, out=str(tmp_path / "select")).coreset.ids
+    assert first.tolist() == result.coreset.ids[result.coreset.stages == 0].tolist()
+
+
+def test_candidates_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    other = {"use": "tests.plugs:last_labels"}
+    result = prune(tmp_path, auto(other, {"use": "tests.test_auto:last_labels"}, "random", trials=3))
+    assert [trial.seeds for trial in result.manifest.stages[0].trials].count(1) == 2
+
+
+def test_later_stages_leave_the_same_labels_out(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {
+        "keep": 0.3,
+        "schedule": [0.2, 0.3],
+        "recipe": {"epochs": 30, "min_steps": 0, "batch_size": 24},
+    }
+    result = prune(tmp_path / "run", auto("ccs", trials=3), **fields)
+    assert result.manifest.stages[0].policy == "ccs"
+    suspects = {
+        number
+        for number, is_one in zip(*(result.scores.column(name).to_pylist() for name in ("id", "suspect")), strict=True)
+        if is_one
+    }
+    assert suspects and not suspects & set(result.coreset.ids.tolist())
+
+
+def test_evaluate_imports_no_candidate_that_only_the_folder_names(better: ur.PruneResult) -> None:
+    with pytest.raises(ConfigError, match=r"the run's policy is tests\.test_auto:use.*_rows.* Name it yourself"):
+        ur.evaluate(better.path, against=["random"], selections=2)
+
+
+def test_the_fitting_baseline_chooses_by_the_policy_that_was_used(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {
+        "source": {"use": "digits", "limit": 400},
+        "holdout": 0.25,
+        "recipe": {"epochs": 2},
+        "keep": 0.3,
+    }
+    result = prune(tmp_path, "auto", **fields)
+    ur.evaluate(result, against=["fitting"], seeds=1)
+    assert ur.load(tmp_path / "fitting").config.policy == result.manifest.policy_used == "ccs"
+
+
+def test_what_a_manifest_names_is_not_imported() -> None:
+    config = ur.PruneConfig(**FIELDS, policy=auto("top"))
+    assert chosen_policy(config, "top") == "top"
+    with pytest.raises(StorageError, match=r"policy auto used 'os:remove', which it cannot have"):
+        chosen_policy(config, "os:remove")
+
+
+@pytest.mark.ray
+def test_ray_decides_the_same(tmp_path: Path, better: ur.PruneResult) -> None:
+    result = prune(tmp_path, auto(USELESS, "top", USEFUL), executor="ray")
+    assert result.manifest.stages[0].trials == better.manifest.stages[0].trials
+    assert result.coreset.ids.tolist() == better.coreset.ids.tolist()
+
+
+def test_a_choice_made_again_goes_by_the_rule(
+    tmp_path: Path, better: ur.PruneResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    again = ur.select(better, keep=0.15, out=str(tmp_path / "again"))
+    assert "instead of trials, the rule of policy auto decides" in caplog.text
+    ccs = ur.select(better, keep=0.15, out=str(tmp_path / "ccs"), policy="ccs", guard=MANY)
+    assert again.coreset.ids.tolist() == ccs.coreset.ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("policy", "fields", "message"),
+    [
+        (
+            auto("top", trials=0.001),
+            {},
+            r"trials=0.001 of a training pays for less than one epoch of each of 8 trainings\. Give 0\.\d+ or",
+        ),
+        (auto("top", trials=-1), {}, r"policy option trials=-1 must be a number, 0 or more"),
+        (auto("best"), {}, r"candidates='best' is no policy"),
+        (auto("k_center"), {}, r"candidates='k_center' is no policy"),
+        (auto("auto"), {}, r"candidates='auto' is no policy"),
+        (auto({"use": "ccs", "cut": 2}), {}, r"policy option cut=2 is outside 0 up to 1"),
+        (
+            auto({"use": "moderate", "of": "distance"}),
+            {"save_features": True},
+            r"looks at features, and none are stored",
+        ),
+        ({"use": "auto", "candidates": ["top"]}, {}, r"candidates has no effect without trials"),
+        ({"use": "auto", "guard": "none"}, {}, r"policy option guard='none' is neither true nor false"),
+        (
+            "auto",
+            {"guard": "none"},
+            r"guard=none leaves policy auto its own guard\. Write policy: \{use: auto, guard: false\}",
+        ),
+        ("auto", {"mode": "fitting"}, r"policy auto reads how often models are right .* Name a policy"),
+        (
+            auto("top"),
+            {"source": {"use": "digits", "limit": 300}},
+            r"would get 36 and be measured on 60; it needs 2 and 100",
+        ),
+        ({"use": "auto", "trials": 1, "candidates": []}, {}, r"candidates=\[\] must be a list of policies"),
+        (
+            auto("top"),
+            {"fit": "tests.plugs:centroids"},
+            r"trials cannot be used: fit trains by itself",
+        ),
+        (
+            auto("top"),
+            {"scoring": {"model": "tests.plugs:tiny_model"}},
+            r"what scoring.model costs beside model is not known",
+        ),
+    ],
+)
+def test_what_trials_cannot_do_is_refused_before_anything_starts(
+    tmp_path: Path, policy: Any, fields: dict[str, Any], message: str
+) -> None:
+    asked = {name: value for name, value in FIELDS.items() if name != "recipe" or "fit" not in fields}
+    with pytest.raises(ConfigError, match=message):
+        ur.prune(ur.PruneConfig(**{**asked, **fields}, policy=policy, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

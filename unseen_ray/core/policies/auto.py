@@ -1,0 +1,75 @@
+"""A policy that suits the data, by a rule: from how often the scoring models are right, and from how much is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+from unseen_ray.core.policies.base import Positions, check_number
+from unseen_ray.core.policies.by_rank import top
+from unseen_ray.core.policies.ccs import ccs
+from unseen_ray.errors import ConfigError
+
+__all__ = ["BY_RULE", "auto", "policy_by_rule", "use_by_rule"]
+
+BY_RULE = ("top", "ccs")
+"""The policies that the rule may name."""
+
+# From this accuracy on unseen samples, the hardest alone train as well as a random subset does if this share is kept, or more.
+# A reading of the curves of Zheng et al. (ICLR 2023) on CIFAR-10, CIFAR-100 and ImageNet, and of our own suites.
+_TOP_FROM = ((0.95, 0.4), (0.85, 0.55), (0.75, 0.75), (0.65, 0.9))
+
+
+def auto(
+    scores_M: FloatArray,
+    labels_M: IntArray,
+    ids_M: IdArray,
+    budget: int,
+    *,
+    kept_C: IntArray,
+    seed: int,
+    pred_M: IntArray | None = None,
+    guard: bool = True,
+    trials: float = 0.0,
+    candidates: Any = None,
+) -> Positions:
+    """Keep the highest scores (`top`) where that is known to do no harm, else samples of every difficulty (`ccs`).
+
+    Args:
+        scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`.
+        pred_M: (M,) the classes that the scoring models predict.
+        guard: whether a run without a guard gets one that leaves out suspected wrong labels where they are many. Not read here.
+        trials, candidates: for `prune`, which lets trainings decide instead of the rule; see `pruning.trials`. Not read here.
+
+    Returns:
+        (budget,) positions.
+
+    Raises:
+        ConfigError: if there is no `pred_M`, or an option is outside its range.
+    """
+    check_number("trials", trials)
+    if not isinstance(guard, bool):
+        raise ConfigError(
+            f"policy option guard={guard!r} is neither true nor false; a guard of your own is the field guard."
+        )
+    if pred_M is None:
+        raise ConfigError("policy auto reads pred_M, the predicted classes. Pass them too.")
+    use = use_by_rule(len(ids_M), int((pred_M == labels_M).sum()), budget, kept_C)
+    return use(scores_M, labels_M, ids_M, budget, kept_C=kept_C, seed=seed)
+
+
+def use_by_rule(candidates: int, right: int, budget: int, kept_C: IntArray) -> Callable[..., Positions]:
+    """The policy for a stage, from the number of its candidates and of those whose predicted class is theirs."""
+    kept = int(kept_C.sum())
+    return policy_by_rule(right / max(candidates, 1), (kept + budget) / max(kept + candidates, 1))
+
+
+def policy_by_rule(accuracy: float, keep: float) -> Callable[..., Positions]:
+    """The policy for scoring models that are right on this share of the samples that they never saw, if so much is kept.
+
+    Args:
+        accuracy: 0 to 1.
+        keep: 0 to 1.
+    """
+    return top if any(accuracy >= least and keep >= share for least, share in _TOP_FROM) else ccs

@@ -1,0 +1,1 @@
+"""Which policy to use, decided by short trainings."""
