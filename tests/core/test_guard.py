@@ -116,13 +116,22 @@ def test_flipped_labels_are_suspected_and_others_are_not() -> None:
 
 
 def test_an_unlikely_label_is_another_class_and_half_as_likely_as_by_chance() -> None:
-    labels, pred = np.array([0, 1, 2, 3, 3]), np.array([1, 1, 0, 0, 2])
-    p_label = np.array([0.124, 0.01, 0.125, 0.0, 0.3], np.float32)
+    labels, pred = np.array([0, 1, 2, 3]), np.array([1, 1, 0, 0])
+    p_label = np.array([0.124, 0.01, 0.125, 0.0], np.float32)
     found = {
-        many: unlikely_label(labels_M=labels, pred_M=pred, p_label_M=p_label, many=many) for many in (0.0, 0.39, 0.4)
+        many: unlikely_label(labels_M=labels, pred_M=pred, p_label_M=p_label, many=many) for many in (0.0, 0.49, 0.5)
     }
-    assert found[0.0].tolist() == found[0.39].tolist() == [True, False, False, True, False]
-    assert not found[0.4].any()
+    assert found[0.0].tolist() == found[0.49].tolist() == [True, False, False, True]
+    assert not found[0.5].any()
+
+
+def test_a_rare_class_is_not_suspected_for_being_rare() -> None:
+    """Weak models predict the common class, and give the rare one its share."""
+    labels = np.array([0] * 85 + [1] * 15)
+    p_label = np.where(labels == 0, 0.85, 0.15).astype(np.float32)
+    assert not unlikely_label(labels_M=labels, pred_M=np.zeros_like(labels), p_label_M=p_label).any()
+    p_label[-1] = 0.07
+    assert np.flatnonzero(unlikely_label(labels_M=labels, pred_M=0 * labels, p_label_M=p_label)).tolist() == [99]
 
 
 def test_label_margin_minds_neither_order_nor_ties() -> None:

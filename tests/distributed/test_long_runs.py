@@ -75,10 +75,10 @@ def test_an_aggregator_that_is_killed_is_replaced(tmp_path: Path) -> None:
     aggregators = Aggregators(max_retries=2)
     shared = ["a run", ray.put(job), ray.put(info.labels_N)]
     try:
-        assert aggregators.merge(shared, job.out, request).files == wanted.files
+        assert aggregators.merge(shared, job, request).files == wanted.files
         os.kill(ray.get(aggregators._first._actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
         time.sleep(0.5)
-        again = aggregators.merge(shared, job.out, request)
+        again = aggregators.merge(shared, job, request)
     finally:
         aggregators.close()
     assert again.files == wanted.files
@@ -100,8 +100,8 @@ def test_a_stage_whose_votes_are_damaged_is_not_merged(tmp_path: Path) -> None:
     aggregators = Aggregators(max_retries=2)
     try:
         with pytest.raises(StorageError, match=r"01\.parquet is damaged"):
-            aggregators.merge(["a run", ray.put(job), ray.put(labels)], job.out, request)
+            aggregators.merge(["a run", ray.put(job), ray.put(labels)], job, request)
         votes.write_bytes(before)
-        assert len(aggregators.merge(["a run", ray.put(job), ray.put(labels)], job.out, request).files) == 8
+        assert len(aggregators.merge(["a run", ray.put(job), ray.put(labels)], job, request).files) == 8
     finally:
         aggregators.close()

@@ -17,7 +17,7 @@ from unseen_ray.plugins import function_of, is_target, name_of, offered, plug_of
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
 
-__all__ = ["Guard", "guard_of", "guard_value"]
+__all__ = ["Guard", "guard_of", "guard_of_stored", "guard_value"]
 
 _MANY = 0.1  # of all candidates; see `unlikely_label`
 _SCORES = (*scores.__all__, *dynamics.__all__)
@@ -74,6 +74,11 @@ def guard_value(guard: Any, *, policy: Any, mode: str) -> Any:
     if guard == "none" and mode == "unseen" and use == "auto" and options.get("guard", True):
         return {"use": "unlikely_label", "many": _MANY}
     return guard
+
+
+def guard_of_stored(asked: Mapping[str, Any]) -> Any:
+    """The guard of a stored configuration."""
+    return guard_value(asked.get("guard", "none"), policy=asked.get("policy"), mode=asked["mode"])
 
 
 def guard_of(config: PruneConfig) -> Guard | None:

@@ -159,6 +159,12 @@ class ResolvedRun:
         """What the guard is, without importing it: as asked for, or the one of `policy: auto`."""
         return guard_value(self.config.guard, policy=self.config.policy, mode=self.config.mode)
 
+    @property
+    def guards_by_rows(self) -> float | None:
+        """The share of suspects above which `unlikely_label`, which judges each sample by itself, leaves them out; None for others."""
+        use, options = plug_of(self.guard_value)
+        return options.get("many", 0.0) if use == "unlikely_label" else None
+
     def with_policy(self, policy: Any, *, guard: Any = None) -> ResolvedRun:
         """The same with another policy; with the same guard, if no other is given."""
         return self._changed(policy=policy, guard=self.guard_value if guard is None else guard)

@@ -121,7 +121,8 @@ def unlikely_label(
 ) -> NDArray[np.bool_]:
     """Suspect samples that are predicted as another class, and whose label is less than half as probable as by chance.
 
-    Such are 6 % of CIFAR-10, of models that are right on 30 to 60 % of it alike, so that a larger share tells of wrong labels.
+    Chance is one of the classes that there are, or the share of the class where that is less, so that a rare class is not suspected for
+    being rare. Such samples are 6 % of CIFAR-10, of models that are right on 30 to 60 % of it alike: a larger share tells of wrong labels.
 
     Args:
         labels_M: (M,) int64 given classes.
@@ -136,9 +137,21 @@ def unlikely_label(
         ConfigError: if `many` is outside its range.
     """
     _check_share("many", many)
-    classes = int(labels_M.max(initial=0)) + 1
-    suspects: NDArray[np.bool_] = (pred_M != labels_M) & (p_label_M < 0.5 / classes)
-    return suspects if len(suspects) and suspects.mean() > many else np.zeros(len(suspects), bool)
+    suspects = are_unlikely(labels_M, pred_M, p_label_M, np.bincount(labels_M))
+    return suspects if suspects.sum() > many * len(suspects) else np.zeros(len(suspects), bool)
+
+
+def are_unlikely(labels_M: IntArray, pred_M: IntArray, p_label_M: FloatArray, sizes_C: IntArray) -> NDArray[np.bool_]:
+    """(M,) whether a label is what `unlikely_label` suspects: each by itself, so that tables of any length can be read in pieces.
+
+    Args:
+        labels_M, pred_M, p_label_M: see `unlikely_label`.
+        sizes_C: (C,) how many samples of each class there are in all.
+    """
+    present, total = int(np.count_nonzero(sizes_C)), int(sizes_C.sum())
+    chance_C = np.minimum(1 / max(present, 1), sizes_C / max(total, 1))
+    suspects: NDArray[np.bool_] = (pred_M != labels_M) & (p_label_M < 0.5 * chance_C[labels_M])
+    return suspects
 
 
 def allowed(

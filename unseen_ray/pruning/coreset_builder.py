@@ -16,7 +16,7 @@ from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.samples.id_sets import ArrayIds, IdSet
 from unseen_ray.data.sources.registry import Source, key_column
 from unseen_ray.pruning.selection import Kept, features_for, pick
-from unseen_ray.pruning.suspects import with_suspects
+from unseen_ray.pruning.suspects import SUSPECT, with_suspects
 from unseen_ray.pruning.trials.plan import candidates_of, chosen_policy, with_candidate
 from unseen_ray.pruning.warnings import check_selection
 from unseen_ray.runs.id_files import open_id_files
@@ -60,7 +60,7 @@ class CoresetBuilder:
             self._keep(run.stored(stage_coreset(run.manifest.stages[-1].index), hold=not self._is_long))
             if candidates_of(job.config):
                 self.use(chosen_policy(job.config, run.manifest.stages[0].policy))
-        if self._is_long and job.resolved.guard_value != "none":
+        if self._is_long and job.resolved.guard_value != "none" and job.resolved.guards_by_rows is None:
             logger.warning(
                 "guard %s compares all %d candidates at once: they are held in memory.",
                 score_name(job.resolved.guard_value),
@@ -135,10 +135,14 @@ class CoresetBuilder:
         return files
 
     def _with_suspects(self, run: Run, stage: Stage, scores: StoredTable) -> StoredTable:
-        if self._resolved.guard_value == "none":
+        if self._resolved.guard_value == "none" or not stage.index:
             return scores
-        table = scores.table()
-        return replace(scores, held=with_suspects(table, run.table(scores_file(0)) if stage.index else table))
+        zero = run.stored(scores_file(0), hold=not self._is_long)
+        if SUSPECT not in zero.schema.names:
+            return scores
+        if self._is_long:
+            logger.warning("suspects of stage 0 are looked up: the scores of both stages are held in memory.")
+        return replace(scores, held=with_suspects(scores.table(), zero.table()))
 
     def _keep(self, rows: StoredTable) -> None:
         """Take over the coreset of a stored stage."""

@@ -6,8 +6,9 @@ merged by any worker, in any order, and together hold what one merge of all woul
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow as pa
 from unseen_ray.config.score_columns import of_probabilities
 from unseen_ray.core.combine_votes import ScoreFunction, ScoreTable, VoteCombiner, reducible
 from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside, are_in
-from unseen_ray.pruning.suspects import SUSPECT, suspects_of
+from unseen_ray.pruning.suspects import SUSPECT, count_unlikely, suspects_of, with_unlikely
 from unseen_ray.runs.layout import probs_file, scores_file
 from unseen_ray.runs.manifest_entries import StageSummary
 from unseen_ray.runs.vote_ranges import check_votes, open_votes
@@ -109,10 +110,9 @@ def merge_request(
     """
     compares = stage > 0 and job.resolved.scores.of_stages
     config, total, rows = job.config, len(population), job.limits.part_rows(len(population) - num_kept)
-    # Ranks are among all that a model scored, a guard compares all candidates, and mean probabilities are one file.
-    needs_all = (
-        config.combine == "rank_mean" or config.save_probs or (stage == 0 and job.resolved.guard_value != "none")
-    )
+    # Ranks are among all that a model scored, most guards compare all candidates, and mean probabilities are one file.
+    compares_all = stage == 0 and job.resolved.guard_value != "none" and job.resolved.guards_by_rows is None
+    needs_all = config.combine == "rank_mean" or config.save_probs or compares_all
     return MergeRequest(
         stage=stage,
         candidates=Outside(kept) if num_kept else AllIds(),
@@ -153,7 +153,7 @@ class Merger:
         for index in range(request.num_parts):
             self.check(request, index)
         ranges = [self.merge_range(request, number) for number in range(request.num_ranges)]
-        return join_ranges(self._folder, request, ranges)
+        return join_ranges(self._job, request, ranges)
 
     def check(self, request: MergeRequest, index: int) -> None:
         """Verify the checksum of a task's votes, as a range reads only some of them; StorageError if it differs."""
@@ -175,7 +175,15 @@ class Merger:
             return self._store_stage(request, table, pieces[0].probs_MC)
         name = part_file(scores_file(request.stage), number)
         files = {name: self._folder.write_table(name, table)} if table.num_rows else {}
-        return Merged(files=files, summary=summary_of(table, self._population.num_classes))
+        summary = summary_of(table, self._population.num_classes)
+        if request.stage == 0:
+            unlikely = count_unlikely(self._job.resolved, table, self._sizes_C)
+            summary = replace(summary, suspects=unlikely)
+        return Merged(files=files, summary=summary)
+
+    @functools.cached_property
+    def _sizes_C(self) -> IntArray:
+        return self._population.class_counts()
 
     def _with_reducible(self, table: pa.Table, request: MergeRequest) -> pa.Table:
         loss = table.column("loss").to_numpy()
@@ -234,21 +242,33 @@ class Merger:
         )
 
 
-def join_ranges(folder: Folder, request: MergeRequest, ranges: Iterable[Merged]) -> Merged:
+def join_ranges(job: Job, request: MergeRequest, ranges: Iterable[Merged]) -> Merged:
     """Join a stage's merged ranges; delete parts of an earlier merge of other ranges, which readers would take for ours."""
-    merged = list(ranges)
+    merged, folder = list(ranges), Folder(job.out)
     files = {name: digest for each in merged for name, digest in each.files.items()}
     name = scores_file(request.stage)
     for left in Folder(folder.path(name)).names():
         if f"{name}/{left}" not in files:
             folder.delete(f"{name}/{left}")
     summaries = [each.summary for each in merged]
+    suspects = [each.suspects for each in summaries if each.suspects is not None]
     summary = StageSummary(
         rows=sum(each.rows for each in summaries),
         right=sum(each.right for each in summaries),
         labels_C=np.sum([each.labels_C for each in summaries], axis=0),
+        suspects=sum(suspects) if suspects else None,
     )
-    return Merged(files=files, summary=summary)
+    return _with_suspects_marked(job, Merged(files=files, summary=summary))
+
+
+def _with_suspects_marked(job: Job, merged: Merged) -> Merged:
+    """A stage 0 whose ranges counted what `unlikely_label` suspects, with these marked if they are many."""
+    many, summary = job.resolved.guards_by_rows, merged.summary
+    if many is None or summary.suspects is None:
+        return merged
+    if many and summary.suspects <= many * summary.rows:
+        return replace(merged, summary=replace(summary, suspects=None))
+    return replace(merged, files=with_unlikely(Folder(job.out), scores_file(0), merged.files, summary.labels_C))
 
 
 def scores_of(merged: Merged, folder: Folder, stage: int) -> StoredTable:

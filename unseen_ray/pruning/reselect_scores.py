@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config.guards import guard_value
+from unseen_ray.config.guards import guard_of_stored
 from unseen_ray.config.score_columns import of_probabilities, score_name
 from unseen_ray.core import scores as builtin_scores
 from unseen_ray.core.combine_votes import OF_VOTES, VoteCombiner, log_of_probs
@@ -43,7 +43,7 @@ def scores_asked_for(run: Run, resolved: ResolvedRun, stored: StoredTable) -> St
         ConfigError: if the run does not hold what is needed for them.
     """
     config = resolved.config
-    if as_stored(run, resolved):
+    if as_stored(run, resolved, stored):
         _check_score(run, config, _score_names(stored.schema.names))
         return stored
     table = stored.table()
@@ -52,10 +52,10 @@ def scores_asked_for(run: Run, resolved: ResolvedRun, stored: StoredTable) -> St
     return replace(stored, files={}, held=_guarded(run, resolved, combined, table))
 
 
-def as_stored(run: Run, resolved: ResolvedRun) -> bool:
+def as_stored(run: Run, resolved: ResolvedRun, stored: StoredTable) -> bool:
     """Whether the stored scores and suspects of stage 0 are those of the new choice."""
     rule = run.manifest.asked if run.manifest.kind == "select" else run.manifest.config
-    return _guarded_as_stored(run, resolved) and resolved.config.combine == rule["combine"]
+    return _guarded_as_stored(run, resolved, stored.schema.names) and resolved.config.combine == rule["combine"]
 
 
 def _combined(run: Run, config: PruneConfig, stored: pa.Table) -> pa.Table:
@@ -110,7 +110,7 @@ def _stored_as(manifest: Manifest, name: str) -> Any:
 def _guarded(run: Run, resolved: ResolvedRun, table: pa.Table, stored: pa.Table) -> pa.Table:
     """The combined scores with the suspects of the new choice's guard."""
     guard = resolved.guard
-    if _guarded_as_stored(run, resolved):
+    if _guarded_as_stored(run, resolved, stored.column_names):
         known = stored.column(SUSPECT) if SUSPECT in stored.column_names else None
     else:
         missing = [name for name in (guard.scores if guard else ()) if name not in table.column_names]
@@ -125,13 +125,13 @@ def _guarded(run: Run, resolved: ResolvedRun, table: pa.Table, stored: pa.Table)
     return bare if known is None else bare.append_column(SUSPECT, known)
 
 
-def _guarded_as_stored(run: Run, resolved: ResolvedRun) -> bool:
+def _guarded_as_stored(run: Run, resolved: ResolvedRun, columns: Sequence[str]) -> bool:
     config, guard = resolved.config, resolved.guard
-    by_probs = guard is not None and guard.needs_probs  # other guards read scores, which depend on the rule
+    if guard is None:
+        return SUSPECT not in columns
+    by_probs = guard.needs_probs  # other guards read scores, which depend on the rule
     as_merged = by_probs or config.combine == run.manifest.asked["combine"]
-    asked = run.manifest.asked
-    before = guard_value(asked.get("guard", "none"), policy=asked.get("policy"), mode=asked["mode"])
-    return bool(guard_value(config.guard, policy=config.policy, mode=config.mode) == before and as_merged)
+    return bool(resolved.guard_value == guard_of_stored(run.manifest.asked) and as_merged)
 
 
 def _probs(run: Run, rows: int, reader: str) -> np.ndarray:

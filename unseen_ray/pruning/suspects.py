@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config.score_columns import SUSPECT
-from unseen_ray.core.guard import allowed
+from unseen_ray.core.guard import allowed, are_unlikely
 from unseen_ray.runs.layout import scores_file
+from unseen_ray.storage.tables import StoredTable, parts_of
 
 if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
-    from unseen_ray.core.arrays import IdArray
+    from unseen_ray.core.arrays import IdArray, IntArray
     from unseen_ray.runs.run import Run
+    from unseen_ray.storage.filesystem import Folder
 
 __all__ = [
     "SUSPECT",
+    "count_unlikely",
     "drawable_ids",
     "open_positions",
     "suspects_kept",
     "suspects_of",
     "warn_of_needed",
     "with_suspects",
+    "with_unlikely",
 ]
 
 logger = logging.getLogger(__name__)
 
 
 def suspects_of(resolved: ResolvedRun, table: pa.Table, probs_MC: np.ndarray | None) -> np.ndarray | None:
-    """(M,) bool over the rows of a score table; None where the run has no guard.
+    """(M,) bool over the rows of a score table; None where the run has no guard, or `unlikely_label` finds no more than it allows.
 
     Raises:
         FitError: if a user's guard returns something else.
@@ -40,7 +45,33 @@ def suspects_of(resolved: ResolvedRun, table: pa.Table, probs_MC: np.ndarray | N
         return None
     columns = {f"{name}_M": table.column(name).to_numpy() for name in table.column_names if name not in ("id", "label")}
     columns |= {"ids_M": table.column("id").to_numpy(), "labels_M": table.column("label").to_numpy()}
-    return resolved.guard.suspects({**columns, "probs_MC": probs_MC, "seed": resolved.config.seed}, table.num_rows)
+    found = resolved.guard.suspects({**columns, "probs_MC": probs_MC, "seed": resolved.config.seed}, table.num_rows)
+    return None if resolved.guards_by_rows and not found.any() else found
+
+
+def count_unlikely(resolved: ResolvedRun, rows: pa.Table, sizes_C: IntArray) -> int | None:
+    """How many of some rows of a score table `unlikely_label` suspects; None if the run has another guard, or none."""
+    return None if resolved.guards_by_rows is None else int(_unlikely(rows, sizes_C).sum())
+
+
+def with_unlikely(folder: Folder, name: str, files: Mapping[str, str], sizes_C: IntArray) -> dict[str, str]:
+    """Mark in a score table what `unlikely_label` suspects, one part in memory at a time; the SHA-256 of each new part.
+
+    They are new files, so that whoever writes an old part once more, such as a worker that was given up, changes none.
+    """
+    marked = {}
+    for part in parts_of(name, files):
+        rows = StoredTable(folder, part, {part: files[part]}).table()
+        new = f"{part.removesuffix('.parquet')}-marked.parquet"
+        marked[new] = folder.write_table(new, rows.append_column(SUSPECT, pa.array(_unlikely(rows, sizes_C))))
+    for part in parts_of(name, files):
+        folder.delete(part)
+    return marked
+
+
+def _unlikely(rows: pa.Table, sizes_C: IntArray) -> np.ndarray:
+    labels, preds, p_label = (rows.column(name).to_numpy() for name in ("label", "pred", "p_label"))
+    return are_unlikely(labels, preds, p_label, sizes_C)
 
 
 def with_suspects(table: pa.Table, zero: pa.Table) -> pa.Table:
@@ -51,12 +82,15 @@ def with_suspects(table: pa.Table, zero: pa.Table) -> pa.Table:
     return table.append_column(SUSPECT, zero.column(SUSPECT).take(pa.array(places)))
 
 
-def suspects_kept(table: pa.Table, kept_M: np.ndarray) -> dict[str, int] | None:
-    """How many suspects a score table has, and how many of them were kept; None where the run has no guard."""
-    if SUSPECT not in table.column_names:
+def suspects_kept(scores: StoredTable, kept_ids: IdArray) -> dict[str, int] | None:
+    """How many suspects a score table has, and how many of them were kept; None where none are marked."""
+    if SUSPECT not in scores.schema.names:
         return None
-    suspects = table.column(SUSPECT).to_numpy()
-    return {"found": int(suspects.sum()), "kept": int(suspects[kept_M].sum())}
+    found = kept = 0
+    for batch in scores.batches(["id", SUSPECT]):
+        ids = batch.column("id").to_numpy()[batch.column(SUSPECT).to_numpy(zero_copy_only=False)]
+        found, kept = found + len(ids), kept + int(np.isin(ids, kept_ids).sum())
+    return {"found": found, "kept": kept}
 
 
 def open_positions(table: pa.Table, budget: int, *, seed: int) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from unseen_ray.config.guards import guard_of_stored
 from unseen_ray.config.limits import DEFAULT_LIMITS
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
@@ -87,6 +88,7 @@ def gather(run: Run) -> ReportFacts:
         "score": score,
         "policy": run.manifest.policy_label,
         "suspects": _suspects(run, counts, names),
+        "guarded": guard_of_stored(run.manifest.asked) != "none",
         "model": scored_by(run.manifest.config),
         "init": _init(scoring_recipe(run.manifest.config)),
         "stages": [stage.sizes() for stage in run.manifest.stages],

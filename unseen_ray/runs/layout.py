@@ -104,7 +104,7 @@ def _any_of(*patterns: str) -> str:
     return f"({'|'.join(patterns)})"
 
 
-_TABLES = _any_of(*map(_pattern_of, (CORESET, KEYS, _SCORES, _STAGE_CORESET))) + r"(/part-\d{5}\.parquet)?"
+_TABLES = _any_of(*map(_pattern_of, (CORESET, KEYS, _SCORES, _STAGE_CORESET))) + r"(/part-\d{5}(-marked)?\.parquet)?"
 _RESULT = _any_of(_TABLES, *map(_pattern_of, (_PROBS, _FEATURES, _VOTE, _VOTE_PROBS)))
 _BESIDE = map(
     _pattern_of, (MANIFEST, MANIFEST_COPY, LOCK, EVALUATION, REPORT, _CHECKPOINT, _TENSORS, _PIXEL_FILES, *_FOREIGN)

@@ -11,7 +11,7 @@ from rich.text import Text
 from unseen_ray.cli.summary.text import bare_table, several
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.config.scoring import scored_by
-from unseen_ray.pruning.suspects import SUSPECT, suspects_kept
+from unseen_ray.pruning.suspects import suspects_kept
 from unseen_ray.runs.layout import CORESET, scores_file
 from unseen_ray.storage.tables import StoredTable
 
@@ -60,10 +60,7 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
 
 def _suspects(result: PruneResult) -> dict[str, int] | None:
     """How many labels are suspected, and how many of these samples are kept; None without a guard."""
-    if SUSPECT not in StoredTable(result.run.folder, scores_file(0), result.manifest.files).schema.names:
-        return None
-    kept = np.isin(result.scores.column("id").to_numpy(), result.coreset.ids)
-    return suspects_kept(result.scores, kept)
+    return suspects_kept(StoredTable(result.run.folder, scores_file(0), result.manifest.files), result.coreset.ids)
 
 
 def prune_lines(values: dict[str, Any]) -> list[str]:

@@ -147,7 +147,7 @@ class RayExecutor:
         if self._given is not None:
             return Merger(self._job, ray.get(self._given.labels)).merge(request)
         assert self._aggregators is not None, "prepare started them"
-        return self._aggregators.merge(self._shared[:3], self._job.out, request)
+        return self._aggregators.merge(self._shared[:3], self._job, request)
 
     def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
         """Train and measure on the fold actors; models that several workers share are trained first."""

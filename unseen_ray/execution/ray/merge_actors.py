@@ -14,7 +14,7 @@ import ray
 from unseen_ray.execution.ray.actors import Aggregator
 from unseen_ray.execution.ray.supervised_actor import SupervisedActor
 from unseen_ray.pruning.merge import Merged, MergeRequest, join_ranges
-from unseen_ray.storage.filesystem import Folder
+from unseen_ray.runs.tasks import Job
 
 __all__ = ["Aggregators"]
 
@@ -34,12 +34,12 @@ class Aggregators:
         self._max_retries = max_retries
         self._first = SupervisedActor(Aggregator, max_retries=max_retries)
 
-    def merge(self, shared: Sequence[Any], out: str, request: MergeRequest) -> Merged:
+    def merge(self, shared: Sequence[Any], job: Job, request: MergeRequest) -> Merged:
         """Merge a stage: on one actor, or range by range on several.
 
         Args:
             shared: the first arguments of every call: the run's id, references to its job and to the labels.
-            out: the run's folder.
+            job: of the run.
             request: the stage.
         """
         if request.num_ranges == 1:
@@ -50,7 +50,7 @@ class Aggregators:
             logger.info("%d ranges of ids are merged by %d aggregators", request.num_ranges, aggregators.qsize())
             _spread(aggregators, "check", [(*args, index) for index in range(request.num_parts)])
             ranges = _spread(aggregators, "merge_range", [(*args, n) for n in range(request.num_ranges)])
-        return join_ranges(Folder(out), request, ranges)
+        return join_ranges(job, request, ranges)
 
     def close(self) -> None:
         """Kill the actor."""
