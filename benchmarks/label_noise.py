@@ -50,6 +50,7 @@ NUM_CLASSES = 10
 FIELDS: dict[str, Any] = {
     "keep": KEEP,
     "folds": 4,
+    "policy": "top",
     "model": "small_cnn",
     "threads": 1,
     "save_probs": True,

@@ -61,7 +61,18 @@ def run(scratch: Path, sample: Path, count: int, size_px: int) -> dict[str, Any]
     data = build(scratch / "set", sample, count)
     built_s = time.monotonic() - began
     out, pixels = scratch / "run", scratch / "pixels"
-    line = [sys.executable, "-m", "unseen_ray", "prune", "--source.use", "parquet", "--source.path", str(data)]
+    line = [
+        sys.executable,
+        "-m",
+        "unseen_ray",
+        "prune",
+        "--policy",
+        "top",
+        "--source.use",
+        "parquet",
+        "--source.path",
+        str(data),
+    ]
     line += ["--source.size", str(size_px), "--keep", str(KEEP), "--schedule", f"[{FIRST},{KEEP}]", "--folds", "4"]
     line += ["--model", "scale_imagenet:tiny", "--recipe.epochs", "1", "--recipe.min_steps", "0"]
     line += ["--recipe.batch_size", "256", "--recipe.augment", "flip", "--also_score", "none"]

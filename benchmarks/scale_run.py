@@ -70,7 +70,18 @@ def run(scratch: Path, count: int) -> dict[str, Any]:
     """Build the set, prune it, check the ids, and say what each stage and process took."""
     data = build(scratch / "set", count)
     out = scratch / "run"
-    line = [sys.executable, "-m", "unseen_ray", "prune", "--source.use", "parquet", "--source.path", str(data)]
+    line = [
+        sys.executable,
+        "-m",
+        "unseen_ray",
+        "prune",
+        "--policy",
+        "top",
+        "--source.use",
+        "parquet",
+        "--source.path",
+        str(data),
+    ]
     line += ["--keep", str(KEEP), "--schedule", f"[{FIRST},{KEEP}]", "--folds", str(FOLDS)]
     line += ["--fit", "scale_run:hashed", "--also_score", "none", "--pixel_memory_gb", "0", "--out", str(out)]
     started = time.monotonic()

@@ -104,9 +104,13 @@ class Suite:
         return list({choice.name: choice for choice in choices}.values())  # random is one for all scores
 
     def base(self, method: str) -> str:
-        """The method with the same stage 0 that chooses in one shot; a method of several stages may be its own."""
+        """A method with the same stage 0 that chooses in one shot, first of all one of stage 0 alone; itself where there is none."""
         methods = self.asked["methods"]
-        return next((name for name, fields in methods.items() if fields == scoring_fields(methods[method])), method)
+        wanted = scoring_fields(methods[method])
+        shots = [
+            name for name, fields in methods.items() if "schedule" not in fields and scoring_fields(fields) == wanted
+        ]
+        return next((name for name in shots if methods[name] == wanted), next(iter(shots), method))
 
     def stage_zero(self, method: str, seed: int) -> tuple[Path, dict[str, Any]]:
         """Folder and fields of the run whose stage 0 a method chooses from; how many it keeps does not matter."""
@@ -269,7 +273,7 @@ def say(event: Any) -> None:
 
 def score_facts(suite: Suite) -> list[dict[str, Any]]:
     """Rank agreement over seeds and dispersion of each trained method's stage 0; the paper's Figure 1."""
-    trained = {name for name, fields in suite.asked["methods"].items() if fields == scoring_fields(fields)}
+    trained = {name for name in suite.asked["methods"] if suite.base(name) == name}
     found = []
     for score in dict.fromkeys(choice.score for choice in suite.choices if choice.method in trained):
         methods = dict.fromkeys(c.method for c in suite.choices if c.method in trained and c.score == score)

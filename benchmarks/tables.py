@@ -127,6 +127,33 @@ def keeps(report: dict[str, Any]) -> Iterator[str]:
     yield f"| everything | {mean_std(report['full'])} |" + " |" * (len(columns) - 1)
 
 
+def leads(report: dict[str, Any]) -> Iterator[str]:
+    """What each choice costs as a share of a training on everything, and by how many points it is above random at each keep."""
+    columns = sorted({row["keep"] for row in report["rows"]}, reverse=True)
+    yield "| method | score | cost | " + " | ".join(f"keep {keep:g}" for keep in columns) + " |"
+    yield "|---|---|---|" + "---|" * len(columns)
+    found = {(row["method"], row["score"], row["keep"]): row for row in report["rows"]}
+    for method, score in dict.fromkeys((row["method"], row["score"]) for row in report["rows"]):
+        cells = [points(found.get((method, score, keep))) for keep in columns]
+        yield f"| {method} | {score or ''} | {cost(report, method)} | " + " | ".join(cells) + " |"
+    yield f"| everything | | | {mean_std(report['full'])} |" + " |" * (len(columns) - 1)
+
+
+def points(row: dict[str, Any] | None) -> str:
+    """The lead over random in points with its interval; of random itself the accuracy."""
+    if row is None:
+        return ""
+    if (found := row["less_random"]) is None:
+        return mean_std(row)
+    return f"{100 * found['mean']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
+
+
+def cost(report: dict[str, Any], method: str) -> str:
+    bill = report["bills"].get(method)
+    is_fresh = report["suite"]["methods"].get(method, {}).get("resampled") == 0
+    return "0" if method == "random" or is_fresh else "" if bill is None else f"{bill:.2f}"
+
+
 def ranks(report: dict[str, Any]) -> Iterator[str]:
     yield "| method | score | rank correlation of two seeds | fullest of 20 bins |"
     yield "|---|---|---|---|"
@@ -265,6 +292,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "knobs": knobs,
     "trainings": trainings,
     "keeps": keeps,
+    "leads": leads,
     "ranks": ranks,
     "stages": stages,
     "noise": noise,
