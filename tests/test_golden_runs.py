@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 import unseen_ray as ur
 from tests.golden import plugs
@@ -119,7 +120,9 @@ SELECTIONS = (
     "of a long selection",
 )
 LIMITS = {"most_rows": 16_000_000, "part_rows": 2**22, "dealt_rows": 2**24}
-LATER = {".cost.bill", ".environment.exact_scores"}
+THEN = {"policy": "top"}
+"""What was the default of 0.1.0, and is not any more."""
+LATER = {".cost.bill", ".environment.exact_scores", ".asked.run.policy", ".config.run.policy"}
 """Where versions after 0.1.0 store something that it did not, as `shape_of` calls the place."""
 LOCK_FIELDS = ["token", "host", "pid", "job", "home", "started", "beat"]
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -166,8 +169,7 @@ def expected() -> dict[str, Any]:
 
 
 def fields_of(name: str) -> dict[str, Any]:
-    fields: dict[str, Any] = expected()["runs"][name]["fields"]
-    return fields
+    return {**THEN, **expected()["runs"][name]["fields"]}
 
 
 def is_long(name: str) -> bool:
@@ -300,7 +302,7 @@ def test_the_command_reports_the_same_numbers(tmp_path: Path) -> None:
 def check_report(values: dict[str, Any], name: str) -> None:
     found = {key: value for key, value in values.items() if key != "out"}
     wanted = expected()["runs"][name]["report"]
-    assert found.keys() == wanted.keys()
+    assert found.keys() - wanted.keys() == {"guarded"}
     assert [key for key in wanted if not alike(found[key], wanted[key])] == []
 
 
@@ -367,6 +369,13 @@ def test_the_command_goes_on_with_an_interrupted_run(tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     check_kept(folder, expected()["runs"]["interrupted"])
     assert [list(each) for each in reused(folder)] == expected()["runs"]["interrupted"]["reused"]
+
+
+def test_another_default_is_told_from_what_was_asked_for(tmp_path: Path) -> None:
+    folder = copied("trained_interrupted", tmp_path)
+    fields = {name: value for name, value in fields_of("trained_interrupted").items() if name not in THEN}
+    with pytest.raises(ur.ConfigError, match=r"policy: 'top' there, 'auto' here. Name .* the fields as they were"):
+        ur.prune(ur.PruneConfig(**fields, out=str(folder)))
 
 
 def test_finished_folds_of_a_trained_run_are_not_trained_again(tmp_path: Path) -> None:
@@ -480,15 +489,18 @@ def test_an_evaluation_is_not_measured_again(tmp_path: Path) -> None:
 def test_a_finished_sweep_has_nothing_left_to_do(tmp_path: Path) -> None:
     wanted, folder = expected()["sweep"], copied("sweep", tmp_path)
     before = files_of(folder)
-    result = ur.sweep(ur.SweepConfig(**wanted["fields"], out=str(folder)))
+    fields = {**wanted["fields"], "run": {**THEN, **wanted["fields"]["run"]}}
+    result = ur.sweep(ur.SweepConfig(**fields, out=str(folder)))
     assert result.reused == len(result.records) == 2
     assert [record.name for record in result.records] == wanted["trials"]
     assert result.table.equals(pq.read_table(GOLDEN / "sweep" / "sweep.parquet"))
     assert result.best is not None and result.best.knobs == wanted["best"]
     counts = [[trainings.kind, trainings.asked, trainings.needed] for trainings in result.trainings]
     assert counts == wanted["trainings"]
-    same = [name for name in before if name.startswith(("trials/", "work/")) or name == "best.yaml"]
+    same = [name for name in before if name.startswith(("trials/", "work/"))]
     assert {name: before[name] for name in same} == {name: files_of(folder)[name] for name in same}
+    best, then = ((each / "best.yaml").read_text() for each in (folder, GOLDEN / "sweep"))
+    assert yaml.safe_load(best) == {**yaml.safe_load(then), **THEN}
     assert shape_of(unsealed(folder / "manifest.json")) == shape_of(unsealed(GOLDEN / "sweep" / "manifest.json"))
 
 
@@ -517,7 +529,8 @@ def test_a_larger_sweep_uses_what_a_smaller_one_has_left(tmp_path: Path) -> None
     wanted, folder = expected()["sweep"], copied("sweep", tmp_path)
     votes = len(list((folder / "work").rglob("*.parquet")))
     space = {**wanted["fields"]["space"], "score": ["entropy", "margin", "loss"]}
-    result = ur.sweep(ur.SweepConfig(**{**wanted["fields"], "space": space}, out=str(folder)))
+    fields = {**wanted["fields"], "run": {**THEN, **wanted["fields"]["run"]}, "space": space}
+    result = ur.sweep(ur.SweepConfig(**fields, out=str(folder)))
     assert (result.reused, len(result.records)) == (2, 3)
     assert {record.status for record in result.records} == {"finished"}
     assert len(list((folder / "work").rglob("*.parquet"))) == votes

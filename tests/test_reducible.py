@@ -27,7 +27,7 @@ SMALL = Limits(rows_in_memory=100, rows_of_a_part=64, rows_merged_at_once=32)
 
 
 def prune(out: Path, limits: Limits | None = None, **fields: Any) -> ur.PruneResult:
-    config = ur.PruneConfig(**{**FIELDS, **fields}, out=out)
+    config = ur.PruneConfig(**{"policy": "top", **FIELDS, **fields}, out=out)
     return ur.prune(config) if limits is None else ur.prune(config, limits=limits)
 
 

@@ -36,7 +36,7 @@ def test_one_file_is_scored_and_chosen_by(tmp_path: Path) -> None:
     values = ur.score([files["probs"]], files["labels"], out=tmp_path / "scored")
     assert values["samples"] == COUNT and values["classes"] == CLASSES and values["votes"] == 1
     assert values["accuracy"] == pytest.approx((probs.argmax(axis=1) == LABELS).mean())
-    chosen = ur.select(tmp_path / "scored", keep=0.5, score="margin", out=tmp_path / "half")
+    chosen = ur.select(tmp_path / "scored", keep=0.5, score="margin", policy="top", out=tmp_path / "half")
     told = [name for name in scores.__all__ if of_probabilities(getattr(scores, name))]
     assert set(scores.__all__) - set(told) == {"grand"}
     for name in told:
@@ -115,7 +115,7 @@ def test_disagreement_is_what_the_votes_contradict_each_other_in(tmp_path: Path)
     paths = [files[name] for name in "abc"]
     ur.score(paths, files["labels"], out=tmp_path / "scored", score="disagreement")
     for rule in ("mean", "rank_mean", "mean_prob"):
-        chosen = ur.select(tmp_path / "scored", keep=0.5, combine=rule, out=tmp_path / rule)
+        chosen = ur.select(tmp_path / "scored", keep=0.5, combine=rule, policy="top", out=tmp_path / rule)
         found = chosen.scores.column("disagreement").to_numpy()
         np.testing.assert_allclose(found, ref_disagreement(answers), rtol=1e-4, atol=1e-6)
         assert (found[:5] < 1e-6).all() and found.max() <= np.log(3)

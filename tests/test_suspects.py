@@ -14,7 +14,13 @@ from tests.conftest import png_bytes, write_parquet
 
 COUNT = 800
 FLIPPED = np.random.default_rng(0).random(COUNT) < 0.2
-FIELDS: dict[str, Any] = {"keep": 0.4, "score": "loss", "fit": "tests.plugs:centroids", "executor": "local"}
+FIELDS: dict[str, Any] = {
+    "policy": "top",
+    "keep": 0.4,
+    "score": "loss",
+    "fit": "tests.plugs:centroids",
+    "executor": "local",
+}
 
 
 def margins_above(label_margin_M: np.ndarray, *, most: float) -> np.ndarray:

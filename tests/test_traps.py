@@ -146,7 +146,7 @@ def test_ids_labels_keys_scores_and_suspects_stay_in_one_order(scored: Path, tmp
 
 def test_keep_says_what_is_kept_and_an_export_holds_that(scored: Path, tmp_path: Path) -> None:
     """Seen in other code: `rate` was what is kept here and what is pruned there, and ids to drop were taken for ids to keep."""
-    result = ur.select(scored, keep=0.2, out=tmp_path / "run")
+    result = ur.select(scored, keep=0.2, policy="top", out=tmp_path / "run")
     values, kept = columns_of(result, "entropy")
     assert kept.sum() == round(0.2 * COUNT) and values[kept].min() >= values[~kept].max()
     assert ur.export(result, tmp_path / "kept.npy") == kept.sum()

@@ -44,7 +44,7 @@ def said(
 
 def test_the_hardest_few_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     hardest = np.arange(100)
-    text = said(caplog, config(), table(), hardest, ())
+    text = said(caplog, config(policy="top"), table(), hardest, ())
     assert "the hardest 25 % alone often train worse than a random subset" in text
     assert "right on 0 % of what is kept and on 100 % of what is not" in text
     assert not said(caplog, config(policy="ccs"), table(), hardest, ())

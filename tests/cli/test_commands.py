@@ -127,7 +127,8 @@ def test_running_the_line_again_does_nothing(finished: Path, capsys: pytest.Capt
 
 def test_select_chooses_again(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "half"
-    text = answer(capsys, "select", str(finished), "--keep", "0.5", "--score", "margin", "--out", str(out))
+    line = ["select", str(finished), "--keep", "0.5", "--score", "margin", "--policy", "top", "--out", str(out)]
+    text = answer(capsys, *line)
     chosen = pq.read_table(out / "coreset.parquet")
     scores = pq.read_table(finished / "stage-00" / "scores.parquet")
     assert chosen.num_rows == round(0.5 * scores.num_rows)

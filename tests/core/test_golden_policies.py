@@ -266,11 +266,15 @@ def ref_class_quota(
 
 
 def ref_auto(case: Case) -> list[int]:
-    """The hardest where the models are right often enough for the share that is kept, else strata."""
+    """The hardest where the models are right often enough for the share that is kept, else strata, half of them, or none."""
     right = sum(pred == label for pred, label in zip(case.pred, case.labels, strict=True)) / len(case.labels)
-    keep = case.target / (len(case.labels) + sum(case.kept))
-    least = [share for accuracy, share in ((0.95, 0.4), (0.85, 0.55), (0.75, 0.75), (0.65, 0.9)) if right >= accuracy]
-    return (ref_top if least and keep >= min(least) else ref_ccs)(case)
+    keep = (case.target + 0.5) / (len(case.labels) + sum(case.kept))
+    least = [share for accuracy, share in ((0.95, 0.4), (0.85, 0.55), (0.75, 0.75)) if right >= accuracy]
+    if least and keep >= min(least):
+        return ref_top(case)
+    if right >= 0.75:
+        return ref_ccs(case)
+    return ref_mix(case) if keep >= 0.6 else ref_random(case)
 
 
 REFERENCES: dict[str, Callable[..., list[int]]] = {
@@ -324,7 +328,8 @@ def cases(kind: str) -> Iterator[Case]:
         labels = rng.choice(CLASSES, count, p=[0.6, 0.25, 0.15, 0.0]).tolist()  # unequal classes, and an empty one
         ids = rng.permutation(5 * count)[:count].tolist()
         p_label = np.concatenate([rng.random(count), [0.0, 1.0]])[-count:].astype(np.float32).tolist()
-        pred = rng.integers(0, CLASSES, count).tolist()
+        is_right = rng.random(count) < (0.9 if seed else 0.2)
+        pred = np.where(is_right, labels, rng.integers(0, CLASSES, count)).tolist()
         for kept in ([0, 0, 0, 0], [3, 0, 9, 0], [0, 40, 0, 2]):
             for budget in sorted({0, 1, count // 3, count // 2, count - 1, count}):
                 yield Case(values, labels, ids, p_label, budget, pred, kept, seed)

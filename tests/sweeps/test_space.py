@@ -69,7 +69,10 @@ def test_corners_have_each_value_once_at_least() -> None:
             {"keep": 0.4, "schedule": {"stages": 2, "first": 0.2}},
         ),
         ({"recipe.epochs": 3}, {"recipe": {"epochs": 3}}),
-        ({"mode": "fitting", "folds": 8, "schedule.stages": 3, "schedule.first_share": 0.5}, {"mode": "fitting"}),
+        (
+            {"mode": "fitting", "folds": 8, "schedule.stages": 3, "schedule.first_share": 0.5},
+            {"mode": "fitting", "policy": "top"},
+        ),
     ],
 )
 def test_knobs_stand_for_fields(knobs: dict[str, Any], changed: dict[str, Any]) -> None:
@@ -95,6 +98,7 @@ def test_configurations_that_are_the_same_are_one_trial() -> None:
     assert len(trials) == 4
     fitting, _ = planned_trials(sweep(space={"mode": ["unseen", "fitting"], "folds": [2, 4, 8]}), INFO)
     assert len(fitting) == 4
+    assert {run.policy for trial in fitting for run in trial.runs} == {"top"}  # the same in both modes
 
 
 def test_names_depend_on_all_that_the_result_does() -> None:

@@ -181,7 +181,7 @@ def run(out: Path, **fields: object) -> ur.PruneResult:
 def test_every_score_is_there_in_both_modes(tmp_path: Path, mode: str) -> None:
     from unseen_ray.core import scores
 
-    result = run(tmp_path, score="forgetting", also_score=[*scores.__all__, *NAMES], mode=mode)
+    result = run(tmp_path, score="forgetting", policy="top", also_score=[*scores.__all__, *NAMES], mode=mode)
     for name in (*scores.__all__, *NAMES):
         values = result.scores.column(name).to_numpy()
         assert np.isfinite(values).all(), name

@@ -144,8 +144,6 @@ def _check_effect(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
                 problems.append(
                     f"{field}={given[field]!r} has no effect in mode: fitting, which trains once on all data. Remove one of the two."
                 )
-    elif given.get("guard") == "none" and plug_of(values["policy"])[0] == "auto":
-        problems.append("guard=none leaves policy auto its own guard. Write policy: {use: auto, guard: false}.")
     if values["fit"] is not None:
         for field in ("model", "recipe", "score_every", "save_features"):
             if given.get(field) is not None:

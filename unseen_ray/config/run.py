@@ -114,7 +114,10 @@ class PruneConfig(BaseModel):
         ge=1,
         description="for scores over epochs: score after every this many epochs; default 1 if there is such a score",
     )
-    policy: Any = Field("top", description="how samples are chosen by their scores; see `unseen-ray list policies`")
+    policy: Any = Field(
+        "auto",
+        description="how samples are chosen by their scores; default in mode: fitting top; see `unseen-ray list policies`",
+    )
     guard: Any = Field(
         "none",
         description="method that keeps suspected wrong labels out of the coreset: none, or one of `unseen-ray list guards`",
@@ -165,6 +168,8 @@ class PruneConfig(BaseModel):
 
     def __init__(self, /, **values: Any) -> None:
         values = {name: _plain(value) for name, value in values.items() if name != "source" or value is not None}
+        is_default = "policy" not in values
+        values |= _policy_of(values)
         problems: list[str] = []
         faulty: set[str] = set()
         try:
@@ -173,6 +178,8 @@ class PruneConfig(BaseModel):
             problems = [_message(detail) for detail in error.errors()]
             faulty = {str(detail["loc"][0]) for detail in error.errors()}
         fields = PruneConfig.model_fields
+        if is_default and not problems and self.policy != "auto":
+            self.model_fields_set.discard("policy")
         given = {name: value for name, value in values.items() if name in fields}
         valid = given if problems else {name: getattr(self, name) for name in given}
         for names, check in CHECKS:
@@ -288,6 +295,20 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else as_text(value)
+
+
+def _policy_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The policy where other fields decide on it.
+
+    `auto` goes by models that never saw a sample, which `mode: fitting` does not have, and brings no guard beside `guard: none`.
+    """
+    policy = values.get("policy", "auto")
+    options = dict(policy) if isinstance(policy, Mapping) else {"use": policy}
+    if options.get("use") != "auto":
+        return {}
+    if values.get("mode") == "fitting":
+        return {} if "policy" in values else {"policy": "top"}
+    return {"policy": {"guard": False, **options}} if values.get("guard") == "none" else {}
 
 
 def _message(detail: Any) -> str:

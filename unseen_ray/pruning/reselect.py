@@ -67,9 +67,10 @@ def reselect(
     keys, stored = _open(run, KEYS, limits), _open(run, scores_file(0), limits)
     scores = scores_asked_for(run, resolved, stored)
     budget = _budget_of(keep, scores.num_rows)
-    _say_what_is_used(config, scores, budget)
+    used = resolved.with_policy(policy_used(config, scores, budget, np.zeros(1, np.int64)))
+    _say_what_is_used(run.manifest, config, used.config)
     picked = pick(
-        resolved,
+        used,
         scores,
         budget=budget,
         kept=Kept(np.zeros(run.manifest.source.num_classes, np.int64)),
@@ -78,7 +79,7 @@ def reselect(
     )
     # Before anything is written: a user's policy that fails leaves no folder behind.
     bits = _check(run, config, scores, picked)
-    new = open_selection(run, config)
+    new = open_selection(run, config, used.config)
     known, name = run.manifest.files, scores_file(0)
     writer = TableWriter(new.folder, CORESET, budget, part_rows=limits.part_rows(budget))
     files = {
@@ -86,19 +87,24 @@ def reselect(
         **copy_table(new.folder, KEYS, run.folder, known),
         **(
             copy_table(new.folder, name, run.folder, known)
-            if as_stored(run, resolved)
+            if as_stored(run, resolved, stored)
             else write_table(new.folder, name, scores.table(), part_rows=limits.part_rows(scores.num_rows))
         ),
     }
     return new.commit(files=files, cost=Cost(seconds=0.0, chosen_from_s=_stage_zero_s(run.manifest)), finished=True)
 
 
-def _say_what_is_used(config: PruneConfig, scores: StoredTable, budget: int) -> None:
-    used = policy_used(config, scores, budget, np.zeros(1, np.int64))
-    if used != config.policy:
-        logger.info("policy auto uses %s", used)
+def _say_what_is_used(before: Manifest, config: PruneConfig, used: PruneConfig) -> None:
+    if used.policy != config.policy:
+        logger.info("policy auto uses %s", used.policy)
     if candidates_of(config):
         logger.warning("select trains nothing: instead of trials, the rule of policy auto decides.")
+    if used.guard == "none" and config.policy != before.asked["policy"] and before.stages and before.stages[0].suspects:
+        logger.warning(
+            "the %d suspects of the run's policy may be chosen: its guard came with the policy. Name one to leave them out, such as "
+            "guard: unlikely_label.",
+            before.stages[0].suspects,
+        )
 
 
 def _open(run: Run, name: str, limits: Limits) -> StoredTable:

@@ -102,7 +102,7 @@ def policy_used(config: PruneConfig, scores: StoredTable, budget: int, kept_C: I
         int((batch.column("label").to_numpy() == batch.column("pred").to_numpy()).sum())
         for batch in scores.batches(["label", "pred"])
     )
-    return use_by_rule(scores.num_rows, right, budget, kept_C).__name__
+    return use_by_rule(scores.num_rows, right, budget, kept_C)
 
 
 def _apply_policy(

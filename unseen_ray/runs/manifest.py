@@ -80,8 +80,8 @@ class Manifest(BaseModel):
     @property
     def policy_label(self) -> str:
         """The policy in words, with the one that `auto` used first."""
-        name, used = score_name(self.config["policy"]), self.policy_used
-        return name if used == self.config["policy"] else f"{name}: {plug_label(used)}"
+        asked, used = self.asked["policy"], self.policy_used
+        return score_name(asked) if used == asked else f"{score_name(asked)}: {plug_label(used)}"
 
     def changed(self, **values: Any) -> Manifest:
         """A manifest with some fields changed, checked again."""

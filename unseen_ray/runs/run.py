@@ -118,15 +118,21 @@ def files_of_run(folder: Folder) -> list[str]:
     return names
 
 
-def open_selection(run: Run, config: PruneConfig) -> Run:
-    """Begin a folder for a choice made again from a finished run; ConfigError if it holds anything."""
-    asked = config.to_json()
+def open_selection(run: Run, config: PruneConfig, used: PruneConfig) -> Run:
+    """Begin a folder for a choice made again from a finished run; ConfigError if it holds anything.
+
+    Args:
+        run: the finished run.
+        config: what was asked for.
+        used: the same with the policy and the guard that `policy: auto` stands for.
+    """
+    asked, resolved = config.to_json(), used.to_json()
     manifest = run.manifest.changed(
         created=now(),
         kind="select",
         config={
             **run.manifest.config,
-            **{name: asked[name] for name in ("keep", "score", "policy", "guard", "combine", "schedule", "out")},
+            **{name: resolved[name] for name in ("keep", "score", "policy", "guard", "combine", "schedule", "out")},
         },
         asked=asked,
         stages=[],

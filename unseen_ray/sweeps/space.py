@@ -142,6 +142,8 @@ def fields_of(run: Mapping[str, Any], knobs: Knobs) -> dict[str, Any]:
             }
         else:
             fields[knob] = value
+    if "mode" in knobs:
+        fields.setdefault("policy", "top")  # the two have different defaults, and are to be compared
     if any(knob.startswith("schedule.") for knob in knobs):
         fields["schedule"] = _schedule_of(schedule, fields.get("keep"))
     if fields.get("mode") == "fitting":
