@@ -227,8 +227,10 @@ def test_a_selection_says_what_it_used_and_is_evaluated_by_it(tmp_path: Path, ca
     assert "suspects of the run's policy may be chosen: its guard came with the policy" in caplog.text
 
 
-@pytest.mark.parametrize("schedule", [None, [0.2, 0.4]])
-@pytest.mark.parametrize("source", [FIELDS["source"], {"use": "digits", "limit": 1000}])
+@pytest.mark.parametrize(
+    ("source", "schedule"),
+    [(FIELDS["source"], None), (FIELDS["source"], [0.2, 0.4]), ({"use": "digits", "limit": 1000}, None)],
+)
 def test_long_tables_leave_out_the_same(source: Any, schedule: Any, tmp_path: Path) -> None:
     """In ranges, where each counts its suspects and all together say whether they are many."""
     recipe = {"epochs": 30, "min_steps": 0, "batch_size": 24}
