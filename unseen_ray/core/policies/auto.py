@@ -39,10 +39,10 @@ def auto(
     trials: float = 0.0,
     candidates: Any = None,
 ) -> Positions:
-    """Keep the highest scores (`top`) where much is kept of what models learn well, else samples of every difficulty (`ccs`).
+    """Use what suits the data: `top` or `ccs` where models learn it well, else `mix`, or `random` where little is kept.
 
-    Where the scoring models are right on less than three quarters of what they never saw, half is kept by score and half at random
-    (`mix`), or all at random (`random`) where less than 60 % is kept.
+    Of samples that they never saw, the scoring models are right on three quarters or more: the highest scores are kept if much is kept,
+    else samples of every difficulty. On less: half by score and half at random, or all at random where less than 60 % is kept.
 
     Args:
         scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`.
