@@ -19,16 +19,16 @@ __all__ = ["KeptSampler"]
 
 
 class KeptSampler:
-    """Ids of a run's source, as many an epoch as the coreset has: a fixed part of the coreset, the rest drawn anew, shuffled.
+    """Ids of a run's source, as many an epoch as the coreset has, drawn anew but for a fixed part of the coreset, shuffled.
 
     For `torch.utils.data.DataLoader(dataset, sampler=...)` over the whole source, in which id i is row i:
 
         loader = DataLoader(ur.torch_subset(result, transform).dataset, sampler=ur.KeptSampler(result), batch_size=256)
 
-    `round(fixed * size)` ids are the same in every epoch: those of the coreset that were picked first, by stage, then by score. The
-    others are drawn uniformly from all other samples of the run, never from its holdout, unreadable rows or samples that its guard
-    suspects. `fixed=0` draws all of them anew (RS2), `fixed=1` with the run's keep is the coreset. To fix what a policy picks in
-    other numbers, choose it with `ur.select` first.
+    `round(fixed * size)` ids are the same in every epoch: those of the coreset that were picked first, by stage, then by score. The others
+    are drawn uniformly from all other samples of the run, never from its holdout, unreadable rows or samples that its guard suspects.
+    `fixed=0` draws all of them anew (RS2), the default as no fixed part was better (benchmarks/README.md), and `fixed=1` with the run's
+    keep is the coreset. To fix what a policy picks in other numbers, choose it with `ur.select` first.
 
     Every iteration is the next epoch, and `set_epoch` says which. Draw and order are functions of (seed, epoch, id), so that all
     ranks and every restart agree.
@@ -53,7 +53,7 @@ class KeptSampler:
         result: PruneResult | str | os.PathLike[str],
         *,
         keep: float | None = None,
-        fixed: float = 0.5,
+        fixed: float = 0.0,
         seed: int = 0,
         num_replicas: int = 1,
         rank: int = 0,
