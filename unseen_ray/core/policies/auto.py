@@ -19,8 +19,8 @@ BY_RULE = tuple(_POLICIES)
 
 # From this accuracy on unseen samples, the hardest alone train as well as a random subset does if this share is kept, or more; and
 # strata train better than a random subset whatever is kept. A reading of the curves of Zheng et al. (ICLR 2023) on CIFAR-10, CIFAR-100
-# and ImageNet. Where models are right less often, half by score gains a little if much is kept; below, all that was tried does harm, and
-# more the better the scores are: benchmarks/results/cifar10_10k_choice_cpu.json.
+# and ImageNet. Where models are right less often, half by score is level with random or a little better if much is kept, and nothing
+# that was tried is better if less is: benchmarks/results/cifar10_10k_choice_cpu.json.
 _TOP_FROM = ((0.95, 0.4), (0.85, 0.55), (0.75, 0.75))
 _STRATA_FROM = 0.75
 _MIX_FROM = 0.6
