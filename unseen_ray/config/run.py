@@ -120,7 +120,8 @@ class PruneConfig(BaseModel):
     )
     guard: Any = Field(
         "none",
-        description="method that keeps suspected wrong labels out of the coreset: none, or one of `unseen-ray list guards`",
+        description="method that keeps suspected wrong labels out of the coreset: none, or one of `unseen-ray list guards`; policy auto "
+        "brings one of its own unless you give this field",
     )
     on_bad_sample: Literal["error", "skip"] = Field(
         "error", description="what to do with an image that cannot be decoded"

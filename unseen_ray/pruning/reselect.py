@@ -99,7 +99,8 @@ def _say_what_is_used(before: Manifest, config: PruneConfig, used: PruneConfig) 
         logger.info("policy auto uses %s", used.policy)
     if candidates_of(config):
         logger.warning("select trains nothing: instead of trials, the rule of policy auto decides.")
-    if used.guard == "none" and config.policy != before.asked["policy"] and before.stages and before.stages[0].suspects:
+    came_with_policy = before.asked.get("guard", "none") == "none" and before.stages and before.stages[0].suspects
+    if came_with_policy and used.guard == "none" and config.policy != before.asked["policy"]:
         logger.warning(
             "the %d suspects of the run's policy may be chosen: its guard came with the policy. Name one to leave them out, such as "
             "guard: unlikely_label.",
