@@ -21,6 +21,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "storage": (1, "numpy pyarrow tenacity"),
     "plugins": (2, ""),
     "data": (3, "numpy torch PIL"),
+    "data/listing": (3, "numpy ~pyarrow"),
     "data/sources": (3, "numpy pyarrow ~PIL ~sklearn"),
     "data/images": (3, "numpy PIL simplejpeg"),
     "data/prepare": (3, "numpy pyarrow"),

@@ -382,6 +382,8 @@ def test_cmyk_has_the_colours_that_torchvision_sees() -> None:
 def test_what_a_file_is_decides_and_not_its_name(tmp_path: Path) -> None:
     """n02105855_2933.JPEG of ILSVRC is a PNG."""
     (tmp_path / "n02105855").mkdir()
+    (tmp_path / "n02105856").mkdir()
+    (tmp_path / "n02105856" / "0.JPEG").write_bytes(encoded(photo(20, 20), "JPEG"))
     (tmp_path / "n02105855" / "n02105855_2933.JPEG").write_bytes(encoded(photo(20, 20)))
     (tmp_path / "n02105855" / "n02105855_2934.JPEG").write_bytes(encoded(photo(20, 20), "JPEG", quality=95))
     source = FolderSource(path=str(tmp_path))
@@ -442,7 +444,9 @@ def test_warnings_are_what_they_were_after_many_threads_have_decoded() -> None:
 def test_a_truncated_jpeg_is_told_by_its_key(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     whole = encoded(photo(300, 200), "JPEG")
-    (tmp_path / "cat" / "a.JPEG").write_bytes(whole)
+    (tmp_path / "dog").mkdir()
+    for name in ("cat/a.JPEG", "dog/c.JPEG"):
+        (tmp_path / name).write_bytes(whole)
     (tmp_path / "cat" / "b.JPEG").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadSampleError, match=r"sample cat/b\.JPEG cannot be decoded: .*truncated"):
         LazyPixelStore(FolderSource(path=str(tmp_path)), 16).images(np.arange(2))

@@ -18,7 +18,7 @@ from unseen_ray.plugins import is_target
 from unseen_ray.pruning.coreset_builder import clear_stages
 from unseen_ray.pruning.plan import RunPlan, plan_run
 from unseen_ray.pruning.stage import StageRunner
-from unseen_ray.pruning.validate import check_functions, check_lenders, check_replaced, check_test
+from unseen_ray.pruning.validate import check_functions, check_lenders, check_out, check_replaced, check_test
 from unseen_ray.runs.layout import FEATURES, probs_file, stage_coreset
 from unseen_ray.runs.manifest import EXACT_SCORES
 from unseen_ray.runs.manifest_entries import (
@@ -95,13 +95,16 @@ def run_pipeline(
 
 
 def check(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_LIMITS) -> None:
-    """Refuse what is known to fail before anything starts.
+    """Refuse what is known to fail before anything starts, and name what of the source is passed over.
 
     Raises:
         ConfigError, DataError: what is wrong.
     """
     config = resolved.config
+    if info.passed_over:
+        logger.warning("source %s: passed over %s.", info.name, info.passed_over)
     check_functions(resolved)
+    check_out(config)
     for model in (config.model, config.scoring.model):
         if isinstance(model, dict) or not isinstance(model, (str, type(None))) or is_target(model):
             model_builder(model)

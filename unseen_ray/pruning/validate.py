@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
     from unseen_ray.config.run import PruneConfig
 
-__all__ = ["check_functions", "check_lenders", "check_replaced", "check_test", "check_test_set"]
+__all__ = ["check_functions", "check_lenders", "check_out", "check_replaced", "check_test", "check_test_set"]
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +152,15 @@ def check_test_set(test: SourceInfo, info: SourceInfo) -> None:
             f"test {test.name} and source {info.name} number their classes differently: class {differing} is {names[differing]!r} in "
             f"the test and {info.class_names[differing]!r} in the source. Give both the same classes in the same order."
         )
+
+
+def check_out(config: PruneConfig) -> None:
+    """Refuse a run's folder in the source, where its files would be taken for data."""
+    for place in source_ref(config.source).places:
+        if config.out is not None and covers(place, config.out):
+            raise ConfigError(
+                f"out={config.out} lies in the source {place}, which it would change. Name a folder elsewhere with --out."
+            )
 
 
 def check_test(config: PruneConfig, info: SourceInfo) -> None:

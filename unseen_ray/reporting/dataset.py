@@ -141,10 +141,7 @@ def check_file(to: str, run: Run) -> None:
 
 def _places_of(run: Run) -> list[str]:
     """The paths of a run's source; none for a user-defined function."""
-    if own_function(run):
-        return []
-    options = _ref_of(run).absolute().options
-    return [str(options[name]) for name in ("path", "root") if name in options]
+    return [] if own_function(run) else _ref_of(run).places
 
 
 @contextlib.contextmanager

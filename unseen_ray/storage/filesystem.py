@@ -91,9 +91,10 @@ def sha256_of(data: bytes | memoryview) -> str:
 def covers(place: str, to: str) -> bool:
     """Whether the source at `place` may pick up files written to `to`; a glob within one folder does not reach below it."""
     head, *tail = re.split(r"[*?[]", place, maxsplit=1)
-    if tail and "/" not in tail[0]:
-        return False
-    return f"{real_path(to)}/".startswith(f"{real_path(head.rpartition('/')[0] if tail else head)}/")
+    top = real_path(head.rpartition("/")[0] if tail else head)
+    if tail and "/" not in tail[0] and "**" not in place:
+        return real_path(to) == top
+    return f"{real_path(to)}/".startswith(f"{top}/")
 
 
 def real_path(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import class_pixels, png_bytes
-from unseen_ray.data.sources.folder import IMAGE_ENDINGS, FolderSource
+from unseen_ray.data.listing.image_files import IMAGE_ENDINGS
+from unseen_ray.data.sources.folder import FolderSource
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import DataError
 
@@ -108,9 +110,9 @@ def test_a_folder_of_splits_is_refused_with_the_remedy(tmp_path: Path, names: tu
     assert opened(tmp_path / names[0]).info.class_names == ("cat", "dog")
 
 
-def test_classes_that_are_called_like_splits_are_classes(tmp_path: Path) -> None:
-    put(tmp_path, "test/0.png", "train/1.png")
-    assert opened(tmp_path).info.class_names == ("test", "train")
+def test_a_class_that_is_called_like_a_split_is_a_class(tmp_path: Path) -> None:
+    put(tmp_path, "bus/0.png", "train/1.png", "test/2.png")
+    assert opened(tmp_path).info.class_names == ("bus", "test", "train")
 
 
 def test_no_images_in_class_folders_are_told_with_the_layout(tmp_path: Path) -> None:
@@ -169,22 +171,67 @@ def test_the_size_is_the_median_short_side_up_to_64(tmp_path: Path) -> None:
     put(tmp_path / "small", "cat/0.png", "dog/1.png", size_px=12)
     assert opened(tmp_path / "small").info.size_px == 12
     assert opened(tmp_path / "small").info.original_px == (12, 12)
-    assert opened(put(tmp_path / "large", "cat/0.png", size_px=90)).info.size_px == 64
+    assert opened(put(tmp_path / "large", "cat/0.png", "dog/1.png", size_px=90)).info.size_px == 64
     assert opened(tmp_path / "large", size=70).info.size_px == 70
     put(tmp_path / "small", "owl/0.png", size_px=20)
     assert opened(tmp_path / "small").info.original_px is None
 
 
 def test_unreadable_images_do_not_keep_a_folder_from_being_counted(tmp_path: Path) -> None:
-    put(tmp_path, "cat/0.png")
+    put(tmp_path, "cat/0.png", "dog/2.png")
     (tmp_path / "cat" / "1.png").write_bytes(b"no image")
     info = opened(tmp_path).info
-    assert len(info) == 2 and info.size_px == 8
+    assert len(info) == 3 and info.size_px == 8
 
 
 def test_imagenet_is_a_folder_with_splits_of_its_own(tmp_path: Path) -> None:
-    put(tmp_path, "train/n01/0.JPEG", "train/n02/1.JPEG", "val/n01/2.JPEG")
+    put(tmp_path, "train/n01/0.JPEG", "train/n02/1.JPEG", "val/n01/2.JPEG", "val/n02/3.JPEG")
     train = open_source(source_ref({"use": "imagenet", "root": str(tmp_path)}))
     val = open_source(source_ref({"use": "imagenet", "root": f"{tmp_path}/", "split": "val"}))
     assert train.keys([0, 1]) == ["n01/0.JPEG", "n02/1.JPEG"] and train.info.size_px == 224
     assert val.keys([0]) == ["n01/2.JPEG"]
+
+
+def test_a_link_to_a_parent_is_not_followed_again_and_again(tmp_path: Path) -> None:
+    put(tmp_path, "cat/0.png", "dog/1.png")
+    (tmp_path / "cat" / "up").symlink_to(tmp_path)
+    (tmp_path / "dog" / "self").symlink_to(tmp_path / "dog")
+    source = opened(tmp_path)
+    assert source.keys(range(len(source.info))) == ["cat/0.png", "dog/1.png"]
+    assert source.info.passed_over == "2 links to a folder listed already (cat/up, dog/self)"
+
+
+def test_classes_may_be_links_to_folders_elsewhere(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere", "tabby/0.png", "dog/1.png")
+    (tmp_path / "tree").mkdir()
+    for name, place in (("cat", "tabby"), ("dog", "dog"), ("puppy", "dog")):
+        (tmp_path / "tree" / name).symlink_to(tmp_path / "elsewhere" / place)
+    source = opened(tmp_path / "tree")
+    assert source.keys(range(len(source.info))) == ["cat/0.png", "dog/1.png"]
+    assert "1 link to a folder listed already (puppy)" in source.info.passed_over
+
+
+def test_a_link_never_takes_the_place_of_the_folder_that_it_points_to(tmp_path: Path) -> None:
+    put(tmp_path, "b/0.png", "c/1.png")
+    (tmp_path / "a").symlink_to(tmp_path / "c")
+    assert opened(tmp_path).info.class_names == ("b", "c")
+
+
+def test_names_that_are_not_utf8_and_links_to_nowhere_are_passed_over_and_counted(tmp_path: Path) -> None:
+    put(tmp_path, "cat/0.png", "dog/1.png")
+    (Path(os.fsdecode(bytes(tmp_path) + b"/cat/\xff.png"))).write_bytes(image())
+    (tmp_path / "dog" / "gone.png").symlink_to(tmp_path / "nothing")
+    source = opened(tmp_path)
+    assert source.keys(range(len(source.info))) == ["cat/0.png", "dog/1.png"]
+    assert source.info.passed_over == "1 link to nowhere (dog/gone.png); 1 name not in UTF-8"
+
+
+def test_every_format_that_pillow_writes_is_read_by_content(tmp_path: Path) -> None:
+    from PIL import Image
+
+    formats = {"JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000"}
+    put(tmp_path, "dog/1.png")
+    (tmp_path / "cat").mkdir()
+    for kind in formats:
+        Image.new("RGB", (8, 8)).save(tmp_path / "cat" / kind, kind)
+    assert [Path(key).name for key in opened(tmp_path).keys(range(len(formats)))] == sorted(formats)

@@ -14,6 +14,7 @@ from unseen_ray.plugins import name_of, plug_of
 
 __all__ = ["plan_lines", "plan_table"]
 
+_NAMED_CLASSES = 6
 _PIXELS_HELD = {
     "memory": "in memory on every node",
     "files": "decoded once, into files",
@@ -25,7 +26,7 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
     """A plan in sentences; `chosen` says that the model was chosen by the image size."""
     lines = [
         _data_line(values),
-        *([f"note: {values['note']}"] if values["note"] else []),
+        *_source_lines(values),
         f"keep {config.keep:g}: {values['budget']:,} samples in {several(len(values['stages']), 'stage')}",
         f"model {name_of(plug_of(values['model'])[0])}"
         + (" (chosen by the image size)" if chosen else "")
@@ -59,6 +60,17 @@ def _data_line(values: dict[str, Any]) -> str:
         size += f", scaled from {original[1]}x{original[0]}"
     held_out = f"; {values['holdout']:,} more are held out" if values["holdout"] else ""
     return f"{values['source']}: {values['num_samples']:,} samples of {values['num_classes']} classes, images of {size}{held_out}"
+
+
+def _source_lines(values: dict[str, Any]) -> list[str]:
+    """The first classes, so that a wrong folder is noticed before anything is trained, and remarks."""
+    names = values["class_names"]
+    more = f" and {len(names) - _NAMED_CLASSES:,} more" if len(names) > _NAMED_CLASSES else ""
+    return [
+        *([f"classes: {', '.join(names[:_NAMED_CLASSES])}{more}"] if names else []),
+        *([f"passed over: {values['passed_over']}"] if values["passed_over"] else []),
+        *([f"note: {values['note']}"] if values["note"] else []),
+    ]
 
 
 def _scoring_lines(values: dict[str, Any]) -> list[str]:

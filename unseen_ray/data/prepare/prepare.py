@@ -174,7 +174,7 @@ def _is_whole(value: Any, low: int, high: int) -> bool:
 def _check_place(folder: Folder, ref: SourceRef) -> None:
     if os.path.isfile(folder.root):
         raise ConfigError(f"out={folder.root} is a file. Name a folder.")
-    for place in (str(ref.options[name]) for name in ("path", "root") if name in ref.options):
+    for place in ref.places:
         if covers(place, folder.root):
             raise ConfigError(
                 f"out={folder.root} lies in the source {place} and would change it. Name a folder elsewhere."

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
 
 import numpy as np
 
+from unseen_ray.data.listing.class_tree import class_tree_of
+from unseen_ray.data.listing.files import list_folder
+from unseen_ray.data.listing.image_files import HEAD_BYTES, images_among
 from unseen_ray.data.sources.info import Encoded, RawImage, SourceInfo, fingerprint_of, probe_size
 from unseen_ray.errors import DataError
 from unseen_ray.storage.filesystem import filesystem_of, read_file
 from unseen_ray.storage.retry import retried_inline
 
-__all__ = ["IMAGE_ENDINGS", "FolderSource"]
+__all__ = ["FolderSource"]
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-_SPLITS = {"train", "training", "val", "valid", "validation", "test", "dev"}
 _PROBED = 64
 
 
@@ -24,7 +24,8 @@ class FolderSource:
     """A class-per-folder tree, local or remote.
 
     The classes are the folders directly under `path`, in the order of their names. Images may lie below them at any
-    depth; they are ordered by their relative path, which is their key. Hidden files are ignored.
+    depth; they are ordered by their relative path, which is their key. Hidden files are ignored. What else is passed over,
+    such as files that Pillow cannot read, is named in `info.passed_over`; a tree of splits, or of one class, is refused.
 
     Args:
         path: local path or URI of the root.
@@ -36,10 +37,14 @@ class FolderSource:
     def __init__(
         self, *, path: str, size: int | None = None, limit: int | None = None, name: str | None = None
     ) -> None:
-        self._path, self._size, self._limit = path, size, limit
+        self._path, self._size = path, size
         self._name = name or path
         self._fs, self._root = filesystem_of(path)
-        self._files, self._sizes, self._classes = self._list()
+        listing = list_folder(path)
+        tree = class_tree_of(listing, where=path, images_of=self._images_among)
+        self._classes, self._passed_over = tree.classes, tree.passed_over
+        self._files = tree.images[:limit]
+        self._sizes = [listing.files[name].size for name in self._files]
 
     @cached_property
     def info(self) -> SourceInfo:
@@ -54,8 +59,9 @@ class FolderSource:
             num_classes=len(self._classes),
             size_px=size_px,
             original_px=original_px,
-            class_names=tuple(self._classes),
+            class_names=self._classes,
             fingerprint=fingerprint_of("folder", self._files, self._sizes, self._classes),
+            passed_over=self._passed_over,
         )
 
     def encoded(self) -> Encoded:
@@ -75,39 +81,17 @@ class FolderSource:
                 raise DataError(f"{self._name}/{self._files[number]} cannot be read: {error}.") from None
             yield int(number), data
 
-    def _list(self) -> tuple[list[str], list[int], list[str]]:
-        from pyarrow.fs import FileSelector, FileType
+    def _images_among(self, names: Iterable[str]) -> set[str]:
+        return images_among(names, self._head)
+
+    def _head(self, name: str) -> bytes:
+        path = f"{self._root}/{name}"
+
+        def read() -> bytes:
+            with self._fs.open_input_stream(path, compression=None, buffer_size=HEAD_BYTES) as stream:
+                return bytes(stream.read(HEAD_BYTES))
 
         try:
-            selector = FileSelector(self._root, recursive=True)
-            entries = retried_inline(self._path, lambda: self._fs.get_file_info(selector))
+            return retried_inline(path, read)
         except OSError as error:
-            raise DataError(f"source {self._path} cannot be listed: {error}.") from None
-        relative = {entry.path[len(self._root.rstrip("/")) + 1 :]: entry for entry in entries}
-        visible = {
-            key: entry for key, entry in relative.items() if not any(part.startswith(".") for part in key.split("/"))
-        }
-        classes = {
-            key.split("/", 1)[0] for key, entry in visible.items() if "/" in key or entry.type == FileType.Directory
-        }
-        images = sorted(
-            key for key, entry in visible.items() if entry.type == FileType.File and key.lower().endswith(IMAGE_ENDINGS)
-        )
-        self._check(images, classes)
-        files = list(islice((key for key in images if "/" in key), self._limit))
-        return files, [int(visible[key].size) for key in files], sorted(classes)
-
-    def _check(self, images: list[str], classes: set[str]) -> None:
-        nested = [key for key in images if "/" in key]
-        if not nested:
-            loose = f"; {len(images)} images lie directly in it, without a class" if images else ""
-            raise DataError(
-                f"source {self._path} holds no images in class folders{loose}. Expected {self._path.rstrip('/')}/<class>/<image> "
-                f"with one of {' '.join(IMAGE_ENDINGS)}, or Parquet files (*.parquet)."
-            )
-        if classes <= _SPLITS and all(key.count("/") > 1 for key in nested):
-            train = next((name for name in sorted(classes) if name.startswith("train")), sorted(classes)[0])
-            raise DataError(
-                f"source {self._path} holds the splits {', '.join(sorted(classes))}, not classes. "
-                f"Set source: {self._path}/{train} (and test: the split to measure on)."
-            )
+            raise DataError(f"{self._name}/{name} cannot be read: {error}.") from None

@@ -53,6 +53,7 @@ class SourceInfo:
         class_names: C names, or empty if the source has none.
         fingerprint: changes when the data changes.
         note: a remark for the user, such as that the source stands in for another one.
+        passed_over: in words, what lies beside the samples and is not used; empty if nothing is.
     """
 
     name: str
@@ -63,6 +64,7 @@ class SourceInfo:
     class_names: tuple[str, ...]
     fingerprint: str
     note: str = ""
+    passed_over: str = ""
 
     def __len__(self) -> int:
         return len(self.labels_N)

@@ -53,6 +53,16 @@ class SourceRef:
         paths: dict[str, Any] = {name: absolute_path(place) for name, place in places.items()}
         return SourceRef(self.use, {**self.options, **paths})
 
+    @property
+    def places(self) -> list[str]:
+        """The folders, files or globs whose content is the data, so that a new file there may change it."""
+        if self.use not in SOURCES:
+            return []
+        options = self.absolute().options
+        if self.use == "imagenet":
+            return [f"{options['root']}/{options.get('split', 'train')}"]
+        return [str(options["path"])] if "path" in options else []
+
     def plain(self) -> Any:
         """The source as a configuration writes it."""
         return {"use": self.use, **self.options} if self.options else self.use

@@ -42,13 +42,10 @@ def values_of(
         needs: cores, reads, network and disk.
     """
     return {
-        "source": info.name,
-        "note": info.note,
+        **_source(info),
         "num_samples": plan.num_samples,
         "holdout": plan.num_holdout,
         "num_classes": plan.num_classes,
-        "image_px": info.size_px,
-        "original_px": info.original_px,
         "budget": plan.budget,
         **_trained(config),
         "scoring": None if config.fit else _trained(plan.resolved.config),
@@ -63,6 +60,17 @@ def values_of(
         "cluster": None if cluster is None else asdict(cluster),
         "needs": [asdict(need) for need in needs],
         "warnings": list(plan.warnings),
+    }
+
+
+def _source(info: SourceInfo) -> dict[str, Any]:
+    return {
+        "source": info.name,
+        "note": info.note,
+        "passed_over": info.passed_over,
+        "class_names": list(info.class_names),
+        "image_px": info.size_px,
+        "original_px": info.original_px,
     }
 
 

@@ -1,0 +1,126 @@
+"""The files below a folder, on any file system, each real folder once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from unseen_ray.errors import DataError
+from unseen_ray.storage.filesystem import filesystem_of
+from unseen_ray.storage.retry import retried_inline
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+__all__ = ["FileStat", "Listing", "list_folder"]
+
+
+class FileStat(NamedTuple):
+    """The size of a file in bytes, and when it was last modified; None where the file system does not say."""
+
+    size: int
+    mtime_ns: int | None
+
+
+@dataclass(slots=True)
+class Listing:
+    """All that lies below a folder, by its path relative to it.
+
+    Attributes:
+        files: every file.
+        folders: every folder, also an empty one where the file system has such.
+        repeated: links to folders that are listed already, such as a link to the folder's own parent.
+        broken: links that lead nowhere.
+        not_utf8: how many names are not UTF-8; what they name is not listed.
+    """
+
+    files: dict[str, FileStat] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    not_utf8: int = 0
+
+
+def list_folder(path: str, is_hidden: Callable[[str], bool] = lambda name: name.startswith(".")) -> Listing:
+    """List a folder and what is below it.
+
+    Args:
+        path: a local path or a URI.
+        is_hidden: which names to leave out, with all that is below them.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    fs, root = filesystem_of(path)
+    try:
+        if fs.type_name == "local":
+            return _local(root, is_hidden)
+        return _remote(retried_inline(path, lambda: _entries(fs, root)), root, is_hidden)
+    except OSError as error:
+        raise DataError(f"source {path} cannot be listed: {error}.") from None
+
+
+def _local(root: str, is_hidden: Callable[[str], bool]) -> Listing:
+    """By a walk of our own: pyarrow follows a link to a parent again and again, up to 40 levels deep."""
+    listing = Listing()
+    seen = {_identity(os.stat(root))}
+    waiting = [""]
+    while waiting:
+        for relative, entry in _scan(root, waiting.pop(), is_hidden, listing):
+            try:
+                stat = entry.stat()
+            except FileNotFoundError:
+                listing.broken.append(relative)
+                continue
+            if not entry.is_dir():
+                listing.files[relative] = FileStat(stat.st_size, stat.st_mtime_ns)
+            elif _identity(stat) in seen:
+                listing.repeated.append(relative)
+            else:
+                seen.add(_identity(stat))
+                listing.folders.append(relative)
+                waiting.append(relative)
+    return listing
+
+
+def _scan(
+    root: str, folder: str, is_hidden: Callable[[str], bool], listing: Listing
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """What lies directly in a folder: real folders before links, so that a link never takes the place of what it points to."""
+    with os.scandir(os.path.join(root, folder)) as entries:
+        for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):
+            try:
+                entry.name.encode()
+            except UnicodeEncodeError:
+                listing.not_utf8 += 1
+                continue
+            if not is_hidden(entry.name):
+                yield (f"{folder}/{entry.name}" if folder else entry.name), entry
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino
+
+
+def _entries(fs: FileSystem, root: str) -> Any:
+    from pyarrow.fs import FileSelector
+
+    return fs.get_file_info(FileSelector(root, recursive=True))
+
+
+def _remote(entries: Any, root: str, is_hidden: Callable[[str], bool]) -> Listing:
+    from pyarrow.fs import FileType
+
+    listing = Listing()
+    start = len(root.rstrip("/")) + 1
+    for entry in entries:
+        relative = entry.path[start:]
+        if any(map(is_hidden, relative.split("/"))):
+            continue
+        if entry.type == FileType.Directory:
+            listing.folders.append(relative)
+        else:
+            listing.files[relative] = FileStat(int(entry.size), entry.mtime_ns)
+    return listing
