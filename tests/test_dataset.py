@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import unseen_ray as ur
-from tests.conftest import class_pixels, png_bytes, write_parquet
+from tests.conftest import class_pixels, png_bytes
 from tests.s3 import s3_server
 from unseen_ray.data.sources.folder import FolderSource
 from unseen_ray.data.sources.parquet import ParquetSource
@@ -169,7 +169,10 @@ def test_a_source_that_names_its_path_alone_is_found_again(tmp_path: Path, shard
 
 def test_a_source_that_has_changed_is_refused(tmp_path: Path, shards: Path) -> None:
     result = prune(str(shards), tmp_path / "run")
-    write_parquet(shards / "a.parquet", np.zeros(COUNT, np.int64), images())
+    rows = pq.read_table(shards / "a.parquet")
+    pq.write_table(
+        rows.set_column(rows.schema.get_field_index("label"), "label", [[0] * rows.num_rows]), shards / "a.parquet"
+    )
     with pytest.raises(ur.DataError, match="has changed since the run"):
         ur.export(result, tmp_path / "pruned")
     assert not list(tmp_path.glob("pruned*"))

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unseen_ray.config.score_columns import CONSISTENCY, of_probabilities, score_name
+from unseen_ray.data.sources.class_numbers import numbers_as_in
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
-from unseen_ray.errors import ConfigError, DataError
+from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import function_of, offered
 from unseen_ray.pruning.trials.plan import candidates_of
 from unseen_ray.pruning.warnings import warn_of_beta
@@ -134,23 +135,15 @@ def check_test_set(test: SourceInfo, info: SourceInfo) -> None:
             "test %s is the data that is pruned: models are measured on their training data. Give separate test data.",
             test.name,
         )
-    largest, names = int(test.labels_N.max()), test.class_names
-    if names and info.class_names and set(names) != set(info.class_names):
-        missing, more = (sorted(set(a) - set(b)) for a, b in ((info.class_names, names), (names, info.class_names)))
-        found = [f"lacks {_some(missing)}"] * bool(missing) + [f"has {_some(more)}"] * bool(more)
-        raise DataError(
-            f"test {test.name} {' and '.join(found)}, unlike source {info.name}. Give both the same classes, with the same names."
-        )
-    if largest >= info.num_classes:
-        raise DataError(
-            f"test {test.name} has label {largest}, but the source has {info.num_classes} classes (0 to {info.num_classes - 1}). "
-            "Give a test set with the same classes."
-        )
-    if names and info.class_names and names != info.class_names:
-        differing = next(number for number in range(len(names)) if names[number] != info.class_names[number])
-        raise DataError(
-            f"test {test.name} and source {info.name} number their classes differently: class {differing} is {names[differing]!r} in "
-            f"the test and {info.class_names[differing]!r} in the source. Give both the same classes in the same order."
+    numbers_as_in(test, info.class_names, info.num_classes)
+    if bool(test.class_names) != bool(info.class_names) and not all(
+        map(str.isdecimal, test.class_names or info.class_names)
+    ):
+        named, other = (info.name, test.name) if info.class_names else (test.name, info.name)
+        logger.warning(
+            "%s names its classes and %s does not: that their numbers mean the same classes cannot be checked.",
+            named,
+            other,
         )
 
 
@@ -185,7 +178,3 @@ def check_replaced(config: PruneConfig) -> None:
                 f"reuse={lender} lies in out={config.out}, whose run a fresh start removes. Name another out, or leave out fresh: "
                 "a resumed run keeps its own work."
             )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

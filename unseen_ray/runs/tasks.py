@@ -37,6 +37,7 @@ class Job:
         test: how to open what `evaluate` measures on, if it is not the holdout.
         fingerprint: the source's.
         num_classes: C.
+        class_names: C names, or none.
         size_px: height and width of the images.
         skipped_ids: rows that cannot be read, left out by `on_bad_sample: skip`.
         out: the run's folder.
@@ -49,6 +50,7 @@ class Job:
     fingerprint: str
     num_classes: int
     size_px: int
+    class_names: tuple[str, ...] = ()
     skipped_ids: IdArray = field(default_factory=lambda: np.empty(0, np.int64))
     out: str
     limits: Limits = DEFAULT_LIMITS
@@ -150,6 +152,7 @@ def make_job(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_L
         test=test and test.absolute(),
         fingerprint=info.fingerprint,
         num_classes=info.num_classes,
+        class_names=info.class_names,
         size_px=info.size_px,
         out=absolute_path(config.out),
         limits=limits,

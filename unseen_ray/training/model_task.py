@@ -19,6 +19,7 @@ from unseen_ray.config.models import model_builder
 from unseen_ray.core.seeds import digest_ids, fit_seed, torch_seed_for
 from unseen_ray.core.tasks import EvalTask
 from unseen_ray.data.images.loading import load_pixel_store
+from unseen_ray.data.sources.class_numbers import labels_as_in
 from unseen_ray.data.sources.registry import open_source
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import name_of, plug_of
@@ -271,7 +272,8 @@ def _open_test(runner: TaskRunner) -> TestSet:
         return _rows_of_source(runner, runner.population.holdout_ids)
     source = open_source(job.test)
     pixel_store, _ = load_pixel_store(source, job.size_px)
-    return TestSet(pixel_store, np.arange(len(source.info), dtype=np.int64), source.info.labels_N.astype(np.int64))
+    labels_M = labels_as_in(source.info, job.class_names, job.num_classes)
+    return TestSet(pixel_store, np.arange(len(source.info), dtype=np.int64), labels_M)
 
 
 def _rows_of_source(runner: TaskRunner, ids_M: IdArray) -> TestSet:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -264,17 +267,14 @@ def test_the_fingerprint_changes_with_labels_sizes_files_and_limit(tmp_path: Pat
     [
         (pa.array([0, -1, 1]), r"row 1 of .* has label -1; labels are 0 to C - 1"),
         (pa.array([0.0, 1.0, 1.0]), r"column 'label' of a\.parquet is double; labels must be integers"),
-        (
-            pa.array(["cat", "dog", "dog"]),
-            r"column 'label' of a\.parquet is string; .* Map class names to numbers first",
-        ),
+        (pa.array(["cat", None, "dog"]), r"row 1 of a\.parquet has no label"),
         (pa.array([True, False, True]), r"column 'label' of a\.parquet is bool"),
         (pa.array([[0], [1], [1]]), r"column 'label' of a\.parquet is list"),
         (pa.array([0, None, 1]), r"row 1 of a\.parquet has no label"),
         (pa.array([None, None, None]), r"column 'label' of a\.parquet is null"),
         (pa.array([0, 1, 2**40]), r"has label 1099511627776: that would make 1099511627777 classes"),
     ],
-    ids=["negative", "float", "string", "bool", "list", "null", "all null", "huge"],
+    ids=["negative", "float", "text", "bool", "list", "null", "all null", "huge"],
 )
 def test_labels_that_are_no_classes_are_refused(tmp_path: Path, column: pa.Array, message: str) -> None:
     pq.write_table(pa.table({"image": pa.array(pngs([0, 1, 1])), "label": column}), tmp_path / "a.parquet")
@@ -285,7 +285,6 @@ def test_labels_that_are_no_classes_are_refused(tmp_path: Path, column: pa.Array
 @pytest.mark.parametrize(
     "column",
     [
-        pa.array(["a.png", "b.png"]),
         pa.array([1, 2]),
         pa.array([[1], [2]]),
         pa.array([{"path": 3}, {"path": 4}]),
@@ -348,3 +347,168 @@ def test_real_cifar_is_read_whole(real_data: Path) -> None:
     source = opened(real_data / "cifar10-train.parquet")
     assert (len(source.info), source.info.num_classes, source.info.size_px) == (50_000, 10, 32)
     assert np.bincount(source.info.labels_N).tolist() == [5_000] * 10
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_text_labels_are_the_numbers_of_the_sorted_names_in_all_files(tmp_path: Path, kind: pa.DataType) -> None:
+    for file, names in {"a": ["owl", "cat"], "b": ["dog", "owl", "cat"]}.items():
+        table = pa.table({"image": pngs(range(len(names))), "label": pa.array(names).cast(kind)})
+        pq.write_table(table, tmp_path / f"{file}.parquet", row_group_size=1)
+    info = opened(tmp_path).info
+    assert info.class_names == ("cat", "dog", "owl") and info.labels_N.tolist() == [2, 0, 1, 2, 0]
+    assert opened(tmp_path, limit=2).info.class_names == ("cat", "dog", "owl")
+
+
+def test_text_labels_follow_the_names_in_the_metadata(tmp_path: Path) -> None:
+    table = pa.table({"image": pngs([0, 1]), "label": ["dog", "cat"]})
+    pq.write_table(table.replace_schema_metadata(class_label("owl", "dog", "cat")), tmp_path / "a.parquet")
+    info = opened(tmp_path).info
+    assert info.class_names == ("owl", "dog", "cat") and info.labels_N.tolist() == [1, 2]
+    pq.write_table(table.replace_schema_metadata(class_label("owl", "dog")), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"row 1 of a\.parquet has label 'cat', which the metadata .* does not name"):
+        _ = opened(tmp_path).info
+
+
+def test_text_in_one_file_and_numbers_in_another_are_refused(tmp_path: Path) -> None:
+    labelled(tmp_path / "a.parquet", [0, 1])
+    pq.write_table(pa.table({"image": pngs([0, 1]), "label": ["dog", "cat"]}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"is text in b\.parquet and numbers in a\.parquet"):
+        _ = opened(tmp_path).info
+
+
+def test_files_that_name_the_classes_in_another_order_are_brought_to_one_order(tmp_path: Path) -> None:
+    with_metadata(labelled(tmp_path / "a.parquet", [0, 1, 2]), class_label("cat", "dog", "owl"))
+    with_metadata(labelled(tmp_path / "b.parquet", [0, 1, 2]), class_label("owl", "cat", "dog"))
+    info = opened(tmp_path).info
+    assert info.class_names == ("cat", "dog", "owl") and info.labels_N.tolist() == [0, 1, 2, 2, 0, 1]
+    with_metadata(labelled(tmp_path / "b.parquet", [0, 3]), class_label("owl", "cat", "dog"))
+    with pytest.raises(DataError, match="has label 3, but its metadata names 3 classes"):
+        _ = opened(tmp_path).info
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("cat", "wolf"), r"a\.parquet and b\.parquet .* name different classes: 'dog' and 'wolf'"),
+        (("cat", "dog", "owl"), r"name different classes: no other and 'owl'"),
+        ((), r"a\.parquet of source .* names its classes and b\.parquet does not"),
+        (("cat", "cat"), r"b\.parquet of source .* names a class twice"),
+    ],
+)
+def test_files_of_other_classes_are_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    with_metadata(labelled(tmp_path / "a.parquet", [0, 1]), class_label("cat", "dog"))
+    with_metadata(labelled(tmp_path / "b.parquet", [0, 1]), class_label(*names) if names else {})
+    with pytest.raises(DataError, match=message):
+        _ = opened(tmp_path).info
+
+
+@pytest.mark.parametrize(
+    ("files", "splits", "glob"),
+    [
+        (["train-00000-of-00001", "test-00000-of-00001"], "test, train", "train*.parquet"),
+        (["train", "test"], "test, train", "train*.parquet"),
+        (["mnist_train", "mnist_test"], "test, train", "mnist_train*.parquet"),
+        (["training-00", "testing-00"], "test, train", "training*.parquet"),
+        (["TRAIN_0", "Valid_0"], "train, validation", "TRAIN*.parquet"),
+        (["default/train/0000", "default/test/0000"], "test, train", "default/train/*.parquet"),
+        (["split=train/part-0", "split=test/part-0"], "test, train", "split=train/*.parquet"),
+        (["split=train/day=1/0", "split=unlabeled/day=1/0"], "train, unlabeled", "split=train/**/*.parquet"),
+        (["data/train-0", "data/val-0", "data/test-0"], "test, train, validation", "data/train*.parquet"),
+    ],
+)
+def test_splits_in_one_folder_are_refused_with_a_glob_that_works(
+    tmp_path: Path, files: list[str], splits: str, glob: str
+) -> None:
+    for name in files:
+        labelled(tmp_path / f"{name}.parquet", [0, 1])
+    with pytest.raises(DataError, match=rf"holds the splits {splits}\. Name one of them") as refused:
+        opened(tmp_path)
+    assert f"source: {tmp_path}/{glob} (" in str(refused.value)
+    assert len(opened(f"{tmp_path}/{glob}").info) == 2
+
+
+def test_a_glob_may_join_splits_and_says_so(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        labelled(tmp_path / f"{split}-0.parquet", [0, 1])
+    info = opened(f"{tmp_path}/*.parquet").info
+    assert len(info) == 4 and info.note == "the splits train, validation are read together"
+
+
+def test_configurations_in_one_folder_are_refused(tmp_path: Path) -> None:
+    for name in ("fruit", "flowers"):
+        labelled(tmp_path / name / "train-00000-of-00001.parquet", [0, 1])
+    with pytest.raises(DataError, match=rf"holds the configurations flowers, fruit .* source: {tmp_path}/flowers, or"):
+        opened(tmp_path)
+    assert len(opened(tmp_path / "fruit").info) == 2
+    assert len(opened(f"{tmp_path}/**/*.parquet").info) == 4
+
+
+def test_shards_in_several_folders_are_read_together_and_named(tmp_path: Path) -> None:
+    for name in ("day=1/0", "day=2/0", "day=2/1"):
+        labelled(tmp_path / f"{name}.parquet", [0, 1])
+    info = opened(tmp_path).info
+    assert len(info) == 6 and info.note == "the files of 2 folders are read together (day=1, day=2)"
+    assert open_source(source_ref(str(tmp_path))).info.fingerprint == info.fingerprint
+
+
+def test_two_stars_match_any_folders_or_none(tmp_path: Path) -> None:
+    for name in ("0", "a/0", "a/b/0", "a/b/1"):
+        labelled(tmp_path / f"{name}.parquet", [0, 1])
+    assert len(opened(f"{tmp_path}/a/**/*.parquet").info) == 6
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    assert opened(f"{tmp_path}/**/0.parquet").keys([0, 2, 4]) == ["0.parquet:0", "a/0.parquet:0", "a/b/0.parquet:0"]
+    assert len(opened(f"{tmp_path}/**/*.parquet").info) == len(opened(f"{tmp_path}/**").info) == 8
+
+
+def test_brackets_in_a_name_that_exists_are_no_pattern(tmp_path: Path) -> None:
+    path = labelled(tmp_path / "br[1]" / "a[0].parquet", [0, 1])
+    assert len(opened(path).info) == len(opened(tmp_path / "br[1]").info) == 2
+    assert len(open_source(source_ref(str(tmp_path / "br[1]"))).info) == 2
+    labelled(tmp_path / "1.parquet", [0, 1])
+    assert opened(f"{tmp_path}/[12].parquet").keys([0]) == ["1.parquet:0"]
+
+
+def test_names_that_are_not_utf8_do_no_harm_where_they_are_not_asked_for(tmp_path: Path) -> None:
+    labelled(tmp_path / "a.parquet", [0, 1])
+    Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png")).write_bytes(b"")
+    Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.parquet")).write_bytes(b"")
+    for path in (str(tmp_path), f"{tmp_path}/*.parquet", f"{tmp_path}/**/*.parquet"):
+        assert opened(path).keys([0]) == ["a.parquet:0"]
+
+
+def test_more_files_than_a_process_may_open_are_read(tmp_path: Path) -> None:
+    for number in range(150):
+        labelled(tmp_path / f"train-{number:03d}.parquet", [0, 1])
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (120, 120))\n"
+        "from unseen_ray.data.sources.parquet import ParquetSource\n"
+        "source = ParquetSource(path=sys.argv[1])\n"
+        "print(len(source.info), len(list(source.read(range(300)))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["300", "300"], done.stderr
+
+
+def test_images_may_be_named_by_text_or_struct_in_every_form_of_path(tmp_path: Path) -> None:
+    images = pngs([0, 1, 2])
+    for number, raw in enumerate(images):
+        (tmp_path / f"{number}.png").write_bytes(raw)
+    names = ["../0.png", f"{tmp_path}/1.png", f"file://{tmp_path}/2.png"]
+    struct = pa.array(
+        [{"bytes": None, "path": name} for name in names], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    )
+    for kind, column in {"text": pa.array(names), "struct": struct}.items():
+        (tmp_path / kind).mkdir()
+        pq.write_table(pa.table({"image": column, "label": [0, 1, 2]}), tmp_path / kind / "a.parquet")
+        source = opened(tmp_path / kind)
+        assert [raw for _, raw in source.read([0, 1, 2])] == images
+        ((_, table),) = source.tables([0, 2])
+        assert [row["bytes"] for row in table.column("image").to_pylist()] == [images[0], images[2]]
+
+
+@pytest.mark.parametrize("kind", [pa.binary_view(), pa.dictionary(pa.int8(), pa.binary())])
+def test_views_and_dictionaries_of_images_are_read(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"image": pa.array(pngs([0, 1])).cast(kind), "label": [0, 1]}), tmp_path / "a.parquet")
+    assert [raw for _, raw in opened(tmp_path / "a.parquet").read([0, 1])] == pngs([0, 1])

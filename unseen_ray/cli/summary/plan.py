@@ -68,9 +68,16 @@ def _source_lines(values: dict[str, Any]) -> list[str]:
     more = f" and {len(names) - _NAMED_CLASSES:,} more" if len(names) > _NAMED_CLASSES else ""
     return [
         *([f"classes: {', '.join(names[:_NAMED_CLASSES])}{more}"] if names else []),
+        *([_of_empty_classes(values)] if values["empty_classes"] else []),
         *([f"passed over: {values['passed_over']}"] if values["passed_over"] else []),
         *([f"note: {values['note']}"] if values["note"] else []),
     ]
+
+
+def _of_empty_classes(values: dict[str, Any]) -> str:
+    empty, count = values["empty_classes"], values["num_classes"]
+    cure = "" if values["class_names"] else "; classes are numbered 0 to C - 1"
+    return f"note: {empty:,} of {count:,} classes {'has' if empty == 1 else 'have'} no sample{cure}"
 
 
 def _scoring_lines(values: dict[str, Any]) -> list[str]:

@@ -55,10 +55,9 @@ def class_tree_of(listing: Listing, *, where: str, images_of: Callable[[Iterable
     loose = len(found) - len(images)
     if not images:
         raise _without_classes(where, loose, [name for name in candidates if "/" in name])
-    tree.check(with_images)
-    empty = _empty_folders(listing)
-    classes = tuple(sorted({*with_images, *empty}))
-    return ClassTree(classes, images, _passed_over(listing, found, {*with_images, *empty}, loose))
+    classes = sorted({*with_images, *_empty_folders(listing)})
+    tree.check(with_images, is_one=len(classes) == 1)
+    return ClassTree(tuple(classes), images, _passed_over(listing, found, set(classes), loose))
 
 
 class _Folders:
@@ -76,11 +75,11 @@ class _Folders:
         """Sorted names of the folders directly in a folder that hold images, at any depth."""
         return sorted(self._inner.get(folder, ()))
 
-    def check(self, classes: list[str]) -> None:
-        """Refuse folders that are splits, parts, or one too few to be classes."""
+    def check(self, classes: list[str], *, is_one: bool) -> None:
+        """Refuse folders that are splits, parts, or the only class."""
         if splits := self._splits("", classes):
             raise self._are_splits("", splits)
-        if len(classes) == 1:
+        if is_one:
             raise self._one_class(classes[0])
         if is_structure(classes):
             raise DataError(

@@ -14,7 +14,7 @@ from unseen_ray.storage.retry import retried_inline
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-__all__ = ["FileStat", "Listing", "list_folder"]
+__all__ = ["FileStat", "Listing", "directly_in", "list_folder"]
 
 
 class FileStat(NamedTuple):
@@ -43,23 +43,44 @@ class Listing:
     not_utf8: int = 0
 
 
-def list_folder(path: str, is_hidden: Callable[[str], bool] = lambda name: name.startswith(".")) -> Listing:
+def list_folder(path: str, is_hidden: Callable[[str], bool] | None = None) -> Listing:
     """List a folder and what is below it.
 
     Args:
         path: a local path or a URI.
-        is_hidden: which names to leave out, with all that is below them.
+        is_hidden: which names to leave out, with all that is below them; None for those that begin with a dot.
 
     Raises:
         DataError: if it cannot be read.
     """
     fs, root = filesystem_of(path)
+    is_hidden = is_hidden or _is_hidden
     try:
         if fs.type_name == "local":
             return _local(root, is_hidden)
         return _remote(retried_inline(path, lambda: _entries(fs, root)), root, is_hidden)
     except OSError as error:
         raise DataError(f"source {path} cannot be listed: {error}.") from None
+
+
+def directly_in(fs: FileSystem, folder: str) -> tuple[list[str], list[str]]:
+    """Sorted paths of the files and of the folders directly in a folder, hidden ones and names that are not UTF-8 left out."""
+    from pyarrow.fs import FileSelector, FileType
+
+    files: list[str] = []
+    folders: list[str] = []
+    if fs.type_name == "local":
+        for relative, entry in _scan(folder, "", _is_hidden, Listing()):
+            (folders if entry.is_dir() else files).append(f"{folder.rstrip('/')}/{relative}")
+    else:
+        for entry in fs.get_file_info(FileSelector(folder)):
+            if not _is_hidden(entry.base_name):
+                (folders if entry.type == FileType.Directory else files).append(entry.path)
+    return sorted(files), sorted(folders)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
 
 
 def _local(root: str, is_hidden: Callable[[str], bool]) -> Listing:

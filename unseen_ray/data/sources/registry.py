@@ -10,7 +10,7 @@ from typing import Any
 from unseen_ray.data.sources.info import Encoded, RawImage, Source, SourceInfo, encoded_of, key_column
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import bind_options, did_you_mean, import_target, is_target, name_of
-from unseen_ray.storage.filesystem import absolute_path
+from unseen_ray.storage.filesystem import absolute_path, filesystem_of, is_glob
 from unseen_ray.storage.path_validation import as_text, path_problem
 
 __all__ = [
@@ -222,27 +222,18 @@ def _looks_like_path(text: str) -> bool:
 
 
 def _kind_of(path: str) -> str:
-    from pyarrow.fs import FileSelector, FileType
+    from pyarrow.fs import FileType
 
-    from unseen_ray.storage.filesystem import filesystem_of
+    from unseen_ray.data.listing.parquet_files import holds_parquet
 
-    if path.endswith(".parquet") or any(mark in path for mark in "*?["):
+    if path.endswith(".parquet") or is_glob(path):
         return "parquet"
     try:
         fs, root = filesystem_of(path)
-        entry = fs.get_file_info(root)
-        if entry.type == FileType.File:
-            return "parquet"
-        entries = fs.get_file_info(FileSelector(root)) if entry.type == FileType.Directory else []
-        folders = [e.path for e in entries if e.type == FileType.Directory]
-        # a few folders tell: there may be a thousand classes, and each listing of an object store takes a request
-        inner = [e for folder in folders[:8] for e in fs.get_file_info(FileSelector(folder))]
+        kind = fs.get_file_info(root).type
+        return "folder" if kind == FileType.Directory and not holds_parquet(fs, root) else "parquet"
     except OSError:
         return "parquet"  # opening the source reports the error
-    if any(e.path.endswith(".parquet") for e in entries):
-        return "parquet"
-    nested = any(e.path.endswith(".parquet") for e in inner)
-    return "parquet" if nested or entry.type == FileType.NotFound else "folder"
 
 
 def _check_options(ref: SourceRef, field: str) -> None:

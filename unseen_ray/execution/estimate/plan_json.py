@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from unseen_ray.config.models import SCORING_SPEEDUP
+from unseen_ray.core.arrays import labels_by_chunk
 from unseen_ray.core.trajectory import scored_epochs
 from unseen_ray.data.images.memory import fits_in_memory
 from unseen_ray.errors import ConfigError
@@ -63,12 +66,20 @@ def values_of(
     }
 
 
+def _empty_classes(info: SourceInfo) -> int:
+    present_C = np.zeros(info.num_classes, bool)
+    for _, piece in labels_by_chunk(info.labels_N):
+        present_C[piece] = True
+    return int(info.num_classes - present_C.sum())
+
+
 def _source(info: SourceInfo) -> dict[str, Any]:
     return {
         "source": info.name,
         "note": info.note,
         "passed_over": info.passed_over,
         "class_names": list(info.class_names),
+        "empty_classes": _empty_classes(info),
         "image_px": info.size_px,
         "original_px": info.original_px,
     }

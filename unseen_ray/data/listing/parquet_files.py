@@ -1,0 +1,208 @@
+"""Finds the Parquet files of a path, and refuses files that belong to several splits or configurations of a data set."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unseen_ray.data.listing.files import directly_in, list_folder
+from unseen_ray.data.listing.image_files import IMAGE_ENDINGS, ending_of
+from unseen_ray.data.listing.splits import SPLIT_WORDS, split_of
+from unseen_ray.errors import DataError
+from unseen_ray.storage.filesystem import filesystem_of, is_glob, is_uri
+from unseen_ray.storage.retry import retried_inline
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+__all__ = ["ParquetFiles", "find_parquet", "holds_parquet", "parts_of_data_set"]
+
+_HIVE_KEYS = {"split", "subset", "partition"}
+_LEVELS, _FOLDERS = 5, 8
+_NAMED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetFiles:
+    """The files that a path stands for.
+
+    Attributes:
+        base: the folder that their names are relative to, within its file system.
+        names: relative to `base`, in order.
+        is_folder: whether the path is a folder, of which all files are taken.
+        note: a remark for the user on what is read together; empty if there is none.
+    """
+
+    base: str
+    names: list[str]
+    is_folder: bool
+    note: str = ""
+
+    @property
+    def paths(self) -> list[str]:
+        """Their paths within the file system."""
+        return [f"{self.base.rstrip('/')}/{name}" for name in self.names]
+
+
+def find_parquet(path: str) -> ParquetFiles:
+    """Find the files of a path: a file, a folder with all that is below it, or a glob, in which `**` stands for any folders.
+
+    Raises:
+        DataError: if there are none, or a folder holds several splits or configurations.
+    """
+    from pyarrow.fs import FileType
+
+    fs, root = filesystem_of(path)
+    if is_glob(path):
+        return _of_glob(fs, root, path)
+    try:
+        entry = retried_inline(path, lambda: fs.get_file_info(root))
+    except OSError as error:
+        raise DataError(f"source {path} cannot be read: {_first_line(error)}.") from None
+    if entry.type == FileType.NotFound:
+        raise DataError(f"source {path} does not exist. Check the path; a glob or a folder of *.parquet also works.")
+    if entry.type == FileType.File:
+        return ParquetFiles(os.path.dirname(root), [entry.base_name], is_folder=False)
+    listing = list_folder(path, is_hidden=_is_hidden)
+    names = _checked((name for name in listing.files if name.endswith(".parquet")), path)
+    splits, configurations = parts_of_data_set(names)
+    if len(splits) > 1:
+        raise DataError(
+            f"source {path} holds the splits {', '.join(sorted(splits))}. Name one of them with a glob: "
+            f"source: {path.rstrip('/')}/{splits[_training(splits)]} (and test: the split to measure on)."
+        )
+    if len(configurations) > 1:
+        raise DataError(
+            f"source {path} holds the configurations {_some(sorted(configurations))} of a data set. Name the folder of one of them, "
+            f"source: {path.rstrip('/')}/{min(configurations)}, or with a glob all of them: {path.rstrip('/')}/**/*.parquet."
+        )
+    folders = sorted({os.path.dirname(name) for name in names})
+    note = f"the files of {len(folders)} folders are read together ({_some(folders)})" if len(folders) > 1 else ""
+    return ParquetFiles(root, names, is_folder=True, note=note)
+
+
+def holds_parquet(fs: FileSystem, root: str) -> bool:
+    """Whether a folder is one of Parquet files rather than of images, from the first folders of the first levels.
+
+    There may be a thousand classes, and each listing of an object store takes a request.
+    """
+    folders = [root]
+    for _ in range(_LEVELS):
+        listings = [directly_in(fs, folder) for folder in folders[:_FOLDERS]]
+        files = [name for found, _ in listings for name in found]
+        if any(name.endswith(".parquet") for name in files):
+            return True
+        if any(ending_of(name) in IMAGE_ENDINGS for name in files):
+            return False
+        folders = [folder for _, inner in listings for folder in inner]
+    return False
+
+
+def parts_of_data_set(names: Iterable[str]) -> tuple[dict[str, str], set[str]]:
+    """Which splits and which configurations of a data set files belong to, by the words in their paths.
+
+    `plants/train-00000-of-00002.parquet` is of the split `train` and of the configuration `plants`, which is the folder above what
+    names the split. A file whose path names no split belongs to neither.
+
+    Returns:
+        For each split a glob of its files; and the configurations.
+    """
+    globs: dict[str, set[str]] = defaultdict(set)
+    configurations = set()
+    for name in names:
+        *folders, file = name.split("/")
+        stem = file.removesuffix(".parquet")
+        if (split := _split_in(stem)) is not None:
+            globs[split].add("/".join([*folders, f"{_up_to_split(stem)}*.parquet"]))
+            configurations.add("/".join(folders))
+            continue
+        for depth in range(len(folders) - 1, -1, -1):
+            if (split := _split_in(folders[depth])) is not None:
+                globs[split].add("/".join([*folders[: depth + 1], *["**"] * (depth + 1 < len(folders)), "*.parquet"]))
+                configurations.add("/".join(folders[:depth]))
+                break
+    return {split: min(found) for split, found in globs.items()}, configurations
+
+
+def _split_in(part: str) -> str | None:
+    """The split that a file's stem or a folder's name gives; a hive partition such as `split=unlabeled` may give any."""
+    key, equals, value = part.partition("=")
+    if equals and key.lower() in _HIVE_KEYS:
+        return split_of(value) or value
+    return split_of(part)
+
+
+def _up_to_split(stem: str) -> str:
+    """The start of a stem up to the word that names its split: `mnist_train` of `mnist_train_2`."""
+    places = [match.end() for match in re.finditer(r"[A-Za-z]+", stem) if match[0].lower() in SPLIT_WORDS]
+    return stem[: places[0]] if places else stem
+
+
+def _training(splits: Iterable[str]) -> str:
+    found = sorted(splits)
+    return "train" if "train" in found else found[0]
+
+
+def _of_glob(fs: FileSystem, root: str, path: str) -> ParquetFiles:
+    mark = min(root.index(mark) for mark in "*?[" if mark in root)
+    base = root[:mark].rpartition("/")[0]
+    if is_uri(path):
+        start = len(base.rstrip("/")) + 1
+        where = path[: len(path) - len(root) + len(base)]
+        found = [name for name in list_folder(where, _is_hidden).files if _matches(name, root[start:])]
+    else:
+        found = _local_glob(root, base)
+    names = _checked(found, path)
+    splits, _ = parts_of_data_set(names)
+    together = f"the splits {', '.join(sorted(splits))} are read together" if len(splits) > 1 else ""
+    return ParquetFiles(base, names, is_folder=False, note=together)
+
+
+def _local_glob(pattern: str, base: str) -> list[str]:
+    """Names below `base`; a file that links reach again is taken once."""
+    start = len(base.rstrip("/")) + 1
+    found: dict[str, str] = {}
+    for place in sorted(glob.iglob(pattern, recursive=True), key=lambda place: (place.count("/"), place)):
+        name = place[start:]
+        if name.isprintable() and not any(map(_is_hidden, name.split("/"))) and os.path.isfile(place):
+            found.setdefault(os.path.realpath(place), name)
+    return list(found.values())
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a path matches a glob part by part, so that `*` does not match a slash and `**` matches any folders or none."""
+    return _parts_match(name.split("/"), pattern.split("/"))
+
+
+def _parts_match(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        return any(_parts_match(parts[skipped:], patterns[1:]) for skipped in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0]) and _parts_match(parts[1:], patterns[1:])
+
+
+def _checked(names: Iterable[str], path: str) -> list[str]:
+    found = sorted(names)
+    if not found:
+        raise DataError(f"source {path} matches no Parquet file. Check the pattern, or the folder's *.parquet.")
+    return found
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(name or "." for name in names[:_NAMED]) + more
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0].rstrip(".")

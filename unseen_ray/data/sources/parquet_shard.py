@@ -1,0 +1,99 @@
+"""One Parquet file of a source, opened only while it is read."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSystem
+
+from unseen_ray.errors import DataError
+from unseen_ray.storage.retry import retried_inline
+
+__all__ = ["ParquetShard"]
+
+_OPEN = 64
+_MOST_BYTES = 2**30  # 32-bit offsets of an Arrow array end at 2 GiB
+_FEW_ROWS = 16
+
+
+class ParquetShard:
+    """A file's footer, which is kept, and its rows, which are read on demand.
+
+    Args:
+        fs: its file system.
+        name: its name in messages.
+        path: its path there.
+        where: the source's name in messages.
+        opened: `ParquetShard.open`, cached over the shards of a source.
+
+    Raises:
+        DataError: if it is not a Parquet file, or cannot be read.
+    """
+
+    def __init__(
+        self, fs: FileSystem, name: str, path: str, where: str, opened: Callable[[ParquetShard], pq.ParquetFile]
+    ) -> None:
+        self.name, self.path = name, path
+        self._fs, self._where, self._opened = fs, where, opened
+        try:
+            with retried_inline(path, lambda: fs.open_input_file(path)) as file:
+                self.metadata = pq.read_metadata(file)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{name} of source {where} is not a Parquet file: {_first_line(error)}.") from None
+        except OSError as error:
+            raise DataError(f"{name} of source {where} cannot be read: {_first_line(error)}.") from None
+        self.schema = self.metadata.schema.to_arrow_schema()
+
+    @staticmethod
+    def opener() -> Callable[[ParquetShard], pq.ParquetFile]:
+        """Opens shards and keeps the last few open: a process may have about a thousand files open."""
+        return lru_cache(maxsize=_OPEN)(
+            lambda shard: pq.ParquetFile(shard._fs.open_input_file(shard.path), metadata=shard.metadata)
+        )
+
+    @property
+    def group_starts(self) -> list[int]:
+        """The first row of each row group."""
+        counts = (self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups))
+        return list(itertools.accumulate(counts, initial=0))[:-1]
+
+    def read(self, columns: Sequence[str], group: int | None = None) -> pa.Table:
+        """Some columns of all rows, or of one row group.
+
+        Raises:
+            DataError: if the file is damaged.
+        """
+        return pa.concat_tables(self.tables(columns, range(self.metadata.num_row_groups) if group is None else [group]))
+
+    def tables(self, columns: Sequence[str], groups: Sequence[int]) -> Iterator[pa.Table]:
+        """The same in tables of less than 1 GiB each, as far as the sizes of rows are even."""
+        chosen = [self.metadata.row_group(group) for group in groups]
+        rows = sum(group.num_rows for group in chosen)
+        size = sum(
+            group.column(place).total_uncompressed_size
+            for group in chosen
+            for place in range(group.num_columns)
+            if group.column(place).path_in_schema.split(".")[0] in columns
+        )
+        if size < _MOST_BYTES:
+            yield self._guarded(lambda file: file.read_row_groups(list(groups), columns=list(columns)))
+            return
+        at_once = max(_FEW_ROWS, int(rows * _MOST_BYTES / size))
+        batches = self._guarded(lambda file: file.iter_batches(at_once, list(groups), list(columns)))
+        while (batch := self._guarded(lambda _: next(batches, None))) is not None:
+            yield pa.Table.from_batches([batch])
+
+    def _guarded(self, read: Any) -> Any:
+        try:
+            return retried_inline(f"{self.name} of {self._where}", lambda: read(self._opened(self)))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.name} of source {self._where} is damaged: {_first_line(error)}.") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0].rstrip(".")
