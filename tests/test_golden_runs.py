@@ -122,7 +122,14 @@ SELECTIONS = (
 LIMITS = {"most_rows": 16_000_000, "part_rows": 2**22, "dealt_rows": 2**24}
 THEN = {"policy": "top"}
 """What was the default of 0.1.0, and is not any more."""
-LATER = {".cost.bill", ".environment.exact_scores", ".asked.run.policy", ".config.run.policy"}
+LATER = {
+    ".cost.bill",
+    ".source.sample",
+    ".source.times",
+    ".environment.exact_scores",
+    ".asked.run.policy",
+    ".config.run.policy",
+}
 """Where versions after 0.1.0 store something that it did not, as `shape_of` calls the place."""
 LOCK_FIELDS = ["token", "host", "pid", "job", "home", "started", "beat"]
 VARIANTS: dict[str, dict[str, Any]] = {

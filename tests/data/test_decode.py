@@ -144,6 +144,35 @@ def test_16_bit_grey_keeps_its_gradient() -> None:
         assert np.abs(pixels[:, :, 0].astype(int) - (ramp >> 8)).max() <= 1, kind
 
 
+@pytest.mark.parametrize("most", [200, 255, 256, 4095, 65535])
+def test_16_bit_grey_is_scaled_by_its_type_and_not_by_its_maximum(most: int) -> None:
+    ramp = np.linspace(0, most, 256).astype(np.uint16).reshape(16, 16)
+    for data in (encoded(Image.fromarray(ramp)), encoded(Image.fromarray(ramp), "TIFF"), pgm(ramp)):
+        assert np.array_equal(to_pixels(data, 16)[:, :, 0], ramp >> 8)
+
+
+def pgm(levels: np.ndarray) -> bytes:
+    height, width = levels.shape
+    return b"P5\n%d %d\n65535\n" % (width, height) + levels.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("levels", "what"),
+    [
+        (np.linspace(0, 1, 256, dtype=np.float32), "32-bit floats"),
+        (np.linspace(0, 255, 256, dtype=np.float32), "32-bit floats"),
+        (np.arange(256, dtype=np.int32) << 12, "signed or 32-bit integers"),
+    ],
+)
+def test_pixels_of_an_unknown_range_are_refused(levels: np.ndarray, what: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned images are copies, which have forgotten their format
+    for options in ({}, {"exif": exif}):
+        data = encoded(Image.fromarray(levels.reshape(16, 16)), "TIFF", **options)
+        with pytest.raises(UndecodableError, match=f"{what}, whose values .* Convert the images to 8 or 16 bits"):
+            to_pixels(data, 16)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photo_that_was_turned_is_set_upright(orientation: int) -> None:
     upright = np.zeros((16, 16, 3), np.uint8)

@@ -155,10 +155,10 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
         precision = done.manifest.config["recipe"]["precision"]
         config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"precision": precision})})
     info = open_source(source_ref(config.source)).info
-    if info.fingerprint != done.manifest.source.fingerprint:
+    if not done.manifest.source.is_same_data(info):
         raise ConfigError(
             f"source {info.name} is not the data that {done.path} was pruned from: it has {len(info)} samples instead of "
-            f"{done.manifest.source.rows}, or its labels or files changed. Restore the data, or prune again."
+            f"{done.manifest.source.rows}, or its labels, files or pixels changed. Restore the data, or prune again."
         )
     # Without the scoring models, which an evaluation does not train: their initial weights may be gone.
     config = _started_alike(config, done).model_copy(update={"scoring": Scoring()})

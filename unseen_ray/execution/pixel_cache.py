@@ -35,9 +35,12 @@ def plan_files(job: Job, num_samples: int) -> PixelFiles | None:
             config.pixel_memory_gb,
         )
         return None
-    root = Folder(job.out).path(PIXELS) if asked is None else absolute_path(asked)
+    # The pixels in a run's folder are those that it began with; a folder of its own may meet a source that has changed since.
+    root, content = (
+        (Folder(job.out).path(PIXELS), job.fingerprint) if asked is None else (absolute_path(asked), job.content)
+    )
     files = PixelFiles(
-        folder=Folder(root).path(pixel_folder(job.fingerprint, size_px)), num_samples=num_samples, size_px=size_px
+        folder=Folder(root).path(pixel_folder(content, size_px)), num_samples=num_samples, size_px=size_px
     )
     missing = _missing_space(files)
     if missing > 0:

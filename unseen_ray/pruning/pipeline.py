@@ -117,7 +117,7 @@ def check(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_LIMI
     )
     plan_run(resolved, population)
     check_test(config, info)
-    check_lenders(config)
+    check_lenders(config, info)
 
 
 def _already_finished(run: Run, config: PruneConfig) -> Run:

@@ -163,11 +163,16 @@ def check_test(config: PruneConfig, info: SourceInfo) -> None:
     check_test_set(open_source(source_ref(config.test, field="test")).info, info)
 
 
-def check_lenders(config: PruneConfig) -> None:
-    """Refuse to reuse the work of folders that hold no run."""
+def check_lenders(config: PruneConfig, info: SourceInfo) -> None:
+    """Refuse to reuse the work of folders that hold no run, or one on the same source before its pixels changed."""
     for lender in config.reuse or []:
-        if read_manifest(Folder(lender)) is None:
+        manifest = read_manifest(Folder(lender))
+        if manifest is None:
             raise ConfigError(f"reuse={lender} holds no run. Give the folder of an `unseen-ray prune`.")
+        if manifest.source.fingerprint == info.fingerprint and not manifest.source.is_same_data(info):
+            raise ConfigError(
+                f"reuse={lender} holds a run on {info.name} before the content of its files changed. Leave it out of reuse."
+            )
 
 
 def check_replaced(config: PruneConfig) -> None:

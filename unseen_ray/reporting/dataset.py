@@ -88,7 +88,7 @@ def source_of(run: Run, source: Any = None) -> Source:
             f"the run's source is {name}, a user-defined function, which is not imported for a run folder."
         )
     opened = open_source(_ref_of(run) if source is None else source_ref(source))
-    if opened.info.fingerprint != run.manifest.source.fingerprint:
+    if not run.manifest.source.is_same_data(opened.info):
         raise DataError(
             f"source {opened.info.name} has changed since the run, or is another one: its samples are no longer those that were chosen. "
             "Bring the data back, or prune again."

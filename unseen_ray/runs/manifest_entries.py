@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ __all__ = [
     "with_population",
 ]
 
+logger = logging.getLogger(__name__)
+
 Number = int | float  # a union, so that an int stays one on its way through JSON
 Unknown = Annotated[
     float,
@@ -73,6 +76,8 @@ class SourceEntry(Entry):
     Attributes:
         name: the source's.
         fingerprint: of its labels and files.
+        sample: of some of their bytes; empty if unknown.
+        times: of when they were modified; empty if unknown.
         num_samples: N; once the run has begun, of the samples that it chooses from.
         num_classes: C.
         class_names: C names, or none.
@@ -85,6 +90,8 @@ class SourceEntry(Entry):
 
     name: str = ""
     fingerprint: str
+    sample: str = ""
+    times: str = ""
     num_samples: int
     num_classes: int
     class_names: list[str]
@@ -94,6 +101,18 @@ class SourceEntry(Entry):
     skipped: list[str] = []
     skipped_ids: list[int] = []
     class_counts: list[int] = []
+
+    def is_same_data(self, info: SourceInfo | SourceEntry) -> bool:
+        """Whether a source is the one of this entry, as far as both know of its content; a warning if it may have changed."""
+        if self.fingerprint != info.fingerprint or (self.sample and info.sample and self.sample != info.sample):
+            return False
+        if self.times and info.times and self.times != info.times:
+            logger.warning(
+                "files of source %s were modified since the run began. A sample of their bytes is the same; if others changed, prune "
+                "again in a new folder.",
+                info.name,
+            )
+        return True
 
 
 class Receipt(Entry):
@@ -262,6 +281,8 @@ def source_entry(info: SourceInfo) -> SourceEntry:
     return SourceEntry(
         name=info.name,
         fingerprint=info.fingerprint,
+        sample=info.sample,
+        times=info.times,
         num_samples=len(info),
         num_classes=info.num_classes,
         class_names=list(info.class_names),

@@ -134,7 +134,7 @@ def _check_same(folder: Folder, manifest: Manifest, asked: dict[str, Any], sourc
         for name in {**here, **there}
         if name not in _MAY_DIFFER and there.get(name) != here.get(name)
     ]
-    if manifest.source.fingerprint != source.fingerprint:
+    if not manifest.source.is_same_data(source):
         differing.append(f"the data itself ({manifest.source.num_samples} samples there, {source.num_samples} here)")
     if differing:
         raise ConfigError(

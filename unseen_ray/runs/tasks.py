@@ -36,6 +36,7 @@ class Job:
         source: how to open the data.
         test: how to open what `evaluate` measures on, if it is not the holdout.
         fingerprint: the source's.
+        content: digest of all that is known of the source's content, for what outlives the run.
         num_classes: C.
         class_names: C names, or none.
         size_px: height and width of the images.
@@ -48,6 +49,7 @@ class Job:
     source: SourceRef
     test: SourceRef | None
     fingerprint: str
+    content: str = ""
     num_classes: int
     size_px: int
     class_names: tuple[str, ...] = ()
@@ -151,6 +153,7 @@ def make_job(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_L
         source=ref.absolute(),
         test=test and test.absolute(),
         fingerprint=info.fingerprint,
+        content=fingerprint_of(info.fingerprint, info.sample, info.times),
         num_classes=info.num_classes,
         class_names=info.class_names,
         size_px=info.size_px,

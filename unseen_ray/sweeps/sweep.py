@@ -140,7 +140,7 @@ def _check_folder(folder: Folder, config: SweepConfig, info: SourceInfo) -> str:
         raise ConfigError(
             f"out={config.out} holds {', '.join(others[:3])}, which is not a sweep. Name a new or empty folder."
         )
-    if before is not None and before.source.fingerprint != info.fingerprint:
+    if before is not None and not before.source.is_same_data(info):
         raise ConfigError(
             f"out={config.out} holds a sweep over other data ({before.source.num_samples} samples there, {len(info)} here). "
             "Name a new folder."

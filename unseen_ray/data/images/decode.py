@@ -40,6 +40,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIXTEEN_BIT_AS_I = ("PNG", "PPM")  # which Pillow scales to 0..65535 where it opens them in its 32-bit mode
 _HOLD_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
 
@@ -116,7 +117,8 @@ def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
             image: Image.Image = Image.open(io.BytesIO(raw))
             if draft_px is not None:
                 image.draft("RGB", (draft_px, draft_px))
-            image = _eight_bit(_upright(_loaded(image, raw)))
+            kind = image.format
+            image = _eight_bit(_upright(_loaded(image, raw)), kind)
             return image if image.mode == "RGB" else image.convert("RGB")
     except BROKEN as error:
         raise UndecodableError(_reason(error)) from None
@@ -167,12 +169,24 @@ def _upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Convert 16-bit grey to 8-bit grey; Pillow's own conversion would clip everything above 255."""
+def _eight_bit(image: Image.Image, kind: str | None) -> Image.Image:
+    """Convert 16-bit grey to 8-bit grey by the range of the type, never by what one image holds: images must stay comparable.
+
+    Args:
+        image: as it was decoded.
+        kind: its format.
+
+    Raises:
+        UndecodableError: for pixels whose type says nothing of the range that is used.
+    """
+    if image.mode == "F" or (image.mode == "I" and kind not in _SIXTEEN_BIT_AS_I):
+        what = "32-bit floats" if image.mode == "F" else "signed or 32-bit integers"
+        raise UndecodableError(
+            f"its pixels are {what}, whose values for black and white are not known. Convert the images to 8 or 16 bits"
+        )
     if not image.mode.startswith("I"):
         return image
-    levels = np.asarray(image)
-    return Image.fromarray((levels >> 8).clip(0, 255).astype(np.uint8)) if levels.max(initial=0) > 255 else image
+    return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def _reason(error: Exception) -> str:

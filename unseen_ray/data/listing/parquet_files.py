@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unseen_ray.data.listing.files import directly_in, list_folder
+from unseen_ray.data.listing.files import FileStat, directly_in, list_folder
 from unseen_ray.data.listing.image_files import IMAGE_ENDINGS, ending_of
 from unseen_ray.data.listing.splits import SPLIT_WORDS, split_of
 from unseen_ray.errors import DataError
@@ -35,12 +35,14 @@ class ParquetFiles:
     Attributes:
         base: the folder that their names are relative to, within its file system.
         names: relative to `base`, in order.
+        stats: their sizes and times.
         is_folder: whether the path is a folder, of which all files are taken.
         note: a remark for the user on what is read together; empty if there is none.
     """
 
     base: str
     names: list[str]
+    stats: list[FileStat]
     is_folder: bool
     note: str = ""
 
@@ -68,7 +70,8 @@ def find_parquet(path: str) -> ParquetFiles:
     if entry.type == FileType.NotFound:
         raise DataError(f"source {path} does not exist. Check the path; a glob or a folder of *.parquet also works.")
     if entry.type == FileType.File:
-        return ParquetFiles(os.path.dirname(root), [entry.base_name], is_folder=False)
+        stat = FileStat(int(entry.size), entry.mtime_ns)
+        return ParquetFiles(os.path.dirname(root), [entry.base_name], [stat], is_folder=False)
     listing = list_folder(path, is_hidden=_is_hidden)
     names = _checked((name for name in listing.files if name.endswith(".parquet")), path)
     splits, configurations = parts_of_data_set(names)
@@ -84,7 +87,7 @@ def find_parquet(path: str) -> ParquetFiles:
         )
     folders = sorted({os.path.dirname(name) for name in names})
     note = f"the files of {len(folders)} folders are read together ({_some(folders)})" if len(folders) > 1 else ""
-    return ParquetFiles(root, names, is_folder=True, note=note)
+    return ParquetFiles(root, names, [listing.files[name] for name in names], is_folder=True, note=note)
 
 
 def holds_parquet(fs: FileSystem, root: str) -> bool:
@@ -155,24 +158,27 @@ def _of_glob(fs: FileSystem, root: str, path: str) -> ParquetFiles:
     if is_uri(path):
         start = len(base.rstrip("/")) + 1
         where = path[: len(path) - len(root) + len(base)]
-        found = [name for name in list_folder(where, _is_hidden).files if _matches(name, root[start:])]
+        found = {
+            name: stat for name, stat in list_folder(where, _is_hidden).files.items() if _matches(name, root[start:])
+        }
     else:
         found = _local_glob(root, base)
     names = _checked(found, path)
     splits, _ = parts_of_data_set(names)
     together = f"the splits {', '.join(sorted(splits))} are read together" if len(splits) > 1 else ""
-    return ParquetFiles(base, names, is_folder=False, note=together)
+    return ParquetFiles(base, names, [found[name] for name in names], is_folder=False, note=together)
 
 
-def _local_glob(pattern: str, base: str) -> list[str]:
-    """Names below `base`; a file that links reach again is taken once."""
+def _local_glob(pattern: str, base: str) -> dict[str, FileStat]:
+    """Files by their names below `base`; one that links reach again is taken once."""
     start = len(base.rstrip("/")) + 1
     found: dict[str, str] = {}
     for place in sorted(glob.iglob(pattern, recursive=True), key=lambda place: (place.count("/"), place)):
         name = place[start:]
         if name.isprintable() and not any(map(_is_hidden, name.split("/"))) and os.path.isfile(place):
             found.setdefault(os.path.realpath(place), name)
-    return list(found.values())
+    stats = {name: os.stat(place) for place, name in found.items()}
+    return {name: FileStat(stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def _matches(name: str, pattern: str) -> bool:

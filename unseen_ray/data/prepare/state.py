@@ -73,6 +73,7 @@ def begin(folder: Folder, source: Source, form: Form, shard_mb: float) -> Begun:
         "source": {
             "name": info.name,
             "fingerprint": info.fingerprint,
+            "sample": info.sample,
             "num_samples": len(info),
             "num_classes": info.num_classes,
         },
@@ -90,12 +91,13 @@ def begin(folder: Folder, source: Source, form: Form, shard_mb: float) -> Begun:
 def _check_same(folder: Folder, found: dict[str, Any], info: SourceInfo, form: Form) -> None:
     """Refuse to resume with another source or form."""
     before, other = found["source"], "Name another folder, or remove this one."
-    if before["fingerprint"] != info.fingerprint and before["name"] == info.name:
+    is_same = before["fingerprint"] == info.fingerprint and before.get("sample", info.sample) == info.sample
+    if not is_same and before["name"] == info.name:
         raise DataError(
             f"source {info.name} has changed since {folder.root} was begun: it had {before['num_samples']:,} samples and "
             f"now has {len(info):,}, or different ones. {other}"
         )
-    if before["fingerprint"] != info.fingerprint:
+    if not is_same:
         raise ConfigError(f"out={folder.root} holds another source, {before['name']}, not {info.name}. {other}")
     there = Form(kind=found["kind"], size_px=found["size"], quality=found["quality"])
     if there != form:

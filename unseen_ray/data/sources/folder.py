@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 
 from unseen_ray.data.listing.class_tree import class_tree_of
+from unseen_ray.data.listing.content import times_of
 from unseen_ray.data.listing.files import list_folder
 from unseen_ray.data.listing.image_files import HEAD_BYTES, images_among
-from unseen_ray.data.sources.info import Encoded, RawImage, SourceInfo, fingerprint_of, probe_size
+from unseen_ray.data.sources.info import Encoded, SourceInfo, fingerprint_of, probe_size
 from unseen_ray.errors import DataError
 from unseen_ray.storage.filesystem import filesystem_of, read_file
 from unseen_ray.storage.retry import retried_inline
@@ -45,6 +47,7 @@ class FolderSource:
         self._classes, self._passed_over = tree.classes, tree.passed_over
         self._files = tree.images[:limit]
         self._sizes = [listing.files[name].size for name in self._files]
+        self._times = times_of(listing.files[name] for name in self._files)
 
     @cached_property
     def info(self) -> SourceInfo:
@@ -52,7 +55,8 @@ class FolderSource:
         number_of = {name: number for number, name in enumerate(self._classes)}
         labels = np.array([number_of[key.split("/", 1)[0]] for key in self._files], np.int64)
         probed = np.unique(np.linspace(0, len(labels) - 1, _PROBED).astype(int))
-        size_px, original_px = probe_size((raw for _, raw in self.read(list(probed))), self._size)
+        digest = hashlib.sha256()
+        size_px, original_px = probe_size(_hashed((raw for _, raw in self.read(list(probed))), digest), self._size)
         return SourceInfo(
             name=self._name,
             labels_N=labels,
@@ -61,6 +65,8 @@ class FolderSource:
             original_px=original_px,
             class_names=self._classes,
             fingerprint=fingerprint_of("folder", self._files, self._sizes, self._classes),
+            sample=digest.hexdigest(),
+            times=self._times,
             passed_over=self._passed_over,
         )
 
@@ -72,7 +78,7 @@ class FolderSource:
         """Paths relative to the root."""
         return [self._files[number] for number in ids]
 
-    def read(self, ids: Sequence[int]) -> Iterator[tuple[int, RawImage]]:
+    def read(self, ids: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """Encoded images."""
         for number in ids:
             try:
@@ -95,3 +101,10 @@ class FolderSource:
             return retried_inline(path, read)
         except OSError as error:
             raise DataError(f"{self._name}/{name} cannot be read: {error}.") from None
+
+
+def _hashed(images: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
+    """The images, each added to a digest when it is asked for."""
+    for image in images:
+        digest.update(image)
+        yield image

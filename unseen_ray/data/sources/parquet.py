@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from unseen_ray.core.arrays import IdArray, IntArray
+from unseen_ray.data.listing.content import sample_of_bytes, times_of
 from unseen_ray.data.listing.parquet_files import find_parquet
 from unseen_ray.data.sources.info import Encoded, RawImage, SourceInfo, fingerprint_of, probe_size
 from unseen_ray.data.sources.label_columns import ROWS_IN_MEMORY, digest_of_labels, gather_labels
@@ -65,7 +66,8 @@ class ParquetSource:
         self._rows_in_memory = rows_in_memory
         self._fs, _ = filesystem_of(path)
         found = find_parquet(path)
-        self._note = found.note
+        self._note, self._times = found.note, times_of(found.stats)
+        self._sizes = [stat.size for stat in found.stats]
         self._prepared = found.is_folder and is_prepared(self._fs, found.base.rstrip("/"), path, found.names)
         opener = ParquetShard.opener()
         self._files = [
@@ -109,6 +111,8 @@ class ParquetSource:
             original_px=original_px,
             class_names=names,
             fingerprint=fingerprint_of("parquet", footers, sizes, digest_of_labels(labels), str(len(labels))),
+            sample=sample_of_bytes(self._fs, [file.path for file in self._files], self._sizes),
+            times=self._times,
             note=self._note,
         )
 

@@ -1,0 +1,118 @@
+"""A source whose bytes change under the same names and sizes: refused, decoded anew, or warned of, and never served from before."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import unseen_ray as ur
+from tests.conftest import class_pixels
+from unseen_ray.data.sources.registry import open_source, source_ref
+
+FAST = {"epochs": 1, "min_steps": 0}
+
+
+def write_tree(root: Path, seed: int) -> None:
+    """40 images as BMP, whose size does not depend on what they show."""
+    from PIL import Image
+
+    labels = np.arange(40) % 2
+    for number, (label, pixels) in enumerate(zip(labels, class_pixels(labels, 8, seed), strict=True)):
+        (root / "ab"[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / "ab"[label] / f"{number}.bmp")
+
+
+def write_table(path: Path, seed: int) -> None:
+    labels = np.arange(40) % 2
+    images = [b"P6\n8 8\n255\n" + pixels.tobytes() for pixels in class_pixels(labels, 8, seed)]
+    table = pa.table({"image": images, "label": labels})
+    path.mkdir(exist_ok=True)
+    pq.write_table(table, path / "a.parquet", compression="none", use_dictionary=False, write_statistics=False)
+
+
+WRITERS = {"folder": write_tree, "parquet": write_table}
+
+
+def config(data: Path, out: Path, **fields: Any) -> ur.PruneConfig:
+    return ur.PruneConfig(
+        source=str(data), keep=0.5, folds=2, recipe=FAST, executor="local", holdout=0.2, out=out, **fields
+    )
+
+
+def keep_times(data: Path, times: dict[Path, int]) -> None:
+    for path, time_ns in times.items():
+        os.utime(path, ns=(time_ns, time_ns))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_other_bytes_of_the_same_size_are_noticed_wherever_a_run_meets_them(tmp_path: Path, kind: str) -> None:
+    data = tmp_path / "data"
+    WRITERS[kind](data, 0)
+    before = open_source(source_ref(str(data))).info
+    times = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
+    result = ur.prune(config(data, tmp_path / "run"))
+    WRITERS[kind](data, 1)
+    keep_times(data, times)
+    after = open_source(source_ref(str(data))).info
+    assert before.fingerprint == after.fingerprint and before.times == after.times and before.sample != after.sample
+    with pytest.raises(ur.ConfigError, match="the data itself"):
+        ur.prune(config(data, tmp_path / "run"))
+    with pytest.raises(ur.DataError, match="has changed since the run"):
+        ur.export(result, tmp_path / "kept")
+    with pytest.raises(ur.DataError, match="has changed since the run"):
+        ur.torch_subset(result)
+    with pytest.raises(ur.ConfigError, match="its labels, files or pixels changed"):
+        ur.evaluate(result, seeds=1, against=())
+    with pytest.raises(ur.ConfigError, match="before the content of its files changed"):
+        ur.prune(config(data, tmp_path / "other", reuse=[str(tmp_path / "run")]))
+    WRITERS[kind](data, 0)
+    assert ur.prune(config(data, tmp_path / "run")).coreset.ids.tolist() == result.coreset.ids.tolist()
+
+
+def test_one_image_of_many_that_a_sample_misses_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tree(tmp_path / "data", 0)
+    for number in range(40, 400):
+        (tmp_path / "data" / "b" / f"{number}.bmp").write_bytes((tmp_path / "data" / "b" / "1.bmp").read_bytes())
+    result = ur.prune(config(tmp_path / "data", tmp_path / "run"))
+    assert "modified since" not in caplog.text
+    keys = open_source(source_ref(str(tmp_path / "data"))).keys(range(400))
+    probed = set(np.linspace(0, 399, 64).astype(int).tolist())
+    unread = next(key for number, key in enumerate(keys) if number not in probed)
+    path = tmp_path / "data" / unread
+    path.write_bytes(path.read_bytes()[:-3] + b"\1\2\3")
+    ur.export(result, tmp_path / "kept")
+    assert "were modified since the run began" in caplog.text
+
+
+def test_a_copy_with_other_times_is_the_same_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tree(tmp_path / "data", 0)
+    first = ur.prune(config(tmp_path / "data", tmp_path / "run"))
+    for path in (tmp_path / "data").rglob("*.bmp"):
+        os.utime(path, ns=(10**18, 10**18))
+    assert ur.prune(config(tmp_path / "data", tmp_path / "run")).coreset.ids.tolist() == first.coreset.ids.tolist()
+    assert "A sample of their bytes is the same" in caplog.text
+
+
+def test_a_shared_pixel_folder_does_not_serve_pixels_of_before(tmp_path: Path) -> None:
+    fields = {"pixel_folder": str(tmp_path / "pixels"), "pixel_memory_gb": 0}
+    kept = []
+    for seed, out in ((0, "a"), (1, "b"), (1, "c")):
+        write_tree(tmp_path / "data", seed)
+        extra = {} if out == "c" else fields
+        kept.append(ur.prune(config(tmp_path / "data", tmp_path / out, **extra)).scores.column("entropy").to_pylist())
+    assert kept[1] == kept[2] != kept[0]
+
+
+def test_runs_of_before_say_nothing_of_content_and_are_taken_as_they_are(tmp_path: Path) -> None:
+    write_tree(tmp_path / "data", 0)
+    entry = ur.prune(config(tmp_path / "data", tmp_path / "run")).manifest.source
+    info = open_source(source_ref(str(tmp_path / "data"))).info
+    assert entry.is_same_data(info)
+    assert entry.model_copy(update={"sample": "", "times": ""}).is_same_data(info)
+    assert not entry.model_copy(update={"sample": "0" * 64}).is_same_data(info)
