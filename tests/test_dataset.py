@@ -50,6 +50,16 @@ def shards(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+def pad(folder: Path) -> None:
+    """Add a column that makes the files too large for all of their bytes to be looked at."""
+    rng = np.random.default_rng(0)
+    for path in folder.rglob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(
+            table.append_column("pad", pa.array([rng.bytes(40_000) for _ in range(len(table))])), path, row_group_size=7
+        )
+
+
 def break_images(path: Path) -> None:
     """Zero the head of a page of images, in the third row group: the labels and the footer stay whole."""
     place = pq.ParquetFile(path).metadata.row_group(2).column(0).data_page_offset
@@ -179,6 +189,7 @@ def test_a_source_that_has_changed_is_refused(tmp_path: Path, shards: Path) -> N
 
 
 def test_a_source_that_breaks_on_the_way_leaves_nothing(tmp_path: Path, shards: Path) -> None:
+    pad(shards)
     result = prune(str(shards), tmp_path / "run")
     break_images(shards / "more" / "b.parquet")
     with pytest.raises(ur.DataError, match=r"b\.parquet of source .* is damaged"):
@@ -187,6 +198,7 @@ def test_a_source_that_breaks_on_the_way_leaves_nothing(tmp_path: Path, shards: 
 
 
 def test_a_failed_export_to_s3_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: Path) -> None:
+    pad(shards)
     result = prune(str(shards), tmp_path / "run")
     break_images(shards / "more" / "b.parquet")
     with s3_server(monkeypatch):

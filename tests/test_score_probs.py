@@ -255,3 +255,29 @@ def test_another_sources_labels_are_refused(tmp_path: Path) -> None:
     files = given(tmp_path, probs=distributions(), labels=LABELS)
     with pytest.raises(ur.DataError, match=r"has shape \(60, 4\).*and there are 1797 labels"):
         ur.score([files["probs"]], files["labels"], source="digits", out=tmp_path / "scored")
+
+
+def test_columns_in_another_order_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels = np.arange(120) % 4
+    probs = np.full((120, 4), 0.1)
+    probs[np.arange(120), labels] = 0.7
+    np.save(tmp_path / "y.npy", labels)
+    for name, columns in {"right": [0, 1, 2, 3], "shuffled": [0, 2, 3, 1]}.items():
+        np.save(tmp_path / f"{name}.npy", probs[:, columns])
+        caplog.clear()
+        ur.score([str(tmp_path / f"{name}.npy")], str(tmp_path / "y.npy"), out=str(tmp_path / f"run-{name}"))
+        assert ("Column c must be class c" in caplog.text) == (name == "shuffled")
+
+
+def test_a_rounding_below_zero_is_zero(tmp_path: Path) -> None:
+    probs = np.full((8, 2), 0.5)
+    np.save(tmp_path / "y.npy", np.arange(8) % 2)
+    found = []
+    for name, low in {"zero": 0.0, "rounded": -1e-9}.items():
+        probs[3] = [low, 1 - low]
+        np.save(tmp_path / f"{name}.npy", probs)
+        ur.score([str(tmp_path / f"{name}.npy")], str(tmp_path / "y.npy"), out=str(tmp_path / name))
+        found.append(
+            ur.select(tmp_path / name, keep=0.5, out=tmp_path / f"{name}-half").scores.column("entropy").to_numpy()
+        )
+    assert np.allclose(*found, atol=1e-6)

@@ -13,6 +13,7 @@ from unseen_ray.errors import ConfigError
 
 __all__ = [
     "bind_options",
+    "check_function",
     "check_plug",
     "current_names",
     "did_you_mean",
@@ -199,7 +200,9 @@ def check_plug(value: Any, *, field: str, names: Iterable[str], kind: str) -> li
         if bad := [key for key in value if not isinstance(key, str)]:
             return [f"{field}: option names are text, not {bad[0]!r}."]
         value = value["use"]
-    if callable(value) or is_target(value):
+    if callable(value):
+        return check_function(value, field=field)
+    if is_target(value):
         return []
     if not isinstance(value, str):
         return [f"{field}={value!r} is no {kind}: give a name, package.module:function, or a function."]
@@ -207,6 +210,18 @@ def check_plug(value: Any, *, field: str, names: Iterable[str], kind: str) -> li
         return []
     allowed = ", ".join([*names, "package.module:function"])
     return [f"{field}={value!r} is no {kind}. Allowed: {allowed}.{did_you_mean(value, names)}"]
+
+
+def check_function(function: Callable[..., Any], *, field: str) -> list[str]:
+    """Whether a function has a name by which a resumed run can know it again: a lambda, a closure or a partial has none."""
+    bound = inspect.ismethod(function) and not inspect.isclass(function.__self__)
+    if is_target(name_of(function)) and not bound:
+        return []
+    what = "a method of an object" if bound else name_of(function).rpartition(":")[2]
+    return [
+        f"{field}={what} has no name of its own, by which the run could be resumed. Write it with def at the top level of a module, "
+        f"and give its options as {{use: function, option: value}}."
+    ]
 
 
 def function_of(value: Any, module: Any, *, field: str, more: Iterable[str] = ()) -> Callable[..., Any]:

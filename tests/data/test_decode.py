@@ -509,3 +509,13 @@ def test_extreme_shapes_keep_their_middle(kind: str, shape: tuple[int, int]) -> 
 def test_an_image_too_long_for_a_jpeg_is_told() -> None:
     with pytest.raises(UndecodableError, match="it is 65501 x 1 pixels, and a JPEG has at most 65500 a side"):
         to_jpeg(encoded(Image.new("RGB", (65_501, 1))), 16, 90)
+
+
+def test_a_png_with_much_zipped_text_is_read() -> None:
+    from PIL import PngImagePlugin
+
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * (2 << 20), zip=True)
+    assert np.array_equal(to_pixels(encoded(noise(), pnginfo=text), 16), noise())
+    with pytest.raises(UndecodableError):
+        to_pixels(encoded(noise(), pnginfo=text)[:-40], 16)

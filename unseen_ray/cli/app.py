@@ -46,7 +46,8 @@ for _command in (plan, prune, select, score, evaluate, report, export, list_name
 
 def main(args: list[str] | None = None) -> None:
     """Run a command and end with its exit code: 0 done, 2 bad configuration, 3 bad data, 4 failed, 130 interrupted."""
-    sys.path.insert(0, os.getcwd())  # `package.module:function` is found where the command is run, as with `python -m`
+    # `package.module:function` is found where the command is run; last, so that a file there never hides a library.
+    sys.path.append(os.getcwd())
     interruption.listen()
     try:
         # Not standalone: click would end the process itself, and know nothing of our exit codes.

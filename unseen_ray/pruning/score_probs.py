@@ -28,6 +28,7 @@ from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.plugins import did_you_mean, offered
 from unseen_ray.pruning.merge import Merger, MergeRequest
 from unseen_ray.pruning.validate import check_functions
+from unseen_ray.pruning.warnings import warn_of_columns
 from unseen_ray.runs.layout import KEYS, vote_file
 from unseen_ray.runs.manifest_entries import Receipt, source_entry, stage_entry, with_population
 from unseen_ray.runs.run import Run, open_scores
@@ -101,6 +102,7 @@ def score_probs(
         files |= receipt.files
     stage = Stage(index=0, target=len(population), added=0)
     entry = stage_entry(stage, merged.summary, receipts, time.monotonic() - began)
+    warn_of_columns(entry.vote_accuracy, merged.summary)
     return run.commit(stages=[entry], files=files, finished=True)
 
 
@@ -128,6 +130,8 @@ def _checked(values: Any, path: str) -> FloatArray:
         )
     missing = np.isnan(values).all(axis=1)
     sums = np.where(missing, 1.0, values.sum(axis=1, dtype=np.float64))
+    if values.min(initial=0, where=~np.isnan(values)) < 0:
+        values = np.where((values < 0) & (values >= -_ROUNDING), 0, values)  # rounding, as of a calibration
     wrong = ~missing & ~((values >= 0).all(axis=1) & (np.abs(sums - 1) <= _SUM_TOLERANCE))
     if wrong.any():
         row = int(np.argmax(wrong))

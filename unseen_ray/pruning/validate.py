@@ -11,7 +11,7 @@ from unseen_ray.config.score_columns import CONSISTENCY, of_probabilities, score
 from unseen_ray.data.sources.class_numbers import numbers_as_in
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.plugins import function_of, offered
+from unseen_ray.plugins import check_function, function_of, offered
 from unseen_ray.pruning.trials.plan import candidates_of
 from unseen_ray.pruning.warnings import warn_of_beta
 from unseen_ray.runs.manifest import read_manifest
@@ -30,6 +30,7 @@ def check_functions(resolved: ResolvedRun) -> None:
     """Import the functions that a configuration names and check their options; ConfigError if one is not allowed."""
     # not the model: importing it would import torch
     config, policy = resolved.config, resolved.policy
+    _check_sources(config)
     _check_scores(resolved)
     warn_of_beta(config)
     if resolved.guard is not None:
@@ -60,6 +61,14 @@ def _check_policy(resolved: ResolvedRun, *, with_features: bool) -> None:
         tried["kept_labels_K"] = np.empty(0, np.int64)
     more = offered(policy.function, tried)
     policy.function(np.zeros(1, np.float32), one, one, 1, kept_C=one, seed=config.seed, **more)
+
+
+def _check_sources(config: PruneConfig) -> None:
+    """Refuse functions that a resumed run could not know again."""
+    for field, value in (("source", config.source), ("test", config.test)):
+        use = None if value is None else source_ref(value, field=field).use
+        if callable(use) and (problems := check_function(use, field=field)):
+            raise ConfigError(problems)
 
 
 def _check_scores(resolved: ResolvedRun) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unseen_ray.runs.manifest_entries import StageEntry, StageSummary
     from unseen_ray.storage.tables import StoredTable
 
-__all__ = ["check_selection", "warn_of_beta", "warn_of_chance"]
+__all__ = ["check_selection", "warn_of_beta", "warn_of_chance", "warn_of_columns"]
 
 logger = logging.getLogger(__name__)
 
@@ -159,12 +159,32 @@ def warn_of_beta(config: PruneConfig) -> None:
 
 def warn_of_chance(entry: StageEntry, summary: StageSummary) -> None:
     """Warn if a stage's models are hardly better than always predicting the largest class."""
-    largest = float(summary.labels_C.max() / summary.rows)
-    if entry.vote_accuracy < min(2 * largest, 0.9 * largest + 0.1):
+    if _is_near_chance(entry.vote_accuracy, summary):
         logger.warning(
             "the models of stage %d are right on %.1f %% of what they scored, and always predicting the largest class on %.1f %%: "
             "their scores mean little. Train longer (recipe.epochs), with fewer folds, or by another recipe.",
             entry.index,
             100 * entry.vote_accuracy,
-            100 * largest,
+            100 * _largest_share(summary),
         )
+
+
+def warn_of_columns(accuracy: float, summary: StageSummary) -> None:
+    """Warn if probabilities from elsewhere are hardly better than chance: most often, their columns or rows are in another order."""
+    if _is_near_chance(accuracy, summary):
+        logger.warning(
+            "the probabilities are right on %.1f %% of the samples, and always predicting the largest class on %.1f %%. Column c must be "
+            "class c of the labels, and row n sample n: classes sorted as text are in another order (0, 1, 10, 2).",
+            100 * accuracy,
+            100 * _largest_share(summary),
+        )
+
+
+def _is_near_chance(accuracy: float, summary: StageSummary) -> bool:
+    """Whether an accuracy is hardly above that of always predicting the largest class."""
+    largest = _largest_share(summary)
+    return accuracy < min(2 * largest, 0.9 * largest + 0.1)
+
+
+def _largest_share(summary: StageSummary) -> float:
+    return float(summary.labels_C.max() / summary.rows)

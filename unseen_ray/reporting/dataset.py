@@ -7,7 +7,6 @@ import fnmatch
 import functools
 import io
 import itertools
-import json
 import os
 import shutil
 import tempfile
@@ -24,6 +23,7 @@ from pyarrow.fs import copy_files
 
 from unseen_ray.data.sources.folder import FolderSource
 from unseen_ray.data.sources.parquet import ParquetSource
+from unseen_ray.data.sources.parquet_labels import image_schema
 from unseen_ray.data.sources.registry import Source, SourceRef, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError, StorageError
 from unseen_ray.plugins import is_target, name_of
@@ -209,13 +209,12 @@ def _parts_of(source: Source, ids: IdArray) -> Iterator[tuple[str, pa.Table]]:
         yield from source.tables(ids.tolist())
         return
     info = source.info
-    metadata = {b"class_names": json.dumps(info.class_names).encode()} if info.class_names else None
+    schema = image_schema(info.class_names)
     for number, start in enumerate(range(0, len(ids), _PART)):
         part = ids[start : start + _PART].tolist()
         rows = [{"bytes": _encoded(image), "path": None} for _, image in source.read(part)]
-        images = pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-        columns = {"image": images, "label": info.labels_N[part], "key": source.keys(part)}
-        yield f"part-{number:05d}.parquet", pa.table(columns).replace_schema_metadata(metadata)
+        columns = {"image": rows, "label": info.labels_N[part], "key": source.keys(part)}
+        yield f"part-{number:05d}.parquet", pa.table(columns, schema)
 
 
 def _encoded(image: Any) -> bytes:

@@ -63,7 +63,7 @@ def filesystem_of(path: str) -> tuple[FileSystem, str]:
         return LocalFileSystem(), absolute_path(path)
     try:
         fs, inner = FileSystem.from_uri(path)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise ConfigError(
             f"{path} cannot be opened: {error}. Allowed are local paths, s3:// and gs:// addresses."
         ) from None

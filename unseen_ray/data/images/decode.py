@@ -31,6 +31,7 @@ BROKEN = (
     Image.DecompressionBombError,
 )
 """What Pillow raises for bytes that contradict their header."""
+_PNG = b"\x89PNG\r\n\x1a\n"
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -114,7 +115,7 @@ def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
         raise UndecodableError("it is empty")
     try:
         with quietly():
-            image: Image.Image = Image.open(io.BytesIO(raw))
+            image = _opened(raw)
             if draft_px is not None:
                 image.draft("RGB", (draft_px, draft_px))
             kind = image.format
@@ -122,6 +123,27 @@ def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
             return image if image.mode == "RGB" else image.convert("RGB")
     except BROKEN as error:
         raise UndecodableError(_reason(error)) from None
+
+
+def _opened(raw: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(raw))
+    except ValueError:
+        # Pillow refuses a PNG with more than 1 MiB of zipped text or colour profile, such as the history of an editor.
+        if not raw.startswith(_PNG):
+            raise
+        return Image.open(io.BytesIO(_without_text(raw)))
+
+
+def _without_text(raw: bytes) -> bytes:
+    """A PNG without its chunks of text and colour profile; what follows a chunk that is cut off is left out."""
+    kept, at = [_PNG], len(_PNG)
+    while at + 12 <= len(raw):
+        size, name = int.from_bytes(raw[at : at + 4], "big"), raw[at + 4 : at + 8]
+        if name not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(raw[at : at + 12 + size])
+        at += 12 + size
+    return b"".join(kept)
 
 
 def _loaded(image: Image.Image, raw: bytes) -> Image.Image:

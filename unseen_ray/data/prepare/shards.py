@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -13,8 +12,9 @@ import pyarrow.parquet as pq
 from unseen_ray.data.images.decode import UndecodableError
 from unseen_ray.data.images.encode import to_jpeg, to_ppm
 from unseen_ray.data.images.pixel_store import BadSample
+from unseen_ray.data.sources.parquet_labels import image_schema
 from unseen_ray.data.sources.prepared import PREPARING
-from unseen_ray.data.sources.registry import RawImage, Source, SourceInfo, SourceRef, open_source
+from unseen_ray.data.sources.registry import RawImage, Source, SourceRef, open_source
 from unseen_ray.errors import DataError
 from unseen_ray.storage.checked_json import to_checked_json
 from unseen_ray.storage.filesystem import Folder, sha256_of
@@ -154,7 +154,7 @@ def _open(work: ShardJob) -> Source:
 def _file_of(source: Source, form: Form, shard: Shard) -> tuple[bytes, tuple[BadSample, ...]]:
     """The bytes of a Parquet file, and the samples in it that cannot be decoded."""
     bad: list[BadSample] = []
-    schema, sink = _schema_of(source.info), pa.BufferOutputStream()
+    schema, sink = image_schema(source.info.class_names), pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
         schema,
@@ -196,16 +196,3 @@ def _groups(rows: Iterator[tuple[int, bytes]]) -> Iterator[tuple[list[int], list
             ids, images, held = [], [], 0
     if ids:
         yield ids, images
-
-
-def _schema_of(info: SourceInfo) -> pa.Schema:
-    """The Hugging Face image schema, with the source's class names if it has any."""
-    label = {"_type": "ClassLabel", "names": list(info.class_names)} if info.class_names else _value("int64")
-    features = {"image": {"_type": "Image"}, "label": label, "key": _value("string")}
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    schema = pa.schema([("image", image), ("label", pa.int64()), ("key", pa.string())])
-    return schema.with_metadata({b"huggingface": json.dumps({"info": {"features": features}}).encode()})
-
-
-def _value(dtype: str) -> dict[str, str]:
-    return {"_type": "Value", "dtype": dtype}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from unseen_ray.data.sources.parquet_shard import ParquetShard
 from unseen_ray.data.sources.prepared import is_prepared
 from unseen_ray.errors import DataError
 from unseen_ray.plugins import did_you_mean
-from unseen_ray.storage.filesystem import filesystem_of, is_uri, read_file
+from unseen_ray.storage.filesystem import absolute_path, filesystem_of, is_uri, read_file
 
 __all__ = ["ParquetSource"]
 
@@ -62,6 +63,13 @@ class ParquetSource:
         limit: int | None = None,
         rows_in_memory: int = ROWS_IN_MEMORY,
     ) -> None:
+        self._options: dict[str, Any] = {
+            "path": absolute_path(path),
+            "image": image,
+            "label": label,
+            "size": size,
+            "limit": limit,
+        }
         self._path, self._label, self._size, self._limit = path, label, size, limit
         self._rows_in_memory = rows_in_memory
         self._fs, _ = filesystem_of(path)
@@ -81,6 +89,10 @@ class ParquetSource:
         self._row_group = lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._read_row_group)
         self._group_starts = lru_cache(maxsize=None)(lambda file: self._files[file].group_starts)
         self._keys_of = lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._read_keys)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as how to open it, for the workers of a DataLoader: open files and caches do not travel."""
+        return functools.partial(ParquetSource, **self._options), ()
 
     @cached_property
     def info(self) -> SourceInfo:

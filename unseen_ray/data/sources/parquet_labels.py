@@ -15,7 +15,7 @@ from unseen_ray.core.arrays import IntArray
 from unseen_ray.data.sources.parquet_shard import ParquetShard
 from unseen_ray.errors import DataError
 
-__all__ = ["LabelColumn", "class_names", "is_text"]
+__all__ = ["LabelColumn", "class_names", "image_schema", "is_text"]
 
 _NAMED = 3
 
@@ -164,3 +164,12 @@ def _plain_names(metadata: dict[bytes, bytes]) -> Any:
                 text = metadata[key].decode("utf-8", "replace")
                 return text.split("|" if "|" in text else ",")
     return None
+
+
+def image_schema(names: Sequence[str]) -> pa.Schema:
+    """The Hugging Face image schema with class names, if there are any: `datasets` reads such files as images and classes."""
+    label = {"_type": "ClassLabel", "names": list(names)} if names else {"_type": "Value", "dtype": "int64"}
+    features = {"image": {"_type": "Image"}, "label": label, "key": {"_type": "Value", "dtype": "string"}}
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", image), ("label", pa.int64()), ("key", pa.string())])
+    return schema.with_metadata({b"huggingface": json.dumps({"info": {"features": features}}).encode()})

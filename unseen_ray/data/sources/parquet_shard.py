@@ -19,6 +19,7 @@ __all__ = ["ParquetShard"]
 _OPEN = 64
 _MOST_BYTES = 2**30  # 32-bit offsets of an Arrow array end at 2 GiB
 _FEW_ROWS = 16
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
 
 
 class ParquetShard:
@@ -44,6 +45,10 @@ class ParquetShard:
             with retried_inline(path, lambda: fs.open_input_file(path)) as file:
                 self.metadata = pq.read_metadata(file)
         except pa.ArrowInvalid as error:
+            if name.endswith(_ARCHIVES):
+                raise DataError(
+                    f"{name} of source {where} is an archive. Unpack it, and name the folder of the images."
+                ) from None
             raise DataError(f"{name} of source {where} is not a Parquet file: {_first_line(error)}.") from None
         except OSError as error:
             raise DataError(f"{name} of source {where} cannot be read: {_first_line(error)}.") from None

@@ -33,6 +33,8 @@ __all__ = ["api_server", "check_reachable", "ensure_session", "ray_session"]
 logger = logging.getLogger(__name__)
 
 _REACH_WITHIN_S = 10.0
+# a socket's path has at most 107 bytes, and Ray adds /ray/session_2026-11-28_21-05-39_077846_1234567/sockets/plasma_store
+_LONGEST_TMPDIR = 107 - 72
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -115,12 +117,26 @@ def _private() -> Iterator[None]:
     changed = {RAY_AUTH_MODE: "token", RAY_AUTH_TOKEN_FILE: token_file, RAY_AUTH_TOKEN: None, RAY_CLUSTER: None}
     with _environment(changed):
         try:
-            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _temp_dir=_short_folder(),
+            )
             logger.info("started a private Ray cluster, with a token in %s", token_file)
             yield
         finally:
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _short_folder() -> str | None:
+    """/tmp where TMPDIR is too long for the sockets that Ray puts below it, as batch systems set it; else None, Ray's default."""
+    if len(tempfile.gettempdir()) <= _LONGEST_TMPDIR:
+        return None
+    logger.info("TMPDIR is too long for Ray's sockets: its session goes below /tmp")
+    return f"/tmp/ray-{os.getuid()}"
 
 
 @contextlib.contextmanager
