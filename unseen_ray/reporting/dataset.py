@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from pyarrow.fs import copy_files
 
 from unseen_ray.data.sources.folder import FolderSource
-from unseen_ray.data.sources.parquet import ParquetSource
-from unseen_ray.data.sources.parquet_labels import image_schema
 from unseen_ray.data.sources.registry import Source, SourceRef, open_source, source_ref
+from unseen_ray.data.sources.tables.labels import image_schema
+from unseen_ray.data.sources.tables.source import TableSource
 from unseen_ray.errors import ConfigError, DataError, StorageError
 from unseen_ray.plugins import is_target, name_of
 from unseen_ray.runs.layout import CORESET, MANIFEST, MANIFEST_COPY
@@ -44,8 +44,8 @@ _PART = 2048  # images in one Parquet file that we make
 def pack(run: Run, to: str) -> int:
     """Write the kept samples into a new folder.
 
-    A Parquet source becomes Parquet files with the same names, columns and metadata; images that it only references are
-    embedded. A class-per-folder tree (`folder`, `imagenet`) becomes a tree with the same files and every class folder.
+    A source of Parquet files becomes Parquet files with the same names, columns and metadata; images that it only references are
+    embedded. So does one of Arrow files or of a list, with the ending .parquet. A class-per-folder tree (`folder`, `imagenet`) becomes a tree with the same files and every class folder.
     `digits` and `cifar*` become Parquet in the Hugging Face image schema.
 
     Args:
@@ -205,8 +205,9 @@ def _copy_files(source: FolderSource, ids: IdArray, folder: Folder) -> None:
 
 def _parts_of(source: Source, ids: IdArray) -> Iterator[tuple[str, pa.Table]]:
     """File name and rows of each piece; the pieces of a file are consecutive."""
-    if isinstance(source, ParquetSource):
-        yield from source.tables(ids.tolist())
+    if isinstance(source, TableSource):
+        for name, table in source.tables(ids.tolist()):
+            yield name if name.endswith(".parquet") else f"{os.path.splitext(name)[0]}.parquet", table
         return
     info = source.info
     schema = image_schema(info.class_names)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unseen_ray.data.listing.files import FileStat
 from unseen_ray.errors import DataError
 from unseen_ray.storage.retry import retried_inline
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
+
+    from unseen_ray.data.listing.files import FileStat
 
 __all__ = ["sample_of_bytes", "times_of"]
 

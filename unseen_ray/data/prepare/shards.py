@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from unseen_ray.data.images.decode import UndecodableError
 from unseen_ray.data.images.encode import to_jpeg, to_ppm
 from unseen_ray.data.images.pixel_store import BadSample
-from unseen_ray.data.sources.parquet_labels import image_schema
 from unseen_ray.data.sources.prepared import PREPARING
 from unseen_ray.data.sources.registry import RawImage, Source, SourceRef, open_source
+from unseen_ray.data.sources.tables.labels import image_schema
 from unseen_ray.errors import DataError
 from unseen_ray.storage.checked_json import to_checked_json
 from unseen_ray.storage.filesystem import Folder, sha256_of

@@ -1,48 +1,19 @@
-"""Parquet files in the Hugging Face schema for image data sets: an image column and an integer label."""
+"""Parquet files in the Hugging Face schema for image data sets: an image column and a label."""
 
 from __future__ import annotations
 
-import functools
-import os
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from unseen_ray.core.arrays import IdArray, IntArray
-from unseen_ray.data.listing.content import sample_of_bytes, times_of
 from unseen_ray.data.listing.parquet_files import find_parquet
-from unseen_ray.data.sources.info import Encoded, RawImage, SourceInfo, fingerprint_of, probe_size
-from unseen_ray.data.sources.label_columns import ROWS_IN_MEMORY, digest_of_labels, gather_labels
-from unseen_ray.data.sources.parquet_labels import LabelColumn, is_text
-from unseen_ray.data.sources.parquet_shard import ParquetShard
+from unseen_ray.data.sources.label_columns import ROWS_IN_MEMORY
 from unseen_ray.data.sources.prepared import is_prepared
-from unseen_ray.errors import DataError
-from unseen_ray.plugins import did_you_mean
-from unseen_ray.storage.filesystem import absolute_path, filesystem_of, is_uri, read_file
+from unseen_ray.data.sources.tables.parquet_shard import ParquetShard
+from unseen_ray.data.sources.tables.source import TableSource
+from unseen_ray.storage.filesystem import absolute_path, filesystem_of
 
 __all__ = ["ParquetSource"]
 
-_IMAGE_NAMES = ("image", "img")
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_PROBED = 32
-_SHOWN = 200  # characters of a name from the data in a message
-_CACHED_ROW_GROUPS = 4
-_TAKEN = 2048
-_MUCH_LESS = 100  # a column this many times smaller than its images only names files that lie elsewhere
 
-
-class ParquetSource:
-    """One or more Parquet files of encoded images.
-
-    The image column is `struct<bytes, path>`, plain binary, or text that names image files by URI or by path, absolute or
-    relative to the Parquet file. Labels are integers, or text whose sorted values are the classes. Ids number the rows of all
-    files, in the order of the files' names. A key is the file's name and the row in it, `train-00.parquet:17`; a prepared folder
-    stores its keys.
+class ParquetSource(TableSource):
+    """One or more Parquet files; see `TableSource`. A folder made by `unseen-ray prepare` stores its keys.
 
     Args:
         path: a file, a glob or a folder; local or a URI.
@@ -52,6 +23,8 @@ class ParquetSource:
         limit: use only the first `limit` rows; None for all.
         rows_in_memory: with more rows than this, labels are kept in a file; see `gather_labels`.
     """
+
+    kind = "parquet"
 
     def __init__(
         self,
@@ -63,214 +36,16 @@ class ParquetSource:
         limit: int | None = None,
         rows_in_memory: int = ROWS_IN_MEMORY,
     ) -> None:
-        self._options: dict[str, Any] = {
-            "path": absolute_path(path),
-            "image": image,
-            "label": label,
-            "size": size,
-            "limit": limit,
-        }
-        self._path, self._label, self._size, self._limit = path, label, size, limit
-        self._rows_in_memory = rows_in_memory
-        self._fs, _ = filesystem_of(path)
-        found = find_parquet(path)
-        self._note, self._times = found.note, times_of(found.stats)
-        self._sizes = [stat.size for stat in found.stats]
-        self._prepared = found.is_folder and is_prepared(self._fs, found.base.rstrip("/"), path, found.names)
-        opener = ParquetShard.opener()
-        self._files = [
-            ParquetShard(self._fs, name, place, path, opener)
-            for name, place in zip(found.names, found.paths, strict=True)
-        ]
-        self._image = self._image_column(image)
-        self._labels = LabelColumn(self._files, label, path)
-        self._starts = np.cumsum([0, *(file.metadata.num_rows for file in self._files)])
-        # caches of this instance: decorated methods would keep every instance alive
-        self._row_group = lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._read_row_group)
-        self._group_starts = lru_cache(maxsize=None)(lambda file: self._files[file].group_starts)
-        self._keys_of = lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._read_keys)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as how to open it, for the workers of a DataLoader: open files and caches do not travel."""
-        return functools.partial(ParquetSource, **self._options), ()
-
-    @cached_property
-    def info(self) -> SourceInfo:
-        """Labels and counts; reads the label column and the headers of a few images."""
-        names = self._labels.class_names
-        total = int(self._starts[-1])
-        rows = total if self._limit is None else min(self._limit, total)
-        labels, num_classes = gather_labels(
-            self._labels.numbers(rows),
-            rows,
-            where=self._path,
-            num_classes=len(names) or None,
-            rows_in_memory=self._rows_in_memory,
+        fs, _ = filesystem_of(path)
+        found, opener = find_parquet(path), ParquetShard.opener()
+        fields = {"image": image, "label": label, "size": size, "limit": limit, "rows_in_memory": rows_in_memory}
+        super().__init__(
+            fs,
+            [ParquetShard(fs, name, place, path, opener) for name, place in zip(found.names, found.paths, strict=True)],
+            found.stats,
+            path=path,
+            has_keys=found.is_folder and is_prepared(fs, found.base.rstrip("/"), path, found.names),
+            note=found.note,
+            reopen={"path": absolute_path(path), **fields},
+            **fields,  # type: ignore[arg-type]
         )
-        probed = np.unique(np.linspace(0, min(len(labels), self._first_group_rows()) - 1, _PROBED).astype(int))
-        size_px, original_px = probe_size((raw for _, raw in self.read(list(probed))), self._size)
-        # the fingerprint covers footers and labels, since reading all images would take too long
-        footers = [(file.name, file.metadata.num_rows, file.metadata.serialized_size) for file in self._files]
-        sizes = [
-            [file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups)]
-            for file in self._files
-        ]
-        return SourceInfo(
-            name=self._path,
-            labels_N=labels,
-            num_classes=num_classes,
-            size_px=size_px,
-            original_px=original_px,
-            class_names=names,
-            fingerprint=fingerprint_of("parquet", footers, sizes, digest_of_labels(labels), str(len(labels))),
-            sample=sample_of_bytes(self._fs, [file.path for file in self._files], self._sizes),
-            times=self._times,
-            note=self._note,
-        )
-
-    def encoded(self) -> Encoded | None:
-        """The size of the image column from the footers; None if the images are separate files."""
-        name, rows, size, groups = self._image.split(".")[0], 0, 0, 0
-        for file in self._files:
-            for number in range(file.metadata.num_row_groups):
-                group = file.metadata.row_group(number)
-                columns = (group.column(place) for place in range(group.num_columns))
-                size += sum(c.total_compressed_size for c in columns if c.path_in_schema.split(".")[0] == name)
-                rows, groups = rows + group.num_rows, groups + 1
-        _, first = next(self.read([0]))
-        if not rows or size < rows * len(first) / _MUCH_LESS:
-            return None
-        return Encoded(bytes_each=size / rows, how="the image column's size in the footers / rows", groups=groups)
-
-    def keys(self, ids: Sequence[int]) -> list[str]:
-        """File name and row; for a folder made by `unseen-ray prepare`, the keys of the original source."""
-        return list(self.key_column(np.asarray(ids, np.int64)).to_pylist())
-
-    def key_column(self, ids_M: IdArray) -> pa.Array:
-        """The same for (M,) ids as Arrow strings, without a Python object for each."""
-        files = np.searchsorted(self._starts, ids_M, side="right") - 1
-        rows = pa.array(ids_M - self._starts[files])
-        if not self._prepared:
-            names = pa.array([file.name for file in self._files]).take(pa.array(files))
-            return pc.binary_join_element_wise(names, pc.cast(rows, pa.string()), ":")
-        pieces = [self._keys_of(file).take(rows.filter(pa.array(files == file))) for file in np.unique(files).tolist()]
-        # the pieces are in file order; the rank of each id in that order puts them back into the order asked for
-        back = np.argsort(np.argsort(files, kind="stable"), kind="stable")
-        return pa.concat_arrays([pa.array([], pa.string()), *pieces]).take(pa.array(back))
-
-    def read(self, ids: Sequence[int]) -> Iterator[tuple[int, RawImage]]:
-        """Encoded images; with ascending ids, each row group is read once."""
-        numbers = np.asarray(ids, np.int64)
-        files = np.searchsorted(self._starts, numbers, side="right") - 1
-        for number, file in zip(numbers.tolist(), files.tolist(), strict=True):
-            row = number - int(self._starts[file])
-            group = bisect_right(self._group_starts(file), row) - 1
-            rows, encoded = self._row_group(file, group)
-            place = row - self._group_starts(file)[group]
-            value = encoded[place].as_py()
-            yield number, value if isinstance(value, bytes) else self._bytes(rows[place].as_py(), file, number)
-
-    def tables(self, ids: Sequence[int]) -> Iterator[tuple[str, pa.Table]]:
-        """The rows of ascending ids with all their columns and metadata, in pieces of at most 2,048, each with its file name.
-
-        An image that a row only names by path is read and embedded.
-        """
-        rows = np.asarray(ids, np.int64)
-        for place, file in enumerate(self._files):
-            start = int(self._starts[place])
-            for group in range(file.metadata.num_row_groups):
-                stop = start + file.metadata.row_group(group).num_rows
-                if not np.any((rows >= start) & (rows < stop)):
-                    start = stop
-                    continue
-                for table in file.tables(file.schema.names, [group]):
-                    wanted = rows[(rows >= start) & (rows < start + table.num_rows)]
-                    for first in range(0, len(wanted), _TAKEN):
-                        some = wanted[first : first + _TAKEN]
-                        yield file.name, self._with_images(table.take(pa.array(some - start)), place, some)
-                    start += table.num_rows
-
-    def _with_images(self, table: pa.Table, file: int, ids: IntArray) -> pa.Table:
-        place = table.schema.get_field_index(self._image)
-        images = table.column(place).combine_chunks()
-        if is_text(images.type):
-            rows = [
-                {"bytes": self._bytes(name, file, int(number)), "path": name}
-                for name, number in zip(images.to_pylist(), ids, strict=True)
-            ]
-            return table.set_column(place, self._image, pa.array(rows, _IMAGE))
-        if not pa.types.is_struct(images.type) or not images.field("bytes").null_count:
-            return table
-        kind = images.type
-        names = [kind.field(i).name for i in range(kind.num_fields)]
-        rows = [
-            {**{name: (value or {}).get(name) for name in names}, "bytes": self._bytes(value, file, int(number))}
-            for value, number in zip(images.to_pylist(), ids, strict=True)
-        ]
-        return table.set_column(place, table.schema.field(place), pa.array(rows, kind))
-
-    def _image_column(self, given: str | None) -> str:
-        wanted = [given] if given else list(_IMAGE_NAMES)
-        image = next((name for name in wanted if name in self._files[0].schema.names), None)
-        for file in self._files:
-            there = file.schema.names
-            for field, column, hint in (("image", image, " or ".join(wanted)), ("label", self._label, self._label)):
-                if column is None or column not in there:
-                    raise DataError(
-                        f"{file.name} of source {self._path} has no {field} column {hint!r}; it has {', '.join(there)}. "
-                        f"Name it: {{use: parquet, path: ..., {field}: <column>}}.{did_you_mean(hint, there)}"
-                    )
-            kind = file.schema.field(image).type
-            place = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
-            if not (_is_binary(kind.field(place).type if place >= 0 else kind) or is_text(kind)):
-                raise DataError(
-                    f"column {image!r} of {file.name} is {kind}; it must hold encoded images, as binary or struct<bytes, path>, "
-                    "or the paths of image files as text."
-                )
-        assert image is not None
-        return image
-
-    def _first_group_rows(self) -> int:
-        groups = (f.metadata.row_group(group) for f in self._files for group in range(f.metadata.num_row_groups))
-        return next((int(group.num_rows) for group in groups if group.num_rows), 1)
-
-    def _read_row_group(self, file: int, group: int) -> tuple[Any, Any]:
-        """The image column of a row group, and the encoded images in it."""
-        rows = self._files[file].read([self._image], group).column(0)
-        if pa.types.is_dictionary(rows.type):
-            rows = rows.cast(rows.type.value_type)
-        if rows.num_chunks == 1:
-            rows = rows.chunk(0)  # a single array is quicker to index
-        return rows, pc.struct_field(rows, "bytes") if pa.types.is_struct(rows.type) else rows
-
-    def _read_keys(self, file: int) -> Any:
-        """The keys of a prepared file."""
-        return self._files[file].read(["key"]).column(0).combine_chunks()
-
-    def _bytes(self, value: Any, file: int, number: int) -> bytes:
-        if isinstance(value, bytes):
-            return value
-        if isinstance(value, dict) and value.get("bytes") is not None:
-            return bytes(value["bytes"])
-        place = value.get("path") if isinstance(value, dict) else value
-        if not place:
-            return b""
-        try:
-            return self._named_file(place, file)
-        except OSError as error:
-            raise DataError(
-                f"{self.keys([number])[0]} names the file {place[:_SHOWN]}, which cannot be read: {str(error)[:_SHOWN]}."
-            ) from None
-
-    def _named_file(self, place: str, file: int) -> bytes:
-        """A file that a row names: by a URI or an absolute path, or relative to its Parquet file, as `datasets` writes both."""
-        if is_uri(place):
-            return read_file(*filesystem_of(place))
-        if os.path.isabs(place):
-            return read_file(self._fs, place)
-        return read_file(self._fs, f"{os.path.dirname(self._files[file].path)}/{place}")
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,6 +109,24 @@ def _parquet(
     return ParquetSource(path=path, image=image, label=label, size=size, limit=limit)
 
 
+def _arrow(
+    *, path: str, image: str | None = None, label: str = "label", size: int | None = None, limit: int | None = None
+) -> Source:
+    """a folder that `datasets` wrote with save_to_disk, or one .arrow file"""
+    from unseen_ray.data.sources.arrow import ArrowSource
+
+    return ArrowSource(path=path, image=image, label=label, size=size, limit=limit)
+
+
+def _list(
+    *, path: str, image: str | None = None, label: str = "label", size: int | None = None, limit: int | None = None
+) -> Source:
+    """paths of images with their labels, as a .csv, .tsv or .jsonl file"""
+    from unseen_ray.data.sources.image_list import ListSource
+
+    return ListSource(path=path, image=image, label=label, size=size, limit=limit)
+
+
 def _folder(*, path: str, size: int | None = None, limit: int | None = None) -> Source:
     """a class-per-folder tree of images, path/<class>/<image>, local or a URI"""
     from unseen_ray.data.sources.folder import FolderSource
@@ -129,9 +148,12 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "imagenet": _imagenet,
     "parquet": _parquet,
     "folder": _folder,
+    "arrow": _arrow,
+    "list": _list,
     "labels": _labels,
 }
 
+_BY_ENDING = {".parquet": "parquet", ".arrow": "arrow", ".csv": "list", ".tsv": "list", ".jsonl": "list"}
 _TEST_SPLITS = {"cifar10": "test", "cifar100": "test", "imagenet": "val"}
 
 
@@ -216,8 +238,6 @@ def default_test(ref: SourceRef) -> SourceRef | None:
 
 
 def _looks_like_path(text: str) -> bool:
-    import os
-
     return any(mark in text for mark in "/\\*?.~") or os.path.exists(text)
 
 
@@ -226,10 +246,15 @@ def _kind_of(path: str) -> str:
 
     from unseen_ray.data.listing.parquet_files import holds_parquet
 
-    if path.endswith(".parquet") or is_glob(path):
+    if (ending := os.path.splitext(path)[1]) in _BY_ENDING:
+        return _BY_ENDING[ending]
+    if is_glob(path):
         return "parquet"
     try:
         fs, root = filesystem_of(path)
+        saved = fs.get_file_info([f"{root}/{name}" for name in ("state.json", "dataset_dict.json")])
+        if any(each.type == FileType.File for each in saved):
+            return "arrow"
         kind = fs.get_file_info(root).type
         return "folder" if kind == FileType.Directory and not holds_parquet(fs, root) else "parquet"
     except OSError:

@@ -1,4 +1,4 @@
-"""The label column of Parquet files: integers, or text that becomes the numbers of the sorted names."""
+"""The label column of tables: integers, or text that becomes the numbers of the sorted names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from unseen_ray.core.arrays import IntArray
-from unseen_ray.data.sources.parquet_shard import ParquetShard
+from unseen_ray.data.sources.tables.shard import TableShard, group_starts
 from unseen_ray.errors import DataError
 
 __all__ = ["LabelColumn", "class_names", "image_schema", "is_text"]
@@ -29,7 +29,7 @@ class LabelColumn:
         where: the source's name in messages.
     """
 
-    def __init__(self, files: Sequence[ParquetShard], label: str, where: str) -> None:
+    def __init__(self, files: Sequence[TableShard], label: str, where: str) -> None:
         self._files, self._label, self._where = files, label, where
 
     @cached_property
@@ -59,17 +59,17 @@ class LabelColumn:
         left = rows
         for file in self._files:
             numbers = self._numbers_in(file)
-            for group in range(file.metadata.num_row_groups):
+            for group in range(len(file.group_rows)):
                 if left <= 0:
                     return
                 column = self._column(file, group).slice(0, left)
                 if column.null_count:
-                    row = file.group_starts[group] + column.is_null().index(True).as_py()
+                    row = group_starts(file)[group] + column.is_null().index(True).as_py()
                     raise DataError(f"row {row} of {file.name} has no label. Drop unlabelled rows first.")
                 yield self._numbered(column, file, group, numbers)
                 left -= len(column)
 
-    def _column(self, file: ParquetShard, group: int) -> pa.ChunkedArray:
+    def _column(self, file: TableShard, group: int) -> pa.ChunkedArray:
         column = file.read([self._label], group).column(0)
         kind = column.type
         if pa.types.is_dictionary(kind):
@@ -82,13 +82,13 @@ class LabelColumn:
             )
         return column
 
-    def _numbered(self, column: pa.ChunkedArray, file: ParquetShard, group: int, numbers: IntArray | None) -> IntArray:
+    def _numbered(self, column: pa.ChunkedArray, file: TableShard, group: int, numbers: IntArray | None) -> IntArray:
         if is_text(column.type):
             found = pc.index_in(column, pa.array(self.class_names, pa.string()))
             if found.null_count:
                 row = found.is_null().index(True).as_py()
                 raise DataError(
-                    f"row {file.group_starts[group] + row} of {file.name} has label {column[row].as_py()!r}, which the metadata of "
+                    f"row {group_starts(file)[group] + row} of {file.name} has label {column[row].as_py()!r}, which the metadata of "
                     f"source {self._where} does not name as a class."
                 )
             return np.asarray(found.to_numpy(), np.int64)
@@ -96,7 +96,7 @@ class LabelColumn:
         # what is out of range is refused with its row number by whoever gathers the labels
         return labels if numbers is None or _is_out_of(labels, len(numbers)) else numbers[labels]
 
-    def _numbers_in(self, file: ParquetShard) -> IntArray | None:
+    def _numbers_in(self, file: TableShard) -> IntArray | None:
         """The source's number for each class number of a file whose metadata names the same classes in another order."""
         theirs, ours = class_names(file.schema, self._label), self.class_names
         if theirs == ours or not theirs:
@@ -123,7 +123,7 @@ class LabelColumn:
     def _sorted_names(self) -> tuple[str, ...]:
         found: set[str] = set()
         for file in self._files:
-            for group in range(file.metadata.num_row_groups):
+            for group in range(len(file.group_rows)):
                 found.update(pc.unique(self._column(file, group)).to_pylist())
         return tuple(sorted(name for name in found if name is not None))
 

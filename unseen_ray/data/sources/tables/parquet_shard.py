@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -62,10 +61,21 @@ class ParquetShard:
         )
 
     @property
-    def group_starts(self) -> list[int]:
-        """The first row of each row group."""
-        counts = (self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups))
-        return list(itertools.accumulate(counts, initial=0))[:-1]
+    def group_rows(self) -> list[int]:
+        """Rows of each row group."""
+        return [self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)]
+
+    def identity(self) -> tuple[tuple[Any, ...], list[int]]:
+        """Name, rows and size of the footer; and the size of each row group."""
+        groups = range(self.metadata.num_row_groups)
+        sizes = [self.metadata.row_group(group).total_byte_size for group in groups]
+        return (self.name, self.metadata.num_rows, self.metadata.serialized_size), sizes
+
+    def stored_bytes(self, column: str) -> int:
+        """The compressed size of a column."""
+        groups = (self.metadata.row_group(group) for group in range(self.metadata.num_row_groups))
+        columns = (group.column(place) for group in groups for place in range(group.num_columns))
+        return sum(each.total_compressed_size for each in columns if each.path_in_schema.split(".")[0] == column)
 
     def read(self, columns: Sequence[str], group: int | None = None) -> pa.Table:
         """Some columns of all rows, or of one row group.

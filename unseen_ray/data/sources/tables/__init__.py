@@ -1,0 +1,1 @@
+"""Tables of images and labels in files of several formats, read alike."""
