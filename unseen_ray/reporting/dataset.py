@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
-import io
 import itertools
 import os
 import shutil
@@ -16,17 +15,18 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import copy_files
 
+from unseen_ray.data.images.encode import to_png
 from unseen_ray.data.sources.folder import FolderSource
 from unseen_ray.data.sources.registry import Source, SourceRef, open_source, source_ref
 from unseen_ray.data.sources.tables.labels import image_schema
 from unseen_ray.data.sources.tables.source import TableSource
 from unseen_ray.errors import ConfigError, DataError, StorageError
 from unseen_ray.plugins import is_target, name_of
+from unseen_ray.reporting.tars import write_tars
 from unseen_ray.runs.layout import CORESET, MANIFEST, MANIFEST_COPY
 from unseen_ray.storage.filesystem import Folder, absolute_path, covers, filesystem_of, is_uri, real_path
 from unseen_ray.storage.retry import retried
@@ -41,15 +41,17 @@ _AT_ONCE = 16  # files that are copied concurrently
 _PART = 2048  # images in one Parquet file that we make
 
 
-def pack(run: Run, to: str) -> int:
+def pack(run: Run, to: str, form: str | None = None) -> int:
     """Write the kept samples into a new folder.
 
     A source of Parquet files becomes Parquet files with the same names, columns and metadata; images that it only references are
-    embedded. So does one of Arrow files or of a list, with the ending .parquet. A class-per-folder tree (`folder`, `imagenet`) becomes a tree with the same files and every class folder.
+    embedded. So does one of Arrow files or of a list, with the ending .parquet. A class-per-folder tree (`folder`, `imagenet`)
+    becomes a tree with the same files and every class folder.
     `digits` and `cifar*` become Parquet in the Hugging Face image schema.
 
     Args:
         run: a finished run, whose source can be opened without importing anything that the run folder names.
+        form: `webdataset` for tars, see `tars.write_tars`; None for the form of the source.
         to: a new or empty folder or URI. A local folder appears, or is filled, only once everything is written.
 
     Returns:
@@ -63,7 +65,9 @@ def pack(run: Run, to: str) -> int:
     source, ids = source_of(run), run.table(CORESET).column("id").to_numpy()
     try:
         with _aside(to) as folder:
-            if isinstance(source, FolderSource):
+            if form == "webdataset":
+                write_tars(source, ids, folder)
+            elif isinstance(source, FolderSource):
                 _copy_files(source, ids, folder)
             else:
                 _write_parts(_parts_of(source, ids), folder)
@@ -213,19 +217,12 @@ def _parts_of(source: Source, ids: IdArray) -> Iterator[tuple[str, pa.Table]]:
     schema = image_schema(info.class_names)
     for number, start in enumerate(range(0, len(ids), _PART)):
         part = ids[start : start + _PART].tolist()
-        rows = [{"bytes": _encoded(image), "path": None} for _, image in source.read(part)]
+        rows = [
+            {"bytes": image if isinstance(image, bytes) else to_png(image), "path": None}
+            for _, image in source.read(part)
+        ]
         columns = {"image": rows, "label": info.labels_N[part], "key": source.keys(part)}
         yield f"part-{number:05d}.parquet", pa.table(columns, schema)
-
-
-def _encoded(image: Any) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _write_parts(parts: Iterator[tuple[str, pa.Table]], folder: Folder) -> None:

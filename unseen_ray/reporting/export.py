@@ -36,16 +36,19 @@ ENDINGS = {
     ".parquet": "id, key, label, stage, score",
 }
 
+FORMS = ("webdataset",)
+
 _LINES = 2**14  # keys that are Python strings at the same time
 
 
-def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[str]) -> int:
+def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[str], *, form: str | None = None) -> int:
     """Write the coreset of a finished run; the file's ending determines the content.
 
     Args:
         result: a finished run, or its folder.
         to: a path or URI ending in .npy (ids), .txt (keys), .csv or .parquet (all columns); without an ending, or with a
             slash, a folder for the pruned data set itself, see `dataset.pack`.
+        form: of a pruned data set: `webdataset` for tars; None for the form of the source.
 
     Returns:
         The number of samples written.
@@ -58,14 +61,10 @@ def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[s
     if problem := path_problem("--to", to):
         raise ConfigError(problem)
     ending = os.path.splitext(to)[1].lower()
-    if not ending or to.endswith("/"):
-        return pack(run, to)
-    if ending not in ENDINGS:
-        known = "; ".join(f"{name} ({what})" for name, what in ENDINGS.items())
-        raise ConfigError(
-            f"--to {to} ends in {ending!r}. Allowed are {known}, and a folder, without an ending or with a slash, for the "
-            f"pruned data set.{did_you_mean(ending, ENDINGS)}"
-        )
+    is_folder = not ending or to.endswith("/")
+    _check_form(form, ending, to, is_folder=is_folder)
+    if is_folder:
+        return pack(run, to, form)
     check_file(to, run)
     table = StoredTable(run.folder, CORESET, run.manifest.files).verified()
     try:
@@ -74,6 +73,23 @@ def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[s
     except OSError as error:
         raise ConfigError(f"--to {to} cannot be written: {error}") from None
     return table.num_rows
+
+
+def _check_form(form: str | None, ending: str, to: str, *, is_folder: bool) -> None:
+    if form not in (None, *FORMS):
+        raise ConfigError(
+            f"--as {form} is no form of a data set. Allowed: {', '.join(FORMS)}; without it, the form of the source."
+        )
+    if form is not None and not is_folder:
+        raise ConfigError(
+            f"--as {form} makes a folder, and --to {to} names a file. Name a folder, with a slash at its end."
+        )
+    if not is_folder and ending not in ENDINGS:
+        known = "; ".join(f"{name} ({what})" for name, what in ENDINGS.items())
+        raise ConfigError(
+            f"--to {to} ends in {ending!r}. Allowed are {known}, and a folder, without an ending or with a slash, for the "
+            f"pruned data set.{did_you_mean(ending, ENDINGS)}"
+        )
 
 
 def torch_subset(

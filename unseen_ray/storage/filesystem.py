@@ -47,8 +47,8 @@ def absolute_path(path: str) -> str:
 
 
 def is_glob(path: str) -> bool:
-    """Whether a path is a pattern; brackets and stars in the name of a local file that exists are just characters."""
-    return any(mark in path for mark in "*?[") and (is_uri(path) or not os.path.lexists(absolute_path(path)))
+    """Whether a path is a pattern; brackets, braces and stars in the name of a local file that exists are just characters."""
+    return any(mark in path for mark in "*?[{") and (is_uri(path) or not os.path.lexists(absolute_path(path)))
 
 
 def filesystem_of(path: str) -> tuple[FileSystem, str]:
@@ -96,7 +96,7 @@ def sha256_of(data: bytes | memoryview) -> str:
 
 def covers(place: str, to: str) -> bool:
     """Whether the source at `place` may pick up files written to `to`; a glob within one folder does not reach below it."""
-    head, *tail = re.split(r"[*?[]", place, maxsplit=1) if is_glob(place) else [place]
+    head, *tail = re.split(r"[*?[{]", place, maxsplit=1) if is_glob(place) else [place]
     top = real_path(head.rpartition("/")[0] if tail else head)
     if tail and "/" not in tail[0] and "**" not in place:
         return real_path(to) == top

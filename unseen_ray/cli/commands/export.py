@@ -18,14 +18,18 @@ __all__ = ["export"]
     metavar="FILE",
     help=".npy: ids, .txt: keys, .csv, .parquet: all columns; a folder: the pruned data",
 )
-def export(run_dir: str, to: str) -> None:
+@click.option(
+    "--as", "form", type=click.Choice(["webdataset"]), help="the pruned data as tars  [default: as the source is]"
+)
+def export(run_dir: str, to: str, form: str | None) -> None:
     """Write the kept ids or keys to a file, or the pruned data set into a folder.
 
     \b
     unseen-ray export runs/digits --to kept.npy
     unseen-ray export runs/digits --to data/digits-pruned/
+    unseen-ray export runs/digits --to data/digits-tars/ --as webdataset
     """
     import unseen_ray as ur
 
-    count = ur.export(run_dir, to)
+    count = ur.export(run_dir, to, form=form)
     print_lines([f"Wrote {count:,} samples to {to}."])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from unseen_ray.data.images.decode import UndecodableError, open_image, orientation_of, to_pixels
 from unseen_ray.data.images.pillow_warnings import quietly
 from unseen_ray.data.sources.info import RawImage
 
-__all__ = ["to_jpeg", "to_ppm"]
+__all__ = ["to_jpeg", "to_png", "to_ppm"]
 
 _MOST_PX = 65_500  # libjpeg's limit per side
 
@@ -29,6 +31,13 @@ def to_ppm(raw: RawImage, size_px: int) -> bytes:
         UndecodableError: if the bytes are not a complete image.
     """
     return b"P6\n%d %d\n255\n" % (size_px, size_px) + to_pixels(raw, size_px).tobytes()
+
+
+def to_png(pixels: NDArray[np.uint8]) -> bytes:
+    """(H, W, 3) pixels as a PNG, which keeps them as they are."""
+    encoded = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(encoded, "PNG")
+    return encoded.getvalue()
 
 
 def to_jpeg(raw: RawImage, size_px: int, quality: int) -> bytes:

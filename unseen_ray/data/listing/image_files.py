@@ -7,17 +7,24 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-__all__ = ["HEAD_BYTES", "IMAGE_ENDINGS", "ending_of", "images_among", "is_image_head"]
+__all__ = ["HEAD_BYTES", "IMAGE_ENDINGS", "ending_of", "ending_of_head", "images_among", "is_image_head"]
 
 IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".jp2", ".j2k", ".tga",
     ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
 HEAD_BYTES = 16
-_HEAD = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM|II\*\0|MM\0\*|RIFF....WEBP|....ftypavi[fs]|P[1-6]\s|\0\0\0\x0cjP  |\xff\x4f\xff\x51",
-    re.DOTALL,
-)
+_ENDINGS = {
+    rb"\xff\xd8\xff": ".jpg",
+    rb"\x89PNG\r\n\x1a\n": ".png",
+    rb"GIF8[79]a": ".gif",
+    rb"BM": ".bmp",
+    rb"II\*\0|MM\0\*": ".tif",
+    rb"RIFF....WEBP": ".webp",
+    rb"....ftypavi[fs]": ".avif",
+    rb"P[1-6]\s": ".ppm",
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": ".jp2",
+}
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}$")
 _LOOKED_AT = 64
 
@@ -30,7 +37,12 @@ def ending_of(name: str) -> str:
 
 def is_image_head(head: bytes) -> bool:
     """Whether a file that begins with these bytes is an image."""
-    return _HEAD.match(head) is not None
+    return bool(ending_of_head(head))
+
+
+def ending_of_head(head: bytes) -> str:
+    """The ending that a file with these first bytes should have; empty if it is no image."""
+    return next((ending for start, ending in _ENDINGS.items() if re.match(start, head, re.DOTALL)), "")
 
 
 def images_among(names: Iterable[str], read_head: Callable[[str], bytes]) -> set[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from unseen_ray.data.listing.parquet_files import find_parquet
+from unseen_ray.data.listing.shard_files import find_shards
 from unseen_ray.data.sources.label_columns import ROWS_IN_MEMORY
 from unseen_ray.data.sources.prepared import is_prepared
 from unseen_ray.data.sources.tables.parquet_shard import ParquetShard
 from unseen_ray.data.sources.tables.source import TableSource
-from unseen_ray.storage.filesystem import absolute_path, filesystem_of
+from unseen_ray.storage.filesystem import absolute_path
 
 __all__ = ["ParquetSource"]
 
@@ -36,8 +36,8 @@ class ParquetSource(TableSource):
         limit: int | None = None,
         rows_in_memory: int = ROWS_IN_MEMORY,
     ) -> None:
-        fs, _ = filesystem_of(path)
-        found, opener = find_parquet(path), ParquetShard.opener()
+        found, opener = find_shards(path), ParquetShard.opener()
+        fs = found.fs
         fields = {"image": image, "label": label, "size": size, "limit": limit, "rows_in_memory": rows_in_memory}
         super().__init__(
             fs,

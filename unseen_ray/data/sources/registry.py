@@ -127,6 +127,21 @@ def _list(
     return ListSource(path=path, image=image, label=label, size=size, limit=limit)
 
 
+def _webdataset(
+    *,
+    path: str,
+    image: str | None = None,
+    label: str = "cls",
+    classes: str | None = None,
+    size: int | None = None,
+    limit: int | None = None,
+) -> Source:
+    """WebDataset tars: a file, a pattern such as train-{000..146}.tar, or a folder, local or a URI"""
+    from unseen_ray.data.sources.webdataset.source import WebDatasetSource
+
+    return WebDatasetSource(path=path, image=image, label=label, classes=classes, size=size, limit=limit)
+
+
 def _folder(*, path: str, size: int | None = None, limit: int | None = None) -> Source:
     """a class-per-folder tree of images, path/<class>/<image>, local or a URI"""
     from unseen_ray.data.sources.folder import FolderSource
@@ -150,10 +165,18 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "folder": _folder,
     "arrow": _arrow,
     "list": _list,
+    "webdataset": _webdataset,
     "labels": _labels,
 }
 
-_BY_ENDING = {".parquet": "parquet", ".arrow": "arrow", ".csv": "list", ".tsv": "list", ".jsonl": "list"}
+_BY_ENDING = {
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".csv": "list",
+    ".tsv": "list",
+    ".jsonl": "list",
+    ".tar": "webdataset",
+}
 _TEST_SPLITS = {"cifar10": "test", "cifar100": "test", "imagenet": "val"}
 
 
@@ -244,7 +267,7 @@ def _looks_like_path(text: str) -> bool:
 def _kind_of(path: str) -> str:
     from pyarrow.fs import FileType
 
-    from unseen_ray.data.listing.parquet_files import holds_parquet
+    from unseen_ray.data.listing.shard_files import kind_of_folder
 
     if (ending := os.path.splitext(path)[1]) in _BY_ENDING:
         return _BY_ENDING[ending]
@@ -256,7 +279,7 @@ def _kind_of(path: str) -> str:
         if any(each.type == FileType.File for each in saved):
             return "arrow"
         kind = fs.get_file_info(root).type
-        return "folder" if kind == FileType.Directory and not holds_parquet(fs, root) else "parquet"
+        return kind_of_folder(fs, root) if kind == FileType.Directory else "parquet"
     except OSError:
         return "parquet"  # opening the source reports the error
 

@@ -1,4 +1,4 @@
-"""Finds the Parquet files of a path, and refuses files that belong to several splits or configurations of a data set."""
+"""Finds the Parquet or tar files of a path, and refuses files of several splits or configurations of a data set."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from unseen_ray.storage.retry import retried_inline
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-__all__ = ["ParquetFiles", "find_parquet", "holds_parquet", "parts_of_data_set"]
+__all__ = ["ShardFiles", "find_shards", "kind_of_folder", "parts_of_data_set"]
 
+_KINDS = {".parquet": "Parquet file", ".tar": "tar file"}
 _HIVE_KEYS = {"split", "subset", "partition"}
 _LEVELS, _FOLDERS = 5, 8
 _NAMED = 4
 
 
 @dataclass(frozen=True, slots=True)
-class ParquetFiles:
+class ShardFiles:
     """The files that a path stands for.
 
     Attributes:
+        fs: their file system.
         base: the folder that their names are relative to, within its file system.
         names: relative to `base`, in order.
         stats: their sizes and times.
@@ -40,6 +42,7 @@ class ParquetFiles:
         note: a remark for the user on what is read together; empty if there is none.
     """
 
+    fs: FileSystem
     base: str
     names: list[str]
     stats: list[FileStat]
@@ -52,28 +55,39 @@ class ParquetFiles:
         return [f"{self.base.rstrip('/')}/{name}" for name in self.names]
 
 
-def find_parquet(path: str) -> ParquetFiles:
-    """Find the files of a path: a file, a folder with all that is below it, or a glob, in which `**` stands for any folders.
+def find_shards(path: str, ending: str = ".parquet") -> ShardFiles:
+    """Find the files of a path: a file, a folder with all that is below it, or a pattern.
+
+    In a pattern, `*` stands for any characters of a name, `**` for any folders, `{000..146}` for each of these numbers, and `{a,b}`
+    for each of these words; without a star, all the files that it names must be there.
+
+    Args:
+        path: local or a URI.
+        ending: of the files to take from a folder.
 
     Raises:
         DataError: if there are none, or a folder holds several splits or configurations.
     """
     from pyarrow.fs import FileType
 
-    fs, root = filesystem_of(path)
     if is_glob(path):
-        return _of_glob(fs, root, path)
+        return _of_pattern(path, ending)
+    fs, root = filesystem_of(path)
     try:
         entry = retried_inline(path, lambda: fs.get_file_info(root))
     except OSError as error:
         raise DataError(f"source {path} cannot be read: {_first_line(error)}.") from None
     if entry.type == FileType.NotFound:
-        raise DataError(f"source {path} does not exist. Check the path; a glob or a folder of *.parquet also works.")
+        raise DataError(f"source {path} does not exist. Check the path; a glob or a folder of *{ending} also works.")
     if entry.type == FileType.File:
         stat = FileStat(int(entry.size), entry.mtime_ns)
-        return ParquetFiles(os.path.dirname(root), [entry.base_name], [stat], is_folder=False)
+        return ShardFiles(fs, os.path.dirname(root), [entry.base_name], [stat], is_folder=False)
+    return _of_folder(fs, root, path, ending)
+
+
+def _of_folder(fs: FileSystem, root: str, path: str, ending: str) -> ShardFiles:
     listing = list_folder(path, is_hidden=_is_hidden)
-    names = _checked((name for name in listing.files if name.endswith(".parquet")), path)
+    names = _checked((name for name in listing.files if name.endswith(ending)), path, ending)
     splits, configurations = parts_of_data_set(names)
     if len(splits) > 1:
         raise DataError(
@@ -83,28 +97,29 @@ def find_parquet(path: str) -> ParquetFiles:
     if len(configurations) > 1:
         raise DataError(
             f"source {path} holds the configurations {_some(sorted(configurations))} of a data set. Name the folder of one of them, "
-            f"source: {path.rstrip('/')}/{min(configurations)}, or with a glob all of them: {path.rstrip('/')}/**/*.parquet."
+            f"source: {path.rstrip('/')}/{min(configurations)}, or with a glob all of them: {path.rstrip('/')}/**/*{ending}."
         )
     folders = sorted({os.path.dirname(name) for name in names})
     note = f"the files of {len(folders)} folders are read together ({_some(folders)})" if len(folders) > 1 else ""
-    return ParquetFiles(root, names, [listing.files[name] for name in names], is_folder=True, note=note)
+    return ShardFiles(fs, root, names, [listing.files[name] for name in names], is_folder=True, note=note)
 
 
-def holds_parquet(fs: FileSystem, root: str) -> bool:
-    """Whether a folder is one of Parquet files rather than of images, from the first folders of the first levels.
+def kind_of_folder(fs: FileSystem, root: str) -> str:
+    """Whether a folder holds `parquet` files, tars of `webdataset`, or images (`folder`), from the first folders of the first levels.
 
     There may be a thousand classes, and each listing of an object store takes a request.
     """
     folders = [root]
     for _ in range(_LEVELS):
         listings = [directly_in(fs, folder) for folder in folders[:_FOLDERS]]
-        files = [name for found, _ in listings for name in found]
-        if any(name.endswith(".parquet") for name in files):
-            return True
-        if any(ending_of(name) in IMAGE_ENDINGS for name in files):
-            return False
+        endings = {ending_of(name) for found, _ in listings for name in found}
+        for ending, kind in ((".parquet", "parquet"), (".tar", "webdataset")):
+            if ending in endings:
+                return kind
+        if not endings.isdisjoint(IMAGE_ENDINGS):
+            break
         folders = [folder for _, inner in listings for folder in inner]
-    return False
+    return "folder"
 
 
 def parts_of_data_set(names: Iterable[str]) -> tuple[dict[str, str], set[str]]:
@@ -120,14 +135,18 @@ def parts_of_data_set(names: Iterable[str]) -> tuple[dict[str, str], set[str]]:
     configurations = set()
     for name in names:
         *folders, file = name.split("/")
-        stem = file.removesuffix(".parquet")
+        stem, ending = os.path.splitext(file)
         if (split := _split_in(stem)) is not None:
-            globs[split].add("/".join([*folders, f"{_up_to_split(stem)}*.parquet"]))
+            globs[split].add("/".join([*folders, f"{_up_to_split(stem)}*{ending}"]))
             configurations.add("/".join(folders))
             continue
         for depth in range(len(folders) - 1, -1, -1):
             if (split := _split_in(folders[depth])) is not None:
-                globs[split].add("/".join([*folders[: depth + 1], *["**"] * (depth + 1 < len(folders)), "*.parquet"]))
+                globs[split].add(
+                    "/".join(
+                        [*folders[: depth + 1], *["**"] * (depth + 1 < len(folders)), f"*{os.path.splitext(file)[1]}"]
+                    )
+                )
                 configurations.add("/".join(folders[:depth]))
                 break
     return {split: min(found) for split, found in globs.items()}, configurations
@@ -152,21 +171,48 @@ def _training(splits: Iterable[str]) -> str:
     return "train" if "train" in found else found[0]
 
 
-def _of_glob(fs: FileSystem, root: str, path: str) -> ParquetFiles:
-    mark = min(root.index(mark) for mark in "*?[" if mark in root)
-    base = root[:mark].rpartition("/")[0]
-    if is_uri(path):
-        start = len(base.rstrip("/")) + 1
-        where = path[: len(path) - len(root) + len(base)]
-        found = {
-            name: stat for name, stat in list_folder(where, _is_hidden).files.items() if _matches(name, root[start:])
-        }
-    else:
-        found = _local_glob(root, base)
-    names = _checked(found, path)
+def _of_pattern(path: str, ending: str) -> ShardFiles:
+    (fs, *_), patterns = zip(*map(filesystem_of, _without_braces(path)), strict=True)  # braces are no part of a URI
+    base = os.path.commonpath([re.split(r"[*?[]", pattern)[0].rpartition("/")[0] or "/" for pattern in patterns])
+    found: dict[str, FileStat] = {}
+    listed = _listed_below(path, patterns[0], base) if is_uri(path) else {}
+    for pattern in patterns:
+        inner = pattern[len(base.rstrip("/")) + 1 :]
+        matching = (
+            {name: stat for name, stat in listed.items() if _matches(name, inner)}
+            if is_uri(path)
+            else _local_glob(pattern, base)
+        )
+        if not matching and len(patterns) > 1:
+            raise DataError(
+                f"{pattern} of source {path} does not exist. Complete the files, or correct the numbers in braces."
+            )
+        found |= matching
+    names = _checked(found, path, ending)
     splits, _ = parts_of_data_set(names)
     together = f"the splits {', '.join(sorted(splits))} are read together" if len(splits) > 1 else ""
-    return ParquetFiles(base, names, [found[name] for name in names], is_folder=False, note=together)
+    return ShardFiles(fs, base, names, [found[name] for name in names], is_folder=False, note=together)
+
+
+def _listed_below(path: str, root: str, base: str) -> dict[str, FileStat]:
+    """All that lies below the folder that a pattern of a URI begins with."""
+    first = _without_braces(path)[0]
+    return list_folder(first[: len(first) - len(root) + len(base)], _is_hidden).files
+
+
+def _without_braces(pattern: str) -> list[str]:
+    """The patterns that one with braces stands for, as a shell expands them."""
+    found = re.search(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}", pattern)
+    if found is None:
+        return [pattern]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    words = found[1].split(",")
+    if numbers:
+        low, high = numbers[1], numbers[2]
+        words = [str(number).zfill(len(low)) for number in range(int(low), int(high) + 1)]
+    return [
+        each for word in words for each in _without_braces(f"{pattern[: found.start()]}{word}{pattern[found.end() :]}")
+    ]
 
 
 def _local_glob(pattern: str, base: str) -> dict[str, FileStat]:
@@ -194,10 +240,10 @@ def _parts_match(parts: Sequence[str], patterns: Sequence[str]) -> bool:
     return bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0]) and _parts_match(parts[1:], patterns[1:])
 
 
-def _checked(names: Iterable[str], path: str) -> list[str]:
+def _checked(names: Iterable[str], path: str, ending: str) -> list[str]:
     found = sorted(names)
     if not found:
-        raise DataError(f"source {path} matches no Parquet file. Check the pattern, or the folder's *.parquet.")
+        raise DataError(f"source {path} matches no {_KINDS[ending]}. Check the pattern, or the folder's *{ending}.")
     return found
 
 
