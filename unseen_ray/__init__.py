@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from unseen_ray.execution.api import PruneResult as PruneResult
     from unseen_ray.execution.api import load as load
     from unseen_ray.execution.api import prune as prune
+    from unseen_ray.execution.api import prune_dataset as prune_dataset
     from unseen_ray.execution.api import score as score
     from unseen_ray.execution.api import select as select
     from unseen_ray.execution.plan import plan as plan
@@ -63,6 +64,7 @@ _HOME = {
     "plan_values": "execution.plan",
     "prepare": "data.prepare.prepare",
     "prune": "execution.api",
+    "prune_dataset": "execution.api",
     "report": "reporting.report",
     "report_values": "reporting.report",
     "score": "execution.api",

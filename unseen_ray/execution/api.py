@@ -13,13 +13,15 @@ from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.tasks import stage_zero_count
+from unseen_ray.data.sources.registry import source_ref
+from unseen_ray.errors import ConfigError
 from unseen_ray.execution.tracking import tracked
+from unseen_ray.plugins import is_target
 from unseen_ray.pruning.pipeline import run_pipeline
 from unseen_ray.pruning.reselect import reselect
 from unseen_ray.pruning.score_probs import score_probs
 from unseen_ray.runs.layout import CORESET, scores_file
 from unseen_ray.runs.run import Run, coreset_of, load_run
-from unseen_ray.storage.filesystem import filesystem_of
 from unseen_ray.storage.tables import parts_of
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from unseen_ray.pruning.executor import Executor, Observer
     from unseen_ray.runs.manifest import Manifest
 
-__all__ = ["PruneResult", "executor_for", "ignore", "load", "prune", "run_of", "score", "select"]
+__all__ = ["PruneResult", "executor_for", "ignore", "load", "prune", "prune_dataset", "run_of", "score", "select"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,27 +76,48 @@ class PruneResult:
     def to_ray_dataset(self) -> ray.data.Dataset:
         """The scores of stage 0 as a Ray Dataset, on the cluster that this process is connected to, else a private one.
 
-        Rows are in id order. Ray's workers read a table that is stored in parts, so the driver never holds it.
+        Rows are in id order. Ray's workers read the table from the run's folder; the driver never holds it.
 
         Raises:
             StorageError: if the table is missing or damaged.
         """
-        import ray.data
+        return self._read_by_ray(scores_file(0))
 
-        from unseen_ray.execution.ray.connect import ensure_session
+    def kept_dataset(self, *, source: Any = None, size: int | None = None, encoded: bool = False) -> ray.data.Dataset:
+        """The kept samples as a Ray Dataset with columns id, label and image, such as `TorchTrainer` takes.
 
-        ensure_session()
-        parts = parts_of(scores_file(0), self.manifest.files)
-        if len(parts) == 1:
-            return ray.data.from_arrow(self.scores)
-        self.run.stored(scores_file(0), hold=False).verified()
-        filesystem, folder = filesystem_of(self.path)
-        # Without `partitioning`, Ray would take a folder above the run called lr=0.1 for a column.
-        dataset = ray.data.read_parquet(
-            [f"{folder}/{part}" for part in parts], filesystem=filesystem, partitioning=None
-        )
-        dataset.context.execution_options.preserve_order = True
-        return dataset
+        Ray's workers read the images from the source, so that every node must reach it. There is no text in it, which
+        `iter_torch_batches` refuses; `export` gives the keys.
+
+        Args:
+            source: where the data is now, as in `PruneConfig`; None if it has not moved. Required for a run that was loaded from
+                its folder and whose source is a function of your own.
+            size: height and width of the images in pixels; None for that of the scoring models.
+            encoded: give images as they are stored (bytes), not as (size, size, 3) uint8.
+
+        Raises:
+            ConfigError: if such a source is not given.
+            StorageError: if the run's files are missing or damaged.
+        """
+        from unseen_ray.execution.ray.io.datasets import with_images
+
+        if source is None and self.in_hand:
+            source = self.config.source
+        asked = source_ref(self.manifest.asked["source"] if source is None else source)
+        if source is None and is_target(asked.use):
+            raise ConfigError(
+                f"the run's source is {asked.use}, a user-defined function, and nothing that a run folder names is imported. "
+                f'Give it yourself: kept_dataset(source="{asked.use}"), or the function itself.'
+            )
+        size_px = None if encoded else size or self.manifest.source.size_px
+        rows = self._read_by_ray(CORESET).select_columns(["id", "label"])
+        return with_images(rows, asked.absolute(), size_px=size_px)
+
+    def _read_by_ray(self, table: str) -> ray.data.Dataset:
+        from unseen_ray.execution.ray.io.datasets import read_by_ray
+
+        self.run.stored(table, hold=False).verified()
+        return read_by_ray(self.path, parts_of(table, self.manifest.files))
 
 
 def prune(
@@ -121,6 +144,42 @@ def prune(
     with executor_for(config, tasks) as executor, tracked(config, on_event or ignore) as observer:
         run = run_pipeline(config, executor=executor, on_event=observer, fresh=fresh, limits=limits)
     return PruneResult(run, config, in_hand=True)
+
+
+def prune_dataset(
+    dataset: ray.data.Dataset,
+    *,
+    out: str | os.PathLike[str],
+    image: str = "image",
+    label: str = "label",
+    size: int | None = None,
+    limit: int | None = None,
+    fresh: bool = False,
+    on_event: Observer | None = None,
+    **fields: Any,
+) -> PruneResult:
+    """Prune a Ray Dataset: write its images and labels once as Parquet beside the run, in its order, and prune these.
+
+    The folder `<out>-source` holds them, with the rows of the Dataset in order as ids; the same call resumes, and takes them from there.
+
+    Args:
+        dataset: any Dataset with a column of encoded images, or of uint8 arrays, and one of integers or class names.
+        out: the run's folder, on storage that every node shares.
+        image, label: its columns.
+        size, limit: as of the `parquet` source.
+        fresh, on_event: as of `prune`.
+        fields: the other fields of `PruneConfig`.
+
+    Raises:
+        ConfigError, DataError: if the Dataset has no such columns, or as `prune`.
+    """
+    from unseen_ray.execution.ray.connect import ensure_session
+    from unseen_ray.execution.ray.io.datasets import store_dataset
+
+    ensure_session()
+    place = store_dataset(dataset, f"{os.fspath(out).rstrip('/')}-source", image=image, label=label)
+    source = {"use": "parquet", "path": place, "size": size, "limit": limit}
+    return prune(PruneConfig(source=source, out=os.fspath(out), **fields), fresh=fresh, on_event=on_event)
 
 
 def load(path: str | os.PathLike[str]) -> PruneResult:

@@ -1,0 +1,126 @@
+"""Ray Datasets in and out, on a real private cluster: the same samples as from files, the same choice, and images to train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray.data
+
+import unseen_ray as ur
+from tests.conftest import class_pixels, png_bytes
+from unseen_ray.data.images.decode import to_pixels
+
+pytestmark = pytest.mark.usefixtures("session")
+
+COUNT, NAMES = 60, np.array(["ant", "bee", "cat"])
+LABELS = np.arange(COUNT) % 3
+PIXELS = class_pixels(LABELS, 8)
+FAST: dict[str, Any] = {"keep": 0.5, "folds": 2, "recipe": {"epochs": 1, "min_steps": 0}, "executor": "local"}
+
+
+def dataset(kind: str) -> ray.data.Dataset:
+    images: Any = {"bytes": [png_bytes(each) for each in PIXELS], "arrays": list(PIXELS), "grey": list(PIXELS[..., 0])}[
+        kind
+    ]
+    labels = NAMES[LABELS] if kind == "bytes" else LABELS
+    rows = [{"picture": image, "kind": label, "more": 1} for image, label in zip(images, labels, strict=True)]
+    return ray.data.from_items(rows, override_num_blocks=7)
+
+
+def pruned(kind: str, out: Path, **fields: Any) -> ur.PruneResult:
+    return ur.prune_dataset(dataset(kind), image="picture", label="kind", out=out, **{**FAST, **fields})
+
+
+def test_a_dataset_is_pruned_as_its_rows_in_files_are(tmp_path: Path) -> None:
+    found = {kind: pruned(kind, tmp_path / kind) for kind in ("bytes", "arrays", "grey")}
+    for kind, result in found.items():
+        assert result.manifest.source.num_samples == COUNT
+        rows = result.kept_dataset().take_all()
+        assert [row["id"] for row in rows] == result.coreset.ids.tolist()
+        for row in rows:
+            expected = PIXELS[row["id"]] if kind != "grey" else np.repeat(PIXELS[row["id"], :, :, :1], 3, axis=2)
+            assert row["label"] == LABELS[row["id"]] and np.array_equal(row["image"], expected)
+    assert found["bytes"].manifest.source.class_names == NAMES.tolist()
+    assert found["bytes"].coreset.ids.tolist() == found["arrays"].coreset.ids.tolist()
+    again = pruned("bytes", tmp_path / "bytes")
+    assert again.coreset.ids.tolist() == found["bytes"].coreset.ids.tolist()
+
+
+def test_images_come_encoded_or_at_another_size(tmp_path: Path) -> None:
+    result = pruned("bytes", tmp_path / "run")
+    for row in result.kept_dataset(encoded=True).take(5):
+        assert np.array_equal(to_pixels(row["image"], 8), PIXELS[row["id"]])
+    assert result.kept_dataset(size=4).take(1)[0]["image"].shape == (4, 4, 3)
+    loaded = ur.load(tmp_path / "run")
+    assert loaded.kept_dataset().count() == COUNT // 2
+    assert loaded.to_ray_dataset().take(2)[1]["id"] == 1
+
+
+def test_what_is_no_image_or_no_column_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ur.ConfigError, match=r"has no column 'image'; it has picture, kind, more\. Name it"):
+        ur.prune_dataset(dataset("bytes"), out=tmp_path / "a", **FAST)
+    floats = ray.data.from_items([{"image": np.zeros((8, 8, 3)), "label": 0}])
+    with pytest.raises(ur.DataError, match=r"holds float64 of shape \(8, 8, 3\); images are encoded"):
+        ur.prune_dataset(floats, out=tmp_path / "b", **FAST)
+    (tmp_path / "c-source").mkdir()
+    (tmp_path / "c-source" / "mine.txt").write_text("mine")
+    with pytest.raises(ur.ConfigError, match=r"c-source holds mine\.txt"):
+        ur.prune_dataset(dataset("bytes"), image="picture", label="kind", out=tmp_path / "c", **FAST)
+
+
+def samples() -> Any:
+    class Samples:
+        labels, keys = LABELS, tuple(map(str, range(COUNT)))
+
+        def __len__(self) -> int:
+            return COUNT
+
+        def __getitem__(self, number: int) -> np.ndarray:
+            return PIXELS[number]
+
+    return Samples()
+
+
+def test_kept_images_of_a_function_of_the_user_need_the_function(tmp_path: Path) -> None:
+    result = ur.prune(ur.PruneConfig(source=samples, out=tmp_path / "run", **FAST))
+    assert result.kept_dataset().count() == COUNT // 2
+    with pytest.raises(ur.ConfigError, match="nothing that a run folder names is imported"):
+        ur.load(tmp_path / "run").kept_dataset()
+    assert ur.load(tmp_path / "run").kept_dataset(source=samples).count() == COUNT // 2
+
+
+def train(config: dict[str, Any]) -> None:
+    """A worker's loop as a user writes it."""
+    import torch
+    from ray import train
+
+    model, seen = torch.nn.Linear(8 * 8 * 3, 3), 0
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for batch in train.get_dataset_shard("train").iter_torch_batches(batch_size=8):
+        loss = torch.nn.functional.cross_entropy(model(batch["image"].float().flatten(1) / 255), batch["label"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seen += len(batch["label"])
+    train.report({"seen": seen})
+    Path(config["to"], str(train.get_context().get_world_rank())).write_text(str(seen))
+
+
+@pytest.mark.slow
+def test_kept_images_stream_to_two_workers_of_a_torch_trainer(tmp_path: Path) -> None:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    result = pruned("bytes", tmp_path / "run")
+    trainer = TorchTrainer(
+        train,
+        train_loop_config={"to": str(tmp_path)},
+        datasets={"train": result.kept_dataset()},
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
+        run_config=RunConfig(storage_path=str(tmp_path / "trainer")),
+    )
+    trainer.fit()
+    assert sum(int((tmp_path / str(rank)).read_text()) for rank in range(2)) == COUNT // 2
