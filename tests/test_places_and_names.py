@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
-import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes, write_parquet
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.execution.ray import connect
-from unseen_ray.storage.filesystem import covers
+from unseen_ray.storage.patterns import covers
 
 FAST = {"keep": 0.5, "folds": 2, "recipe": {"epochs": 1, "min_steps": 0}, "executor": "local"}
 
@@ -129,9 +129,9 @@ def test_functions_with_a_name_are_known_again(tmp_path: Path) -> None:
 
 
 def test_an_archive_is_told_from_a_parquet_file(tmp_path: Path) -> None:
-    tarfile.open(tmp_path / "a.tar", "w").close()
-    with pytest.raises(ur.DataError, match=r"a\.tar of source .* is an archive\. Unpack it"):
-        open_source(source_ref(str(tmp_path / "a.tar")))
+    zipfile.ZipFile(tmp_path / "a.zip", "w").close()
+    with pytest.raises(ur.DataError, match=r"a\.zip of source .* is an archive\. Unpack it"):
+        open_source(source_ref(str(tmp_path / "a.zip")))
 
 
 def test_a_parquet_source_is_pickled_as_how_to_open_it(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,3 +150,23 @@ def test_ray_gets_a_short_folder_where_tmpdir_is_too_long(
 ) -> None:
     monkeypatch.setattr(connect.tempfile, "gettempdir", lambda: "/" + "t" * (length - 1))
     assert (connect._short_folder() is not None) == is_long
+
+
+@pytest.mark.parametrize(
+    ("place", "to", "expected"),
+    [
+        ("/data/*/train-*.parquet", "/data/runs/x", False),
+        ("/data/*/train-*.parquet", "/data/runs", False),
+        ("/data/*/*.parquet", "/data/runs", True),
+        ("/data/{a,b}/train.parquet", "/data/runs/x", False),
+        ("/data/{a,b}/*.parquet", "/data/b", True),
+        ("/data/**/*.parquet", "/data/runs/x", True),
+        ("/data/**/*.parquet", "/else/runs", False),
+        ("/data/imgs", "/data/imgs/.runs/x", False),
+        ("/data/imgs", "/data/imgs/runs/x", True),
+        ("s3://bucket/*/train-*.parquet", "s3://bucket/runs/x", False),
+        ("s3://bucket/data?region=us-east-1", "s3://bucket/runs", False),
+    ],
+)
+def test_only_what_a_source_would_read_is_covered(place: str, to: str, expected: bool) -> None:
+    assert covers(place, to, ("coreset.parquet", "keys.parquet")) == expected

@@ -80,6 +80,7 @@ CLASSES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "a Synology share": ([*under(TWO), "@eaDir/cat/0.jpg"], TWO),
     "classes beside annotations in csv": ([*under(TWO), "annotations/labels.csv", "README.md"], TWO),
     "classes named like tests": (under(["stress test", "blood test"]), ("blood test", "stress test")),
+    "two recordings of each class": (under(["cat/Test1", "cat/Test2", "dog/Test1", "dog/Test2"]), ("cat", "dog")),
     "good and defective parts": (under(["defective", "ok"]), ("defective", "ok")),
     "Kaggle's seg_train, one folder down": (under(["buildings", "forest"]), ("buildings", "forest")),
     "CLEVR-like counts": (under(["count-3", "count-4"]), ("count-3", "count-4")),
@@ -182,6 +183,16 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         under(["bottle/train/good", "bottle/test/broken", "cable/train/good", "cable/test/cut"]),
         "holds the splits test, train",
     ),
+    "SVHN": (under(["train", "test", "extra"], ending=".png"), "holds the splits test, train, not classes"),
+    "COCO": (under(["train2017", "val2017", "unlabeled2017"]), "holds the splits train2017, val2017, not classes"),
+    "new plant diseases": (
+        [
+            *nested(["New Plant/New Plant/train", "New Plant/New Plant/valid"]),
+            *nested(["new plant(aug)/New Plant/train", "new plant(aug)/New Plant/valid"]),
+            *under(["test/test"]),
+        ],
+        "holds the splits train, valid",
+    ),
     "loose images": (["0.jpg", "1.jpg"], "2 images lie directly in it"),
     "phone pictures that Pillow cannot read": (
         under(TWO, ending=".heic"),
@@ -274,3 +285,23 @@ def test_an_empty_folder_is_a_class_and_one_of_other_files_is_not() -> None:
 )
 def test_split_words_count_as_whole_words(name: str, kind: str | None) -> None:
     assert split_of(name) == kind
+
+
+@pytest.mark.parametrize(
+    ("names", "folders", "said"),
+    [
+        (nested(["train"]), ["train", "val"], "holds the splits train, val"),
+        (nested(["photos"]), ["photos", "logs"], "set source: data/photos."),
+        (under(["train"]), ["train", "else"], "lie in one folder, train"),
+    ],
+)
+def test_an_empty_folder_makes_no_classes_of_what_lies_beside_it(
+    names: list[str], folders: list[str], said: str
+) -> None:
+    with pytest.raises(DataError) as refused:
+        tree_of(names, folders=folders)
+    assert said in str(refused.value)
+
+
+def test_the_only_class_of_which_images_are_kept_may_lie_beside_empty_ones() -> None:
+    assert tree_of(under(["cat"]), folders=["cat", "dog"]).classes == ("cat", "dog")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from unseen_ray.config.run import PruneConfig
-from unseen_ray.data.sources.registry import SOURCES, source_ref
+from unseen_ray.data.sources.registry import SOURCES, path_options, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.storage.filesystem import is_uri
 
@@ -94,8 +94,9 @@ def _places(config: PruneConfig) -> Iterator[tuple[str, str]]:
         if ref is None or not isinstance(ref.use, str) or ref.use not in SOURCES:
             continue
         parameters = inspect.signature(SOURCES[ref.use]).parameters
-        for name in {"path", "root"} & parameters.keys():
-            yield field, str(ref.options.get(name, parameters[name].default))
+        for name in path_options(ref.use):
+            if (place := ref.options.get(name, parameters[name].default)) is not None:
+                yield field, str(place)
 
 
 def _is_everywhere(place: str) -> bool:

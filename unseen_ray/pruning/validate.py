@@ -14,8 +14,10 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import check_function, function_of, offered
 from unseen_ray.pruning.trials.plan import candidates_of
 from unseen_ray.pruning.warnings import warn_of_beta
+from unseen_ray.runs.layout import CORESET, KEYS
 from unseen_ray.runs.manifest import read_manifest
-from unseen_ray.storage.filesystem import Folder, covers
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.patterns import covers
 
 if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
@@ -159,7 +161,7 @@ def check_test_set(test: SourceInfo, info: SourceInfo) -> None:
 def check_out(config: PruneConfig) -> None:
     """Refuse a run's folder in the source, where its files would be taken for data."""
     for place in source_ref(config.source).places:
-        if config.out is not None and covers(place, config.out):
+        if config.out is not None and covers(place, config.out, (CORESET, KEYS)):
             raise ConfigError(
                 f"out={config.out} lies in the source {place}, which it would change. Name a folder elsewhere with --out."
             )

@@ -28,7 +28,8 @@ from unseen_ray.errors import ConfigError, DataError, StorageError
 from unseen_ray.plugins import is_target, name_of
 from unseen_ray.reporting.tars import write_tars
 from unseen_ray.runs.layout import CORESET, MANIFEST, MANIFEST_COPY
-from unseen_ray.storage.filesystem import Folder, absolute_path, covers, filesystem_of, is_uri, real_path
+from unseen_ray.storage.filesystem import Folder, absolute_path, filesystem_of, is_uri, real_path
+from unseen_ray.storage.patterns import covers, is_glob, without_braces
 from unseen_ray.storage.retry import retried
 
 if TYPE_CHECKING:
@@ -138,7 +139,9 @@ def check_file(to: str, run: Run) -> None:
             raise ConfigError(f"--to {to} is a file of the run itself. Name another one.")
     for place in _places_of(run):
         # A source may be a glob, or a folder whose .parquet files are all read.
-        read = fnmatch.fnmatch(real_path(to), real_path(place)) or (to.endswith(".parquet") and covers(place, to))
+        files = without_braces(place) if is_glob(place) else [place]
+        read = any(fnmatch.fnmatch(real_path(to), real_path(each)) for each in files)
+        read = read or (to.endswith(".parquet") and covers(place, to))
         if read:
             raise ConfigError(f"--to {to} is part of the source {place}, which it would change. Name another file.")
 

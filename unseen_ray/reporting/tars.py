@@ -11,16 +11,18 @@ import numpy as np
 
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.images.encode import to_png
-from unseen_ray.data.listing.image_files import ending_of_head
+from unseen_ray.data.listing.image_files import IMAGE_ENDINGS, ending_of, ending_of_head
 from unseen_ray.data.sources.registry import Source
 from unseen_ray.data.sources.webdataset.source import WebDatasetSource
 from unseen_ray.data.sources.webdataset.tar_index import members_by_key
+from unseen_ray.errors import DataError
 from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["write_tars"]
 
 SHARDS_FILE = "index.json"
 KEYS_FILE = "keys.txt"
+CLASSES_FILE = "classes.txt"
 _SAMPLES = 5000  # in a tar that is not one of the source's
 _Files = list[tuple[str, bytes]]
 
@@ -30,7 +32,7 @@ def write_tars(source: Source, ids: IdArray, folder: Folder) -> None:
 
     Of a WebDataset, each tar keeps its name and each sample all its files. Of another source, a sample is its id with the image and a
     `.cls`; 5,000 make a tar. `index.json` says how many samples each tar holds, in the form that `wids` reads; `keys.txt` has the
-    source's key of each, in order.
+    source's key of each, in order, and `classes.txt` the names of the classes, if there are any.
 
     Raises:
         DataError: if the source is damaged.
@@ -50,6 +52,8 @@ def write_tars(source: Source, ids: IdArray, folder: Folder) -> None:
         counts.append({"url": name, "nsamples": count})
     index = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": counts}
     folder.write(SHARDS_FILE, json.dumps(index, indent=1).encode())
+    if source.info.class_names:
+        folder.write(CLASSES_FILE, "".join(f"{name}\n" for name in source.info.class_names).encode())
     folder.write(KEYS_FILE, "".join(f"{key}\n" for key in source.keys(ids.tolist())).encode())
 
 
@@ -71,12 +75,16 @@ def _of_images(source: Source, ids: IdArray) -> Iterator[tuple[str, Iterator[_Fi
     labels_N = source.info.labels_N
     for number, start in enumerate(range(0, len(ids), _SAMPLES)):
         part = ids[start : start + _SAMPLES].tolist()
-        yield (
-            f"part-{number:06d}.tar",
-            (_files_of(place, raw, int(labels_N[place])) for place, raw in source.read(part)),
-        )
+        samples = zip(source.read(part), source.keys(part), strict=True)
+        files = (_files_of(place, raw, key, int(labels_N[place])) for (place, raw), key in samples)
+        yield f"part-{number:06d}.tar", files
 
 
-def _files_of(number: int, raw: bytes | np.ndarray, label: int) -> _Files:
+def _files_of(number: int, raw: bytes | np.ndarray, key: str, label: int) -> _Files:
     data = raw if isinstance(raw, bytes) else to_png(raw)
-    return [(f"{number:09d}{ending_of_head(data)}", data), (f"{number:09d}.cls", str(label).encode())]
+    ending = ending_of_head(data) or ending_of(key)
+    if ending not in IMAGE_ENDINGS:
+        raise DataError(
+            f"sample {key} is an image of no format that tars name by an ending. Export without --as webdataset."
+        )
+    return [(f"{number:09d}{ending}", data), (f"{number:09d}.cls", str(label).encode())]

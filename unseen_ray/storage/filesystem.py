@@ -21,9 +21,7 @@ __all__ = [
     "DEFAULT_ROW_GROUP",
     "Folder",
     "absolute_path",
-    "covers",
     "filesystem_of",
-    "is_glob",
     "is_uri",
     "parquet_options",
     "read_file",
@@ -44,11 +42,6 @@ def is_uri(path: str) -> bool:
 def absolute_path(path: str) -> str:
     """A local path made absolute; a URI unchanged."""
     return path if is_uri(path) else os.path.abspath(os.path.expanduser(path))
-
-
-def is_glob(path: str) -> bool:
-    """Whether a path is a pattern; brackets, braces and stars in the name of a local file that exists are just characters."""
-    return any(mark in path for mark in "*?[{") and (is_uri(path) or not os.path.lexists(absolute_path(path)))
 
 
 def filesystem_of(path: str) -> tuple[FileSystem, str]:
@@ -92,15 +85,6 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
 def sha256_of(data: bytes | memoryview) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
-
-
-def covers(place: str, to: str) -> bool:
-    """Whether the source at `place` may pick up files written to `to`; a glob within one folder does not reach below it."""
-    head, *tail = re.split(r"[*?[{]", place, maxsplit=1) if is_glob(place) else [place]
-    top = real_path(head.rpartition("/")[0] if tail else head)
-    if tail and "/" not in tail[0] and "**" not in place:
-        return real_path(to) == top
-    return f"{real_path(to)}/".startswith(f"{top}/")
 
 
 def real_path(path: str) -> str:

@@ -111,8 +111,8 @@ def test_a_folder_of_splits_is_refused_with_the_remedy(tmp_path: Path, names: tu
 
 
 def test_a_class_that_is_called_like_a_split_is_a_class(tmp_path: Path) -> None:
-    put(tmp_path, "bus/0.png", "train/1.png", "test/2.png")
-    assert opened(tmp_path).info.class_names == ("bus", "test", "train")
+    put(tmp_path, "bus/0.png", "train/1.png", "bullet test/2.png")
+    assert opened(tmp_path).info.class_names == ("bullet test", "bus", "train")
 
 
 def test_no_images_in_class_folders_are_told_with_the_layout(tmp_path: Path) -> None:
@@ -215,6 +215,21 @@ def test_a_link_never_takes_the_place_of_the_folder_that_it_points_to(tmp_path: 
     put(tmp_path, "b/0.png", "c/1.png")
     (tmp_path / "a").symlink_to(tmp_path / "c")
     assert opened(tmp_path).info.class_names == ("b", "c")
+
+
+def test_a_link_beside_never_takes_the_place_of_a_folder_further_down(tmp_path: Path) -> None:
+    put(tmp_path, "cat/extra/0.png", "dog/1.png")
+    (tmp_path / "aaa").symlink_to(tmp_path / "cat" / "extra")
+    (tmp_path / "dog" / "itself").symlink_to(tmp_path / "dog" / "itself")
+    source = opened(tmp_path)
+    assert source.info.class_names == ("cat", "dog") and source.keys([0]) == ["cat/extra/0.png"]
+    assert source.info.passed_over == "1 link to a folder listed already (aaa); 1 link to nowhere (dog/itself)"
+
+
+def test_a_tar_left_beside_class_folders_changes_nothing(tmp_path: Path) -> None:
+    put(tmp_path, "cat/0.png", "dog/1.png")
+    (tmp_path / "val.tar").write_bytes(b"")
+    assert source_ref(str(tmp_path)).use == "folder"
 
 
 def test_names_that_are_not_utf8_and_links_to_nowhere_are_passed_over_and_counted(tmp_path: Path) -> None:

@@ -291,3 +291,49 @@ def test_tars_and_saved_data_sets_are_read_from_an_object_store(tmp_path: Path, 
         assert found.info.labels_N.tolist() == LABELS.tolist() and found.info.class_names == NAMES
         assert [raw for _, raw in found.read([0, 25, 59])] == [IMAGES[0], IMAGES[25], IMAGES[59]]
     assert len(opened("s3://runs/tars").info) == COUNT
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_other_pixels_of_named_files_are_noticed(tmp_path: Path, form: str) -> None:
+    source = FORMS[form](tmp_path / "data")
+    before = opened(source).info
+    for key in KEYS[:2]:
+        raw = (tmp_path / "data" / key).read_bytes()
+        (tmp_path / "data" / key).write_bytes(raw[:-4] + b"\0\0\0\0")
+    after = opened(source).info
+    assert after.fingerprint == before.fingerprint and after.sample != before.sample
+
+
+def test_an_empty_label_in_a_list_is_no_class(tmp_path: Path) -> None:
+    as_folder(tmp_path / "data")
+    (tmp_path / "data" / "list.csv").write_text(f"path,label\n{KEYS[0]},ant\n{KEYS[1]},\n{KEYS[2]},bee\n")
+    with pytest.raises(DataError, match=r"row 1 of list\.csv has no label"):
+        _ = opened(str(tmp_path / "data" / "list.csv")).info
+
+
+def test_tars_with_long_or_odd_names_are_read_as_plain_ones_are(tmp_path: Path) -> None:
+    long = "d" * 120 + "/" + "k" * 120
+    for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "a.tar", "w", format=kind) as archive:
+            for key in ("._x", "a/b", "é", *([long] if kind != tarfile.USTAR_FORMAT else ["d" * 120 + "/k"])):
+                for ending, data in (("png", IMAGES[0]), ("cls", b"1")):
+                    info = tarfile.TarInfo(f"{key}.{ending}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+        source = opened(str(tmp_path / "a.tar"))
+        assert source.keys([0, 1]) == ["a/b", "é"] and len(source.info) == 3
+        assert [raw for _, raw in source.read([0, 2])] == [IMAGES[0]] * 2
+
+
+def test_the_options_of_tars_are_checked(tmp_path: Path) -> None:
+    path = str(tar_of(tmp_path / "a.tar", samples()))
+    with pytest.raises(ur.ConfigError, match="names no value of the JSON file"):
+        opened({"use": "webdataset", "path": path, "label": "json"})
+    with pytest.raises(ur.ConfigError, match=r"source\.classes=2"):
+        opened({"use": "webdataset", "path": path, "classes": 2})
+    assert (
+        source_ref({"use": "webdataset", "path": path, "classes": "n.txt"})
+        .absolute()
+        .options["classes"]
+        .startswith("/")
+    )

@@ -512,3 +512,29 @@ def test_images_may_be_named_by_text_or_struct_in_every_form_of_path(tmp_path: P
 def test_views_and_dictionaries_of_images_are_read(tmp_path: Path, kind: pa.DataType) -> None:
     pq.write_table(pa.table({"image": pa.array(pngs([0, 1])).cast(kind), "label": [0, 1]}), tmp_path / "a.parquet")
     assert [raw for _, raw in opened(tmp_path / "a.parquet").read([0, 1])] == pngs([0, 1])
+
+
+def test_an_error_within_a_large_row_group_neither_ends_nor_shifts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unseen_ray.data.sources.tables.parquet_shard._MOST_BYTES", 1)
+    labelled(tmp_path / "a.parquet", np.arange(100) % 2)
+    failed: list[int] = []
+    original = pq.ParquetFile.iter_batches
+
+    def failing(self: Any, *args: Any, **more: Any) -> Any:
+        for number, batch in enumerate(original(self, *args, **more)):
+            if number == 2 and not failed:
+                failed.append(number)
+                raise OSError(5, "AWS Error NETWORK_CONNECTION")
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", failing)
+    source = opened(tmp_path)
+    rows = [0, 20, 49, 50, 60, 99]
+    taken = [
+        row["bytes"] if isinstance(row, dict) else row
+        for _, t in source.tables(rows)
+        for row in t.column("image").to_pylist()
+    ]
+    assert failed and taken == [pngs(np.arange(100) % 2)[row] for row in rows]

@@ -115,24 +115,26 @@ def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
         raise UndecodableError("it is empty")
     try:
         with quietly():
-            image = _opened(raw)
-            if draft_px is not None:
-                image.draft("RGB", (draft_px, draft_px))
-            kind = image.format
-            image = _eight_bit(_upright(_loaded(image, raw)), kind)
+            try:
+                image = _decoded(raw, draft_px)
+            except ValueError:
+                # Pillow refuses a PNG with more than 1 MiB of zipped text or colour profile, such as the history of an editor.
+                if not raw.startswith(_PNG):
+                    raise
+                image = _decoded(_without_text(raw), draft_px)
             return image if image.mode == "RGB" else image.convert("RGB")
+    except UndecodableError:
+        raise
     except BROKEN as error:
         raise UndecodableError(_reason(error)) from None
 
 
-def _opened(raw: bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(raw))
-    except ValueError:
-        # Pillow refuses a PNG with more than 1 MiB of zipped text or colour profile, such as the history of an editor.
-        if not raw.startswith(_PNG):
-            raise
-        return Image.open(io.BytesIO(_without_text(raw)))
+def _decoded(raw: bytes, draft_px: int | None) -> Image.Image:
+    image: Image.Image = Image.open(io.BytesIO(raw))
+    kind = image.format
+    if draft_px is not None:
+        image.draft("RGB", (draft_px, draft_px))
+    return _eight_bit(_upright(_loaded(image, raw)), kind)
 
 
 def _without_text(raw: bytes) -> bytes:

@@ -56,7 +56,7 @@ def class_tree_of(listing: Listing, *, where: str, images_of: Callable[[Iterable
     if not images:
         raise _without_classes(where, loose, [name for name in candidates if "/" in name])
     classes = sorted({*with_images, *_empty_folders(listing)})
-    tree.check(with_images, is_one=len(classes) == 1)
+    tree.check(with_images, classes)
     return ClassTree(tuple(classes), images, _passed_over(listing, found, set(classes), loose))
 
 
@@ -75,21 +75,24 @@ class _Folders:
         """Sorted names of the folders directly in a folder that hold images, at any depth."""
         return sorted(self._inner.get(folder, ()))
 
-    def check(self, classes: list[str], *, is_one: bool) -> None:
-        """Refuse folders that are splits, parts, or the only class."""
+    def check(self, filled: list[str], classes: list[str]) -> None:
+        """Refuse folders that are splits, parts, or the only class; some of the classes may have no image."""
         if splits := self._splits("", classes):
             raise self._are_splits("", splits)
-        if is_one:
-            raise self._one_class(classes[0])
+        holds_classes = len(self.below(self._deepest(filled[0]))) > 1
+        if len(filled) == 1 and (len(classes) == 1 or holds_classes or is_only_split(filled[0])):
+            raise self._one_class(filled[0])
         if is_structure(classes):
             raise DataError(
                 f"the folders of source {self._where} ({_some(classes)}) are named like parts of a data set, not like classes. "
                 f"Expected {self._where}/<class>/<image>; rename them if they are classes."
             )
         for name in classes:
-            if splits := self._splits(name, self.below(name)):
+            inside = self._deepest(name)
+            splits = self._splits(inside, self.below(inside))
+            if len(set(map(split_of, splits))) > 1:
                 raise DataError(
-                    f"folder {name} of source {self._where} holds the splits {_some(splits)}: the images of all of them would be "
+                    f"folder {inside} of source {self._where} holds the splits {_some(splits)}: the images of all of them would be "
                     "pruned together. Make a tree of the split to prune, with one folder per class; links to its folders will do."
                 )
 
@@ -101,6 +104,9 @@ class _Folders:
         if len({split_of(name) for name in splits}) < 2:
             return []
         inner = [self._classes_in(f"{folder}/{name}".lstrip("/")) for name in splits]
+        plain = [name for name in splits if is_only_split(name)]
+        if len({split_of(name) for name in plain}) > 1 and not any(inner):
+            return plain  # of images without classes, beside whatever else
         shared = any(one & other for at, one in enumerate(inner) for other in inner[:at])
         return splits if shared else []
 

@@ -14,7 +14,9 @@ from unseen_ray.storage.retry import retried_inline
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-__all__ = ["FileStat", "Listing", "directly_in", "list_folder"]
+__all__ = ["FileStat", "Listing", "directly_in", "list_below", "list_folder"]
+
+_UNREADABLE = {"lost+found", "system volume information", "$recycle.bin"}  # at the top of a disk
 
 
 class FileStat(NamedTuple):
@@ -54,13 +56,17 @@ def list_folder(path: str, is_hidden: Callable[[str], bool] | None = None) -> Li
         DataError: if it cannot be read.
     """
     fs, root = filesystem_of(path)
-    is_hidden = is_hidden or _is_hidden
+    return list_below(fs, root, path, is_hidden or _is_hidden)
+
+
+def list_below(fs: FileSystem, root: str, where: str, is_hidden: Callable[[str], bool]) -> Listing:
+    """The same of a folder of a file system, which messages call `where`."""
     try:
         if fs.type_name == "local":
             return _local(root, is_hidden)
-        return _remote(retried_inline(path, lambda: _entries(fs, root)), root, is_hidden)
+        return _remote(retried_inline(where, lambda: _entries(fs, root)), root, is_hidden)
     except OSError as error:
-        raise DataError(f"source {path} cannot be listed: {error}.") from None
+        raise DataError(f"source {where} cannot be listed: {error}.") from None
 
 
 def directly_in(fs: FileSystem, folder: str) -> tuple[list[str], list[str]]:
@@ -87,31 +93,45 @@ def _local(root: str, is_hidden: Callable[[str], bool]) -> Listing:
     """By a walk of our own: pyarrow follows a link to a parent again and again, up to 40 levels deep."""
     listing = Listing()
     seen = {_identity(os.stat(root))}
-    waiting = [""]
-    while waiting:
-        for relative, entry in _scan(root, waiting.pop(), is_hidden, listing):
+    # Links come after all real folders, so that a link never takes the place of what it points to.
+    waiting, linked = [""], list[str]()
+    while waiting or linked:
+        for relative, entry in _scan(root, waiting.pop() if waiting else linked.pop(0), is_hidden, listing):
             try:
                 stat = entry.stat()
-            except FileNotFoundError:
+            except OSError:  # it leads nowhere, or to itself
                 listing.broken.append(relative)
                 continue
             if not entry.is_dir():
                 listing.files[relative] = FileStat(stat.st_size, stat.st_mtime_ns)
-            elif _identity(stat) in seen:
-                listing.repeated.append(relative)
+            elif entry.is_symlink():
+                linked.append(relative)
             else:
                 seen.add(_identity(stat))
                 listing.folders.append(relative)
                 waiting.append(relative)
+        while not waiting and linked:
+            identity = _identity(os.stat(os.path.join(root, linked[0])))
+            if identity not in seen:
+                seen.add(identity)
+                listing.folders.append(linked[0])
+                break
+            listing.repeated.append(linked.pop(0))
     return listing
 
 
 def _scan(
     root: str, folder: str, is_hidden: Callable[[str], bool], listing: Listing
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """What lies directly in a folder: real folders before links, so that a link never takes the place of what it points to."""
-    with os.scandir(os.path.join(root, folder)) as entries:
-        for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):
+    """What lies directly in a folder, in the order of names."""
+    try:
+        found = os.scandir(os.path.join(root, folder))
+    except PermissionError:
+        if os.path.basename(folder).lower() in _UNREADABLE:
+            return
+        raise
+    with found as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
             try:
                 entry.name.encode()
             except UnicodeEncodeError:

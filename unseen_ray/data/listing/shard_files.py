@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 import os
 import re
@@ -11,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unseen_ray.data.listing.files import FileStat, directly_in, list_folder
+from unseen_ray.data.listing.files import FileStat, directly_in, list_below, list_folder
 from unseen_ray.data.listing.image_files import IMAGE_ENDINGS, ending_of
 from unseen_ray.data.listing.splits import SPLIT_WORDS, split_of
 from unseen_ray.errors import DataError
-from unseen_ray.storage.filesystem import filesystem_of, is_glob, is_uri
+from unseen_ray.storage.filesystem import filesystem_of, is_uri
+from unseen_ray.storage.patterns import MARKS, is_glob, matches, without_braces
 from unseen_ray.storage.retry import retried_inline
 
 if TYPE_CHECKING:
@@ -109,17 +109,17 @@ def kind_of_folder(fs: FileSystem, root: str) -> str:
 
     There may be a thousand classes, and each listing of an object store takes a request.
     """
-    folders = [root]
+    folders, kind = [root], "folder"
     for _ in range(_LEVELS):
         listings = [directly_in(fs, folder) for folder in folders[:_FOLDERS]]
         endings = {ending_of(name) for found, _ in listings for name in found}
-        for ending, kind in ((".parquet", "parquet"), (".tar", "webdataset")):
-            if ending in endings:
-                return kind
+        if ".parquet" in endings:
+            return "parquet"
         if not endings.isdisjoint(IMAGE_ENDINGS):
-            break
+            return "folder"  # also beside a tar, which is often left there when it was unpacked
+        kind = "webdataset" if ".tar" in endings else kind
         folders = [folder for _, inner in listings for folder in inner]
-    return "folder"
+    return kind
 
 
 def parts_of_data_set(names: Iterable[str]) -> tuple[dict[str, str], set[str]]:
@@ -172,17 +172,18 @@ def _training(splits: Iterable[str]) -> str:
 
 
 def _of_pattern(path: str, ending: str) -> ShardFiles:
-    (fs, *_), patterns = zip(*map(filesystem_of, _without_braces(path)), strict=True)  # braces are no part of a URI
+    fs, patterns = _expanded(path)
     base = os.path.commonpath([re.split(r"[*?[]", pattern)[0].rpartition("/")[0] or "/" for pattern in patterns])
     found: dict[str, FileStat] = {}
-    listed = _listed_below(path, patterns[0], base) if is_uri(path) else {}
+    listed = list_below(fs, base, path, _is_hidden).files if is_uri(path) else {}
     for pattern in patterns:
         inner = pattern[len(base.rstrip("/")) + 1 :]
-        matching = (
-            {name: stat for name, stat in listed.items() if _matches(name, inner)}
-            if is_uri(path)
-            else _local_glob(pattern, base)
-        )
+        if not is_uri(path):
+            matching = _local_glob(pattern, base)
+        elif any(mark in inner for mark in MARKS):
+            matching = {name: stat for name, stat in listed.items() if matches(name, inner)}
+        else:
+            matching = {inner: listed[inner]} if inner in listed else {}
         if not matching and len(patterns) > 1:
             raise DataError(
                 f"{pattern} of source {path} does not exist. Complete the files, or correct the numbers in braces."
@@ -194,25 +195,14 @@ def _of_pattern(path: str, ending: str) -> ShardFiles:
     return ShardFiles(fs, base, names, [found[name] for name in names], is_folder=False, note=together)
 
 
-def _listed_below(path: str, root: str, base: str) -> dict[str, FileStat]:
-    """All that lies below the folder that a pattern of a URI begins with."""
-    first = _without_braces(path)[0]
-    return list_folder(first[: len(first) - len(root) + len(base)], _is_hidden).files
-
-
-def _without_braces(pattern: str) -> list[str]:
-    """The patterns that one with braces stands for, as a shell expands them."""
-    found = re.search(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}", pattern)
-    if found is None:
-        return [pattern]
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
-    words = found[1].split(",")
-    if numbers:
-        low, high = numbers[1], numbers[2]
-        words = [str(number).zfill(len(low)) for number in range(int(low), int(high) + 1)]
-    return [
-        each for word in words for each in _without_braces(f"{pattern[: found.start()]}{word}{pattern[found.end() :]}")
-    ]
+def _expanded(path: str) -> tuple[FileSystem, list[str]]:
+    """The file system of a pattern, and the patterns within it that braces stand for."""
+    first, *others = without_braces(path)  # braces are no part of a URI
+    fs, inner = filesystem_of(first)
+    if is_uri(path) and first.endswith(inner):
+        start = len(first) - len(inner)
+        return fs, [inner, *(other[start:] for other in others)]
+    return fs, [inner, *(filesystem_of(other)[1] for other in others)]
 
 
 def _local_glob(pattern: str, base: str) -> dict[str, FileStat]:
@@ -225,19 +215,6 @@ def _local_glob(pattern: str, base: str) -> dict[str, FileStat]:
             found.setdefault(os.path.realpath(place), name)
     stats = {name: os.stat(place) for place, name in found.items()}
     return {name: FileStat(stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Whether a path matches a glob part by part, so that `*` does not match a slash and `**` matches any folders or none."""
-    return _parts_match(name.split("/"), pattern.split("/"))
-
-
-def _parts_match(parts: Sequence[str], patterns: Sequence[str]) -> bool:
-    if not patterns:
-        return not parts
-    if patterns[0] == "**":
-        return any(_parts_match(parts[skipped:], patterns[1:]) for skipped in range(len(parts) + 1))
-    return bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0]) and _parts_match(parts[1:], patterns[1:])
 
 
 def _checked(names: Iterable[str], path: str, ending: str) -> list[str]:

@@ -15,7 +15,8 @@ from unseen_ray.data.prepare.workers import made_by
 from unseen_ray.data.sources.registry import SourceRef, open_source, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import did_you_mean
-from unseen_ray.storage.filesystem import Folder, absolute_path, covers
+from unseen_ray.storage.filesystem import Folder, absolute_path
+from unseen_ray.storage.patterns import covers
 
 __all__ = ["KINDS", "PrepareProgress", "Prepared", "prepare"]
 

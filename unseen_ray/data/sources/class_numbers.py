@@ -34,13 +34,15 @@ def numbers_as_in(test: SourceInfo, names: Sequence[str], num_classes: int) -> I
         num_classes: C of the source.
 
     Raises:
-        DataError: if the test set has other classes than the source.
+        DataError: if the test set has classes that the source does not have. It may lack some.
     """
     theirs, ours = list(test.class_names), list(names)
     if not theirs or not ours:
         theirs, ours = _by_number(theirs, test.num_classes), _by_number(ours, num_classes)
-    elif set(theirs) != set(ours):
-        raise _differing(test.name, theirs, ours)
+    elif more := sorted(set(theirs) - set(ours)):
+        raise DataError(
+            f"test {test.name} has {_some(more)}, unlike the source. Give both the same classes, with the same names."
+        )
     place = {name: number for number, name in enumerate(ours)}
     present = _present(test)
     if unknown := sorted(int(number) for number in present if theirs[number] not in place):
@@ -66,14 +68,6 @@ def _present(test: SourceInfo) -> IntArray:
     for _, piece in labels_by_chunk(test.labels_N):
         present_C[piece] = True
     return np.flatnonzero(present_C)
-
-
-def _differing(test: str, theirs: list[str], ours: list[str]) -> DataError:
-    missing, more = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
-    found = [f"lacks {_some(missing)}"] * bool(missing) + [f"has {_some(more)}"] * bool(more)
-    return DataError(
-        f"test {test} {' and '.join(found)}, unlike the source. Give both the same classes, with the same names."
-    )
 
 
 def _some(names: list[str]) -> str:

@@ -38,7 +38,7 @@ class ListSource(TableSource):
     ) -> None:
         fs, place = filesystem_of(path)
         fields = {"image": image, "label": label, "size": size, "limit": limit}
-        shard = HeldShard(os.path.basename(place), place, read_list(fs, place, path))
+        shard = HeldShard(os.path.basename(place), place, *read_list(fs, place, path))
         entry = fs.get_file_info(place)
         super().__init__(
             fs,

@@ -11,8 +11,9 @@ from typing import Any
 from unseen_ray.data.sources.info import Encoded, RawImage, Source, SourceInfo, encoded_of, key_column
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import bind_options, did_you_mean, import_target, is_target, name_of
-from unseen_ray.storage.filesystem import absolute_path, filesystem_of, is_glob
+from unseen_ray.storage.filesystem import absolute_path, filesystem_of
 from unseen_ray.storage.path_validation import as_text, path_problem
+from unseen_ray.storage.patterns import is_glob
 
 __all__ = [
     "SOURCES",
@@ -48,10 +49,8 @@ class SourceRef:
         if not isinstance(self.use, str) or self.use not in SOURCES:
             return self
         parameters = inspect.signature(SOURCES[self.use]).parameters
-        places = {
-            name: self.options.get(name, parameters[name].default) for name in ("path", "root") if name in parameters
-        }
-        paths: dict[str, Any] = {name: absolute_path(place) for name, place in places.items()}
+        places = {name: self.options.get(name, parameters[name].default) for name in path_options(self.use)}
+        paths: dict[str, Any] = {name: absolute_path(place) for name, place in places.items() if place is not None}
         return SourceRef(self.use, {**self.options, **paths})
 
     @property
@@ -169,6 +168,13 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "labels": _labels,
 }
 
+
+def path_options(use: str) -> tuple[str, ...]:
+    """Which options of a built-in source are paths."""
+    parameters = inspect.signature(SOURCES[use]).parameters
+    return tuple(name for name in ("path", "root", *(["classes"] if use == "webdataset" else [])) if name in parameters)
+
+
 _BY_ENDING = {
     ".parquet": "parquet",
     ".arrow": "arrow",
@@ -199,7 +205,8 @@ def source_ref(value: str | Mapping[str, Any] | Callable[..., Any], *, field: st
     use = as_text(options.pop("use", None)) if isinstance(value, Mapping) else value
     options = {name: as_text(option) for name, option in options.items()}
     ours = use is None or use in SOURCES if isinstance(use, (str, type(None))) else False
-    places = {f"{field}.{name}": options[name] for name in ("path", "root") if ours and name in options}
+    named = path_options(use) if isinstance(use, str) and ours else ("path", "root")
+    places = {f"{field}.{name}": options[name] for name in named if ours and name in options}
     if problems := [problem for name, place in places.items() if (problem := path_problem(name, place))]:
         raise ConfigError(problems)
     if use is None and "path" in options:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow.fs import FileSystem
 
 from unseen_ray.errors import DataError
-from unseen_ray.storage.filesystem import read_file
+from unseen_ray.storage.filesystem import read_file, sha256_of
 from unseen_ray.storage.retry import retried_inline
 
 __all__ = ["LIST_ENDINGS", "HeldShard", "read_arrow", "read_list"]
@@ -25,11 +25,12 @@ class HeldShard:
         name: its name in keys and messages.
         path: its path in the source's file system.
         table: its rows.
+        digest: of the file's bytes, where these are all read.
     """
 
-    def __init__(self, name: str, path: str, table: pa.Table) -> None:
+    def __init__(self, name: str, path: str, table: pa.Table, digest: str = "") -> None:
         self.name, self.path, self.schema = name, path, table.schema
-        self._table = table
+        self._table, self._digest = table, digest
         self._batches = table.to_batches()
 
     @property
@@ -38,8 +39,10 @@ class HeldShard:
         return [batch.num_rows for batch in self._batches]
 
     def identity(self) -> tuple[tuple[Any, ...], list[int]]:
-        """Name, rows and bytes; and the bytes of each batch."""
-        return (self.name, self._table.num_rows, self._table.nbytes), [batch.nbytes for batch in self._batches]
+        """Name, rows, bytes, and the digest if there is one; and the bytes of each batch."""
+        return (self.name, self._table.num_rows, self._table.nbytes, self._digest), [
+            batch.nbytes for batch in self._batches
+        ]
 
     def stored_bytes(self, column: str) -> int:
         """The size of a column in memory, which is that in an Arrow file."""
@@ -62,31 +65,35 @@ def read_arrow(fs: FileSystem, path: str, where: str) -> pa.Table:
     Raises:
         DataError: if it is missing or damaged.
     """
-    try:
-        source = (
-            pa.memory_map(path) if fs.type_name == "local" else retried_inline(path, lambda: fs.open_input_file(path))
-        )
+
+    def read() -> pa.Table:
+        source = pa.memory_map(path) if fs.type_name == "local" else fs.open_input_file(path)
         is_file = source.read(6) == b"ARROW1"
         source.seek(0)
         return (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
+
+    try:
+        return retried_inline(path, read)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} of source {where} cannot be read as an Arrow file: {error}.") from None
 
 
-def read_list(fs: FileSystem, path: str, where: str) -> pa.Table:
-    """The table of a CSV, TSV or JSON lines file, whose first line names the columns of a CSV or TSV.
+def read_list(fs: FileSystem, path: str, where: str) -> tuple[pa.Table, str]:
+    """The table of a CSV, TSV or JSON lines file, and the SHA-256 of the file; the first line of a CSV or TSV names the columns.
 
     Raises:
         DataError: if it is missing or malformed.
     """
     try:
-        data = io.BytesIO(read_file(fs, path))
+        raw = read_file(fs, path)
+        data = io.BytesIO(raw)
         if path.endswith(".jsonl"):
             from pyarrow import json
 
-            return json.read_json(data)
+            return json.read_json(data), sha256_of(raw)
         from pyarrow import csv
 
-        return csv.read_csv(data, parse_options=csv.ParseOptions(delimiter="\t" if path.endswith(".tsv") else ","))
+        table = csv.read_csv(data, parse_options=csv.ParseOptions(delimiter="\t" if path.endswith(".tsv") else ","))
+        return table, sha256_of(raw)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} of source {where} cannot be read as a table: {error}.") from None

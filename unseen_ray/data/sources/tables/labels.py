@@ -63,6 +63,8 @@ class LabelColumn:
                 if left <= 0:
                     return
                 column = self._column(file, group).slice(0, left)
+                if is_text(column.type):
+                    column = pc.if_else(pc.equal(column, ""), None, column)  # as a CSV writes what is missing
                 if column.null_count:
                     row = group_starts(file)[group] + column.is_null().index(True).as_py()
                     raise DataError(f"row {row} of {file.name} has no label. Drop unlabelled rows first.")
@@ -125,7 +127,7 @@ class LabelColumn:
         for file in self._files:
             for group in range(len(file.group_rows)):
                 found.update(pc.unique(self._column(file, group)).to_pylist())
-        return tuple(sorted(name for name in found if name is not None))
+        return tuple(sorted(name for name in found if name))
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -98,10 +98,29 @@ class ParquetShard:
         if size < _MOST_BYTES:
             yield self._guarded(lambda file: file.read_row_groups(list(groups), columns=list(columns)))
             return
-        at_once = max(_FEW_ROWS, int(rows * _MOST_BYTES / size))
-        batches = self._guarded(lambda file: file.iter_batches(at_once, list(groups), list(columns)))
-        while (batch := self._guarded(lambda _: next(batches, None))) is not None:
+        yield from self._batches(columns, groups, max(_FEW_ROWS, int(rows * _MOST_BYTES / size)), rows)
+
+    def _batches(self, columns: Sequence[str], groups: Sequence[int], at_once: int, rows: int) -> Iterator[pa.Table]:
+        """Groups too large for one table; after an error, those that were given already are read again and passed over."""
+        given, batches, done = 0, None, 0
+
+        def following(file: pq.ParquetFile) -> pa.RecordBatch | None:
+            nonlocal batches
+            try:
+                if batches is None:
+                    batches = file.iter_batches(at_once, list(groups), list(columns))
+                    for _ in range(given):
+                        next(batches)
+                return next(batches, None)
+            except (pa.ArrowException, OSError):
+                batches = None  # its error has ended it
+                raise
+
+        while (batch := self._guarded(following)) is not None:
+            given, done = given + 1, done + batch.num_rows
             yield pa.Table.from_batches([batch])
+        if done != rows:
+            raise DataError(f"{self.name} of source {self._where} is damaged: {done} of {rows} rows can be read.")
 
     def _guarded(self, read: Any) -> Any:
         try:

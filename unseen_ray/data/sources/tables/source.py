@@ -83,6 +83,7 @@ class TableSource:
         self._path, self._label, self._size, self._limit = path, label, size, limit
         self._rows_in_memory, self._has_keys, self._note = rows_in_memory, has_keys, note
         self._sizes, self._times = [stat.size for stat in stats], times_of(stats)
+        self._buckets: dict[str, FileSystem] = {}
         self._image = self._image_column(image)
         self._labels = LabelColumn(self._files, label, path)
         self._starts = np.cumsum([0, *(sum(file.group_rows) for file in self._files)])
@@ -108,8 +109,12 @@ class TableSource:
             num_classes=len(names) or None,
             rows_in_memory=self._rows_in_memory,
         )
-        probed = np.unique(np.linspace(0, min(len(labels), self._first_group_rows()) - 1, _PROBED).astype(int))
-        size_px, original_px = probe_size((raw for _, raw in self.read(list(probed))), self._size)
+        # Images that rows only name by path are no bytes of the files: these are probed all over.
+        reach = len(labels) if self._names_files else min(len(labels), self._first_group_rows())
+        probed = np.unique(np.linspace(0, reach - 1, _PROBED).astype(int))
+        images = [raw for _, raw in self.read(probed.tolist())]
+        size_px, original_px = probe_size(images, self._size)
+        sample = sample_of_bytes(self._fs, [file.path for file in self._files], self._sizes)
         # the fingerprint covers footers and labels, since reading all images would take too long
         footers, sizes = map(list, zip(*(file.identity() for file in self._files), strict=True))
         return SourceInfo(
@@ -120,7 +125,7 @@ class TableSource:
             original_px=original_px,
             class_names=names,
             fingerprint=fingerprint_of(self.kind, footers, sizes, digest_of_labels(labels), str(len(labels))),
-            sample=sample_of_bytes(self._fs, [file.path for file in self._files], self._sizes),
+            sample=fingerprint_of(sample, *map(_as_bytes, images)) if self._names_files else sample,
             times=self._times,
             note=self._note,
         )
@@ -181,6 +186,7 @@ class TableSource:
                         some = wanted[first : first + _TAKEN]
                         yield file.name, self._with_images(table.take(pa.array(some - start)), place, some)
                     start += table.num_rows
+                start = stop
 
     def _with_images(self, table: pa.Table, file: int, ids: IntArray) -> pa.Table:
         place = table.schema.get_field_index(self._image)
@@ -200,6 +206,17 @@ class TableSource:
             for value, number in zip(images.to_pylist(), ids, strict=True)
         ]
         return table.set_column(place, table.schema.field(place), pa.array(rows, kind))
+
+    @cached_property
+    def _names_files(self) -> bool:
+        """Whether rows name their images instead of holding them, to judge by the first row that there is."""
+        place = next((place for place, file in enumerate(self._files) if any(file.group_rows)), None)
+        if place is None:
+            return False
+        group = next(number for number, rows in enumerate(self._files[place].group_rows) if rows)
+        rows, encoded = self._row_group(place, group)
+        value, row = encoded[0].as_py(), rows[0].as_py()
+        return isinstance(value, str) or (value is None and isinstance(row, dict) and bool(row.get("path")))
 
     def _image_column(self, given: str | None) -> str:
         wanted = [given] if given else list(self.image_names)
@@ -253,13 +270,26 @@ class TableSource:
                 f"{self.keys([number])[0]} names the file {place[:_SHOWN]}, which cannot be read: {str(error)[:_SHOWN]}."
             ) from None
 
+    def _place_of(self, uri: str) -> tuple[FileSystem, str]:
+        """The file system of a URI, which all of its bucket share, and the path in it."""
+        top = "/".join(uri.split("/", 3)[:3])
+        if "?" in uri or "%" in uri or top == "file://":
+            return filesystem_of(uri)
+        if top not in self._buckets:
+            self._buckets[top] = filesystem_of(top)[0]
+        return self._buckets[top], uri.split("://", 1)[1]
+
     def _named_file(self, place: str, file: int) -> bytes:
         """A file that a row names: by a URI or an absolute path, or relative to its table, as `datasets` writes both."""
         if is_uri(place):
-            return read_file(*filesystem_of(place))
+            return read_file(*self._place_of(place))
         if os.path.isabs(place):
             return read_file(self._fs, place)
         return read_file(self._fs, f"{os.path.dirname(self._files[file].path)}/{place}")
+
+
+def _as_bytes(raw: RawImage) -> bytes:
+    return raw if isinstance(raw, bytes) else raw.tobytes()
 
 
 def _is_binary(kind: pa.DataType) -> bool:

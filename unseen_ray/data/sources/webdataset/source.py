@@ -15,7 +15,7 @@ from unseen_ray.data.listing.content import sample_of_bytes, times_of
 from unseen_ray.data.listing.shard_files import find_shards
 from unseen_ray.data.sources.info import Encoded, SourceInfo, check_labels, fingerprint_of, probe_size
 from unseen_ray.data.sources.webdataset.tar_index import Columns, TarIndex, index_tar
-from unseen_ray.errors import DataError
+from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.storage.filesystem import filesystem_of, read_file
 from unseen_ray.storage.retry import retried_inline
 
@@ -51,6 +51,10 @@ class WebDatasetSource:
         size: int | None = None,
         limit: int | None = None,
     ) -> None:
+        if label.partition(":")[0] == "json" and not label.partition(":")[2]:
+            raise ConfigError(
+                f"label={label} names no value of the JSON file. Write label: 'json:key', such as json:label."
+            )
         self._path, self._size = path, size
         found = find_shards(path, ".tar")
         self.fs = found.fs
@@ -145,7 +149,11 @@ class WebDatasetSource:
         return data
 
     def _index(self, path: str, name: str) -> TarIndex:
-        return index_tar(self.fs, path, self.columns, name=f"{name} of source {self._path}")
+        where = f"{name} of source {self._path}"
+        try:
+            return retried_inline(path, lambda: index_tar(self.fs, path, self.columns, name=where))
+        except OSError as error:
+            raise DataError(f"{where} cannot be read: {error}.") from None
 
     def _numbered(self, indices: Sequence[TarIndex], classes: str | None) -> tuple[IntArray, int, tuple[str, ...]]:
         labels = [label for index in indices for label in index.labels]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import mmap
+import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import IO, Any
+from typing import Any
 
 from pyarrow.fs import FileSystem
 
@@ -18,6 +21,7 @@ from unseen_ray.errors import DataError
 __all__ = ["Columns", "Member", "TarIndex", "index_tar", "members_by_key"]
 
 _NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)")
+_BLOCK = 512
 _STREAM_BYTES = 2**22
 _SHOWN = 6
 
@@ -77,7 +81,7 @@ def index_tar(fs: FileSystem, path: str, columns: Columns, *, name: str) -> TarI
             held = ", ".join(sorted(members)[:_SHOWN])
             raise DataError(
                 f"sample {key} of {name} has no {lacking}; it has {held}. Name the endings: "
-                "{use: webdataset, path: ..., image: jpg, label: cls}, or label: 'json:key'."
+                "{use: webdataset, path: ..., image: jpg, label: cls}, or label: 'json:key'. Unpack a tar that is no WebDataset."
             )
         index.keys.append(key)
         index.labels.append(_label_in(label.data, columns.label, f"{key} of {name}"))
@@ -115,44 +119,113 @@ def members_by_key(
 
     Raises:
         DataError: if the tar is damaged, or names a file of a sample twice.
+        OSError: if it cannot be read.
     """
     try:
-        # A header of an object store would take a request each, so that such a tar is read from start to end.
-        local = fs.type_name == "local"
-        opened: Any = fs.open_input_file(path) if local else fs.open_input_stream(path, compression=None)
-        with opened, _archive(opened, local) as archive:
-            for key, group in groupby(_files(archive, wants), key=lambda found: found[0]):
-                members: dict[str, Member] = {}
-                for _, ending, member in group:
-                    if ending in members:
-                        raise DataError(
-                            f"sample {key} of {name} has two files .{ending}. Give each sample a name of its own."
-                        )
-                    members[ending] = member
-                yield key, members
-    except (tarfile.TarError, OSError, EOFError) as error:
+        for key, group in groupby(_files(fs, path, wants), key=lambda found: found[0]):
+            members: dict[str, Member] = {}
+            for _, ending, member in group:
+                if ending in members:
+                    raise DataError(
+                        f"sample {key} of {name} has two files .{ending}. Give each sample a name of its own."
+                    )
+                members[ending] = member
+            yield key, members
+    except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{name} cannot be read as an uncompressed tar: {error}.") from None
 
 
-def _archive(opened: IO[bytes], local: bool) -> tarfile.TarFile:
-    if local:
-        return tarfile.open(fileobj=opened, mode="r:")
-    return tarfile.open(fileobj=opened, mode="r|", bufsize=_STREAM_BYTES)
-
-
-def _files(archive: tarfile.TarFile, wants: Callable[[str, str], bool]) -> Iterator[tuple[str, str, Member]]:
-    for info in archive:
-        archive.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has read
-        found = _NAME.fullmatch(info.name)
-        if not info.isfile() or not found or (info.name.startswith("__") and info.name.endswith("__")):
+def _files(fs: FileSystem, path: str, wants: Callable[[str, str], bool]) -> Iterator[tuple[str, str, Member]]:
+    """Key, ending and place of each file; what WebDataset passes over, and hidden files, are left out."""
+    for name, offset, size, read in _local_members(path) if fs.type_name == "local" else _streamed_members(fs, path):
+        found = _NAME.fullmatch(name)
+        base = name.rpartition("/")[2]
+        if not found or base.startswith(".") or (base.startswith("__") and base.endswith("__")):
             continue
         key, ending = found[1], found[2].lower()
-        data = b""
-        if wants(key, ending):
-            stream = archive.extractfile(info)
-            assert stream is not None
-            data = stream.read()
-        yield key, ending, Member(info.name, info.offset_data, info.size, data)
+        yield key, ending, Member(name, offset, size, read() if wants(key, ending) else b"")
+
+
+def _local_members(path: str) -> Iterator[tuple[str, int, int, Callable[[], bytes]]]:
+    """Name, offset and size of the files of a tar on a disk, whose images are not touched.
+
+    Plain headers are read here, a hundred times as fast as by `tarfile`, which reads a tar with headers of another kind.
+    """
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise tarfile.ReadError("empty file")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            plain = list(_plain_members(data))
+            if None not in plain:
+                for each in plain:
+                    assert each is not None
+                    name, offset, size = each
+                    yield name, offset, size, functools.partial(_slice, data, offset, size)
+                return
+        file.seek(0)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            yield from _members_of(archive)
+
+
+def _slice(data: mmap.mmap, offset: int, size: int) -> bytes:
+    return data[offset : offset + size]
+
+
+def _plain_members(data: mmap.mmap) -> Iterator[tuple[str, int, int] | None]:
+    """Name, offset and size of the files of a tar with plain headers; ends with None at another one."""
+    at = 0
+    while at + _BLOCK <= len(data):
+        header = data[at : at + _BLOCK]
+        if not any(header):
+            return
+        try:
+            info = _plain_header(header)
+        except ValueError:
+            yield None
+            return
+        at += _BLOCK
+        name, size, is_file = info
+        if is_file:
+            if at + size > len(data):
+                raise tarfile.ReadError(f"{name} is cut off")
+            yield name, at, size
+        at += -(-size // _BLOCK) * _BLOCK
+
+
+def _plain_header(header: bytes) -> tuple[str, int, bool]:
+    """Name, size, and whether it is a file; ValueError if the header is not one of a plain file or folder."""
+    kind = header[156:157]
+    if (
+        kind not in (b"0", b"\0", b"5")
+        or int(header[148:156].strip(b" \0"), 8) != sum(header) - sum(header[148:156]) + 256
+    ):
+        raise ValueError
+    name = header[:100].partition(b"\0")[0].decode()
+    if header[257:263] == b"ustar\0" and (prefix := header[345:500].partition(b"\0")[0]):
+        name = f"{prefix.decode()}/{name}"
+    return name, int(header[124:136].strip(b" \0") or b"0", 8), kind != b"5" and not name.endswith("/")
+
+
+def _streamed_members(fs: FileSystem, path: str) -> Iterator[tuple[str, int, int, Callable[[], bytes]]]:
+    """The same of a tar in an object store, which is read from start to end: a request for each header would take longer."""
+    with (
+        fs.open_input_stream(path, compression=None) as opened,
+        tarfile.open(fileobj=opened, mode="r|", bufsize=_STREAM_BYTES) as archive,
+    ):
+        yield from _members_of(archive)
+
+
+def _members_of(archive: tarfile.TarFile) -> Iterator[tuple[str, int, int, Callable[[], bytes]]]:
+    for info in archive:
+        archive.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has read
+        if info.isfile():
+            yield info.name, info.offset_data, info.size, functools.partial(_extracted, archive, info)
+
+
+def _extracted(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    stream = archive.extractfile(info)
+    assert stream is not None
+    return stream.read()
 
 
 def _image_of(members: dict[str, Member], columns: Columns) -> Member | None:
