@@ -304,6 +304,7 @@ def test_what_a_manifest_names_is_not_imported() -> None:
         chosen_policy(config, "os:remove")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ray_decides_the_same(tmp_path: Path, better: ur.PruneResult) -> None:
     result = prune(tmp_path, auto(USELESS, "top", USEFUL), executor="ray")

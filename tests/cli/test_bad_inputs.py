@@ -364,7 +364,7 @@ CASES: list[tuple[str, str, int, str]] = [
     ("file of no bytes", prune("zero-bytes"), 3, r"data\.parquet of source .* is not a Parquet file"),
     ("truncated parquet", prune("truncated"), 3, r"data\.parquet of source .* is not a Parquet file"),
     ("overwritten parquet", prune("overwritten"), 3, r"data\.parquet"),
-    ("csv", prune("csv"), 3, r"data\.csv of source .* is not a Parquet file"),
+    ("csv", prune("csv"), 3, r"column 'image' of data\.csv is null; it must hold"),
     ("no image column", prune("no-image"), 3, r"has no image column 'image or img'; it has label, photo"),
     ("no label column", prune("no-label"),
      3, r"has no label column 'label'; it has image, lable.*Did you mean 'lable'"),

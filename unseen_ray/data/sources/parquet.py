@@ -38,13 +38,14 @@ class ParquetSource(TableSource):
     ) -> None:
         found, opener = find_shards(path), ParquetShard.opener()
         fs = found.fs
+        has_keys = found.is_folder and is_prepared(fs, found.base.rstrip("/"), path, found.names)
         fields = {"image": image, "label": label, "size": size, "limit": limit, "rows_in_memory": rows_in_memory}
         super().__init__(
             fs,
             [ParquetShard(fs, name, place, path, opener) for name, place in zip(found.names, found.paths, strict=True)],
             found.stats,
             path=path,
-            has_keys=found.is_folder and is_prepared(fs, found.base.rstrip("/"), path, found.names),
+            has_keys=has_keys,
             note=found.note,
             reopen={"path": absolute_path(path), **fields},
             **fields,  # type: ignore[arg-type]
