@@ -2,7 +2,7 @@
 
     python benchmarks/read_forms.py --source data/cifar10-train.parquet --json benchmarks/results/read_forms_cpu.json
 
-The first `--count` images of the source are written in every form; each form is opened once, and all its images are read, in order
+The first `--count` images of the source are written as PNG in every form; each form is opened once, and all its images are read, in order
 and in a drawn order, in interleaved rounds. Nothing is decoded. It also checks that the forms hold the same pixels and labels, and that
 one run on each keeps the same samples.
 """
@@ -25,6 +25,7 @@ from timing import conditions, interleaved, quartiles, ratio, write
 
 import unseen_ray as ur
 from unseen_ray.data.images.decode import to_pixels
+from unseen_ray.data.images.encode import to_png
 from unseen_ray.data.sources.registry import Source, open_source, source_ref
 from unseen_ray.reporting.tars import write_tars
 from unseen_ray.storage.filesystem import Folder
@@ -39,7 +40,8 @@ def written(source: Source, root: Path) -> dict[str, Any]:
     labels = source.info.labels_N.tolist()
     names = [f"c{number:03d}" for number in range(source.info.num_classes)]
     order = np.argsort(labels, kind="stable").tolist()  # as class folders have it
-    images, labels = [raw for _, raw in source.read(order)], [labels[number] for number in order]
+    images = [to_png(to_pixels(raw, source.info.size_px)) for _, raw in source.read(order)]
+    labels = [labels[number] for number in order]
     (root / "parquet").mkdir(parents=True)
     metadata = {b"class_names": json.dumps(names).encode()}
     table = pa.table({"image": images, "label": labels}).replace_schema_metadata(metadata)
