@@ -116,3 +116,30 @@ def test_runs_of_before_say_nothing_of_content_and_are_taken_as_they_are(tmp_pat
     assert entry.is_same_data(info)
     assert entry.model_copy(update={"sample": "", "times": ""}).is_same_data(info)
     assert not entry.model_copy(update={"sample": "0" * 64}).is_same_data(info)
+
+
+def test_an_evaluation_is_made_anew_where_the_test_set_shows_something_else(tmp_path: Path) -> None:
+    write_tree(tmp_path / "data", 0)
+    result = ur.prune(config(tmp_path / "data", tmp_path / "run"))
+    trained: list[str] = []
+
+    def evaluate() -> list[float]:
+        trained.clear()
+        arms = ur.evaluate(
+            result,
+            test=str(tmp_path / "test"),
+            seeds=2,
+            against=(),
+            on_event=lambda event: trained.append(type(event).__name__),
+        ).arms
+        return arms[0].accuracies
+
+    write_tree(tmp_path / "test", 0)
+    first = evaluate()
+    assert trained.count("EvalResult") == 2
+    assert evaluate() == first and trained.count("EvalResult") == 0
+    rng = np.random.default_rng(0)
+    for path in (tmp_path / "test").rglob("*.bmp"):
+        path.write_bytes(path.read_bytes()[:54] + rng.bytes(8 * 8 * 3))
+    evaluate()
+    assert trained.count("EvalResult") == 2

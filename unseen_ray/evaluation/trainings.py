@@ -60,6 +60,11 @@ class _Trainings:
 
     def key(self, task: EvalTask) -> str:
         """What determines a training's result: equal keys give equal models, whichever arm asks."""
+        sample = [self.test.sample] if self.test.sample else []
+        return fingerprint_of(self.job.fit_key(task, self.population), self.test.fingerprint, *sample)
+
+    def former_key(self, task: EvalTask) -> str:
+        """The key that versions gave which did not look at the bytes of a test set."""
         return fingerprint_of(self.job.fit_key(task, self.population), self.test.fingerprint)
 
 
@@ -95,7 +100,7 @@ def train_and_measure(
     arms = list(dict.fromkeys([*list(chosen)[:1], *against]))
     work, environment = _prepared(resolved, chosen, arms, skipped_ids, budget, executor, on_holdout=on_holdout)
     with held(folder := Folder(work.job.out)) as lock:
-        training = MeasuredTrainings(folder, work.key, executor, on_event, lock.check, cache)
+        training = MeasuredTrainings(folder, work.key, executor, on_event, lock.check, cache, work.former_key)
         stored, tables = _rounds(work, training, environment, seeds, until)
         # Another driver may have taken over the folder during the trainings.
         lock.check()

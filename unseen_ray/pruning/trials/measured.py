@@ -37,6 +37,7 @@ class MeasuredTrainings:
         on_event: called with every progress event and result.
         check: raises if another driver has taken over the folder.
         cache: results shared with other runs that are active at the same time.
+        former_key: the key by which an earlier version may have stored a result; None if it is the same.
     """
 
     folder: Folder
@@ -45,12 +46,16 @@ class MeasuredTrainings:
     on_event: Observer
     check: Callable[[], None]
     cache: ResultCache | None = None
+    former_key: Callable[[EvalTask], str] | None = None
 
     def results(self, tasks: Iterable[EvalTask]) -> dict[str, EvalResult]:
         """Results by key: those that the folder already holds, and those of the remaining trainings."""
         stored, tables = known_results(self.folder), stored_tables(self.folder)
         asked = {self.key(task): task for task in tasks}  # two arms may train on the same samples
         keys = {task.name: key for key, task in asked.items()}
+        if (former_key := self.former_key) is not None:
+            former = {key: former_key(task) for key, task in asked.items() if key not in stored}
+            stored.update({key: stored[name] for key, name in former.items() if name in stored})
 
         def keep(event: Progress | Receipt | EvalResult) -> None:
             self.check()
