@@ -33,6 +33,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "execution": (7, "torch ~ray ~tensorboardX ~mlflow ~wandb"),
     "execution/estimate": (7, "numpy torch"),
     "execution/ray": (7, "numpy ray ~torch"),
+    "execution/ray/io": (7, "numpy pyarrow ray"),
     "evaluation": (8, "numpy ~scipy"),
     "reporting": (9, "numpy pyarrow jinja2 markupsafe matplotlib yaml ~PIL"),
     "sweeps": (10, "numpy pyarrow pydantic ray matplotlib yaml ~optuna"),

@@ -71,6 +71,25 @@ def test_what_is_no_image_or_no_column_is_refused(tmp_path: Path) -> None:
         ur.prune_dataset(dataset("bytes"), image="picture", label="kind", out=tmp_path / "c", **FAST)
 
 
+def test_another_dataset_or_files_of_somebody_else_are_never_taken_or_removed(tmp_path: Path) -> None:
+    result = pruned("bytes", tmp_path / "run")
+    other = ray.data.from_items([{"picture": png_bytes(each), "kind": "ant"} for each in PIXELS[::-1]])
+    with pytest.raises(ur.ConfigError, match=r"run-source holds another Dataset"):
+        ur.prune_dataset(other, image="picture", label="kind", out=tmp_path / "run", **FAST)
+    with pytest.raises(ur.ConfigError, match="keeep"):
+        ur.prune_dataset(other, image="picture", label="kind", out=tmp_path / "new", keeep=0.5, **FAST)
+    assert not (tmp_path / "new-source").exists()
+    (tmp_path / "mine-source").mkdir()
+    stored = next((tmp_path / "run-source").glob("*.parquet"))
+    (tmp_path / "mine-source" / "part-000000.parquet").write_bytes(stored.read_bytes())
+    with pytest.raises(ur.ConfigError, match="were not written from a Dataset"):
+        pruned("bytes", tmp_path / "mine")
+    assert not dataset("bytes").context.execution_options.preserve_order
+    pruned("grey", tmp_path / "grey")
+    with pytest.raises(Exception, match="has changed since the run, or is another one"):
+        result.kept_dataset(source=str(tmp_path / "grey-source")).take_all()
+
+
 def samples() -> Any:
     class Samples:
         labels, keys = LABELS, tuple(map(str, range(COUNT)))

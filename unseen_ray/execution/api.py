@@ -111,7 +111,7 @@ class PruneResult:
             )
         size_px = None if encoded else size or self.manifest.source.size_px
         rows = self._read_by_ray(CORESET).select_columns(["id", "label"])
-        return with_images(rows, asked.absolute(), size_px=size_px)
+        return with_images(rows, asked.absolute(), self.manifest.source, size_px=size_px)
 
     def _read_by_ray(self, table: str) -> ray.data.Dataset:
         from unseen_ray.execution.ray.io.datasets import read_by_ray
@@ -160,26 +160,33 @@ def prune_dataset(
 ) -> PruneResult:
     """Prune a Ray Dataset: write its images and labels once as Parquet beside the run, in its order, and prune these.
 
-    The folder `<out>-source` holds them, with the rows of the Dataset in order as ids; the same call resumes, and takes them from there.
+    The folder `<out>-source` holds them, with the rows of the Dataset in order as ids; the same call resumes with them.
 
     Args:
         dataset: any Dataset with a column of encoded images, or of uint8 arrays, and one of integers or class names.
         out: the run's folder, on storage that every node shares.
         image, label: its columns.
         size, limit: as of the `parquet` source.
-        fresh, on_event: as of `prune`.
+        fresh: write the Dataset anew, and delete the run that `out` holds; as of `prune`.
+        on_event: as of `prune`.
         fields: the other fields of `PruneConfig`.
 
     Raises:
         ConfigError, DataError: if the Dataset has no such columns, or as `prune`.
     """
-    from unseen_ray.execution.ray.connect import ensure_session
+    from unseen_ray.execution.ray.connect import ray_session
     from unseen_ray.execution.ray.io.datasets import store_dataset
 
-    ensure_session()
-    place = store_dataset(dataset, f"{os.fspath(out).rstrip('/')}-source", image=image, label=label)
+    if "source" in fields:
+        raise ConfigError("prune_dataset takes no source: the Dataset is the source. Leave it out.")
+    place = f"{os.fspath(out).rstrip('/')}-source"
     source = {"use": "parquet", "path": place, "size": size, "limit": limit}
-    return prune(PruneConfig(source=source, out=os.fspath(out), **fields), fresh=fresh, on_event=on_event)
+    config = PruneConfig(
+        source=source, out=os.fspath(out), **fields
+    )  # what is wrong in it is told before anything is written
+    with ray_session(config.address):
+        store_dataset(dataset, place, image=image, label=label, anew=fresh)
+        return prune(config, fresh=fresh, on_event=on_event)
 
 
 def load(path: str | os.PathLike[str]) -> PruneResult:

@@ -65,10 +65,13 @@ def _of_tars(source: WebDatasetSource, ids: IdArray) -> Iterator[tuple[str, Iter
 
 def _kept_of(source: WebDatasetSource, tar: int, kept: set[str]) -> Iterator[_Files]:
     """All files of the samples with some keys."""
-    samples = members_by_key(source.fs, source.paths[tar], lambda key, _: key in kept, name=source.names[tar])
-    for key, members in samples:
-        if key in kept:
-            yield [(member.name, member.data) for member in members.values()]
+    name = source.names[tar]
+    try:
+        for key, members in members_by_key(source.fs, source.paths[tar], lambda key, _: key in kept, name=name):
+            if key in kept:
+                yield [(member.name, member.data) for member in members.values()]
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error}. Run the same line again.") from None
 
 
 def _of_images(source: Source, ids: IdArray) -> Iterator[tuple[str, Iterator[_Files]]]:

@@ -13,11 +13,6 @@ __all__ = ["MARKS", "covers", "is_glob", "matches", "without_braces"]
 
 MARKS = "*?["
 _QUERY = re.compile(r"\?[\w.]+=.*")  # of a URI, such as ?region=us-east-1
-_OURS = (
-    "coreset.parquet",
-    "keys.parquet",
-    "part-00000.parquet",
-)  # a run, a scored folder and a prepared one hold such files
 
 
 def is_glob(path: str) -> bool:

@@ -226,6 +226,19 @@ def test_a_link_beside_never_takes_the_place_of_a_folder_further_down(tmp_path: 
     assert source.info.passed_over == "1 link to a folder listed already (aaa); 1 link to nowhere (dog/itself)"
 
 
+def test_what_a_link_reaches_from_above_or_beside_is_taken_once(tmp_path: Path) -> None:
+    put(tmp_path / "d" / "train", "a/1.png", "b/2.png")
+    (tmp_path / "d" / "train" / "up").symlink_to(tmp_path / "d")
+    source = opened(tmp_path / "d" / "train")
+    assert source.keys(range(len(source.info))) == ["a/1.png", "b/2.png"]
+    put(tmp_path / "pets", "cats/3.png", "dogs/4.png")
+    (tmp_path / "root").mkdir()
+    for name, place in (("cats", "pets/cats"), ("pets", "pets")):
+        (tmp_path / "root" / name).symlink_to(tmp_path / place)
+    source = opened(tmp_path / "root")
+    assert source.keys(range(len(source.info))) == ["cats/3.png", "pets/dogs/4.png"]
+
+
 def test_a_tar_left_beside_class_folders_changes_nothing(tmp_path: Path) -> None:
     put(tmp_path, "cat/0.png", "dog/1.png")
     (tmp_path / "val.tar").write_bytes(b"")

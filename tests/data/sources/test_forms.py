@@ -337,3 +337,30 @@ def test_the_options_of_tars_are_checked(tmp_path: Path) -> None:
         .options["classes"]
         .startswith("/")
     )
+
+
+@pytest.mark.parametrize("damage", ["checksum", "in a header", "in an image", "no end", "sign", "folder"])
+def test_a_damaged_tar_is_refused_and_never_shorter(tmp_path: Path, damage: str) -> None:
+    path = tar_of(tmp_path / "a.tar", samples())
+    with tarfile.open(path) as archive:
+        starts = [member.offset for member in archive]
+    data = bytearray(path.read_bytes())
+    if damage == "checksum":
+        data[starts[4] + 3] ^= 1
+    elif damage == "sign":
+        data[starts[4] + 124 : starts[4] + 136] = b"-0000001000\0"
+        total = sum(data[starts[4] : starts[4] + 512]) - sum(data[starts[4] + 148 : starts[4] + 156]) + 256
+        data[starts[4] + 148 : starts[4] + 156] = b"%06o\0 " % total
+    elif damage == "folder":  # its size means nothing, and the samples after it are there
+        info = tarfile.TarInfo("d/")
+        info.type, info.size = tarfile.DIRTYPE, 4096
+        data[:0] = info.tobuf(tarfile.USTAR_FORMAT)
+    else:
+        cut = {"in a header": starts[6] + 200, "in an image": starts[6] + 512 + 20, "no end": starts[6]}[damage]
+        del data[cut:]
+    path.write_bytes(data)
+    if damage == "folder":
+        assert opened(str(path)).keys(range(6)) == [f"{row:03d}" for row in range(6)]
+        return
+    with pytest.raises(DataError, match=r"a\.tar of source .* cannot be read as an uncompressed tar"):
+        opened(str(path))

@@ -106,6 +106,8 @@ def _local(root: str, is_hidden: Callable[[str], bool]) -> Listing:
                 listing.files[relative] = FileStat(stat.st_size, stat.st_mtime_ns)
             elif entry.is_symlink():
                 linked.append(relative)
+            elif _identity(stat) in seen:  # below a link, what was met before
+                listing.repeated.append(relative)
             else:
                 seen.add(_identity(stat))
                 listing.folders.append(relative)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -273,7 +274,7 @@ class TableSource:
     def _place_of(self, uri: str) -> tuple[FileSystem, str]:
         """The file system of a URI, which all of its bucket share, and the path in it."""
         top = "/".join(uri.split("/", 3)[:3])
-        if "?" in uri or "%" in uri or top == "file://":
+        if not re.fullmatch(r"(s3|gs)://[\w.-]+", top) or "?" in uri or "%" in uri:
             return filesystem_of(uri)
         if top not in self._buckets:
             self._buckets[top] = filesystem_of(top)[0]

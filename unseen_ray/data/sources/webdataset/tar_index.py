@@ -22,6 +22,7 @@ __all__ = ["Columns", "Member", "TarIndex", "index_tar", "members_by_key"]
 
 _NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)")
 _BLOCK = 512
+_OCTAL = re.compile(rb"[0-7]+")
 _STREAM_BYTES = 2**22
 _SHOWN = 6
 
@@ -165,6 +166,10 @@ def _local_members(path: str) -> Iterator[tuple[str, int, int, Callable[[], byte
         file.seek(0)
         with tarfile.open(fileobj=file, mode="r:") as archive:
             yield from _members_of(archive)
+            end = archive.offset  # `tarfile` takes a damaged header for the end
+        file.seek(max(0, end - _BLOCK))
+        if any(file.read(_BLOCK)) and any(file.read(_BLOCK)):
+            raise tarfile.ReadError(f"the header at byte {end} is damaged")
 
 
 def _slice(data: mmap.mmap, offset: int, size: int) -> bytes:
@@ -172,38 +177,36 @@ def _slice(data: mmap.mmap, offset: int, size: int) -> bytes:
 
 
 def _plain_members(data: mmap.mmap) -> Iterator[tuple[str, int, int] | None]:
-    """Name, offset and size of the files of a tar with plain headers; ends with None at another one."""
+    """Name, offset and size of the files of a tar with plain headers; ends with None at a header of another kind."""
     at = 0
-    while at + _BLOCK <= len(data):
+    while at < len(data):
         header = data[at : at + _BLOCK]
+        if len(header) < _BLOCK:
+            raise tarfile.ReadError("it is cut off within a header")
         if not any(header):
             return
+        sums = header[148:156].strip(b" \0")
+        if not _OCTAL.fullmatch(sums) or int(sums, 8) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+            raise tarfile.ReadError(f"the header at byte {at} is damaged")
+        size, kind = header[124:136].strip(b" \0"), header[156:157]
         try:
-            info = _plain_header(header)
-        except ValueError:
+            name = header[:100].partition(b"\0")[0].decode()
+            if header[257:263] == b"ustar\0" and (prefix := header[345:500].partition(b"\0")[0]):
+                name = f"{prefix.decode()}/{name}"
+        except UnicodeDecodeError:
+            kind = b""
+        if kind not in (b"0", b"\0", b"5") or not _OCTAL.fullmatch(size or b"0"):
             yield None
             return
         at += _BLOCK
-        name, size, is_file = info
-        if is_file:
-            if at + size > len(data):
-                raise tarfile.ReadError(f"{name} is cut off")
-            yield name, at, size
-        at += -(-size // _BLOCK) * _BLOCK
-
-
-def _plain_header(header: bytes) -> tuple[str, int, bool]:
-    """Name, size, and whether it is a file; ValueError if the header is not one of a plain file or folder."""
-    kind = header[156:157]
-    if (
-        kind not in (b"0", b"\0", b"5")
-        or int(header[148:156].strip(b" \0"), 8) != sum(header) - sum(header[148:156]) + 256
-    ):
-        raise ValueError
-    name = header[:100].partition(b"\0")[0].decode()
-    if header[257:263] == b"ustar\0" and (prefix := header[345:500].partition(b"\0")[0]):
-        name = f"{prefix.decode()}/{name}"
-    return name, int(header[124:136].strip(b" \0") or b"0", 8), kind != b"5" and not name.endswith("/")
+        if kind == b"5" or name.endswith("/"):
+            continue  # a folder has no data, whatever its size says
+        count = int(size or b"0", 8)
+        if at + count > len(data):
+            raise tarfile.ReadError(f"{name} is cut off")
+        yield name, at, count
+        at += -(-count // _BLOCK) * _BLOCK
+    raise tarfile.ReadError("it is cut off: its end is missing")
 
 
 def _streamed_members(fs: FileSystem, path: str) -> Iterator[tuple[str, int, int, Callable[[], bytes]]]:
@@ -218,6 +221,10 @@ def _streamed_members(fs: FileSystem, path: str) -> Iterator[tuple[str, int, int
 def _members_of(archive: tarfile.TarFile) -> Iterator[tuple[str, int, int, Callable[[], bytes]]]:
     for info in archive:
         archive.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has read
+        try:
+            info.name.encode()
+        except UnicodeEncodeError:
+            raise tarfile.ReadError(f"the name {info.name!r} is not UTF-8") from None
         if info.isfile():
             yield info.name, info.offset_data, info.size, functools.partial(_extracted, archive, info)
 

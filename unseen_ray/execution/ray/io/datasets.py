@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import logging
 import pickle
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray.data
-from ray.data.datasource import FilenameProvider
+from ray.data.block import BlockAccessor
 
 from unseen_ray.data.images.decode import UndecodableError, to_pixels
 from unseen_ray.data.images.encode import to_png
@@ -20,16 +24,22 @@ from unseen_ray.execution.ray.connect import ensure_session
 from unseen_ray.storage.filesystem import Folder, filesystem_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
+
+    from unseen_ray.runs.manifest_entries import SourceEntry
 
 __all__ = ["read_by_ray", "store_dataset", "with_images"]
 
 logger = logging.getLogger(__name__)
 
 _WRITTEN = "_written.json"  # sources pass over what begins with an underscore
+_WRITING = "_writing.json"
+_OURS = re.compile(r"part-\d{6,}\.parquet")
 _BATCH = 256
+_COMPARED = 16  # rows by which a Dataset is known again
+_ROW_GROUP = 1024
 
 
 def read_by_ray(folder: str, files: Sequence[str]) -> ray.data.Dataset:
@@ -42,9 +52,12 @@ def read_by_ray(folder: str, files: Sequence[str]) -> ray.data.Dataset:
     return dataset
 
 
-def with_images(rows: ray.data.Dataset, ref: SourceRef, *, size_px: int | None) -> ray.data.Dataset:
-    """Rows with a column `id`, each with its image from a source: decoded to (size_px, size_px, 3) uint8, or as it is stored."""
-    opening = pickle.dumps(ref)
+def with_images(rows: ray.data.Dataset, ref: SourceRef, entry: SourceEntry, *, size_px: int | None) -> ray.data.Dataset:
+    """Rows with a column `id`, each with its image from a source: decoded to (size_px, size_px, 3) uint8, or as it is stored.
+
+    The source must be the data of `entry`; a worker that finds other data there raises DataError.
+    """
+    opening = ray.cloudpickle.dumps((ref, entry))  # also of a function in a script or a notebook
     return rows.map_batches(
         _add_images, fn_kwargs={"opening": opening, "size_px": size_px}, batch_size=_BATCH, batch_format="numpy"
     )
@@ -72,63 +85,124 @@ def _pixels(source: Source, number: int, raw: Any, size_px: int) -> NDArray[np.u
 @functools.lru_cache(maxsize=2)
 def _opened(opening: bytes) -> Source:
     """A source, opened once in each of Ray's worker processes."""
-    return open_source(pickle.loads(opening))  # pickled by the driver in this very session
+    ref, entry = pickle.loads(opening)  # pickled by the driver in this very session
+    source = open_source(ref)
+    if not entry.is_same_data(source.info):
+        raise DataError(
+            f"source {source.info.name} has changed since the run, or is another one: its samples are no longer those that were chosen."
+        )
+    return source
 
 
-def store_dataset(dataset: ray.data.Dataset, to: str, *, image: str, label: str) -> str:
+def store_dataset(dataset: ray.data.Dataset, to: str, *, image: str, label: str, anew: bool = False) -> str:
     """Write the images and labels of a Dataset as Parquet, in its order, unless the folder holds them already.
 
     Args:
         dataset: with a column of encoded images or of (H, W), (H, W, 1) or (H, W, 3) uint8 arrays, and one of integers or text.
         to: the folder, on storage that every node shares.
         image, label: the columns.
+        anew: write what the folder holds once more.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: if the Dataset lacks a column, or the folder holds something else.
-        DataError: if a value of a column is of another kind.
+        ConfigError: if the Dataset lacks a column, or the folder holds something else, or another Dataset.
+        DataError: if a value of a column is of another kind, or not all rows can be read from here.
     """
     names = dataset.columns() or []
     if lacking := [name for name in (image, label) if name not in names]:
         raise ConfigError(
             f"the Dataset has no column {lacking[0]!r}; it has {', '.join(names)}. Name it: image=..., label=..."
         )
-    if _is_stored(Folder(to), image, label):
+    folder = Folder(to)
+    first = _digest_of(dataset.take(_COMPARED), image, label)
+    if not anew and _is_stored(folder, image, label, first):
         return to
-    stored = dataset.select_columns([image, label]).map_batches(
-        _encoded, fn_kwargs={"image": image, "label": label}, batch_size=_BATCH, batch_format="numpy"
-    )
-    stored.context.execution_options.preserve_order = True
-    filesystem, root = filesystem_of(to)
-    try:
-        stored.write_parquet(
-            root,
-            filesystem=filesystem,
-            filename_provider=_ByNumber(file_format="parquet"),
-            mode=ray.data.SaveMode.OVERWRITE,
+    _clear(folder)
+    rows = _write(dataset, to, image, label)
+    seen = sum(_rows_of(folder.path(name)) for name in folder.files() if _OURS.fullmatch(name))
+    if seen != rows:
+        raise DataError(
+            f"{rows} rows were written to {to}, and {seen} can be read from here. Give an out on storage that all nodes share."
         )
-    except ray.exceptions.RayError as error:
-        raise DataError(_reason(error)) from None
-    Folder(to).write(_WRITTEN, json.dumps({"image": image, "label": label}).encode())
+    folder.write(_WRITTEN, json.dumps({"image": image, "label": label, "rows": int(rows), "first": first}).encode())
     return to
 
 
-def _is_stored(folder: Folder, image: str, label: str) -> bool:
-    """Whether a folder holds a Dataset already; ConfigError if it holds anything else."""
-    if (found := folder.read(_WRITTEN)) is not None:
-        if json.loads(found) != {"image": image, "label": label}:
-            raise ConfigError(
-                f"{folder.root} holds other columns of a Dataset: {found.decode()}. Remove the folder, or name another out."
-            )
-        logger.info(
-            "the Dataset is taken from %s, where it was written before; remove the folder to write it anew", folder.root
-        )
-        return True
-    if others := [name for name in folder.names() if not name.endswith(".parquet")]:
+def _clear(folder: Folder) -> None:
+    """Make a folder ready to be written; ConfigError if anything in it is not of an earlier write."""
+    if others := [name for name in folder.files() if name not in (_WRITING, _WRITTEN) and not _OURS.fullmatch(name)]:
         raise ConfigError(f"{folder.root} holds {', '.join(others[:3])}. Remove the folder, or name another out.")
-    return False
+    if folder.files() and folder.read(_WRITING) is None:
+        raise ConfigError(f"{folder.root} holds Parquet files that were not written from a Dataset. Name another out.")
+    folder.write(_WRITING, b"")  # so that leftovers of an interrupted write are known to be ours
+    for name in folder.files():
+        if name != _WRITING:
+            folder.delete(name)
+
+
+def _write(dataset: ray.data.Dataset, to: str, image: str, label: str) -> int:
+    """Write a Dataset; how many rows there are."""
+    # A copy, as the options of a Dataset are those of all that are made from it.
+    stored = ray.data.Dataset.copy(dataset, _deep_copy=True)
+    stored.context.execution_options.preserve_order = True
+    stored = stored.select_columns([image, label]).map_batches(
+        _encoded, fn_kwargs={"image": image, "label": label}, batch_size=_BATCH, batch_format="numpy"
+    )
+    parts = _Parts(to)
+    try:
+        stored.write_datasink(parts)
+    except ray.exceptions.RayError as error:
+        raise DataError(_reason(error)) from None
+    return parts.rows
+
+
+class _Parts(ray.data.Datasink):  # type: ignore[misc]
+    """Writes each block as one file, whole or not at all, under a name that its place in the Dataset gives."""
+
+    def __init__(self, to: str) -> None:
+        self.rows, self._to = 0, to
+
+    def write(self, blocks: Iterable[Any], ctx: Any) -> None:
+        """Write the blocks of a task; called by Ray's workers."""
+        tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
+        if any(table.num_rows for table in tables):
+            sink = pa.BufferOutputStream()
+            pq.write_table(pa.concat_tables(tables), sink, row_group_size=_ROW_GROUP)
+            Folder(self._to).write(f"part-{ctx.task_idx:06d}.parquet", memoryview(sink.getvalue()))
+
+    def on_write_complete(self, write_result: Any) -> None:
+        """Take the number of rows; called in the driver."""
+        self.rows = write_result.num_rows
+
+
+def _is_stored(folder: Folder, image: str, label: str, first: str) -> bool:
+    """Whether a folder holds this Dataset already; ConfigError if it holds another one, as far as its first rows tell."""
+    if (found := folder.read(_WRITTEN)) is None:
+        return False
+    known = json.loads(found)
+    if (known["image"], known["label"], known["first"]) != (image, label, first):
+        raise ConfigError(
+            f"{folder.root} holds another Dataset, or other columns of it: its first rows differ. Name another out, or set fresh=True."
+        )
+    logger.info("the Dataset is taken from %s, where it was written before", folder.root)
+    return True
+
+
+def _digest_of(rows: list[dict[str, Any]], image: str, label: str) -> str:
+    """SHA-256 of the images and labels of some rows."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(_bytes_of(row[image], image))
+        digest.update(repr(row[label]).encode())
+    return digest.hexdigest()
+
+
+def _rows_of(path: str) -> int:
+    fs, place = filesystem_of(path)
+    with fs.open_input_file(place) as file:
+        return int(pq.read_metadata(file).num_rows)
 
 
 def _reason(error: Exception) -> str:
@@ -139,14 +213,6 @@ def _reason(error: Exception) -> str:
         (line.removeprefix(ours) for line in lines if line.startswith(ours)),
         f"the Dataset cannot be written: {lines[-1]}",
     )
-
-
-class _ByNumber(FilenameProvider):  # type: ignore[misc]
-    """Names without a random part, so that keys do not change when the same data is written again."""
-
-    def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
-        """The file of a task."""
-        return f"part-{task_index:06d}.parquet"
 
 
 def _encoded(batch: dict[str, NDArray[Any]], *, image: str, label: str) -> dict[str, Any]:
