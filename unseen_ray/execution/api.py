@@ -163,12 +163,11 @@ def prune_dataset(
     The folder `<out>-source` holds them, with the rows of the Dataset in order as ids; the same call resumes with them.
 
     Args:
-        dataset: any Dataset with a column of encoded images, or of uint8 arrays, and one of integers or class names.
+        dataset: with a column of encoded images, or of uint8 arrays, and one of integers or class names.
         out: the run's folder, on storage that every node shares.
         image, label: its columns.
         size, limit: as of the `parquet` source.
-        fresh: write the Dataset anew, and delete the run that `out` holds; as of `prune`.
-        on_event: as of `prune`.
+        fresh, on_event: as of `prune`; a fresh run writes the Dataset anew.
         fields: the other fields of `PruneConfig`.
 
     Raises:
@@ -177,8 +176,6 @@ def prune_dataset(
     from unseen_ray.execution.ray.connect import ray_session
     from unseen_ray.execution.ray.io.datasets import store_dataset
 
-    if "source" in fields:
-        raise ConfigError("prune_dataset takes no source: the Dataset is the source. Leave it out.")
     place = f"{os.fspath(out).rstrip('/')}-source"
     source = {"use": "parquet", "path": place, "size": size, "limit": limit}
     config = PruneConfig(

@@ -195,6 +195,8 @@ def _plain_members(data: mmap.mmap) -> Iterator[tuple[str, int, int] | None]:
                 name = f"{prefix.decode()}/{name}"
         except UnicodeDecodeError:
             kind = b""
+        if size and not size[0] & 0x80 and not _OCTAL.fullmatch(size):  # with that bit, it is a binary number
+            raise tarfile.ReadError(f"the header at byte {at} is damaged")
         if kind not in (b"0", b"\0", b"5") or not _OCTAL.fullmatch(size or b"0"):
             yield None
             return
