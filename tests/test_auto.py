@@ -227,6 +227,7 @@ def test_a_selection_says_what_it_used_and_is_evaluated_by_it(tmp_path: Path, ca
     assert "suspects of the run's policy may be chosen: its guard came with the policy" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "schedule"),
     [(FIELDS["source"], None), (FIELDS["source"], [0.2, 0.4]), ({"use": "digits", "limit": 1000}, None)],
@@ -264,6 +265,7 @@ def test_candidates_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert [trial.seeds for trial in result.manifest.stages[0].trials].count(1) == 2
 
 
+@pytest.mark.slow
 def test_later_stages_leave_the_same_labels_out(tmp_path: Path) -> None:
     fields: dict[str, Any] = {
         "keep": 0.3,
@@ -285,6 +287,7 @@ def test_evaluate_imports_no_candidate_that_only_the_folder_names(better: ur.Pru
         ur.evaluate(better.path, against=["random"], selections=2)
 
 
+@pytest.mark.slow
 def test_the_fitting_baseline_chooses_by_the_policy_that_was_used(tmp_path: Path) -> None:
     fields: dict[str, Any] = {
         "source": {"use": "digits", "limit": 400},

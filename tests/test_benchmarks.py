@@ -112,6 +112,7 @@ def test_a_suite_measures_every_choice_and_starts_anew_when_it_changes(
     assert "chosen in" not in subprocess.run(line, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_guards_are_measured_against_labels_that_were_flipped_and_nothing_is_done_twice(
     tmp_path: Path, parquet_file: Callable[..., Path]
 ) -> None:

@@ -24,6 +24,7 @@ def of_arms(table: ur.Evaluation) -> dict[str, dict[str, tuple[float, ...]]]:
     return {budget: {arm.name: arm.accuracies for arm in each.arms} for budget, each in table.by_budget.items()}
 
 
+@pytest.mark.slow
 def test_both_budgets_and_further_rounds_give_what_one_process_gives(tmp_path: Path, session: None) -> None:
     here = run_in(tmp_path / "here")
     there = ur.load(shutil.copytree(here.path, tmp_path / "there"))

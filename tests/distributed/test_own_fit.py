@@ -42,6 +42,7 @@ def test_a_fit_without_torch_never_meets_it(session: None, tmp_path: Path) -> No
     assert {done.manifest.config["recipe"]["precision"] for done in (local, result)} == {cpu_precision("auto")}
 
 
+@pytest.mark.slow
 def test_a_torch_that_a_fit_imports_late_is_set_as_if_it_had_been_there(session: None, tmp_path: Path) -> None:
     """Three folds on one worker of two CPUs, so that the first imports torch, and the others find it."""
     _, notes = notes_of(tmp_path, late=True, cpus_per_fold=2, threads=1)
