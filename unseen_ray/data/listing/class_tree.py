@@ -172,7 +172,7 @@ def _passed_over(listing: Listing, images: set[str], classes: set[str], loose: i
     within = [name for name in others if name.split("/", 1)[0] in classes]
     parts = [
         *([_count(loose, "image") + " beside the class folders"] if loose else []),
-        *([f"{_count(len(within), 'file')} in them that {_are(within)} no image ({_by_ending(within)})"] if within else []),
+        *([f"{_count(len(within), 'file')} in class folders that {_are_no_images(within)} ({_by_ending(within)})"] if within else []),
         *([f"{_count(len(folders), 'folder')} without images ({_some(sorted(folders))})"] if folders else []),
         *([f"{_count(len(links), 'link')} to a folder listed already ({_some(links)})"] if (links := sorted(listing.repeated)) else []),
         *([f"{_count(len(links), 'link')} to nowhere ({_some(links)})"] if (links := sorted(listing.broken)) else []),
@@ -198,5 +198,5 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
 
 
-def _are(names: Collection[str]) -> str:
-    return "is" if len(names) == 1 else "are"
+def _are_no_images(names: Collection[str]) -> str:
+    return "is not an image" if len(names) == 1 else "are not images"
