@@ -7,6 +7,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,12 +24,12 @@ from unseen_ray.data.sources.tables.labels import LabelColumn, is_text
 from unseen_ray.data.sources.tables.shard import TableShard, group_starts
 from unseen_ray.errors import DataError
 from unseen_ray.plugins import did_you_mean
-from unseen_ray.storage.filesystem import filesystem_of, is_uri, read_file
+from unseen_ray.storage.filesystem import absolute_path, filesystem_of, is_uri, read_file
 
 if TYPE_CHECKING:
     from unseen_ray.data.listing.files import FileStat
 
-__all__ = ["TableSource"]
+__all__ = ["TableSource", "Tables"]
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _PROBED = 32
@@ -36,6 +37,25 @@ _SHOWN = 200  # characters of a name from the data in a message
 _CACHED_ROW_GROUPS = 4
 _TAKEN = 2048
 _MUCH_LESS = 100  # a column this many times smaller than its images only names files that lie elsewhere
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The files that a source stands for.
+
+    Attributes:
+        fs: their file system.
+        files: in order.
+        stats: their sizes and times.
+        has_keys: whether a column `key` holds the keys.
+        note: a remark for the user; empty if there is none.
+    """
+
+    fs: FileSystem
+    files: Sequence[TableShard]
+    stats: Sequence[FileStat]
+    has_keys: bool = False
+    note: str = ""
 
 
 class TableSource:
@@ -46,18 +66,12 @@ class TableSource:
     files, in the order of the files' names. A key is the file's name and the row in it, `train-00.parquet:17`.
 
     Args:
-        fs: the files' file system.
-        files: the files.
-        stats: their sizes and times.
-        path: the source in messages.
+        path: where the files are; what it may be depends on the subclass.
         image: the image column; None for the first of `image_names` that there is.
         label: the label column.
         size: height and width to scale images to, in pixels; None for their own size, at most 64.
         limit: use only the first `limit` rows; None for all.
         rows_in_memory: with more rows than this, labels are kept in a file; see `gather_labels`.
-        has_keys: whether a column `key` holds the keys.
-        note: a remark for the user.
-        reopen: the arguments of the subclass, by which it is pickled.
     """
 
     kind: ClassVar[str]
@@ -66,24 +80,23 @@ class TableSource:
 
     def __init__(
         self,
-        fs: FileSystem,
-        files: Sequence[TableShard],
-        stats: Sequence[FileStat],
         *,
         path: str,
-        image: str | None,
-        label: str,
-        size: int | None,
-        limit: int | None,
+        image: str | None = None,
+        label: str = "label",
+        size: int | None = None,
+        limit: int | None = None,
         rows_in_memory: int = ROWS_IN_MEMORY,
-        has_keys: bool = False,
-        note: str = "",
-        reopen: dict[str, Any],
     ) -> None:
-        self._fs, self._files, self._reopen = fs, list(files), reopen
+        self._reopen: dict[str, Any] = {
+            "path": absolute_path(path), "image": image, "label": label, "size": size, "limit": limit, "rows_in_memory": rows_in_memory,
+        }  # fmt: skip
         self._path, self._label, self._size, self._limit = path, label, size, limit
-        self._rows_in_memory, self._has_keys, self._note = rows_in_memory, has_keys, note
-        self._sizes, self._times = [stat.size for stat in stats], times_of(stats)
+        self._rows_in_memory = rows_in_memory
+        found = self._find(path)
+        self._fs, self._files = found.fs, list(found.files)
+        self._has_keys, self._note = found.has_keys, found.note
+        self._sizes, self._times = [stat.size for stat in found.stats], times_of(found.stats)
         self._buckets: dict[str, FileSystem] = {}
         self._image = self._image_column(image)
         self._labels = LabelColumn(self._files, label, path)
@@ -92,6 +105,11 @@ class TableSource:
         self._row_group = lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._read_row_group)
         self._group_starts = lru_cache(maxsize=None)(lambda file: group_starts(self._files[file]))
         self._keys_of = lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._read_keys)
+
+    @staticmethod
+    def _find(path: str) -> Tables:
+        """The files of a path; DataError if there are none, or they cannot be read."""
+        raise NotImplementedError
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as how to open it, for the workers of a DataLoader: open files and caches do not travel."""
