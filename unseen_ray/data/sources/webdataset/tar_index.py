@@ -150,7 +150,8 @@ def _files(fs: FileSystem, path: str, wants: Callable[[str, str], bool]) -> Iter
 def _local_members(path: str) -> Iterator[tuple[str, int, int, Callable[[], bytes]]]:
     """Name, offset and size of the files of a tar on a disk, whose images are not touched.
 
-    Plain headers are read here, a hundred times as fast as by `tarfile`, which reads a tar with headers of another kind.
+    Plain headers are read here: `tarfile` takes a damaged header for the end, and takes twice as long. It reads tars with headers
+    of another kind.
     """
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
