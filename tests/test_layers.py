@@ -23,6 +23,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "data": (3, "numpy torch PIL"),
     "data/listing": (3, "numpy ~pyarrow"),
     "data/sources": (3, "numpy pyarrow ~PIL ~sklearn"),
+    "data/related": (3, "numpy pyarrow"),
     "data/images": (3, "numpy PIL simplejpeg"),
     "data/prepare": (3, "numpy pyarrow"),
     "config": (4, "numpy pyarrow pydantic pydantic_core ~yaml"),

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from unseen_ray.core.samples.coreset import Coreset as Coreset
     from unseen_ray.data.prepare.prepare import Prepared as Prepared
     from unseen_ray.data.prepare.prepare import prepare as prepare
+    from unseen_ray.data.related.copies import Copies as Copies
+    from unseen_ray.data.related.copies import find_copies as find_copies
     from unseen_ray.errors import ConfigError as ConfigError
     from unseen_ray.errors import DataError as DataError
     from unseen_ray.errors import UnseenError as UnseenError
@@ -44,6 +46,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ConfigError": "errors",
+    "Copies": "data.related.copies",
     "Coreset": "core.samples.coreset",
     "DataError": "errors",
     "Evaluation": "evaluation.table",
@@ -58,6 +61,7 @@ _HOME = {
     "UnseenError": "errors",
     "evaluate": "evaluation.evaluate",
     "export": "reporting.export",
+    "find_copies": "data.related.copies",
     "load": "execution.api",
     "plan": "execution.plan",
     "plan_folds": "core.folds",

@@ -11,6 +11,7 @@ import tempfile
 
 import click
 
+from unseen_ray.cli.commands.copies import copies
 from unseen_ray.cli.commands.evaluate import evaluate
 from unseen_ray.cli.commands.export import export
 from unseen_ray.cli.commands.list import list_names
@@ -40,7 +41,21 @@ def cli(verbose: bool) -> None:
 
 
 # The commands import their work inside themselves: --help must answer within half a second.
-for _command in (plan, prune, select, score, evaluate, report, export, list_names, prepare, submit, sweep, watch):
+for _command in (
+    plan,
+    prune,
+    select,
+    score,
+    evaluate,
+    report,
+    export,
+    list_names,
+    copies,
+    prepare,
+    submit,
+    sweep,
+    watch,
+):
     cli.add_command(_command)
 
 

@@ -15,7 +15,7 @@ from unseen_ray.errors import ConfigError
 __all__ = ["FieldCommand", "field_options", "given_flags", "merged_fields", "normalised", "with_flags"]
 
 # Fields whose value may be a mapping, so that `--score.skip 0.1` sets an option of the score.
-_NESTED = ("source", "test", "schedule", "score", "policy", "guard", "model", "scoring", "fit", "log_to")
+_NESTED = ("source", "test", "schedule", "score", "policy", "guard", "model", "scoring", "fit", "log_to", "group")
 # Read as text: YAML would turn a folder named 2026 into a number, and one named `on` into a boolean.
 _TEXT = ("source", "test", "out", "reuse", "address", "pixel_folder")
 _NESTED_VALUES = "unseen_ray.nested"

@@ -114,6 +114,7 @@ def _check_plugs(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[st
 
 
 def _check_sources(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    from unseen_ray.data.related.grouping import group_ref
     from unseen_ray.data.sources.registry import source_ref
 
     problems: list[str] = []
@@ -123,6 +124,11 @@ def _check_sources(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[
                 source_ref(given[field], field=field)
             except ConfigError as error:
                 problems += error.problems
+    if given.get("group") is not None:
+        try:
+            group_ref(given["group"])
+        except ConfigError as error:
+            problems += error.problems
     return problems
 
 

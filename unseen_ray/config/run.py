@@ -86,6 +86,11 @@ class PruneConfig(BaseModel):
         "fold", description="fold: train on one fold, score the rest (UNSEEN); complement: the reverse"
     )
     stratify: bool = Field(True, description="spread every class evenly over the folds")
+    group: Any = Field(
+        None,
+        description="samples that stay in one fold, such as those of a patient, or copies: a column, a .npy file of numbers, or "
+        "{pattern: regex of the keys}; with drop: true only one of each is used",
+    )
     combine: Literal["mean", "rank_mean", "mean_prob"] = Field(
         "mean", description="how the scores that several models give a sample (its votes) become one"
     )
@@ -242,7 +247,7 @@ class PruneConfig(BaseModel):
         return {
             name: jsonable(values[name])
             for name in type(self).model_fields
-            if name != "scoring" or values[name]  # older stored runs do not have it
+            if name not in ("scoring", "group") or values[name]  # older stored runs do not have them
         }
 
     def changed(self, **values: Any) -> PruneConfig:

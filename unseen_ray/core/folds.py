@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray, IntArray, LabelArray
+from unseen_ray.core.samples.groups import deal_groups
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import ConfigError
 
@@ -51,6 +52,7 @@ def plan_folds(
     seed: int = 0,
     *,
     labels: IntArray | None = None,
+    groups: IntArray | None = None,
     train_on: TrainOn = "fold",
     block_rows: int = ROWS_DEALT_AT_ONCE,
 ) -> FoldPlan:
@@ -64,6 +66,7 @@ def plan_folds(
         num_folds: K, 2 to N.
         seed: non-negative seed of the hash.
         labels: (N,) integers to stratify by; None for a plain random partition.
+        groups: (N,) integers; samples with equal ones get the same fold, and the sizes are as even as that allows. None without.
         train_on: see `FoldPlan`.
         block_rows: number of samples shuffled at a time, which bounds the memory; another number gives another plan.
 
@@ -71,7 +74,7 @@ def plan_folds(
         A `FoldPlan`; the same arguments give the same plan.
 
     Raises:
-        ConfigError: if K is outside 2..N, or `labels` has the wrong length.
+        ConfigError: if K is outside 2..N, or `labels` or `groups` has the wrong length.
 
     Source: UNSEEN (AAAI 2026), Figure 3 (random equal folds); the stratification is ours.
 
@@ -90,9 +93,15 @@ def plan_folds(
         )
     if train_on not in ("fold", "complement"):
         raise ConfigError(f"train_on={train_on!r} is neither 'fold' nor 'complement'.")
-    if labels is not None and np.shape(labels) != (num_samples,):
-        raise ConfigError(f"labels has {len(labels)} entries for {num_samples} samples; give one integer per sample.")
+    for name, given in (("labels", labels), ("groups", groups)):
+        if given is not None and np.shape(given) != (num_samples,):
+            raise ConfigError(
+                f"{name} has {len(given)} entries for {num_samples} samples; give one integer per sample."
+            )
     labels = None if labels is None else np.unique(labels, return_inverse=True)[1]
+    if groups is not None and len(np.unique(groups)) < num_samples:
+        dealt_N, _ = deal_groups(np.asarray(groups), _classes(labels, 0, num_samples), num_folds, seed)
+        return FoldPlan(fold_of_N=dealt_N, num_folds=num_folds, train_on=train_on)
     blocks = blocks_of(num_samples, block_rows)
     dealing = begin_dealing(num_folds, seed, (_classes(labels, *block) for block in blocks), block_rows)
     fold_of_N = np.empty(num_samples, np.int32)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from unseen_ray.core.seeds import digest_ids
+from unseen_ray.data.related.grouping import with_groups
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.evaluation.arms import fixed_share
@@ -83,7 +84,7 @@ def check_evaluable(
         )
     if problems:
         raise ConfigError(problems)
-    info = open_source(source_ref(config.source)).info
+    info = with_groups(open_source(source_ref(config.source)), config.group)
     job = make_job(resolved, info)
     test_set_of(job, job.population(info.labels_N), info)
 

@@ -15,6 +15,7 @@ from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS, UNSEEN_FIELDS, PruneConfig
 from unseen_ray.config.scoring import Scoring
 from unseen_ray.core.samples.epoch_draw import EpochDraw
+from unseen_ray.data.related.grouping import with_groups
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.evaluation.arms import ArmSubsets, fixed_share
@@ -154,11 +155,15 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
     if recipe is None:
         precision = done.manifest.config["recipe"]["precision"]
         config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"precision": precision})})
-    info = open_source(source_ref(config.source)).info
+    info = with_groups(open_source(source_ref(config.source)), config.group)
     if not done.manifest.source.is_same_data(info):
         raise ConfigError(
             f"source {info.name} is not the data that {done.path} was pruned from: it has {len(info)} samples instead of "
             f"{done.manifest.source.rows}, or its labels, files or pixels changed. Restore the data, or prune again."
+        )
+    if done.manifest.source.groups != info.groups.digest:
+        raise ConfigError(
+            f"group={config.group!r} does not tell the groups with which {done.path} was pruned. Restore them, or prune again."
         )
     # Without the scoring models, which an evaluation does not train: their initial weights may be gone.
     config = _started_alike(config, done).model_copy(update={"scoring": Scoring()})

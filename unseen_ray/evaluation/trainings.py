@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from unseen_ray.core.tasks import EvalTask
+from unseen_ray.data.related.grouping import with_groups
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.evaluation.arms import ArmSubsets, class_samples_of, eval_tasks
@@ -157,7 +158,7 @@ def _prepared(
 ) -> tuple[_Trainings, dict[str, Any]]:
     """The trainings to make, and the environment of the workers that will make them."""
     source = open_source(source_ref(resolved.config.source))
-    info = source.info
+    info = with_groups(source, resolved.config.group)
     job = make_job(resolved, info).prepared(resolved, skipped_ids)
     # A sweep chooses by this accuracy, so it must never see the test set.
     if on_holdout:

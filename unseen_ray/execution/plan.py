@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.samples.population import make_population
+from unseen_ray.data.related.grouping import with_groups
 from unseen_ray.data.sources.registry import Source, SourceInfo, open_source, source_ref
 from unseen_ray.execution.estimate.estimate import check_asked, estimate
 from unseen_ray.execution.estimate.plan_json import values_of
@@ -28,8 +29,8 @@ def plan(config: PruneConfig) -> tuple[RunPlan, SourceInfo, PruneConfig]:
         ConfigError: if the run cannot be done on this data.
         DataError: if the data cannot be read.
     """
-    planned, source, config = _planned(config)
-    return planned, source.info, config
+    planned, _, info, config = _planned(config)
+    return planned, info, config
 
 
 def plan_values(
@@ -56,16 +57,18 @@ def plan_values(
     """
     given = {"training": images_per_s, "scoring": scoring_images_per_s, "decode": decode_images_per_s}
     check_asked(workers, given)
-    planned, source, config = _planned(config)
+    planned, source, info, config = _planned(config)
     scoring = planned.resolved.config
     taken = estimate(planned, source, scoring, workers=workers, given=given, measure=measure)
-    return values_of(planned, source.info, config, taken.rates, cluster=taken.cluster, needs=taken.needs)
+    return values_of(planned, info, config, taken.rates, cluster=taken.cluster, needs=taken.needs)
 
 
-def _planned(config: PruneConfig) -> tuple[RunPlan, Source, PruneConfig]:
+def _planned(config: PruneConfig) -> tuple[RunPlan, Source, SourceInfo, PruneConfig]:
     source = open_source(source_ref(config.source))
-    info = source.info
+    info = with_groups(source, config.group)
     resolved = ResolvedRun.of(config, info.size_px)
     check_functions(resolved)
-    population = make_population(info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed)
-    return plan_run(resolved, population), source, resolved.config
+    population = make_population(
+        info.labels_N, info.num_classes, holdout=config.holdout, seed=config.seed, groups=info.groups
+    )
+    return plan_run(resolved, population), source, info, resolved.config

@@ -13,6 +13,7 @@ from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.models import model_builder
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.samples.population import make_population
+from unseen_ray.data.related.grouping import with_groups
 from unseen_ray.data.sources.registry import Source, SourceInfo, open_source, source_ref
 from unseen_ray.plugins import is_target
 from unseen_ray.pruning.coreset_builder import clear_stages
@@ -76,16 +77,17 @@ def run_pipeline(
         UnseenError: see `unseen_ray.errors`; finished work is kept.
     """
     source = open_source(source_ref(config.source))
-    resolved = ResolvedRun.of(config, source.info.size_px)
+    info = with_groups(source, config.group)
+    resolved = ResolvedRun.of(config, info.size_px)
     if not checked:
-        check(resolved, source.info, limits)
+        check(resolved, info, limits)
     if fresh:
         check_replaced(config)
-    with open_run(config, source_entry(source.info), fresh=fresh) as run:
+    with open_run(config, source_entry(info), fresh=fresh) as run:
         if run.manifest.finished:
             return _already_finished(run, config)
         resolved = _as_before(resolved, run)
-        job = make_job(resolved.for_scoring(), source.info, limits)
+        job = make_job(resolved.for_scoring(), info, limits)
         runner, plan = _prepare(run, resolved, job, source, executor, on_event, cache)
         for stage in plan.stages[len(run.manifest.stages) :]:
             if on_stage is not None and stage.index:
@@ -113,6 +115,7 @@ def check(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_LIMI
         info.num_classes,
         holdout=config.holdout,
         seed=config.seed,
+        groups=info.groups,
         chunk_rows=limits.rows_of_a_chunk,
     )
     plan_run(resolved, population)

@@ -10,7 +10,7 @@ import numpy as np
 
 from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.models import SCORING_SPEEDUP, relative_cost
-from unseen_ray.core.samples.id_sets import FoldSpec, IdSet
+from unseen_ray.core.samples.id_sets import FoldSpec, IdSet, grouped_folds
 from unseen_ray.core.schedule import Stage, stages_of
 from unseen_ray.core.tasks import ScoreTask, later_tasks, stage_zero_tasks
 from unseen_ray.core.trajectory import scored_epochs
@@ -129,9 +129,10 @@ def plan_run(resolved: ResolvedRun, population: Population) -> RunPlan:
         problems += error.problems
     if config.mode == "unseen" and config.folds > total:
         problems.append(f"folds={config.folds} is outside 2..{total} (the number of samples). Choose fewer folds.")
-    elif config.mode == "unseen" and _smallest_train(config, total) < 2:
+    elif config.mode == "unseen" and min(sizes := _train_sizes(config, population)) < 2:
+        grouped = "" if population.groups_R is None else ", as no group is split"
         problems.append(
-            f"folds={config.folds} of {total} samples leaves a fold of {_smallest_train(config, total)} to train on; "
+            f"folds={config.folds} of {total} samples leaves a fold of {min(sizes)} to train on{grouped}; "
             "a model needs at least 2. Choose fewer folds, or train_on: complement."
         )
     least = 2 * config.gpus_per_fit
@@ -145,11 +146,11 @@ def plan_run(resolved: ResolvedRun, population: Population) -> RunPlan:
             f"gpus_per_fit={config.gpus_per_fit} workers cannot share {stages[-1].target} samples: each needs 2. Lower gpus_per_fit."
         )
     if config.fit is None and not problems:
-        problems += _problems_over_epochs(resolved, stages, total)
+        problems += _problems_over_epochs(resolved, stages, population)
     if problems:
         raise ConfigError(problems)
     trials = plan_trials(asked, config, total, stages[0].target)
-    tasks = _task_plans(resolved, stages, total)
+    tasks = _task_plans(resolved, stages, population)
     return RunPlan(
         resolved=resolved,
         asked=asked,
@@ -166,15 +167,9 @@ def plan_run(resolved: ResolvedRun, population: Population) -> RunPlan:
 def tasks_of(stage: Stage, config: PruneConfig, coreset: IdSet, *, limits: Limits = DEFAULT_LIMITS) -> list[ScoreTask]:
     """The tasks of a stage: the folds (or the fitting model) in stage 0, models of the coreset afterwards."""
     if stage.index == 0:
-        spec = FoldSpec(
-            num_folds=config.folds,
-            seed=config.seed,
-            stratify=config.stratify,
-            block_rows=limits.rows_dealt_at_once,
-        )
         return stage_zero_tasks(
             mode=config.mode,
-            spec=spec,
+            spec=_spec_of(config, limits),
             train_on=config.train_on,
             repeats=config.repeats,
             votes=config.scoring.votes,
@@ -183,9 +178,16 @@ def tasks_of(stage: Stage, config: PruneConfig, coreset: IdSet, *, limits: Limit
     return later_tasks(stage=stage.index, coreset=coreset, repeats=config.repeats)
 
 
+def _spec_of(config: PruneConfig, limits: Limits = DEFAULT_LIMITS) -> FoldSpec:
+    return FoldSpec(
+        num_folds=config.folds, seed=config.seed, stratify=config.stratify, block_rows=limits.rows_dealt_at_once
+    )
+
+
 def warnings_of(config: PruneConfig, population: Population, stages: Sequence[Stage]) -> list[str]:
     """What is allowed and worth knowing, with numbers."""
-    warnings = []
+    warnings: list[str] = []
+    sizes = [] if config.mode == "fitting" else _fold_sizes(config, population)
     counts_C = population.class_counts()
     empty = np.flatnonzero(counts_C == 0)
     if empty.size:
@@ -200,8 +202,17 @@ def warnings_of(config: PruneConfig, population: Population, stages: Sequence[St
                 f"{few.size} classes have fewer samples than the {config.folds} folds (class {few[0]} has {counts_C[few[0]]}): "
                 "some folds hold none of them."
             )
-    smallest = len(population) if config.mode == "fitting" else _smallest_train(config, len(population))
-    smallest = min([smallest, *(stage.target for stage in stages[:-1])])
+    if population.groups_R is not None:
+        _, members_G = np.unique(population.groups_R[population.ids_N], return_counts=True)
+        many = members_G[members_G > 1]
+        warnings.append(
+            f"{many.sum():,} samples are in {len(many):,} groups, the largest of {many.max(initial=1):,}"
+            + (f"; folds of {min(sizes):,} to {max(sizes):,} keep each whole." if sizes else ".")
+        )
+    if len(population.copy_ids):
+        warnings.append(f"{len(population.copy_ids):,} samples are left out: their group has an earlier one.")
+    trained = [len(population)] if config.mode == "fitting" else _train_sizes(config, population)
+    smallest = min([*trained, *(stage.target for stage in stages[:-1])])
     if config.fit is None and smallest < config.recipe.batch_size:
         warnings.append(
             f"the smallest training set holds {smallest} samples, fewer than the batch of {config.recipe.batch_size}: "
@@ -230,12 +241,12 @@ def _task_plan_of(trials: TrialPlan, config: PruneConfig) -> TaskPlan:
     )
 
 
-def _problems_over_epochs(resolved: ResolvedRun, stages: Sequence[Stage], total: int) -> list[str]:
+def _problems_over_epochs(resolved: ResolvedRun, stages: Sequence[Stage], population: Population) -> list[str]:
     """Scores over epochs that somebody asks for and the trainings have too few epochs for; others are left out."""
     problems: list[str] = []
     scores = resolved.scores
     for trained in (
-        sorted({task.trained for task in _task_plans(resolved, stages, total)}) if scores.over_epochs else ()
+        sorted({task.trained for task in _task_plans(resolved, stages, population)}) if scores.over_epochs else ()
     ):
         numbers = scored_epochs(resolved.config.recipe.epochs_in_all(trained), scores.every)
         for name in sorted(scores.asked & scores.over_epochs.keys()):
@@ -247,13 +258,21 @@ def _problems_over_epochs(resolved: ResolvedRun, stages: Sequence[Stage], total:
     return list(dict.fromkeys(problems))
 
 
-def _smallest_train(config: PruneConfig, total: int) -> int:
-    largest_fold = -(-total // config.folds)
-    return total // config.folds if config.train_on == "fold" else total - largest_fold
+def _train_sizes(config: PruneConfig, population: Population) -> list[int]:
+    """How many samples the model of each fold trains on."""
+    sizes = _fold_sizes(config, population)
+    return sizes if config.train_on == "fold" else [len(population) - size for size in sizes]
 
 
-def _task_plans(resolved: ResolvedRun, stages: Sequence[Stage], total: int) -> list[TaskPlan]:
-    plans, config, scores = [], resolved.config, resolved.scores
+def _fold_sizes(config: PruneConfig, population: Population) -> list[int]:
+    total, folds = len(population), config.folds
+    if population.groups_R is None:
+        return [total // folds + (fold < total % folds) for fold in range(folds)]
+    return [int(size) for size in grouped_folds(population, _spec_of(config))[1]]
+
+
+def _task_plans(resolved: ResolvedRun, stages: Sequence[Stage], population: Population) -> list[TaskPlan]:
+    plans, config, scores, total = [], resolved.config, resolved.scores, len(population)
     for stage in stages:
         workers = resolved.workers_of_fit(of_fold=stage.index == 0 and config.mode == "unseen")
         if stage.index > 0:
@@ -261,7 +280,7 @@ def _task_plans(resolved: ResolvedRun, stages: Sequence[Stage], total: int) -> l
         elif config.mode == "fitting":
             sizes = [(total, total)]
         else:
-            folds = [total // config.folds + (fold < total % config.folds) for fold in range(config.folds)]
+            folds = _fold_sizes(config, population)
             votes = config.scoring.votes or config.folds - 1
             others = [sum((folds * 2)[fold + 1 : fold + 1 + votes]) for fold in range(config.folds)]
             sizes = (

@@ -78,6 +78,7 @@ class SourceEntry(Entry):
         fingerprint: of its labels and files.
         sample: of some of their bytes; empty if unknown.
         times: of when they were modified; empty if unknown.
+        groups: of the rows that belong together; empty without any.
         num_samples: N; once the run has begun, of the samples that it chooses from.
         num_classes: C.
         class_names: C names, or none.
@@ -85,6 +86,7 @@ class SourceEntry(Entry):
         rows: of the source.
         holdout: how many samples are set aside.
         skipped, skipped_ids: keys and row numbers of samples that cannot be read.
+        copies: rows that are left out because their group has an earlier one.
         class_counts: (C,) samples of each class that the run chooses from.
     """
 
@@ -92,6 +94,7 @@ class SourceEntry(Entry):
     fingerprint: str
     sample: str = ""
     times: str = ""
+    groups: str = ""
     num_samples: int
     num_classes: int
     class_names: list[str]
@@ -100,6 +103,7 @@ class SourceEntry(Entry):
     holdout: int = 0
     skipped: list[str] = []
     skipped_ids: list[int] = []
+    copies: int = 0
     class_counts: list[int] = []
 
     def is_same_data(self, info: SourceInfo | SourceEntry) -> bool:
@@ -283,6 +287,7 @@ def source_entry(info: SourceInfo) -> SourceEntry:
         fingerprint=info.fingerprint,
         sample=info.sample,
         times=info.times,
+        **({"groups": info.groups.digest} if info.groups.digest else {}),
         num_samples=len(info),
         num_classes=info.num_classes,
         class_names=list(info.class_names),
@@ -300,6 +305,8 @@ def with_population(entry: SourceEntry, population: Population, source: Source, 
         "skipped_ids": skipped.tolist(),
         "class_counts": population.class_counts().tolist(),
     }
+    if len(population.copy_ids):
+        found["copies"] = len(population.copy_ids)
     return entry.model_copy(update=found)
 
 

@@ -24,8 +24,8 @@ __all__ = ["open_run"]
 
 logger = logging.getLogger(__name__)
 
-# The manifest knows the data by its fingerprint, so it may lie elsewhere when the run is resumed.
-_MAY_DIFFER = (*FREE_FIELDS, "source", "test")
+# The manifest knows the data and its groups by their digests, so they may lie elsewhere when the run is resumed.
+_MAY_DIFFER = (*FREE_FIELDS, "source", "test", "group")
 
 
 @contextlib.contextmanager
@@ -136,6 +136,8 @@ def _check_same(folder: Folder, manifest: Manifest, asked: dict[str, Any], sourc
     ]
     if not manifest.source.is_same_data(source):
         differing.append(f"the data itself ({manifest.source.num_samples} samples there, {source.num_samples} here)")
+    elif manifest.source.groups != source.groups:
+        differing.append("which samples belong together (group)")
     if differing:
         raise ConfigError(
             f"out={folder.root} holds a run with another configuration; it differs in {'; '.join(differing)}. "

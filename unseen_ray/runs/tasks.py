@@ -10,6 +10,7 @@ import numpy as np
 
 from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.core.arrays import IdArray, LabelArray
+from unseen_ray.core.samples.groups import NO_GROUPS, Groups
 from unseen_ray.core.samples.id_sets import IdSet, digest_of_rule
 from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.seeds import digest_ids
@@ -41,6 +42,7 @@ class Job:
         class_names: C names, or none.
         size_px: height and width of the images.
         skipped_ids: rows that cannot be read, left out by `on_bad_sample: skip`.
+        groups: which rows belong together.
         out: the run's folder.
         limits: how many rows are held at once.
     """
@@ -54,6 +56,7 @@ class Job:
     size_px: int
     class_names: tuple[str, ...] = ()
     skipped_ids: IdArray = field(default_factory=lambda: np.empty(0, np.int64))
+    groups: Groups = NO_GROUPS
     out: str
     limits: Limits = DEFAULT_LIMITS
 
@@ -65,6 +68,7 @@ class Job:
             holdout=self.config.holdout,
             seed=self.config.seed,
             skipped=self.skipped_ids,
+            groups=self.groups,
             chunk_rows=self.limits.rows_of_a_chunk,
         )
 
@@ -158,6 +162,7 @@ def make_job(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_L
         class_names=info.class_names,
         size_px=info.size_px,
         out=absolute_path(config.out),
+        groups=info.groups,
         limits=limits,
     )
 

@@ -17,6 +17,7 @@ from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.samples.id_sets import ArrayIds
 from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.tasks import ScoreTask
+from unseen_ray.data.related.grouping import with_groups
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
@@ -96,7 +97,7 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
     Raises:
         ConfigError, DataError: with the problems of the sweep or of one of its trials.
     """
-    info = open_source(source_ref(sweep.run["source"])).info
+    info = with_groups(open_source(source_ref(sweep.run["source"])), sweep.run.get("group"))
     trials, _ = planned_trials(sweep, info)
     summary, populations = _Tally(), {}
     for trial in trials:
@@ -106,7 +107,7 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
             # Labels are partitioned once for each holdout and seed, not for each trial.
             if place not in populations:
                 populations[place] = make_population(
-                    info.labels_N, info.num_classes, holdout=run.holdout, seed=run.seed
+                    info.labels_N, info.num_classes, holdout=run.holdout, seed=run.seed, groups=info.groups
                 )
             _add_run(summary, sweep, run, info, populations[place])
     first = populations[next(iter(populations))]

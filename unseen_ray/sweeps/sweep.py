@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unseen_ray.config.run import PruneConfig
+from unseen_ray.data.related.grouping import with_groups
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.runs.layout import LOCK, is_temporary
@@ -109,12 +110,13 @@ def sweep(config: SweepConfig, *, on_end: Callable[[Record], None] | None = None
     if config.out is None:
         raise ConfigError("out is missing: name a new folder, or the folder of the sweep to resume.")
     source = open_source(source_ref(config.run["source"]))
-    trials, keeping = planned_trials(config, source.info)
+    info = with_groups(source, config.run.get("group"))
+    trials, keeping = planned_trials(config, info)
     folder = Folder(absolute_path(config.out))
-    created = _check_folder(folder, config, source.info)
+    created = _check_folder(folder, config, info)
     with held(folder):
         values = config.to_json()
-        begun = Manifest(created=created, kind="sweep", config=values, asked=values, source=source_entry(source.info))
+        begun = Manifest(created=created, kind="sweep", config=values, asked=values, source=source_entry(info))
         write_manifest(folder, begun)  # trials on other nodes check that they see this folder
         done = [record for record in _records(folder, config, trials, keeping) if is_done(record, config)]
         if done:

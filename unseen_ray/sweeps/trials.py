@@ -11,6 +11,7 @@ from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.samples.population import Population, make_population
+from unseen_ray.data.related.grouping import group_ref
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import SourceInfo
 from unseen_ray.errors import ConfigError
@@ -153,16 +154,20 @@ def _named(sweep: SweepConfig, runs: Sequence[PruneConfig]) -> str:
 
 
 def _check(run: PruneConfig, info: SourceInfo, populations: dict[tuple[float, int], Population]) -> None:
-    for field, recipe in (("recipe", run.recipe), ("scoring.recipe", run.scoring.recipe)):
-        init = None if recipe is None else recipe.init
-        if init is None or init == absolute_path(init):
-            continue
-        raise ConfigError(
-            f"{field}.init={init} is a relative path, but every trial runs in a folder of its own. Give {absolute_path(init)}."
-        )
+    recipes = {"recipe.init": run.recipe, "scoring.recipe.init": run.scoring.recipe}
+    files = {field: recipe.init for field, recipe in recipes.items() if recipe is not None}
+    if run.group is not None:
+        files["group"] = group_ref(run.group).file
+    for field, path in files.items():
+        if path is not None and path != absolute_path(path):
+            raise ConfigError(
+                f"{field}={path} is a relative path, but every trial runs in a folder of its own. Give {absolute_path(path)}."
+            )
     resolved = ResolvedRun.of(run, info.size_px)
     check_functions(resolved)
     place = run.holdout, run.seed
     if place not in populations:
-        populations[place] = make_population(info.labels_N, info.num_classes, holdout=run.holdout, seed=run.seed)
+        populations[place] = make_population(
+            info.labels_N, info.num_classes, holdout=run.holdout, seed=run.seed, groups=info.groups
+        )
     plan_run(resolved, populations[place])

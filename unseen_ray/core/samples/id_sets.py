@@ -13,12 +13,24 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import IdArray, LabelArray
+from unseen_ray.core.arrays import IdArray, IntArray, LabelArray
 from unseen_ray.core.folds import ROWS_DEALT_AT_ONCE, Dealing, begin_dealing, blocks_of
+from unseen_ray.core.samples.groups import deal_groups
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.seeds import digest_ids
 
-__all__ = ["AllIds", "ArrayIds", "FoldIds", "FoldSpec", "IdSet", "Outside", "Union", "are_in", "digest_of_rule"]
+__all__ = [
+    "AllIds",
+    "ArrayIds",
+    "FoldIds",
+    "FoldSpec",
+    "IdSet",
+    "Outside",
+    "Union",
+    "are_in",
+    "digest_of_rule",
+    "grouped_folds",
+]
 
 
 class IdSet(Protocol):
@@ -51,7 +63,8 @@ def are_in(ids_M: IdArray, of: IdSet, population: Population) -> NDArray[np.bool
 
 def digest_of_rule(ids: IdSet, population: Population) -> str:
     """The name of a set of samples by its rule, for sets too large to hash their ids."""
-    return f"{ids.rule()} of {len(population)} without {population.excluded_digest}"
+    groups = f" in groups {population.groups_digest}" if population.groups_digest else ""
+    return f"{ids.rule()} of {len(population)} without {population.excluded_digest}{groups}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +195,17 @@ class Union:
 @lru_cache(maxsize=64)
 def _folds(population: Population, spec: FoldSpec, block: int) -> LabelArray:
     """The fold of each sample of a block."""
+    if population.groups_R is not None:
+        return grouped_folds(population, spec)[0][block * spec.block_rows :][: spec.block_rows]
     return _dealing(population, spec).folds_of(block, _classes(population, spec, block))
+
+
+@lru_cache(maxsize=4)
+def grouped_folds(population: Population, spec: FoldSpec) -> tuple[LabelArray, IntArray]:
+    """(N,) the fold of each sample of a population with groups, and (K,) the sizes of the folds."""
+    assert population.groups_R is not None
+    labels_N = population.labels_N if spec.stratify else np.zeros(len(population), np.int64)
+    return deal_groups(population.groups_R[population.ids_N], labels_N, spec.num_folds, spec.seed)
 
 
 @lru_cache(maxsize=4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from unseen_ray.core.arrays import ROWS_OF_A_CHUNK, IdArray, IntArray, LabelArray, first_of_each_class, labels_by_chunk
 from unseen_ray.core.outofcore.chunks import Chunk, Memory
 from unseen_ray.core.outofcore.threshold_search import Order, find_cuts
+from unseen_ray.core.samples.groups import NO_GROUPS, Groups, draw_groups
 from unseen_ray.core.seeds import derive, digest_ids, tie_keys
 
 __all__ = ["Population", "make_population"]
@@ -27,7 +28,9 @@ class Population:
         labels_R: (R,) integer classes of all rows of the source, in the type in which they are stored.
         holdout_ids: (H,) int64 sorted rows set aside: never trained on, scored or kept.
         skipped_ids: (S,) int64 sorted rows that cannot be read.
+        copy_ids: (P,) int64 sorted rows that are left out because their group has an earlier one.
         num_classes: C.
+        groups_R: (R,) int64 the group of each row; None if no two rows belong together.
         chunk_rows: rows that are processed at a time.
     """
 
@@ -35,6 +38,8 @@ class Population:
     holdout_ids: IdArray
     skipped_ids: IdArray
     num_classes: int
+    copy_ids: IdArray = field(default_factory=lambda: np.empty(0, np.int64))
+    groups_R: IntArray | None = None
     chunk_rows: int = ROWS_OF_A_CHUNK
 
     def __len__(self) -> int:
@@ -42,15 +47,19 @@ class Population:
 
     @cached_property
     def excluded_ids(self) -> IdArray:
-        """(H + S,) int64 sorted rows that do not take part."""
-        if not len(self.skipped_ids):
-            return self.holdout_ids
-        return np.union1d(self.holdout_ids, self.skipped_ids)
+        """(H + S + P,) int64 sorted rows that do not take part."""
+        others = [ids for ids in (self.skipped_ids, self.copy_ids) if len(ids)]
+        return np.unique(np.concatenate([self.holdout_ids, *others])) if others else self.holdout_ids
 
     @cached_property
     def excluded_digest(self) -> str:
         """`digest_ids` of `excluded_ids`."""
         return digest_ids(self.excluded_ids)
+
+    @cached_property
+    def groups_digest(self) -> str:
+        """`digest_ids` of `groups_R`; empty without groups."""
+        return "" if self.groups_R is None else digest_ids(self.groups_R)
 
     @cached_property
     def ids_N(self) -> IdArray:
@@ -117,12 +126,13 @@ def make_population(
     holdout: float = 0.0,
     seed: int = 0,
     skipped: IdArray | None = None,
+    groups: Groups = NO_GROUPS,
     chunk_rows: int = ROWS_OF_A_CHUNK,
 ) -> Population:
     """Set the holdout aside and leave out the skipped rows.
 
     Each class gives `round(holdout * N_c)` samples to the holdout, but never its last one; the seeded hash of the id
-    decides which ones.
+    decides which ones. With groups it gives whole ones, and so at most as many.
 
     Args:
         labels_N: (rows of the source,) integer classes.
@@ -130,6 +140,7 @@ def make_population(
         holdout: fraction in [0, 1).
         seed: the run's seed.
         skipped: ids of rows that cannot be read.
+        groups: which rows belong together, and which are left out as copies.
         chunk_rows: rows that are processed at a time.
     """
     everything = Population(
@@ -137,11 +148,14 @@ def make_population(
         holdout_ids=np.empty(0, np.int64),
         skipped_ids=np.empty(0, np.int64) if skipped is None else np.unique(skipped).astype(np.int64),
         num_classes=num_classes,
+        groups_R=None if groups.drop else groups.of_R,
         chunk_rows=chunk_rows,
     )
+    if groups.drop:
+        everything = replace(everything, copy_ids=groups.copies_among(everything.ids_N))
     if holdout <= 0:
         return everything
-    set_aside = _drawn_by_passes if len(labels_N) > chunk_rows else _drawn
+    set_aside = _drawn_by_passes if len(labels_N) > chunk_rows and everything.groups_R is None else _drawn
     return replace(everything, holdout_ids=set_aside(everything, holdout, derive(seed, "holdout")))
 
 
@@ -150,10 +164,11 @@ def _quota(counts_C: IntArray, holdout: float) -> IntArray:
 
 
 def _drawn(population: Population, holdout: float, seed: int) -> IdArray:
-    ids, labels = population.ids_N, population.labels_N
-    order = np.argsort(tie_keys(ids, seed))
+    ids, labels, keys = population.ids_N, population.labels_N, tie_keys(population.ids_N, seed)
     quota_C = _quota(np.bincount(labels, minlength=population.num_classes), holdout)
-    return np.sort(ids[first_of_each_class(order, labels, quota_C)])
+    if population.groups_R is not None:
+        return ids[draw_groups(population.groups_R[ids], labels, quota_C, keys)]
+    return np.sort(ids[first_of_each_class(np.argsort(keys), labels, quota_C)])
 
 
 def _drawn_by_passes(population: Population, holdout: float, seed: int) -> IdArray:

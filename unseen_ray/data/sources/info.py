@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray, IntArray, LabelArray
+from unseen_ray.core.samples.groups import NO_GROUPS, Groups
 from unseen_ray.data.images.pillow_warnings import quietly
 from unseen_ray.errors import DataError
 
@@ -56,6 +57,7 @@ class SourceInfo:
         times: SHA-256 of when the files were modified, which also changes when they are only copied; empty if unknown.
         note: a remark for the user, such as that the source stands in for another one.
         passed_over: in words, what lies beside the samples and is not used; empty if nothing is.
+        groups: which rows belong together, as far as the configuration's `group` tells.
     """
 
     name: str
@@ -69,6 +71,7 @@ class SourceInfo:
     times: str = ""
     note: str = ""
     passed_over: str = ""
+    groups: Groups = NO_GROUPS
 
     def __len__(self) -> int:
         return len(self.labels_N)

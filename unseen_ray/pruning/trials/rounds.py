@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config.score_columns import plug_label
+from unseen_ray.core.samples.groups import is_related
 from unseen_ray.core.samples.id_sets import ArrayIds
 from unseen_ray.core.seeds import derive, digest_ids, tie_keys
 from unseen_ray.core.tasks import EvalTask
@@ -88,7 +89,10 @@ class _Trials:
     ) -> None:
         self._job, self._population, self._plan, self._training = job, population, plan, training
         self._table = table
-        self._order_N = np.argsort(tie_keys(table.column("id").to_numpy(), derive(job.config.seed, "trials")))
+        ids_N = table.column("id").to_numpy()
+        # A group stays together in this order, by the key of its name.
+        self._groups_N = ids_N if population.groups_R is None else population.groups_R[ids_N]
+        self._order_N = np.argsort(tie_keys(self._groups_N, derive(job.config.seed, "trials")), kind="stable")
         self._results: dict[str, EvalResult] = {}
 
     def choice(self) -> PolicyChoice:
@@ -138,8 +142,7 @@ class _Trials:
         policy = RANDOM if place is None else self._plan.candidates[place]
         first = seed * self._plan.set_aside
         rows = np.sort(self._order_N[first : first + self._plan.set_aside])
-        others = np.ones(self._table.num_rows, bool)
-        others[rows] = False
+        others = ~is_related(self._groups_N, rows)
         ids = self._table.column("id").to_numpy()
         return EvalTask(
             index=0,

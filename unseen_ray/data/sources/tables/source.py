@@ -149,6 +149,20 @@ class TableSource:
             note=self._note,
         )
 
+    @property
+    def column_names(self) -> list[str]:
+        """Columns that all files have."""
+        return [name for name in self._files[0].schema.names if all(name in file.schema.names for file in self._files)]
+
+    def column(self, name: str) -> pa.ChunkedArray | None:
+        """A column of all rows; None if a file does not have it."""
+        if name not in self.column_names:
+            return None
+        pieces = [chunk for file in self._files for chunk in file.read([name]).column(0).chunks]
+        kinds = {chunk.type.value_type if pa.types.is_dictionary(chunk.type) else chunk.type for chunk in pieces}
+        kind = kinds.pop() if len(kinds) == 1 else pa.string()
+        return pa.chunked_array([chunk.cast(kind) for chunk in pieces], kind).slice(0, len(self.info))
+
     def encoded(self) -> Encoded | None:
         """The size of the image column ; None if the images are separate files."""
         size = sum(file.stored_bytes(self._image) for file in self._files)

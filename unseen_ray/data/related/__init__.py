@@ -1,0 +1,1 @@
+"""Samples that are no two independent draws: groups, and copies."""
