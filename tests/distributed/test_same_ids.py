@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -48,6 +49,15 @@ def test_local_and_ray_give_the_same(
     local = everything(run(tmp_path / "local", executor="local", **fields))
     assert len([name for name in local if "votes" in name]) == folds + 1
     assert everything(run(tmp_path / "ray", cpus_per_fold=cpus_per_fold, **fields)) == local
+
+
+def test_groups_and_copies_left_out_are_the_same(tmp_path: Path, session: None) -> None:
+    np.save(tmp_path / "groups.npy", np.arange(300) * 7 % 300 // 4)
+    group = str(tmp_path / "groups.npy")
+    for name, given in (("groups", group), ("copies", {"use": group, "drop": True})):
+        fields = {"group": given, "holdout": 0.1, "folds": 3}
+        local = everything(run(tmp_path / f"{name}-local", executor="local", **fields))
+        assert everything(run(tmp_path / f"{name}-ray", **fields)) == local
 
 
 def test_both_geometries_coincide_at_two_folds(tmp_path: Path) -> None:

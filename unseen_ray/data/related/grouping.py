@@ -109,7 +109,7 @@ def _by_column(source: Source, name: str) -> IntArray:
         raise ConfigError(
             f"group={name}: source {source.info.name} has no such column; it has {', '.join(known)}.{did_you_mean(name, known)}"
         )
-    return _numbers_of(column)
+    return _numbers_of(column, name)
 
 
 def _by_pattern(source: Source, pattern: str) -> IntArray:
@@ -124,7 +124,7 @@ def _by_pattern(source: Source, pattern: str) -> IntArray:
                 "samples that are alone may have a group of their own."
             )
         pieces.append(pa.array([match.group(1) for match in matches if match], pa.string()))
-    return _numbers_of(pa.chunked_array(pieces))
+    return _numbers_of(pa.chunked_array(pieces), pattern)
 
 
 def _by_file(source: Source, path: str) -> IntArray:
@@ -137,9 +137,14 @@ def _by_file(source: Source, path: str) -> IntArray:
     return numbers.astype(np.int64)
 
 
-def _numbers_of(column: pa.ChunkedArray) -> IntArray:
+def _numbers_of(column: pa.ChunkedArray, where: str) -> IntArray:
     """(R,) a number for each value; a row without a value is a group of its own."""
-    codes = pc.index_in(column, pc.unique(column.drop_null())).combine_chunks()
+    try:
+        codes = pc.index_in(column, pc.unique(column.drop_null())).combine_chunks()
+    except pa.ArrowNotImplementedError:
+        raise DataError(
+            f"group={where}: the column is {column.type}; groups are told apart by numbers, text or dates."
+        ) from None
     alone = codes.is_null().to_numpy(zero_copy_only=False)
     numbers: IntArray = codes.fill_null(0).to_numpy().astype(np.int64)
     numbers[alone] = -1 - np.flatnonzero(alone)
