@@ -13,12 +13,15 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import torch
+from torch.utils.data import WeightedRandomSampler
 
 import unseen_ray as ur
 from unseen_ray.errors import StorageError
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import TableWriter
 
+RUN = Path(__file__).parent / "golden" / "short"  # with a holdout
 ENDINGS = (".npy", ".txt", ".csv", ".parquet")
 
 
@@ -41,15 +44,20 @@ def at_once(table: pa.Table, ending: str) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def long_coreset(result: ur.PruneResult, out: Path, rows: int, key: Callable[[int], str]) -> ur.PruneResult:
-    """A run in `out` like another one, with a longer coreset."""
-    ids = np.arange(rows)
-    columns = {"id": ids, "key": pa.array([key(number) for number in range(rows)]), "label": ids % 10}
-    more = {"stage": np.zeros(rows, np.int32), "score": (ids % 977).astype(np.float32) / 977}
+def other_coreset(
+    result: ur.PruneResult, out: Path, ids: np.ndarray, key: Callable[[int], str], *, part_rows: int | None = None
+) -> ur.PruneResult:
+    """A run in `out` like another one, with another coreset, of a source with seven million rows more than it needs."""
+    columns = {"id": ids, "key": pa.array([key(number) for number in ids]), "label": ids % 10}
+    more = {"stage": np.zeros(len(ids), np.int32), "score": (ids % 977).astype(np.float32) / 977}
     folder = Folder(str(out))
-    writer = TableWriter(folder, "coreset.parquet", rows, part_rows=None)
+    writer = TableWriter(folder, "coreset.parquet", len(ids), part_rows=part_rows)
     writer.add(pa.table({**columns, **more}))
-    manifest = result.manifest.changed(files={**result.manifest.files, **writer.close()})
+    manifest = result.manifest.changed(
+        files={name: digest for name, digest in result.manifest.files.items() if name != "coreset.parquet"}
+        | writer.close(),
+        source=result.manifest.source.model_copy(update={"rows": int(ids[-1]) + 7_000_000}),
+    )
     return replace(result, run=replace(result.run, folder=folder, manifest=manifest))
 
 
@@ -62,7 +70,8 @@ def test_a_short_coreset(result: ur.PruneResult, tmp_path: Path, ending: str) ->
 
 
 def test_a_coreset_of_several_row_groups(result: ur.PruneResult, tmp_path: Path) -> None:
-    long = long_coreset(result, tmp_path / "run", 2**20 + 2**18 + 17, lambda number: f"images/{number:08d}.png")
+    ids = np.arange(2**20 + 2**18 + 17)
+    long = other_coreset(result, tmp_path / "run", ids, lambda number: f"images/{number:08d}.png")
     table = long.run.table("coreset.parquet")
     wanted = {ending: at_once(table, ending) for ending in ENDINGS}
     del table
@@ -85,9 +94,59 @@ def test_a_coreset_of_several_row_groups(result: ur.PruneResult, tmp_path: Path)
         assert found.read() == whole.read()
 
 
+@pytest.mark.parametrize("ids", [[0], [2**20 - 1, 2**20], [5, 3 * 2**20, 9 * 2**20 + 1], list(range(0, 2**19, 2))])
+@pytest.mark.parametrize("part_rows", [None, 2**17])
+def test_weights_tell_kept_rows_of_the_source_from_all_others(
+    result: ur.PruneResult, tmp_path: Path, ids: list[int], part_rows: int | None
+) -> None:
+    sparse = other_coreset(result, tmp_path / "run", np.array(ids), str, part_rows=part_rows)
+    tracemalloc.start()
+    assert ur.export(sparse, tmp_path / "weights.npy", form="weights") == len(ids)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 2**20, f"Python held {peak / 2**20:.0f} MiB"
+    weights = np.load(tmp_path / "weights.npy")
+    assert weights.dtype == np.float32 and weights.shape == (ids[-1] + 7_000_000,)
+    assert np.flatnonzero(weights).tolist() == ids and weights.sum() == len(ids)
+
+
+def test_weights_have_zeros_for_the_holdout_and_draw_with_torch(tmp_path: Path) -> None:
+    kept = ur.load(RUN).coreset.ids
+    ur.export(RUN, tmp_path / "weights.npy", form="weights")
+    weights = np.load(tmp_path / "weights.npy")
+    assert len(weights) == ur.load(RUN).manifest.source.rows > ur.load(RUN).manifest.source.num_samples
+    drawn = list(WeightedRandomSampler(torch.from_numpy(weights), len(kept), replacement=False))
+    assert sorted(drawn) == kept.tolist()
+    assert np.array_equal(np.flatnonzero(weights), kept)
+
+
+@pytest.mark.parametrize(
+    ("to", "form", "message"),
+    [
+        (
+            "kept.txt",
+            "weights",
+            r"--as weights is for \.npy, and --to .* names a \.txt file\. Name a file ending in \.npy",
+        ),
+        ("kept/", "weights", r"--as weights is for \.npy, and --to .* names a folder\. Name a file"),
+        (
+            "kept.npy",
+            "webdataset",
+            r"--as webdataset is for a folder, and --to .* names a \.npy file\. Name a folder, w",
+        ),
+        ("kept", "tars", r"--as tars is no form of an export\. Allowed: webdataset \(a folder\), weights \(\.npy\)"),
+    ],
+)
+def test_a_form_goes_with_its_ending(tmp_path: Path, to: str, form: str, message: str) -> None:
+    with pytest.raises(ur.ConfigError, match=message):
+        ur.export(RUN, f"{tmp_path}/{to}", form=form)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_key_with_a_line_break_leaves_what_was_there(result: ur.PruneResult, tmp_path: Path) -> None:
-    broken = long_coreset(
-        result, tmp_path / "run", 2**18 + 5, lambda number: "a\nb" if number == 2**18 + 1 else f"{number}.png"
+    ids = np.arange(2**18 + 5)
+    broken = other_coreset(
+        result, tmp_path / "run", ids, lambda number: "a\nb" if number == 2**18 + 1 else f"{number}.png"
     )
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "kept.txt").write_text("before")
@@ -97,7 +156,7 @@ def test_a_key_with_a_line_break_leaves_what_was_there(result: ur.PruneResult, t
 
 
 def test_a_damaged_coreset_is_not_exported(result: ur.PruneResult, tmp_path: Path) -> None:
-    long = long_coreset(result, tmp_path / "run", 300, str)
+    long = other_coreset(result, tmp_path / "run", np.arange(300), str)
     path = tmp_path / "run" / "coreset.parquet"
     data = path.read_bytes()
     path.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])

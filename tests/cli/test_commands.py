@@ -162,6 +162,8 @@ def test_export_writes_each_form(finished: Path, tmp_path: Path, capsys: pytest.
             capsys, "export", str(finished), "--to", str(tmp_path / f"kept.{ending}")
         )
     assert np.load(tmp_path / "kept.npy").tolist() == kept.column("id").to_pylist()
+    answer(capsys, "export", str(finished), "--to", str(tmp_path / "weights.npy"), "--as", "weights")
+    assert np.flatnonzero(np.load(tmp_path / "weights.npy")).tolist() == kept.column("id").to_pylist()
     assert (tmp_path / "kept.txt").read_text().splitlines() == kept.column("key").to_pylist()
     assert pq.read_table(tmp_path / "kept.parquet") == kept
     with (tmp_path / "kept.csv").open() as stream:

@@ -27,18 +27,22 @@ from unseen_ray.storage.tables import StoredTable
 if TYPE_CHECKING:
     from torch.utils.data import Subset
 
+    from unseen_ray.core.arrays import IdArray
+    from unseen_ray.runs.run import Run
+
 __all__ = ["ENDINGS", "export", "torch_subset"]
 
 ENDINGS = {
-    ".npy": "ids, int64, sorted",
+    ".npy": "ids, int64, sorted; --as weights: 1 or 0 for each row of the source, float32",
     ".txt": "keys, one per line",
     ".csv": "id, key, label, stage, score",
     ".parquet": "id, key, label, stage, score",
 }
 
-FORMS = ("webdataset",)
+FORMS = {"webdataset": "a folder", "weights": ".npy"}  # --as, and the --to that each is for
 
 _LINES = 2**14  # keys that are Python strings at the same time
+_ROWS = 2**20  # of the source, in memory at the same time
 
 
 def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[str], *, form: str | None = None) -> int:
@@ -48,13 +52,14 @@ def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[s
         result: a finished run, or its folder.
         to: a path or URI ending in .npy (ids), .txt (keys), .csv or .parquet (all columns); without an ending, or with a
             slash, a folder for the pruned data set itself, see `dataset.pack`.
-        form: of a pruned data set: `webdataset` for tars; None for the form of the source.
+        form: `webdataset` for tars in a folder; `weights` for a .npy of float32 for every row of the source, 1 if it is kept, else
+            0; None for what the ending says, and for a pruned data set in the form of its source.
 
     Returns:
-        The number of samples written.
+        The number of samples kept.
 
     Raises:
-        ConfigError: if the ending is none of these, or the file or folder cannot be written.
+        ConfigError: if the ending is none of these or does not go with the form, or the file or folder cannot be written.
         DataError: if the data set cannot be read.
     """
     run, to = run_of(result), os.fspath(to)
@@ -62,33 +67,36 @@ def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[s
         raise ConfigError(problem)
     ending = os.path.splitext(to)[1].lower()
     is_folder = not ending or to.endswith("/")
-    _check_form(form, ending, to, is_folder=is_folder)
+    _check_form(form, "a folder" if is_folder else ending, to)
     if is_folder:
         return pack(run, to, form)
     check_file(to, run)
     table = StoredTable(run.folder, CORESET, run.manifest.files).verified()
     try:
         with _put_in_place(to) as stream:
-            _WRITERS[ending](table, stream)
+            _WRITERS[form or ending](run, table, stream)
     except OSError as error:
         raise ConfigError(f"--to {to} cannot be written: {error}") from None
     return table.num_rows
 
 
-def _check_form(form: str | None, ending: str, to: str, *, is_folder: bool) -> None:
+def _check_form(form: str | None, kind: str, to: str) -> None:
     if form not in (None, *FORMS):
+        known = ", ".join(f"{name} ({goes_with})" for name, goes_with in FORMS.items())
         raise ConfigError(
-            f"--as {form} is no form of a data set. Allowed: {', '.join(FORMS)}; without it, the form of the source."
+            f"--as {form} is no form of an export. Allowed: {known}; without it, what the ending of --to says, or the form of the source."
         )
-    if form is not None and not is_folder:
+    if form is not None and kind != FORMS[form]:
+        wanted = "a folder, with a slash at its end" if FORMS[form] == "a folder" else f"a file ending in {FORMS[form]}"
         raise ConfigError(
-            f"--as {form} makes a folder, and --to {to} names a file. Name a folder, with a slash at its end."
+            f"--as {form} is for {FORMS[form]}, and --to {to} names {kind if kind == 'a folder' else f'a {kind} file'}. "
+            f"Name {wanted}, or leave out --as."
         )
-    if not is_folder and ending not in ENDINGS:
+    if kind not in ("a folder", *ENDINGS):
         known = "; ".join(f"{name} ({what})" for name, what in ENDINGS.items())
         raise ConfigError(
-            f"--to {to} ends in {ending!r}. Allowed are {known}, and a folder, without an ending or with a slash, for the "
-            f"pruned data set.{did_you_mean(ending, ENDINGS)}"
+            f"--to {to} ends in {kind!r}. Allowed are {known}, and a folder, without an ending or with a slash, for the "
+            f"pruned data set.{did_you_mean(kind, ENDINGS)}"
         )
 
 
@@ -145,14 +153,35 @@ def _put_in_place(to: str) -> Iterator[IO[bytes]]:
             os.unlink(aside)
 
 
-def _write_ids(table: StoredTable, stream: IO[bytes]) -> None:
-    header = {"descr": "<i8", "fortran_order": False, "shape": (table.num_rows,)}
-    np.lib.format.write_array_header_1_0(stream, header)
+def _write_ids(run: Run, table: StoredTable, stream: IO[bytes]) -> None:
+    _begin_array(stream, "<i8", table.num_rows)
     for batch in table.batches(["id"]):
         stream.write(batch.column("id").to_numpy().astype("<i8", copy=False).tobytes())
 
 
-def _write_keys(table: StoredTable, stream: IO[bytes]) -> None:
+def _write_weights(run: Run, table: StoredTable, stream: IO[bytes]) -> None:
+    rows, done = run.manifest.source.rows, 0
+    _begin_array(stream, "<f4", rows)
+    for batch in table.batches(["id"]):
+        ids = batch.column("id").to_numpy()
+        stream.writelines(_weights(ids, done, int(ids[-1]) + 1))
+        done = int(ids[-1]) + 1
+    stream.writelines(_weights(np.empty(0, np.int64), done, rows))
+
+
+def _weights(ids: IdArray, start: int, end: int) -> Iterator[bytes]:
+    """The weights of rows [start, end), of which these sorted ids are kept; in pieces, as few ids may lie far apart."""
+    for low in range(start, end, _ROWS):
+        weights = np.zeros(min(_ROWS, end - low), "<f4")
+        weights[ids[slice(*np.searchsorted(ids, (low, low + len(weights))))] - low] = 1
+        yield weights.tobytes()
+
+
+def _begin_array(stream: IO[bytes], dtype: str, length: int) -> None:
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": (length,)})
+
+
+def _write_keys(run: Run, table: StoredTable, stream: IO[bytes]) -> None:
     for batch in table.batches(["key"]):
         column = batch.column("key")
         for start in range(0, len(column), _LINES):
@@ -165,7 +194,7 @@ def _write_keys(table: StoredTable, stream: IO[bytes]) -> None:
             stream.write("".join(f"{key}\n" for key in keys).encode())
 
 
-def _write_csv(table: StoredTable, stream: IO[bytes]) -> None:
+def _write_csv(run: Run, table: StoredTable, stream: IO[bytes]) -> None:
     import pyarrow.csv
 
     with pyarrow.csv.CSVWriter(stream, table.schema) as writer:
@@ -173,7 +202,7 @@ def _write_csv(table: StoredTable, stream: IO[bytes]) -> None:
             writer.write_batch(batch)
 
 
-def _write_parquet(table: StoredTable, stream: IO[bytes]) -> None:
+def _write_parquet(run: Run, table: StoredTable, stream: IO[bytes]) -> None:
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(stream, table.schema, compression="zstd") as writer:
@@ -193,8 +222,9 @@ def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-_WRITERS: dict[str, Callable[[StoredTable, IO[bytes]], None]] = {
+_WRITERS: dict[str, Callable[[Run, StoredTable, IO[bytes]], None]] = {
     ".npy": _write_ids,
+    "weights": _write_weights,
     ".txt": _write_keys,
     ".csv": _write_csv,
     ".parquet": _write_parquet,

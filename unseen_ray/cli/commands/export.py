@@ -19,13 +19,17 @@ __all__ = ["export"]
     help=".npy: ids, .txt: keys, .csv, .parquet: all columns; a folder: the pruned data",
 )
 @click.option(
-    "--as", "form", type=click.Choice(["webdataset"]), help="the pruned data as tars  [default: as the source is]"
+    "--as",
+    "form",
+    type=click.Choice(["webdataset", "weights"]),
+    help="the pruned data as tars; a .npy of 1 or 0 for each row of the source  [default: as the source is; ids]",
 )
 def export(run_dir: str, to: str, form: str | None) -> None:
-    """Write the kept ids or keys to a file, or the pruned data set into a folder.
+    """Write the kept ids or keys or all rows' weights to a file, or the pruned data set into a folder.
 
     \b
     unseen-ray export runs/digits --to kept.npy
+    unseen-ray export runs/digits --to weights.npy --as weights
     unseen-ray export runs/digits --to data/digits-pruned/
     unseen-ray export runs/digits --to data/digits-tars/ --as webdataset
     """
