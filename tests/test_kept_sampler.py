@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import shutil
@@ -69,6 +70,87 @@ def test_epochs_are_numbered_and_can_be_set() -> None:
     with pytest.raises(ur.ConfigError, match="epoch=-1 must be 0 or more"):
         sampler.set_epoch(-1)
     assert epochs(1, seed=1) != [first]
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_it_resumes_after_any_id_of_any_epoch(count: int, numbered: bool) -> None:
+    asked: dict[str, Any] = {"keep": 0.04, "num_replicas": 3, "rank": 1}
+    sampler, wanted = ur.KeptSampler(RUN, **asked), epochs(4, **asked)
+    assert len(sampler) == 3
+    list(sampler)
+    ids = iter(sampler)
+    begun = [next(ids) for _ in range(count)]
+    state = json.loads(json.dumps(sampler.state_dict()))
+    assert state == {"epoch": 1, "given": count} and begun == wanted[1][:count]
+    resumed = ur.KeptSampler(RUN, **asked)
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    found = []
+    for epoch in range(1, 4):
+        if numbered:
+            resumed.set_epoch(epoch)
+        found.append(list(resumed))
+    assert found == [wanted[1][count:], *wanted[2:]]
+    assert list(ids) == wanted[1][count:], "the interrupted one goes on, too"
+    assert resumed.state_dict() == {"epoch": 3, "given": 3}
+    resumed.set_epoch(1)
+    assert list(resumed) == wanted[1], "an epoch that was resumed is whole the next time"
+
+
+def test_an_iteration_that_gave_nothing_is_no_epoch() -> None:
+    first, second = epochs(2)
+    sampler = ur.KeptSampler(RUN)
+    unused, used = iter(sampler), iter(sampler)
+    assert list(used) == first and sampler.state_dict() == {"epoch": 0, "given": len(first)}
+    assert list(sampler) == second
+    assert list(unused) == first
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_loader_without_workers_resumes_after_any_batch(drop_last: bool) -> None:
+    def loader() -> tuple[ur.KeptSampler, DataLoader[int]]:
+        sampler = ur.KeptSampler(RUN)
+        return sampler, DataLoader(range(300), sampler=sampler, batch_size=50, drop_last=drop_last)  # type: ignore
+
+    wanted = [[batch.tolist() for batch in whole] for whole in [loader()[1]] for _ in range(2)]
+    for done in range(len(wanted[0])):
+        sampler, batches = loader()
+        for _ in itertools.islice(batches, done):
+            pass
+        state = sampler.state_dict()
+        sampler, batches = loader()
+        sampler.load_state_dict(state)
+        assert [[batch.tolist() for batch in batches] for _ in range(2)] == [wanted[0][done:], wanted[1]]
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}])
+def test_torchdata_resumes_after_any_batch_of_any_epoch(options: dict[str, Any]) -> None:
+    reason = "torchdata is not installed; pip install torchdata"
+    loaders = pytest.importorskip("torchdata.stateful_dataloader", reason=reason)
+
+    def loader() -> Any:
+        return loaders.StatefulDataLoader(range(300), sampler=ur.KeptSampler(RUN), batch_size=50, **options)
+
+    def batches(left: Any) -> list[list[int]]:
+        return [batch.tolist() for batch in left]
+
+    wanted = [[ids[start : start + 50] for start in range(0, 144, 50)] for ids in epochs(3)]
+    for done in range(4):
+        begun, resumed = loader(), loader()
+        assert batches(begun) == wanted[0]
+        left = iter(begun)
+        assert batches(itertools.islice(left, done)) == wanted[1][:done]
+        resumed.load_state_dict(begun.state_dict())
+        assert batches(left) == batches(resumed) == wanted[1][done:]
+        assert batches(resumed) == wanted[2]
+
+
+@pytest.mark.parametrize("state", [{}, {"epoch": 1}, {"epoch": -1, "given": 0}, {"epoch": 0, "given": 145}])
+def test_a_state_of_another_sampler_is_refused(state: dict[str, int]) -> None:
+    with pytest.raises(ur.ConfigError, match=r"is not of this sampler: .* as `given` 0 to 144, the ids of an epoch"):
+        ur.KeptSampler(RUN).load_state_dict(state)
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 5, 7])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class KeptSampler:
     keep is the coreset. To fix what a policy picks in other numbers, choose it with `ur.select` first.
 
     Every iteration is the next epoch, and `set_epoch` says which. Draw and order are functions of (seed, epoch, id), so that all
-    ranks and every restart agree.
+    ranks and every restart agree. `state_dict` and `load_state_dict` resume within an epoch.
 
     Args:
         result: a finished run, or its folder.
@@ -79,7 +79,7 @@ class KeptSampler:
             raise ConfigError(problems)
         self._draw = EpochDraw(fixed_ids=coreset.first(count, run.manifest.config["seed"]), size=size, seed=seed)
         self._num_replicas, self._rank = num_replicas, rank
-        self._epoch = 0
+        self._now = self._next = 0, 0  # epoch and ids given: of the iteration under way, and where the next one begins
 
     def __len__(self) -> int:
         """Ids of an epoch for this rank."""
@@ -87,16 +87,57 @@ class KeptSampler:
 
     def __iter__(self) -> Iterator[int]:
         """The ids of an epoch for this rank; the next iteration gives those of the next epoch."""
-        epoch, self._epoch = self._epoch, self._epoch + 1
+        epoch, given = self._now = self._next
         ids = self._ids_N[self._draw.positions(self._ids_N, epoch)]
         order = np.argsort(tie_keys(ids, derive(self._draw.seed, f"order {epoch}")))
-        return iter(ids[order][self._rank :: self._num_replicas][: len(self)].tolist())
+        left = ids[order][self._rank :: self._num_replicas][given : len(self)].tolist()
+        if not left:
+            self._next = epoch + 1, 0
+        return self._give(left, epoch, given)
+
+    def _give(self, ids: list[int], epoch: int, given: int) -> Iterator[int]:
+        # Only now: loaders with workers begin an iteration twice before they take its first id.
+        if self._next == (epoch, given):
+            self._next = epoch + 1, 0
+        for count, number in enumerate(ids, given + 1):
+            self._now = epoch, count
+            yield number
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration is, from 0, as torch's DistributedSampler does: after a restart, or on every rank."""
+        """Say which epoch the next iteration is, from 0, as torch's DistributedSampler does: after a restart, or on every rank.
+
+        An epoch within which `load_state_dict` resumes goes on there.
+        """
         if epoch < 0:
             raise ConfigError(f"epoch={epoch} must be 0 or more.")
-        self._epoch = epoch
+        if epoch != self._next[0]:
+            self._now = self._next = epoch, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch under way, and how many of its ids this rank was given: all of them until the next iteration begins.
+
+        A loader with workers is given ids ahead of the batches that it yields. torchdata's `StatefulDataLoader` keeps the state that
+        belongs to each batch, so use its `state_dict`; this one fits `num_workers=0` and loops of your own.
+        """
+        epoch, given = self._now
+        return {"epoch": epoch, "given": given}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Let the next iteration give what was left of an epoch; then come the following epochs.
+
+        Args:
+            state: from `state_dict` of a sampler with the same arguments, on any rank that was given as many.
+
+        Raises:
+            ConfigError: if it is of none.
+        """
+        epoch, given = state.get("epoch", -1), state.get("given", -1)
+        if epoch < 0 or not 0 <= given <= len(self):
+            raise ConfigError(
+                f"state {dict(state)} is not of this sampler: it must have an `epoch` of 0 or more, and as `given` 0 to {len(self)}, the "
+                "ids of an epoch. Load what `state_dict` of a sampler with the same arguments returned."
+            )
+        self._now = self._next = epoch, given
 
 
 def _check_ranges(keep: float | None, fixed: float, seed: int, num_replicas: int, rank: int) -> None:
