@@ -134,7 +134,17 @@ def test_weights_have_zeros_for_the_holdout_and_draw_with_torch(tmp_path: Path) 
             "webdataset",
             r"--as webdataset is for a folder, and --to .* names a \.npy file\. Name a folder, w",
         ),
-        ("kept", "tars", r"--as tars is no form of an export\. Allowed: webdataset \(a folder\), weights \(\.npy\)"),
+        (
+            "kept",
+            "tars",
+            r"--as tars is no form of an export\. Allowed: webdataset \(a folder\), weights \(\.npy\), sampler \(\.json\)",
+        ),
+        ("kept.json", "weights", r"--as weights is for \.npy, and --to .* names a \.json file"),
+        (
+            "kept.npy",
+            "sampler",
+            r"--as sampler is for \.json, and --to .* names a \.npy file\. Name a file ending in \.json",
+        ),
     ],
 )
 def test_a_form_goes_with_its_ending(tmp_path: Path, to: str, form: str, message: str) -> None:

@@ -6,16 +6,24 @@ import itertools
 import json
 import pickle
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import unseen_ray as ur
+from unseen_ray.errors import StorageError
 from unseen_ray.pruning.suspects import SUSPECT
+from unseen_ray.reporting.sampling_pool import SamplingPool
+from unseen_ray.storage.checked_json import to_checked_json
 
 GOLDEN = Path(__file__).parent / "golden"
 RUN = GOLDEN / "short"  # three stages, a holdout and a guard
@@ -194,6 +202,103 @@ def test_a_loader_reads_these_rows_of_the_source() -> None:
 def test_what_no_epoch_can_have_is_refused(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(ur.ConfigError, match=message):
         ur.KeptSampler(RUN, **asked)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sampler") / "sampler.json"
+    assert ur.export(RUN, path) == KEPT.num_rows
+    return path
+
+
+@pytest.mark.parametrize("run", ["short", "long", "selection", "own_fit"])
+@pytest.mark.parametrize(
+    "asked", [{}, {"fixed": 0.3, "seed": 7}, {"fixed": 1.0}, {"keep": 0.3, "fixed": 0.6, "num_replicas": 3, "rank": 2}]
+)
+def test_an_exported_sampler_draws_the_epochs_of_its_run(tmp_path: Path, run: str, asked: dict[str, Any]) -> None:
+    ur.export(GOLDEN / run, tmp_path / "sampler.json", form="sampler")
+    assert epochs(3, run=tmp_path / "sampler.json", **asked) == epochs(3, run=GOLDEN / run, **asked)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_ids_and_order_are_read_as_they_were_written(data: st.DataObject) -> None:
+    ids = np.array(sorted(data.draw(st.sets(st.integers(0, 60), min_size=1))))
+    picked = np.array(data.draw(st.lists(st.sampled_from(ids.tolist()), unique=True, min_size=1)))
+    rows = int(ids[-1]) + data.draw(st.integers(1, 3))
+    about = {"source": {"name": "é", "fingerprint": "", "rows": rows}, "num_samples": rows}
+    pool = SamplingPool(place="", ids_L=ids, picked_M=picked, **about)
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        file.write(pool.to_json())
+        file.flush()
+        found = SamplingPool.of_file(file.name)
+    assert found.ids_L.tolist() == ids.tolist() and found.picked_M.tolist() == picked.tolist()
+    assert {"source": found.source, "num_samples": found.num_samples} == about
+
+
+def test_an_exported_sampler_needs_no_run(exported: Path, tmp_path: Path) -> None:
+    alone = "import sys, unseen_ray as ur; print(list(ur.KeptSampler(sys.argv[1]))); assert 'torch' not in sys.modules"
+    found = subprocess.run([sys.executable, "-c", alone, exported], cwd=tmp_path, capture_output=True, check=True)
+    assert json.loads(found.stdout) == epochs(1)[0]
+    values = json.loads(exported.read_text())
+    manifest = ur.load(RUN).manifest
+    assert values["source"] == {"name": "digits", "fingerprint": manifest.source.fingerprint, "rows": 300}
+    assert all(start < stop for start, stop in values["drawable"])
+    with pytest.raises(ur.ConfigError, match=rf"fixed=0\.9 of 216 .* and {exported} keeps 144"):
+        ur.KeptSampler(exported, keep=0.9, fixed=0.9)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"kind": "prune"},
+            ur.ConfigError,
+            r"holds no sampler\. Give a file that `unseen-ray export RUN --to \S+\.json` ",
+        ),
+        ({"schema_version": 2}, ur.ConfigError, r"has schema_version 2; this unseen_ray reads up to 1\. Upgrade"),
+        ({"picked": None}, StorageError, "is damaged: .*picked must be .* integers, not object .* Write it again"),
+        ({"picked": [1.5]}, StorageError, "picked must be a one-dimensional array of integers, not float64"),
+        ({"picked": ["1"]}, StorageError, "picked must be a one-dimensional array of integers"),
+        ({"picked": [2**70]}, StorageError, "picked must be a one-dimensional array of integers"),
+        ({"picked": []}, ur.ConfigError, "keep=None is 0 samples an epoch"),
+        ({"picked": [1, 1]}, StorageError, "picked holds 1 more than once"),
+        ({"picked": [100]}, StorageError, "1 ids are not among the 50 allowed ones; the first is 100"),
+        ({"drawable": []}, StorageError, "2 ids are not among the 0 allowed ones"),
+        ({"drawable": [0, 10, 20]}, StorageError, "is damaged: ValueError"),
+        ({"drawable": [[0, 10], [20]]}, StorageError, "is damaged: ValueError"),
+        ({"drawable": [[10, 50], [0, 9]]}, StorageError, "drawable must be pairs of rising row numbers up to 300"),
+        ({"drawable": [[0, 10], [10, 50]]}, StorageError, "drawable holds 10 more than once"),
+        ({"drawable": [[-1, 50]]}, StorageError, "drawable holds -1; row numbers start at 0"),
+        ({"drawable": [[0, 301]]}, StorageError, "drawable must be pairs of rising row numbers up to 300"),
+        ({"num_samples": 49}, StorageError, "50 of its 49 samples can be drawn"),
+        ({"source": []}, StorageError, "is damaged: TypeError"),
+    ],
+)
+def test_a_sampler_that_cannot_be_is_refused(
+    tmp_path: Path, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    values = {"kind": "sampler", "schema_version": 1, "source": {"rows": 300}, "num_samples": 50}
+    values |= {"drawable": [[0, 50]], "picked": [3, 1]}
+    path = tmp_path / "sampler.json"
+    path.write_bytes(to_checked_json(values))
+    assert len(ur.KeptSampler(path)) == 2
+    path.write_bytes(to_checked_json(values | change))
+    with pytest.raises(error, match=message):
+        ur.KeptSampler(path)
+
+
+def test_a_damaged_or_missing_sampler_is_refused(exported: Path, tmp_path: Path) -> None:
+    text = exported.read_text()
+    for number, damaged in enumerate((text[:-9], "", "[1]", text.replace('"rows": 300', '"rows": 301'), "\0")):
+        path = tmp_path / f"{number}.json"
+        path.write_text(damaged)
+        with pytest.raises(
+            StorageError, match=rf"{path} is damaged: .*Write it again: `unseen-ray export RUN --to {number}"
+        ):
+            ur.KeptSampler(path)
+    with pytest.raises(ur.ConfigError, match=r"new\.json cannot be read: .*Give a file that `unseen-ray export"):
+        ur.KeptSampler(tmp_path / "new.json")
 
 
 def test_damaged_scores_are_refused(tmp_path: Path) -> None:

@@ -426,7 +426,7 @@ CASES: list[tuple[str, str, int, str]] = [
     ("select of a manifest of wrong types", chosen("", "manifest-types"), 2, r"manifest\.json is damaged"),
     ("ccs without strata", fields("--policy '{use: ccs, strata: 0}'"), 2, r"strata=0 must be a whole number"),
     ("window past the end", fields("--policy '{use: window, start: 1}'"), 2, r"start=1 is outside 0 up to 1"),
-    ("export with an unknown ending", "export @run --to @new.json", 2, r"ends in '\.json'\. Allowed are \.npy"),
+    ("export with an unknown ending", "export @run --to @new.jsn", 2, r"ends in '\.jsn'\. Allowed are \.npy"),
     ("export into the run folder", "export @run --to @run", 2, r"holds coreset\.parquet, .* Name a new or empty folder"),
     ("export below a file", "export @run --to @out-file/kept.npy", 2, r"kept\.npy cannot be written"),
     ("select without keep and out", "select @run", 2, r"2 problems:[\s\S]*--keep is missing[\s\S]*--out is missing"),

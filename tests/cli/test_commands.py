@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import unseen_ray as ur
 from unseen_ray.cli import main
 
 SOURCE = ["--source", "digits", "--source.limit", "300"]
@@ -164,6 +165,8 @@ def test_export_writes_each_form(finished: Path, tmp_path: Path, capsys: pytest.
     assert np.load(tmp_path / "kept.npy").tolist() == kept.column("id").to_pylist()
     answer(capsys, "export", str(finished), "--to", str(tmp_path / "weights.npy"), "--as", "weights")
     assert np.flatnonzero(np.load(tmp_path / "weights.npy")).tolist() == kept.column("id").to_pylist()
+    answer(capsys, "export", str(finished), "--to", str(tmp_path / "sampler.json"))
+    assert list(ur.KeptSampler(tmp_path / "sampler.json")) == list(ur.KeptSampler(finished))
     assert (tmp_path / "kept.txt").read_text().splitlines() == kept.column("key").to_pylist()
     assert pq.read_table(tmp_path / "kept.parquet") == kept
     with (tmp_path / "kept.csv").open() as stream:

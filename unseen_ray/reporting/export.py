@@ -18,6 +18,7 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.execution.api import PruneResult, load, run_of
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.reporting.dataset import check_file, own_function, pack, source_of
+from unseen_ray.reporting.sampling_pool import SamplingPool
 from unseen_ray.runs.layout import CORESET
 from unseen_ray.storage.filesystem import DEFAULT_ROW_GROUP, absolute_path, filesystem_of, is_uri
 from unseen_ray.storage.path_validation import path_problem
@@ -37,9 +38,10 @@ ENDINGS = {
     ".txt": "keys, one per line",
     ".csv": "id, key, label, stage, score",
     ".parquet": "id, key, label, stage, score",
+    ".json": "what KeptSampler draws from",
 }
 
-FORMS = {"webdataset": "a folder", "weights": ".npy"}  # --as, and the --to that each is for
+FORMS = {"webdataset": "a folder", "weights": ".npy", "sampler": ".json"}  # --as, and the --to that each is for
 
 _LINES = 2**14  # keys that are Python strings at the same time
 _ROWS = 2**20  # of the source, in memory at the same time
@@ -50,10 +52,11 @@ def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[s
 
     Args:
         result: a finished run, or its folder.
-        to: a path or URI ending in .npy (ids), .txt (keys), .csv or .parquet (all columns); without an ending, or with a
-            slash, a folder for the pruned data set itself, see `dataset.pack`.
+        to: a path or URI ending in .npy (ids), .txt (keys), .csv or .parquet (all columns), or .json (what a `KeptSampler` needs
+            where it cannot read the run); without an ending, or with a slash, a folder for the pruned data set itself, see
+            `dataset.pack`.
         form: `webdataset` for tars in a folder; `weights` for a .npy of float32 for every row of the source, 1 if it is kept, else
-            0; None for what the ending says, and for a pruned data set in the form of its source.
+            0; `sampler` for .json; None for what the ending says, and for a pruned data set in the form of its source.
 
     Returns:
         The number of samples kept.
@@ -210,6 +213,10 @@ def _write_parquet(run: Run, table: StoredTable, stream: IO[bytes]) -> None:
             writer.write_table(group)
 
 
+def _write_sampler(run: Run, table: StoredTable, stream: IO[bytes]) -> None:
+    stream.write(SamplingPool.of_run(run).to_json())
+
+
 def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
     """Batches put together to row groups, so that a file has few of them, as if it had been written at once."""
     held: list[pa.RecordBatch] = []
@@ -228,4 +235,6 @@ _WRITERS: dict[str, Callable[[Run, StoredTable, IO[bytes]], None]] = {
     ".txt": _write_keys,
     ".csv": _write_csv,
     ".parquet": _write_parquet,
+    ".json": _write_sampler,
+    "sampler": _write_sampler,
 }

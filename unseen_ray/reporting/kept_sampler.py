@@ -11,9 +11,7 @@ from unseen_ray.core.samples.epoch_draw import EpochDraw
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import ConfigError
 from unseen_ray.execution.api import PruneResult, run_of
-from unseen_ray.pruning.suspects import drawable_ids
-from unseen_ray.runs.layout import CORESET
-from unseen_ray.runs.run import coreset_of
+from unseen_ray.reporting.sampling_pool import SamplingPool
 
 __all__ = ["KeptSampler"]
 
@@ -34,7 +32,8 @@ class KeptSampler:
     ranks and every restart agree. `state_dict` and `load_state_dict` resume within an epoch.
 
     Args:
-        result: a finished run, or its folder.
+        result: a finished run, its folder, or the .json file that `export` wrote of it; all three draw the same epochs. Nothing
+            that a file names is imported.
         keep: samples of an epoch as a fraction of the run's N, above 0 and up to 1; None for as many as the coreset has.
         fixed: share of an epoch that is fixed, 0 to 1.
         seed: selects the draws; non-negative.
@@ -43,7 +42,7 @@ class KeptSampler:
 
     Raises:
         ConfigError: if a value is outside its range, or the coreset or the samples are fewer than asked for; lists every problem.
-        StorageError: if a file of the run is damaged.
+        StorageError: if a file of the run, or the .json file, is damaged.
 
     Source: Okanovic et al., Repeated Random Sampling for Minimizing the Time-to-Accuracy of Learning (arXiv 2305.18424).
     """
@@ -59,25 +58,24 @@ class KeptSampler:
         rank: int = 0,
     ) -> None:
         _check_ranges(keep, fixed, seed, num_replicas, rank)
-        run = run_of(result)
-        coreset = coreset_of(run.table(CORESET))
-        self._ids_N = drawable_ids(run, coreset.ids)
-        size = len(coreset) if keep is None else round(keep * run.manifest.source.num_samples)
+        pool = _pool_of(result)
+        self._ids_L, kept = pool.ids_L, len(pool.picked_M)
+        size = kept if keep is None else round(keep * pool.num_samples)
         count = round(fixed * size)
         problems = []
-        if count > len(coreset):
+        if count > kept:
             problems.append(
-                f"fixed={fixed:g} of {size} samples an epoch is {count}, and {run.folder.root} keeps {len(coreset)}. Lower fixed or "
+                f"fixed={fixed:g} of {size} samples an epoch is {count}, and {pool.place} keeps {kept}. Lower fixed or "
                 "keep, or choose more first: unseen-ray select."
             )
-        if not num_replicas <= size <= len(self._ids_N):
+        if not num_replicas <= size <= len(self._ids_L):
             problems.append(
-                f"keep={keep} is {size} samples an epoch; it must be {num_replicas} to {len(self._ids_N)}: at least one for each of "
+                f"keep={keep} is {size} samples an epoch; it must be {num_replicas} to {len(self._ids_L)}: at least one for each of "
                 "num_replicas, and at most the samples of the run that its guard does not suspect."
             )
         if problems:
             raise ConfigError(problems)
-        self._draw = EpochDraw(fixed_ids=coreset.first(count, run.manifest.config["seed"]), size=size, seed=seed)
+        self._draw = EpochDraw(fixed_ids=np.sort(pool.picked_M[:count]), size=size, seed=seed)
         self._num_replicas, self._rank = num_replicas, rank
         self._now = self._next = 0, 0  # epoch and ids given: of the iteration under way, and where the next one begins
 
@@ -88,7 +86,7 @@ class KeptSampler:
     def __iter__(self) -> Iterator[int]:
         """The ids of an epoch for this rank; the next iteration gives those of the next epoch."""
         epoch, given = self._now = self._next
-        ids = self._ids_N[self._draw.positions(self._ids_N, epoch)]
+        ids = self._ids_L[self._draw.positions(self._ids_L, epoch)]
         order = np.argsort(tie_keys(ids, derive(self._draw.seed, f"order {epoch}")))
         left = ids[order][self._rank :: self._num_replicas][given : len(self)].tolist()
         if not left:
@@ -138,6 +136,12 @@ class KeptSampler:
                 "ids of an epoch. Load what `state_dict` of a sampler with the same arguments returned."
             )
         self._now = self._next = epoch, given
+
+
+def _pool_of(result: PruneResult | str | os.PathLike[str]) -> SamplingPool:
+    if not isinstance(result, PruneResult) and os.fspath(result).lower().endswith(".json"):
+        return SamplingPool.of_file(os.fspath(result))
+    return SamplingPool.of_run(run_of(result))
 
 
 def _check_ranges(keep: float | None, fixed: float, seed: int, num_replicas: int, rank: int) -> None:

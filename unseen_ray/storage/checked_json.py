@@ -13,10 +13,10 @@ __all__ = ["from_checked_json", "to_checked_json", "without_nan"]
 _DIGEST = "sha256"
 
 
-def to_checked_json(values: dict[str, Any]) -> bytes:
-    """Serialise a JSON object together with the digest of its entries."""
+def to_checked_json(values: dict[str, Any], *, indent: int | None = 1) -> bytes:
+    """Serialise a JSON object together with the digest of its entries; long lists of numbers are shorter without `indent`."""
     read_back = json.loads(json.dumps(values))  # the digest must be of what a reader gets: lists for tuples, text keys
-    return (json.dumps({**read_back, _DIGEST: _digest(read_back)}, indent=1) + "\n").encode()
+    return (json.dumps({**read_back, _DIGEST: _digest(read_back)}, indent=indent) + "\n").encode()
 
 
 def from_checked_json(data: bytes) -> dict[str, Any]:

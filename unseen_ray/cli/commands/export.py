@@ -16,13 +16,14 @@ __all__ = ["export"]
     "--to",
     required=True,
     metavar="FILE",
-    help=".npy: ids, .txt: keys, .csv, .parquet: all columns; a folder: the pruned data",
+    help=".npy: ids, .txt: keys, .csv, .parquet: all columns, .json: for KeptSampler; a folder: the pruned data",
 )
 @click.option(
     "--as",
     "form",
-    type=click.Choice(["webdataset", "weights"]),
-    help="the pruned data as tars; a .npy of 1 or 0 for each row of the source  [default: as the source is; ids]",
+    type=click.Choice(["webdataset", "weights", "sampler"]),
+    help="webdataset: a folder of tars, weights: .npy of 1 or 0 for each row of the source, sampler: .json  [default: as the "
+    "source is, or as the ending says]",
 )
 def export(run_dir: str, to: str, form: str | None) -> None:
     """Write the kept ids or keys or all rows' weights to a file, or the pruned data set into a folder.
@@ -30,6 +31,7 @@ def export(run_dir: str, to: str, form: str | None) -> None:
     \b
     unseen-ray export runs/digits --to kept.npy
     unseen-ray export runs/digits --to weights.npy --as weights
+    unseen-ray export runs/digits --to sampler.json
     unseen-ray export runs/digits --to data/digits-pruned/
     unseen-ray export runs/digits --to data/digits-tars/ --as webdataset
     """

@@ -44,7 +44,10 @@ class Coreset:
         scores = np.concatenate([self.scores, scores_M.astype(np.float32)])
         return Coreset(ids=ids[order], stages=stages[order], scores=scores[order])
 
+    def in_order(self, seed: int) -> IdArray:
+        """(M,) ids in the order in which they were picked: by stage, then by score, ties by the seeded hash of the id."""
+        return self.ids[np.lexsort((tie_keys(self.ids, seed), -self.scores, self.stages))]
+
     def first(self, count: int, seed: int) -> IdArray:
-        """(count,) sorted ids that were picked first: by stage, then by score, ties by the seeded hash of the id."""
-        order = np.lexsort((tie_keys(self.ids, seed), -self.scores, self.stages))
-        return np.sort(self.ids[order[:count]])
+        """(count,) sorted ids that were picked first, see `in_order`."""
+        return np.sort(self.in_order(seed)[:count])
