@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray.data
+import torch
 
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes
+from tests.test_training_loops import block_with
 from unseen_ray.data.images.decode import to_pixels
 
 pytestmark = pytest.mark.usefixtures("session")
@@ -112,35 +115,19 @@ def test_kept_images_of_a_function_of_the_user_need_the_function(tmp_path: Path)
     assert ur.load(tmp_path / "run").kept_dataset(source=samples).count() == COUNT // 2
 
 
-def train(config: dict[str, Any]) -> None:
-    """A worker's loop as a user writes it."""
-    import torch
-    from ray import train
-
-    model, seen = torch.nn.Linear(8 * 8 * 3, 3), 0
-    optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    for batch in train.get_dataset_shard("train").iter_torch_batches(batch_size=8):
-        loss = torch.nn.functional.cross_entropy(model(batch["image"].float().flatten(1) / 255), batch["label"])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        seen += len(batch["label"])
-    train.report({"seen": seen})
-    Path(config["to"], str(train.get_context().get_world_rank())).write_text(str(seen))
-
-
 @pytest.mark.slow
-def test_kept_images_stream_to_two_workers_of_a_torch_trainer(tmp_path: Path) -> None:
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+def test_two_workers_of_a_torch_trainer_train_on_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the block of docs/training_loops.md."""
+    monkeypatch.setattr("ray.train.constants.DEFAULT_STORAGE_PATH", str(tmp_path / "trainer"))
 
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        (tmp_path / uuid.uuid4().hex).write_text(str(len(labels)))
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 3))
     result = pruned("bytes", tmp_path / "run")
-    trainer = TorchTrainer(
-        train,
-        train_loop_config={"to": str(tmp_path)},
-        datasets={"train": result.kept_dataset()},
-        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
-        run_config=RunConfig(storage_path=str(tmp_path / "trainer")),
+    exec(
+        block_with("import ray.train.torch"), {"torch": torch, "result": result, "model": model, "cross_entropy": loss}
     )
-    trainer.fit()
-    assert sum(int((tmp_path / str(rank)).read_text()) for rank in range(2)) == COUNT // 2
+    seen = [int(path.read_text()) for path in tmp_path.iterdir() if path.is_file()]
+    assert sum(seen) == COUNT // 2 and len(seen) == 4
