@@ -115,7 +115,7 @@ def test_a_pattern_of_the_keys_names_groups(tmp_path: Path) -> None:
 def test_what_tells_no_groups_is_refused(images: Path, group: Any, kind: type[Exception], said: str | None) -> None:
     source = open_source(source_ref(str(images)))
     if said is None:  # images are told apart as well as anything
-        assert not with_groups(source, group).groups.digest
+        assert with_groups(source, group).groups.of_R is None
         return
     with pytest.raises(kind, match=said.replace("(", r"\(")):
         with_groups(source, group)

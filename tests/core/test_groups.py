@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from unseen_ray.core.folds import plan_folds
-from unseen_ray.core.samples.groups import Groups, deal_groups, draw_groups, first_of_groups, is_related
+from unseen_ray.core.samples.dealing import deal_groups, draw_groups
+from unseen_ray.core.samples.groups import Groups, first_of_groups, is_related
 from unseen_ray.core.samples.id_sets import FoldIds, FoldSpec, Outside, digest_of_rule
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.seeds import derive, tie_keys

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray, IntArray, LabelArray
-from unseen_ray.core.samples.groups import deal_groups
+from unseen_ray.core.samples.dealing import deal_groups
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.errors import ConfigError
 

@@ -14,6 +14,7 @@ from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS, UNSEEN_FIELDS, PruneConfig
 from unseen_ray.config.scoring import Scoring
+from unseen_ray.core.samples.dealing import digest_of_groups
 from unseen_ray.core.samples.epoch_draw import EpochDraw
 from unseen_ray.data.related.grouping import with_groups
 from unseen_ray.data.sources.registry import open_source, source_ref
@@ -161,7 +162,7 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
             f"source {info.name} is not the data that {done.path} was pruned from: it has {len(info)} samples instead of "
             f"{done.manifest.source.rows}, or its labels, files or pixels changed. Restore the data, or prune again."
         )
-    if done.manifest.source.groups != info.groups.digest:
+    if done.manifest.source.groups != digest_of_groups(info.groups):
         raise ConfigError(
             f"group={config.group!r} does not tell the groups with which {done.path} was pruned. Restore them, or prune again."
         )

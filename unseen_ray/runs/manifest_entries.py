@@ -18,6 +18,8 @@ from pydantic import (
     model_serializer,
 )
 
+from unseen_ray.core.samples.dealing import digest_of_groups
+
 if TYPE_CHECKING:
     from unseen_ray.core.arrays import IdArray, IntArray
     from unseen_ray.core.samples.population import Population
@@ -287,7 +289,7 @@ def source_entry(info: SourceInfo) -> SourceEntry:
         fingerprint=info.fingerprint,
         sample=info.sample,
         times=info.times,
-        **({"groups": info.groups.digest} if info.groups.digest else {}),
+        **({"groups": groups} if (groups := digest_of_groups(info.groups)) else {}),
         num_samples=len(info),
         num_classes=info.num_classes,
         class_names=list(info.class_names),

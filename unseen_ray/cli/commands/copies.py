@@ -42,7 +42,6 @@ def copies(place: str | None, to: str | None, near: float | None, as_json: bool,
     unseen-ray copies photos/ --to copies.npy --near 0.97
     unseen-ray prune photos/ --group copies.npy --keep 0.7 --out runs/photos
     """
-    import numpy as np
     from rich.console import Console
     from rich.progress import Progress
 
@@ -67,7 +66,7 @@ def copies(place: str | None, to: str | None, near: float | None, as_json: bool,
         found = ur.find_copies(source, near=near, on_progress=interruption.interruptible(show))
     if to is not None:
         try:
-            np.save(to, found.groups_R)
+            found.save(to)
         except OSError as error:
             raise ConfigError(f"--to {to} cannot be written: {error}.") from None
     return print_json(_values(found, to)) if as_json else print_lines(_lines(found, to, near))

@@ -1,4 +1,4 @@
-"""Samples that belong together, such as the images of a patient or copies of an image: in one fold, on one side of the holdout."""
+"""Samples that belong together, such as the images of a patient or copies of an image."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import IdArray, IntArray, LabelArray, Positions
-from unseen_ray.core.seeds import derive, digest_ids, tie_keys
+from unseen_ray.core.arrays import IdArray, IntArray, Positions
 
-__all__ = ["NO_GROUPS", "Groups", "deal_groups", "draw_groups", "first_of_groups", "is_related"]
+__all__ = ["NO_GROUPS", "Groups", "first_of_groups", "is_related"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -24,11 +23,6 @@ class Groups:
 
     of_R: IntArray | None = None
     drop: bool = False
-
-    @property
-    def digest(self) -> str:
-        """What determines both; empty without groups."""
-        return "" if self.of_R is None else f"{'drop' if self.drop else 'keep'} {digest_ids(self.of_R)}"
 
     def copies_among(self, ids_N: IdArray) -> IdArray:
         """(M,) those of the ids whose group has a lower one among them, if such rows are to be left out."""
@@ -54,92 +48,3 @@ def first_of_groups(names_N: IntArray) -> IntArray:
 def is_related(groups_N: IntArray, places_M: Positions) -> NDArray[np.bool_]:
     """(N,) whether a sample's group has one of the samples at M places."""
     return np.isin(groups_N, groups_N[places_M])
-
-
-def deal_groups(
-    groups_N: IntArray, classes_N: LabelArray, num_folds: int, seed: int
-) -> tuple[NDArray[np.int32], IntArray]:
-    """Assign samples to folds, those of a group to the same one, as evenly as the groups allow.
-
-    The largest groups go first, each to the fold that has the smallest share of its classes, then the fewest samples. Samples without a
-    group then level the folds: each class's go to the folds that have the fewest of it, in the order of a seeded hash.
-
-    Args:
-        groups_N: (N,) the group of each sample.
-        classes_N: (N,) classes that are spread evenly; all 0 to ignore them.
-        num_folds: K.
-        seed: the seed of the plan.
-
-    Returns:
-        (N,) the fold of each sample, and (K,) the sizes of the folds.
-
-    Source: largest first is Graham's rule for even loads (1969); levelling what is left is ours.
-    """
-    keys_N = tie_keys(np.arange(len(groups_N), dtype=np.int64), derive(seed, "folds"))
-    totals_C = np.bincount(classes_N)
-    have_KC = np.zeros((num_folds, len(totals_C)), np.int64)
-    size_K = np.zeros(num_folds, np.int64)
-    fold_of_N = np.full(len(groups_N), -1, np.int32)
-    for members in _largest_first(groups_N, keys_N):
-        classes, counts = np.unique(classes_N[members], return_counts=True)
-        share_K = np.zeros(num_folds)
-        for number, count in zip(classes.tolist(), counts.tolist(), strict=True):  # not a dot product: its bits vary
-            share_K += have_KC[:, number] * (count / totals_C[number] ** 2)
-        fold = int(np.lexsort((size_K, share_K))[0])
-        fold_of_N[members] = fold
-        have_KC[fold, classes] += counts
-        size_K[fold] += len(members)
-    alone = np.flatnonzero(fold_of_N < 0)
-    alone = alone[np.lexsort((keys_N[alone], classes_N[alone]))]
-    counts_C = np.bincount(classes_N[alone], minlength=len(totals_C))
-    stop_C = np.cumsum(counts_C)
-    for number in np.flatnonzero(counts_C).tolist():
-        added_K = _levelling(have_KC[:, number], int(counts_C[number]), size_K)
-        members = alone[stop_C[number] - counts_C[number] : stop_C[number]]
-        fold_of_N[members] = np.repeat(np.arange(num_folds), added_K)
-        size_K += added_K
-    return fold_of_N, size_K
-
-
-def draw_groups(groups_N: IntArray, classes_N: IntArray, quota_C: IntArray, keys_N: NDArray[np.uint64]) -> IdArray:
-    """(M,) positions of samples drawn in the order of their keys, whole groups only, at most `quota_C` of each class.
-
-    A group counts as its first sample does: with its key, in its class. Without groups, these are the first samples of each class.
-    """
-    _, first_G, group_N, size_G = np.unique(groups_N, return_index=True, return_inverse=True, return_counts=True)
-    class_G, left_C = classes_N[first_G], quota_C.copy()
-    drawn_G = np.zeros(len(first_G), bool)
-    open_G = np.lexsort((keys_N[first_G], class_G))
-    while len(open_G := open_G[size_G[open_G] <= left_C[class_G[open_G]]]):
-        upto_G, of = np.cumsum(size_G[open_G]), class_G[open_G]
-        starts = np.flatnonzero(np.diff(of, prepend=-1))
-        before = (upto_G - size_G[open_G])[starts]
-        fits = upto_G - np.repeat(before, np.diff(starts, append=len(of))) <= left_C[of]
-        drawn_G[open_G[fits]] = True
-        np.subtract.at(left_C, of[fits], size_G[open_G[fits]])
-        open_G = open_G[~fits]  # behind a group that is too large, a smaller one may fit
-    return np.flatnonzero(drawn_G[group_N])
-
-
-def _largest_first(groups_N: IntArray, keys_N: NDArray[np.uint64]) -> list[IdArray]:
-    """The members of each group of two or more; equal sizes in the order of a hash."""
-    _, first_G, group_N, size_G = np.unique(groups_N, return_index=True, return_inverse=True, return_counts=True)
-    related = np.flatnonzero(size_G[group_N] > 1)
-    of = group_N[related]
-    order = np.lexsort((keys_N[first_G][of], -size_G[of]))  # stable, and no two groups have the same key
-    starts = np.flatnonzero(np.diff(of[order], prepend=-1))
-    return np.split(related[order], starts[1:])[: len(starts)]
-
-
-def _levelling(have_K: IntArray, count: int, size_K: IntArray) -> IntArray:
-    """(K,) how many of `count` samples each fold gets, so that the fullest has as few as possible; smaller folds first."""
-    order = np.lexsort((size_K, have_K))
-    have = have_K[order]
-    below = np.cumsum(have)
-    raised = int(np.searchsorted(np.arange(1, len(have) + 1) * have - below, count, side="right"))
-    level, extra = divmod(count + int(below[raised - 1]), raised)
-    added_K = np.zeros_like(have_K)
-    added_K[order[:raised]] = level - have[:raised]
-    smallest = order[:raised][np.argsort((size_K + added_K)[order[:raised]], kind="stable")]
-    added_K[smallest[:extra]] += 1
-    return added_K

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray, IntArray, LabelArray
 from unseen_ray.core.folds import ROWS_DEALT_AT_ONCE, Dealing, begin_dealing, blocks_of
-from unseen_ray.core.samples.groups import deal_groups
+from unseen_ray.core.samples.dealing import deal_groups
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.seeds import digest_ids
 

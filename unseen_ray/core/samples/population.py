@@ -12,7 +12,8 @@ import numpy as np
 from unseen_ray.core.arrays import ROWS_OF_A_CHUNK, IdArray, IntArray, LabelArray, first_of_each_class, labels_by_chunk
 from unseen_ray.core.outofcore.chunks import Chunk, Memory
 from unseen_ray.core.outofcore.threshold_search import Order, find_cuts
-from unseen_ray.core.samples.groups import NO_GROUPS, Groups, draw_groups
+from unseen_ray.core.samples.dealing import draw_groups
+from unseen_ray.core.samples.groups import NO_GROUPS, Groups
 from unseen_ray.core.seeds import derive, digest_ids, tie_keys
 
 __all__ = ["Population", "make_population"]

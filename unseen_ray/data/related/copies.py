@@ -56,6 +56,10 @@ class Copies:
         other: NDArray[np.bool_] = self.labels_R[self.copy_ids] != self.labels_R[self.groups_R[self.copy_ids]]
         return self.copy_ids[other]
 
+    def save(self, path: str) -> None:
+        """Write the groups as a .npy file, which the configuration's `group` takes."""
+        np.save(path, self.groups_R)
+
     def pairs(self, ids: IntArray) -> list[tuple[str, str]]:
         """The keys of copies, each after that of the first row of its group."""
         return list(zip(self.keys(self.groups_R[ids].tolist()), self.keys(ids.tolist()), strict=True))
