@@ -29,7 +29,10 @@ def dataset(kind: str) -> ray.data.Dataset:
         kind
     ]
     labels = NAMES[LABELS] if kind == "bytes" else LABELS
-    rows = [{"picture": image, "kind": label, "more": 1} for image, label in zip(images, labels, strict=True)]
+    rows = [
+        {"picture": image, "kind": label, "owner": f"owner {number // 4}"}
+        for number, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
     return ray.data.from_items(rows, override_num_blocks=7)
 
 
@@ -38,7 +41,7 @@ def pruned(kind: str, out: Path, **fields: Any) -> ur.PruneResult:
 
 
 def test_a_dataset_is_pruned_as_its_rows_in_files_are(tmp_path: Path) -> None:
-    found = {kind: pruned(kind, tmp_path / kind) for kind in ("bytes", "grey")}
+    found = {"bytes": pruned("bytes", tmp_path / "bytes"), "grey": pruned("grey", tmp_path / "grey", group="owner")}
     for kind, result in found.items():
         assert result.manifest.source.num_samples == COUNT
         rows = result.kept_dataset().take_all()
@@ -47,6 +50,11 @@ def test_a_dataset_is_pruned_as_its_rows_in_files_are(tmp_path: Path) -> None:
             expected = PIXELS[row["id"]] if kind != "grey" else np.repeat(PIXELS[row["id"], :, :, :1], 3, axis=2)
             assert row["label"] == LABELS[row["id"]] and np.array_equal(row["image"], expected)
     assert found["bytes"].manifest.source.class_names == NAMES.tolist()
+    votes = [name for name in found["grey"].manifest.files if "/votes/" in name]
+    asked = [set(found["grey"].run.folder.read_table(name).column("id").to_pylist()) for name in votes]
+    assert all(
+        {row // 4 for row in ids}.isdisjoint(row // 4 for row in range(COUNT) if row not in ids) for ids in asked
+    )
     again = pruned("bytes", tmp_path / "bytes")
     assert again.coreset.ids.tolist() == found["bytes"].coreset.ids.tolist()
 
@@ -63,7 +71,7 @@ def test_images_come_encoded_or_at_another_size(tmp_path: Path) -> None:
 
 
 def test_what_is_no_image_or_no_column_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ur.ConfigError, match=r"has no column 'image'; it has picture, kind, more\. Name it"):
+    with pytest.raises(ur.ConfigError, match=r"has no column 'image'; it has picture, kind, owner\. Name it"):
         ur.prune_dataset(dataset("bytes"), out=tmp_path / "a", **FAST)
     floats = ray.data.from_items([{"image": np.zeros((8, 8, 3)), "label": 0}])
     with pytest.raises(ur.DataError, match=r"holds float64 of shape \(8, 8, 3\); images are encoded"):

@@ -13,6 +13,7 @@ from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.tasks import stage_zero_count
+from unseen_ray.data.related.grouping import group_ref
 from unseen_ray.data.sources.registry import source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.execution.tracking import tracked
@@ -168,7 +169,7 @@ def prune_dataset(
         image, label: its columns.
         size, limit: as of the `parquet` source.
         fresh, on_event: as of `prune`; a fresh run writes the Dataset anew.
-        fields: the other fields of `PruneConfig`.
+        fields: the other fields of `PruneConfig`; `group` may name a column of the Dataset.
 
     Raises:
         ConfigError, DataError: if the Dataset has no such columns, or as `prune`.
@@ -182,7 +183,8 @@ def prune_dataset(
         source=source, out=os.fspath(out), **fields
     )  # what is wrong in it is told before anything is written
     with ray_session(config.address):
-        store_dataset(dataset, place, image=image, label=label, anew=fresh)
+        group = None if config.group is None else group_ref(config.group).column
+        store_dataset(dataset, place, image=image, label=label, group=group, anew=fresh)
         return prune(config, fresh=fresh, on_event=on_event)
 
 

@@ -94,13 +94,16 @@ def _opened(opening: bytes) -> Source:
     return source
 
 
-def store_dataset(dataset: ray.data.Dataset, to: str, *, image: str, label: str, anew: bool = False) -> str:
+def store_dataset(
+    dataset: ray.data.Dataset, to: str, *, image: str, label: str, group: str | None = None, anew: bool = False
+) -> str:
     """Write the images and labels of a Dataset as Parquet, in its order, unless the folder holds them already.
 
     Args:
         dataset: with a column of encoded images or of (H, W), (H, W, 1) or (H, W, 3) uint8 arrays, and one of integers or text.
         to: the folder, on storage that every node shares.
         image, label: the columns.
+        group: a further column to store, which says what belongs together; None for none.
         anew: write what the folder holds once more.
 
     Returns:
@@ -111,22 +114,22 @@ def store_dataset(dataset: ray.data.Dataset, to: str, *, image: str, label: str,
         DataError: if a value of a column is of another kind, or not all rows can be read from here.
     """
     names = dataset.columns() or []
-    if lacking := [name for name in (image, label) if name not in names]:
-        raise ConfigError(
-            f"the Dataset has no column {lacking[0]!r}; it has {', '.join(names)}. Name it: image=..., label=..."
-        )
+    columns = {"image": image, "label": label, "group": group}
+    for field, name in columns.items():
+        if name is not None and name not in names:
+            raise ConfigError(f"the Dataset has no column {name!r}; it has {', '.join(names)}. Name it: {field}=...")
     folder = Folder(to)
     first = _digest_of(dataset.take(_COMPARED), image, label)
-    if not anew and _is_stored(folder, image, label, first):
+    if not anew and _is_stored(folder, columns, first):
         return to
     _clear(folder)
-    rows = _write(dataset, to, image, label)
+    rows = _write(dataset, to, columns)
     seen = sum(_rows_of(folder.path(name)) for name in folder.files() if _OURS.fullmatch(name))
     if seen != rows:
         raise DataError(
             f"{rows} rows were written to {to}, and {seen} can be read from here. Give an out on storage that all nodes share."
         )
-    folder.write(_WRITTEN, json.dumps({"image": image, "label": label, "rows": int(rows), "first": first}).encode())
+    folder.write(_WRITTEN, json.dumps({**columns, "rows": int(rows), "first": first}).encode())
     return to
 
 
@@ -142,13 +145,14 @@ def _clear(folder: Folder) -> None:
             folder.delete(name)
 
 
-def _write(dataset: ray.data.Dataset, to: str, image: str, label: str) -> int:
+def _write(dataset: ray.data.Dataset, to: str, columns: dict[str, str | None]) -> int:
     """Write a Dataset; how many rows there are."""
     # A copy, as the options of a Dataset are those of all that are made from it.
     stored = ray.data.Dataset.copy(dataset, _deep_copy=True)
     stored.context.execution_options.preserve_order = True
-    stored = stored.select_columns([image, label]).map_batches(
-        _encoded, fn_kwargs={"image": image, "label": label}, batch_size=_BATCH, batch_format="numpy"
+    named = list(dict.fromkeys(name for name in columns.values() if name is not None))
+    stored = stored.select_columns(named).map_batches(
+        _encoded, fn_kwargs=columns, batch_size=_BATCH, batch_format="numpy"
     )
     parts = _Parts(to)
     try:
@@ -177,12 +181,12 @@ class _Parts(ray.data.Datasink):  # type: ignore[misc]
         self.rows = write_result.num_rows
 
 
-def _is_stored(folder: Folder, image: str, label: str, first: str) -> bool:
+def _is_stored(folder: Folder, columns: dict[str, str | None], first: str) -> bool:
     """Whether a folder holds this Dataset already; ConfigError if it holds another one, as far as its first rows tell."""
     if (found := folder.read(_WRITTEN)) is None:
         return False
     known = json.loads(found)
-    if (known["image"], known["label"], known["first"]) != (image, label, first):
+    if known["first"] != first or any(known.get(field) != name for field, name in columns.items()):
         raise ConfigError(
             f"{folder.root} holds another Dataset, or other columns of it: its first rows differ. Name another out, or set fresh=True."
         )
@@ -215,8 +219,9 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _encoded(batch: dict[str, NDArray[Any]], *, image: str, label: str) -> dict[str, Any]:
-    return {"image": np.array([_bytes_of(value, image) for value in batch[image]], object), "label": batch[label]}
+def _encoded(batch: dict[str, NDArray[Any]], *, image: str, label: str, group: str | None) -> dict[str, Any]:
+    images = np.array([_bytes_of(value, image) for value in batch[image]], object)
+    return {**({} if group is None else {group: batch[group]}), "image": images, "label": batch[label]}
 
 
 def _bytes_of(value: Any, column: str) -> bytes:
