@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -203,3 +204,27 @@ def test_no_finished_fold_is_trained_again_for_lost_drivers_and_nodes(tmp_path: 
     assert report["finished_tasks_done_again"] == 0
     assert report["broke_off"] >= 1
     assert report["driver_starts"] >= report["runs"] + report["kinds"]["driver killed"]["faults"]
+
+
+@pytest.mark.slow
+def test_copies_are_scored_and_kept_in_three_ways(tmp_path: Path, parquet_file: Callable[..., Path]) -> None:
+    source = parquet_file(count=240, classes=10, name="train.parquet")
+    test = parquet_file(count=60, classes=10, name="test.parquet", seed=1)
+    line = [sys.executable, BENCHMARKS / "copies.py", "--source", source, "--test", test, "--try_on", "200"]
+    line += ["--seeds", "0", "1", "--out", tmp_path / "runs", "--json", tmp_path / "found.json"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    for case in found["cases"].values():
+        kept = {name: its["kept"] for name, its in case.items()}
+        assert all(its["5500"]["samples"] == 110 and its["7700"]["samples"] == 154 for its in kept.values())
+        assert all(its["both"] == 0 for its in kept["one of each"].values())
+    for path in (tmp_path / "runs").glob("doubled-*.parquet"):
+        originals = pq.read_table(path).column("original").to_numpy()
+        assert (len(originals), len(np.unique(originals))) == (220, 200)
+    assert {row["folds"] for row in found["accuracies"]} == {
+        "random folds",
+        "in one fold",
+        "one of each",
+        "random subset",
+    }

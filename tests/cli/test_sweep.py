@@ -30,6 +30,7 @@ def test_a_sweep_that_cannot_be_is_refused(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Path) -> None:
     images = tmp_path / "images"
     for number in range(60):
