@@ -19,7 +19,11 @@ from unseen_ray.plugins import check_plug, did_you_mean, plug_of
 __all__ = ["CHECKS", "keep_message"]
 
 # user:password@ before the host, or credentials in the query, as URIs of S3 may have them
-_USERINFO = re.compile(r"^[A-Za-z][\w+.-]*://[^/@\s]*@|[?&](access_key|secret_key|password|token)=")
+# Before the @ of abfs:// is the container, and gs://anonymous@ is how Arrow reads a public bucket.
+_USERINFO = re.compile(
+    r"^(?!abfss?://[^/:@\s]+@|gc?s://anonymous@)[A-Za-z][\w+.-]*://[^/@\s]*@"
+    r"|[?&](access_key|account_key|client_secret|password|sas_token|secret_key|sig|token)="
+)
 
 
 def keep_message(given: Any) -> str:
@@ -254,7 +258,7 @@ def _check_no_password(values: Mapping[str, Any], given: Mapping[str, Any]) -> l
         if any(map(_has_password, texts)):
             problems.append(
                 f"{field} holds a key or a password in its address. Remove it and set environment variables instead "
-                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS)."
+                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, AZURE_CLIENT_SECRET)."
             )
     return problems
 

@@ -1,4 +1,4 @@
-"""Files anywhere that pyarrow.fs reaches: local paths, s3://, gs://. A reader never sees a half-written file."""
+"""Files anywhere that pyarrow.fs reaches: local paths, s3://, gs://, abfs://. A reader never sees a half-written file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.storage.retry import retried, retried_inline
+from unseen_ray.storage.environment import storage_wait_s
+from unseen_ray.storage.remote import explained, open_uri
+from unseen_ray.storage.retry import answered, retried, retried_inline
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,19 +50,17 @@ def filesystem_of(path: str) -> tuple[FileSystem, str]:
     """The file system of a path or URI, and the path within it; local paths become absolute.
 
     Raises:
-        ConfigError: if pyarrow does not know the scheme.
+        ConfigError: if a URI's scheme is not known, or its server cannot be reached.
     """
-    from pyarrow.fs import FileSystem, LocalFileSystem
+    from pyarrow import ArrowException
+    from pyarrow.fs import LocalFileSystem
 
     if not is_uri(path):
         return LocalFileSystem(), absolute_path(path)
     try:
-        fs, inner = FileSystem.from_uri(path)
-    except (ValueError, OSError, ImportError) as error:
-        raise ConfigError(
-            f"{path} cannot be opened: {error}. Allowed are local paths, s3:// and gs:// addresses."
-        ) from None
-    return fs, str(inner)
+        return answered(path, lambda: open_uri(path), storage_wait_s())
+    except (ValueError, OSError, ImportError, ArrowException) as error:
+        raise ConfigError(f"{path} cannot be opened: {explained(path, error)}") from None
 
 
 def read_file(fs: FileSystem, path: str) -> bytes:

@@ -13,7 +13,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_d
 
 from unseen_ray.storage.environment import storage_wait_s
 
-__all__ = ["SilentStorageError", "is_transient", "retried", "retried_inline"]
+__all__ = ["SilentStorageError", "answered", "is_transient", "retried", "retried_inline"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _TRANSIENT = {
     errno.ETIMEDOUT,
 }
 # pyarrow gives an object store's failures no errno, only text. Those that a retry cannot mend are refused by their words.
-_SERVICE = re.compile(r"AWS Error|google::cloud|HTTP status|curl", re.IGNORECASE)
+_SERVICE = re.compile(r"AWS Error|Azure Error|google::cloud|HTTP status|curl", re.IGNORECASE)
 _REFUSED = re.compile(
     r"ACCESS_DENIED|AccessDenied|Forbidden|NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket .*(not found|does not exist)|INVALID_ACCESS_KEY|"
     r"InvalidAccessKey|SIGNATURE|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN|ExpiredToken|INVALID_ACTION|INVALID_PARAMETER|"
@@ -72,7 +72,7 @@ def retried(what: str, do: Callable[[], _T]) -> _T:
         before_sleep=log,
         reraise=True,
     )
-    answer: _T = retries(_answered, what, do, limit)
+    answer: _T = retries(answered, what, do, limit)
     return answer
 
 
@@ -104,8 +104,12 @@ def retried_inline(what: str, do: Callable[[], _T]) -> _T:
     return retried(what, do)
 
 
-def _answered(what: str, do: Callable[[], _T], limit_s: float) -> _T:
-    """The result of `do`, if it returns in time."""
+def answered(what: str, do: Callable[[], _T], limit_s: float) -> _T:
+    """The result of `do`, called in another thread, so that Ctrl-C is heard meanwhile.
+
+    Raises:
+        SilentStorageError: if it took longer than `limit_s`; its thread is left running.
+    """
     results: list[_T] = []
     errors: list[BaseException] = []
 
