@@ -175,7 +175,7 @@ def test_an_archive_is_no_array(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["gopher://host/run", "foo://bar", "S4://bucket/run"])
 def test_an_unknown_scheme_is_refused_with_the_known_ones(path: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"cannot be opened: .* Allowed are local paths, s3://, gs:// and abfs:// addresses"
+        ConfigError, match=r"cannot be opened: .* Allowed are local paths, s3://, gs://, abfs:// and hf:// "
     ):
         filesystem_of(path)
     with pytest.raises(ConfigError, match="cannot be opened"):

@@ -258,7 +258,7 @@ def _check_no_password(values: Mapping[str, Any], given: Mapping[str, Any]) -> l
         if any(map(_has_password, texts)):
             problems.append(
                 f"{field} holds a key or a password in its address. Remove it and set environment variables instead "
-                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, AZURE_CLIENT_SECRET)."
+                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, AZURE_CLIENT_SECRET, HF_TOKEN)."
             )
     return problems
 

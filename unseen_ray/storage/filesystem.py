@@ -1,4 +1,4 @@
-"""Files anywhere that pyarrow.fs reaches: local paths, s3://, gs://, abfs://. A reader never sees a half-written file."""
+"""Files anywhere that pyarrow.fs reaches: local paths, s3://, gs://, abfs://, hf://. A reader never sees a half-written file."""
 
 from __future__ import annotations
 

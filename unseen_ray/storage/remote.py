@@ -15,9 +15,10 @@ _AZURE = "an address on Azure is abfs://container@account.dfs.core.windows.net/p
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or gs://anonymous@bucket/path for a public bucket",
+    "hf": "HF_TOKEN for what is private; an address on the hub is hf://datasets/user/name/path",
     "abfs": f"AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET; {_AZURE}",
 }
-_NO_CONNECTION = re.compile(r"CURL error|Fail to get a new connection")
+_NO_CONNECTION = re.compile(r"CURL error|Fail to get a new connection|no connection to the hub")
 _LAST_WORDS = re.compile(r".*with a last message of (.*?)( error_info=.*)?", re.DOTALL)  # of Google's errors
 _reached: set[str] = set()
 
@@ -28,7 +29,8 @@ def open_uri(uri: str) -> tuple[FileSystem, str]:
     A bucket's server is asked before its first use in a process, whatever it answers: one that cannot be reached is an
     error within seconds, and not waited for as later outages are.
     """
-    scheme, place = _scheme(uri), "/".join(uri.split("/", 3)[:3])
+    scheme = _scheme(uri)
+    place = "/".join(uri.split("/")[: 5 if scheme == "hf" else 3])  # of the hub, hf://datasets/user/name
     fs, inner = _opened(uri, scheme)
     if place not in _reached and scheme != "s3":  # which asks for the bucket's region when it is opened
         try:
@@ -48,7 +50,7 @@ def explained(uri: str, error: Exception) -> str:
     if credentials := _CREDENTIALS.get(_scheme(uri)):
         return f"{what}. Check the address, the network and the credentials ({credentials})."
     hint = f"; {_AZURE}" if _scheme(uri) in ("az", "adl", "wasb", "wasbs") else ""
-    return f"{what}. Allowed are local paths, s3://, gs:// and abfs:// addresses{hint}."
+    return f"{what}. Allowed are local paths, s3://, gs://, abfs:// and hf:// addresses{hint}."
 
 
 def _scheme(uri: str) -> str:
@@ -59,6 +61,10 @@ def _scheme(uri: str) -> str:
 def _opened(uri: str, scheme: str) -> tuple[FileSystem, str]:
     from pyarrow.fs import FileSystem
 
+    if scheme == "hf":
+        from unseen_ray.storage.hub import open_hub
+
+        return open_hub(uri)
     if scheme == "gs" and "retry_limit_seconds=" not in uri:
         uri += f"{'&' if '?' in uri else '?'}{_GCS_LIMIT}"
     fs, inner = FileSystem.from_uri(uri)

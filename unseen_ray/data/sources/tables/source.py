@@ -306,7 +306,7 @@ class TableSource:
     def _place_of(self, uri: str) -> tuple[FileSystem, str]:
         """The file system of a URI, which all of its bucket share, and the path in it."""
         top = "/".join(uri.split("/", 3)[:3])
-        if not re.fullmatch(r"(s3|gs)://[\w.-]+", top) or "?" in uri or "%" in uri:
+        if not re.fullmatch(r"(s3|gs|hf)://[\w.-]+", top) or "?" in uri or "%" in uri:
             return filesystem_of(uri)
         if top not in self._buckets:
             self._buckets[top] = filesystem_of(top)[0]
