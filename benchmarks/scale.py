@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 
 import scale_cluster
+import scale_dataset
 import scale_imagenet
 import scale_run
 import scale_selection
 
-SUBCOMMANDS = [scale_imagenet, scale_run, scale_selection, scale_cluster]
+SUBCOMMANDS = [scale_imagenet, scale_run, scale_dataset, scale_selection, scale_cluster]
 
 
 def main() -> None:
