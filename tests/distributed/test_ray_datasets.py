@@ -13,6 +13,7 @@ import torch
 
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes
+from tests.data.sources import test_forms as forms
 from tests.test_training_loops import block_with
 from unseen_ray.data.images.decode import to_pixels
 
@@ -57,6 +58,21 @@ def test_a_dataset_is_pruned_as_its_rows_in_files_are(tmp_path: Path) -> None:
     )
     again = pruned("bytes", tmp_path / "bytes")
     assert again.coreset.ids.tolist() == found["bytes"].coreset.ids.tolist()
+
+
+def test_a_dataset_holds_and_keeps_the_same_samples_as_every_other_form(tmp_path: Path) -> None:
+    names = [forms.NAMES[label] for label in forms.LABELS]
+    rows = [{"image": image, "label": name} for image, name in zip(forms.IMAGES, names, strict=True)]
+    result = ur.prune_dataset(ray.data.from_items(rows, override_num_blocks=7), out=tmp_path / "run", **FAST)
+    folder = forms.as_folder(tmp_path / "folder")  # as which every form of files is, by the test of forms
+    here, there = forms.opened(result.manifest.asked["source"]), forms.opened(folder)
+    assert (
+        here.info.labels_N.tolist() == there.info.labels_N.tolist() and here.info.class_names == there.info.class_names
+    )
+    assert [raw for _, raw in here.read(range(forms.COUNT))] == [raw for _, raw in there.read(range(forms.COUNT))]
+    assert here.info.size_px == there.info.size_px
+    kept = ur.prune(ur.PruneConfig(source=folder, out=tmp_path / "run-folder", **FAST)).coreset
+    assert result.coreset.ids.tolist() == kept.ids.tolist()
 
 
 @pytest.mark.slow
