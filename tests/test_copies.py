@@ -62,9 +62,9 @@ def test_the_command_names_them_and_writes_what_group_takes(
     cli.main(["copies", str(folder), "--to", str(to)], standalone_mode=False)
     said = capsys.readouterr().out
     assert "2 of 10 samples are copies of earlier ones, in 2 groups, the largest of 2." in said
-    assert "1 of them have another label than the first: one of the two is wrong." in said
+    assert "With another label than the first: 1 (check which is right)." in said
     assert "class0/twin.png  class1/image3.png" in said
-    assert "1 samples cannot be decoded" in said
+    assert "Cannot be decoded, and count as no copies: 1." in said
     cli.main(["copies", "--source", str(folder), "--near", "0.97", "--json"], standalone_mode=False)
     values = json.loads(capsys.readouterr().out)
     assert (values["copies"], values["groups"], values["to"]) == (3, 3, None)
@@ -80,8 +80,17 @@ def test_the_command_names_them_and_writes_what_group_takes(
         (["digits", "--to", "s3://bucket/copies.npy"], "must be a local path"),
         (["digits", "--source", "digits"], "two sources"),
         (["digits", "--to", "/proc/copies.npy"], "cannot be written"),
+        (["digits", "--to", "missing/copies.npy"], "there is no folder"),
     ],
 )
 def test_what_the_command_refuses(args: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         cli.main(["copies", *args], standalone_mode=False)
+
+
+def test_a_tint_alone_makes_no_copies(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(-5, 6, (40, 32, 32, 3)) + np.array([200, 120, 170])
+    for number, pixels in enumerate(noise.astype(np.uint8)):
+        (tmp_path / f"class{number % 2}").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / f"class{number % 2}" / f"{number}.png")
+    assert len(ur.find_copies(str(tmp_path), near=0.9).copy_ids) == 0

@@ -17,6 +17,9 @@ from tests.conftest import class_pixels, png_bytes
 from unseen_ray.data.related.grouping import with_groups
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
+from unseen_ray.runs.manifest import Manifest, write_manifest
+from unseen_ray.runs.manifest_entries import source_entry
+from unseen_ray.storage.filesystem import Folder
 
 COUNT, PATIENTS = 240, 60
 FIELDS: dict[str, Any] = {"keep": 0.5, "recipe": {"epochs": 2, "min_steps": 0}, "executor": "local", "log_to": "none"}
@@ -110,6 +113,7 @@ def test_a_pattern_of_the_keys_names_groups(tmp_path: Path) -> None:
         ([], ConfigError, "does not say which samples belong together"),
         ("", ConfigError, "does not say which samples belong together"),
         ("missing.npy", DataError, "missing.npy does not exist"),
+        ('{pattern: "(\\d)"}', ConfigError, "is no mapping in YAML"),
     ],
 )
 def test_what_tells_no_groups_is_refused(images: Path, group: Any, kind: type[Exception], said: str | None) -> None:
@@ -135,8 +139,11 @@ def test_a_source_without_columns_says_what_else_there_is() -> None:
 
 def test_groups_too_large_for_the_folds_are_refused(images: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "groups.npy", np.arange(COUNT) // 100)
-    with pytest.raises(ConfigError, match="leaves a fold of 0 to train on, as no group is split"):
-        pruned(images, tmp_path / "run", group=str(tmp_path / "groups.npy"))
+    for train_on in ("fold", "complement"):
+        with pytest.raises(ConfigError, match="folds=4 leaves a fold empty, as no group is split"):
+            pruned(images, tmp_path / "run", group=str(tmp_path / "groups.npy"), train_on=train_on)
+    with pytest.raises(ConfigError, match=r"holdout=0.1 is empty: every group is larger"):
+        pruned(images, tmp_path / "run", group=str(tmp_path / "groups.npy"), folds=2, holdout=0.1)
     assert not (tmp_path / "run").exists()
 
 
@@ -144,6 +151,9 @@ def test_the_plan_says_how_even_the_folds_are(images: Path) -> None:
     planned, _, _ = ur.plan(ur.PruneConfig(source=str(images), keep=0.5, group="patient"))
     (said,) = [warning for warning in planned.warnings if "groups" in warning]
     assert "keep each whole" in said
+    staged, _, _ = ur.plan(ur.PruneConfig(source=str(images), keep=0.5, schedule=[0.4, 0.5], group="label", folds=3))
+    assert "3 classes are missing from some folds (class 0 from 2 of 3)." in staged.warnings
+    assert "models of later stages train on the coreset, and may score other samples of its groups." in staged.warnings
     copies, _, _ = ur.plan(ur.PruneConfig(source=str(images), keep=0.5, group={"use": "patient", "drop": True}))
     known = len({name for name in patients() if name is not None}) + patients().count(None)
     assert copies.num_samples == known
@@ -173,8 +183,9 @@ def test_a_run_goes_on_with_the_same_groups_alone(images: Path, tmp_path: Path) 
     np.save(path, of_patient)
     with pytest.raises(ConfigError, match=r"which samples belong together \(group\)"):
         pruned(images, tmp_path / "run", group=path)
-    with pytest.raises(ConfigError, match="does not tell the groups with which"):
+    with pytest.raises(ConfigError, match="gives other groups than those that"):
         ur.evaluate(first, seeds=1, test=str(images), executor="local")
+    assert ur.evaluate(first, seeds=1, test=str(images), executor="local", group="patient", against=()).arms
     shutil.copy(images / "a.parquet", tmp_path)  # the source is untouched by all this
     assert len(list(images.iterdir())) == 2
 
@@ -185,16 +196,42 @@ def test_evaluate_measures_on_patients_of_whom_nothing_was_trained_on(by_column:
     assert [arm.samples for arm in table.arms][-1] == by_column.manifest.source.num_samples
 
 
-def test_trials_measure_on_patients_apart_from_those_trained_on(images: Path, tmp_path: Path) -> None:
-    """Of 2,400 images, since trials set aside at least 100 for each training."""
+@pytest.mark.parametrize(
+    "values", [pa.array([1, None, 1, None]), pa.array([0.5, float("nan"), 0.5, float("nan")]), ["a", "", "a", ""]]
+)
+def test_rows_without_a_group_are_alone(tmp_path: Path, values: Any) -> None:
+    pngs = [png_bytes(pixels) for pixels in class_pixels(np.arange(4) % 2, 8, 0)]
+    pq.write_table(pa.table({"image": pngs, "label": [0, 1, 0, 1], "of": values}), tmp_path / "few.parquet")
+    groups = with_groups(open_source(source_ref(str(tmp_path / "few.parquet"))), "of").groups
+    assert groups.of_R is not None and groups.of_R.tolist() == [0, 1, 0, 3]
+
+
+def test_a_sweep_goes_on_with_the_same_groups_alone(images: Path, tmp_path: Path) -> None:
+    source = open_source(source_ref(str(images)))
+    np.save(tmp_path / "groups.npy", np.arange(COUNT) // 3)
+    fields = {"source": str(images), "keep": 0.5, "holdout": 0.2, "group": str(tmp_path / "groups.npy")}
+    config = ur.SweepConfig(run=fields, space={"score": ["entropy", "margin"]}, out=str(tmp_path / "sweep"))
+    info, folder = with_groups(source, fields["group"]), Folder(str(tmp_path / "sweep"))
+    values = config.to_json()
+    write_manifest(folder, Manifest(created="", kind="sweep", config=values, asked=values, source=source_entry(info)))
+    folder.write("more", b"")
+    np.save(tmp_path / "groups.npy", np.arange(COUNT) // 4)
+    with pytest.raises(ConfigError, match="holds a sweep over other data or groups"):
+        ur.sweep(config)
+
+
+@pytest.mark.parametrize(("size", "keep"), [(4, 0.5), (150, 0.95)])
+def test_trials_measure_on_patients_apart_from_those_trained_on(tmp_path: Path, size: int, keep: float) -> None:
+    """Of 2,400 images, since trials set aside at least 100 for each training; large groups take many rows with them."""
     labels = np.arange(2400) % 3
     pngs = [png_bytes(pixels) for pixels in class_pixels(labels, 8, 0)]
-    doctors = np.random.default_rng(0).permutation(2400) // 4
+    doctors = np.random.default_rng(0).permutation(2400) // size
     pq.write_table(pa.table({"image": pngs, "label": labels, "doctor": doctors}), tmp_path / "many.parquet")
     result = pruned(
         tmp_path / "many.parquet",
         tmp_path / "run",
         group="doctor",
+        keep=keep,
         policy={"use": "auto", "trials": 20.0, "candidates": ["ccs", "top"]},
     )
     assert result.manifest.stages[0].trials

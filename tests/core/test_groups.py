@@ -115,7 +115,7 @@ def test_a_list_of_groups_of_another_length_is_refused() -> None:
 
 @repeatable
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=80), st.floats(0.05, 0.9), st.integers(0, 2**32), st.data())
-def test_the_holdout_takes_whole_groups_and_no_more_than_its_share(
+def test_the_holdout_takes_whole_groups_no_more_than_its_share_and_no_class_whole(
     names: list[int], fraction: float, seed: int, data: st.DataObject
 ) -> None:
     size = len(names)
@@ -125,6 +125,16 @@ def test_the_holdout_takes_whole_groups_and_no_more_than_its_share(
     held, kept = np.array(names)[population.holdout_ids], np.array(names)[population.ids_N]
     assert not set(held.tolist()) & set(kept.tolist())
     assert len(held) <= sum(min(round(fraction * n), max(n - 1, 0)) for n in np.bincount(labels).tolist())
+    assert set(labels[population.ids_N].tolist()) == set(labels.tolist())
+
+
+@pytest.mark.parametrize(("patients", "each", "classes"), [(10, 100, 10), (100, 100, 10), (50, 100, 100), (10, 100, 2)])
+def test_patients_with_images_of_several_classes_fill_the_holdout(patients: int, each: int, classes: int) -> None:
+    size = patients * each
+    rng = np.random.default_rng(0)
+    groups = Groups(of_R=first_of_groups(rng.permutation(np.repeat(np.arange(patients), each))))
+    population = make_population(rng.integers(0, classes, size), classes, holdout=0.2, seed=1, groups=groups)
+    assert 0.15 * size <= len(population.holdout_ids) <= 0.2 * size + classes / 2
 
 
 def test_a_smaller_group_is_drawn_where_a_larger_one_does_not_fit() -> None:
@@ -134,6 +144,16 @@ def test_a_smaller_group_is_drawn_where_a_larger_one_does_not_fit() -> None:
     assert drawn.tolist() == [0, 1, 2]
     assert draw_groups(groups, np.zeros(8, np.int64), np.array([2]), keys).tolist() == [3]
     assert draw_groups(groups[3:], np.zeros(5, np.int64), np.array([4]), keys[3:]).tolist() == [0, 1, 2]
+
+
+def test_mixed_groups_come_in_turn_with_others() -> None:
+    """Of 400 pairs, half of them of two classes, the holdout has some of both kinds."""
+    classes = np.array([[0, 0], [1, 1], [0, 1], [1, 0]] * 100).ravel()
+    groups = Groups(of_R=np.arange(800) // 2 * 2)
+    population = make_population(classes, 2, holdout=0.2, seed=0, groups=groups)
+    assert len(population.holdout_ids) == 160
+    mixed = (population.holdout_ids % 8 >= 4).mean()
+    assert 0.3 < mixed < 0.7
 
 
 def test_of_samples_alone_the_holdout_is_the_one_without_groups() -> None:

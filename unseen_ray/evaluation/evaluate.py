@@ -39,7 +39,7 @@ __all__ = ["evaluate"]
 
 logger = logging.getLogger(__name__)
 
-_CHANGES = ("model", "recipe", "threads", "gpus_per_fit", "log_to", *EXECUTOR_FIELDS)
+_CHANGES = ("model", "recipe", "threads", "gpus_per_fit", "log_to", "group", *EXECUTOR_FIELDS)
 
 
 def evaluate(
@@ -164,7 +164,7 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
         )
     if done.manifest.source.groups != digest_of_groups(info.groups):
         raise ConfigError(
-            f"group={config.group!r} does not tell the groups with which {done.path} was pruned. Restore them, or prune again."
+            f"group={config.group!r} gives other groups than those that {done.path} was pruned with. Restore them, or prune again."
         )
     # Without the scoring models, which an evaluation does not train: their initial weights may be gone.
     config = _started_alike(config, done).model_copy(update={"scoring": Scoring()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from unseen_ray.core.samples.population import Population
 
 __all__ = ["RunPlan", "TaskPlan", "plan_run", "tasks_of", "warnings_of"]
+
+_NOTABLE = 0.1  # of the holdout that was asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,11 +131,16 @@ def plan_run(resolved: ResolvedRun, population: Population) -> RunPlan:
         problems += error.problems
     if config.mode == "unseen" and config.folds > total:
         problems.append(f"folds={config.folds} is outside 2..{total} (the number of samples). Choose fewer folds.")
+    elif config.mode == "unseen" and not min(_fold_sizes(config, population)):
+        problems.append(f"folds={config.folds} leaves a fold empty, as no group is split. Choose fewer folds.")
     elif config.mode == "unseen" and min(sizes := _train_sizes(config, population)) < 2:
-        grouped = "" if population.groups_R is None else ", as no group is split"
         problems.append(
-            f"folds={config.folds} of {total} samples leaves a fold of {min(sizes)} to train on{grouped}; "
+            f"folds={config.folds} of {total} samples leaves a fold of {min(sizes)} to train on; "
             "a model needs at least 2. Choose fewer folds, or train_on: complement."
+        )
+    if config.holdout and population.groups_R is not None and not len(population.holdout_ids):
+        problems.append(
+            f"holdout={config.holdout:g} is empty: every group is larger than it. Raise it, or give a test set."
         )
     least = 2 * config.gpus_per_fit
     if stages and len(stages) > 1 and stages[0].target < least:
@@ -186,8 +193,7 @@ def _spec_of(config: PruneConfig, limits: Limits = DEFAULT_LIMITS) -> FoldSpec:
 
 def warnings_of(config: PruneConfig, population: Population, stages: Sequence[Stage]) -> list[str]:
     """What is allowed and worth knowing, with numbers."""
-    warnings: list[str] = []
-    sizes = [] if config.mode == "fitting" else _fold_sizes(config, population)
+    warnings = []
     counts_C = population.class_counts()
     empty = np.flatnonzero(counts_C == 0)
     if empty.size:
@@ -195,22 +201,14 @@ def warnings_of(config: PruneConfig, population: Population, stages: Sequence[St
             f"{empty.size} of {len(counts_C)} classes have no sample (the first is {empty[0]}); "
             f"models get {len(counts_C)} outputs all the same."
         )
-    if config.mode == "unseen" and config.stratify:
+    if config.mode == "unseen" and config.stratify and population.groups_R is None:
         few = np.flatnonzero((counts_C > 0) & (counts_C < config.folds))
         if few.size:
             warnings.append(
                 f"{few.size} classes have fewer samples than the {config.folds} folds (class {few[0]} has {counts_C[few[0]]}): "
                 "some folds hold none of them."
             )
-    if population.groups_R is not None:
-        _, members_G = np.unique(population.groups_R[population.ids_N], return_counts=True)
-        many = members_G[members_G > 1]
-        warnings.append(
-            f"{many.sum():,} samples are in {len(many):,} groups, the largest of {many.max(initial=1):,}"
-            + (f"; folds of {min(sizes):,} to {max(sizes):,} keep each whole." if sizes else ".")
-        )
-    if len(population.copy_ids):
-        warnings.append(f"{len(population.copy_ids):,} samples are left out: their group has an earlier one.")
+    warnings += _group_warnings(config, population, stages)
     trained = [len(population)] if config.mode == "fitting" else _train_sizes(config, population)
     smallest = min([*trained, *(stage.target for stage in stages[:-1])])
     if config.fit is None and smallest < config.recipe.batch_size:
@@ -219,6 +217,32 @@ def warnings_of(config: PruneConfig, population: Population, stages: Sequence[St
             f"its batch shrinks to {smallest}."
         )
     return warnings
+
+
+def _group_warnings(config: PruneConfig, population: Population, stages: Sequence[Stage]) -> Iterator[str]:
+    if len(population.copy_ids):
+        yield f"{len(population.copy_ids):,} samples are left out: their group has an earlier one."
+    if population.groups_R is None:
+        return
+    asked, held = round(config.holdout * (len(population) + len(population.holdout_ids))), len(population.holdout_ids)
+    if abs(held - asked) > _NOTABLE * asked:
+        yield f"the holdout has {held:,} samples instead of {asked:,}, as no group is split."
+    _, members_G = np.unique(population.groups_R[population.ids_N], return_counts=True)
+    many = members_G[members_G > 1]
+    said = f"{many.sum():,} samples are in {len(many):,} groups, the largest of {many.max(initial=1):,}"
+    if config.mode == "fitting":
+        yield f"{said}."
+        return
+    fold_of_N, size_K = grouped_folds(population, _spec_of(config))
+    yield f"{said}; folds of {size_K.min():,} to {size_K.max():,} keep each whole."
+    places_N = fold_of_N.astype(np.int64) * population.num_classes + population.labels_N
+    counts_KC = np.bincount(places_N, minlength=config.folds * population.num_classes).reshape(config.folds, -1)
+    missing = np.flatnonzero((counts_KC == 0).any(axis=0) & (counts_KC > 0).any(axis=0))
+    if missing.size:
+        folds = int((counts_KC[:, missing[0]] == 0).sum())
+        yield f"{missing.size} classes are missing from some folds (class {missing[0]} from {folds} of {config.folds})."
+    if len(stages) > 1:
+        yield "models of later stages train on the coreset, and may score other samples of its groups."
 
 
 def model_name(config: PruneConfig) -> str:

@@ -139,8 +139,10 @@ class KeptSampler:
 
 
 def _pool_of(result: PruneResult | str | os.PathLike[str]) -> SamplingPool:
-    if not isinstance(result, PruneResult) and os.fspath(result).lower().endswith(".json"):
-        return SamplingPool.of_file(os.fspath(result))
+    if not isinstance(result, PruneResult):
+        path = os.fspath(result)
+        if path.lower().endswith(".json") and not os.path.isdir(path):
+            return SamplingPool.of_file(path)
     return SamplingPool.of_run(run_of(result))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unseen_ray.config.run import PruneConfig
+from unseen_ray.core.samples.dealing import digest_of_groups
 from unseen_ray.data.related.grouping import with_groups
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
@@ -142,9 +143,10 @@ def _check_folder(folder: Folder, config: SweepConfig, info: SourceInfo) -> str:
         raise ConfigError(
             f"out={config.out} holds {', '.join(others[:3])}, which is not a sweep. Name a new or empty folder."
         )
-    if before is not None and not before.source.is_same_data(info):
+    same_groups = before is None or before.source.groups == digest_of_groups(info.groups)
+    if before is not None and not (same_groups and before.source.is_same_data(info)):
         raise ConfigError(
-            f"out={config.out} holds a sweep over other data ({before.source.num_samples} samples there, {len(info)} here). "
+            f"out={config.out} holds a sweep over other data or groups ({before.source.num_samples} samples there, {len(info)} here). "
             "Name a new folder."
         )
     return now() if before is None else before.created

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ _SHOWN = 10
 )
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def copies(place: str | None, to: str | None, near: float | None, as_json: bool, **flags: Any) -> None:
-    """Find samples that show the same pixels, which a fold must not share with another one.
+    """Find samples that show the same pixels, so that folds do not share them.
 
     \b
     unseen-ray copies photos/ --to copies.npy
@@ -55,6 +56,8 @@ def copies(place: str | None, to: str | None, near: float | None, as_json: bool,
         problems += [problem] if (problem := path_problem("--to", to)) else []
         if is_uri(to) or not to.endswith(".npy"):
             problems.append(f"--to {to} must be a local path that ends in .npy.")
+        elif not os.path.isdir(folder := os.path.dirname(os.path.abspath(to))):
+            problems.append(f"--to {to}: there is no folder {folder}. Make it first.")
     if problems:
         raise ConfigError(problems)
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -90,14 +93,14 @@ def _lines(found: Copies, to: str | None, near: float | None) -> list[str]:
     if values["copies"]:
         lines[0] = lines[0][:-1] + f", in {values['groups']:,} groups, the largest of {values['largest']:,}."
     if values["with_another_label"]:
-        doubt = "one of the two is wrong, or they only look alike" if near else "one of the two is wrong"
-        lines.append(f"{values['with_another_label']:,} of them have another label than the first: {doubt}.")
+        doubt = "check which is right, or whether they only look alike" if near else "check which is right"
+        lines.append(f"With another label than the first: {values['with_another_label']:,} ({doubt}).")
     shown = found.conflicting_ids if values["with_another_label"] else found.copy_ids
     lines += [f"  {first}  {copy}" for first, copy in found.pairs(shown[:_SHOWN])]
     if len(shown) > _SHOWN:
         lines.append(f"  and {len(shown) - _SHOWN:,} more")
     if values["unreadable"]:
-        lines.append(f"{values['unreadable']:,} samples cannot be decoded and count as no copies.")
+        lines.append(f"Cannot be decoded, and count as no copies: {values['unreadable']:,}.")
     if to is not None:
         place = shlex.quote(to)
         lines.append(

@@ -38,9 +38,12 @@ def group_near(features_ND: FloatArray, similarity: float) -> IntArray:
 
 def _sorted_by_spread(features_ND: FloatArray) -> tuple[IntArray, FloatArray]:
     """(N,) an order along the first principal direction, and (N,) the places along it."""
-    centred = features_ND - features_ND.mean(axis=0)
-    _, directions = np.linalg.eigh(centred.T @ centred)
-    along_N = features_ND @ directions[:, -1]
+    mean_D, spread_DD = features_ND.mean(axis=0), np.zeros((features_ND.shape[1],) * 2)
+    for start in range(0, len(features_ND), _BLOCK):
+        centred = features_ND[start : start + _BLOCK] - mean_D
+        spread_DD += centred.T @ centred
+    _, directions = np.linalg.eigh(spread_DD)
+    along_N = features_ND @ directions[:, -1].astype(features_ND.dtype)
     order_N = np.argsort(along_N, kind="stable")
     return order_N, along_N[order_N]
 

@@ -1,1 +1,1 @@
-"""Samples that are no two independent draws: groups, and copies."""
+"""Which samples belong together: groups that the user names, and copies that are found."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,13 +53,15 @@ class Copies:
 
     @cached_property
     def conflicting_ids(self) -> IntArray:
-        """(Q,) copies with another label than the first row of their group: one of the two is wrong."""
+        """(Q,) copies with another label than the first row of their group."""
         other: NDArray[np.bool_] = self.labels_R[self.copy_ids] != self.labels_R[self.groups_R[self.copy_ids]]
         return self.copy_ids[other]
 
     def save(self, path: str) -> None:
         """Write the groups as a .npy file, which the configuration's `group` takes."""
-        np.save(path, self.groups_R)
+        aside = f"{path}.tmp.npy"
+        np.save(aside, self.groups_R)
+        os.replace(aside, path)
 
     def pairs(self, ids: IntArray) -> list[tuple[str, str]]:
         """The keys of copies, each after that of the first row of its group."""
@@ -72,8 +75,9 @@ def find_copies(
 
     Args:
         source: as in `PruneConfig`.
-        near: also find images whose thumbnails (16 x 16 RGB, less their mean, of length 1) have at least this cosine similarity, such
-            as images compressed again, scaled, or of other brightness and contrast; above 0, below 1. Holds 3 KB an image.
+        near: also find images whose thumbnails (16 x 16 RGB, less the mean colour, of length 1) have at least this cosine similarity,
+            such as images compressed again, scaled, or of other brightness and contrast; above 0, below 1. Holds 3 KB an image, and
+            takes time that grows with the square of their number.
         on_progress: called with (images decoded, of how many).
 
     Raises:
@@ -89,10 +93,8 @@ def find_copies(
     digests, thumbs, unreadable = _read(opened, near is not None, on_progress)
     groups_R = first_of_groups(digests)
     if thumbs is not None:
-        first = np.flatnonzero(groups_R == np.arange(len(groups_R)))  # exact copies need no comparison
-        near_of = np.arange(len(groups_R))
-        near_of[first] = first[group_near(thumbs[first], near or 0.0)]
-        groups_R = near_of[groups_R]
+        thumbs[groups_R != np.arange(len(groups_R))] = 0  # exact copies need no comparison
+        groups_R = group_near(thumbs, near or 0.0)[groups_R]
     return Copies(groups_R=groups_R, labels_R=info.labels_N, unreadable_ids=unreadable, keys=opened.keys)
 
 
@@ -120,13 +122,13 @@ def _read(
 
 
 def _thumbs(pixels_NHWC: NDArray[np.uint8]) -> FloatArray:
-    """(N, D) the mean colours of up to 16 x 16 parts of each image, less their mean, of length 1; zeros for an image of one colour."""
+    """(N, D) the mean colours of up to 16 x 16 parts of each image, less the image's, of length 1; zeros for an image of one colour."""
     size = pixels_NHWC.shape[1]
     edges = np.arange(min(size, _THUMB_PX)) * size // min(size, _THUMB_PX)
     sums = np.add.reduceat(np.add.reduceat(pixels_NHWC.astype(np.float32), edges, axis=1), edges, axis=2)
     widths = np.diff(edges, append=size)
-    flat = (sums / (widths[:, None, None] * widths[:, None])).reshape(len(pixels_NHWC), -1)
-    flat -= flat.mean(axis=1, keepdims=True)
+    means = sums / (widths[:, None, None] * widths[:, None])
+    flat = (means - means.mean(axis=(1, 2), keepdims=True)).reshape(len(pixels_NHWC), -1)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     thumbs: FloatArray = np.divide(flat, length, out=np.zeros_like(flat), where=length > 1e-3)
     return thumbs

@@ -16,6 +16,7 @@ from unseen_ray.core.arrays import ROWS_OF_A_CHUNK, IntArray, labels_by_chunk
 from unseen_ray.core.samples.groups import Groups, first_of_groups
 from unseen_ray.data.sources.info import Source, SourceInfo, key_column
 from unseen_ray.data.sources.labels_only import read_npy
+from unseen_ray.data.sources.tables.labels import is_text
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.storage.path_validation import as_text
@@ -32,7 +33,7 @@ _ALLOWED = (
 
 @dataclass(frozen=True, slots=True)
 class GroupRef:
-    """How groups are told.
+    """Where groups are read from.
 
     Attributes:
         column, file, pattern: the name, path or expression; two of them are None.
@@ -52,6 +53,10 @@ def group_ref(value: Any) -> GroupRef:
         ConfigError: if it is none of its forms.
     """
     given = dict(value) if isinstance(value, Mapping) else {"use": as_text(value)}
+    if str(value).startswith("{") and not isinstance(value, Mapping):
+        raise ConfigError(
+            f"group={value} is no mapping in YAML, in which a pattern stands between single quotes: {{pattern: '...'}}."
+        )
     drop = given.pop("drop", False)
     form, name = next(iter(given.items()), ("", ""))
     known = form in ("use", "pattern") and isinstance(name, str) and name
@@ -139,6 +144,10 @@ def _by_file(source: Source, path: str) -> IntArray:
 
 def _numbers_of(column: pa.ChunkedArray, where: str) -> IntArray:
     """(R,) a number for each value; a row without a value is a group of its own."""
+    if is_text(column.type):
+        column = pc.if_else(pc.equal(column, ""), None, column)  # as a CSV writes what is missing
+    elif pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
     try:
         codes = pc.index_in(column, pc.unique(column.drop_null())).combine_chunks()
     except pa.ArrowNotImplementedError:

@@ -161,7 +161,8 @@ class _Trials:
         picked = pick(
             with_candidate(resolved, policy).with_seed(drawn_by),
             StoredTable(Folder(self._job.out), scores_file(0), {}, table),
-            budget=self._plan.trained,
+            # As many as planned, unless groups take further rows with those that are set aside.
+            budget=round(self._plan.trained * table.num_rows / (self._table.num_rows - self._plan.set_aside)),
             kept=Kept(np.zeros(self._population.num_classes, np.int64)),
             features=None,
             limits=replace(self._job.limits, rows_in_memory=table.num_rows),

@@ -158,10 +158,12 @@ class TableSource:
         """A column of all rows; None if a file does not have it."""
         if name not in self.column_names:
             return None
-        pieces = [chunk for file in self._files for chunk in file.read([name]).column(0).chunks]
+        rows = len(self.info)
+        read = (file for file, start in zip(self._files, self._starts, strict=False) if start < rows)
+        pieces = [chunk for file in read for chunk in file.read([name]).column(0).chunks]
         kinds = {chunk.type.value_type if pa.types.is_dictionary(chunk.type) else chunk.type for chunk in pieces}
         kind = kinds.pop() if len(kinds) == 1 else pa.string()
-        return pa.chunked_array([chunk.cast(kind) for chunk in pieces], kind).slice(0, len(self.info))
+        return pa.chunked_array([chunk.cast(kind) for chunk in pieces], kind).slice(0, rows)
 
     def encoded(self) -> Encoded | None:
         """The size of the image column ; None if the images are separate files."""

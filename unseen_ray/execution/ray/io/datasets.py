@@ -118,8 +118,12 @@ def store_dataset(
     for field, name in columns.items():
         if name is not None and name not in names:
             raise ConfigError(f"the Dataset has no column {name!r}; it has {', '.join(names)}. Name it: {field}=...")
+    if group in ("image", "label") and group != columns[group]:
+        raise ConfigError(
+            f"group={group!r} is the name under which the {group} column {columns[group]!r} is stored. Rename it."
+        )
     folder = Folder(to)
-    first = _digest_of(dataset.take(_COMPARED), image, label)
+    first = _digest_of(dataset.take(_COMPARED), columns)
     if not anew and _is_stored(folder, columns, first):
         return to
     _clear(folder)
@@ -152,7 +156,7 @@ def _write(dataset: ray.data.Dataset, to: str, columns: dict[str, str | None]) -
     stored.context.execution_options.preserve_order = True
     named = list(dict.fromkeys(name for name in columns.values() if name is not None))
     stored = stored.select_columns(named).map_batches(
-        _encoded, fn_kwargs=columns, batch_size=_BATCH, batch_format="numpy"
+        _encoded, fn_kwargs=columns, batch_size=_BATCH, batch_format="pyarrow"
     )
     parts = _Parts(to)
     try:
@@ -194,12 +198,14 @@ def _is_stored(folder: Folder, columns: dict[str, str | None], first: str) -> bo
     return True
 
 
-def _digest_of(rows: list[dict[str, Any]], image: str, label: str) -> str:
-    """SHA-256 of the images and labels of some rows."""
-    digest = hashlib.sha256()
+def _digest_of(rows: list[dict[str, Any]], columns: dict[str, str | None]) -> str:
+    """SHA-256 of the images, labels and groups of some rows."""
+    digest, image = hashlib.sha256(), str(columns["image"])
     for row in rows:
         digest.update(_bytes_of(row[image], image))
-        digest.update(repr(row[label]).encode())
+        for field in ("label", "group"):
+            if (name := columns[field]) is not None:
+                digest.update(repr(row[name]).encode())
     return digest.hexdigest()
 
 
@@ -219,9 +225,14 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _encoded(batch: dict[str, NDArray[Any]], *, image: str, label: str, group: str | None) -> dict[str, Any]:
-    images = np.array([_bytes_of(value, image) for value in batch[image]], object)
-    return {**({} if group is None else {group: batch[group]}), "image": images, "label": batch[label]}
+def _encoded(batch: pa.Table, *, image: str, label: str, group: str | None) -> pa.Table:
+    """The stored columns of a batch; groups as they are, since numpy would make floats of integers where some are missing."""
+    arrays = BlockAccessor.for_block(batch).to_numpy([image, label])
+    stored = {
+        "image": pa.array([_bytes_of(value, image) for value in arrays[image]], pa.binary()),
+        "label": arrays[label],
+    }
+    return pa.table({**({} if group is None else {group: batch.column(group)}), **stored})
 
 
 def _bytes_of(value: Any, column: str) -> bytes:
