@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from itertools import combinations
 from pathlib import Path
@@ -128,3 +131,30 @@ def test_a_node_that_computes_in_another_way_is_not_used(simulated: Path, tmp_pa
         assert pool.worker_infos == [other]
     finally:
         pool.close()
+
+
+@pytest.mark.slow
+def test_files_in_the_working_folder_hide_no_library_of_the_workers_and_are_found_as_a_user_s_own(
+    tmp_path: Path,
+) -> None:
+    for name in ("numpy", "torch", "PIL", "pyarrow", "statistics"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('hidden')")
+    (tmp_path / "my_lab.py").write_text("def least(log_probs_NC, labels_N):\n    return -log_probs_NC.max(axis=1)\n")
+    line = [
+        sys.executable,
+        "-P",
+        "-m",
+        "unseen_ray",
+        "prune",
+        "--source",
+        "digits",
+        "--source.limit",
+        "100",
+        "--keep",
+        "0.5",
+    ]
+    line += ["--folds", "2", "--recipe.epochs", "1", "--score", "my_lab:least", "--log_to", "none", "--out", "run"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(ur.__file__).parents[1])}
+    ended = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert len(ur.load(tmp_path / "run").coreset) == 50
