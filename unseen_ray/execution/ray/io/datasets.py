@@ -113,15 +113,8 @@ def store_dataset(
         ConfigError: if the Dataset lacks a column, or the folder holds something else, or another Dataset.
         DataError: if a value of a column is of another kind, or not all rows can be read from here.
     """
-    names = dataset.columns() or []
     columns = {"image": image, "label": label, "group": group}
-    for field, name in columns.items():
-        if name is not None and name not in names:
-            raise ConfigError(f"the Dataset has no column {name!r}; it has {', '.join(names)}. Name it: {field}=...")
-    if group in ("image", "label") and group != columns[group]:
-        raise ConfigError(
-            f"group={group!r} is the name under which the {group} column {columns[group]!r} is stored. Rename it."
-        )
+    _check_columns(columns, dataset.columns() or [])
     folder = Folder(to)
     first = _digest_of(dataset.take(_COMPARED), columns)
     if not anew and _is_stored(folder, columns, first):
@@ -135,6 +128,17 @@ def store_dataset(
         )
     folder.write(_WRITTEN, json.dumps({**columns, "rows": int(rows), "first": first}).encode())
     return to
+
+
+def _check_columns(columns: dict[str, str | None], names: Sequence[str]) -> None:
+    for field, name in columns.items():
+        if name is not None and name not in names:
+            raise ConfigError(f"the Dataset has no column {name!r}; it has {', '.join(names)}. Name it: {field}=...")
+    group = columns["group"]
+    if group in ("image", "label") and group != columns[group]:
+        raise ConfigError(
+            f"group={group!r} is the name under which the {group} column {columns[group]!r} is stored. Rename it."
+        )
 
 
 def _clear(folder: Folder) -> None:
