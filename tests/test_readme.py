@@ -15,11 +15,12 @@ from unseen_ray.cli.app import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DATA = (ROOT / "docs" / "data.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    assert found, f"README has no {language} block"
+def blocks(language: str, page: str = README) -> list[str]:
+    found = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+    assert found, f"there is no {language} block"
     return found
 
 
@@ -30,8 +31,9 @@ def test_its_yaml_is_a_configuration() -> None:
     assert config.fractions() == pytest.approx([0.4, 0.55, 0.7])
 
 
-def test_its_commands_and_flags_exist() -> None:
-    code = re.sub(r"#.*", "", "\n".join(blocks("bash")))
+@pytest.mark.parametrize("page", [README, DATA], ids=["README", "data"])
+def test_its_commands_and_flags_exist(page: str) -> None:
+    code = re.sub(r"#.*", "", "\n".join(blocks("bash", page)))
     lines = re.findall(r"unseen-ray (\w+)([^\n]*)", code)
     assert len(lines) >= 5
     for command, rest in lines:

@@ -41,7 +41,7 @@ def copies(place: str | None, to: str | None, near: float | None, as_json: bool,
     \b
     unseen-ray copies photos/ --to copies.npy
     unseen-ray copies photos/ --to copies.npy --near 0.97
-    unseen-ray prune photos/ --group copies.npy --keep 0.7 --out runs/photos
+    unseen-ray prune --source photos/ --group copies.npy --keep 0.7 --out runs/photos
     """
     from rich.console import Console
     from rich.progress import Progress

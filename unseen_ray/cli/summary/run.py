@@ -41,6 +41,7 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
         "mode": manifest.config["mode"],
         "holdout": source.holdout,
         "skipped": len(source.skipped),
+        "copies": source.copies,
         "score": score_name(manifest.config["score"]),
         "policy": manifest.policy_label,
         "model": scored_by(manifest.config),
@@ -81,11 +82,14 @@ def prune_lines(values: dict[str, Any]) -> list[str]:
     where = (
         f"The kept ids are in {values['coreset']}, the scores of each stage in {values['out']}/stage-*/scores.parquet."
     )
-    suspects = values.get("suspects")
-    if not suspects:
-        return [first, where]
-    guard = f"The guard suspects that {suspects['found']:,} labels are wrong; {suspects['kept']:,} of these samples are kept."
-    return [first, guard, where]
+    lines = [first]
+    if values.get("copies"):
+        lines.append(f"{values['copies']:,} samples took no part, as their group has an earlier one.")
+    if suspects := values.get("suspects"):
+        lines.append(
+            f"The guard suspects that {suspects['found']:,} labels are wrong; {suspects['kept']:,} of these samples are kept."
+        )
+    return [*lines, where]
 
 
 def stage_table(values: dict[str, Any]) -> Table:
