@@ -190,6 +190,27 @@ def noise(report: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def copies(report: dict[str, Any]) -> Iterator[str]:
+    """Votes on copies by how folds are dealt, then the accuracies of what is kept."""
+    cases = list(report["cases"].values())
+    yield "| folds | votes that are right on copies | on all others | mean entropy of copies | of all others |"
+    yield "|---|---|---|---|---|"
+    for name in cases[0]:
+        right, others, entropy, rest = (
+            fmean(case[name][field] for case in cases)
+            for field in ("right", "right_others", "entropy", "entropy_others")
+        )
+        yield f"| {name} | {right:.1%} | {others:.1%} | {entropy:.3f} | {rest:.3f} |"
+    yield ""
+    yield "| kept | folds | both of a pair | accuracy | less random folds |"
+    yield "|---|---|---|---|---|"
+    for row in report["accuracies"]:
+        pairs = [case[row["folds"]]["kept"][str(row["kept"])]["both"] for case in cases if row["folds"] in case]
+        less = None if row["low"] is None else {**row, "mean": row["less_random_folds"]}
+        both = f"{fmean(pairs):,.0f}" if pairs else ""
+        yield f"| {row['kept']:,} | {row['folds']} | {both} | {row['mean']:.4f} | {lead(less)} |"
+
+
 def chaos(report: dict[str, Any]) -> Iterator[str]:
     yield "| fault | times | broke a training off | epochs redone, median | most | seconds until it goes on |"
     yield "|---|---|---|---|---|---|"
@@ -296,6 +317,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "ranks": ranks,
     "stages": stages,
     "noise": noise,
+    "copies": copies,
     "dynamics": dynamics,
     "scores_cost": scores_cost,
     "select_speed": select_speed,
