@@ -135,7 +135,9 @@ def _check_same(folder: Folder, manifest: Manifest, asked: dict[str, Any], sourc
         if name not in _MAY_DIFFER and there.get(name) != here.get(name)
     ]
     if not manifest.source.is_same_data(source):
-        differing.append(f"the data itself ({manifest.source.num_samples} samples there, {source.num_samples} here)")
+        there_rows, here_rows = manifest.source.rows or manifest.source.num_samples, source.num_samples
+        how = f"{there_rows} samples there, {here_rows} here" if there_rows != here_rows else "labels, names or pixels"
+        differing.append(f"the data itself ({how})")
     elif manifest.source.groups != source.groups:
         differing.append("which samples belong together (group)")
     if differing:
