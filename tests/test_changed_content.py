@@ -67,7 +67,7 @@ def test_other_bytes_of_the_same_size_are_noticed_wherever_a_run_meets_them(tmp_
         ur.export(result, tmp_path / "kept")
     with pytest.raises(ur.DataError, match="has changed since the run"):
         ur.torch_subset(result)
-    with pytest.raises(ur.ConfigError, match="its labels, files or pixels changed"):
+    with pytest.raises(ur.ConfigError, match="labels, names or pixels differ"):
         ur.evaluate(result, seeds=1, against=())
     with pytest.raises(ur.ConfigError, match="before the content of its files changed"):
         ur.prune(config(data, tmp_path / "other", reuse=[str(tmp_path / "run")]))

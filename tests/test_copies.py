@@ -64,10 +64,11 @@ def test_the_command_names_them_and_writes_what_group_takes(
     assert "2 of 10 samples are copies of earlier ones, in 2 groups, the largest of 2." in said
     assert "With another label than the first: 1 (check which is right)." in said
     assert "class0/twin.png  class1/image3.png" in said
-    assert "Cannot be decoded, and count as no copies: 1." in said
+    assert "1 sample cannot be decoded and counted as unique: class1/damaged.png." in said
     cli.main(["copies", "--source", str(folder), "--near", "0.97", "--json"], standalone_mode=False)
     values = json.loads(capsys.readouterr().out)
-    assert (values["copies"], values["groups"], values["to"]) == (3, 3, None)
+    assert (values["copies"], values["groups"], values["near"], values["to"]) == (3, 3, 0.97, None)
+    assert ["class0/twin.png", "class1/image3.png"] in values["pairs"]
     planned, _, _ = ur.plan(ur.PruneConfig(source=str(folder), keep=0.5, folds=2, group={"use": str(to), "drop": True}))
     assert planned.num_samples == 8
 
@@ -94,3 +95,18 @@ def test_a_tint_alone_makes_no_copies(tmp_path: Path) -> None:
         (tmp_path / f"class{number % 2}").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / f"class{number % 2}" / f"{number}.png")
     assert len(ur.find_copies(str(tmp_path), near=0.9).copy_ids) == 0
+
+
+def test_images_that_are_merely_alike_are_no_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One outline with a little noise, as of scans: a similarity too low makes one group of all."""
+    outline = np.zeros((32, 32, 3))
+    outline[8:24, 8:24] = 120
+    for number in range(12):
+        noise = np.random.default_rng(number).integers(0, 40, (32, 32, 3))
+        (tmp_path / f"class{number % 2}").mkdir(exist_ok=True)
+        Image.fromarray((outline + noise).astype(np.uint8)).save(tmp_path / f"class{number % 2}" / f"{number}.png")
+    cli.main(["copies", str(tmp_path), "--near", "0.97"], standalone_mode=False)
+    assert (
+        "One group holds 12 samples: these are alike rather than copies. Give a higher --near than 0.97"
+        in capsys.readouterr().out
+    )

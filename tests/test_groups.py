@@ -133,7 +133,7 @@ def test_a_file_of_another_shape_or_kind_is_refused(images: Path, tmp_path: Path
 
 
 def test_a_source_without_columns_says_what_else_there_is() -> None:
-    with pytest.raises(ConfigError, match=r"digits has no columns. Give a pattern of its keys, such as digits:0"):
+    with pytest.raises(ConfigError, match=r"digits has no columns. Tell groups by its keys, such as digits:0"):
         with_groups(open_source(source_ref("digits")), "patient")
 
 
@@ -150,7 +150,7 @@ def test_groups_too_large_for_the_folds_are_refused(images: Path, tmp_path: Path
 def test_the_plan_says_how_even_the_folds_are(images: Path) -> None:
     planned, _, _ = ur.plan(ur.PruneConfig(source=str(images), keep=0.5, group="patient"))
     (said,) = [warning for warning in planned.warnings if "groups" in warning]
-    assert "keep each whole" in said
+    assert "folds keep each whole and have" in said and "samples are alone" in said
     staged, _, _ = ur.plan(ur.PruneConfig(source=str(images), keep=0.5, schedule=[0.4, 0.5], group="label", folds=3))
     assert "3 classes are missing from some folds (class 0 from 2 of 3)." in staged.warnings
     assert "models of later stages train on the coreset, and may score other samples of its groups." in staged.warnings
@@ -197,7 +197,7 @@ def test_evaluate_measures_on_patients_of_whom_nothing_was_trained_on(by_column:
 
 
 @pytest.mark.parametrize(
-    "values", [pa.array([1, None, 1, None]), pa.array([0.5, float("nan"), 0.5, float("nan")]), ["a", "", "a", ""]]
+    "values", [pa.array([1, None, 1, None]), pa.array([0.5, float("nan"), 0.5, float("nan")]), ["a", "", " a", " "]]
 )
 def test_rows_without_a_group_are_alone(tmp_path: Path, values: Any) -> None:
     pngs = [png_bytes(pixels) for pixels in class_pixels(np.arange(4) % 2, 8, 0)]

@@ -73,23 +73,23 @@ def test_failures_that_pass_are_tried_again_and_named(caplog: pytest.LogCaptureF
 
 
 def test_an_outage_that_lasts_is_told_with_the_path(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNSEEN_RAY_STORAGE_WAIT_S", "2")
+    monkeypatch.setenv("UNSEEN_RAY_STORAGE_WAIT_S", "4")
     server.fault = lambda method, path: 500
     began = time.monotonic()
     with pytest.raises(StorageError, match=r"s3://runs/gone/file cannot be written: .*repair the storage"):
         Folder("s3://runs/gone").write("file", b"x")
     with pytest.raises(StorageError, match=r"s3://runs/gone/file cannot be read"):
         Folder("s3://runs/gone").read("file")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 40
 
 
 def test_a_storage_that_never_answers_is_given_up(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNSEEN_RAY_STORAGE_WAIT_S", "1")
-    server.fault = lambda method, path: 5.0
+    monkeypatch.setenv("UNSEEN_RAY_STORAGE_WAIT_S", "3")
+    server.fault = lambda method, path: 9.0
     began = time.monotonic()
-    with pytest.raises(StorageError, match=r"s3://runs/silent/file cannot be read: no answer within 1 s"):
+    with pytest.raises(StorageError, match=r"s3://runs/silent/file cannot be read: no answer within 3 s"):
         Folder("s3://runs/silent").read("file")
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 8
 
 
 @pytest.mark.parametrize("out", ["s3://runs/refused", "s3://nobucket/run"])

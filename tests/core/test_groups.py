@@ -165,12 +165,22 @@ def test_of_samples_alone_the_holdout_is_the_one_without_groups() -> None:
     np.testing.assert_array_equal(draw_groups(ids, labels, quota, keys), plain)
 
 
-def test_of_copies_the_first_that_can_be_read_stays() -> None:
+def test_of_copies_one_that_can_be_read_stays() -> None:
     groups = Groups(of_R=np.array([0, 0, 2, 0, 2, 5]), drop=True)
-    assert make_population(np.zeros(6, int), 1, groups=groups).ids_N.tolist() == [0, 2, 5]
-    left = make_population(np.zeros(6, int), 1, groups=groups, skipped=np.array([0, 2]))
-    assert left.ids_N.tolist() == [1, 4, 5]
-    assert left.copy_ids.tolist() == [3]
+    population = make_population(np.zeros(6, int), 1, groups=groups)
+    assert sorted(groups.of_R[population.ids_N].tolist()) == [0, 2, 5]  # type: ignore[index]
+    left = make_population(np.zeros(6, int), 1, groups=groups, skipped=population.ids_N[:2])
+    assert sorted(groups.of_R[left.ids_N].tolist()) == [0, 2, 5]  # type: ignore[index]
+    assert len(left.copy_ids) == 1
+
+
+def test_of_copies_in_two_classes_neither_class_is_preferred() -> None:
+    """Also where ids follow the classes, as they do in folders."""
+    groups = Groups(of_R=np.tile(np.arange(500), 2), drop=True)
+    labels = np.repeat([0, 1], 500)
+    kept = np.bincount(labels[make_population(labels, 2, groups=groups).ids_N])
+    assert kept.sum() == 500
+    assert 200 < kept[0] < 300
 
 
 @pytest.mark.parametrize("stratify", [False, True])

@@ -88,8 +88,8 @@ class PruneConfig(BaseModel):
     stratify: bool = Field(True, description="spread every class evenly over the folds")
     group: Any = Field(
         None,
-        description="samples that stay in one fold, such as those of a patient, or copies: a column, a .npy file of numbers, or "
-        "{pattern: regex of the keys}; with drop: true only one of each is used",
+        description="what keeps samples in one fold: a column, such as a patient's, or a .npy file of numbers; {pattern: REGEX} of the "
+        "keys (--group.pattern); with drop: true (--group.drop true) only one of each group is used",
     )
     combine: Literal["mean", "rank_mean", "mean_prob"] = Field(
         "mean", description="how the scores that several models give a sample (its votes) become one"

@@ -156,15 +156,16 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
     if recipe is None:
         precision = done.manifest.config["recipe"]["precision"]
         config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"precision": precision})})
-    info = with_groups(open_source(source_ref(config.source)), config.group)
-    if not done.manifest.source.is_same_data(info):
+    source, path = open_source(source_ref(config.source)), done.path
+    if not done.manifest.source.is_same_data(source.info):
         raise ConfigError(
-            f"source {info.name} is not the data that {done.path} was pruned from: it has {len(info)} samples instead of "
-            f"{done.manifest.source.rows}, or its labels, files or pixels changed. Restore the data, or prune again."
+            f"source {source.info.name} is not the data that {path} was pruned from: of {done.manifest.source.rows} samples there and "
+            f"{len(source.info)} here, the labels, names or pixels differ. Restore the data, or prune again."
         )
+    info = with_groups(source, config.group)
     if done.manifest.source.groups != digest_of_groups(info.groups):
         raise ConfigError(
-            f"group={config.group!r} gives other groups than those that {done.path} was pruned with. Restore them, or prune again."
+            f"group={config.group!r} gives other groups than those that {path} was pruned with, or another drop. Give both as they were."
         )
     # Without the scoring models, which an evaluation does not train: their initial weights may be gone.
     config = _started_alike(config, done).model_copy(update={"scoring": Scoring()})

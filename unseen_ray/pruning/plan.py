@@ -129,19 +129,7 @@ def plan_run(resolved: ResolvedRun, population: Population) -> RunPlan:
         stages = stages_of(config.fractions(), total)
     except ConfigError as error:
         problems += error.problems
-    if config.mode == "unseen" and config.folds > total:
-        problems.append(f"folds={config.folds} is outside 2..{total} (the number of samples). Choose fewer folds.")
-    elif config.mode == "unseen" and not min(_fold_sizes(config, population)):
-        problems.append(f"folds={config.folds} leaves a fold empty, as no group is split. Choose fewer folds.")
-    elif config.mode == "unseen" and min(sizes := _train_sizes(config, population)) < 2:
-        problems.append(
-            f"folds={config.folds} of {total} samples leaves a fold of {min(sizes)} to train on; "
-            "a model needs at least 2. Choose fewer folds, or train_on: complement."
-        )
-    if config.holdout and population.groups_R is not None and not len(population.holdout_ids):
-        problems.append(
-            f"holdout={config.holdout:g} is empty: every group is larger than it. Raise it, or give a test set."
-        )
+    problems += _fold_problems(config, population)
     least = 2 * config.gpus_per_fit
     if stages and len(stages) > 1 and stages[0].target < least:
         problems.append(
@@ -169,6 +157,28 @@ def plan_run(resolved: ResolvedRun, population: Population) -> RunPlan:
         trials=trials,
         warnings=tuple(warnings_of(config, population, stages)),
     )
+
+
+def _fold_problems(config: PruneConfig, population: Population) -> Iterator[str]:
+    """What is wrong with the folds and the holdout of this data."""
+    total, groups_R = len(population), population.groups_R
+    if config.holdout and groups_R is not None and not len(population.holdout_ids):
+        yield f"holdout={config.holdout:g} is empty: every group is larger than it. Raise it, or give a test set."
+    if config.mode != "unseen":
+        return
+    if config.folds > total:
+        yield f"folds={config.folds} is outside 2..{total} (the number of samples). Choose fewer folds."
+    elif groups_R is not None and not min(_fold_sizes(config, population)):
+        groups = len(np.unique(groups_R[population.ids_N]))
+        yield (
+            f"folds={config.folds} leaves a fold empty, as no group is split and there are {groups:,}. "
+            "Choose fewer folds or other groups."
+        )
+    elif min(sizes := _train_sizes(config, population)) < 2:
+        yield (
+            f"folds={config.folds} of {total} samples leaves a fold of {min(sizes)} to train on; "
+            "a model needs at least 2. Choose fewer folds, or train_on: complement."
+        )
 
 
 def tasks_of(stage: Stage, config: PruneConfig, coreset: IdSet, *, limits: Limits = DEFAULT_LIMITS) -> list[ScoreTask]:
@@ -221,7 +231,8 @@ def warnings_of(config: PruneConfig, population: Population, stages: Sequence[St
 
 def _group_warnings(config: PruneConfig, population: Population, stages: Sequence[Stage]) -> Iterator[str]:
     if len(population.copy_ids):
-        yield f"{len(population.copy_ids):,} samples are left out: their group has an earlier one."
+        left_out = len(population.copy_ids)
+        yield f"{left_out:,} samples are left out, as another one of their group is used; of which class is left to chance."
     if population.groups_R is None:
         return
     asked, held = round(config.holdout * (len(population) + len(population.holdout_ids))), len(population.holdout_ids)
@@ -229,12 +240,13 @@ def _group_warnings(config: PruneConfig, population: Population, stages: Sequenc
         yield f"the holdout has {held:,} samples instead of {asked:,}, as no group is split."
     _, members_G = np.unique(population.groups_R[population.ids_N], return_counts=True)
     many = members_G[members_G > 1]
-    said = f"{many.sum():,} samples are in {len(many):,} groups, the largest of {many.max(initial=1):,}"
+    alone = f", {(members_G == 1).sum():,} samples are alone" if (members_G == 1).any() else ""
+    said = f"{many.sum():,} samples are in groups, {len(many):,} in all, the largest of {many.max(initial=1):,}{alone}"
     if config.mode == "fitting":
         yield f"{said}."
         return
     fold_of_N, size_K = grouped_folds(population, _spec_of(config))
-    yield f"{said}; folds of {size_K.min():,} to {size_K.max():,} keep each whole."
+    yield f"{said}; folds keep each whole and have {size_K.min():,} to {size_K.max():,} samples."
     places_N = fold_of_N.astype(np.int64) * population.num_classes + population.labels_N
     counts_KC = np.bincount(places_N, minlength=config.folds * population.num_classes).reshape(config.folds, -1)
     missing = np.flatnonzero((counts_KC == 0).any(axis=0) & (counts_KC > 0).any(axis=0))

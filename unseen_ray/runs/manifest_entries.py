@@ -88,7 +88,7 @@ class SourceEntry(Entry):
         rows: of the source.
         holdout: how many samples are set aside.
         skipped, skipped_ids: keys and row numbers of samples that cannot be read.
-        copies: rows that are left out because their group has an earlier one.
+        copies: rows that are left out because another one of their group takes part.
         class_counts: (C,) samples of each class that the run chooses from.
     """
 

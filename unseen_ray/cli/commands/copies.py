@@ -11,6 +11,7 @@ import click
 from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields
 from unseen_ray.cli.output import print_json, print_lines
 from unseen_ray.cli.signals import interruption
+from unseen_ray.cli.summary.text import several
 from unseen_ray.errors import ConfigError
 from unseen_ray.storage.filesystem import is_uri
 from unseen_ray.storage.path_validation import path_problem
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["copies"]
 
 _SHOWN = 10
+_MANY = 0.1  # of all samples in one group: no copies any more
 
 
 @click.command(cls=FieldCommand)
@@ -72,38 +74,46 @@ def copies(place: str | None, to: str | None, near: float | None, as_json: bool,
             found.save(to)
         except OSError as error:
             raise ConfigError(f"--to {to} cannot be written: {error}.") from None
-    return print_json(_values(found, to)) if as_json else print_lines(_lines(found, to, near))
+    return print_json(_values(found, near, to)) if as_json else print_lines(_lines(found, near, to))
 
 
-def _values(found: Copies, to: str | None) -> dict[str, Any]:
+def _values(found: Copies, near: float | None, to: str | None) -> dict[str, Any]:
     return {
         "samples": len(found.groups_R),
+        "near": near,
         "copies": len(found.copy_ids),
         "groups": len(found.sizes_G),
         "largest": int(found.sizes_G.max(initial=0)),
         "with_another_label": len(found.conflicting_ids),
-        "unreadable": len(found.unreadable_ids),
+        "unreadable": found.keys(found.unreadable_ids.tolist()),
+        "pairs": found.pairs(found.copy_ids),
         "to": to,
     }
 
 
-def _lines(found: Copies, to: str | None, near: float | None) -> list[str]:
-    values = _values(found, to)
-    lines = [f"{values['copies']:,} of {values['samples']:,} samples are copies of earlier ones."]
-    if values["copies"]:
-        lines[0] = lines[0][:-1] + f", in {values['groups']:,} groups, the largest of {values['largest']:,}."
-    if values["with_another_label"]:
+def _lines(found: Copies, near: float | None, to: str | None) -> list[str]:
+    count, largest = len(found.copy_ids), int(found.sizes_G.max(initial=0))
+    lines = [f"{count:,} of {several(len(found.groups_R), 'sample')} are copies of earlier ones."]
+    if count:
+        lines[0] = f"{lines[0][:-1]}, in {several(len(found.sizes_G), 'group')}, the largest of {largest:,}."
+    if near is not None and largest > max(_MANY * len(found.groups_R), 2):
+        lines.append(
+            f"One group holds {largest:,} samples: these are alike rather than copies. Give a higher --near than {near:g}, below 1."
+        )
+    wrong = found.conflicting_ids
+    if len(wrong):
         doubt = "check which is right, or whether they only look alike" if near else "check which is right"
-        lines.append(f"With another label than the first: {values['with_another_label']:,} ({doubt}).")
-    shown = found.conflicting_ids if values["with_another_label"] else found.copy_ids
+        lines.append(f"With another label than the first: {len(wrong):,} ({doubt}).")
+    shown = wrong if len(wrong) else found.copy_ids
     lines += [f"  {first}  {copy}" for first, copy in found.pairs(shown[:_SHOWN])]
-    if len(shown) > _SHOWN:
-        lines.append(f"  and {len(shown) - _SHOWN:,} more")
-    if values["unreadable"]:
-        lines.append(f"Cannot be decoded, and count as no copies: {values['unreadable']:,}.")
-    if to is not None:
+    if len(shown) > _SHOWN or len(shown) < count:
+        lines.append(f"  and {count - min(len(shown), _SHOWN):,} more; --json names all")
+    if len(found.unreadable_ids):
+        some = ", ".join(found.keys(found.unreadable_ids[:_SHOWN].tolist()))
+        lines.append(f"{several(len(found.unreadable_ids), 'sample')} cannot be decoded and counted as unique: {some}.")
+    if to is not None and count:
         place = shlex.quote(to)
         lines.append(
-            f"Keep copies in one fold with --group {place}; --group.drop true beside it uses only one of each."
+            f"Keep copies in one fold: prune --group {place}. Use only one of each: --group {place} --group.drop true."
         )
     return lines

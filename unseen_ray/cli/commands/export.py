@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from unseen_ray.cli.flags import FieldCommand
@@ -38,4 +40,9 @@ def export(run_dir: str, to: str, form: str | None) -> None:
     import unseen_ray as ur
 
     count = ur.export(run_dir, to, form=form)
-    print_lines([f"Wrote {count:,} samples to {to}."])
+    ending = ".json" if form == "sampler" else os.path.splitext(to)[1]
+    what = {
+        "weights": f"the weights of all rows: 1 for {count:,} kept samples, 0 for the others",
+        ".json": f"what KeptSampler draws from, with {count:,} kept samples",
+    }
+    print_lines([f"Wrote {what.get('weights' if form == 'weights' else ending, f'{count:,} samples')} to {to}."])

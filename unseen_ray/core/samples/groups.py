@@ -18,18 +18,21 @@ class Groups:
 
     Attributes:
         of_R: (R,) int64 the group of each row, named after its first row; None if no two rows belong together.
-        drop: whether a run takes the first readable row of each group alone, as of copies.
+        drop: whether a run takes one readable row of each group alone, as of copies.
     """
 
     of_R: IntArray | None = None
     drop: bool = False
 
-    def copies_among(self, ids_N: IdArray) -> IdArray:
-        """(M,) those of the ids whose group has a lower one among them, if such rows are to be left out."""
+    def left_out(self, ids_N: IdArray, keys_N: NDArray[np.uint64]) -> IdArray:
+        """(M,) those of the ids whose group has another one with a lower key, if only one of each is wanted."""
         if self.of_R is None or not self.drop:
             return np.empty(0, np.int64)
-        is_copy: NDArray[np.bool_] = first_of_groups(self.of_R[ids_N]) != np.arange(len(ids_N))
-        return ids_N[is_copy]
+        order = np.argsort(
+            keys_N
+        )  # not by id: where ids follow the classes, the first class would keep all that groups share
+        _, first = np.unique(self.of_R[ids_N][order], return_index=True)
+        return np.setdiff1d(ids_N, ids_N[order[first]])
 
 
 NO_GROUPS = Groups()

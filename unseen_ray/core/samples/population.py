@@ -29,7 +29,7 @@ class Population:
         labels_R: (R,) integer classes of all rows of the source, in the type in which they are stored.
         holdout_ids: (H,) int64 sorted rows set aside: never trained on, scored or kept.
         skipped_ids: (S,) int64 sorted rows that cannot be read.
-        copy_ids: (P,) int64 sorted rows that are left out because their group has an earlier one.
+        copy_ids: (P,) int64 sorted rows that are left out because another one of their group takes part.
         num_classes: C.
         groups_R: (R,) int64 the group of each row; None if no two rows belong together.
         chunk_rows: rows that are processed at a time.
@@ -153,7 +153,10 @@ def make_population(
         chunk_rows=chunk_rows,
     )
     if groups.drop:
-        everything = replace(everything, copy_ids=groups.copies_among(everything.ids_N))
+        keys_N = tie_keys(
+            everything.ids_N, derive(0, "copies")
+        )  # whatever the run's seed: seeds must share their samples
+        everything = replace(everything, copy_ids=groups.left_out(everything.ids_N, keys_N))
     if holdout <= 0:
         return everything
     set_aside = _drawn_by_passes if len(labels_N) > chunk_rows and everything.groups_R is None else _drawn

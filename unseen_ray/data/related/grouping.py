@@ -105,8 +105,8 @@ def _by_column(source: Source, name: str) -> IntArray:
     column_of: Callable[[str], pa.ChunkedArray | None] | None = getattr(source, "column", None)
     if column_of is None:
         raise ConfigError(
-            f"group={name}: source {source.info.name} has no columns. Give a pattern of its keys, such as {source.keys([0])[0]}, or "
-            "a .npy file of whole numbers, one a row."
+            f"group={name}: source {source.info.name} has no columns. Tell groups by its keys, such as {source.keys([0])[0]}, with "
+            "--group.pattern, or by a .npy file of whole numbers, one a row."
         )
     column = column_of(name)
     if column is None:
@@ -126,7 +126,7 @@ def _by_pattern(source: Source, pattern: str) -> IntArray:
             other = keys[next(place for place, match in enumerate(matches) if not match or match.group(1) is None)]
             raise DataError(
                 f"group.pattern={pattern!r} finds no group in the key {other!r} of source {source.info.name}. Every key must have one; "
-                "samples that are alone may have a group of their own."
+                "where keys are row numbers, name a column."
             )
         pieces.append(pa.array([match.group(1) for match in matches if match], pa.string()))
     return _numbers_of(pa.chunked_array(pieces), pattern)
@@ -137,7 +137,7 @@ def _by_file(source: Source, path: str) -> IntArray:
     if numbers.dtype.kind not in "iu" or numbers.shape != (rows,):
         raise DataError(
             f"group={path} holds {numbers.dtype} of shape {numbers.shape}; source {source.info.name} needs one whole number for each of "
-            f"its {rows} rows, the same for rows that belong together."
+            f"its {rows} rows, the same for rows that belong together: numpy.unique(names, return_inverse=True)[1] makes them of names."
         )
     return numbers.astype(np.int64)
 
@@ -145,6 +145,7 @@ def _by_file(source: Source, path: str) -> IntArray:
 def _numbers_of(column: pa.ChunkedArray, where: str) -> IntArray:
     """(R,) a number for each value; a row without a value is a group of its own."""
     if is_text(column.type):
+        column = pc.utf8_trim_whitespace(column.cast(pa.string()))
         column = pc.if_else(pc.equal(column, ""), None, column)  # as a CSV writes what is missing
     elif pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
