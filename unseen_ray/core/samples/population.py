@@ -153,14 +153,18 @@ def make_population(
         chunk_rows=chunk_rows,
     )
     if groups.drop:
-        keys_N = tie_keys(
-            everything.ids_N, derive(0, "copies")
-        )  # whatever the run's seed: seeds must share their samples
-        everything = replace(everything, copy_ids=groups.left_out(everything.ids_N, keys_N))
+        everything = _without_copies(everything, groups)
     if holdout <= 0:
         return everything
     set_aside = _drawn_by_passes if len(labels_N) > chunk_rows and everything.groups_R is None else _drawn
     return replace(everything, holdout_ids=set_aside(everything, holdout, derive(seed, "holdout")))
+
+
+def _without_copies(population: Population, groups: Groups) -> Population:
+    keys_N = tie_keys(
+        population.ids_N, derive(0, "copies")
+    )  # whatever the run's seed: all seeds choose from the same samples
+    return replace(population, copy_ids=groups.left_out(population.ids_N, keys_N))
 
 
 def _quota(counts_C: IntArray, holdout: float) -> IntArray:
