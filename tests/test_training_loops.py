@@ -78,7 +78,9 @@ def test_the_exports(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) 
     (block,) = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
     for line in block.splitlines():
         main(shlex.split(line, comments=True)[1:])
-    assert capsys.readouterr().out.count("Wrote 150 samples") == 2
+    said = capsys.readouterr().out
+    assert "Wrote what KeptSampler draws from (150 kept samples) to sampler.json." in said
+    assert "Wrote the weights of all rows (1 for 150 kept samples, 0 for the others) to weights.npy." in said
     exec(block_with("sampler.json"), names)
     assert list(names["anew"]) == list(ur.KeptSampler(names["result"]))
     assert sorted(names["coreset"]) == names["result"].coreset.ids.tolist()

@@ -42,7 +42,7 @@ def export(run_dir: str, to: str, form: str | None) -> None:
     count = ur.export(run_dir, to, form=form)
     ending = ".json" if form == "sampler" else os.path.splitext(to)[1]
     what = {
-        "weights": f"the weights of all rows: 1 for {count:,} kept samples, 0 for the others",
-        ".json": f"what KeptSampler draws from, with {count:,} kept samples",
+        "weights": f"the weights of all rows (1 for {count:,} kept samples, 0 for the others)",
+        ".json": f"what KeptSampler draws from ({count:,} kept samples)",
     }
     print_lines([f"Wrote {what.get('weights' if form == 'weights' else ending, f'{count:,} samples')} to {to}."])
