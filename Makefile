@@ -16,9 +16,9 @@ install: .venv/.installed  ## make .venv with everything in it
 demo: install  ## prune the bundled digits on a private Ray cluster: 4 folds, 3 stages
 	$(BIN)/unseen-ray prune benchmarks/digits.yaml --out runs/demo
 
-# Three workers keep two cores busy: one of them often waits for processes of Ray to come up.
+# Four workers keep two cores busy: they often wait for processes of Ray to come up.
 test: install  ## everything that is quick
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: install  ## what takes minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -117,6 +117,7 @@ def test_the_last_node_leaves_and_another_one_takes_its_place(cluster: Cluster, 
     assert result.coreset.ids.tolist() == locally(tmp_path / "local")
 
 
+@pytest.mark.slow
 def test_a_run_without_nodes_ends_after_a_while_and_goes_on_later(cluster: Cluster, tmp_path: Path) -> None:
     node = add(cluster)
     asked = config(tmp_path / "run", fit={"use": "tests.plugs:slow_centroids", "seconds": 1.0}, wait_s=3)

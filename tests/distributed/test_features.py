@@ -98,6 +98,7 @@ def test_damaged_features_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_local_and_ray_give_the_same(tmp_path: Path, session: None) -> None:
     fields = {"policy": "d2", "score": "tdds", "schedule": [0.3, 0.5]}
     local = run(tmp_path / "local", **fields)

@@ -117,6 +117,27 @@ def test_another_dataset_or_files_of_somebody_else_are_never_taken_or_removed(tm
         result.kept_dataset(source=str(tmp_path / "grey-source")).take_all()
 
 
+@pytest.mark.slow
+def test_what_is_kept_is_read_by_ray_data(tmp_path: Path) -> None:
+    """As Parquet, as images in folders, and as tars."""
+    found = {}
+    for form, source in (("parquet", forms.as_parquet(tmp_path / "p")), ("images", forms.as_folder(tmp_path / "f"))):
+        result = ur.prune(ur.PruneConfig(source=source, out=tmp_path / form, **FAST))
+        ur.export(result, f"{tmp_path}/kept-{form}/")
+        found[form] = result.coreset.ids.tolist()
+    ur.export(result, f"{tmp_path}/kept-tars/", form="webdataset")
+    (ids,) = {tuple(each) for each in found.values()}
+    expected = sorted((forms.LABELS[number], to_pixels(forms.IMAGES[number], 8).tobytes()) for number in ids)
+
+    rows = ray.data.read_parquet(f"{tmp_path}/kept-parquet").take_all()
+    assert sorted((row["label"], to_pixels(row["image"]["bytes"], 8).tobytes()) for row in rows) == expected
+    rows = ray.data.read_images(f"{tmp_path}/kept-images", include_paths=True, mode="RGB").take_all()
+    classes = [forms.NAMES.index(Path(row["path"]).parent.name) for row in rows]
+    assert sorted((label, row["image"].tobytes()) for label, row in zip(classes, rows, strict=True)) == expected
+    rows = ray.data.read_webdataset(f"{tmp_path}/kept-tars", file_extensions=["tar"], decoder=False).take_all()
+    assert sorted((int(row["cls"]), to_pixels(row["png"], 8).tobytes()) for row in rows) == expected
+
+
 def samples() -> Any:
     class Samples:
         labels, keys = LABELS, tuple(map(str, range(COUNT)))

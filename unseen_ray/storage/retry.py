@@ -104,12 +104,18 @@ def retried_inline(what: str, do: Callable[[], _T]) -> _T:
     return retried(what, do)
 
 
+class _Asking(threading.Thread):
+    """A thread that waits for storage."""
+
+
 def answered(what: str, do: Callable[[], _T], limit_s: float) -> _T:
-    """The result of `do`, called in another thread, so that Ctrl-C is heard meanwhile.
+    """The result of `do`, called in another thread, so that Ctrl-C is heard meanwhile; within such a call, in the same one.
 
     Raises:
         SilentStorageError: if it took longer than `limit_s`; its thread is left running.
     """
+    if isinstance(threading.current_thread(), _Asking):  # the outer call's limit holds: of two, either might end first
+        return do()
     results: list[_T] = []
     errors: list[BaseException] = []
 
@@ -120,7 +126,7 @@ def answered(what: str, do: Callable[[], _T], limit_s: float) -> _T:
             errors.append(error)
 
     # Blocking I/O cannot be interrupted, only left behind; a daemon thread does not keep the process alive.
-    thread = threading.Thread(target=ask, daemon=True, name=f"storage {what}")
+    thread = _Asking(target=ask, daemon=True, name=f"storage {what}")
     thread.start()
     thread.join(max(limit_s, 1.0))
     if errors:

@@ -178,6 +178,17 @@ def test_what_is_kept_is_read_by_datasets_as_images_and_classes(tmp_path: Path, 
         assert sorted(found) == sorted(expected)
 
 
+def test_what_is_kept_is_read_by_torchvision(tmp_path: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    result = ur.prune(ur.PruneConfig(source=as_folder(tmp_path / "data"), out=tmp_path / "run", **FAST))
+    ur.export(result, f"{tmp_path}/kept/")
+    loaded, ids = ImageFolder(f"{tmp_path}/kept", allow_empty=True), result.coreset.ids.tolist()
+    assert loaded.targets == LABELS[ids].tolist()
+    for place, number in enumerate(ids):
+        assert np.array_equal(np.asarray(loaded[place][0]), to_pixels(IMAGES[number], 8))
+
+
 def test_a_saved_data_set_of_splits_is_refused(tmp_path: Path) -> None:
     from datasets import Dataset, DatasetDict
 
