@@ -102,7 +102,7 @@ def test_the_same_sweep_again_does_nothing_and_a_larger_one_only_what_is_new(swe
 
 
 def test_other_data_and_other_folders_are_refused(swept: ur.SweepResult, tmp_path: Path) -> None:
-    with pytest.raises(ur.ConfigError, match=r"holds a sweep over other data \(300 samples there, 250 here"):
+    with pytest.raises(ur.ConfigError, match=r"holds a sweep over other data or groups \(300 samples there, 250 here"):
         ur.sweep(config(Path(swept.path), run={**RUN, "source": {"use": "digits", "limit": 250}}))
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ur.ConfigError, match=r"holds notes.txt, which is not a sweep"):
