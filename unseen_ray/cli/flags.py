@@ -12,7 +12,7 @@ from unseen_ray.config.recipe import Recipe
 from unseen_ray.config.run import PruneConfig, load_yaml
 from unseen_ray.errors import ConfigError
 
-__all__ = ["FieldCommand", "field_options", "given_flags", "merged_fields", "normalised", "with_flags"]
+__all__ = ["FieldCommand", "field_options", "given_flags", "merged_fields", "normalised", "with_flags", "with_place"]
 
 # Fields whose value may be a mapping, so that `--score.skip 0.1` sets an option of the score.
 _NESTED = ("source", "test", "schedule", "score", "policy", "guard", "model", "scoring", "fit", "log_to", "group")
@@ -106,6 +106,13 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
     before = fields.get(field)
     fields[field] = dict(before) if isinstance(before, Mapping) else {} if before is None else {"use": before}
     _set(fields[field], option, value)
+
+
+def with_place(place: str | None, flags: Mapping[str, str | None]) -> dict[str, str | None]:
+    """The flags of a command whose source may also be named without `--source`; ConfigError if both are."""
+    if place is not None and flags["source"] is not None:
+        raise ConfigError(f"SOURCE {place} and --source {flags['source']} are two sources. Give one.")
+    return {**flags, "source": place or flags["source"]}
 
 
 def given_flags(flags: Mapping[str, str | None]) -> list[str]:

@@ -179,9 +179,8 @@ def prune_dataset(
 
     place = f"{os.fspath(out).rstrip('/')}-source"
     source = {"use": "parquet", "path": place, "size": size, "limit": limit}
-    config = PruneConfig(
-        source=source, out=os.fspath(out), **fields
-    )  # what is wrong in it is told before anything is written
+    # What is wrong in it is told before anything is written.
+    config = PruneConfig(source=source, out=os.fspath(out), **fields)
     with ray_session(config.address):
         group = None if config.group is None else group_ref(config.group).column
         store_dataset(dataset, place, image=image, label=label, group=group, anew=fresh)

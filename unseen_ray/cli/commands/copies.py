@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields
+from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields, with_place
 from unseen_ray.cli.output import print_json, print_lines
 from unseen_ray.cli.signals import interruption
 from unseen_ray.cli.summary.text import several
@@ -50,9 +50,7 @@ def copies(place: str | None, to: str | None, near: float | None, as_json: bool,
 
     import unseen_ray as ur
 
-    if place is not None and flags["source"] is not None:
-        raise ConfigError(f"SOURCE {place} and --source {flags['source']} are two sources. Give one.")
-    source = merged_fields(None, {**flags, "source": place or flags["source"]}).get("source")
+    source = merged_fields(None, with_place(place, flags)).get("source")
     problems = [] if source is not None else ["source is missing: name it, such as a folder of class folders."]
     if to is not None:
         problems += [problem] if (problem := path_problem("--to", to)) else []

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields
+from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields, with_place
 from unseen_ray.cli.output import print_json, print_lines
 from unseen_ray.cli.signals import interruption
 from unseen_ray.errors import ConfigError
@@ -53,10 +53,9 @@ def prepare(place: str | None, as_json: bool, **flags: Any) -> None:
     import unseen_ray as ur
     from unseen_ray.cli.summary import prepare as summary
 
-    if place is not None and flags["source"] is not None:
-        raise ConfigError(f"SOURCE {place} and --source {flags['source']} are two sources. Give one.")
+    flags = with_place(place, flags)
     options = {name: flags.pop(name) for name in ("out", "size", "kind", "quality", "shard_mb", "workers")}
-    fields = merged_fields(None, {**flags, "source": place or flags["source"]})
+    fields = merged_fields(None, flags)
     missing = [f"{name} is missing: {what}." for name, what in _NEEDED.items() if not {**options, **fields}.get(name)]
     if missing:
         raise ConfigError(missing)

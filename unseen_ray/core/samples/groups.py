@@ -28,9 +28,8 @@ class Groups:
         """(M,) those of the ids whose group has another one with a lower key, if only one of each is wanted."""
         if self.of_R is None or not self.drop:
             return np.empty(0, np.int64)
-        order = np.argsort(
-            keys_N
-        )  # not by id: where ids follow the classes, the first class would keep all that groups share
+        # Not by id: where ids follow the classes, the first class would keep all that groups share.
+        order = np.argsort(keys_N)
         _, first = np.unique(self.of_R[ids_N][order], return_index=True)
         return np.setdiff1d(ids_N, ids_N[order[first]])
 

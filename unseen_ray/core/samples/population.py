@@ -161,9 +161,8 @@ def make_population(
 
 
 def _without_copies(population: Population, groups: Groups) -> Population:
-    keys_N = tie_keys(
-        population.ids_N, derive(0, "copies")
-    )  # whatever the run's seed: all seeds choose from the same samples
+    # Whatever the run's seed: all seeds choose from the same samples.
+    keys_N = tie_keys(population.ids_N, derive(0, "copies"))
     return replace(population, copy_ids=groups.left_out(population.ids_N, keys_N))
 
 

@@ -31,7 +31,7 @@ class Copies:
     Attributes:
         groups_R: (R,) int64, the first row of each row's group: its own number where it is no copy and has none.
         labels_R: (R,) the labels.
-        unreadable_ids: rows that cannot be decoded, which count as no copies.
+        unreadable_ids: rows that cannot be decoded; each is a group of its own.
         keys: the key of a row.
     """
 
