@@ -1,10 +1,8 @@
 """What guards are worth on labels that are known to be wrong: which flips they find, which the coreset holds, and its accuracy.
 
-A fifth of the labels of the first 10,000 images of CIFAR-10 is flipped, in two ways. `symmetric`: of all images, each to any other
-class alike. `class_dependent`: truck to automobile, bird to airplane, deer to horse, cat to dog and dog to cat, so many of these five
-classes that a fifth of all labels flips (two fifths of theirs). Out-of-fold scores choose with and without guards, and one recipe is
-trained on each choice and measured on the clean test set after the last epoch. A seed is that of noise, choice and training. The same
-line resumes.
+A fifth of the labels of the first 10,000 images of CIFAR-10 is flipped, in the two ways of flawed_data.py. Out-of-fold scores choose with
+and without guards, and one recipe is trained on each choice and measured on the clean test set after the last epoch. A seed is that of
+noise, choice and training. The same line resumes.
 
 python benchmarks/label_noise.py --source data/cifar10-train.parquet --test data/cifar10-test.parquet \
     --json benchmarks/results/label_noise_cifar10_cpu.json
@@ -19,21 +17,21 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from flawed_data import FLIPPED, NOISES, noisy, write_rows
 from suite import noted_start, say
 from timing import conditions, write
 
 import unseen_ray as ur
 from unseen_ray.config.resolved import ResolvedRun
-from unseen_ray.core.seeds import derive, rng_for
+from unseen_ray.core.seeds import derive
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.evaluation.arms import ArmSubsets
 from unseen_ray.evaluation.baselines import random_subset
@@ -43,10 +41,7 @@ from unseen_ray.execution.api import executor_for
 from unseen_ray.runs.run import choosing_s
 from unseen_ray.storage.checked_json import without_nan
 
-SAMPLES, FLIPPED, KEEP = 10_000, 0.2, 0.7
-FLIPS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
-"""Class-dependent: truck to automobile, bird to airplane, deer to horse, cat to dog, dog to cat."""
-NUM_CLASSES = 10
+SAMPLES, KEEP = 10_000, 0.7
 FIELDS: dict[str, Any] = {
     "keep": KEEP,
     "folds": 4,
@@ -68,29 +63,6 @@ GUARDS: dict[str, Any] = {
 }
 TRAINED = (NONE, "confident_learning", "label_margin 0.2")
 """The guards whose choices are trained."""
-
-
-def symmetric(labels_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(N,) labels, a fifth of them another class, each other one alike."""
-    flipped = rng.choice(len(labels_N), round(FLIPPED * len(labels_N)), replace=False)
-    noisy_N = labels_N.copy()
-    noisy_N[flipped] = (labels_N[flipped] + rng.integers(1, NUM_CLASSES, len(flipped))) % NUM_CLASSES
-    return noisy_N
-
-
-def class_dependent(labels_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(N,) labels, a fifth of them the class that theirs is taken for; all that can be, where that is less than a fifth."""
-    can = np.flatnonzero(np.isin(labels_N, list(FLIPS)))
-    flipped = rng.choice(can, min(round(FLIPPED * len(labels_N)), len(can)), replace=False)
-    noisy_N = labels_N.copy()
-    noisy_N[flipped] = [FLIPS[label] for label in labels_N[flipped].tolist()]
-    return noisy_N
-
-
-NOISES: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
-    "symmetric": symmetric,
-    "class_dependent": class_dependent,
-}
 
 
 @dataclass(frozen=True)
@@ -121,12 +93,7 @@ class Case:
         path = self.folder / "noisy.parquet"
         if not path.exists():
             rows = pq.read_table(self.args.source).slice(0, self.args.try_on or SAMPLES)
-            true_N = rows.column("label").to_numpy()
-            noisy_N = NOISES[self.noise](true_N, rng_for(derive(self.seed, self.noise)))
-            rows = rows.set_column(rows.schema.get_field_index("label"), "label", pa.array(noisy_N))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(rows.append_column("true_label", pa.array(true_N)), path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").rename(path)
+            write_rows(noisy(rows, self.noise, self.seed), path)
         table = pq.read_table(path, columns=["true_label", "label"])
         return table.column(0).to_numpy(), table.column(1).to_numpy()
 

@@ -50,7 +50,7 @@ from unseen_ray.storage.checked_json import without_nan
 
 RANDOM, FULL = "random", "full"
 SHARED = ("model", "recipe", "threads")
-AFTER_SCORING = ("schedule", "policy", "combine", "resampled")
+AFTER_SCORING = ("schedule", "policy", "guard", "combine", "resampled")
 """Fields of a method that change what follows stage 0, not its training. `resampled: 0.5` trains on half of what is chosen, and draws
 as many samples anew in each epoch, as `ur.KeptSampler` does."""
 
@@ -213,7 +213,7 @@ def result_of(suite: Suite, choice: Choice, seed: int) -> ur.PruneResult:
     path, fields = suite.choice(choice, seed)
     with contextlib.suppress(ur.ConfigError):
         return ur.load(path)
-    after = {name: fields[name] for name in ("policy", "combine") if name in fields}
+    after = {name: fields[name] for name in ("policy", "guard", "combine") if name in fields}
     return ur.select(suite.stage_zero(choice.method, seed)[0], keep=choice.keep, score=choice.score, **after, out=path)
 
 
