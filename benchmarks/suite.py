@@ -43,7 +43,8 @@ from unseen_ray.evaluation.arms import ArmSubsets
 from unseen_ray.evaluation.baselines import random_subset
 from unseen_ray.evaluation.table import Arm, Evaluation, break_even_of, differences_of
 from unseen_ray.evaluation.trainings import train_and_measure
-from unseen_ray.execution.api import executor_for
+from unseen_ray.execution.api import executor_for, run_of
+from unseen_ray.reporting.sampling_pool import SamplingPool
 from unseen_ray.runs.run import choosing_s
 from unseen_ray.runs.tasks import Progress
 from unseen_ray.storage.checked_json import without_nan
@@ -52,7 +53,7 @@ RANDOM, FULL = "random", "full"
 SHARED = ("model", "recipe", "threads")
 AFTER_SCORING = ("schedule", "policy", "guard", "combine", "resampled")
 """Fields of a method that change what follows stage 0, not its training. `resampled: 0.5` trains on half of what is chosen, and draws
-as many samples anew in each epoch, as `ur.KeptSampler` does."""
+the others anew in each epoch, as `ur.KeptSampler` does."""
 
 
 @dataclass(frozen=True)
@@ -197,13 +198,15 @@ def chosen_by(suite: Suite, choice: Choice) -> ArmSubsets:
             costs.append(0.0)
             continue
         result = result_of(suite, choice, seed)
+        costs.append(choosing_s(result.manifest))
         if (share := suite.asked["methods"][choice.method].get("resampled")) is None:
             subsets.append(result.coreset.ids)
-        else:
-            budget = len(result.coreset)
-            draws.append(EpochDraw(fixed_ids=result.coreset.first(round(share * budget), seed), size=budget, seed=0))
-            subsets.append(make_population(suite.info.labels_N, suite.info.num_classes).ids_N)
-        costs.append(choosing_s(result.manifest) if share != 0 else 0.0)
+            continue
+        budget, pool = len(result.coreset), SamplingPool.of_run(run_of(result))
+        draws.append(EpochDraw(fixed_ids=result.coreset.first(round(share * budget), seed), size=budget, seed=0))
+        subsets.append(pool.ids_L)
+        if share == 0 and len(pool.ids_L) == pool.num_samples:
+            costs[-1] = 0.0  # it would draw the same without a run
     known = [cost for cost in costs if cost is not None]
     return ArmSubsets(tuple(subsets), sum(known) / len(known) if len(known) == len(costs) else None, draws=tuple(draws))
 
