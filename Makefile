@@ -4,7 +4,7 @@ UNSEEN_DATA ?= $(firstword $(wildcard ../shared/data) data)
 export UNSEEN_DATA
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install demo test test-slow test-gpu check format bench clean
+.PHONY: install demo test test-slow test-gpu check docs format bench clean
 
 install: .venv/.installed  ## make .venv with everything in it
 
@@ -13,8 +13,9 @@ install: .venv/.installed  ## make .venv with everything in it
 	$(BIN)/python -m pip install --quiet --config-settings editable_mode=compat --editable '.[dev]'
 	touch $@
 
-demo: install  ## prune the bundled digits on a private Ray cluster: 4 folds, 3 stages
+demo: install  ## prune the bundled digits on a private Ray cluster (4 folds, 3 stages), and measure the result
 	$(BIN)/unseen-ray prune benchmarks/digits.yaml --out runs/demo
+	$(BIN)/unseen-ray evaluate runs/demo --against random,full --seeds 5 --executor local
 
 # Four workers keep two cores busy: they often wait for processes of Ray to come up.
 test: install  ## everything that is quick
@@ -30,6 +31,10 @@ check: install  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install  ## the pages as HTML, in build/docs
+	$(BIN)/python -m sphinx --fail-on-warning --quiet -c docs . build/docs
+	@echo build/docs/docs/index.html
 
 format: install  ## mend what can be mended by a machine
 	$(BIN)/ruff check --fix .

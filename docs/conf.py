@@ -19,6 +19,7 @@ myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 suppress_warnings = ["misc.highlighting_failure"]
 autodoc_typehints = "description"
+default_role = "code"  # docstrings write `name`
 autodoc_member_order = "bysource"
 html_theme = "furo"
 html_title = "unseen_ray"
