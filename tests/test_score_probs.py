@@ -129,6 +129,7 @@ def test_disagreement_in_a_run(tmp_path: Path) -> None:
     fields = {
         "source": {"use": "digits", "limit": 300},
         "keep": 0.4,
+        "policy": "top",
         "fit": "tests.plugs:centroids",
         "executor": "local",
     }
