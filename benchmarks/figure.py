@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
 PANELS = {
-    "Digits: models are right on 97 % of what they never saw": "digits_choice_cpu.json",
+    "Digits: models are right on 98 % of what they never saw": "digits_choice_cpu.json",
     "CIFAR-10, 20,000 images: right on 48 %": "cifar10_20k_choice_cpu.json",
 }
 LINES = {  # colours of Okabe and Ito, which the colour-blind tell apart
@@ -38,7 +38,7 @@ def draw(axes: Axes, title: str, report: dict[str, Any]) -> None:
     axes.axhline(full, color="black", linestyle=":", linewidth=1.2, label="everything")
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("share of the samples in an epoch")
-    axes.set_xticks(sorted({row["keep"] for row in report["rows"]}))
+    axes.set_xticks([0.1, 0.3, 0.5, 0.7, 0.9])
     axes.grid(alpha=0.25)
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, required=True)
     args = parser.parse_args()
-    mpl.rcParams["svg.hashsalt"] = "unseen_ray"
+    mpl.rcParams.update({"svg.hashsalt": "unseen_ray", "svg.fonttype": "none", "font.family": "sans-serif"})
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     panels = figure.subplots(1, len(PANELS))
     for axes, (title, name) in zip(panels, PANELS.items(), strict=True):

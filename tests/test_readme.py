@@ -105,17 +105,8 @@ def test_own_probabilities_are_scored(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
-    line = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "--fail-on-warning",
-        "--quiet",
-        "-c",
-        ROOT / "docs",
-        ROOT,
-        tmp_path / "site",
-    ]
+    places = ["-c", ROOT / "docs", ROOT, tmp_path / "site"]
+    line = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--quiet", *places]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "unseen_ray.KeptSampler" in (tmp_path / "site" / "docs" / "api.html").read_text()
