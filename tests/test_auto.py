@@ -207,11 +207,18 @@ def test_the_default_follows_the_mode() -> None:
 
 @pytest.mark.parametrize("total", range(1000, 1010))
 def test_the_rule_takes_whole_numbers_for_the_share_that_was_asked_for(total: int) -> None:
-    none = np.zeros(1, np.int64)
+    none = np.zeros(1, np.int64)  # of the only class
     assert use_by_rule(total, round(0.8 * total), round(0.75 * total), none) == "top"
     assert use_by_rule(total, round(0.5 * total), round(0.6 * total), none) == "mix"
     assert use_by_rule(total, round(0.5 * total), round(0.5 * total), none) == "random"
     assert use_by_rule(total, round(0.8 * total), round(0.5 * total), none) == "ccs"
+
+
+def test_the_rule_draws_at_random_where_few_are_kept_of_a_class() -> None:
+    none = np.zeros(10, np.int64)
+    assert use_by_rule(1000, 970, 250, none) == "ccs"
+    assert use_by_rule(1000, 970, 249, none) == "random"
+    assert use_by_rule(900, 873, 150, none + 10) == "ccs"  # what earlier stages kept counts
 
 
 def test_a_selection_says_what_it_used_and_is_evaluated_by_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -249,13 +256,18 @@ def test_long_tables_leave_out_the_same(source: Any, schedule: Any, tmp_path: Pa
 
 
 def test_the_rule_is_recorded_for_each_stage(tmp_path: Path) -> None:
-    fields = {"keep": 0.95, "schedule": [0.3, 0.95], "source": {"use": "digits", "limit": 600}, "recipe": {"epochs": 4}}
+    fields = {
+        "keep": 0.95,
+        "schedule": [0.35, 0.95],
+        "source": {"use": "digits", "limit": 800},
+        "recipe": {"epochs": 4},
+    }
     result = prune(tmp_path / "auto", "auto", **fields)
     right = (result.scores.column("pred").to_numpy() == result.scores.column("label").to_numpy()).mean()
     assert right > 0.95
     assert [stage.policy for stage in result.manifest.stages] == ["ccs", "top"]
     assert ur.report_values(result)["policy"] == "auto: ccs"
-    first = ur.select(result, keep=0.3, out=str(tmp_path / "select")).coreset.ids
+    first = ur.select(result, keep=0.35, out=str(tmp_path / "select")).coreset.ids
     assert first.tolist() == result.coreset.ids[result.coreset.stages == 0].tolist()
 
 

@@ -21,9 +21,12 @@ BY_RULE = tuple(_POLICIES)
 # strata train better than a random subset whatever is kept. A reading of the curves of Zheng et al. (ICLR 2023) on CIFAR-10, CIFAR-100
 # and ImageNet. Where models are right less often, half by score is level with random or a little better if much is kept, and nothing
 # that was tried is better if less is: benchmarks/results/cifar10_10k_choice_cpu.json.
+# With fewer samples than that of each class, the hardest of them train worse than a random subset however well models learn the data:
+# benchmarks/results/digits_choice_cpu.json; and theory expects it (Sorscher et al., Beyond neural scaling laws, arXiv 2206.14486).
 _TOP_FROM = ((0.95, 0.4), (0.85, 0.55), (0.75, 0.75))
 _STRATA_FROM = 0.75
 _MIX_FROM = 0.6
+_LEAST_PER_CLASS = 25
 
 
 def auto(
@@ -43,6 +46,7 @@ def auto(
 
     Of samples that they never saw, the scoring models are right on three quarters or more: the highest scores are kept if much is kept,
     else samples of every difficulty. On less: half by score and half at random, or all at random where less than 60 % is kept.
+    Fewer than 25 samples a class are drawn at random.
 
     Args:
         scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`.
@@ -69,18 +73,22 @@ def auto(
 
 def use_by_rule(candidates: int, right: int, budget: int, kept_C: IntArray) -> str:
     """The policy for a stage, from the number of its candidates and of those whose predicted class is theirs."""
-    kept = int(kept_C.sum())
+    kept = int(kept_C.sum()) + budget
     # Budgets are whole numbers: 0.7 of 1,797 samples is 0.6995 of them, and is to be taken for 0.7.
-    return policy_by_rule(right / max(candidates, 1), (kept + budget + 0.5) / max(kept + candidates, 1))
+    keep = (kept + 0.5) / max(kept - budget + candidates, 1)
+    return policy_by_rule(right / max(candidates, 1), keep, kept / len(kept_C))
 
 
-def policy_by_rule(accuracy: float, keep: float) -> str:
+def policy_by_rule(accuracy: float, keep: float, per_class: float) -> str:
     """The policy for scoring models that are right on this share of the samples that they never saw, if so much is kept.
 
     Args:
         accuracy: 0 to 1.
         keep: 0 to 1.
+        per_class: samples kept of a class, on average.
     """
+    if per_class < _LEAST_PER_CLASS:
+        return "random"
     if any(accuracy >= least and keep >= share for least, share in _TOP_FROM):
         return "top"
     if accuracy >= _STRATA_FROM:
