@@ -20,7 +20,6 @@ from unseen_ray.pruning.validate import check_functions
 DIGITS = {"use": "digits", "limit": 300}
 FIELDS: dict[str, Any] = {
     "source": DIGITS,
-    "policy": "top",
     "keep": 0.6,
     "recipe": {"epochs": 4, "min_steps": 0},
     "executor": "local",

@@ -67,13 +67,14 @@ def reselect(
     keys, stored = _open(run, KEYS, limits), _open(run, scores_file(0), limits)
     scores = scores_asked_for(run, resolved, stored)
     budget = _budget_of(keep, scores.num_rows)
-    used = resolved.with_policy(policy_used(config, scores, budget, np.zeros(1, np.int64)))
+    none = Kept(np.zeros(run.manifest.source.num_classes, np.int64))
+    used = resolved.with_policy(policy_used(config, scores, budget, none.counts_C))
     _say_what_is_used(run.manifest, config, used.config)
     picked = pick(
         used,
         scores,
         budget=budget,
-        kept=Kept(np.zeros(run.manifest.source.num_classes, np.int64)),
+        kept=none,
         features=features_for(run, resolved, lambda: scores.table().column("id").to_numpy(), []),
         limits=limits,
     )
