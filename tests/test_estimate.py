@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes, write_parquet
 from unseen_ray.cli import main
 from unseen_ray.config.models import MODELS, model_builder
+from unseen_ray.config.named_recipes import recipe_values
+from unseen_ray.config.recipe import Recipe
 from unseen_ray.data.sources.registry import encoded_of, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.execution.estimate.rates import measure_rates
+from unseen_ray.training.loop.trainer import Trainer
 
 RECIPE = {"epochs": 2, "min_steps": 0, "batch_size": 50, "precision": "float32"}
 BASE: dict[str, Any] = {"source": {"use": "digits", "limit": 1200}, "keep": 0.75, "folds": 4, "recipe": RECIPE}
@@ -112,7 +116,7 @@ def test_what_is_held_in_memory_is_read_decoded_and_moved_once() -> None:
     scores = 1200 * (32 + 8 * 7)
     assert (found["disk_votes"], found["disk_scores"]) == (votes, scores)
     assert found["network_votes"] == 2 * votes + scores
-    checkpoint = MODELS["small_cnn"].checkpoint_bytes(10)
+    checkpoint = MODELS["small_cnn"].checkpoint_bytes(10, Recipe())
     assert found["network_checkpoints"] == checkpoint * 4 * 2
     assert found["disk_checkpoints"] == 2 * checkpoint * 4
     assert needs(values(workers=3))["disk_checkpoints"] == 2 * checkpoint * 3
@@ -195,11 +199,16 @@ def test_gradients_are_moved_where_workers_share_a_training() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_sizes_of_named_models_are_those_of_the_models(name: str) -> None:
-    model = model_builder(name)(num_classes=7)
+@pytest.mark.parametrize("fields", [{}, {"momentum": 0.0}, {"use": "finetune"}, {"use": "finetune", "ema": 0.9}])
+def test_the_sizes_of_named_models_are_those_of_the_models(name: str, fields: dict[str, Any]) -> None:
+    model, recipe = model_builder(name)(num_classes=7), Recipe(**recipe_values(fields))
     assert MODELS[name].weights(7) == sum(weight.numel() for weight in model.parameters())
-    momentum = sum(weight.nbytes for weight in model.parameters())
-    assert MODELS[name].checkpoint_bytes(7) == momentum + sum(value.nbytes for value in model.state_dict().values())
+    trainer = Trainer(model, recipe, num_classes=7, device=torch.device("cpu"), replicas=1)
+    held = sum(value.nbytes for value in trainer.tensors().values() if value.ndim)
+    counted = sum(
+        value.nbytes for key, value in trainer.tensors().items() if not value.ndim and key.startswith("model.")
+    )
+    assert 0.999 < MODELS[name].checkpoint_bytes(7, recipe) / (held + counted) < 1.001
 
 
 def test_the_size_of_an_image_is_what_the_files_say(

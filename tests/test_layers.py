@@ -29,7 +29,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "config": (4, "numpy pyarrow pydantic pydantic_core ~yaml"),
     "runs": (5, "numpy pyarrow pydantic"),
     "training": (6, "numpy torch ~torchvision safetensors ~threadpoolctl"),
-    "training/loop": (6, "numpy torch safetensors"),
+    "training/loop": (6, "numpy torch ~torchvision safetensors"),
     "pruning": (6, "numpy pyarrow ~scipy"),
     "execution": (7, "torch ~ray ~tensorboardX ~mlflow ~wandb"),
     "execution/estimate": (7, "numpy torch"),

@@ -24,6 +24,7 @@ from unseen_ray.training.loop.epochs import EpochStats
 from unseen_ray.training.loop.fit import FitPlan, finished_fit, fit
 
 CPU = torch.device("cpu")
+TUNED: dict[str, Any] = {"optimizer": "adamw", "lr": 0.003, "layer_decay": 0.7, "ema": 0.9, "mixup": 0.4, "cutmix": 1.0}
 DRAW = EpochDraw(fixed_ids=np.arange(100) * 3, size=600, seed=9)
 
 

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 import unseen_ray as ur
-from tests.training.fitting import prepare, recipe, train
+from tests.training.fitting import TUNED, prepare, recipe, train
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics
 from unseen_ray.training.loop import resume as standing
@@ -41,7 +41,7 @@ def kept_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpoints, "due", lambda self, trained_s: True)
 
 
-def stop_in(folder: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch, *, draws: bool = False) -> None:
+def stop_in(folder: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch, *, draws: bool = False, **fields: Any) -> None:
     """Train until so many batches were given, over all epochs."""
     given = 0
     epoch = BatchLoader.epoch
@@ -57,21 +57,22 @@ def stop_in(folder: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch, *, draw
     with monkeypatch.context() as patch:
         patch.setattr(BatchLoader, "epoch", counted)
         with pytest.raises(StoppedError):
-            train(folder, recipe(EPOCHS), draws=draws)
+            train(folder, recipe(EPOCHS, **fields), draws=draws)
 
 
 @pytest.mark.usefixtures("kept_at_every_step")
 @pytest.mark.parametrize("draws", [False, True])
+@pytest.mark.parametrize("fields", [{}, TUNED])
 @pytest.mark.parametrize("stop_at", [1, 5, STEPS, STEPS + 4, 2 * STEPS + 8])
 def test_it_ends_in_the_same_weights_and_statistics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, draws: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, fields: dict[str, Any], draws: bool
 ) -> None:
-    clean, expected = train(None, recipe(EPOCHS), draws=draws)
-    stop_in(tmp_path, stop_at, monkeypatch, draws=draws)
+    clean, expected = train(None, recipe(EPOCHS, **fields), draws=draws)
+    stop_in(tmp_path, stop_at, monkeypatch, draws=draws, **fields)
     saved = Checkpoints(Folder(str(tmp_path)), "a" * 64).read()
     assert saved is not None
     assert saved.position["epoch"] * STEPS + saved.position["steps"] == stop_at
-    model, stats = train(tmp_path, recipe(EPOCHS), draws=draws)
+    model, stats = train(tmp_path, recipe(EPOCHS, **fields), draws=draws)
     for name, value in clean.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
     assert stats[-1].loss == expected[-1].loss and stats[-1].accuracy == expected[-1].accuracy

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from unseen_ray.config.models import LOGGERS, MODELS
+from unseen_ray.config.models import LOGGERS, check_model
 from unseen_ray.config.scoring import check_scoring
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import check_plug, did_you_mean, plug_of
@@ -111,7 +111,7 @@ def _check_plugs(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[st
     elif also not in ("all", "none"):
         problems.append(f"also_score={also!r} must be all, none, or a list of scores.")
     if values["model"] is not None:
-        problems += check_plug(values["model"], field="model", names=MODELS, kind="model")
+        problems += check_model(values["model"], field="model")
     if values["fit"] is not None:
         problems += check_plug(values["fit"], field="fit", names=(), kind="training function")
     return problems

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unseen_ray.plugins import function_of, jsonable, plug_of
+from unseen_ray.errors import ConfigError
+from unseen_ray.plugins import check_plug, did_you_mean, function_of, import_target, jsonable, plug_of
+
+if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Recipe
 
 __all__ = [
     "LOGGERS",
     "MODELS",
     "SCORING_SPEEDUP",
+    "TIMM",
     "ModelEntry",
+    "check_model",
     "default_model",
     "entry_of",
     "model_builder",
@@ -29,7 +35,7 @@ class ModelEntry:
         summary: one line for `unseen-ray list models`.
         body: number of weights before the last layer.
         features: number of inputs of the last layer.
-        statistics: bytes that a checkpoint holds beside the weights and their momentum.
+        statistics: bytes that a checkpoint holds of what is no weight, such as the statistics of norms.
         macs: multiply-accumulate operations of the convolutions for each pixel of an image.
     """
 
@@ -44,10 +50,10 @@ class ModelEntry:
         """Number of weights of the model."""
         return self.body + (self.features + 1) * num_classes
 
-    def checkpoint_bytes(self, num_classes: int) -> int:
+    def checkpoint_bytes(self, num_classes: int, recipe: Recipe) -> int:
         """Bytes of a checkpoint."""
-        # 4 bytes for each weight and 4 for its momentum
-        return 8 * self.weights(num_classes) + self.statistics
+        averaged = self.statistics if recipe.ema else 0
+        return 4 * recipe.values_per_weight * self.weights(num_classes) + self.statistics + averaged
 
 
 MODELS = {
@@ -101,6 +107,9 @@ MODELS = {
     ),
 }
 
+TIMM = "timm/"
+"""What stands before the name of one of timm's models."""
+
 LOGGERS = {
     "tensorboard": (),
     "mlflow": ("tracking_uri", "experiment_name", "tags"),
@@ -111,6 +120,7 @@ LOGGERS = {
 SCORING_SPEEDUP = 3.0  # scoring is a forward pass, training also a backward pass of about twice the cost
 
 _SMALL_PX = 64
+_PRETRAINED = ("pretrained", "weights")  # options by which timm's and torchvision's models download weights
 
 
 def entry_of(model: Any) -> ModelEntry | None:
@@ -129,15 +139,44 @@ def relative_cost(model: Any, target: Any) -> float | None:
     return None if one is None or other is None else one.macs / other.macs
 
 
+def check_model(value: Any, *, field: str) -> list[str]:
+    """Problems of a configured model: its form, or weights that it would load by itself."""
+    use, options = plug_of(value) if not isinstance(value, dict) or "use" in value else (None, {})
+    if loads := [name for name in _PRETRAINED if options.get(name)]:
+        return [
+            f"{field}: {loads[0]}={options[loads[0]]!r} would load weights of which the run does not know what they saw. Write them to a "
+            "file once, and name it in recipe.init, with recipe.init_saw."
+        ]
+    if isinstance(use, str) and use.startswith(TIMM) and use != TIMM:
+        return []
+    return check_plug(value, field=field, names=[*MODELS, f"{TIMM}NAME"], kind="model")
+
+
 def model_builder(value: Any) -> Callable[..., Any]:
     """The function that builds a model, with its options bound; it is called with `num_classes`.
 
     Raises:
-        ConfigError: if it cannot be imported, or does not take the options.
+        ConfigError: if it cannot be imported, does not take the options, or timm has no such model.
     """
     use, options = plug_of(value)
+    if isinstance(use, str) and use.startswith(TIMM):
+        name = use.removeprefix(TIMM)
+        _check_timm(name)
+        use, options = "timm:create_model", {"model_name": name, **options}
     target = MODELS[use].target if isinstance(use, str) and use in MODELS else use
     return function_of({**options, "use": target}, None, field="model")
+
+
+def _check_timm(name: str) -> None:
+    try:
+        timm = import_target("timm:models")
+    except ConfigError as error:
+        raise ConfigError(
+            f"model {TIMM}{name} needs timm, which cannot be imported. Install it: pip install timm."
+        ) from error
+    if not timm.is_model(name.partition(".")[0]):
+        near = did_you_mean(name, timm.list_models())
+        raise ConfigError(f"timm has no model {name!r}. List them in Python: timm.list_models('*vit*').{near}")
 
 
 def default_model(size_px: int) -> str:

@@ -73,6 +73,17 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
         ),
         "10 epochs of one cycle, batch 1024; the optimiser of Jordan, 94% on CIFAR-10 in 3.29 Seconds (2024), not its network",
     ),
+    "finetune": (
+        Recipe(
+            use="finetune",
+            optimizer="adamw",
+            lr=3e-4,
+            layer_decay=0.75,
+            weight_decay=0.05,
+            label_smoothing=0.1,
+        ),
+        "15 epochs of AdamW from recipe.init, lower layers slower; ours, with the layers' rates of Bao et al., BEiT (ICLR 2022)",
+    ),
     "imagenet-90": (
         Recipe(
             use="imagenet-90",

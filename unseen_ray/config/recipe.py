@@ -26,8 +26,11 @@ __all__ = ["Augment", "Precision", "Recipe", "refuse_boolean"]
 Precision = Literal["auto", "bf16", "fp16", "float32"]
 Augment = Literal["auto", "none", "flip", "crop", "crop_flip", "crop_flip_cutout", "resized_crop_flip"]
 Decay = Literal["cosine", "linear"]
+Optimizer = Literal["sgd", "adamw"]
 _AUGMENT_FROM_PX, _SMALL_PX = 16, 64
-_LATER = ("init", "init_saw", "init_sha256")  # fields that older stored runs do not have
+_SGD_RATES = 0.05  # AdamW moves each weight by about the learning rate a step: no rate above trains
+# fields that older stored runs do not have
+_LATER = ("init", "init_saw", "init_sha256", "optimizer", "layer_decay", "ema", "mixup", "cutmix")
 
 
 def refuse_boolean(model: type[BaseModel], name: str | None, value: Any) -> Any:
@@ -54,14 +57,31 @@ class Recipe(BaseModel):
         300, ge=0, description="minimum number of steps: a small training set gets more epochs to reach it"
     )
     batch_size: int = Field(64, ge=2, description="samples per step; at most the size of the training set")
+    optimizer: Optimizer = Field("sgd", description="sgd with Nesterov momentum, or adamw")
     lr: float = Field(0.1, gt=0, description="peak learning rate, not scaled by the batch size")
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="learning rate of a layer as a share of that of the layer above it; the last one has lr",
+    )
     min_lr: float = Field(0.0, ge=0, description="final learning rate")
     decay: Decay = Field("cosine", description="from lr to min_lr after the warm-up; linear makes a one-cycle triangle")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum of SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="weight decay; includes norms and biases with decay_norms")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD, or the first beta of AdamW")
+    weight_decay: float = Field(
+        5e-4, ge=0, description="weight decay, decoupled for adamw; includes norms and biases with decay_norms"
+    )
     decay_norms: bool = Field(False, description="also decay norms and biases, as published ResNet recipes do")
     warmup: float = Field(2.0, ge=0, description="epochs of linear warm-up, at most a fifth of all epochs")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label spread over all classes")
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup; with cutmix too, each batch takes one of the two")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of a moving average of the weights, which then scores and predicts; 0 for none",
+    )
     precision: Precision = Field("auto", description="auto: bf16 if the hardware supports it")
     augment: Augment = Field("auto", description="auto: none below 16 px, crop_flip up to 64, resized_crop_flip above")
     pad: Literal["reflect", "zeros"] = Field("reflect", description="padding outside the border of a shifted crop")
@@ -109,10 +129,11 @@ class Recipe(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_idle_fields(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out newer fields that are not set."""
+        """Leave out newer fields that have their default."""
         # digests of all fields name stored work: without this, a new field would rename the work of older versions
         values: dict[str, Any] = dump(self)
-        return {name: value for name, value in values.items() if name not in _LATER or value is not None}
+        fields = type(self).model_fields
+        return {name: value for name, value in values.items() if name not in _LATER or value != fields[name].default}
 
     @field_validator("train_px", mode="before")
     @classmethod
@@ -136,10 +157,25 @@ class Recipe(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rate_is_of_the_optimizer(self) -> Self:
+        if self.optimizer == "adamw" and self.lr > _SGD_RATES:
+            raise ValueError(
+                f"recipe.lr={self.lr} is a learning rate of SGD, and optimizer is adamw, which diverges above {_SGD_RATES}. "
+                "Set recipe.lr, to 0.001 for example, or take the recipe finetune."
+            )
+        return self
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
         return refuse_boolean(cls, info.field_name, value)
+
+    @property
+    def values_per_weight(self) -> int:
+        """Numbers that a training holds for each weight: itself, the optimiser's state, and the moving average."""
+        states = 2 if self.optimizer == "adamw" else int(self.momentum > 0)
+        return 1 + states + (self.ema > 0)
 
     def augment_at(self, size_px: int) -> Augment:
         """The augmentation for images of this size."""

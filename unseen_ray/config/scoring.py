@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from unseen_ray.config.models import MODELS
+from unseen_ray.config.models import check_model
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe, refuse_boolean
-from unseen_ray.plugins import check_plug, jsonable
+from unseen_ray.plugins import jsonable
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
@@ -143,7 +143,7 @@ def check_scoring(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
             "a run has one precision. Set recipe.precision."
         )
     if scoring.model is not None:
-        problems += check_plug(scoring.model, field="scoring.model", names=MODELS, kind="model")
+        problems += check_model(scoring.model, field="scoring.model")
     own = [name for name in ("share", "recipe", "model") if name in scoring.to_json()]
     if values["fit"] is not None and own:
         problems.append(

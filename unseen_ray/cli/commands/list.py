@@ -24,7 +24,7 @@ def list_names(what: str) -> None:
 
 def entries(what: str) -> list[tuple[str, str]]:
     """(name, one line) of the scores, policies, guards, sources, models or recipes."""
-    from unseen_ray.config.models import MODELS
+    from unseen_ray.config.models import MODELS, TIMM
     from unseen_ray.config.named_recipes import RECIPES
     from unseen_ray.core import combine_votes, dynamics, guard, scores, select
     from unseen_ray.data.sources.registry import SOURCES
@@ -41,7 +41,10 @@ def entries(what: str) -> list[tuple[str, str]]:
         "policies": _of_module(select),
         "guards": _of_module(guard),
         "sources": [(name, _first_line(function)) for name, function in SOURCES.items()],
-        "models": [(name, entry.summary) for name, entry in MODELS.items()],
+        "models": [
+            *((name, entry.summary) for name, entry in MODELS.items()),
+            (f"{TIMM}NAME", "any model of timm, where it is installed"),
+        ],
         "recipes": [(name, summary) for name, (_, summary) in RECIPES.items()],
     }
     return tables[what]

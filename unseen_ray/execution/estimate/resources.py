@@ -205,7 +205,7 @@ class Needs:
         if self.checkpoint_bytes is not None or self.config.fit is not None:
             return self.checkpoint_bytes
         entry = entry_of(self.config.model)
-        return None if entry is None else float(entry.checkpoint_bytes(self.plan.num_classes))
+        return None if entry is None else float(entry.checkpoint_bytes(self.plan.num_classes, self.config.recipe))
 
 
 def weights_of(config: PruneConfig, num_classes: int) -> int | None:

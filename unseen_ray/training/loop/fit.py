@@ -108,12 +108,12 @@ def fit(
         _check_same_state(state, plan.shard, device)
         writer = CheckpointWriter(trainer, checkpoints, plan.shard, recorder)
         if state.stats.epoch:
-            yield state.stats
+            yield _after(trainer, state.stats)
     while state.stats.epoch < state.stats.epochs:
         state = TrainState(_epoch(trainer, loader, plan, state, writer, recorder))
         if writer is not None:
             writer.write(state)
-        yield state.stats
+        yield _after(trainer, state.stats)
 
 
 def finished_fit(model: nn.Module, loader: BatchLoader, plan: FitPlan, checkpoints: Checkpoints) -> EpochStats:
@@ -129,6 +129,13 @@ def finished_fit(model: nn.Module, loader: BatchLoader, plan: FitPlan, checkpoin
             f"the model that several workers trained is not in {checkpoints.path()}. Is `out` on storage that every "
             "node shares? Run the same line again."
         )
+    return _after(trainer, stats)
+
+
+def _after(trainer: Trainer, stats: EpochStats) -> EpochStats:
+    """What is known after an epoch; after the last one, the model has the weights that predict."""
+    if stats.epoch == stats.epochs:
+        trainer.finish()
     return stats
 
 
@@ -160,16 +167,15 @@ def _epoch(
     mean_loss = _finite(float(sums[0]) / steps, epoch, plan.recipe)
     seconds = time.perf_counter() - started
     if recorder is not None:
-        recorder.record(epoch + 1)
+        with trainer.averaged():
+            recorder.record(epoch + 1)
     return EpochStats(
         epoch=epoch + 1,
         epochs=before.epochs,
         loss=mean_loss,
         accuracy=float(sums[1]) / samples,
         images_per_s=(samples - min(state.steps * batch, samples)) / seconds,
-        seconds=before.seconds
-        + time.perf_counter()
-        - started,  # recording is the fit's time, but not its training speed
+        seconds=before.seconds + time.perf_counter() - started,  # with the recording, which is no training speed
         earlier_s=before.earlier_s,
     )
 

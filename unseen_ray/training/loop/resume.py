@@ -162,12 +162,12 @@ def resumed(
         if recorder is not None and not (recorded == recorder.key() and recorder.fits(tensors, stats.epoch)):
             raise ValueError("it holds other scores over epochs")
         own = {name: _of_worker(name, rank) for name in (_CPU, _GPU)}
-        # No states between epochs, which seed the generators; none of a GPU where the checkpoint was written on a CPU.
         generators = {name: tensors[kept] for name, kept in own.items() if kept in tensors}
         state = TrainState(stats, steps, tensors[_of_worker(_SUMS, rank)], generators) if steps else TrainState(stats)
         trainer.restore(tensors, scale)
         if recorder is not None:
-            recorder.restore(tensors, stats.epoch)
+            with trainer.averaged():  # what predicted before predicts again
+                recorder.restore(tensors, stats.epoch)
     except (KeyError, TypeError, ValueError) as error:
         logger.warning("the checkpoint %s cannot be used (%s); training from the start", checkpoints.key[:8], error)
         return fresh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from unseen_ray.config.crops import CropSizes
 from unseen_ray.errors import FitError
+from unseen_ray.training.loop.averages import WeightAverage
+from unseen_ray.training.loop.mixing import mix_of
+from unseen_ray.training.loop.optimizer import make_optimizer, optimizer_tensors, restore_optimizer, set_rate
 
 if TYPE_CHECKING:
     from unseen_ray.config.recipe import Recipe
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Trainer", "autocast", "learning_rate"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_MODEL, _MOMENTUM = "model.", "momentum."
+_MODEL = "model."
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
@@ -45,7 +49,7 @@ def learning_rate(step: int, total: int, per_epoch: int, recipe: Recipe) -> floa
 
 
 class Trainer:
-    """A model in training by SGD with momentum.
+    """A model in training, by the optimiser of its recipe.
 
     Args:
         model: on its device, channels_last.
@@ -59,42 +63,51 @@ class Trainer:
         self, model: nn.Module, recipe: Recipe, *, num_classes: int, device: torch.device, replicas: int
     ) -> None:
         self.model, self._recipe, self._num_classes, self._device = model, recipe, num_classes, device
-        self._optimizer = _optimizer(model, recipe)
+        self._optimizer = make_optimizer(model, recipe)
+        self._average = WeightAverage(model, recipe.ema) if recipe.ema else None
+        self._mix = mix_of(recipe, num_classes)
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16" and device.type == "cuda")
-        if recipe.momentum:
-            # Allocated now, momentum does not fragment the memory between the activations of the first step.
-            for weight in model.parameters():
-                self._optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         self._criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self._forward: Callable[[Tensor], Any] = _forward(model, recipe, device, replicas)
 
     def step(self, inputs: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         """One step; the batch's mean loss and how many it had right, left on the device.
 
+        Of a mixed image, the class with the larger share is right.
+
         Raises:
             FitError: if the model's logits have another shape than (B, C).
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self._optimizer, rate)
+        targets = labels
+        if self._mix is not None:
+            inputs, targets = self._mix(inputs, labels)
+            labels = targets.argmax(1)
         with autocast(self._recipe, self._device):
             logits = self._forward(inputs)
             _check_logits(logits, len(labels), self._num_classes)
-            loss = self._criterion(logits.float(), labels)
+            loss = self._criterion(logits.float(), targets)
         self._scaler.scale(loss).backward()
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)  # no gradients beside the activations of the next step
+        if self._average is not None:
+            self._average.update()
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """The model with the weights that predict: their moving average, where the recipe has one."""
+        return contextlib.nullcontext() if self._average is None else self._average.in_place()
+
+    def finish(self) -> None:
+        """Leave the model with the weights that predict, after its last step."""
+        if self._average is not None:
+            self._average.put_in_place()
+
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, statistics and momentum by name, as they are."""
-        states = self._optimizer.state
-        momentum = {
-            _MOMENTUM + name: states[weight]["momentum_buffer"]
-            for name, weight in self.model.named_parameters()
-            if states.get(weight, {}).get("momentum_buffer") is not None
-        }
-        return {**{_MODEL + name: value for name, value in self._tensor_state().items()}, **momentum}
+        """Weights, statistics, the optimiser's state and the moving average by name, as they are."""
+        average = {} if self._average is None else self._average.tensors()
+        return {**self._model_tensors(), **optimizer_tensors(self.model, self._optimizer), **average}
 
     def scale(self) -> dict[str, Any]:
         """The state of the loss scale; empty where there is none."""
@@ -106,23 +119,20 @@ class Trainer:
         Raises:
             ValueError: if they are of another model; the state is unchanged then.
         """
-        weights = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
-        momentum = {
-            name.removeprefix(_MOMENTUM): value for name, value in tensors.items() if name.startswith(_MOMENTUM)
-        }
-        own = _shapes(dict(self.model.named_parameters()))
-        if _shapes(weights) != _shapes(self._tensor_state()) or not _shapes(momentum).items() <= own.items():
+        given, own = _shapes(tensors), _shapes(self.tensors())
+        of_model = {name for name in given if name.startswith(_MODEL)} == self._model_tensors().keys()
+        if not of_model or any(given.get(name) != shape for name, shape in own.items()):
             raise ValueError("it holds the weights of another model")
+        weights = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
         self.model.load_state_dict(weights, strict=False)
-        for name, weight in self.model.named_parameters():
-            saved = momentum.get(name)
-            if saved is not None:
-                self._optimizer.state[weight]["momentum_buffer"] = torch.empty_like(weight).copy_(saved)
+        restore_optimizer(self.model, self._optimizer, tensors)
+        if self._average is not None:
+            self._average.restore(tensors)
         if scale:
             self._scaler.load_state_dict(dict(scale))
 
-    def _tensor_state(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.model.state_dict().items() if isinstance(value, Tensor)}
+    def _model_tensors(self) -> dict[str, Tensor]:
+        return {_MODEL + name: value for name, value in self.model.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -138,20 +148,6 @@ def _forward(model: nn.Module, recipe: Recipe, device: torch.device, replicas: i
         mode = "reduce-overhead" if device.type == "cuda" else None
         called = torch.compile(called, mode=mode, dynamic=False if sized else None)
     return called
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    # Norms and biases have one dimension; decaying them costs accuracy (He et al., Bag of Tricks, CVPR 2019).
-    weights: list[Tensor] = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others: list[Tensor] = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    decay = recipe.weight_decay if recipe.decay_norms else 0.0
-    return torch.optim.SGD(
-        [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": decay}],
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
-        fused=True,
-    )
 
 
 def _check_logits(logits: object, size: int, num_classes: int) -> None:

@@ -1,0 +1,102 @@
+"""The optimiser of a recipe: what it decays, how fast each layer learns, and its state by the names of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Recipe
+
+__all__ = ["layers_of", "make_optimizer", "optimizer_tensors", "restore_optimizer", "set_rate"]
+
+_SLOTS = {"momentum.": "momentum_buffer", "exp_avg.": "exp_avg", "exp_avg_sq.": "exp_avg_sq", "adam_step.": "step"}
+"""What a checkpoint calls the tensors that an optimiser keeps for a weight."""
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW, with all the state that its steps will need."""
+    groups = _groups(model, recipe)
+    if recipe.optimizer == "adamw":
+        betas = (recipe.momentum, 0.999)
+        made: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, fused=True)
+    else:
+        nesterov = recipe.momentum > 0
+        made = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, fused=True)
+    # Allocated now, the state does not fragment the memory between the activations of the first step.
+    for weight in model.parameters():
+        if recipe.optimizer == "adamw":
+            moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+            made.state[weight] = {"step": torch.zeros((), device=weight.device), **moments}
+        elif recipe.momentum:
+            made.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return made
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the last layer; the others have their share of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["share"]
+
+
+def layers_of(model: nn.Module) -> list[list[nn.Parameter]]:
+    """The trained weights in layers, from the input on: the model's children in their order, and those of its sequences one by one.
+
+    Weights of the model itself, such as a class token or the embedding of positions, are part of the first layer.
+    """
+    layers: list[list[nn.Parameter]] = [[]]
+    known: set[nn.Parameter] = set()
+    for weights in (model.parameters(recurse=False), *(block.parameters() for block in _blocks(model))):
+        new = [weight for weight in weights if weight.requires_grad and weight not in known]
+        known.update(new)
+        if new:
+            layers.append(new)
+    own = any(True for _ in model.parameters(recurse=False))
+    return [layers[1] + layers[2], *layers[3:]] if own and len(layers) > 2 else layers[1:]
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of each weight, by its name in a checkpoint."""
+    return {
+        prefix + name: value
+        for prefix, slot in _SLOTS.items()
+        for name, weight in model.named_parameters()
+        if (value := optimizer.state.get(weight, {}).get(slot)) is not None
+    }
+
+
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Take over what `optimizer_tensors` returned."""
+    for name, value in optimizer_tensors(model, optimizer).items():
+        if name in tensors:
+            value.copy_(tensors[name])
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    for child in model.children():
+        if isinstance(child, (nn.Sequential, nn.ModuleList)):
+            yield from child
+        else:
+            yield child
+
+
+def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
+    """Weights that share decay and learning rate."""
+    shares = {
+        weight: recipe.layer_decay**depth for depth, layer in enumerate(reversed(layers_of(model))) for weight in layer
+    }
+    # Norms and biases have one dimension; decaying them costs accuracy (He et al., Bag of Tricks, CVPR 2019).
+    kinds: dict[tuple[bool, float], list[Tensor]] = {(True, 1.0): [], (False, 1.0): []}
+    for weight, share in shares.items():
+        kinds.setdefault((weight.ndim > 1, share), []).append(weight)
+    return [
+        {
+            "params": weights,
+            "share": share,
+            "weight_decay": recipe.weight_decay if matrix or recipe.decay_norms else 0.0,
+        }
+        for (matrix, share), weights in kinds.items()
+    ]
