@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 from collections.abc import Callable
@@ -17,9 +18,10 @@ from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from tests.conftest import class_pixels, png_bytes, write_parquet
-from unseen_ray.data.images.decode import UndecodableError, open_image, pixels_of_ppm, to_pixels
+from unseen_ray.data.images.decode import open_image, pixels_of_ppm, to_pixels
 from unseen_ray.data.images.encode import to_jpeg
 from unseen_ray.data.images.loading import load_pixel_store, settle_bad
+from unseen_ray.data.images.opening import UndecodableError
 from unseen_ray.data.images.pixel_store import BadSample, LazyPixelStore, MemoryPixelStore, chunks_of, decode_range
 from unseen_ray.data.sources.folder import FolderSource
 from unseen_ray.data.sources.info import probe_size
@@ -519,3 +521,16 @@ def test_a_png_with_much_zipped_text_is_read() -> None:
     assert np.array_equal(to_pixels(encoded(noise(), pnginfo=text), 16), noise())
     with pytest.raises(UndecodableError):
         to_pixels(encoded(noise(), pnginfo=text)[:-40], 16)
+
+
+def test_a_format_for_which_pillow_starts_a_program_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "started"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {mark}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    postscript = encoded(smooth(24), "EPS")
+    with pytest.raises(UndecodableError, match="cannot identify the image format as one of JPEG, PNG"):
+        to_pixels(postscript, 16)
+    assert not mark.exists()

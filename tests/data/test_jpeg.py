@@ -13,8 +13,9 @@ import pytest
 from PIL import Image, ImageOps
 from simplejpeg import encode_jpeg
 
-from unseen_ray.data.images.decode import BROKEN, UndecodableError, open_image, to_pixels
+from unseen_ray.data.images.decode import open_image, to_pixels
 from unseen_ray.data.images.jpeg import pixels_of_jpeg
+from unseen_ray.data.images.opening import BROKEN, MOST_SCANS, UndecodableError
 
 SIZES = (1, 8, 16, 31, 64, 200)
 SHAPES = ((1, 1), (5, 3), (7, 7), (8, 8), (17, 16), (64, 65), (120, 90), (300, 37))
@@ -164,8 +165,34 @@ def test_an_image_of_absurd_size_is_refused() -> None:
     data = bytearray(jpeg(photo()))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = b"\xff\xdc" * 2
-    with pytest.raises(UndecodableError, match="DecompressionBombError"):
+    with pytest.raises(UndecodableError, match=r"^it has more than 178956970 pixels\. Scale it down$"):
         to_pixels(bytes(data), 16)
+
+
+def with_scans(data: bytes, more: int) -> bytes:
+    """A JPEG whose last scan is repeated."""
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + scan * more + data[-2:]
+
+
+@pytest.mark.parametrize("progressive", [True, False])
+def test_a_jpeg_of_very_many_scans_is_refused_and_one_of_many_is_read(progressive: bool) -> None:
+    encoded = io.BytesIO()
+    photo().save(encoded, "JPEG", progressive=progressive)
+    data = encoded.getvalue()
+    pixels, scans = to_pixels(data, 16), data.count(b"\xff\xda")
+    if progressive:  # a refining scan may come again
+        assert to_pixels(with_scans(data, MOST_SCANS - scans), 16).shape == pixels.shape
+    with pytest.raises(UndecodableError, match=r"^it is a JPEG with more than 50 scans\. Encode it again$"):
+        to_pixels(with_scans(data, MOST_SCANS), 16)
+
+
+def test_what_looks_like_scans_in_a_preview_or_behind_the_image_is_not_counted() -> None:
+    data = jpeg(photo())
+    like = b"\xff\xda\x00\x02" * 1000
+    comment = b"\xff\xfe" + (len(like) + 2).to_bytes(2, "big") + like
+    for odd in (data[:2] + comment + data[2:], data + like):
+        assert np.array_equal(to_pixels(odd, 16), to_pixels(data, 16))
 
 
 @pytest.mark.realdata

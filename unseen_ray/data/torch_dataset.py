@@ -10,7 +10,8 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.data.images.decode import UndecodableError, open_image
+from unseen_ray.data.images.decode import open_image
+from unseen_ray.data.images.opening import UndecodableError
 from unseen_ray.data.sources.info import Source
 from unseen_ray.errors import BadSampleError
 

@@ -122,7 +122,8 @@ def picked(facts: ReportFacts) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 def _images(source: Source, ids: list[int]) -> dict[int, str]:
     """`data:` addresses of small JPEGs."""
-    from unseen_ray.data.images.decode import UndecodableError, open_image
+    from unseen_ray.data.images.decode import open_image
+    from unseen_ray.data.images.opening import UndecodableError
 
     found = {}
     for number, raw in source.read(ids):

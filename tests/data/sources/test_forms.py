@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -215,6 +216,10 @@ def samples(count: int = 6, **more: bytes) -> dict[str, dict[str, bytes]]:
         ({**samples(), "x": {"png": IMAGES[0], "cls": b"cat"}}, r"labels .* are numbers and text, such as cat"),
         ({**samples(), "x": {"png": IMAGES[0], "cls": b"-1"}}, r"row 6 of .* has label -1"),
         ({**samples(), "x": {"png": IMAGES[0], "cls": b""}}, r"is ''; labels are whole numbers, or names of classes"),
+        (
+            {**samples(), "x": {"png": IMAGES[0], "cls": b"9223372036854775808"}},
+            r"is '9223372036854775808'; labels are whole",
+        ),
     ],
 )
 def test_samples_that_cannot_be_used_are_refused_by_key(
@@ -239,6 +244,21 @@ def test_tars_that_are_damaged_compressed_or_missing_are_refused(tmp_path: Path)
     (tmp_path / "a.tar").write_bytes(whole[:2000])
     with pytest.raises(DataError, match=r"a\.tar of source .* is cut off: 00\d is not whole"):
         list(source.read(range(6)))
+
+
+def test_labels_nested_without_end_are_refused(tmp_path: Path) -> None:
+    tar_of(tmp_path / "a.tar", {"x": {"png": IMAGES[0], "json": b"[" * 100_000}})
+    with pytest.raises(DataError, match=r"the label json:a of sample x of a\.tar .* cannot be read"):
+        opened({"use": "webdataset", "path": str(tmp_path / "a.tar"), "label": "json:a"})
+
+
+def test_a_sparse_file_in_a_tar_is_refused(tmp_path: Path) -> None:
+    with open(tmp_path / "x.png", "wb") as file:
+        file.truncate(2**40)
+    (tmp_path / "x.cls").write_bytes(b"0")
+    subprocess.run(["tar", "-S", "-cf", "a.tar", "x.png", "x.cls"], cwd=tmp_path, check=True)
+    with pytest.raises(DataError, match=r"x\.png is a sparse file, whose size need not be true"):
+        opened(str(tmp_path / "a.tar"))
 
 
 def test_tars_of_two_splits_in_one_folder_are_refused(tmp_path: Path) -> None:

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import re
-import struct
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from unseen_ray.data.images.jpeg import pixels_of_jpeg, scaled
-from unseen_ray.data.images.pillow_warnings import quietly
+from unseen_ray.data.images.opening import BROKEN, FORMATS, UndecodableError, opened, quietly
 from unseen_ray.data.sources.info import RawImage
 
-__all__ = ["BROKEN", "UndecodableError", "open_image", "orientation_of", "pixels_of_ppm", "to_pixels"]
+__all__ = ["open_image", "orientation_of", "pixels_of_ppm", "to_pixels"]
 
 _PPM_HEAD = re.compile(rb"P6\n([1-9]\d{0,5}) ([1-9]\d{0,5})\n255\n")
-BROKEN = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    TypeError,
-    KeyError,
-    IndexError,
-    EOFError,
-    OverflowError,
-    ZeroDivisionError,
-    struct.error,
-    Image.DecompressionBombError,
-)
-"""What Pillow raises for bytes that contradict their header."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -45,15 +29,11 @@ _SIXTEEN_BIT_AS_I = ("PNG", "PPM")  # which Pillow scales to 0..65535 where it o
 _HOLD_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
 
-class UndecodableError(ValueError):
-    """An image cannot be decoded; the message is the decoder's reason."""
-
-
 def to_pixels(raw: RawImage, size_px: int) -> NDArray[np.uint8]:
     """Decode, turn upright, convert to RGB, scale the short side to `size_px` and crop the centre.
 
     Args:
-        raw: an encoded image (any format that Pillow reads), or (H, W, 3) uint8.
+        raw: an encoded image (any of `opening.FORMATS`), or (H, W, 3) uint8.
         size_px: height and width of the result.
 
     Returns:
@@ -130,7 +110,7 @@ def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
 
 
 def _decoded(raw: bytes, draft_px: int | None) -> Image.Image:
-    image: Image.Image = Image.open(io.BytesIO(raw))
+    image = opened(raw)
     kind = image.format
     if draft_px is not None:
         image.draft("RGB", (draft_px, draft_px))
@@ -215,5 +195,5 @@ def _eight_bit(image: Image.Image, kind: str | None) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "Pillow cannot identify the image format"
+        return f"Pillow cannot identify the image format as one of {', '.join(FORMATS)}"
     return f"{type(error).__name__}: {error}".rstrip(".")

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unseen_ray.data.images.decode import UndecodableError, open_image, orientation_of, to_pixels
-from unseen_ray.data.images.pillow_warnings import quietly
+from unseen_ray.data.images.decode import open_image, orientation_of, to_pixels
+from unseen_ray.data.images.opening import UndecodableError, opened, quietly
 from unseen_ray.data.sources.info import RawImage
 
 __all__ = ["to_jpeg", "to_png", "to_ppm"]
@@ -71,7 +71,7 @@ def to_jpeg(raw: RawImage, size_px: int, quality: int) -> bytes:
 
 def _is_plain(raw: bytes, decoded: Image.Image) -> bool:
     """Whether decodable bytes are an upright baseline RGB JPEG of exactly the decoded size."""
-    with quietly(), Image.open(io.BytesIO(raw)) as image:
+    with quietly(), opened(raw) as image:
         return (
             image.format == "JPEG"
             and image.mode == "RGB"

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from simplejpeg import decode_jpeg, decode_jpeg_header
 
+from unseen_ray.data.images.opening import MOST_SCANS
+
 __all__ = ["pixels_of_jpeg", "scaled"]
 
 _JFIF = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00"
@@ -51,7 +53,7 @@ def scaled(raw: bytes, width: int, height: int) -> NDArray[np.uint8] | None:
 
 
 def _is_bare(raw: bytes) -> bool:
-    """Whether a JPEG has no segment before its scan that Pillow would interpret, except for a colour profile."""
+    """Whether a JPEG has few scans, and no segment before them that Pillow would interpret, except for a colour profile."""
     if not raw.startswith(_JFIF):
         return False
     place = _JFIF_END
@@ -61,5 +63,5 @@ def _is_bare(raw: bytes) -> bool:
             if length < _PROFILE_LEAST or not raw.startswith(_PROFILE_NAME, place + 4):
                 return False
         elif kind not in _KNOWN:
-            return kind == _SCAN
+            return kind == _SCAN and raw.count(_SCAN) <= MOST_SCANS
         place += 2 + length

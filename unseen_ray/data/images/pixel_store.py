@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.data.images.decode import UndecodableError, to_pixels
-from unseen_ray.data.images.pillow_warnings import quietly
+from unseen_ray.data.images.decode import to_pixels
+from unseen_ray.data.images.opening import UndecodableError, quietly
 from unseen_ray.data.sources.info import RawImage, Source
 from unseen_ray.errors import BadSampleError
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unseen_ray.data.images.decode import UndecodableError
 from unseen_ray.data.images.encode import to_jpeg, to_ppm
+from unseen_ray.data.images.opening import UndecodableError
 from unseen_ray.data.images.pixel_store import BadSample
 from unseen_ray.data.sources.prepared import PREPARING
 from unseen_ray.data.sources.registry import RawImage, Source, SourceRef, open_source

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from unseen_ray.data.images.decode import UndecodableError
+from unseen_ray.data.images.opening import UndecodableError
 from unseen_ray.data.prepare.shards import Form, Shard, ShardReceipt, receipt_file
 from unseen_ray.data.sources.info import Source, SourceInfo
 from unseen_ray.data.sources.prepared import PLAN, PREPARED, PREPARING

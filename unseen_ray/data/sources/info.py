@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,7 +12,6 @@ from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray, IntArray, LabelArray
 from unseen_ray.core.samples.groups import NO_GROUPS, Groups
-from unseen_ray.data.images.pillow_warnings import quietly
 from unseen_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -225,10 +222,10 @@ def probe_size(images: Iterable[RawImage], size: int | None) -> tuple[int, tuple
 def _shape_of(image: RawImage) -> tuple[int, int] | None:
     if not isinstance(image, bytes):
         return image.shape[0], image.shape[1]
-    from PIL import Image
+    from unseen_ray.data.images.opening import BROKEN, opened, quietly
 
     try:
-        with quietly(), Image.open(io.BytesIO(image)) as opened:
-            return opened.height, opened.width
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
+        with quietly(), opened(image) as header:
+            return header.height, header.width
+    except BROKEN:
         return None

@@ -77,14 +77,14 @@ def _digits(*, limit: int | None = None) -> Source:
 
 def _cifar10(*, root: str = "data", split: str = "train", limit: int | None = None) -> Source:
     """torchvision's CIFAR-10 under `root`; its test split is the default `test`"""
-    from unseen_ray.data.sources.cifar import CifarSource
+    from unseen_ray.data.sources.cifar.source import CifarSource
 
     return CifarSource("cifar10", root=root, split=_split(split, "train", "test"), limit=limit)  # type: ignore[arg-type]
 
 
 def _cifar100(*, root: str = "data", split: str = "train", limit: int | None = None) -> Source:
     """torchvision's CIFAR-100 under `root`; its test split is the default `test`"""
-    from unseen_ray.data.sources.cifar import CifarSource
+    from unseen_ray.data.sources.cifar.source import CifarSource
 
     return CifarSource("cifar100", root=root, split=_split(split, "train", "test"), limit=limit)  # type: ignore[arg-type]
 

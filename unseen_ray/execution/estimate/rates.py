@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unseen_ray.core.seeds import rng_for, torch_seed_for
-from unseen_ray.data.images.decode import UndecodableError, to_pixels
+from unseen_ray.data.images.decode import to_pixels
+from unseen_ray.data.images.opening import UndecodableError
 from unseen_ray.data.images.pixel_store import MemoryPixelStore
 from unseen_ray.errors import DataError
 from unseen_ray.training.hardware import device_name, numerics, resolve_precision, seed_generators

@@ -25,6 +25,7 @@ _BLOCK = 512
 _OCTAL = re.compile(rb"[0-7]+")
 _STREAM_BYTES = 2**22
 _SHOWN = 6
+_SHOWN_TEXT = 200  # characters of a label in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +229,8 @@ def _members_of(archive: tarfile.TarFile) -> Iterator[tuple[str, int, int, Calla
             info.name.encode()
         except UnicodeEncodeError:
             raise tarfile.ReadError(f"the name {info.name!r} is not UTF-8") from None
+        if info.issparse():  # its size is not that of its bytes
+            raise tarfile.ReadError(f"{info.name} is a sparse file, whose size need not be true")
         if info.isfile():
             yield info.name, info.offset_data, info.size, functools.partial(_extracted, archive, info)
 
@@ -251,14 +254,15 @@ def _label_in(data: bytes, label: str, where: str) -> int | str:
         value: Any = json.loads(data) if of_json else data.decode().strip()
         for part in key.split(".") if of_json else ():
             value = value[part]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise DataError(
             f"the label {label} of sample {where} cannot be read: {type(error).__name__}: {error}."
         ) from None
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value):
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,19}", value):
+        value = int(value)
+    is_number = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    if not is_number and not (isinstance(value, str) and value):
         raise DataError(
-            f"the label {label} of sample {where} is {value!r}; labels are whole numbers, or names of classes."
+            f"the label {label} of sample {where} is {str(value)[:_SHOWN_TEXT]!r}; labels are whole numbers, or names of classes."
         )
     return value

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import ray.data
 from ray.data.block import BlockAccessor
 
-from unseen_ray.data.images.decode import UndecodableError, to_pixels
+from unseen_ray.data.images.decode import to_pixels
 from unseen_ray.data.images.encode import to_png
+from unseen_ray.data.images.opening import UndecodableError
 from unseen_ray.data.sources.registry import Source, SourceRef, open_source
 from unseen_ray.errors import BadSampleError, ConfigError, DataError
 from unseen_ray.execution.ray.connect import ensure_session

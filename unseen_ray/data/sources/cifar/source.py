@@ -1,12 +1,7 @@
-"""CIFAR-10 and CIFAR-100 as torchvision stores them on disk.
-
-The files are Python pickles. The unpickler here builds only numpy arrays and plain containers, so that an untrusted
-file cannot run code.
-"""
+"""CIFAR-10 and CIFAR-100 as torchvision stores them on disk."""
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -14,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from unseen_ray.data.sources.cifar.batch import read_batch
 from unseen_ray.data.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of
 from unseen_ray.errors import DataError
 from unseen_ray.storage.filesystem import Folder, sha256_of
@@ -37,13 +33,6 @@ _LAYOUT: dict[str, dict[str, Any]] = {
         "names": ("meta", b"fine_label_names"),
         "labels": b"fine_labels",
     },
-}
-_HARMLESS = {  # all that CIFAR's pickles import; `numpy._core` is the name in numpy 2
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
 }
 
 
@@ -125,7 +114,7 @@ class CifarSource:
             raise DataError(f"{self._folder.path(file)} is damaged: {field.decode()} is not a list of names.")
         return tuple(name.decode("utf-8", "replace") for name in names)
 
-    def _load(self, file: str) -> dict[bytes, Any]:
+    def _load(self, file: str) -> dict[bytes | str, Any]:
         path = self._folder.path(file)
         data = self._folder.read(file)
         if data is None:
@@ -134,26 +123,11 @@ class CifarSource:
                 f"as torchvision.datasets downloads it: source: {{use: {self._name}, root: ...}}."
             )
         try:
-            content = _PlainUnpickler(data).load()
-        except Exception as error:  # a damaged pickle can raise anything
-            raise DataError(f"{path} is damaged or not a CIFAR file: {type(error).__name__}: {error}.") from None
-        if not isinstance(content, dict):
-            raise DataError(f"{path} is not a CIFAR file: it holds a {type(content).__name__}, not a dict.")
-        return content
+            return read_batch(data)
+        except ValueError as error:
+            raise DataError(f"{path} is damaged or not a CIFAR file: {error}.") from None
 
-    def _get(self, batch: dict[bytes, Any], field: bytes, file: str) -> Any:
+    def _get(self, batch: dict[bytes | str, Any], field: bytes, file: str) -> Any:
         if field not in batch:
             raise DataError(f"{self._folder.path(file)} has no {field.decode()!r}; it has {sorted(map(str, batch))}.")
         return batch[field]
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def __init__(self, data: bytes) -> None:
-        import io
-
-        super().__init__(io.BytesIO(data), encoding="bytes")
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _HARMLESS:
-            raise pickle.UnpicklingError(f"it imports {module}.{name}, which no CIFAR file needs")
-        return super().find_class(module, name)

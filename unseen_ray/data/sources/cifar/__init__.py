@@ -1,0 +1,1 @@
+"""CIFAR as torchvision stores it on disk, read without unpickling."""
