@@ -265,4 +265,5 @@ def _label_in(data: bytes, label: str, where: str) -> int | str:
         raise DataError(
             f"the label {label} of sample {where} is {str(value)[:_SHOWN_TEXT]!r}; labels are whole numbers, or names of classes."
         )
-    return value
+    checked: int | str = value
+    return checked
