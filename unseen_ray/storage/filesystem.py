@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import stat
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,9 +65,11 @@ def filesystem_of(path: str) -> tuple[FileSystem, str]:
 
 
 def read_file(fs: FileSystem, path: str) -> bytes:
-    """The bytes of a file of a source; OSError if it cannot be read, even after retries."""
+    """The bytes of a regular file of a source; OSError if it is none, or cannot be read, even after retries."""
 
     def read() -> bytes:
+        if fs.type_name == "local" and not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device may have no end
+            raise IsADirectoryError("it is not a regular file")
         with fs.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read())
 

@@ -502,10 +502,53 @@ def test_images_may_be_named_by_text_or_struct_in_every_form_of_path(tmp_path: P
     for kind, column in {"text": pa.array(names), "struct": struct}.items():
         (tmp_path / kind).mkdir()
         pq.write_table(pa.table({"image": column, "label": [0, 1, 2]}), tmp_path / kind / "a.parquet")
-        source = opened(tmp_path / kind)
+        source = opened(tmp_path / kind, images=str(tmp_path))
         assert [raw for _, raw in source.read([0, 1, 2])] == images
         ((_, table),) = source.tables([0, 2])
         assert [row["bytes"] for row in table.column("image").to_pylist()] == [images[0], images[2]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../private.png", "{home}/private.png", "file://{home}/private.png", "file:///{home}/./private.png", "sub/../../private.png",
+        "file://{home}/%70rivate.png", "images/../../private.png", "{home}/set2/private.png", "s3://other/private.png", "/dev/zero",
+        "x\0.png",
+    ],
+)  # fmt: skip
+def test_a_row_names_no_file_outside_the_data_s_folder(tmp_path: Path, name: str) -> None:
+    for folder in (tmp_path, tmp_path / "set2"):
+        folder.mkdir(exist_ok=True)
+        (folder / "private.png").write_bytes(pngs([0])[0])
+    (tmp_path / "set").mkdir()
+    table = pa.table({"image": [name.format(home=tmp_path)], "label": [0]})
+    pq.write_table(table, tmp_path / "set" / "a.parquet")
+    for path in ("set", "set/a.parquet", "set/*.parquet"):
+        with pytest.raises(
+            DataError, match=r"a\.parquet:0 names the file .*(it lies outside|its name holds a zero byte)"
+        ):
+            list(opened(tmp_path / path).read([0]))
+
+
+def test_a_row_names_what_lies_below_the_data_s_folder_or_one_that_is_given(tmp_path: Path) -> None:
+    image = pngs([0])[0]
+    for name in ("set/tables", "set/images", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "0.png").write_bytes(image)
+    (tmp_path / "elsewhere" / "set").symlink_to(tmp_path / "set")
+    names = ["0.png", "../images/0.png", f"{tmp_path}/set/images/0.png", f"{tmp_path}/elsewhere/0.png"]
+    pq.write_table(pa.table({"image": names, "label": [0] * 4}), tmp_path / "set" / "tables" / "a.parquet")
+    assert len(list(opened(tmp_path / "set").read([0, 1, 2]))) == 3
+    with pytest.raises(DataError, match=r"a\.parquet:3 names .* If you trust the table, set `images` of the source"):
+        list(opened(tmp_path / "set").read([3]))
+    assert len(list(opened(tmp_path / "set", images=str(tmp_path / "elsewhere")).read(range(4)))) == 4
+
+
+def test_a_row_that_names_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    pq.write_table(pa.table({"image": ["pipe.png"], "label": [0]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"names the file pipe\.png, which cannot be read: it is not a regular file"):
+        list(opened(tmp_path / "a.parquet").read([0]))
 
 
 @pytest.mark.parametrize("kind", [pa.binary_view(), pa.dictionary(pa.int8(), pa.binary())])

@@ -151,7 +151,11 @@ def _is_junk(name: str) -> bool:
 
 def _empty_folders(listing: Listing) -> set[str]:
     """Top folders without any file: classes of which no image is there, which keep their number."""
-    filled = {name.split("/", 1)[0] for name in (*listing.files, *listing.repeated, *listing.broken) if "/" in name}
+    filled = {
+        name.split("/", 1)[0]
+        for name in (*listing.files, *listing.repeated, *listing.broken, *listing.special)
+        if "/" in name
+    }
     return {name for name in listing.folders if "/" not in name and name not in filled and not _is_junk(name)}
 
 
@@ -175,6 +179,7 @@ def _passed_over(listing: Listing, images: set[str], classes: set[str], loose: i
         *([f"{_count(len(within), 'file')} in class folders that {_are_no_images(within)} ({_by_ending(within)})"] if within else []),
         *([f"{_count(len(folders), 'folder')} without images ({_some(sorted(folders))})"] if folders else []),
         *([f"{_count(len(links), 'link')} to a folder listed already ({_some(links)})"] if (links := sorted(listing.repeated)) else []),
+        *([f"{_count(len(names), 'special file')} ({_some(names)})"] if (names := sorted(listing.special)) else []),
         *([f"{_count(len(links), 'link')} to nowhere ({_some(links)})"] if (links := sorted(listing.broken)) else []),
         *([f"{_count(listing.not_utf8, 'name')} not in UTF-8"] if listing.not_utf8 else []),
     ]  # fmt: skip

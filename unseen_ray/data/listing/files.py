@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unseen_ray.errors import DataError
@@ -35,6 +36,7 @@ class Listing:
         folders: every folder, also an empty one where the file system has such.
         repeated: links to folders that are listed already, such as a link to the folder's own parent.
         broken: links that lead nowhere.
+        special: pipes, sockets and devices, which are not read.
         not_utf8: how many names are not UTF-8; what they name is not listed.
     """
 
@@ -42,6 +44,7 @@ class Listing:
     folders: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    special: list[str] = field(default_factory=list)
     not_utf8: int = 0
 
 
@@ -102,7 +105,9 @@ def _local(root: str, is_hidden: Callable[[str], bool]) -> Listing:
             except OSError:  # it leads nowhere, or to itself
                 listing.broken.append(relative)
                 continue
-            if not entry.is_dir():
+            if not entry.is_dir() and not S_ISREG(stat.st_mode):
+                listing.special.append(relative)
+            elif not entry.is_dir():
                 listing.files[relative] = FileStat(stat.st_size, stat.st_mtime_ns)
             elif entry.is_symlink():
                 linked.append(relative)

@@ -100,30 +100,48 @@ def _imagenet(
 
 
 def _parquet(
-    *, path: str, image: str | None = None, label: str = "label", size: int | None = None, limit: int | None = None
+    *,
+    path: str,
+    image: str | None = None,
+    label: str = "label",
+    size: int | None = None,
+    limit: int | None = None,
+    images: str | None = None,
 ) -> Source:
     """Parquet in the Hugging Face image schema: a file, a glob or a folder, local or a URI"""
     from unseen_ray.data.sources.parquet import ParquetSource
 
-    return ParquetSource(path=path, image=image, label=label, size=size, limit=limit)
+    return ParquetSource(path=path, image=image, label=label, size=size, limit=limit, images=images)
 
 
 def _arrow(
-    *, path: str, image: str | None = None, label: str = "label", size: int | None = None, limit: int | None = None
+    *,
+    path: str,
+    image: str | None = None,
+    label: str = "label",
+    size: int | None = None,
+    limit: int | None = None,
+    images: str | None = None,
 ) -> Source:
     """a folder that `datasets` wrote with save_to_disk, or one .arrow file"""
     from unseen_ray.data.sources.arrow import ArrowSource
 
-    return ArrowSource(path=path, image=image, label=label, size=size, limit=limit)
+    return ArrowSource(path=path, image=image, label=label, size=size, limit=limit, images=images)
 
 
 def _list(
-    *, path: str, image: str | None = None, label: str = "label", size: int | None = None, limit: int | None = None
+    *,
+    path: str,
+    image: str | None = None,
+    label: str = "label",
+    size: int | None = None,
+    limit: int | None = None,
+    images: str | None = None,
 ) -> Source:
     """paths of images with their labels, as a .csv, .tsv or .jsonl file"""
     from unseen_ray.data.sources.image_list import ListSource
 
-    return ListSource(path=path, image=image, label=label, size=size, limit=limit)
+    return ListSource(path=path, image=image, label=label, size=size, limit=limit, images=images)
 
 
 def _webdataset(
@@ -172,7 +190,9 @@ SOURCES: dict[str, Callable[..., Source]] = {
 def path_options(use: str) -> tuple[str, ...]:
     """Which options of a built-in source are paths."""
     parameters = inspect.signature(SOURCES[use]).parameters
-    return tuple(name for name in ("path", "root", *(["classes"] if use == "webdataset" else [])) if name in parameters)
+    return tuple(
+        name for name in ("path", "root", "images", *(["classes"] if use == "webdataset" else [])) if name in parameters
+    )
 
 
 _BY_ENDING = {

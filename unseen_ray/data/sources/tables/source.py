@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,10 +19,11 @@ from unseen_ray.data.listing.content import sample_of_bytes, times_of
 from unseen_ray.data.sources.info import Encoded, RawImage, SourceInfo, fingerprint_of, probe_size
 from unseen_ray.data.sources.label_columns import ROWS_IN_MEMORY, digest_of_labels, gather_labels
 from unseen_ray.data.sources.tables.labels import LabelColumn, is_text
+from unseen_ray.data.sources.tables.named_files import NamedFiles
 from unseen_ray.data.sources.tables.shard import TableShard, group_starts
 from unseen_ray.errors import DataError
 from unseen_ray.plugins import did_you_mean
-from unseen_ray.storage.filesystem import absolute_path, filesystem_of, is_uri, read_file
+from unseen_ray.storage.filesystem import absolute_path
 
 if TYPE_CHECKING:
     from unseen_ray.data.listing.files import FileStat
@@ -71,6 +70,7 @@ class TableSource:
         label: the label column.
         size: height and width to scale images to, in pixels; None for their own size, at most 64.
         limit: use only the first `limit` rows; None for all.
+        images: a folder or URI below which rows may name images, beside the data's own folder; see `NamedFiles`.
         rows_in_memory: with more rows than this, labels are kept in a file; see `gather_labels`.
     """
 
@@ -86,10 +86,12 @@ class TableSource:
         label: str = "label",
         size: int | None = None,
         limit: int | None = None,
+        images: str | None = None,
         rows_in_memory: int = ROWS_IN_MEMORY,
     ) -> None:
         self._reopen: dict[str, Any] = {
-            "path": absolute_path(path), "image": image, "label": label, "size": size, "limit": limit, "rows_in_memory": rows_in_memory,
+            "path": absolute_path(path), "image": image, "label": label, "size": size, "limit": limit,
+            "images": images and absolute_path(images), "rows_in_memory": rows_in_memory,
         }  # fmt: skip
         self._path, self._label, self._size, self._limit = path, label, size, limit
         self._rows_in_memory = rows_in_memory
@@ -97,7 +99,7 @@ class TableSource:
         self._fs, self._files = found.fs, list(found.files)
         self._has_keys, self._note = found.has_keys, found.note
         self._sizes, self._times = [stat.size for stat in found.stats], times_of(found.stats)
-        self._buckets: dict[str, FileSystem] = {}
+        self._named = NamedFiles(self._fs, path, [file.path for file in self._files], images)
         self._image = self._image_column(image)
         self._labels = LabelColumn(self._files, label, path)
         self._starts = np.cumsum([0, *(sum(file.group_rows) for file in self._files)])
@@ -299,28 +301,11 @@ class TableSource:
         if not place:
             return b""
         try:
-            return self._named_file(place, file)
+            return self._named.read(place, self._files[file].path)
         except OSError as error:
             raise DataError(
                 f"{self.keys([number])[0]} names the file {place[:_SHOWN]}, which cannot be read: {str(error)[:_SHOWN]}."
             ) from None
-
-    def _place_of(self, uri: str) -> tuple[FileSystem, str]:
-        """The file system of a URI, which all of its bucket share, and the path in it."""
-        top = "/".join(uri.split("/", 3)[:3])
-        if not re.fullmatch(r"(s3|gs|hf)://[\w.-]+", top) or "?" in uri or "%" in uri:
-            return filesystem_of(uri)
-        if top not in self._buckets:
-            self._buckets[top] = filesystem_of(top)[0]
-        return self._buckets[top], uri.split("://", 1)[1]
-
-    def _named_file(self, place: str, file: int) -> bytes:
-        """A file that a row names: by a URI or an absolute path, or relative to its table, as `datasets` writes both."""
-        if is_uri(place):
-            return read_file(*self._place_of(place))
-        if os.path.isabs(place):
-            return read_file(self._fs, place)
-        return read_file(self._fs, f"{os.path.dirname(self._files[file].path)}/{place}")
 
 
 def _as_bytes(raw: RawImage) -> bytes:
