@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from unseen_ray.config.crops import CropSizes, crops_of
+from unseen_ray.config.fields.describe import described
 from unseen_ray.storage.path_validation import given_path
 
 __all__ = ["Augment", "Precision", "Recipe", "refuse_boolean"]
@@ -45,6 +46,7 @@ def refuse_boolean(model: type[BaseModel], name: str | None, value: Any) -> Any:
     return value
 
 
+@described
 class Recipe(BaseModel):
     """A training recipe; the defaults are those of `quick`."""
 

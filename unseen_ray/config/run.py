@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from unseen_ray.config.checks import CHECKS, keep_message
+from unseen_ray.config.fields.describe import described
 from unseen_ray.config.messages import field_message
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe, refuse_boolean
@@ -16,6 +17,9 @@ from unseen_ray.config.scoring import Scoring, scoring_values
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import jsonable
 from unseen_ray.storage.path_validation import as_text, given_path, path_problem
+
+if TYPE_CHECKING:
+    from unseen_ray.config.fields.keywords import NewRunFields, RunFields
 
 __all__ = [
     "EXECUTOR_FIELDS",
@@ -55,6 +59,7 @@ FREE_FIELDS = (
 """Fields that cannot change which ids are selected: a run may be resumed with other values."""
 
 
+@described
 class PruneConfig(BaseModel):
     """What to prune, and how.
 
@@ -172,8 +177,8 @@ class PruneConfig(BaseModel):
     )
     address: str | None = Field(None, description="the Ray cluster to join; default RAY_ADDRESS, else a private one")
 
-    def __init__(self, /, **values: Any) -> None:
-        values = {name: _plain(value) for name, value in values.items() if name != "source" or value is not None}
+    def __init__(self, /, **fields_given: Unpack[NewRunFields]) -> None:
+        values = {name: _plain(value) for name, value in fields_given.items() if name != "source" or value is not None}
         is_default = "policy" not in values
         values |= _policy_of(values)
         problems: list[str] = []
@@ -250,7 +255,7 @@ class PruneConfig(BaseModel):
             if name not in ("scoring", "group") or values[name]  # older stored runs do not have them
         }
 
-    def changed(self, **values: Any) -> PruneConfig:
+    def changed(self, **values: Unpack[RunFields]) -> PruneConfig:
         """A configuration with some fields changed, checked again; fields that were not set stay so."""
         fields = type(self).model_fields
         current = {name: getattr(self, name) for name in fields if name in self.model_fields_set}

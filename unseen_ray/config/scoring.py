@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from unseen_ray.config.fields.describe import described
 from unseen_ray.config.models import check_model
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe, refuse_boolean
@@ -25,6 +26,7 @@ _RANDOM: dict[str, None] = dict.fromkeys(("init", "init_saw", "init_sha256"))
 """Changes of a recipe whose trainings start from random weights."""
 
 
+@described
 class Scoring(BaseModel):
     """What the scoring models have of their own; the defaults train them as `model` and `recipe` say."""
 

@@ -6,10 +6,11 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from unseen_ray.config.fields.keywords import MeasureFields, SourceLike, with_keywords
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS, UNSEEN_FIELDS, PruneConfig
@@ -42,17 +43,18 @@ logger = logging.getLogger(__name__)
 _CHANGES = ("model", "recipe", "threads", "gpus_per_fit", "log_to", "group", *EXECUTOR_FIELDS)
 
 
+@with_keywords(MeasureFields)
 def evaluate(
     result: PruneResult | str | os.PathLike[str],
     *,
-    test: Any = None,
+    test: SourceLike | None = None,
     seeds: int = DEFAULT_SEEDS,
     until: float | None = None,
     against: Sequence[str] = DEFAULT_AGAINST,
     selections: int = 1,
     budget: AskedBudget = "epochs",
     on_event: Observer | None = None,
-    **changes: Any,
+    **changes: Unpack[MeasureFields],
 ) -> Evaluation:
     """Train the same recipe on the coreset and on baselines, and measure each model after the last epoch.
 
@@ -68,14 +70,14 @@ def evaluate(
         budget: `epochs`: every arm passes equally often over its own samples; `iterations`: every arm takes as many steps
             as a training on all samples; `both`: the first, with the second in `by_budget`.
         on_event: called with every progress event and result.
-        **changes: `model`, `recipe` (a mapping without `use` changes the run's own), `threads`, `log_to`, and where to run; and
+        changes: `model`, `recipe` (a mapping without `use` changes the run's own), `threads`, `log_to`, and where to run; and
             again functions of your own that only the run's folder names: `source`, ...
 
     Raises:
         ConfigError: if there is nothing to measure on, a baseline is unknown, or only the folder names a function it needs.
     """
     done = result if isinstance(result, PruneResult) else load(result)
-    resolved = _evaluated(done, changes, test, prunes=selections > 1 or "fitting" in against)
+    resolved = _evaluated(done, dict(changes), test, prunes=selections > 1 or "fitting" in against)
     check_evaluable(resolved, against=against, seeds=seeds, selections=selections, budget=budget, until=until)
     chosen = _chosen_arms(done, resolved.config, against, selections, on_event)
     return _measured(done, resolved, chosen, on_event, against=against, seeds=seeds, budget=budget, until=until)

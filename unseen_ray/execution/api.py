@@ -7,8 +7,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from unseen_ray.config.fields.given import config_of
+from unseen_ray.config.fields.keywords import CommonFields, Plug, RunFields, ScoreFields, SourceLike, with_keywords
 from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
@@ -23,6 +25,7 @@ from unseen_ray.pruning.reselect import reselect
 from unseen_ray.pruning.score_probs import score_probs
 from unseen_ray.runs.layout import CORESET, scores_file
 from unseen_ray.runs.run import Run, coreset_of, load_run
+from unseen_ray.storage.path_validation import as_text
 from unseen_ray.storage.tables import parts_of
 
 if TYPE_CHECKING:
@@ -84,7 +87,9 @@ class PruneResult:
         """
         return self._read_by_ray(scores_file(0))
 
-    def kept_dataset(self, *, source: Any = None, size: int | None = None, encoded: bool = False) -> ray.data.Dataset:
+    def kept_dataset(
+        self, *, source: SourceLike | None = None, size: int | None = None, encoded: bool = False
+    ) -> ray.data.Dataset:
         """The kept samples as a Ray Dataset with columns id, label and image, such as `TorchTrainer` takes.
 
         Ray's workers read the images from the source, so that every node must reach it. There is no text in it, which
@@ -104,7 +109,7 @@ class PruneResult:
 
         if source is None and self.in_hand:
             source = self.config.source
-        asked = source_ref(self.manifest.asked["source"] if source is None else source)
+        asked = source_ref(self.manifest.asked["source"] if source is None else as_text(source))
         if source is None and is_target(asked.use):
             raise ConfigError(
                 f"the run's source is {asked.use}, a user-defined function, and nothing that a run folder names is imported. "
@@ -121,25 +126,31 @@ class PruneResult:
         return read_by_ray(self.path, parts_of(table, self.manifest.files))
 
 
+@with_keywords(RunFields)
 def prune(
-    config: PruneConfig,
+    config: PruneConfig | str | os.PathLike[str] | None = None,
     *,
     fresh: bool = False,
     on_event: Observer | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    **fields: Unpack[RunFields],
 ) -> PruneResult:
     """Do a run, or what is left of it.
 
+    >>> result = prune(source="digits", keep=0.7, out="runs/digits")  # doctest: +SKIP
+
     Args:
-        config: what to prune, and how; `out` names the folder.
+        config: what to prune, and how: a configuration or the path of a YAML file; None if `fields` say it all.
         fresh: delete the run that `out` holds and start over; it is deleted once all checks of the new one have passed.
         on_event: receives progress (`runs.tasks.Progress`) and the receipts of finished tasks (`runs.manifest_entries.Receipt`).
         limits: how many rows are held at once.
+        fields: the fields of `PruneConfig`, each in place of that of `config`; `out` names the run's folder.
 
     Raises:
         ConfigError, DataError: before any training, where it can be known.
         UnseenError: if the run failed; the same call resumes it.
     """
+    config = config_of(config, fields)
     models = config.scoring.models
     tasks = stage_zero_count(mode=config.mode, folds=config.folds, repeats=config.repeats, models=models)
     with executor_for(config, tasks) as executor, tracked(config, on_event or ignore) as observer:
@@ -147,9 +158,11 @@ def prune(
     return PruneResult(run, config, in_hand=True)
 
 
+@with_keywords(CommonFields)
 def prune_dataset(
     dataset: ray.data.Dataset,
     *,
+    keep: float,
     out: str | os.PathLike[str],
     image: str = "image",
     label: str = "label",
@@ -157,7 +170,7 @@ def prune_dataset(
     limit: int | None = None,
     fresh: bool = False,
     on_event: Observer | None = None,
-    **fields: Any,
+    **fields: Unpack[CommonFields],
 ) -> PruneResult:
     """Prune a Ray Dataset: write its images and labels once as Parquet beside the run, in its order, and prune these.
 
@@ -165,6 +178,7 @@ def prune_dataset(
 
     Args:
         dataset: with a column of encoded images, or of uint8 arrays, and one of integers or class names.
+        keep: fraction kept, between 0 and 1.
         out: the run's folder, on storage that every node shares.
         image, label: its columns.
         size, limit: as of the `parquet` source.
@@ -180,7 +194,7 @@ def prune_dataset(
     place = f"{os.fspath(out).rstrip('/')}-source"
     source = {"use": "parquet", "path": place, "size": size, "limit": limit}
     # What is wrong in it is told before anything is written.
-    config = PruneConfig(source=source, out=os.fspath(out), **fields)
+    config = PruneConfig(source=source, keep=keep, out=os.fspath(out), **fields)
     with ray_session(config.address):
         group = None if config.group is None else group_ref(config.group).column
         store_dataset(dataset, place, image=image, label=label, group=group, anew=fresh)
@@ -198,10 +212,10 @@ def select(
     *,
     keep: float,
     out: str | os.PathLike[str],
-    score: Any = None,
-    policy: Any = None,
-    guard: Any = None,
-    combine: str | None = None,
+    score: Plug | None = None,
+    policy: Plug | None = None,
+    guard: Plug | None = None,
+    combine: Literal["mean", "rank_mean", "mean_prob"] | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> PruneResult:
     """Choose again from stage 0 of a finished run, in one shot and without training; see `pruning.reselect`."""
@@ -219,14 +233,15 @@ def select(
     return PruneResult(run, PruneConfig.from_json(run.manifest.asked))
 
 
+@with_keywords(ScoreFields)
 def score(
     probs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     labels: str | os.PathLike[str],
     *,
     out: str | os.PathLike[str],
     folds: str | os.PathLike[str] | None = None,
-    source: Any = None,
-    **fields: Any,
+    source: SourceLike | None = None,
+    **fields: Unpack[ScoreFields],
 ) -> dict[str, Any]:
     """Score samples by your own out-of-fold probabilities, for `select` to choose by; see `pruning.score_probs`.
 

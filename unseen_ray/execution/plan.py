@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from typing import TYPE_CHECKING, Any, Unpack
 
+from unseen_ray.config.fields.given import config_of
+from unseen_ray.config.fields.keywords import RunFields, with_keywords
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.data.related.grouping import with_groups
@@ -19,8 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["plan", "plan_values"]
 
 
-def plan(config: PruneConfig) -> tuple[RunPlan, SourceInfo, PruneConfig]:
+@with_keywords(RunFields)
+def plan(
+    config: PruneConfig | str | os.PathLike[str] | None = None, **fields: Unpack[RunFields]
+) -> tuple[RunPlan, SourceInfo, PruneConfig]:
     """Work out what a run would do; starts nothing and loads neither torch nor ray.
+
+    Args:
+        config: the run: a configuration or the path of a YAML file; None if `fields` say it all.
+        fields: the fields of `PruneConfig`, each in place of that of `config`.
 
     Returns:
         The plan, what is known of the source, and the configuration with its model named.
@@ -29,38 +39,41 @@ def plan(config: PruneConfig) -> tuple[RunPlan, SourceInfo, PruneConfig]:
         ConfigError: if the run cannot be done on this data.
         DataError: if the data cannot be read.
     """
-    planned, _, info, config = _planned(config)
-    return planned, info, config
+    planned, _, info, used = _planned(config_of(config, fields))
+    return planned, info, used
 
 
+@with_keywords(RunFields)
 def plan_values(
-    config: PruneConfig,
+    config: PruneConfig | str | os.PathLike[str] | None = None,
     *,
     workers: int | None = None,
     images_per_s: float | None = None,
     scoring_images_per_s: float | None = None,
     decode_images_per_s: float | None = None,
     measure: bool = False,
+    **fields: Unpack[RunFields],
 ) -> dict[str, Any]:
     """What `unseen-ray plan --json` prints: sizes, and the time and resources of the run, in all and for each stage.
 
     Args:
-        config: the run.
+        config: the run, as in `plan`.
         workers: GPUs, or CPU workers, that the cluster has; None to leave it open.
         images_per_s: that one worker trains.
         scoring_images_per_s: that one worker scores; None for three times as many.
         decode_images_per_s: that one core decodes.
         measure: whether to measure the rates that are not given, and the throughput of `out`, on this machine; loads torch.
+        fields: as in `plan`.
 
     Raises:
         ConfigError, DataError: as `plan`; also if a rate is not above 0.
     """
     given = {"training": images_per_s, "scoring": scoring_images_per_s, "decode": decode_images_per_s}
     check_asked(workers, given)
-    planned, source, info, config = _planned(config)
+    planned, source, info, used = _planned(config_of(config, fields))
     scoring = planned.resolved.config
     taken = estimate(planned, source, scoring, workers=workers, given=given, measure=measure)
-    return values_of(planned, info, config, taken.rates, cluster=taken.cluster, needs=taken.needs)
+    return values_of(planned, info, used, taken.rates, cluster=taken.cluster, needs=taken.needs)
 
 
 def _planned(config: PruneConfig) -> tuple[RunPlan, Source, SourceInfo, PruneConfig]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from unseen_ray.config.fields.describe import described
 from unseen_ray.config.messages import field_message
 from unseen_ray.config.recipe import refuse_boolean
 from unseen_ray.config.run import PruneConfig, load_yaml
@@ -16,7 +17,7 @@ from unseen_ray.plugins import did_you_mean, jsonable
 from unseen_ray.storage.path_validation import given_path
 from unseen_ray.sweeps.space import SWEEPABLE, check_space
 
-__all__ = ["AGAINST", "Halving", "Proxy", "SweepConfig"]
+__all__ = ["AGAINST", "Halving", "Proxy", "SweepConfig", "SweepFields"]
 
 AGAINST = ("random", "random_matched", "full")
 _NOT_SHARED = {
@@ -53,6 +54,26 @@ class Halving(_Part):
     grace: float = Field(0, ge=0, lt=1, description="fraction of N below which no trial is stopped")
 
 
+class SweepFields(TypedDict, total=False):
+    """The fields of `SweepConfig` as keywords, which describes them."""
+
+    run: Mapping[str, Any]
+    space: Mapping[str, Any]
+    out: str | os.PathLike[str] | None
+    search: Literal["grid", "random", "optuna"]
+    trials: int | None
+    seeds: int
+    seed: int
+    proxy: Mapping[str, Any] | Proxy
+    against: str | Sequence[str]
+    objective: Literal["accuracy", "pareto"]
+    scheduler: Literal["none", "asha"] | Mapping[str, Any] | Halving | None
+    max_concurrent_trials: int | None
+    max_failures: int
+    address: str | None
+
+
+@described
 class SweepConfig(_Part):
     """A sweep.
 
@@ -92,10 +113,10 @@ class SweepConfig(_Part):
     max_failures: int = Field(2, ge=0, description="how often a trial is restarted after its process was lost")
     address: str | None = Field(None, description="the Ray cluster to join; default RAY_ADDRESS, else a private one")
 
-    def __init__(self, /, **values: Any) -> None:
+    def __init__(self, /, **values: Unpack[SweepFields]) -> None:
         problems: list[str] = []
         try:
-            super().__init__(**values)
+            super().__init__(**dict(values))
         except ValidationError as error:
             parts: dict[str, type[BaseModel]] = {"proxy": Proxy, "scheduler": Halving}
             problems = [field_message(detail, SweepConfig, parts=parts) for detail in error.errors()]
@@ -111,9 +132,18 @@ class SweepConfig(_Part):
             raise ConfigError(problems)
 
     @classmethod
-    def from_yaml(cls, path: str | os.PathLike[str], **changes: Any) -> SweepConfig:
+    def from_yaml(cls, path: str | os.PathLike[str], **changes: Unpack[SweepFields]) -> SweepConfig:
         """A sweep from a YAML file, some fields changed."""
-        return cls(**{**load_yaml(os.fspath(path)), **changes})
+        return cls(**{**load_yaml(os.path.expanduser(path)), **changes})
+
+    @classmethod
+    def of(cls, config: SweepConfig | str | os.PathLike[str] | None, fields: SweepFields) -> SweepConfig:
+        """The sweep that a function was given: a configuration, a YAML file, or neither, with some fields changed."""
+        if isinstance(config, (str, os.PathLike)):
+            return cls.from_yaml(config, **fields)
+        if config is None or not fields:
+            return cls(**fields) if config is None else config
+        return cls(**{**{name: getattr(config, name) for name in config.model_fields_set}, **fields})
 
     @field_validator("scheduler", mode="before")
     @classmethod

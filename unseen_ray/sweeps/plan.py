@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
+from unseen_ray.config.fields.keywords import with_keywords
 from unseen_ray.config.models import SCORING_SPEEDUP
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe
@@ -25,7 +27,7 @@ from unseen_ray.execution.estimate.estimate import check_asked
 from unseen_ray.plugins import jsonable
 from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of
 from unseen_ray.runs.tasks import make_job
-from unseen_ray.sweeps.config import SweepConfig
+from unseen_ray.sweeps.config import SweepConfig, SweepFields
 from unseen_ray.sweeps.trials import planned_trials
 
 __all__ = ["PlannedTrainings", "SweepPlan", "plan_sweep", "sweep_plan_values"]
@@ -121,18 +123,25 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
     )
 
 
-def sweep_plan_values(sweep: SweepConfig, *, images_per_s: float | None = None) -> dict[str, Any]:
+@with_keywords(SweepFields)
+def sweep_plan_values(
+    sweep: SweepConfig | str | os.PathLike[str] | None = None,
+    *,
+    images_per_s: float | None = None,
+    **fields: Unpack[SweepFields],
+) -> dict[str, Any]:
     """What `unseen-ray plan SWEEP.yaml --json` prints: the sizes of a sweep and, given a rate, its hours.
 
     Args:
-        sweep: the sweep.
+        sweep: the sweep, as in `sweep`.
         images_per_s: images per second that one worker trains.
+        fields: the fields of `SweepConfig`, each in place of that of `sweep`.
 
     Raises:
         ConfigError, DataError: as `plan_sweep`; also if the rate is not above 0.
     """
     check_asked(None, {"training": images_per_s})
-    plan = plan_sweep(sweep)
+    plan = plan_sweep(SweepConfig.of(sweep, fields))
     trained, scored = (
         sum(getattr(share, name) for share in plan.shares) for name in ("images_trained", "images_scored")
     )

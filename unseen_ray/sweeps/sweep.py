@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
+from unseen_ray.config.fields.keywords import with_keywords
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.samples.dealing import digest_of_groups
 from unseen_ray.data.related.grouping import with_groups
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
+from unseen_ray.execution.api import ignore
 from unseen_ray.runs.layout import LOCK, is_temporary
 from unseen_ray.runs.manifest import Manifest, read_manifest, write_manifest
 from unseen_ray.runs.manifest_entries import source_entry
 from unseen_ray.runs.run import clear_pixels, now
 from unseen_ray.storage.filesystem import Folder, absolute_path
 from unseen_ray.storage.lock import held
-from unseen_ray.sweeps.config import SweepConfig
+from unseen_ray.sweeps.config import SweepConfig, SweepFields
 from unseen_ray.sweeps.layout import BEST, PAGE, TABLE
 from unseen_ray.sweeps.records import (
     FAILED,
@@ -97,28 +100,33 @@ class SweepResult:
         return f"SweepResult({self.path}: {done} of {len(self.records)} trials finished{best})"
 
 
-def sweep(config: SweepConfig, *, on_end: Callable[[Record], None] | None = None) -> SweepResult:
+@with_keywords(SweepFields)
+def sweep(
+    config: SweepConfig | str | os.PathLike[str] | None = None,
+    *,
+    on_end: Callable[[Record], None] | None = None,
+    **fields: Unpack[SweepFields],
+) -> SweepResult:
     """Try the configurations of a search space, each measured on a holdout of the source; the same call resumes the sweep.
 
     Args:
-        config: the sweep; `out` is required.
+        config: the sweep: a configuration or the path of a YAML file; None if `fields` say it all.
         on_end: called with the record of each trial that has ended.
+        fields: the fields of `SweepConfig`, each in place of that of `config`; `out` is required.
 
     Raises:
         ConfigError, DataError: before any trial starts, if the problem is known by then.
         UnseenError: if the sweep itself failed; the same call resumes it.
     """
+    config = SweepConfig.of(config, fields)
     if config.out is None:
         raise ConfigError("out is missing: name a new folder, or the folder of the sweep to resume.")
-    source = open_source(source_ref(config.run["source"]))
-    info = with_groups(source, config.run.get("group"))
+    info = with_groups(source := open_source(source_ref(config.run["source"])), config.run.get("group"))
     trials, keeping = planned_trials(config, info)
     folder = Folder(absolute_path(config.out))
     created = _check_folder(folder, config, info)
     with held(folder):
-        values = config.to_json()
-        begun = Manifest(created=created, kind="sweep", config=values, asked=values, source=source_entry(info))
-        write_manifest(folder, begun)  # trials on other nodes check that they see this folder
+        write_manifest(folder, _begun(config, info, created))  # trials on other nodes check that they see this folder
         done = [record for record in _records(folder, config, trials, keeping) if is_done(record, config)]
         if done:
             logger.info("reusing the results of %d finished trials", len(done))
@@ -128,10 +136,15 @@ def sweep(config: SweepConfig, *, on_end: Callable[[Record], None] | None = None
             from unseen_ray.sweeps.trial_process import run_trial
             from unseen_ray.sweeps.tune import run_trials
 
-            notify = on_end or (lambda record: None)
-            run_trials(config, trials, keeping, source, run_trial=run_trial, root=folder.root, done=done, on_end=notify)
+            end = on_end or ignore
+            run_trials(config, trials, keeping, source, run_trial=run_trial, root=folder.root, done=done, on_end=end)
             clear_pixels(folder)
         return _conclude(folder, config, trials, keeping, reused=len(done))
+
+
+def _begun(config: SweepConfig, info: SourceInfo, created: str) -> Manifest:
+    values = config.to_json()
+    return Manifest(created=created, kind="sweep", config=values, asked=values, source=source_entry(info))
 
 
 def _check_folder(folder: Folder, config: SweepConfig, info: SourceInfo) -> str:

@@ -1,0 +1,1 @@
+"""The fields of a run as keywords: their types, how they are given, and their description."""
