@@ -42,7 +42,7 @@ def shown_in_training(run: subprocess.Popen[bytes], out: Path, capsys: pytest.Ca
         if (out / "stage-00/votes/00.parquet").exists():
             run.send_signal(signal.SIGSTOP)
             text = answer(capsys, str(out), "--once")
-            if re.search(r"stage 0 fold [12] .*/60 ", text):
+            if re.search(r"stage 0 fold [12]\t.*/60\t", text):
                 return text
             run.send_signal(signal.SIGCONT)
         time.sleep(0.05)
@@ -59,8 +59,8 @@ def test_a_run_is_watched_while_it_trains_is_killed_and_goes_on(
     text = shown_in_training(run, out, capsys)
     assert re.search(r"digits, 300 samples; stage 0 \(1 of 2\), [12] of 3 tasks done, kept 0 so far", text), text
     assert f"held by process {run.pid} on " in text
-    assert re.search(r"stage 0 fold 0 .* done +0\.\d{3} unseen", text), text
-    assert re.search(r"stage 0 fold [12] +\d+/60 +0\.\d{3} +[\d,]+ +\d+\.\d +\d+ s ago", text), text
+    assert re.search(r"stage 0 fold 0\t.*\tdone\t0\.\d{3} unseen", text), text
+    assert re.search(r"stage 0 fold [12]\t\t\d+/60\t0\.\d{3}\t\d+\t\d+\.\d\t\d+ s ago", text), text
     assert re.search(r"tasks done, kept 0 so far; [\d,]+ images/s", " ".join(text.split())), text
     run.kill()
     run.wait()
@@ -113,7 +113,7 @@ def test_a_terminal_gets_a_table(finished: Path) -> None:
             break
     os.close(ours)
     assert run.wait(30) == 0, said
-    assert b"last update" in said and b"stage 0 fold 1" in said and b"finished, kept" in said
+    assert b"epoch" in said and b"stage 0 fold 1" in said and b"finished, kept" in said
 
 
 def test_where_no_run_is_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,9 +6,16 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
 
-__all__ = ["logging_above"]
+__all__ = ["beside_control_c", "logging_above"]
+
+
+def beside_control_c(view: RenderableType, console: Console) -> Constrain:
+    """A live view that leaves room for the `^C` which a terminal echoes: where that wraps, the view would be printed twice."""
+    return Constrain(view, console.width - 3)
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from unseen_ray.cli.tables import Table
 
-__all__ = ["FAILED", "INTERRUPTED", "console_of", "print_json", "print_lines", "print_table"]
+__all__ = ["FAILED", "INTERRUPTED", "print_answer", "print_json", "print_lines"]
 
 INTERRUPTED = 130
 FAILED = 4
@@ -28,13 +28,17 @@ def print_json(values: dict[str, Any]) -> None:
     click.echo(json.dumps(values, indent=1))
 
 
-def print_table(table: Any) -> None:
-    """Print a table of rich."""
-    console_of().print(table)
+def print_answer(*parts: list[str] | Table) -> None:
+    """Print sentences and tables, with a blank line between them; a pipe or file gets tables as tab-separated values."""
+    filled = [part for part in parts if (part if isinstance(part, list) else part.rows)]
+    for place, part in enumerate(filled):
+        if place:
+            click.echo()
+        if isinstance(part, list):
+            print_lines(part)
+        elif sys.stdout.isatty():
+            from rich.console import Console
 
-
-def console_of() -> Console:
-    """stdout for rich; a pipe or file has a fixed width, since rich would assume 80 columns and cut cells."""
-    from rich.console import Console
-
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
+            Console(highlight=False).print(part, soft_wrap=True)
+        else:
+            print_lines(part.tsv())

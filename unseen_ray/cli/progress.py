@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
-from unseen_ray.cli.live_log import logging_above
+from unseen_ray.cli.live_log import beside_control_c, logging_above
+from unseen_ray.cli.tables import Cell, Column, Table
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import EvalResult, Progress
 
@@ -25,6 +25,16 @@ __all__ = ["LineProgress", "TableProgress", "run_progress"]
 _LINE_EVERY_S = 10.0
 # A live table that is taller than the terminal is cut at its lower end, where the active tasks are.
 _SHOWN = 24
+_COLUMNS = (
+    Column("task", left=True),
+    Column("node", 4, left=True),
+    Column("device", 3, left=True),
+    Column("epoch"),
+    Column("loss", 2, ".4f"),
+    Column("accuracy", 0, ".3f"),
+    Column("images/s", 1, ",.0f"),
+    Column("time"),
+)
 
 
 @dataclass(slots=True)
@@ -65,17 +75,13 @@ class TableProgress:
             name = event.task
             row = self.rows.setdefault(name, _Row(_started(event)))
             row.result = event
-        self.live.update(self.table())
+        self.live.update(beside_control_c(self.table(), self.live.console))
 
     def table(self) -> Table:
         """The table of the latest tasks."""
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for title in ("task", "node", "device"):
-            table.add_column(title)
-        for title in ("epoch", "loss", "accuracy", "images/s", "time"):
-            table.add_column(title, justify="right")
+        table = Table(_COLUMNS)
         for name, row in list(self.rows.items())[-_SHOWN:]:
-            table.add_row(name, row.last.node, row.last.device, *_cells(row), style="dim" if row.result else "")
+            table.add(name, row.last.node, row.last.device, *_cells(row), finished=row.result is not None)
         return table
 
 
@@ -113,25 +119,20 @@ def run_progress(console: Console) -> Iterator[Observer]:
         yield TableProgress(live)
 
 
-def _cells(row: _Row) -> tuple[str, ...]:
+def _cells(row: _Row) -> tuple[Cell, ...]:
     last = row.last
     if isinstance(row.result, Receipt):
         said = "done before" if row.result.reused else "done"
-        return said, "", f"{row.result.accuracy:.3f} unseen", "", f"{row.result.seconds:.1f} s"
+        return said, None, f"{row.result.accuracy:.3f} unseen", None, f"{row.result.seconds:.1f} s"
     if isinstance(row.result, EvalResult):
-        return "done", "", f"{row.result.accuracy:.3f} test", "", f"{row.result.seconds:.1f} s"
+        return "done", None, f"{row.result.accuracy:.3f} test", None, f"{row.result.seconds:.1f} s"
     if last.doing == "score":
-        return f"scoring {last.done:,}/{last.total:,}", "", "", "", ""
+        return f"scoring {last.done:,}/{last.total:,}", None, None, None, None
     if not last.done:
-        return "started", "", "", "", ""
+        return "started", None, None, None, None
     eta = row.eta_s()
-    return (
-        f"{last.done}/{last.total}",
-        f"{last.loss:.4f}",
-        f"{last.accuracy:.3f}",
-        f"{last.images_per_s:,.0f}",
-        "" if math.isnan(eta) else f"{eta:.0f} s left",
-    )
+    left = None if math.isnan(eta) else f"{eta:.0f} s left"
+    return f"{last.done}/{last.total}", last.loss, last.accuracy, last.images_per_s, left
 
 
 def _sentence(row: _Row) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields, with_place
-from unseen_ray.cli.output import print_json, print_lines
+from unseen_ray.cli.output import print_answer, print_json
 from unseen_ray.cli.signals import interruption
 from unseen_ray.cli.summary.text import several
 from unseen_ray.errors import ConfigError
@@ -17,6 +17,7 @@ from unseen_ray.storage.filesystem import is_uri
 from unseen_ray.storage.path_validation import path_problem
 
 if TYPE_CHECKING:
+    from unseen_ray.cli.tables import Table
     from unseen_ray.data.related.copies import Copies
 
 __all__ = ["copies"]
@@ -72,7 +73,7 @@ def copies(place: str | None, to: str | None, near: float | None, as_json: bool,
             found.save(to)
         except OSError as error:
             raise ConfigError(f"--to {to} cannot be written: {error}.") from None
-    return print_json(_values(found, near, to)) if as_json else print_lines(_lines(found, near, to))
+    return print_json(_values(found, near, to)) if as_json else print_answer(*_parts(found, near, to))
 
 
 def _values(found: Copies, near: float | None, to: str | None) -> dict[str, Any]:
@@ -89,7 +90,10 @@ def _values(found: Copies, near: float | None, to: str | None) -> dict[str, Any]
     }
 
 
-def _lines(found: Copies, near: float | None, to: str | None) -> list[str]:
+def _parts(found: Copies, near: float | None, to: str | None) -> tuple[list[str], Table, list[str]]:
+    """The lines above the table, the first copies, and the lines below."""
+    from unseen_ray.cli.tables import Column, Table
+
     count, largest = len(found.copy_ids), int(found.sizes_G.max(initial=0))
     lines = [f"{count:,} of {several(len(found.groups_R), 'sample')} are copies of earlier ones."]
     if count:
@@ -103,15 +107,18 @@ def _lines(found: Copies, near: float | None, to: str | None) -> list[str]:
         doubt = "check which is right, or whether they only look alike" if near else "check which is right"
         lines.append(f"With another label than the first: {len(wrong):,} ({doubt}).")
     shown = wrong if len(wrong) else found.copy_ids
-    lines += [f"  {first}  {copy}" for first, copy in found.pairs(shown[:_SHOWN])]
+    table = Table([Column("first", left=True), Column("copy", left=True)])
+    for pair in found.pairs(shown[:_SHOWN]):
+        table.add(*pair)
+    rest = []
     if len(shown) > _SHOWN or len(shown) < count:
-        lines.append(f"  and {count - min(len(shown), _SHOWN):,} more; --json names all")
+        rest.append(f"and {count - min(len(shown), _SHOWN):,} more; --json names all")
     if len(found.unreadable_ids):
         some = ", ".join(found.keys(found.unreadable_ids[:_SHOWN].tolist()))
-        lines.append(f"{several(len(found.unreadable_ids), 'sample')} cannot be decoded and counted as unique: {some}.")
+        rest.append(f"{several(len(found.unreadable_ids), 'sample')} cannot be decoded and counted as unique: {some}.")
     if to is not None and count:
         place = shlex.quote(to)
-        lines.append(
+        rest.append(
             f"Keep copies in one fold: prune --group {place}. Use only one of each: --group {place} --group.drop true."
         )
-    return lines
+    return lines, table, rest

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields
-from unseen_ray.cli.output import print_json, print_lines, print_table
+from unseen_ray.cli.output import print_answer, print_json
 from unseen_ray.cli.signals import interruption
 from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS
 
@@ -87,7 +87,4 @@ def evaluate(
     if as_json:
         return print_json(evaluation.to_json())
     first, *rest = summary.evaluation_lines(evaluation, until)
-    print_lines([first])
-    print_table(summary.evaluation_table(evaluation))
-    print_lines(rest)
-    return None
+    return print_answer([first], summary.evaluation_table(evaluation), rest)

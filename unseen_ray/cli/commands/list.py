@@ -8,7 +8,7 @@ from types import ModuleType
 import click
 
 from unseen_ray.cli.flags import FieldCommand
-from unseen_ray.cli.output import print_lines
+from unseen_ray.cli.output import print_answer
 
 __all__ = ["entries", "list_names"]
 
@@ -17,9 +17,12 @@ __all__ = ["entries", "list_names"]
 @click.argument("what", type=click.Choice(["scores", "policies", "guards", "sources", "models", "recipes"]))
 def list_names(what: str) -> None:
     """List the built-in names that a field takes, with a line on each."""
-    rows = entries(what)
-    width = max(len(name) for name, _ in rows)
-    print_lines([f"{name:<{width}}  {line}" for name, line in rows])
+    from unseen_ray.cli.tables import Column, Table
+
+    table = Table([Column("name", left=True), Column("what it is", left=True, prose=True)])
+    for row in entries(what):
+        table.add(*row)
+    print_answer(table)
 
 
 def entries(what: str) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import click
 
 from unseen_ray.cli.commands.sweep import is_sweep, sweep_fields
 from unseen_ray.cli.flags import Command, FieldCommand, field_options, merged_fields
-from unseen_ray.cli.output import print_json, print_lines, print_table
+from unseen_ray.cli.output import print_answer, print_json
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.errors import ConfigError
 
@@ -64,13 +64,13 @@ def plan(run_yaml: str | None, as_json: bool, **flags: Any) -> None:
     values = ur.plan_values(asked, **asked_of)
     if as_json:
         return print_json(values)
-    print_lines(summary.plan_lines(values, asked, chosen=asked.model is None and asked.fit is None))
-    print_table(summary.plan_table(values))
-    print_lines(of_cluster.cluster_lines(values))
-    if values["cluster"] is not None:
-        print_table(of_cluster.cluster_table(values))
-    if values["needs"]:
-        print_table(of_cluster.needs_table(values))
+    print_answer(
+        summary.plan_lines(values, asked, chosen=asked.model is None and asked.fit is None),
+        summary.plan_table(values),
+        of_cluster.cluster_lines(values),
+        of_cluster.cluster_table(values) if values["cluster"] is not None else [],
+        of_cluster.needs_table(values),
+    )
     # To the log, since stdout carries the answer.
     for warning in values["warnings"]:
         logging.getLogger(__name__).warning("%s", warning)
@@ -90,6 +90,4 @@ def _plan_sweep(path: str, flags: Mapping[str, str | None], asked: Mapping[str, 
     values = ur.sweep_plan_values(config, images_per_s=asked["images_per_s"])
     if as_json:
         return print_json(values)
-    print_lines(summary.sweep_plan_lines(values))
-    print_table(summary.sweep_plan_table(values))
-    return None
+    return print_answer(summary.sweep_plan_lines(values), summary.sweep_plan_table(values))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields
-from unseen_ray.cli.output import print_json, print_lines, print_table
+from unseen_ray.cli.output import print_answer, print_json
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.errors import ConfigError
 
@@ -37,7 +37,4 @@ def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
     if as_json:
         return print_json(values)
     first, *rest = summary.prune_lines(values)
-    print_lines([first])
-    print_table(summary.class_table(values))
-    print_lines(rest)
-    return None
+    return print_answer([first], summary.class_table(values), rest)

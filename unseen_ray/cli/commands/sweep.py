@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from unseen_ray.cli.flags import FieldCommand, field_options, with_flags
-from unseen_ray.cli.output import FAILED, print_json, print_lines, print_table
+from unseen_ray.cli.output import FAILED, print_answer, print_json
 from unseen_ray.cli.signals import interruption
 from unseen_ray.config.run import PruneConfig, load_yaml
 
@@ -67,10 +67,7 @@ def sweep(
         print_json(summary.sweep_values(result))
     else:
         first, *rest = summary.sweep_lines(result)
-        print_lines([first])
-        print_table(summary.trials_table(result))
-        print_table(summary.trainings_table(result))
-        print_lines(rest)
+        print_answer([first], summary.trials_table(result), summary.trainings_table(result), rest)
     # No trial has finished: a script must not go on to best.yaml.
     if result.best is None:
         sys.exit(FAILED)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from unseen_ray.cli.flags import FieldCommand
-from unseen_ray.cli.output import console_of
+from unseen_ray.cli.output import print_answer
 
 __all__ = ["watch"]
 
@@ -20,19 +22,19 @@ def watch(run_dir: str, once: bool) -> None:
     unseen-ray watch /shared/runs/mine
     unseen-ray watch s3://bucket/runs/mine --once
     """
+    from rich.console import Console
+
     from unseen_ray.cli.summary import watch as summary
     from unseen_ray.runs.status import Watcher
     from unseen_ray.storage.filesystem import Folder
 
-    console = console_of()
     watcher = Watcher(Folder(run_dir))
     if once:
-        console.print(summary.view_of(watcher.look()))
-        return
+        status = watcher.look()
+        return print_answer(summary.sentences(status), summary.task_table(status))
     if not watcher.has_begun():
         click.echo(f"no run has started in {run_dir} yet; waiting for one (Ctrl-C to stop)", err=True)
         summary.wait_for(watcher)
-    if console.is_terminal:
-        summary.show_live(watcher, console)
-    else:
-        summary.print_changes(watcher, click.echo)
+    if sys.stdout.isatty():
+        return summary.show_live(watcher, Console(highlight=False))
+    return summary.print_changes(watcher, click.echo)

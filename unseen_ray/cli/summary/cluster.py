@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
-
-from unseen_ray.cli.summary.text import bare_table, bytes_text, hours_text
+from unseen_ray.cli.summary.text import bytes_text, hours_text
+from unseen_ray.cli.tables import Column, Table
 
 __all__ = ["cluster_lines", "cluster_table", "needs_table"]
 
@@ -33,6 +32,18 @@ _NAMES = {
     "out_read": "reads from out",
 }
 
+_STAGE_COLUMNS = (
+    Column("stage", left=True),
+    Column("trainings", 1),
+    Column("workers each", 4),
+    Column("waves", 3),
+    Column("idle in the last", 5),
+    Column("wall"),
+    Column("worker time", 1),
+    Column("used", 2, ".0%"),
+    Column("bottleneck", 2, left=True),
+)
+
 
 def cluster_lines(values: dict[str, Any]) -> list[str]:
     """The assumed rates, and how long the whole cluster takes."""
@@ -57,31 +68,28 @@ def cluster_lines(values: dict[str, Any]) -> list[str]:
 def cluster_table(values: dict[str, Any]) -> Table:
     """Waves, idle workers and hours of each stage, the longest one marked."""
     cluster = values["cluster"]
-    table = bare_table(
-        "stage", "trainings", "workers each", "waves", "idle in the last", "wall", "worker time", "used", ""
-    )
+    table = Table(_STAGE_COLUMNS)
     for stage in cluster["stages"]:
         known = stage["wall_hours"] is not None
-        table.add_row(
-            str(stage["stage"]),
-            str(stage["models"]),
-            str(stage["workers_each"]),
-            str(stage["waves"]),
+        table.add(
+            stage["stage"],
+            stage["models"],
+            stage["workers_each"],
+            stage["waves"],
             f"{stage['idle']} of {cluster['workers']}",
-            hours_text(stage["wall_hours"]) if known else "",
-            hours_text(stage["worker_hours"]) if known else "",
-            f"{stage['utilisation']:.0%}" if known else "",
-            "<- the bottleneck" if stage["stage"] == cluster["bottleneck"] and len(cluster["stages"]) > 1 else "",
+            hours_text(stage["wall_hours"]) if known else None,
+            hours_text(stage["worker_hours"]) if known else None,
+            stage["utilisation"] if known else None,
+            "the longest" if stage["stage"] == cluster["bottleneck"] and len(cluster["stages"]) > 1 else None,
         )
     return table
 
 
 def needs_table(values: dict[str, Any]) -> Table:
     """Each resource, and how it was computed."""
-    table = bare_table("what", "", "how")
-    table.columns[2].justify = "left"
+    table = Table([Column("what", left=True), Column("amount"), Column("how", left=True, prose=True)])
     for need in values["needs"]:
-        table.add_row(_NAMES[need["name"]], _value_text(need["value"], need["unit"]), need["how"])
+        table.add(_NAMES[need["name"]], _value_text(need["value"], need["unit"]), need["how"])
     return table
 
 

@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
-from unseen_ray.cli.summary.text import bare_table, several
+from unseen_ray.cli.summary.text import several
+from unseen_ray.cli.tables import Cell, Column, Table
 from unseen_ray.config.named_recipes import recipe_name
 from unseen_ray.evaluation.precision import MOST_SEEDS
 
@@ -19,34 +18,44 @@ __all__ = ["evaluation_lines", "evaluation_table"]
 
 _POINTS = 0.5  # half-width that the effects of pruning ask for: published ones at keep 0.7 are about as large
 
+_COLUMNS = (
+    Column("trained on", left=True),
+    Column("samples", 1, ","),
+    Column("accuracy", form=".4f"),
+    Column("std", 1, ".4f"),
+    Column("trainings", 2),
+    Column("lead of coreset"),
+    Column("worst class", 5, ".4f"),
+    Column("class std", 6, ".4f"),
+    Column("seconds each", 4, ",.1f"),
+    Column("seconds to choose", 3, ",.1f"),
+    Column("on", 7, left=True),
+)
+
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Accuracy of each arm, the coreset's lead over it, the spread of its class accuracies, and its cost; budget by budget."""
-    columns = (
-        "trained on", "samples", "accuracy", "std", "trainings", "lead of coreset", "worst class", "class std",
-        "seconds each", "seconds to choose", "on",
-    )  # fmt: skip
-    table = bare_table(*(("budget", *columns) if evaluation.others else columns))
+    table = Table([Column("budget", left=True), *_COLUMNS] if evaluation.others else _COLUMNS)
     for budget, each in evaluation.by_budget.items():
-        for place, row in enumerate(_rows(each)):
-            table.add_row(*([budget if place == 0 else ""] if evaluation.others else []), *row)
+        for row in _rows(each):
+            table.add(*([budget] if evaluation.others else []), *row)
     return table
 
 
-def _rows(evaluation: Evaluation) -> Iterator[tuple[str, ...]]:
+def _rows(evaluation: Evaluation) -> Iterator[tuple[Cell, ...]]:
     leads = {difference.baseline: difference for difference in evaluation.differences}
     for arm in evaluation.arms:
         yield (
             arm.name,
-            f"{arm.samples:,}",
-            f"{arm.mean:.4f}",
-            "" if math.isnan(arm.std) else f"{arm.std:.4f}",
-            str(len(arm.accuracies)),
-            _lead(leads[arm.name]) if arm.name in leads else "",
-            f"{arm.worst_class:.4f}",
-            f"{arm.class_spread:.4f}",
-            f"{arm.seconds_each:.1f}",
-            "unknown" if arm.choosing_s is None else f"{arm.choosing_s:.1f}",
+            arm.samples,
+            arm.mean,
+            arm.std,
+            len(arm.accuracies),
+            _lead(leads[arm.name]) if arm.name in leads else None,
+            arm.worst_class,
+            arm.class_spread,
+            arm.seconds_each,
+            "unknown" if arm.choosing_s is None else arm.choosing_s,
             ", ".join(arm.devices),
         )
 

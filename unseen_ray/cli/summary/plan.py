@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rich.table import Table
-
-from unseen_ray.cli.summary.text import bare_table, bytes_text, hours_text, several
+from unseen_ray.cli.summary.text import bytes_text, hours_text, several
+from unseen_ray.cli.tables import Column, Table
 from unseen_ray.config.named_recipes import recipe_name
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.plugins import name_of, plug_of
@@ -150,15 +149,25 @@ def _time_lines(values: dict[str, Any]) -> list[str]:
 
 def plan_table(values: dict[str, Any]) -> Table:
     """The trainings of each stage."""
-    table = bare_table("stage", "kept", "added", "models", "train on", "steps x batch", "score")
+    table = Table(
+        [
+            Column("stage", left=True),
+            Column("kept", form=","),
+            Column("added", 3, ","),
+            Column("models"),
+            Column("train on", 1, ","),
+            Column("steps x batch", 2),
+            Column("score", 1),
+        ]
+    )
     for stage in values["stages"]:
         for task in stage["tasks"]:
-            table.add_row(
-                str(stage["stage"]),
-                f"{stage['target']:,}",
-                f"{stage['added']:,}",
-                f"{task['models']} in trials" if "trials" in task else str(task["models"]),
-                f"{task['train_on']:,}",
+            table.add(
+                stage["stage"],
+                stage["target"],
+                stage["added"],
+                f"{task['models']} in trials" if "trials" in task else task["models"],
+                task["train_on"],
                 f"{task['steps']:,} x {task['batch_size']}" if task["steps"] else "your own",
                 f"{task['score']:,}" + (f" x {task['scoring_passes']}" if task["scoring_passes"] > 1 else ""),
             )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
-from unseen_ray.cli.summary.text import bare_table, several
+from unseen_ray.cli.summary.text import several
+from unseen_ray.cli.tables import Column, Table
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.config.scoring import scored_by
 from unseen_ray.pruning.suspects import suspects_kept
@@ -94,33 +93,33 @@ def prune_lines(values: dict[str, Any]) -> list[str]:
 
 def stage_table(values: dict[str, Any]) -> Table:
     """Sizes, accuracy and seconds of each stage."""
-    measured = "accuracy on unseen samples" if values["mode"] == "unseen" else "accuracy on fitted samples"
-    table = bare_table("stage", "kept", "added", "scored by", measured, "seconds")
+    measured = "unseen" if values["mode"] == "unseen" else "training"
+    table = Table(
+        [
+            Column("stage", left=True),
+            Column("kept", form=","),
+            Column("added", 2, ","),
+            Column("models that score a sample", 3, ".3g"),
+            Column(f"accuracy on {measured} samples", 1, ".4f"),
+            Column("seconds", 2, ",.1f"),
+        ]
+    )
     for stage in values["stages"]:
+        # A mean: where not every fold has a model, more models score some candidates than others.
         votes = stage["scored"] / stage["candidates"] if stage["candidates"] else 0
-        # A mean: where not every fold has a model, some candidates have more votes than others.
-        voters = several(int(votes), "vote") if votes == int(votes) else f"{votes:.1f} votes"
-        table.add_row(
-            str(stage["index"]),
-            f"{stage['target']:,}",
-            f"{stage['added']:,}",
-            f"{voters} each",
-            f"{stage['accuracy']:.4f}",
-            f"{stage['seconds']:.1f}",
-        )
+        table.add(stage["index"], stage["target"], stage["added"], votes, stage["accuracy"], stage["seconds"])
     return table
 
 
 def class_table(values: dict[str, Any]) -> Table:
-    """What was kept of each class; with many classes, of those with the largest and the smallest share."""
-    rows = sorted(values["classes"], key=lambda row: row["kept"] / row["samples"], reverse=True)
-    table = bare_table("class", "samples", "kept", "share")
-    cut = len(rows) > _CLASSES_SHOWN
-    half = _CLASSES_SHOWN // 2
-    for row in [*rows[:half], *rows[-half:]] if cut else rows:
-        if cut and row is rows[-half]:
-            table.add_row(f"... {len(rows) - 2 * half} more", "", "", "")
-        table.add_row(
-            Text(row["class"]), f"{row['samples']:,}", f"{row['kept']:,}", f"{row['kept'] / row['samples']:.1%}"
-        )
+    """What was kept of each class; with many classes, a terminal shows those with the largest and the smallest share."""
+    columns = [
+        Column("class", left=True),
+        Column("samples", 1, ","),
+        Column("kept", form=","),
+        Column("share", 2, ".1%"),
+    ]
+    table = Table(columns, ends=_CLASSES_SHOWN)
+    for row in sorted(values["classes"], key=lambda row: row["kept"] / row["samples"], reverse=True):
+        table.add(row["class"], row["samples"], row["kept"], row["kept"] / row["samples"])
     return table

@@ -6,9 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from unseen_ray.cli.summary.text import bare_table, several
+from unseen_ray.cli.summary.text import several
+from unseen_ray.cli.tables import Column, Table
 from unseen_ray.plugins import jsonable
 from unseen_ray.storage.checked_json import without_nan
 from unseen_ray.sweeps.layout import BEST, PAGE, TABLE
@@ -56,11 +55,17 @@ def sweep_plan_lines(values: dict[str, Any]) -> list[str]:
 
 def sweep_plan_table(values: dict[str, Any]) -> Table:
     """Trainings by kind."""
-    table = bare_table("trainings", "requested", "to do, at most", "images trained", "images scored")
+    table = Table(
+        [
+            Column("trainings", left=True),
+            Column("requested", 1, ","),
+            Column("to do, at most", 0, ","),
+            Column("images trained", 0, ","),
+            Column("images scored", 2, ","),
+        ]
+    )
     for row in values["shares"]:
-        table.add_row(
-            row["kind"], *(f"{row[name]:,}" for name in ("asked", "needed", "images_trained", "images_scored"))
-        )
+        table.add(row["kind"], *(row[name] for name in ("asked", "needed", "images_trained", "images_scored")))
     return table
 
 
@@ -144,19 +149,29 @@ def trials_table(result: SweepResult) -> Table:
     )
     baselines = list(dict.fromkeys(name for record in done for name in record.baselines))
     unit = "GPU-seconds" if any(record.gpu_seconds for record in done) else "seconds"
-    table = bare_table(*knobs, "accuracy", *baselines, f"{unit} to choose", "trial")
+    table = Table(
+        [
+            *(Column(knob, left=True) for knob in knobs),
+            Column("accuracy", 0, ".4f"),
+            Column("std", 1, ".4f"),
+            *(Column(name, 4, ".4f") for name in baselines),
+            Column(f"{unit} to choose", 3, ",.0f"),
+            Column("trial", 2, left=True),
+        ]
+    )
     for record in done[:_SHOWN]:
-        beside = [f"{sum(record.baselines[name]) / len(record.baselines[name]):.4f}" for name in baselines]
+        beside = [sum(record.baselines[name]) / len(record.baselines[name]) for name in baselines]
         values = [str(jsonable(record.knobs.get(knob))) for knob in knobs]
-        table.add_row(*values, f"{record.accuracy:.4f}", *beside, f"{record.cost:,.0f}", record.name)
+        table.add(*values, record.accuracy, record.std, *beside, record.cost, record.name)
     return table
 
 
 def trainings_table(result: SweepResult) -> Table:
     """Trainings by kind: requested by the trials, done, and reused."""
-    table = bare_table("trainings", "requested", "done", "reused")
+    columns = [Column("trainings", left=True), *(Column(name, form=",") for name in ("requested", "done", "reused"))]
+    table = Table(columns)
     for row in result.trainings:
-        table.add_row(row.kind, f"{row.asked:,}", f"{row.needed:,}", f"{row.asked - row.needed:,}")
+        table.add(row.kind, row.asked, row.needed, row.asked - row.needed)
     return table
 
 

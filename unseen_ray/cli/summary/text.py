@@ -1,18 +1,8 @@
-"""Parts of tables and sentences that all commands share."""
+"""Parts of sentences that all commands share."""
 
 from __future__ import annotations
 
-from rich.table import Table
-
-__all__ = ["bare_table", "bytes_text", "hours_text", "several"]
-
-
-def bare_table(*titles: str) -> Table:
-    """A table without borders; all columns but the first are right-aligned."""
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
-    for place, title in enumerate(titles):
-        table.add_column(title, justify="left" if place == 0 else "right")
-    return table
+__all__ = ["bytes_text", "hours_text", "several"]
 
 
 def several(count: int, what: str) -> str:

@@ -8,34 +8,46 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
+
+from unseen_ray.cli.live_log import beside_control_c
+from unseen_ray.cli.tables import Cell, Column, Table
 
 if TYPE_CHECKING:
     from unseen_ray.runs.status import RunStatus, TaskStatus, Watcher
 
-__all__ = ["headline", "print_changes", "show_live", "view_of", "wait_for"]
+__all__ = ["headline", "print_changes", "sentences", "show_live", "task_table", "wait_for"]
 
 _PAUSE_S = 2.0
 _LINE_EVERY_S = 10.0
 _SHOWN = 24
 # A driver renews its lock far more often than this.
 _SILENT_S = 60.0
+_COLUMNS = (
+    Column("task", left=True),
+    Column("node", 3, left=True),
+    Column("epoch"),
+    Column("accuracy", 0, ".3f"),
+    Column("images/s", 2, ",.0f"),
+    Column("seconds", 2, ",.1f"),
+    Column("last update", 1),
+)
 
 
-def view_of(status: RunStatus) -> Group:
-    """The state of a run: a few sentences, and a row per task."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("task", "node"):
-        table.add_column(title)
-    for title in ("epoch", "accuracy", "images/s", "seconds", "last update"):
-        table.add_column(title, justify="right")
+def sentences(status: RunStatus) -> list[str]:
+    """The state of a run in sentences."""
+    return [line for line in (headline(status), driver(status), cost(status)) if line]
+
+
+def task_table(status: RunStatus) -> Table:
+    """A row for each of the latest tasks."""
+    table = Table(_COLUMNS)
     for task in status.tasks[-_SHOWN:]:
-        table.add_row(task.name, task.node, *_cells(task), style="dim" if task.done else "")
-    lines = [headline(status), driver(status), cost(status)]
-    return Group(*(Text(line) for line in lines if line), *([table] if status.tasks else []))
+        table.add(task.name, task.node, *_cells(task), finished=task.done)
+    return table
 
 
 def wait_for(watcher: Watcher) -> None:
@@ -47,11 +59,18 @@ def wait_for(watcher: Watcher) -> None:
 def show_live(watcher: Watcher, console: Console) -> None:
     """Keep a table up to date until the run has finished."""
     status = watcher.look()
-    with Live(view_of(status), console=console, refresh_per_second=2) as live:
+    with Live(_view(status, console), console=console, refresh_per_second=2) as live:
         while not status.finished:
             time.sleep(_PAUSE_S)
             status = watcher.look()
-            live.update(view_of(status))
+            live.update(_view(status, console))
+
+
+def _view(status: RunStatus, console: Console) -> Constrain:
+    parts: list[RenderableType] = [Text(line) for line in sentences(status)]
+    if status.tasks:
+        parts.append(task_table(status))
+    return beside_control_c(Group(*parts), console)
 
 
 def print_changes(watcher: Watcher, write: Callable[[str], None]) -> None:
@@ -142,14 +161,8 @@ class _Changes:
         return True
 
 
-def _cells(task: TaskStatus) -> tuple[str, ...]:
+def _cells(task: TaskStatus) -> tuple[Cell, ...]:
     if task.done:
-        return "done", f"{task.accuracy:.3f} unseen", "", f"{task.seconds:.1f}", ""
-    age = "" if math.isnan(task.age_s) else f"{task.age_s:.0f} s ago"
-    return (
-        f"{task.epoch}/{task.epochs}",
-        f"{task.accuracy:.3f}",
-        f"{task.images_per_s:,.0f}",
-        f"{task.seconds:.1f}",
-        age,
-    )
+        return "done", f"{task.accuracy:.3f} unseen", None, task.seconds, None
+    age = None if math.isnan(task.age_s) else f"{task.age_s:.0f} s ago"
+    return f"{task.epoch}/{task.epochs}", task.accuracy, task.images_per_s, task.seconds, age
