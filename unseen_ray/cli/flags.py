@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args
 
 import click
 from pydantic.fields import FieldInfo
 
+from unseen_ray.config.fields.listing import HELP_GROUPS, HelpEntry, help_entry
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.config.run import PruneConfig, load_yaml
 from unseen_ray.errors import ConfigError
 
-__all__ = ["FieldCommand", "field_options", "given_flags", "merged_fields", "normalised", "with_flags", "with_place"]
+__all__ = [
+    "FieldCommand",
+    "FieldOption",
+    "field_options",
+    "given_flags",
+    "merged_fields",
+    "normalised",
+    "with_flags",
+    "with_place",
+]
 
 # Fields whose value may be a mapping, so that `--score.skip 0.1` sets an option of the score.
 _NESTED = ("source", "test", "schedule", "score", "policy", "guard", "model", "scoring", "fit", "log_to", "group")
 # Read as text: YAML would turn a folder named 2026 into a number, and one named `on` into a boolean.
 _TEXT = ("source", "test", "out", "reuse", "address", "pixel_folder")
 _NESTED_VALUES = "unseen_ray.nested"
+_ALL = "unseen_ray.help_all"
+_WORDS: Mapping[Any, str] = {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT"}
+_MANY = 12  # a command with fewer fields lists them in one go
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class FieldCommand(click.Command):
-    """A command whose flags are fields: `-` and `_` are equal, and fields of a mapping are dotted."""
+    """A command whose flags are fields: `-` and `_` are equal, and fields of a mapping are dotted.
+
+    A command with many fields lists them in groups, and those that are rarely used under `--help-all` alone.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take out dotted flags such as `--source.limit`, then parse the rest."""
@@ -31,6 +48,64 @@ class FieldCommand(click.Command):
         plain, nested = _split_nested(normalised(args), fields & set(_NESTED))
         ctx.meta[_NESTED_VALUES] = nested
         return super().parse_args(ctx, plain)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The parameters, with `--help-all` if there are many fields."""
+        params = super().get_params(ctx)
+        return [*params[:-1], _HELP_ALL, params[-1]] if self._has_many_fields() else params
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options group by group."""
+        if not self._has_many_fields():
+            return super().format_options(ctx, formatter)
+        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in (*HELP_GROUPS.values(), "Options")}
+        for parameter in self.get_params(ctx):
+            listing = parameter.listing if isinstance(parameter, FieldOption) else None
+            record = parameter.get_help_record(ctx)
+            # The usage line names the arguments.
+            if isinstance(parameter, click.Argument):
+                continue
+            if record is not None and (listing is None or not listing.rare or ctx.meta.get(_ALL)):
+                sections[HELP_GROUPS[listing.group] if listing else "Options"].append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+        return None
+
+    def _has_many_fields(self) -> bool:
+        return sum(isinstance(parameter, FieldOption) for parameter in self.params) > _MANY
+
+
+class FieldOption(click.Option):
+    """The flag of a field."""
+
+    def __init__(self, *args: Any, listing: HelpEntry, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.listing = listing
+
+
+class _HelpAllOption(click.Option):
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        # Parsed with an underscore, as every flag is.
+        return "--help-all", str(self.help)
+
+
+def _show_all(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked:
+        ctx.meta[_ALL] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
+
+
+_HELP_ALL = _HelpAllOption(
+    ["--help_all"],
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_all,
+    help="list every option, also those rarely used",
+)
 
 
 def field_options(*, only: Iterable[str] | None = None, inherited: bool = False) -> Callable[[Command], Command]:
@@ -52,6 +127,8 @@ def field_options(*, only: Iterable[str] | None = None, inherited: bool = False)
                 f"--{prefix}{name}",
                 # Python names cannot hold a dot.
                 f"{prefix}{name}".replace(".", "__"),
+                cls=FieldOption,
+                listing=help_entry(field),
                 metavar=_metavar(field),
                 help=_help(field, inherited=inherited),
                 default=None,
@@ -150,10 +227,14 @@ def _value(text: str, *, plain: bool = False) -> Any:
 
 
 def _metavar(field: FieldInfo) -> str:
-    kind = str(field.annotation).replace("<class '", "").replace("'>", "")
-    if "Literal" in kind:
-        return "|".join(part.strip(" '") for part in kind[kind.index("[") + 1 : kind.index("]")].split(","))
-    return {"bool": "true|false", "int": "INT", "float": "NUMBER"}.get(kind.split(" |")[0], "VALUE")
+    """The word that stands for a field's value: the one that it names, else by its type."""
+    if word := help_entry(field).metavar:
+        return word
+    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
+    if all(isinstance(kind, type) for kind in kinds):
+        return _WORDS[kinds[0]]
+    names = [name for kind in kinds for name in get_args(kind) or (kind,)]
+    return "|".join(map(str, names))
 
 
 def _help(field: FieldInfo, *, inherited: bool) -> str:

@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from unseen_ray.config.crops import CropSizes, crops_of
 from unseen_ray.config.fields.describe import described
+from unseen_ray.config.fields.listing import listed
 from unseen_ray.storage.path_validation import given_path
 
 __all__ = ["Augment", "Precision", "Recipe", "refuse_boolean"]
@@ -52,66 +53,144 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    use: str = Field("quick", description="the named recipe that the other fields change")
-    epochs: int | None = Field(15, ge=1, description="passes over the training samples; or set steps")
-    steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
-    min_steps: int = Field(
-        300, ge=0, description="minimum number of steps: a small training set gets more epochs to reach it"
+    use: str = Field(
+        "quick",
+        description="the named recipe that the other fields change",
+        json_schema_extra=listed("training", "NAME", rare=True),
     )
-    batch_size: int = Field(64, ge=2, description="samples per step; at most the size of the training set")
-    optimizer: Optimizer = Field("sgd", description="sgd with Nesterov momentum, or adamw")
-    lr: float = Field(0.1, gt=0, description="peak learning rate, not scaled by the batch size")
+    epochs: int | None = Field(
+        15, ge=1, description="passes over the training samples; or set steps", json_schema_extra=listed("training")
+    )
+    steps: int | None = Field(
+        None, ge=1, description="optimiser steps, instead of epochs", json_schema_extra=listed("training")
+    )
+    min_steps: int = Field(
+        300,
+        ge=0,
+        description="minimum number of steps: a small training set gets more epochs to reach it",
+        json_schema_extra=listed("training"),
+    )
+    batch_size: int = Field(
+        64,
+        ge=2,
+        description="samples per step; at most the size of the training set",
+        json_schema_extra=listed("training"),
+    )
+    optimizer: Optimizer = Field(
+        "sgd", description="sgd with Nesterov momentum, or adamw", json_schema_extra=listed("training")
+    )
+    lr: float = Field(
+        0.1, gt=0, description="peak learning rate, not scaled by the batch size", json_schema_extra=listed("training")
+    )
     layer_decay: float = Field(
         1.0,
         gt=0,
         le=1,
         description="learning rate of a layer as a share of that of the layer above it; the last one has lr",
+        json_schema_extra=listed("training", rare=True),
     )
-    min_lr: float = Field(0.0, ge=0, description="final learning rate")
-    decay: Decay = Field("cosine", description="from lr to min_lr after the warm-up; linear makes a one-cycle triangle")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD, or the first beta of AdamW")
+    min_lr: float = Field(0.0, ge=0, description="final learning rate", json_schema_extra=listed("training", rare=True))
+    decay: Decay = Field(
+        "cosine",
+        description="from lr to min_lr after the warm-up; linear makes a one-cycle triangle",
+        json_schema_extra=listed("training", rare=True),
+    )
+    momentum: float = Field(
+        0.9,
+        ge=0,
+        lt=1,
+        description="momentum of SGD, or the first beta of AdamW",
+        json_schema_extra=listed("training", rare=True),
+    )
     weight_decay: float = Field(
-        5e-4, ge=0, description="weight decay, decoupled for adamw; includes norms and biases with decay_norms"
+        5e-4,
+        ge=0,
+        description="weight decay, decoupled for adamw; includes norms and biases with decay_norms",
+        json_schema_extra=listed("training", rare=True),
     )
-    decay_norms: bool = Field(False, description="also decay norms and biases, as published ResNet recipes do")
-    warmup: float = Field(2.0, ge=0, description="epochs of linear warm-up, at most a fifth of all epochs")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label spread over all classes")
-    mixup: float = Field(0.0, ge=0, description="alpha of mixup; with cutmix too, each batch takes one of the two")
-    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix")
+    decay_norms: bool = Field(
+        False,
+        description="also decay norms and biases, as published ResNet recipes do",
+        json_schema_extra=listed("training", rare=True),
+    )
+    warmup: float = Field(
+        2.0,
+        ge=0,
+        description="epochs of linear warm-up, at most a fifth of all epochs",
+        json_schema_extra=listed("training", rare=True),
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of a label spread over all classes",
+        json_schema_extra=listed("training", rare=True),
+    )
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        description="alpha of mixup, 0 for none; with cutmix too, each batch takes one of the two",
+        json_schema_extra=listed("training", rare=True),
+    )
+    cutmix: float = Field(
+        0.0, ge=0, description="alpha of CutMix; 0 for none", json_schema_extra=listed("training", rare=True)
+    )
     ema: float = Field(
         0.0,
         ge=0,
         lt=1,
         description="decay of a moving average of the weights, which then scores and predicts; 0 for none",
+        json_schema_extra=listed("training", rare=True),
     )
-    precision: Precision = Field("auto", description="auto: bf16 if the hardware supports it")
-    augment: Augment = Field("auto", description="auto: none below 16 px, crop_flip up to 64, resized_crop_flip above")
-    pad: Literal["reflect", "zeros"] = Field("reflect", description="padding outside the border of a shifted crop")
+    precision: Precision = Field(
+        "auto", description="auto: bf16 if the hardware supports it", json_schema_extra=listed("training", rare=True)
+    )
+    augment: Augment = Field(
+        "auto",
+        description="none, flip, crop, crop_flip, crop_flip_cutout or resized_crop_flip; auto: none below 16 px, crop_flip up to 64, "
+        "resized_crop_flip above",
+        json_schema_extra=listed("training", "NAME"),
+    )
+    pad: Literal["reflect", "zeros"] = Field(
+        "reflect",
+        description="padding outside the border of a shifted crop",
+        json_schema_extra=listed("training", rare=True),
+    )
     drop_last: bool = Field(
-        True, description="leave out the last, shorter batch of an epoch; always so if several workers share a fit"
+        True,
+        description="leave out the last, shorter batch of an epoch; always so if several workers share a fit",
+        json_schema_extra=listed("training", rare=True),
     )
     train_px: int | CropSizes | None = Field(
         None,
         description="side of the training crops of resized_crop_flip, or {first, last, ramp, step} for one that grows; default as stored",
+        json_schema_extra=listed("training", "INT|MAPPING", rare=True),
     )
     compile: bool = Field(
-        False, description="torch.compile the model, with CUDA graphs on a GPU; changes results in the last bits"
+        False,
+        description="torch.compile the model, with CUDA graphs on a GPU; changes results in the last bits",
+        json_schema_extra=listed("training", rare=True),
     )
     deterministic: bool = Field(
-        False, description="bit-identical results on one GPU model; results on a CPU always are"
+        False,
+        description="bit-identical results on one GPU model; results on a CPU always are",
+        json_schema_extra=listed("training", rare=True),
     )
     init: str | None = Field(
         None,
         description="file of weights that every training starts from, safetensors or torch.save; default random weights",
+        json_schema_extra=listed("training", "FILE"),
     )
     init_saw: Literal["none"] | None = Field(
         None,
         description="none: you assert that the weights in init were never trained on a sample of the source; required by mode: unseen",
+        json_schema_extra=listed("training"),
     )
     init_sha256: str | None = Field(
         None,
         pattern="^[0-9a-f]{64}$",
         description="expected digest of the file init; default the digest that the run finds",
+        json_schema_extra=listed("training", "DIGEST", rare=True),
     )
 
     @field_validator("init", mode="before")

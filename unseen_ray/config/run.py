@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from unseen_ray.config.checks import CHECKS, keep_message
 from unseen_ray.config.fields.describe import described
+from unseen_ray.config.fields.listing import listed
 from unseen_ray.config.messages import field_message
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe, refuse_boolean
@@ -73,109 +74,193 @@ class PruneConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
     source: Any = Field(
-        description="digits, cifar10, cifar100, imagenet, a path or URI, a mapping, or package.module:function"
+        description="digits, cifar10, cifar100, imagenet, a path or URI, a mapping, or package.module:function",
+        json_schema_extra=listed("data", "SOURCE"),
     )
-    keep: float = Field(description="fraction kept, between 0 and 1: 30 % pruning is keep: 0.7")
+    keep: float = Field(
+        description="fraction kept, between 0 and 1: 30 % pruning is keep: 0.7", json_schema_extra=listed("choice")
+    )
     out: str | None = Field(
-        None, description="the run's folder, local or a URI; on a cluster it must be on shared storage"
+        None,
+        description="the run's folder, local or a URI; on a cluster it must be on shared storage",
+        json_schema_extra=listed("storage", "FOLDER"),
     )
     reuse: list[str] | None = Field(
-        None, description="folders of other runs whose trainings and scores are reused if they are identical"
+        None,
+        description="folders of other runs whose trainings and scores are reused if they are identical",
+        json_schema_extra=listed("storage", "FOLDERS", rare=True),
     )
     mode: Literal["unseen", "fitting"] = Field(
         "unseen",
         description="unseen: models score only samples they were not trained on; fitting: one model, trained on all data, scores all data",
+        json_schema_extra=listed("choice"),
     )
-    folds: int = Field(4, ge=2, description="K, the number of folds, from 2 to N")
+    folds: int = Field(4, ge=2, description="K, the number of folds, from 2 to N", json_schema_extra=listed("choice"))
     train_on: Literal["fold", "complement"] = Field(
-        "fold", description="fold: train on one fold, score the rest (UNSEEN); complement: the reverse"
+        "fold",
+        description="fold: train on one fold, score the rest (UNSEEN); complement: the reverse",
+        json_schema_extra=listed("choice", rare=True),
     )
-    stratify: bool = Field(True, description="spread every class evenly over the folds")
+    stratify: bool = Field(
+        True, description="spread every class evenly over the folds", json_schema_extra=listed("choice", rare=True)
+    )
     group: Any = Field(
         None,
         description="what keeps samples in one fold: a column, such as a patient's, or a .npy file of numbers; {pattern: REGEX} of the "
         "keys (--group.pattern); with drop: true (--group.drop true) only one of each group is used",
+        json_schema_extra=listed("data", "COLUMN|FILE"),
     )
     combine: Literal["mean", "rank_mean", "mean_prob"] = Field(
-        "mean", description="how the scores that several models give a sample (its votes) become one"
+        "mean",
+        description="how the scores that several models give a sample (its votes) become one",
+        json_schema_extra=listed("choice", rare=True),
     )
-    repeats: int = Field(1, ge=1, description="number of models with different seeds to train in place of each one")
+    repeats: int = Field(
+        1,
+        ge=1,
+        description="number of models with different seeds to train in place of each one",
+        json_schema_extra=listed("choice", rare=True),
+    )
     seed: int = Field(
         0,
         ge=0,
         le=LARGEST_SEED,
         description="seed of the folds, the trainings and the order of ties, from 0 to 2**63 - 1",
+        json_schema_extra=listed("choice"),
     )
     schedule: Any = Field(
-        None, description="fractions of N ending in keep, or {first, stages, spacing: even|geometric}; default one shot"
+        None,
+        description="fractions of N ending in keep, or {first, stages, spacing: even|geometric}; default one shot",
+        json_schema_extra=listed("choice", "FRACTIONS"),
     )
     test: Any = Field(
-        None, description="a source with the same classes to evaluate on; default the source's own test split"
+        None,
+        description="a source with the same classes to evaluate on; default the source's own test split",
+        json_schema_extra=listed("data", "SOURCE"),
     )
     holdout: float = Field(
-        0.0, ge=0, lt=1, description="fraction of the source set aside first, per class, to evaluate on"
+        0.0,
+        ge=0,
+        lt=1,
+        description="fraction of the source set aside first, per class, to evaluate on",
+        json_schema_extra=listed("data"),
     )
-    score: Any = Field("entropy", description="the score that ranks samples; see `unseen-ray list scores`")
+    score: Any = Field(
+        "entropy",
+        description="the score that ranks samples; see `unseen-ray list scores`",
+        json_schema_extra=listed("choice", "NAME"),
+    )
     also_score: Any = Field(
-        "all", description="further scores to store: all (that cost no extra pass, and no N x C), none, or a list"
+        "all",
+        description="further scores to store: all (that cost no extra pass, and no N x C), none, or a list",
+        json_schema_extra=listed("choice", "NAMES", rare=True),
     )
     score_every: int | None = Field(
         None,
         ge=1,
         description="for scores over epochs: score after every this many epochs; default 1 if there is such a score",
+        json_schema_extra=listed("choice", rare=True),
     )
     policy: Any = Field(
         "auto",
         description="how samples are chosen by their scores; default in mode: fitting top; see `unseen-ray list policies`",
+        json_schema_extra=listed("choice", "NAME"),
     )
     guard: Any = Field(
         "none",
         description="method that keeps suspected wrong labels out of the coreset: none, or one of `unseen-ray list guards`; policy auto "
         "brings one of its own unless you give this field",
+        json_schema_extra=listed("choice", "NAME"),
     )
     on_bad_sample: Literal["error", "skip"] = Field(
-        "error", description="what to do with an image that cannot be decoded"
+        "error", description="what to do with an image that cannot be decoded", json_schema_extra=listed("data")
     )
-    save_probs: bool = Field(False, description="store the mean out-of-fold probabilities, N x C")
+    save_probs: bool = Field(
+        False,
+        description="store the mean out-of-fold probabilities, N x C",
+        json_schema_extra=listed("storage", rare=True),
+    )
     save_features: bool = Field(
-        False, description="store the penultimate features that the first model of stage 0 gives every sample, N x D"
+        False,
+        description="store the penultimate features that the first model of stage 0 gives every sample, N x D",
+        json_schema_extra=listed("storage", rare=True),
     )
     pixel_memory_gb: float = Field(
-        4.0, ge=0, description="most decoded pixels to hold in memory, in GiB; a larger source is decoded into files"
+        4.0,
+        ge=0,
+        description="most decoded pixels to hold in memory, in GiB; a larger source is decoded into files",
+        json_schema_extra=listed("storage", rare=True),
     )
     pixel_folder: str | None = Field(
         None,
         description="folder of these files, which other runs can share; default in the run's folder until the run is finished; "
         "none: decode at every read",
+        json_schema_extra=listed("storage", "FOLDER", rare=True),
     )
-    model: Any = Field(None, description="the model; default depends on the image size, see `unseen-ray list models`")
+    model: Any = Field(
+        None,
+        description="the model; default depends on the image size, see `unseen-ray list models`",
+        json_schema_extra=listed("training", "NAME"),
+    )
     recipe: Recipe = Field(
-        default_factory=Recipe, description="how models are trained: a name, or {use: name, field: value}"
+        default_factory=Recipe,
+        description="how models are trained: a name, or {use: name, field: value}",
+        json_schema_extra=listed("training", "NAME"),
     )
     scoring: Scoring = Field(
         default_factory=Scoring,
         description="what the scoring models have of their own: {share, recipe, model, votes, models}",
+        json_schema_extra=listed("training", "MAPPING", rare=True),
     )
-    fit: Any = Field(None, description="your own training, package.module:function, instead of model and recipe")
-    threads: int = Field(1, ge=1, description="CPU threads of one fit")
-    cpus_per_fold: float | None = Field(None, gt=0, description="CPUs that one fit reserves; default: threads")
+    fit: Any = Field(
+        None,
+        description="your own training, package.module:function, instead of model and recipe",
+        json_schema_extra=listed("training", "FUNCTION", rare=True),
+    )
+    threads: int = Field(1, ge=1, description="CPU threads of one fit", json_schema_extra=listed("cluster"))
+    cpus_per_fold: float | None = Field(
+        None,
+        gt=0,
+        description="CPUs that one fit reserves; default: threads",
+        json_schema_extra=listed("cluster", rare=True),
+    )
     gpus_per_fold: float | None = Field(
-        None, ge=0, description="GPUs of one fold's training; default 1 where the cluster has some, else 0"
+        None,
+        ge=0,
+        description="GPUs of one fold's training; default 1 where the cluster has some, else 0",
+        json_schema_extra=listed("cluster"),
     )
     gpus_per_fit: int = Field(
         1,
         ge=1,
         description="GPUs (CPU workers where folds use none) that share a fit outside the folds: later stages, evaluation",
+        json_schema_extra=listed("cluster", rare=True),
     )
     max_retries: int = Field(
-        3, ge=0, description="how often in a row to restart a task that lost its worker without making progress"
+        3,
+        ge=0,
+        description="how often in a row to restart a task that lost its worker without making progress",
+        json_schema_extra=listed("cluster", rare=True),
     )
-    wait_s: float = Field(600, ge=0, description="seconds to wait if the cluster has no node with room for a fold")
-    executor: Literal["ray", "local"] = Field("ray", description="local: one process, without Ray")
+    wait_s: float = Field(
+        600,
+        ge=0,
+        description="seconds to wait if the cluster has no node with room for a fold",
+        json_schema_extra=listed("cluster", rare=True),
+    )
+    executor: Literal["ray", "local"] = Field(
+        "ray", description="local: one process, without Ray", json_schema_extra=listed("cluster")
+    )
     log_to: Any = Field(
-        None, description="where to log the epochs of every fit: tensorboard (default), mlflow, wandb, a list, or none"
+        None,
+        description="where to log the epochs of every fit: tensorboard (default), mlflow, wandb, a list, or none",
+        json_schema_extra=listed("storage", "NAMES"),
     )
-    address: str | None = Field(None, description="the Ray cluster to join; default RAY_ADDRESS, else a private one")
+    address: str | None = Field(
+        None,
+        description="the Ray cluster to join; default RAY_ADDRESS, else a private one",
+        json_schema_extra=listed("cluster", "ADDRESS"),
+    )
 
     def __init__(self, /, **fields_given: Unpack[NewRunFields]) -> None:
         values = {name: _plain(value) for name, value in fields_given.items() if name != "source" or value is not None}
@@ -325,7 +410,7 @@ def _policy_of(values: Mapping[str, Any]) -> dict[str, Any]:
 def _message(detail: Any) -> str:
     if detail["loc"] == ("keep",) and isinstance(detail["input"], (int, float)):
         return keep_message(detail["input"])
-    hint = "`unseen-ray prune --help` lists the fields."
+    hint = "`unseen-ray prune --help-all` lists the fields."
     return field_message(
         detail, PruneConfig, parts={"recipe": Recipe, "scoring": Scoring, "scoring.recipe": Recipe}, hint=hint
     )
