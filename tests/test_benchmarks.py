@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 import unseen_ray as ur
+from tests.terminal import screen, terminal
 from unseen_ray.cli import main
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -51,17 +52,21 @@ def test_a_suite_names_methods_that_it_has_and_fields_that_there_are(path: Path)
 
 
 def test_what_imagenet_takes_is_what_plan_says_of_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(BENCHMARKS)
+    monkeypatch.setenv("COLUMNS", "150")
     monkeypatch.setattr(sys, "path", [*sys.path])  # which the command line adds its folder to
     readme = (BENCHMARKS / "README.md").read_text()
     section = readme.split("## ImageNet-1K at 30 % pruning")[1].split("\n## ")[0]
     eight, more = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
     line = shlex.split(eight.splitlines()[0].split("unseen-ray")[1])
     for workers, block in (("8", "\n".join(eight.splitlines()[1:])), ("64", more)):
-        main([*line[:-1], workers])
-        said = [row.rstrip() for row in capsys.readouterr().out.splitlines()]
+        with terminal(columns=300) as (_, stream, read), monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stream)
+            main([*line[:-1], workers])
+            stream.flush()
+        said = screen("".join(read), 300)
         assert [row for row in block.splitlines() if row not in said] == []
     assert "no image of it was read" in eight
     fields = yaml.safe_load((BENCHMARKS / "imagenet_30.yaml").read_text())

@@ -91,6 +91,13 @@ def test_a_choice_full_of_suspects_is_warned_of(caplog: pytest.LogCaptureFixture
         assert not said(caplog, *quiet, kept, ())
 
 
+def test_a_guard_that_suspects_too_many_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    kept = np.arange(100, 300)
+    text = said(caplog, config(guard="label_margin"), table(suspect=np.arange(400) < 200), kept, ())
+    assert "the guard suspects 50 % of all labels, and the scoring models agree with 75 %" in text
+    assert not said(caplog, config(guard="label_margin"), table(suspect=np.arange(400) < 130), kept, ())
+
+
 def test_scores_that_order_alike_are_named(caplog: pytest.LogCaptureFixture) -> None:
     own = np.linspace(1, 0, 400)
     twin, other = own**3, np.random.default_rng(0).normal(size=400)

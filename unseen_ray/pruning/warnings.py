@@ -29,6 +29,7 @@ _HARD_FIRST = ("top", "class_balanced", "class_floor", "class_quota")
 _COLLAPSE_BELOW = 0.35  # of all; hard-first choices lose to random at high pruning rates (Zheng et al., ICLR 2023)
 _ALMOST_EMPTY = 0.05  # of the share kept in all
 _MANY_SUSPECTS = 0.1  # of what is kept
+_MOST_SUSPECTS = 1 / 3  # of all: in real data sets, a tenth of the labels is wrong at most (Northcutt et al., NeurIPS 2021)
 _NAMED = 5
 _COLLINEAR = 0.995  # rank correlation
 _COMPARED = 20_000  # rows that scores are compared on
@@ -63,7 +64,10 @@ def check_selection(
     _warn_of_collapse(config, kept, right=preds == labels)
     if plug_of(config.policy)[0] != "class_floor":
         _warn_of_empty_classes(sizes_C, kept_C, class_names)
-    _warn_of_suspects(config, table, kept, labels)
+    if SUSPECT in table.column_names:
+        _warn_of_guard(table, right=preds == labels)
+    else:
+        _warn_of_suspects(config, table, kept, labels)
     _warn_of_collinearity(config, table)
 
 
@@ -108,9 +112,21 @@ def _warn_of_empty_classes(sizes_C: IntArray, kept_C: IntArray, class_names: Seq
         )
 
 
+def _warn_of_guard(table: pa.Table, *, right: np.ndarray) -> None:
+    suspects = table.column(SUSPECT).to_numpy()
+    if suspects.mean() > _MOST_SUSPECTS:
+        logger.warning(
+            "the guard suspects %.0f %% of all labels, and the scoring models agree with %.0f %%: many suspects are mistakes of the "
+            "models, and a choice without them can be worse than a random subset. Train the scoring models longer (scoring.share, "
+            "recipe.epochs), or choose with guard: none.",
+            100 * suspects.mean(),
+            100 * right.mean(),
+        )
+
+
 def _warn_of_suspects(config: PruneConfig, table: pa.Table, kept: np.ndarray, labels: np.ndarray) -> None:
-    if SUSPECT in table.column_names or config.mode == "fitting":
-        return  # what a guard finds is not chosen; a model that was trained on a wrong label has learned it
+    if config.mode == "fitting":
+        return  # a model that was trained on a wrong label has learned it
     preds, p_label = (table.column(name).to_numpy() for name in ("pred", "p_label"))
     suspects = unlikely_label(labels_M=labels, pred_M=preds, p_label_M=p_label)
     among, beside = suspects[kept].mean(), suspects[~kept].mean()
