@@ -24,7 +24,7 @@ from unseen_ray.cli.commands.select import select
 from unseen_ray.cli.commands.submit import submit
 from unseen_ray.cli.commands.sweep import sweep
 from unseen_ray.cli.commands.watch import watch
-from unseen_ray.cli.output import FAILED, INTERRUPTED
+from unseen_ray.cli.output import FAILED, INTERRUPTED, LogFormatter, say
 from unseen_ray.cli.signals import interruption
 from unseen_ray.errors import UnseenError
 from unseen_ray.training.host import claim_process
@@ -71,10 +71,10 @@ def main(args: list[str] | None = None) -> None:
         error.show(file=sys.stderr)
         sys.exit(error.exit_code)
     except UnseenError as error:
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; run the same line again to resume", err=True)
+        say("interrupted; run the same line again to resume", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # The reader, such as `head`, has what it wanted. Python flushes stdout at exit and would print a traceback.
@@ -112,7 +112,7 @@ def _remove_temporary_folders() -> None:
 
 def _start_logging(verbose: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger("unseen_ray")
     root.handlers, root.propagate = [handler], False
     root.setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 import click
 from pydantic.fields import FieldInfo
 
+from unseen_ray.cli.output import say
 from unseen_ray.config.fields.listing import HELP_GROUPS, HelpEntry, help_entry
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.config.run import PruneConfig, load_yaml
@@ -94,7 +95,7 @@ class _HelpAllOption(click.Option):
 def _show_all(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
     if asked:
         ctx.meta[_ALL] = True
-        click.echo(ctx.get_help())
+        say(ctx.get_help())
         ctx.exit()
 
 

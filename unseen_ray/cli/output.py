@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from unseen_ray.storage.plain_text import shown
+
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from unseen_ray.cli.tables import Table
 
-__all__ = ["FAILED", "INTERRUPTED", "print_answer", "print_json", "print_lines"]
+__all__ = ["FAILED", "INTERRUPTED", "LogFormatter", "console_of", "print_answer", "print_json", "print_lines", "say"]
 
 INTERRUPTED = 130
 FAILED = 4
 
 
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print text to stdout or stderr; what comes from data in it is shown and not obeyed."""
+    click.echo(shown(text), err=err, nl=nl)
+
+
 def print_lines(lines: list[str]) -> None:
     """Print each sentence on a line of its own."""
     for line in lines:
-        click.echo(line)
+        say(line)
 
 
 def print_json(values: dict[str, Any]) -> None:
     """Print values as JSON."""
-    click.echo(json.dumps(values, indent=1))
+    say(json.dumps(values, indent=1))
 
 
 def print_answer(*parts: list[str] | Table) -> None:
@@ -33,12 +43,25 @@ def print_answer(*parts: list[str] | Table) -> None:
     filled = [part for part in parts if (part if isinstance(part, list) else part.rows)]
     for place, part in enumerate(filled):
         if place:
-            click.echo()
+            say("")
         if isinstance(part, list):
             print_lines(part)
         elif sys.stdout.isatty():
-            from rich.console import Console
-
-            Console(highlight=False).print(part, soft_wrap=True)
+            console_of().print(part, soft_wrap=True)
         else:
             print_lines(part.tsv())
+
+
+def console_of(*, stderr: bool = False) -> Console:
+    """stdout or stderr for rich."""
+    from unseen_ray.cli.console import PlainTextConsole
+
+    return PlainTextConsole(stderr=stderr, highlight=False)
+
+
+class LogFormatter(logging.Formatter):
+    """The lines of the log, in which text from data is shown and not obeyed."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A line, or several with a traceback."""
+        return shown(super().format(record))

@@ -6,7 +6,6 @@ Each check takes the values of its fields and the fields that were set, and retu
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,15 +14,9 @@ from unseen_ray.config.models import LOGGERS, check_model
 from unseen_ray.config.scoring import check_scoring
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import check_plug, did_you_mean, plug_of
+from unseen_ray.storage.plain_text import holds_secret, secret_problem
 
 __all__ = ["CHECKS", "keep_message"]
-
-# user:password@ before the host, or credentials in the query, as URIs of S3 may have them
-# Before the @ of abfs:// is the container, and gs://anonymous@ is how Arrow reads a public bucket.
-_USERINFO = re.compile(
-    r"^(?!abfss?://[^/:@\s]+@|gc?s://anonymous@)[A-Za-z][\w+.-]*://[^/@\s]*@"
-    r"|[?&](access_key|account_key|client_secret|password|sas_token|secret_key|sig|token)="
-)
 
 
 def keep_message(given: Any) -> str:
@@ -197,7 +190,7 @@ def _check_init(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str
     if getattr(scoring, "recipe", None) is not None:
         recipes["scoring.recipe"] = scoring.recipe
     addresses = {f"{field}.init": getattr(recipe, "init", None) for field, recipe in recipes.items()}
-    if any(map(_has_password, addresses.values())):
+    if any(map(holds_secret, addresses.values())):
         return _check_no_password(addresses, given)
     # What the scoring models start from; with a model of their own, they start anew.
     field = list(recipes)[-1]
@@ -243,7 +236,7 @@ def _check_log_to(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
             for option, value in options.items()
             if option in LOGGERS[name] and not isinstance(value, kinds.get(option, str))
         ]
-        if _has_password(options.get("tracking_uri")):
+        if holds_secret(options.get("tracking_uri")):
             problems.append(
                 "log_to: tracking_uri must not hold a password. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
             )
@@ -255,16 +248,9 @@ def _check_no_password(values: Mapping[str, Any], given: Mapping[str, Any]) -> l
     problems = []
     for field, value in values.items():
         texts = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
-        if any(map(_has_password, texts)):
-            problems.append(
-                f"{field} holds a key or a password in its address. Remove it and set environment variables instead "
-                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, AZURE_CLIENT_SECRET, HF_TOKEN)."
-            )
+        if any(map(holds_secret, texts)):
+            problems.append(secret_problem(field))
     return problems
-
-
-def _has_password(value: Any) -> bool:
-    return isinstance(value, str) and _USERINFO.search(value) is not None
 
 
 Check = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
@@ -278,5 +264,5 @@ CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("mode", "recipe", "scoring"), _check_init),
     (("scoring", "folds", "mode", "train_on", "recipe", "fit"), check_scoring),
     (("log_to",), _check_log_to),
-    (("source", "test", "out", "reuse", "pixel_folder", "address"), _check_no_password),
+    (("source", "test", "group", "out", "reuse", "pixel_folder", "address"), _check_no_password),
 )

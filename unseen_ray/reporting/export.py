@@ -22,6 +22,7 @@ from unseen_ray.reporting.sampling_pool import SamplingPool
 from unseen_ray.runs.layout import CORESET
 from unseen_ray.storage.filesystem import DEFAULT_ROW_GROUP, absolute_path, filesystem_of, is_uri
 from unseen_ray.storage.path_validation import path_problem
+from unseen_ray.storage.plain_text import as_cells
 from unseen_ray.storage.retry import retried
 from unseen_ray.storage.tables import StoredTable
 
@@ -36,7 +37,7 @@ __all__ = ["ENDINGS", "export", "torch_subset"]
 ENDINGS = {
     ".npy": "ids, int64, sorted; --as weights: 1 or 0 for each row of the source, float32",
     ".txt": "keys, one per line",
-    ".csv": "id, key, label, stage, score",
+    ".csv": "id, key, label, stage, score; an apostrophe before keys that a spreadsheet would take for formulas",
     ".parquet": "id, key, label, stage, score",
     ".json": "what KeptSampler draws from",
 }
@@ -202,7 +203,8 @@ def _write_csv(run: Run, table: StoredTable, stream: IO[bytes]) -> None:
 
     with pyarrow.csv.CSVWriter(stream, table.schema) as writer:
         for batch in table.batches():
-            writer.write_batch(batch)
+            place = batch.schema.get_field_index("key")
+            writer.write_batch(batch.set_column(place, batch.schema.field(place), as_cells(batch.column(place))))
 
 
 def _write_parquet(run: Run, table: StoredTable, stream: IO[bytes]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.storage.environment import storage_wait_s
+from unseen_ray.storage.plain_text import holds_secret, secret_problem
 from unseen_ray.storage.remote import explained, open_uri
 from unseen_ray.storage.retry import answered, retried, retried_inline
 
@@ -32,6 +33,7 @@ __all__ = [
     "sha256_of",
 ]
 
+_LONGEST_NAME = 255  # bytes, on nearly all local file systems
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 DEFAULT_ROW_GROUP = 2**20  # rows; readers of a range of ids skip row groups by their statistics
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -51,13 +53,15 @@ def filesystem_of(path: str) -> tuple[FileSystem, str]:
     """The file system of a path or URI, and the path within it; local paths become absolute.
 
     Raises:
-        ConfigError: if a URI's scheme is not known, or its server cannot be reached.
+        ConfigError: if a URI holds a password, its scheme is not known, or its server cannot be reached.
     """
     from pyarrow import ArrowException
     from pyarrow.fs import LocalFileSystem
 
     if not is_uri(path):
         return LocalFileSystem(), absolute_path(path)
+    if holds_secret(path):
+        raise ConfigError(secret_problem("an address"))
     try:
         return answered(path, lambda: open_uri(path), storage_wait_s())
     except (ValueError, OSError, ImportError, ArrowException) as error:
@@ -112,7 +116,7 @@ class Folder:
             StorageError: if the name leads out of the folder.
         """
         # names also come from manifests, which anybody may have edited
-        if name.startswith(("/", "\\")) or {"", "..", "."} & set(re.split(r"[/\\]", name)):
+        if "\0" in name or {"", "."} & set(name.split("/")) or ".." in re.split(r"[/\\]", name):
             raise StorageError(
                 f"{name!r} is not the name of a file in {self.root}: it leads elsewhere, or to the folder itself."
             )
@@ -276,7 +280,9 @@ def _put(target: str, data: bytes | memoryview, *, durable: bool, new: bool) -> 
         with fs.open_output_stream(path) as stream:
             stream.write(data)
         return
-    aside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    mark = f".{uuid.uuid4().hex[:8]}.tmp"
+    folder, name = os.path.split(path)
+    aside = f"{path}{mark}" if len(os.fsencode(name)) + len(mark) <= _LONGEST_NAME else f"{folder}/{mark}"
     try:
         fs.create_dir(os.path.dirname(path), recursive=True)
         with fs.open_output_stream(aside) as stream:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields, with_place
-from unseen_ray.cli.output import print_answer, print_json
+from unseen_ray.cli.output import console_of, print_answer, print_json
 from unseen_ray.cli.signals import interruption
 from unseen_ray.cli.summary.text import several
 from unseen_ray.errors import ConfigError
@@ -46,7 +46,6 @@ def copies(place: str | None, to: str | None, near: float | None, as_json: bool,
     unseen-ray copies photos/ --to copies.npy --near 0.97
     unseen-ray prune --source photos/ --group copies.npy --keep 0.7 --out runs/photos
     """
-    from rich.console import Console
     from rich.progress import Progress
 
     import unseen_ray as ur
@@ -61,7 +60,7 @@ def copies(place: str | None, to: str | None, near: float | None, as_json: bool,
             problems.append(f"--to {to}: there is no folder {folder}. Make it first.")
     if problems:
         raise ConfigError(problems)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=console_of(stderr=True), transient=True) as progress:
         task = progress.add_task("reading images", total=None)
 
         def show(done: tuple[int, int]) -> None:

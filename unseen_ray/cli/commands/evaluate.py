@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields
-from unseen_ray.cli.output import print_answer, print_json
+from unseen_ray.cli.output import console_of, print_answer, print_json
 from unseen_ray.cli.signals import interruption
 from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS
 
@@ -71,7 +71,6 @@ def evaluate(
     \b
     unseen-ray evaluate runs/cifar --test cifar10-test.parquet --seeds 3 --against random,full
     """
-    from rich.console import Console
 
     import unseen_ray as ur
     from unseen_ray.cli.progress import run_progress
@@ -82,7 +81,7 @@ def evaluate(
     asked |= {name: value for name, value in given.items() if value is not None}
     if against is not None:
         asked["against"] = tuple(name.strip() for name in against.split(",") if name.strip())
-    with run_progress(Console(stderr=True)) as observer:
+    with run_progress(console_of(stderr=True)) as observer:
         evaluation = ur.evaluate(run_dir, on_event=interruption.interruptible(observer), **asked)
     if as_json:
         return print_json(evaluation.to_json())

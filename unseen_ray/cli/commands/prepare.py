@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields, with_place
-from unseen_ray.cli.output import print_json, print_lines
+from unseen_ray.cli.output import console_of, print_json, print_lines
 from unseen_ray.cli.signals import interruption
 from unseen_ray.errors import ConfigError
 
@@ -48,7 +48,6 @@ def prepare(place: str | None, as_json: bool, **flags: Any) -> None:
     unseen-ray prepare imagenet --source.root /data/imagenet --out /data/imagenet-256
     unseen-ray prepare photos/ --out photos-64 --size 64 --as raw
     """
-    from rich.console import Console
 
     import unseen_ray as ur
     from unseen_ray.cli.summary import prepare as summary
@@ -60,7 +59,7 @@ def prepare(place: str | None, as_json: bool, **flags: Any) -> None:
     if missing:
         raise ConfigError(missing)
     given = {name: value for name, value in {**options, **fields}.items() if value is not None}
-    with summary.prepare_progress(Console(stderr=True)) as show:
+    with summary.prepare_progress(console_of(stderr=True)) as show:
         prepared = ur.prepare(**given, on_event=interruption.interruptible(show))
     values = summary.prepare_values(prepared)
     return print_json(values) if as_json else print_lines(summary.prepare_lines(values))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields
-from unseen_ray.cli.output import print_answer, print_json
+from unseen_ray.cli.output import console_of, print_answer, print_json
 from unseen_ray.cli.signals import interruption
 from unseen_ray.config.run import PruneConfig
 
@@ -24,14 +24,13 @@ def prune(run_yaml: str | None, fresh: bool, as_json: bool, **flags: str | None)
     unseen-ray prune --source digits --keep 0.7 --out runs/digits
     unseen-ray prune run.yaml --folds 8 --recipe.epochs 30
     """
-    from rich.console import Console
 
     import unseen_ray as ur
     from unseen_ray.cli.progress import run_progress
     from unseen_ray.cli.summary import run as summary
 
     config = PruneConfig(**merged_fields(run_yaml, flags))
-    with run_progress(Console(stderr=True)) as observer:
+    with run_progress(console_of(stderr=True)) as observer:
         result = ur.prune(config, fresh=fresh, on_event=interruption.interruptible(observer))
     values = summary.prune_values(result)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 
@@ -9,7 +10,7 @@ import click
 
 from unseen_ray.cli.commands.sweep import is_sweep
 from unseen_ray.cli.flags import FieldCommand, field_options, given_flags, merged_fields
-from unseen_ray.cli.output import INTERRUPTED
+from unseen_ray.cli.output import INTERRUPTED, say
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.errors import ConfigError
 from unseen_ray.storage.environment import RAY_API_SERVER, variable
@@ -17,6 +18,7 @@ from unseen_ray.storage.environment import RAY_API_SERVER, variable
 __all__ = ["submit"]
 
 # A job runs on the cluster that it is submitted to, and on Ray.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m|\r(?=\n)")  # Ray colours the names of its workers
 _FIELDS = [name for name in PruneConfig.model_fields if name not in ("address", "executor")]
 
 
@@ -59,17 +61,17 @@ def submit(
     submission.check_cluster(client, config)
     arguments = ["prune", *yaml, *given_flags(flags), *(["--fresh"] if fresh else [])]
     job = submission.submit(client, arguments, working_dir=working_dir, submission_id=submission_id)
-    click.echo(f"submitted job {job}\n{_hints(job, address)}", err=True)
-    click.echo(f"  its progress:  unseen-ray watch {shlex.quote(str(config.out))}", err=True)
+    say(f"submitted job {job}\n{_hints(job, address)}", err=True)
+    say(f"  its progress:  unseen-ray watch {shlex.quote(str(config.out))}", err=True)
     if no_wait:
-        click.echo(job)
+        say(job)
         return
     try:
         ending = submission.follow(client, job, _write)
     except KeyboardInterrupt:
-        click.echo(f"\nstopped following the log; the job goes on.\n{_hints(job, address)}", err=True)
+        say(f"\nstopped following the log; the job goes on.\n{_hints(job, address)}", err=True)
         sys.exit(INTERRUPTED)
-    click.echo(f"job {job} {ending.message}", err=True)
+    say(f"job {job} {ending.message}", err=True)
     sys.exit(ending.code)
 
 
@@ -104,4 +106,4 @@ def _hints(job: str, address: str) -> str:
 
 
 def _write(text: str) -> None:
-    click.echo(text, nl=False)
+    say(_COLOUR.sub("", text).replace("\r", "\n"), nl=False)

@@ -7,7 +7,7 @@ import sys
 import click
 
 from unseen_ray.cli.flags import FieldCommand
-from unseen_ray.cli.output import print_answer
+from unseen_ray.cli.output import console_of, print_answer, say
 
 __all__ = ["watch"]
 
@@ -22,8 +22,6 @@ def watch(run_dir: str, once: bool) -> None:
     unseen-ray watch /shared/runs/mine
     unseen-ray watch s3://bucket/runs/mine --once
     """
-    from rich.console import Console
-
     from unseen_ray.cli.summary import watch as summary
     from unseen_ray.runs.status import Watcher
     from unseen_ray.storage.filesystem import Folder
@@ -33,8 +31,8 @@ def watch(run_dir: str, once: bool) -> None:
         status = watcher.look()
         return print_answer(summary.sentences(status), summary.task_table(status))
     if not watcher.has_begun():
-        click.echo(f"no run has started in {run_dir} yet; waiting for one (Ctrl-C to stop)", err=True)
+        say(f"no run has started in {run_dir} yet; waiting for one (Ctrl-C to stop)", err=True)
         summary.wait_for(watcher)
     if sys.stdout.isatty():
-        return summary.show_live(watcher, Console(highlight=False))
-    return summary.print_changes(watcher, click.echo)
+        return summary.show_live(watcher, console_of())
+    return summary.print_changes(watcher, say)
