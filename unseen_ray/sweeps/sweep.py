@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -121,6 +122,7 @@ def sweep(
     config = SweepConfig.of(config, fields)
     if config.out is None:
         raise ConfigError("out is missing: name a new folder, or the folder of the sweep to resume.")
+    _check_search(config)
     info = with_groups(source := open_source(source_ref(config.run["source"])), config.run.get("group"))
     trials, keeping = planned_trials(config, info)
     folder = Folder(absolute_path(config.out))
@@ -145,6 +147,11 @@ def sweep(
 def _begun(config: SweepConfig, info: SourceInfo, created: str) -> Manifest:
     values = config.to_json()
     return Manifest(created=created, kind="sweep", config=values, asked=values, source=source_entry(info))
+
+
+def _check_search(config: SweepConfig) -> None:
+    if config.search == "optuna" and importlib.util.find_spec("optuna") is None:
+        raise ConfigError("search: optuna needs Optuna. Install it: pip install 'unseen-ray[optuna]'.")
 
 
 def _check_folder(folder: Folder, config: SweepConfig, info: SourceInfo) -> str:

@@ -21,8 +21,8 @@ from unseen_ray.config.resolved import ResolvedRun, with_model
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.data.sources.registry import Source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.execution.ray.capacity import check_fits, slots, survey
-from unseen_ray.execution.ray.connect import ray_session
+from unseen_ray.execution.ray.capacity import Capacity, check_fits, slots, survey, this_machine
+from unseen_ray.execution.ray.connect import ray_session, starts_private
 from unseen_ray.execution.ray.executor import RayExecutor
 from unseen_ray.plugins import jsonable
 from unseen_ray.pruning.pipeline import check
@@ -84,8 +84,10 @@ def run_trials(
     for run in {json.dumps(jsonable([run.model, run.scoring.model])): run for run in first_runs}.values():
         # The sweep's plan did not check the models, since it does not load torch.
         check(ResolvedRun.of(run, source.info.size_px), source.info)
-    with ray_session(sweep.address):
-        at_once = _check_all_fit(sweep, trials)
+    if starts_private(sweep.address):
+        _check_all_fit(sweep, trials, this_machine())  # a refusal needs no cluster
+    with ray_session(sweep.address, local=False):
+        at_once = _check_all_fit(sweep, trials, survey())
         with _context(sweep, trials[0].runs[0], keeping, source, root, at_once) as context:
             _tune(sweep, trials, tune.with_parameters(run_trial, context=context), context, done, at_once, on_end)
 
@@ -118,9 +120,8 @@ def _context(
         executor.close()
 
 
-def _check_all_fit(sweep: SweepConfig, trials: Sequence[Trial]) -> int:
+def _check_all_fit(sweep: SweepConfig, trials: Sequence[Trial], capacity: Capacity) -> int:
     """Refuse trials that could never run, since Tune would wait for them forever; returns how many to run at a time."""
-    capacity = survey()
     problems: list[str] = []
     room = 1
     for trial in trials:
@@ -227,11 +228,9 @@ def _scheduler(sweep: SweepConfig, trials: Sequence[Trial]) -> Any:
 
 def _optuna(sweep: SweepConfig, done: Sequence[Record]) -> Any:
     """Optuna's search, which starts from the results of an earlier start of the sweep."""
-    try:
-        import optuna
-        from ray.tune.search.optuna import OptunaSearch
-    except ImportError:
-        raise ConfigError("search: optuna needs Optuna. Install it: pip install 'unseen-ray[optuna]'.") from None
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pareto = sweep.objective == "pareto"
     points = [plain_knobs(record.knobs) for record in done]

@@ -22,8 +22,8 @@ from unseen_ray.execution.ray.failures import (
     decide,
     explain,
     failure_of,
-    first_line,
     handle_failure,
+    loss_of,
     raise_own,
 )
 from unseen_ray.execution.ray.waiting import Wait
@@ -256,7 +256,7 @@ class FoldPool:
                 failure = failure_of(error)
                 if decide(failure, failed=self.lost_at_start, max_retries=self.max_retries) == "give up":
                     raise FoldFailedError("a fold actor", self.lost_at_start, explain(error, failure)) from None
-                logger.warning("an actor was lost while it came up: %s", first_line(error))
+                logger.warning("a worker could not start: %s", loss_of(error))
 
 
 def _text(request: Resources) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "plain_nodes",
     "slots",
     "survey",
+    "this_machine",
 ]
 
 Resources = Mapping[str, float]
@@ -120,6 +121,14 @@ def check_enough(capacity: Capacity, request: Resources, workers: int) -> None:
             f"gpus_per_fit={workers} workers of {request['CPU']:g} CPU and {request['GPU']:g} GPU do not fit on the cluster: it has "
             f"room for {room}. Lower gpus_per_fit, cpus_per_fold or threads, or join a larger cluster."
         )
+
+
+def this_machine() -> Capacity:
+    """The capacity of a private cluster on this machine, known before it starts."""
+    import torch
+    from ray._private.utils import get_num_cpus
+
+    return Capacity(nodes=({"CPU": float(get_num_cpus()), "GPU": float(torch.cuda.device_count())},))
 
 
 def survey() -> Capacity:

@@ -6,17 +6,20 @@ import atexit
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
 import socket
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator
 
 import ray
+from ray._private.node import Node
 
-from unseen_ray.errors import ConfigError
+from unseen_ray.errors import ClusterError, ConfigError
 from unseen_ray.storage.environment import (
     RAY_API_SERVER,
     RAY_AUTH_MODE,
@@ -28,11 +31,12 @@ from unseen_ray.storage.environment import (
     variable,
 )
 
-__all__ = ["api_server", "check_reachable", "ensure_session", "ray_session"]
+__all__ = ["api_server", "check_reachable", "ensure_session", "ray_session", "starts_private"]
 
 logger = logging.getLogger(__name__)
 
 _REACH_WITHIN_S = 10.0
+_STARTS = 3
 # a socket's path has at most 107 bytes, and Ray adds /ray/session_2026-11-28_21-05-39_077846_1234567/sockets/plasma_store
 _LONGEST_TMPDIR = 107 - 72
 _QUIET = {
@@ -43,21 +47,26 @@ _QUIET = {
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
+def ray_session(address: str | None, *, local: bool = True) -> Iterator[None]:
     """Connect to Ray: to the present session, the cluster at `address` or RAY_ADDRESS, or a private one.
 
     A private cluster requires a token that only this user can read, and ends with the session; a cluster that merely
     runs on the same host is never joined. A session that was open before stays open.
 
+    Args:
+        address: the cluster to join; None for RAY_ADDRESS, else a private one.
+        local: whether `--executor local` would do the same work without Ray.
+
     Raises:
         ConfigError: if the named cluster does not answer.
+        ClusterError: if a private one does not start.
     """
     if ray.is_initialized():
         yield
         return
     set_defaults(_QUIET)
-    named = address or variable(RAY_CLUSTER)
-    opened = _joined(named) if named and named != "local" else _private()
+    named = _named(address)
+    opened = _joined(named) if named else _private(local)
     ours = signal.getsignal(signal.SIGTERM)
     with opened:
         if threading.current_thread() is threading.main_thread():
@@ -65,10 +74,20 @@ def ray_session(address: str | None) -> Iterator[None]:
         yield
 
 
+def starts_private(address: str | None) -> bool:
+    """Whether a session would start a cluster on this machine alone."""
+    return not ray.is_initialized() and _named(address) is None
+
+
+def _named(address: str | None) -> str | None:
+    named = address or variable(RAY_CLUSTER)
+    return named if named != "local" else None
+
+
 def ensure_session() -> None:
     """Connect to Ray until this process ends; see `ray_session`."""
     if not ray.is_initialized():
-        session = ray_session(None)
+        session = ray_session(None, local=False)
         session.__enter__()
         atexit.register(session.__exit__, None, None, None)
 
@@ -109,7 +128,7 @@ def api_server(url: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _private() -> Iterator[None]:
+def _private(local: bool) -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="unseen_ray_")
     token_file = os.path.join(folder, "token")
     with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
@@ -117,18 +136,48 @@ def _private() -> Iterator[None]:
     changed = {RAY_AUTH_MODE: "token", RAY_AUTH_TOKEN_FILE: token_file, RAY_AUTH_TOKEN: None, RAY_CLUSTER: None}
     with _environment(changed):
         try:
+            _start(local)
+            logger.info("started it, with a token in %s", token_file)
+            yield
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(local: bool) -> None:
+    """Start Ray on this machine; where it gives up waiting for its own processes, as on a busy machine, start it again."""
+    hint = "; --executor local needs none" if local else ""
+    logger.info("starting a private Ray cluster (up to 40 s%s) ...", hint)
+    folder = _short_folder()
+    for left in reversed(range(_STARTS)):
+        try:
             ray.init(
                 address="local",
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                _temp_dir=_short_folder(),
+                _temp_dir=folder,
             )
-            logger.info("started a private Ray cluster, with a token in %s", token_file)
-            yield
-        finally:
+            return
+        except Exception as error:  # where its wait has run out, Ray raises just that
+            _end_processes(error)
             ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            if not left or not re.search(r"tim(ed|e) ?out", f"{type(error).__name__} {reason}", re.IGNORECASE):
+                cure = ", or do the same work without Ray: --executor local" if local else ""
+                raise ClusterError(
+                    f"a private Ray cluster does not start on this machine: {reason}. Wait until the machine is less busy and run "
+                    f"the same line again{cure}."
+                ) from None
+            logger.warning("Ray has not started within its own limit of 30 s; trying again")
+
+
+def _end_processes(error: Exception) -> None:
+    """End what a failed start has left running: Ray would do so only when this process ends."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if isinstance(node := frame.f_locals.get("self"), Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+            return
 
 
 def _short_folder() -> str | None:

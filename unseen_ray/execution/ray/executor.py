@@ -18,8 +18,8 @@ from unseen_ray.data.images.memory import fits_in_memory
 from unseen_ray.data.images.pixel_store import BadSample, MemoryPixelStore, chunks_of
 from unseen_ray.execution.pixel_cache import plan_files
 from unseen_ray.execution.ray.actor_pool import FoldPool, PoolTask
-from unseen_ray.execution.ray.capacity import check_fits, fit_request, survey
-from unseen_ray.execution.ray.connect import ray_session
+from unseen_ray.execution.ray.capacity import check_fits, fit_request, survey, this_machine
+from unseen_ray.execution.ray.connect import ray_session, starts_private
 from unseen_ray.execution.ray.data_parallel import train_together
 from unseen_ray.execution.ray.decoding import Wanted, decode_spread
 from unseen_ray.execution.ray.merge_actors import Aggregators
@@ -87,6 +87,8 @@ class RayExecutor:
 
     def prepare(self, job: Job, source: Source) -> ExecutorSetup:
         """Connect, request actors, put the pixels into the object store once, and resolve the precision."""
+        if starts_private(self._address):
+            check_fits(job.config, this_machine())  # a refusal needs no cluster
         self._open.enter_context(ray_session(self._address))
         self._meter = Meter(job.out)
         pool = self._make_pool(job)

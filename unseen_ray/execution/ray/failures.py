@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ray.exceptions import (
+    ActorUnavailableError,
     NodeDiedError,
     ObjectLostError,
     OutOfMemoryError,
@@ -29,6 +30,7 @@ __all__ = [
     "failure_of",
     "first_line",
     "handle_failure",
+    "loss_of",
     "raise_own",
 ]
 
@@ -97,7 +99,7 @@ def handle_failure(error: RayError, name: str, attempts: Attempts) -> None:
     raise_own(error)
     if attempts.failed(failure) == "give up":
         raise FoldFailedError(name, attempts.count, explain(error, failure)) from None
-    logger.warning("%s: %s (%s); starting it again, attempt %d", name, failure, first_line(error), attempts.count + 1)
+    logger.warning("%s: %s; starting it again, attempt %d", name, loss_of(error), attempts.count + 1)
 
 
 def raise_own(error: RayError) -> None:
@@ -119,7 +121,22 @@ def explain(error: RayError, failure: Failure) -> str:
         return "it ran out of memory. Lower recipe.batch_size, or let fewer folds run on a node (higher cpus_per_fold)."
     if isinstance(error, RayTaskError):
         return f"its own code raised an error:\n{str(error).strip()}"
-    return first_line(error)
+    return loss_of(error)
+
+
+def loss_of(error: RayError) -> str:
+    """What was lost, in words; the log of `-v` has Ray's own, with its ids and states."""
+    logger.debug("Ray says: %s", error)
+    if isinstance(error, OutOfMemoryError):
+        return "it ran out of memory"
+    if isinstance(error, ActorUnavailableError):
+        return "its worker does not answer"
+    # Ray tells a lost node from a lost process in its text alone.
+    if isinstance(error, NodeDiedError) or (isinstance(error, RayActorError) and "node" in str(error).lower()):
+        return "its node was lost"
+    if isinstance(error, ObjectLostError):
+        return "data that it needs was lost with a node"
+    return "its worker was lost" if isinstance(error, _LOST) else first_line(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError
 
 from unseen_ray.errors import FoldFailedError
-from unseen_ray.execution.ray.failures import decide, explain, failure_of, first_line, raise_own
+from unseen_ray.execution.ray.failures import decide, explain, failure_of, loss_of, raise_own
 
 __all__ = ["SupervisedActor"]
 
@@ -44,7 +44,7 @@ class SupervisedActor:
                 raise_own(error)
                 if decide(failure, failed=attempt, max_retries=self._max_retries) == "give up":
                     raise FoldFailedError(name, attempt, explain(error, failure)) from None
-                logger.warning("%s: %s (%s); calling it again", name, failure, first_line(error))
+                logger.warning("%s: %s; calling it again", name, loss_of(error))
                 self._actor = self._start()
         raise AssertionError("the loop returns or raises")
 

@@ -1,0 +1,81 @@
+"""What is said when Ray starts, does not start, or could not do the work if it did."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+import unseen_ray as ur
+from tests.distributed.test_sweep import RUN
+
+LINE = [sys.executable, "-m", "unseen_ray", "prune", "--source", "digits", "--keep", "0.5"]
+
+
+def test_a_ray_that_does_not_start_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()  # Ray cannot make its session's folder below a file
+    done = subprocess.run(
+        [*LINE, "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "RAY_TMPDIR": str(tmp_path / "file")},
+    )
+    assert done.returncode == 4, done.stderr
+    first, error = done.stderr.splitlines()
+    assert "starting a private Ray cluster (up to 40 s; --executor local needs none) ..." in first
+    assert error.startswith("error: a private Ray cluster does not start on this machine: ")
+    assert "--executor local" in error
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*LINE, "--gpus_per_fold", "1", "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "CPU and 0 GPU. Lower" in done.stderr and "starting" not in done.stderr
+
+
+def test_a_missing_optuna_is_refused_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    config = ur.SweepConfig(run=RUN, space={"folds": [2, 3]}, search="optuna", trials=2, out=str(tmp_path / "sweep"))
+    before = ray.is_initialized()
+    with pytest.raises(ur.ConfigError, match=r"needs Optuna. Install it: pip install 'unseen-ray\[optuna\]'"):
+        ur.sweep(config)
+    assert ray.is_initialized() == before and not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.slow
+def test_a_start_whose_raylet_dies_is_tried_again(tmp_path: Path) -> None:
+    """Ray waits 30 s for its raylet, and says no more than that it timed out."""
+    run = subprocess.Popen(
+        [*LINE, "--source.limit", "200", "--recipe.epochs", "1", "--out", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    killed: list[int] = []
+
+    def kill_the_first() -> None:
+        while not killed and run.poll() is None:
+            found = subprocess.run(["pgrep", "-P", str(run.pid), "-x", "raylet"], capture_output=True, text=True)
+            for pid in map(int, found.stdout.split()):
+                os.kill(pid, 9)
+                killed.append(pid)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=kill_the_first)
+    thread.start()
+    out, err = run.communicate(timeout=300)
+    thread.join()
+    assert run.returncode == 0, err
+    assert killed and "Ray has not started within its own limit of 30 s; trying again" in err
+    assert "Kept 100 of 200" in out
