@@ -295,7 +295,9 @@ def test_later_stages_leave_the_same_labels_out(tmp_path: Path) -> None:
 
 
 def test_evaluate_imports_no_candidate_that_only_the_folder_names(better: ur.PruneResult) -> None:
-    with pytest.raises(ConfigError, match=r"the run's policy is tests\.test_auto:use.*_rows.* Name it yourself"):
+    with pytest.raises(
+        ConfigError, match=r"policy is tests\.test_auto:useless_rows and tests.* Name them yourself: --source"
+    ):
         ur.evaluate(better.path, against=["random"], selections=2)
 
 

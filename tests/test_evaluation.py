@@ -343,8 +343,8 @@ def test_functions_that_only_a_folder_names_are_not_imported(tmp_path: Path, cap
     asked = {"seeds": 1, "against": ("fitting",)}
     with pytest.raises(ur.ConfigError) as refused:
         ur.evaluate(tmp_path, **asked)
-    for flag in ("--source tests.plugs:rows", "--policy tests.plugs:lowest", "--score tests.plugs:gini"):
-        assert f"Name it yourself: {flag}" in str(refused.value)
+    flags = "--source tests.plugs:rows --score tests.plugs:gini --policy tests.plugs:lowest"
+    assert f"Name them yourself: {flags}." in str(refused.value)
     with pytest.raises(ur.ConfigError, match=r"policy='top' differs from the run's 'tests.plugs:lowest'"):
         ur.evaluate(tmp_path, **asked, source=source, policy="top")
     with caplog.at_level("INFO", logger="unseen_ray"):

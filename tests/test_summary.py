@@ -24,6 +24,16 @@ def test_accuracy_on_what_was_fitted_is_not_called_out_of_fold() -> None:
     assert "training accuracy 0.9000" in prune_lines({**values, "mode": "fitting"})[0]
 
 
+def test_the_holdout_is_counted_beside_what_is_kept() -> None:
+    values: dict[str, Any] = {
+        "kept": 1007, "num_samples": 1438, "holdout": 359, "source": "digits", "score": "entropy", "policy": "top", "stages": [],
+        "coreset": "c", "out": "o",
+    }  # fmt: skip
+    assert prune_lines(values)[0].startswith("Kept 1,007 of 1,438 samples (359 held out of 1,797) of digits")
+    assert prune_lines({**values, "holdout": 0})[0].startswith("Kept 1,007 of 1,438 samples of digits")
+    assert "(359 held out of 1,800)" in prune_lines({**values, "skipped": 1, "copies": 2})[0]
+
+
 def test_a_recipe_is_called_by_what_it_changes() -> None:
     for name, (recipe, _) in RECIPES.items():
         assert recipe_name(recipe.model_dump()) == name

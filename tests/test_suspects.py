@@ -95,7 +95,7 @@ def test_another_guard_is_chosen_afterwards(guarded: ur.PruneResult, tmp_path: P
     again = ur.select(same, keep=0.2, out=tmp_path / "again")
     assert again.scores.column("suspect").equals(same.scores.column("suspect"))
     with pytest.raises(
-        ur.ConfigError, match=r"the run's guard tests.test_suspects:margins_above is a user-defined function"
+        ur.ConfigError, match=r"the run's guard is tests.test_suspects:margins_above: a user-defined function"
     ):
         ur.select(own, keep=0.2, out=tmp_path / "refused")
 

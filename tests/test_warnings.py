@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from unseen_ray.config.run import PruneConfig
-from unseen_ray.pruning.warnings import check_selection, warn_of_beta
+from unseen_ray.pruning.warnings import check_selection, suggest_weights, warn_of_beta
+from unseen_ray.runs.manifest_entries import StageEntry
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import StoredTable, write_table
 
@@ -101,13 +102,27 @@ def test_a_guard_that_suspects_too_many_is_warned_of(caplog: pytest.LogCaptureFi
 def test_scores_that_order_alike_are_named(caplog: pytest.LogCaptureFixture) -> None:
     own = np.linspace(1, 0, 400)
     twin, other = own**3, np.random.default_rng(0).normal(size=400)
-    stds = {f"std_{name}": np.zeros(400) for name in ("entropy", "twin", "other")}
-    text = said(caplog, config(), table(twin=twin, other=other, **stds), np.arange(200), ())
-    assert "twin orders the samples as entropy does (rank correlation above 0.995)" in text
-    assert "other" not in text.replace("another", "")
-    assert not said(
-        caplog, config(), table(other=other, **{k: v for k, v in stds.items() if "twin" not in k}), np.arange(200), ()
-    )
+    stds = {f"std_{name}": np.zeros(400) for name in ("entropy", "el2n", "margin")}
+    columns = table(el2n=twin, margin=other, **stds)
+    text = said(caplog, config(also_score=["el2n", "margin"]), columns, np.arange(200), ())
+    assert "el2n and entropy rank the samples almost alike (rank correlation above 0.995)" in text
+    assert "margin" not in text
+    for quiet in ("all", ["margin"]):  # only scores that were asked for are worth a word
+        assert not said(caplog, config(also_score=quiet), columns, np.arange(200), ())
+
+
+def test_pretrained_weights_are_suggested_for_few_photographs(caplog: pytest.LogCaptureFixture) -> None:
+    def text(config: PruneConfig, accuracy: float = 0.51, samples: int = 288, size_px: int = 64) -> str:
+        caplog.clear()
+        entry = StageEntry.model_construct(index=0, accuracy=accuracy)
+        suggest_weights(config, entry, samples=samples, size_px=size_px)
+        return caplog.text
+
+    assert "right on only 51 % of the samples that they did not see, of 288 in all" in text(config())
+    assert "--recipe finetune --recipe.init FILE" in text(config())
+    started = config(recipe={"init": "weights.safetensors", "init_saw": "none"})
+    for quiet in (text(config(), 0.9), text(config(), samples=50_000), text(config(), size_px=8), text(started)):
+        assert not quiet
 
 
 def test_classes_of_a_long_run_are_judged_by_their_sizes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

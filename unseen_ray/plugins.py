@@ -23,6 +23,7 @@ __all__ = [
     "name_of",
     "offered",
     "plug_of",
+    "refuse_unnamed",
 ]
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -240,3 +241,28 @@ def function_of(value: Any, module: Any, *, field: str, more: Iterable[str] = ()
         raise ConfigError(f"{field}: {name_of(use)} is a {type(function).__name__}, not a function.")
     bind_options(function, options, field=field, name=name_of(use), more=more)
     return functools.partial(function, **options) if options else function
+
+
+def refuse_unnamed(functions: Iterable[tuple[str, str]]) -> None:
+    """Refuse functions that only a run's folder names, all at once.
+
+    Args:
+        functions: (field, `package.module:function`) of each.
+
+    Raises:
+        ConfigError: with the flags that name them.
+    """
+    found: dict[str, list[str]] = {}
+    for field, target in dict.fromkeys(functions):
+        found.setdefault(field, []).append(target)
+    if not found:
+        return
+    named = {field: " and ".join(targets) for field, targets in found.items()}
+    is_one = sum(map(len, found.values())) == 1
+    raise ConfigError(
+        f"the run's {', '.join(f'{field} is {targets}' for field, targets in named.items())}: "
+        f"{'a user-defined function' if is_one else 'user-defined functions'}, which unseen_ray does not import just because a run "
+        f"folder names {'it' if is_one else 'them'}. Name {'it' if is_one else 'them'} yourself: "
+        + " ".join(f"--{field} {targets}" for field, targets in named.items())
+        + "."
+    )

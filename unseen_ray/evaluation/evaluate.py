@@ -25,7 +25,7 @@ from unseen_ray.evaluation.checks import DEFAULT_AGAINST, DEFAULT_SEEDS, check_e
 from unseen_ray.evaluation.trainings import train_and_measure
 from unseen_ray.execution.api import PruneResult, executor_for, ignore, load, prune
 from unseen_ray.execution.tracking import tracked
-from unseen_ray.plugins import current_names, is_target, jsonable, plug_of
+from unseen_ray.plugins import current_names, is_target, jsonable, plug_of, refuse_unnamed
 from unseen_ray.pruning.suspects import drawable_ids
 from unseen_ray.pruning.trials.plan import candidates_of, chosen_policy
 from unseen_ray.runs.layout import FITTING, selection_folder
@@ -210,11 +210,7 @@ def _started_alike(config: PruneConfig, done: PruneResult) -> PruneConfig:
 
 
 def _check_named(config: PruneConfig, given: dict[str, Any], *, prunes: bool) -> None:
-    """Log which functions are going to be imported, and refuse those that only the run's folder names.
-
-    Raises:
-        ConfigError: listing these functions, and the flag for each.
-    """
+    """Log which functions are going to be imported, and refuse those that only the run's folder names."""
     fields = ("source", "test", "model", "fit", *(("score", "also_score", "policy", "guard") if prunes else ()))
     values = {name: getattr(config, name) for name in fields}
     if prunes:
@@ -222,16 +218,9 @@ def _check_named(config: PruneConfig, given: dict[str, Any], *, prunes: bool) ->
     each = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
     if prunes:
         each["policy"] = [config.policy, *candidates_of(config)]
-    named = {name: target for name, its in each.items() for one in its if is_target(target := _use_of(one))}
-    strange = [
-        f"the run's {name} is {target}, a user-defined function. A function that only a run folder names is never imported. "
-        f"Name it yourself: --{name} {target}."
-        for name, target in named.items()
-        if not _is_named(name, given)
-    ]
-    if strange:
-        raise ConfigError(strange)
-    for name, target in named.items():
+    named = [(name, target) for name, its in each.items() for one in its if is_target(target := _use_of(one))]
+    refuse_unnamed((name, target) for name, target in named if not _is_named(name, given))
+    for name, target in named:
         logger.info("importing %s for %s", target, name)
 
 

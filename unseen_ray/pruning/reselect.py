@@ -13,7 +13,7 @@ from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.outofcore.selection import IdBits
 from unseen_ray.errors import ConfigError
-from unseen_ray.plugins import is_target, plug_of
+from unseen_ray.plugins import is_target, plug_of, refuse_unnamed
 from unseen_ray.pruning.reselect_scores import as_stored, scores_asked_for
 from unseen_ray.pruning.selection import Kept, Picked, features_for, pick, policy_used
 from unseen_ray.pruning.trials.plan import candidates_of
@@ -158,13 +158,8 @@ def _stage_zero_s(manifest: Manifest) -> float | None:
 def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
     changed = {key: value for key, value in changes.items() if value is not None}
     kept = {k: v for k, v in manifest.asked.items() if k != "schedule"}
-    for field in ("policy", "guard"):
-        if field not in changed and is_target(plug_of(kept.get(field))[0]):
-            raise ConfigError(
-                f"the run's {field} {plug_of(kept[field])[0]} is a user-defined function, "
-                "and nothing that a run folder names is imported. "
-                f"Name it yourself: --{field} package.module:function."
-            )
+    own = {field: plug_of(kept.get(field))[0] for field in ("policy", "guard") if field not in changed}
+    refuse_unnamed((field, str(use)) for field, use in own.items() if is_target(use))
     use, options = plug_of(changed.get("policy", kept.get("policy")))
     if changed.get("guard") == "none" and use == "auto":  # which has a guard of its own
         changed["policy"] = {**options, "use": use, "guard": False}

@@ -16,7 +16,7 @@ from unseen_ray.pruning.selection import policy_used
 from unseen_ray.pruning.trials.measured import MeasuredTrainings
 from unseen_ray.pruning.trials.plan import TrialPlan
 from unseen_ray.pruning.trials.rounds import PolicyChoice, choose_policy, measured_by
-from unseen_ray.pruning.warnings import warn_of_chance
+from unseen_ray.pruning.warnings import suggest_weights, warn_of_chance
 from unseen_ray.runs.manifest_entries import Cost, Receipt, StageEntry, StageSummary, stage_entry
 from unseen_ray.runs.result_cache import ResultCache, once
 from unseen_ray.runs.votes import copy_votes, find_receipt
@@ -89,6 +89,7 @@ class StageRunner:
         for receipt in receipts:
             files |= receipt.files
         entry = _finished_stage(stage, merged.summary, receipts, time.monotonic() - began, decision)
+        suggest_weights(self.job.config, entry, samples=merged.summary.rows, size_px=self.job.size_px)
         # Last: a manifest names complete files only, and a restart repeats from the first stage that it does not name.
         stages = [*self.run.manifest.stages, entry]
         self.run = self.run.commit(stages=stages, files=files, cost=Cost(seconds=self.elapsed_s()))

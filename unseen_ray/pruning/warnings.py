@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unseen_ray.runs.manifest_entries import StageEntry, StageSummary
     from unseen_ray.storage.tables import StoredTable
 
-__all__ = ["check_selection", "warn_of_beta", "warn_of_chance", "warn_of_columns"]
+__all__ = ["check_selection", "suggest_weights", "warn_of_beta", "warn_of_chance", "warn_of_columns"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ _ALMOST_EMPTY = 0.05  # of the share kept in all
 _MANY_SUSPECTS = 0.1  # of what is kept
 _MOST_SUSPECTS = 1 / 3  # of all: in real data sets, a tenth of the labels is wrong at most (Northcutt et al., NeurIPS 2021)
 _NAMED = 5
+_FEW, _PHOTO_PX, _LOW = 5_000, 32, 0.7  # samples, pixels of a side, accuracy
 _COLLINEAR = 0.995  # rank correlation
 _COMPARED = 20_000  # rows that scores are compared on
 _SAMPLED = 200_000  # rows that shares are estimated from: their standard error is 0.1 % then
@@ -141,20 +142,20 @@ def _warn_of_suspects(config: PruneConfig, table: pa.Table, kept: np.ndarray, la
 
 
 def _warn_of_collinearity(config: PruneConfig, table: pa.Table) -> None:
-    """Name scores that would choose almost the same, before you compare them by trainings; from some rows."""
+    """Name scores that you asked for and that choose almost the same, before you compare them by trainings; from some rows."""
     decides = score_name(config.score)
     some = table.take(pa.array(np.linspace(0, table.num_rows - 1, min(table.num_rows, _COMPARED)).astype(np.int64)))
-    others = [name for name in some.column_names if f"std_{name}" in some.column_names and name != decides]
-    if decides in OF_STAGES:  # in stage 0 it is the loss, and later it is not
+    asked = [score_name(value) for value in (config.also_score if isinstance(config.also_score, list) else [])]
+    others = [name for name in some.column_names if name in asked and name != decides]
+    if not others or decides in OF_STAGES:  # in stage 0 it is the loss, and later it is not
         return
     others = [name for name in others if name not in OF_STAGES]
     alike = rank_correlations([some.column(name).to_numpy() for name in (decides, *others)])[0][1:]
     near = [name for name, correlation in zip(others, alike, strict=True) if correlation > _COLLINEAR]
     if near:
         logger.warning(
-            "%s order%s the samples as %s does (rank correlation above %g): choosing by another of them would change little.",
-            " and ".join(near),
-            "s" if len(near) == 1 else "",
+            "%s and %s rank the samples almost alike (rank correlation above %g): you need to compare only one of them with random.",
+            ", ".join(near),
             decides,
             _COLLINEAR,
         )
@@ -182,6 +183,20 @@ def warn_of_chance(entry: StageEntry, summary: StageSummary) -> None:
             entry.index,
             100 * entry.vote_accuracy,
             100 * _largest_share(summary),
+        )
+
+
+def suggest_weights(config: PruneConfig, entry: StageEntry, *, samples: int, size_px: int) -> None:
+    """Suggest pretrained weights where models that start from random ones learn little from a few photographs."""
+    recipe = config.recipe
+    is_small = samples < _FEW and size_px > _PHOTO_PX and entry.index == 0
+    if is_small and config.fit is None and recipe.use == "quick" and recipe.init is None and entry.accuracy < _LOW:
+        logger.warning(
+            "models that start from random weights are right on only %.0f %% of the samples that they did not see, of %s in all. On "
+            "so few photographs, pretrained weights usually score better: --recipe finetune --recipe.init FILE, and "
+            "--recipe.init_saw none if they were never trained on these photographs.",
+            100 * entry.accuracy,
+            f"{samples:,}",
         )
 
 

@@ -56,6 +56,7 @@ class RunStatus:
     Attributes:
         path: its folder.
         source, samples: its data.
+        holdout: samples set aside, beside these.
         kept: samples chosen by the stages that are finished.
         finished: whether the coreset is final.
         stage, stages: the current one, counted from 0, and how many there are.
@@ -68,6 +69,7 @@ class RunStatus:
     path: str
     source: str
     samples: int
+    holdout: int
     kept: int
     finished: bool
     stage: int
@@ -132,6 +134,7 @@ class Watcher:
             path=self.folder.root,
             source=manifest.source.name,
             samples=manifest.source.num_samples,
+            holdout=manifest.source.holdout,
             kept=_kept(manifest),
             finished=manifest.finished,
             stage=at,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from unseen_ray.cli.summary.text import bytes_text, hours_text, several
+from unseen_ray.cli.summary.text import bytes_text, held_out_text, hours_text, several
 from unseen_ray.cli.tables import Column, Table
 from unseen_ray.config.named_recipes import recipe_name
 from unseen_ray.config.run import PruneConfig
@@ -57,8 +57,8 @@ def _data_line(values: dict[str, Any]) -> str:
         size += ", scaled from various sizes"
     elif tuple(original) != (size_px, size_px):
         size += f", scaled from {original[1]}x{original[0]}"
-    held_out = f"; {values['holdout']:,} more are held out" if values["holdout"] else ""
-    return f"{values['source']}: {values['num_samples']:,} samples of {values['num_classes']} classes, images of {size}{held_out}"
+    held_out = held_out_text(values["holdout"], values["num_samples"])
+    return f"{values['source']}: {values['num_samples']:,} samples{held_out} of {values['num_classes']} classes, images of {size}"
 
 
 def _source_lines(values: dict[str, Any]) -> list[str]:

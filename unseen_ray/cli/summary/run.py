@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unseen_ray.cli.summary.text import several
+from unseen_ray.cli.summary.text import held_out_text, several
 from unseen_ray.cli.tables import Column, Table
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.config.scoring import scored_by
@@ -65,7 +65,9 @@ def _suspects(result: PruneResult) -> dict[str, int] | None:
 
 def prune_lines(values: dict[str, Any]) -> list[str]:
     """The line above the tables, then the lines below them."""
-    kept = f"Kept {values['kept']:,} of {values['num_samples']:,} samples of {values['source']}"
+    taking_part = values["num_samples"] + values.get("skipped", 0) + values.get("copies", 0)
+    held_out = held_out_text(values.get("holdout", 0), taking_part)
+    kept = f"Kept {values['kept']:,} of {values['num_samples']:,} samples{held_out} of {values['source']}"
     stages = values["stages"]
     if stages:
         measured = "out-of-fold" if values["mode"] == "unseen" else "training"

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from unseen_ray.cli.summary.text import several
+from unseen_ray.cli.summary.text import held_out_text, several
 from unseen_ray.cli.tables import Column, Table
 from unseen_ray.plugins import jsonable
 from unseen_ray.storage.checked_json import without_nan
@@ -35,8 +35,9 @@ _SHOWN = 10
 
 def sweep_plan_lines(values: dict[str, Any]) -> list[str]:
     """A sweep's plan in sentences."""
+    held_out = held_out_text(values["num_holdout"], values["num_samples"])
     lines = [
-        f"{several(values['trials'], 'trial')} on {values['num_samples']:,} samples, measured on a holdout of {values['num_holdout']:,}",
+        f"{several(values['trials'], 'trial')} on {values['num_samples']:,} samples{held_out}, measured on the holdout",
         f"{values['images_trained']:,} images through training, {values['images_scored']:,} through scoring"
         + (
             ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["bytes_text", "hours_text", "several"]
+__all__ = ["bytes_text", "held_out_text", "hours_text", "several"]
 
 
 def several(count: int, what: str) -> str:
@@ -24,3 +24,13 @@ def bytes_text(count: float) -> str:
             return f"{count:,.1f} {unit}" if count < 10 and unit in ("MB", "GB") else f"{count:,.0f} {unit}"
         count /= 1000
     return f"{count:,.1f} TB"
+
+
+def held_out_text(held_out: int, others: int) -> str:
+    """' (359 held out of 1,797)' behind a number of samples; empty if none are held out.
+
+    Args:
+        held_out: samples of the holdout.
+        others: all other samples of the source.
+    """
+    return f" ({held_out:,} held out of {held_out + others:,})" if held_out else ""

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from unseen_ray.cli.live_log import beside_control_c
+from unseen_ray.cli.summary.text import held_out_text
 from unseen_ray.cli.tables import Cell, Column, Table
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def print_changes(watcher: Watcher, write: Callable[[str], None]) -> None:
 
 def headline(status: RunStatus) -> str:
     """How far a run is, in a line."""
-    data = f"{status.path}: {status.source}, {status.samples:,} samples"
+    data = f"{status.path}: {status.source}, {status.samples:,} samples{held_out_text(status.holdout, status.samples)}"
     if status.finished:
         return f"{data}; finished, kept {status.kept:,}"
     done = sum(task.done for task in status.of_stage())
