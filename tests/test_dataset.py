@@ -277,5 +277,5 @@ def test_rows_come_some_thousand_at_a_time(tmp_path: Path) -> None:
 
 def test_a_function_of_the_users_is_not_called(tmp_path: Path) -> None:
     result = prune("tests.plugs:noise", tmp_path / "run")
-    with pytest.raises(ur.ConfigError, match="which export does not call"):
+    with pytest.raises(ur.ConfigError, match="which is not imported for a run folder"):
         ur.export(result, tmp_path / "pruned")

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from unseen_ray.errors import UnseenError as UnseenError
     from unseen_ray.evaluation.evaluate import evaluate as evaluate
     from unseen_ray.evaluation.table import Evaluation as Evaluation
-    from unseen_ray.execution.api import PruneResult as PruneResult
     from unseen_ray.execution.api import load as load
     from unseen_ray.execution.api import prune as prune
     from unseen_ray.execution.api import prune_dataset as prune_dataset
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from unseen_ray.execution.api import select as select
     from unseen_ray.execution.plan import plan as plan
     from unseen_ray.execution.plan import plan_values as plan_values
+    from unseen_ray.execution.result import PruneResult as PruneResult
     from unseen_ray.reporting.export import export as export
     from unseen_ray.reporting.export import torch_subset as torch_subset
     from unseen_ray.reporting.kept_sampler import KeptSampler as KeptSampler
@@ -54,7 +54,7 @@ _HOME = {
     "KeptSampler": "reporting.kept_sampler",
     "Prepared": "data.prepare.prepare",
     "PruneConfig": "config.run",
-    "PruneResult": "execution.api",
+    "PruneResult": "execution.result",
     "Recipe": "config.recipe",
     "SweepConfig": "sweeps.config",
     "SweepResult": "sweeps.sweep",

@@ -38,6 +38,10 @@ class UnseenError(Exception):
 
     exit_code = 4
 
+    def _render_traceback_(self, *_: Any) -> list[str]:
+        """What a notebook shows: the message without the way through our code."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConfigError(UnseenError, ValueError):
     """A configuration that cannot run.

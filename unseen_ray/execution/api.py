@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from unseen_ray.config.fields.given import config_of
@@ -16,114 +14,19 @@ from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.tasks import stage_zero_count
 from unseen_ray.data.related.grouping import group_ref
-from unseen_ray.data.sources.registry import source_ref
-from unseen_ray.errors import ConfigError
+from unseen_ray.execution.result import PruneResult
 from unseen_ray.execution.tracking import tracked
-from unseen_ray.plugins import is_target
 from unseen_ray.pruning.pipeline import run_pipeline
 from unseen_ray.pruning.reselect import reselect
 from unseen_ray.pruning.score_probs import score_probs
-from unseen_ray.runs.layout import CORESET, scores_file
-from unseen_ray.runs.run import Run, coreset_of, load_run
-from unseen_ray.storage.path_validation import as_text
-from unseen_ray.storage.tables import parts_of
+from unseen_ray.runs.run import Run, load_run
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import ray.data
 
-    from unseen_ray.core.samples.coreset import Coreset
     from unseen_ray.pruning.executor import Executor, Observer
-    from unseen_ray.runs.manifest import Manifest
 
 __all__ = ["PruneResult", "executor_for", "ignore", "load", "prune", "prune_dataset", "run_of", "score", "select"]
-
-
-@dataclass(frozen=True, repr=False)
-class PruneResult:
-    """A finished run.
-
-    Attributes:
-        run: its folder and manifest.
-        config: the configuration as it was given.
-        in_hand: whether this process made it by that configuration, instead of reading it from the folder.
-    """
-
-    run: Run
-    config: PruneConfig
-    in_hand: bool = False
-
-    def __repr__(self) -> str:
-        source, kept = self.manifest.source, sum(stage.added for stage in self.manifest.stages) or len(self.coreset)
-        return f"PruneResult({self.path}: {kept:,} of {source.num_samples:,} samples of {source.name})"
-
-    @property
-    def path(self) -> str:
-        """The run's folder."""
-        return self.run.folder.root
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the folder holds, what made it, and what it cost."""
-        return self.run.manifest
-
-    @cached_property
-    def coreset(self) -> Coreset:
-        """The kept ids, the stage in which each was picked, and the score by which it was."""
-        return coreset_of(self.run.table(CORESET))
-
-    @cached_property
-    def scores(self) -> pa.Table:
-        """Stage 0: one row a candidate, sorted by id; see `scores.parquet` in README."""
-        return self.run.table(scores_file(0))
-
-    def to_ray_dataset(self) -> ray.data.Dataset:
-        """The scores of stage 0 as a Ray Dataset, on the cluster that this process is connected to, else a private one.
-
-        Rows are in id order. Ray's workers read the table from the run's folder; the driver never holds it.
-
-        Raises:
-            StorageError: if the table is missing or damaged.
-        """
-        return self._read_by_ray(scores_file(0))
-
-    def kept_dataset(
-        self, *, source: SourceLike | None = None, size: int | None = None, encoded: bool = False
-    ) -> ray.data.Dataset:
-        """The kept samples as a Ray Dataset with columns id, label and image, such as `TorchTrainer` takes.
-
-        Ray's workers read the images from the source, so that every node must reach it. There is no text in it, which
-        `iter_torch_batches` refuses; `export` gives the keys.
-
-        Args:
-            source: where the data is now, as in `PruneConfig`; None if it has not moved. Required for a run that was loaded from
-                its folder and whose source is a function of your own.
-            size: height and width of the images in pixels; None for that of the scoring models.
-            encoded: give images as they are stored (bytes), not as (size, size, 3) uint8.
-
-        Raises:
-            ConfigError: if such a source is not given.
-            StorageError: if the run's files are missing or damaged.
-        """
-        from unseen_ray.execution.ray.io.datasets import with_images
-
-        if source is None and self.in_hand:
-            source = self.config.source
-        asked = source_ref(self.manifest.asked["source"] if source is None else as_text(source))
-        if source is None and is_target(asked.use):
-            raise ConfigError(
-                f"the run's source is {asked.use}, a user-defined function, and nothing that a run folder names is imported. "
-                f'Give it yourself: kept_dataset(source="{asked.use}"), or the function itself.'
-            )
-        size_px = None if encoded else size or self.manifest.source.size_px
-        rows = self._read_by_ray(CORESET).select_columns(["id", "label"])
-        return with_images(rows, asked.absolute(), self.manifest.source, size_px=size_px)
-
-    def _read_by_ray(self, table: str) -> ray.data.Dataset:
-        from unseen_ray.execution.ray.io.datasets import read_by_ray
-
-        self.run.stored(table, hold=False).verified()
-        return read_by_ray(self.path, parts_of(table, self.manifest.files))
 
 
 @with_keywords(RunFields)

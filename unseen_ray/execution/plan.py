@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from unseen_ray.config.fields.given import config_of
 from unseen_ray.config.fields.keywords import RunFields, with_keywords
 from unseen_ray.config.resolved import ResolvedRun
+from unseen_ray.config.score_columns import score_name
+from unseen_ray.config.scoring import scored_by
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.data.related.grouping import with_groups
 from unseen_ray.data.sources.registry import Source, SourceInfo, open_source, source_ref
+from unseen_ray.execution.cards import html_card, stages_text, text_card
 from unseen_ray.execution.estimate.estimate import check_asked, estimate
 from unseen_ray.execution.estimate.plan_json import values_of
 from unseen_ray.pruning.plan import RunPlan, plan_run
@@ -19,13 +22,50 @@ from unseen_ray.pruning.validate import check_functions
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
 
-__all__ = ["plan", "plan_values"]
+__all__ = ["Plan", "plan", "plan_values"]
+
+
+class Plan(NamedTuple):
+    """What a run would do.
+
+    Attributes:
+        run: its sizes, stage by stage.
+        source: what is known of the source.
+        config: the configuration with its model named.
+    """
+
+    run: RunPlan
+    source: SourceInfo
+    config: PruneConfig
+
+    def __repr__(self) -> str:
+        return text_card(f"Plan({self._kept})", self._facts())
+
+    def _repr_html_(self) -> str:
+        return html_card(f"Plan: {self._kept}", self._facts())
+
+    @property
+    def _kept(self) -> str:
+        keep = self.config.keep
+        return f"keeps {self.run.budget:,} of {self.run.num_samples:,} samples of {self.source.name}, keep={keep:g}"
+
+    def _facts(self) -> dict[str, str]:
+        bill, config, run = self.run.bill(), self.config, self.run
+        facts = {
+            "chosen by": f"{score_name(config.score)}, policy {score_name(config.policy)}",
+            "folds": str(config.folds) if config.mode == "unseen" else "",
+            "stages": stages_text([stage.target for stage in run.stages]),
+            "trainings": f"{sum(task.models for task in run.tasks):,}, of {scored_by(config.to_json())}",
+            "cost": "" if bill is None else f"{bill:.1%} of one training on all samples",
+            "holdout": f"{run.num_holdout:,} samples, in neither number above" if run.num_holdout else "",
+            "folder": config.out or "none yet: set out",
+            "warnings": "; ".join(run.warnings),
+        }
+        return {name: value for name, value in facts.items() if value}
 
 
 @with_keywords(RunFields)
-def plan(
-    config: PruneConfig | str | os.PathLike[str] | None = None, **fields: Unpack[RunFields]
-) -> tuple[RunPlan, SourceInfo, PruneConfig]:
+def plan(config: PruneConfig | str | os.PathLike[str] | None = None, **fields: Unpack[RunFields]) -> Plan:
     """Work out what a run would do; starts nothing and loads neither torch nor ray.
 
     Args:
@@ -40,7 +80,7 @@ def plan(
         DataError: if the data cannot be read.
     """
     planned, _, info, used = _planned(config_of(config, fields))
-    return planned, info, used
+    return Plan(planned, info, used)
 
 
 @with_keywords(RunFields)

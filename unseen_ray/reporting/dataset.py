@@ -13,7 +13,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,10 +29,12 @@ from unseen_ray.plugins import is_target, name_of
 from unseen_ray.reporting.tars import write_tars
 from unseen_ray.runs.layout import CORESET, MANIFEST, MANIFEST_COPY
 from unseen_ray.storage.filesystem import Folder, absolute_path, filesystem_of, is_uri, real_path
+from unseen_ray.storage.path_validation import as_text
 from unseen_ray.storage.patterns import covers, is_glob, without_braces
 from unseen_ray.storage.retry import retried
 
 if TYPE_CHECKING:
+    from unseen_ray.config.fields.keywords import SourceLike
     from unseen_ray.core.arrays import IdArray
     from unseen_ray.runs.run import Run
 
@@ -42,7 +44,7 @@ _AT_ONCE = 16  # files that are copied concurrently
 _PART = 2048  # images in one Parquet file that we make
 
 
-def pack(run: Run, to: str, form: str | None = None) -> int:
+def pack(run: Run, to: str, form: str | None = None, source: SourceLike | None = None) -> int:
     """Write the kept samples into a new folder.
 
     A source of Parquet files becomes Parquet files with the same names, columns and metadata; images that it only references are
@@ -53,6 +55,7 @@ def pack(run: Run, to: str, form: str | None = None) -> int:
     Args:
         run: a finished run, whose source can be opened without importing anything that the run folder names.
         form: `webdataset` for tars, see `tars.write_tars`; None for the form of the source.
+        source: where the data is now; None for the place in the manifest.
         to: a new or empty folder or URI. A local folder appears, or is filled, only once everything is written.
 
     Returns:
@@ -62,22 +65,22 @@ def pack(run: Run, to: str, form: str | None = None) -> int:
         ConfigError: if `to` holds anything, lies in the source, or cannot be written; or if the source is a user's function.
         DataError: if the source is missing, or has changed since the run, or a key would lead out of the folder.
     """
-    _check_place(to, run)
-    source, ids = source_of(run), run.table(CORESET).column("id").to_numpy()
+    _check_place(to, run, source)
+    opened, ids = source_of(run, source), run.table(CORESET).column("id").to_numpy()
     try:
         with _aside(to) as folder:
             if form == "webdataset":
-                write_tars(source, ids, folder)
-            elif isinstance(source, FolderSource):
-                _copy_files(source, ids, folder)
+                write_tars(opened, ids, folder)
+            elif isinstance(opened, FolderSource):
+                _copy_files(opened, ids, folder)
             else:
-                _write_parts(_parts_of(source, ids), folder)
+                _write_parts(_parts_of(opened, ids), folder)
     except (OSError, StorageError) as error:
         raise ConfigError(f"--to {to} cannot be written: {error}") from None
     return len(ids)
 
 
-def source_of(run: Run, source: Any = None) -> Source:
+def source_of(run: Run, source: SourceLike | None = None) -> Source:
     """A run's source, opened without importing anything that the run folder names.
 
     Args:
@@ -92,7 +95,7 @@ def source_of(run: Run, source: Any = None) -> Source:
         raise ConfigError(
             f"the run's source is {name}, a user-defined function, which is not imported for a run folder."
         )
-    opened = open_source(_ref_of(run) if source is None else source_ref(source))
+    opened = open_source(_ref_of(run) if source is None else source_ref(as_text(source)))
     if not run.manifest.source.is_same_data(opened.info):
         raise DataError(
             f"source {opened.info.name} has changed since the run, or is another one: its samples are no longer those that were chosen. "
@@ -111,17 +114,17 @@ def _ref_of(run: Run) -> SourceRef:
     return source_ref(run.manifest.asked["source"])
 
 
-def _check_place(to: str, run: Run) -> None:
+def _check_place(to: str, run: Run, source: SourceLike | None) -> None:
     others = [] if os.path.isfile(to) else Folder(to).names()
     if os.path.isfile(to) or others:
         held = f"holds {', '.join(others[:3])}" if others else "is a file"
         raise ConfigError(f"--to {to} {held}. Name a new or empty folder for the pruned data set.")
-    if own_function(run):
+    if source is None and own_function(run):
         raise ConfigError(
-            f"--to {to} cannot be made: the run's source is a user-defined function, which export does not call. "
-            "Export ids (.npy) or keys (.txt) and take the samples from there; in Python, `ur.torch_subset(result, source=...)`."
+            f"--to {to} cannot be made: the run's source is a user-defined function, which is not imported for a run "
+            "folder. Name it again: --source package.module:function; or export ids (.npy) or keys (.txt)."
         )
-    for place in _places_of(run):
+    for place in source_ref(as_text(source)).places if source is not None else _places_of(run):
         if covers(place, to):
             raise ConfigError(f"--to {to} lies in the source {place}, which it would change. Name a folder elsewhere.")
 

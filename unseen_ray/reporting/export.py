@@ -8,14 +8,14 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from pyarrow.fs import copy_files
 
 from unseen_ray.errors import ConfigError
-from unseen_ray.execution.api import PruneResult, load, run_of
+from unseen_ray.execution.api import PruneResult, load
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.reporting.dataset import check_file, own_function, pack, source_of
 from unseen_ray.reporting.sampling_pool import SamplingPool
@@ -29,6 +29,7 @@ from unseen_ray.storage.tables import StoredTable
 if TYPE_CHECKING:
     from torch.utils.data import Subset
 
+    from unseen_ray.config.fields.keywords import SourceLike
     from unseen_ray.core.arrays import IdArray
     from unseen_ray.runs.run import Run
 
@@ -42,13 +43,24 @@ ENDINGS = {
     ".json": "what KeptSampler draws from",
 }
 
-FORMS = {"webdataset": "a folder", "weights": ".npy", "sampler": ".json"}  # --as, and the --to that each is for
+FORMS = {
+    "webdataset": "a folder",
+    "weights": ".npy",
+    "holdout": ".npy",
+    "sampler": ".json",
+}  # --as, and the --to that each is for
 
 _LINES = 2**14  # keys that are Python strings at the same time
 _ROWS = 2**20  # of the source, in memory at the same time
 
 
-def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[str], *, form: str | None = None) -> int:
+def export(
+    result: PruneResult | str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    *,
+    form: Literal["webdataset", "weights", "holdout", "sampler"] | None = None,
+    source: SourceLike | None = None,
+) -> int:
     """Write the coreset of a finished run; the file's ending determines the content.
 
     Args:
@@ -57,31 +69,55 @@ def export(result: PruneResult | str | os.PathLike[str], to: str | os.PathLike[s
             where it cannot read the run); without an ending, or with a slash, a folder for the pruned data set itself, see
             `dataset.pack`.
         form: `webdataset` for tars in a folder; `weights` for a .npy of float32 for every row of the source, 1 if it is kept, else
-            0; `sampler` for .json; None for what the ending says, and for a pruned data set in the form of its source.
+            0; `holdout` for a .npy of the ids that were set aside; `sampler` for .json; None for what the ending says, and for a
+            pruned data set in the form of its source.
+
+        source: where the data is now, for a pruned data set, as in `PruneConfig`; None if it has not moved.
 
     Returns:
-        The number of samples kept.
+        The number of samples kept; with `holdout`, set aside.
 
     Raises:
         ConfigError: if the ending is none of these or does not go with the form, or the file or folder cannot be written.
         DataError: if the data set cannot be read.
     """
-    run, to = run_of(result), os.fspath(to)
+    done, to = result if isinstance(result, PruneResult) else load(result), os.fspath(to)
+    run = done.run
     if problem := path_problem("--to", to):
         raise ConfigError(problem)
     ending = os.path.splitext(to)[1].lower()
     is_folder = not ending or to.endswith("/")
     _check_form(form, "a folder" if is_folder else ending, to)
     if is_folder:
-        return pack(run, to, form)
+        return pack(run, to, form, source)
+    if source is not None:
+        raise ConfigError(f"--source has an effect only where --to is a folder, and {to} is a file. Remove it.")
     check_file(to, run)
+    return _write_holdout(done, to) if form == "holdout" else _write_file(run, to, form or ending)
+
+
+def _write_file(run: Run, to: str, kind: str) -> int:
     table = StoredTable(run.folder, CORESET, run.manifest.files).verified()
     try:
         with _put_in_place(to) as stream:
-            _WRITERS[form or ending](run, table, stream)
+            _WRITERS[kind](run, table, stream)
     except OSError as error:
         raise ConfigError(f"--to {to} cannot be written: {error}") from None
     return table.num_rows
+
+
+def _write_holdout(done: PruneResult, to: str) -> int:
+    if not done.manifest.source.holdout:
+        raise ConfigError(
+            f"the run in {done.path} has no holdout to export. Prune with holdout: 0.1 to set a part aside."
+        )
+    ids = done.holdout_ids
+    try:
+        with _put_in_place(to) as stream:
+            np.save(stream, ids)
+    except OSError as error:
+        raise ConfigError(f"--to {to} cannot be written: {error}") from None
+    return len(ids)
 
 
 def _check_form(form: str | None, kind: str, to: str) -> None:
@@ -108,7 +144,7 @@ def torch_subset(
     result: PruneResult | str | os.PathLike[str],
     transform: Callable[[Any], Any] | None = None,
     *,
-    source: Any = None,
+    source: SourceLike | None = None,
 ) -> Subset[tuple[Any, int]]:
     """The coreset as a torch Subset of the source's (PIL image, label) pairs.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,27 @@ from unseen_ray.reporting.page import render
 from unseen_ray.reporting.thumbnails import picked, thumbnails, with_extremes
 from unseen_ray.runs.layout import REPORT
 from unseen_ray.storage.checked_json import without_nan
+from unseen_ray.storage.filesystem import Folder
 
 if TYPE_CHECKING:
     from unseen_ray.data.sources.registry import Source
     from unseen_ray.runs.run import Run
 
-__all__ = ["report", "report_values"]
+__all__ = ["ReportPath", "report", "report_values"]
 
 
-def report(result: PruneResult | str | os.PathLike[str]) -> str:
+class ReportPath(str):
+    """The path of a report's page, which a notebook shows."""
+
+    def _repr_html_(self) -> str:
+        folder, name = self.rsplit("/", 1)
+        page = (Folder(folder).read(name) or b"").decode()
+        return (
+            f'<iframe srcdoc="{html.escape(page)}" width="100%" height="700" style="border: 1px solid #ccc"></iframe>'
+        )
+
+
+def report(result: PruneResult | str | os.PathLike[str]) -> ReportPath:
     """Write one self-contained HTML page about a finished run into its folder.
 
     The page shows the evaluations, the fitting baseline and the further selections that `evaluate` stored in the folder.
@@ -31,7 +44,7 @@ def report(result: PruneResult | str | os.PathLike[str]) -> str:
         result: a finished run, or its folder.
 
     Returns:
-        The path of the page.
+        The path of the page; a notebook shows the page itself.
 
     Raises:
         ConfigError: if the folder holds no finished run.
@@ -41,7 +54,7 @@ def report(result: PruneResult | str | os.PathLike[str]) -> str:
     source, reason = _source_to_show(run)
     shots = {} if source is None else thumbnails(with_extremes(run, facts), source)
     run.folder.write(REPORT, render(facts, shots, reason).encode())
-    return run.folder.path(REPORT)
+    return ReportPath(run.folder.path(REPORT))
 
 
 def report_values(result: PruneResult | str | os.PathLike[str]) -> dict[str, Any]:

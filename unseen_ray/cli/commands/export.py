@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import click
 
-from unseen_ray.cli.flags import FieldCommand
+from unseen_ray.cli.flags import FieldCommand, merged_fields
 from unseen_ray.cli.output import print_lines
 
 __all__ = ["export"]
@@ -23,26 +24,31 @@ __all__ = ["export"]
 @click.option(
     "--as",
     "form",
-    type=click.Choice(["webdataset", "weights", "sampler"]),
-    help="webdataset: a folder of tars, weights: .npy of 1 or 0 for each row of the source, sampler: .json  [default: as the "
-    "source is, or as the ending says]",
+    type=click.Choice(["webdataset", "weights", "holdout", "sampler"]),
+    help="webdataset: a folder of tars, weights: .npy of 1 or 0 for each row of the source, holdout: .npy of the ids set aside, "
+    "sampler: .json  [default: as the source is, or as the ending says]",
 )
-def export(run_dir: str, to: str, form: str | None) -> None:
+@click.option(
+    "--source", default=None, metavar="VALUE", help="where the data is now, for a folder  [default: where it was]"
+)
+def export(run_dir: str, to: str, form: Any, source: str | None) -> None:
     """Write the kept ids or keys or all rows' weights to a file, or the pruned data set into a folder.
 
     \b
     unseen-ray export runs/digits --to kept.npy
     unseen-ray export runs/digits --to weights.npy --as weights
+    unseen-ray export runs/digits --to holdout.npy --as holdout
     unseen-ray export runs/digits --to sampler.json
     unseen-ray export runs/digits --to data/digits-pruned/
     unseen-ray export runs/digits --to data/digits-tars/ --as webdataset
     """
     import unseen_ray as ur
 
-    count = ur.export(run_dir, to, form=form)
+    count = ur.export(run_dir, to, form=form, **merged_fields(None, {"source": source}))
     ending = ".json" if form == "sampler" else os.path.splitext(to)[1]
     what = {
         "weights": f"the weights of all rows (1 for {count:,} kept samples, 0 for the others)",
+        "holdout": f"the ids of the {count:,} samples that were set aside",
         ".json": f"what KeptSampler draws from ({count:,} kept samples)",
     }
-    print_lines([f"Wrote {what.get('weights' if form == 'weights' else ending, f'{count:,} samples')} to {to}."])
+    print_lines([f"Wrote {what.get(form if form in what else ending, f'{count:,} samples')} to {to}."])
