@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from unseen_ray.config.fields.given import config_of
@@ -13,7 +13,9 @@ from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.tasks import stage_zero_count
+from unseen_ray.data.prepare.objects import is_object, store_samples
 from unseen_ray.data.related.grouping import group_ref
+from unseen_ray.errors import ConfigError
 from unseen_ray.execution.result import PruneResult
 from unseen_ray.execution.tracking import tracked
 from unseen_ray.pruning.pipeline import run_pipeline
@@ -47,13 +49,15 @@ def prune(
         fresh: delete the run that `out` holds and start over; it is deleted once all checks of the new one have passed.
         on_event: receives progress (`runs.tasks.Progress`) and the receipts of finished tasks (`runs.manifest_entries.Receipt`).
         limits: how many rows are held at once.
-        fields: the fields of `PruneConfig`, each in place of that of `config`; `out` names the run's folder.
+        fields: the fields of `PruneConfig`, each in place of that of `config`; `out` names the run's folder. `source` and `test` may
+            be objects too: a pair (images, labels) of arrays, a torch or a Hugging Face Dataset, or any object with `__len__`,
+            `labels`, `keys` and `[id]`. They are written once to the folder `<out>-source` (`-test`), and their numbers are the ids.
 
     Raises:
         ConfigError, DataError: before any training, where it can be known.
         UnseenError: if the run failed; the same call resumes it.
     """
-    config = config_of(config, fields)
+    config = _run_config(config, fields, anew=fresh)
     models = config.scoring.models
     tasks = stage_zero_count(mode=config.mode, folds=config.folds, repeats=config.repeats, models=models)
     with executor_for(config, tasks) as executor, tracked(config, on_event or ignore) as observer:
@@ -102,6 +106,24 @@ def prune_dataset(
         group = None if config.group is None else group_ref(config.group).column
         store_dataset(dataset, place, image=image, label=label, group=group, anew=fresh)
         return prune(config, fresh=fresh, on_event=on_event)
+
+
+def _run_config(
+    config: PruneConfig | str | os.PathLike[str] | None, fields: Mapping[str, Any], *, anew: bool
+) -> PruneConfig:
+    """The configuration, whose source and test set were written beside the run if they are objects in memory."""
+    held = [name for name in ("source", "test") if is_object(fields.get(name))]
+    # What is wrong in the other fields is told before anything is written.
+    checked = config_of(config, {**fields, **dict.fromkeys(held, "digits")})
+    if not held:
+        return checked
+    if checked.out is None:
+        raise ConfigError(
+            f"{held[0]} is an object in memory, to be written to <out>-{held[0]}. Name `out`, the run's folder."
+        )
+    base = checked.out.rstrip("/")
+    places = {name: store_samples(fields[name], f"{base}-{name}", anew=anew, field=name) for name in held}
+    return config_of(config, {**fields, **places})
 
 
 def load(path: str | os.PathLike[str]) -> PruneResult:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, Protocol, TypedDict, TypeVar
 
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.config.scoring import Scoring
@@ -34,6 +34,12 @@ SourceLike = PathLike | Mapping[str, Any] | Callable[..., Any]
 """A name, a path or URI, `{use: name, option: value}`, or a function that returns the samples."""
 
 
+class Indexed(Protocol):
+    """Samples in memory, by number."""
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
 class ScoreFields(TypedDict, total=False):
     """What `score` shares with a run."""
 
@@ -55,7 +61,7 @@ class CommonFields(ScoreFields, total=False):
     group: PathLike | Mapping[str, Any] | None
     repeats: int
     schedule: Sequence[float] | Mapping[str, Any] | None
-    test: SourceLike | None
+    test: SourceLike | Indexed | None
     holdout: float
     score_every: int | None
     policy: Plug
@@ -106,7 +112,7 @@ class MeasureFields(TypedDict, total=False):
 class RunFields(CommonFields, total=False):
     """Every field of `PruneConfig`; those that are not given come from a configuration or are the defaults."""
 
-    source: SourceLike
+    source: SourceLike | Indexed
     keep: float
     out: PathLike | None
 

@@ -219,6 +219,11 @@ def source_ref(value: str | Mapping[str, Any] | Callable[..., Any], *, field: st
     if callable(value):
         return SourceRef(value)
     value = as_text(value)
+    if hasattr(value, "__getitem__") and not isinstance(value, (str, bytes, list, Mapping)):
+        raise ConfigError(
+            f"{field} is a {type(value).__name__}, an object in memory. Only ur.prune(source=..., test=..., out=...) takes one: it writes "
+            "the samples beside the run. Elsewhere, give a name, a path or URI, a mapping, or a function."
+        )
     options = dict(value) if isinstance(value, Mapping) else {}
     if bad := [key for key in options if not isinstance(key, str)]:
         raise ConfigError(f"{field}: option names must be text, not {bad[0]!r}. Write {{use: ..., path: ...}}.")
