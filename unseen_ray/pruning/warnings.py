@@ -29,7 +29,9 @@ _HARD_FIRST = ("top", "class_balanced", "class_floor", "class_quota")
 _COLLAPSE_BELOW = 0.35  # of all; hard-first choices lose to random at high pruning rates (Zheng et al., ICLR 2023)
 _ALMOST_EMPTY = 0.05  # of the share kept in all
 _MANY_SUSPECTS = 0.1  # of what is kept
-_MOST_SUSPECTS = 1 / 3  # of all: in real data sets, a tenth of the labels is wrong at most (Northcutt et al., NeurIPS 2021)
+_MOST_SUSPECTS = (
+    1 / 3
+)  # of all: in real data sets, a tenth of the labels is wrong at most (Northcutt et al., NeurIPS 2021)
 _NAMED = 5
 _FEW, _PHOTO_PX, _LOW = 5_000, 32, 0.7  # samples, pixels of a side, accuracy
 _COLLINEAR = 0.995  # rank correlation
