@@ -359,7 +359,7 @@ def test_a_choice_made_again_goes_by_the_rule(
         ),
         ({"use": "auto", "candidates": ["top"]}, {}, r"candidates has no effect without trials"),
         ({"use": "auto", "guard": "none"}, {}, r"policy option guard='none' is neither true nor false"),
-        ("auto", {"mode": "fitting"}, r"policy auto reads how often models are right .* Name a policy"),
+        ("auto", {"mode": "fitting"}, r"policy auto needs the accuracy on unseen samples.* Name another policy"),
         (
             auto("top"),
             {"source": {"use": "digits", "limit": 300}},

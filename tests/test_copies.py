@@ -107,6 +107,5 @@ def test_images_that_are_merely_alike_are_no_copies(tmp_path: Path, capsys: pyte
         Image.fromarray((outline + noise).astype(np.uint8)).save(tmp_path / f"class{number % 2}" / f"{number}.png")
     cli.main(["copies", str(tmp_path), "--near", "0.97"], standalone_mode=False)
     assert (
-        "One group holds 12 samples: these are alike rather than copies. Give a higher --near than 0.97"
-        in capsys.readouterr().out
+        "One group holds 12 samples, which only look alike. Give a higher --near than 0.97" in capsys.readouterr().out
     )

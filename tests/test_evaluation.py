@@ -253,7 +253,7 @@ def test_a_test_set_that_is_the_source_is_warned_of(tmp_path: Path, caplog: pyte
     result = ur.prune(ur.PruneConfig(source="digits", keep=0.5, out=tmp_path, folds=2, recipe=FAST, executor="local"))
     table = ur.evaluate(result, test="digits", seeds=1, against=())
     assert table.test == "digits (the very data that is pruned)"
-    assert "test digits is the data that is pruned" in caplog.text
+    assert "test digits is the data that you prune" in caplog.text
 
 
 @pytest.mark.parametrize("names", [("cat", "wolf"), ("cat", "dog", "eel", "fox")])

@@ -113,7 +113,7 @@ def test_a_pattern_of_the_keys_names_groups(tmp_path: Path) -> None:
         ([], ConfigError, "does not say which samples belong together"),
         ("", ConfigError, "does not say which samples belong together"),
         ("missing.npy", DataError, "missing.npy does not exist"),
-        ('{pattern: "(\\d)"}', ConfigError, "is no mapping in YAML"),
+        ('{pattern: "(\\d)"}', ConfigError, "is not a mapping in YAML"),
     ],
 )
 def test_what_tells_no_groups_is_refused(images: Path, group: Any, kind: type[Exception], said: str | None) -> None:
@@ -133,14 +133,14 @@ def test_a_file_of_another_shape_or_kind_is_refused(images: Path, tmp_path: Path
 
 
 def test_a_source_without_columns_says_what_else_there_is() -> None:
-    with pytest.raises(ConfigError, match=r"digits has no columns. Tell groups by its keys, such as digits:0"):
+    with pytest.raises(ConfigError, match=r"digits has no columns. Group by its keys, such as digits:0"):
         with_groups(open_source(source_ref("digits")), "patient")
 
 
 def test_groups_too_large_for_the_folds_are_refused(images: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "groups.npy", np.arange(COUNT) // 100)
     for train_on in ("fold", "complement"):
-        with pytest.raises(ConfigError, match="folds=4 leaves a fold empty, as no group is split"):
+        with pytest.raises(ConfigError, match="folds=4 leaves a fold empty, because groups are not split"):
             pruned(images, tmp_path / "run", group=str(tmp_path / "groups.npy"), train_on=train_on)
     with pytest.raises(ConfigError, match=r"holdout=0.1 is empty: every group is larger"):
         pruned(images, tmp_path / "run", group=str(tmp_path / "groups.npy"), folds=2, holdout=0.1)

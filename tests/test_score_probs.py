@@ -120,7 +120,9 @@ def test_disagreement_is_what_the_votes_contradict_each_other_in(tmp_path: Path)
         np.testing.assert_allclose(found, ref_disagreement(answers), rtol=1e-4, atol=1e-6)
         assert (found[:5] < 1e-6).all() and found.max() <= np.log(3)
         assert set(chosen.coreset.ids.tolist()) == set(np.argsort(-found)[:30].tolist())
-    with pytest.raises(ur.ConfigError, match="score disagreement compares a sample's votes, and each sample has one"):
+    with pytest.raises(
+        ur.ConfigError, match="score disagreement compares the predictions of several models, and each sample has one"
+    ):
         ur.score(paths[:1], files["labels"], out=tmp_path / "one", score="disagreement")
     assert not (tmp_path / "one").exists()
 
@@ -180,7 +182,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     files = given(tmp_path, probs=distributions(), labels=LABELS)
     scored = ["score", "--probs", files["probs"], "--labels", files["labels"], "--out", str(tmp_path / "scored")]
     main([*scored, "--guard", "confident_learning"])
-    assert "Scored 60 samples of 4 classes with 1 vote each" in capsys.readouterr().out
+    assert "Scored 60 samples of 4 classes, each by 1 model" in capsys.readouterr().out
     assert "Name a new or empty folder" in refused(capsys, *scored)
     main(["select", str(tmp_path / "scored"), "--keep", "0.5", "--out", str(tmp_path / "half"), "--json"])
     values = json.loads(capsys.readouterr().out)
@@ -206,7 +208,7 @@ def spoilt(**changes: np.ndarray) -> dict[str, np.ndarray]:
     [
         (
             spoilt(probs=np.log(distributions())),
-            r"row 0 of .*probs.npy is no distribution: it holds -.* and 59 others|is no",
+            r"row 0 of .*probs.npy is not a probability distribution: it holds -.* and 59 others|is no",
         ),
         (spoilt(probs=distributions()[:, 0]), r"holds float32 of shape \(60,\); probabilities are floating-point"),
         (spoilt(probs=np.ones((60, 4), int)), r"holds int64 of shape \(60, 4\)"),
@@ -247,7 +249,9 @@ def test_samples_without_equally_many_votes_are_refused(tmp_path: Path) -> None:
     probs = distributions()
     probs[3] = np.nan
     files = given(tmp_path, probs=probs, labels=LABELS)
-    with pytest.raises(ur.DataError, match=r"1 of 60 samples have fewer votes .* the first is row 3 with 0 of 1"):
+    with pytest.raises(
+        ur.DataError, match=r"1 of 60 samples were scored by fewer models .* the first is row 3 with 0 of 1"
+    ):
         ur.score([files["probs"]], files["labels"], out=tmp_path / "scored")
     assert not (tmp_path / "scored").exists()
 

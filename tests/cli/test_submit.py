@@ -33,7 +33,7 @@ def test_every_problem_is_named_at_once(capsys: pytest.CaptureFixture[str], fold
     assert "3 problems" in said
     assert "keep=2 is outside (0, 1)" in said
     assert "folds=1 is not allowed" in said
-    assert "out='runs/a' is relative: it would vanish with the job's copy of the working directory" in said
+    assert "out='runs/a' is relative: it would be lost with the job's copy of the working directory" in said
 
 
 def test_what_a_job_would_not_find_is_refused(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
@@ -62,7 +62,7 @@ def test_the_yaml_must_be_shipped(capsys: pytest.CaptureFixture[str], folder: Pa
     said = refused(capsys, folder, str(folder.parent / "far.yaml"), "--out", "/shared/runs/a")
     assert "lies outside the working directory" in said
     said = refused(capsys, folder / "none", str(folder / "run.yaml"), "--out", "/shared/runs/a")
-    assert "is no folder. Name the one that holds the YAML" in said
+    assert "is not a folder. Name the one that holds the YAML" in said
 
 
 def test_data_in_the_working_directory_is_shipped(

@@ -28,13 +28,13 @@ CASES = [
         "labels with holes",
         np.where(BALANCED == 2, 6, BALANCED),
         "",
-        r"3 of 7 classes have no sample \(the first is 2\); models get 7 outputs all the same",
+        r"3 of 7 classes have no sample \(the first is 2\); models get 7 outputs nevertheless",
     ),
     (
         "a class smaller than the folds",
         np.r_[np.arange(38) % 3, 3, 3],
         "",
-        r"1 classes have fewer samples than the 4 folds \(class 3 has 2\): some folds hold none of them",
+        r"1 classes have fewer samples than the 4 folds \(class 3 has 2\): some folds have no sample of them",
     ),
     (
         "a fold smaller than the batch",

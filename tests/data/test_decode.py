@@ -311,7 +311,7 @@ def test_bad_samples_stop_the_loading_unless_they_are_skipped(tmp_path: Path) ->
     source = source_of(tmp_path, bad=BAD)
     message = (
         r"sample a\.parquet:3 cannot be decoded: it is empty\. So are a\.parquet:11, a\.parquet:17: 3 in all\. "
-        r"Mend or remove them, or set `on_bad_sample: skip`"
+        r"Repair or remove them, or set `on_bad_sample: skip`"
     )
     with pytest.raises(BadSampleError, match=message) as caught:
         load_pixel_store(source, 10)

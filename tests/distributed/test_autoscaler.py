@@ -51,7 +51,7 @@ def test_the_autoscaler_is_asked_and_waited_for(growing: tuple[str, dict[str, st
     done = prune(growing, tmp_path, cpus=64, wait_s=20)
     assert done.returncode != 0
     assert (
-        "the autoscaler was asked for 64 CPU and 0 GPU for a fold, and no such node came within wait_s=20 s"
+        "the autoscaler was asked for 64 CPU and 0 GPU for a fold, and no such node was added within wait_s=20 s"
         in done.stderr
     )
     assert list(tmp_path.iterdir()) == []  # a run that was refused before it trained leaves the folder to the next one

@@ -181,7 +181,7 @@ def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
         subprocess.run([str(BIN / "ray"), "job", "stop", "stopped"], env=cluster, check=True, capture_output=True)
         text = run.stdout.read()
     assert run.returncode == 130, text[-3000:]
-    assert "job stopped was stopped; submit the same line again to resume" in text
+    assert "job stopped was stopped; submit the same line again to resume it" in text
     assert not (out / "coreset.parquet").exists()
     done = subprocess.run(line, env=cluster, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -146,7 +146,7 @@ def test_scores_over_epochs_are_stored_by_all_trials_if_one_asks_for_them() -> N
         ({"run": {**RUN, "out": "x"}}, "run.out is not allowed in a sweep: set the sweep's own `out`"),
         ({"run": {**RUN, "seed": 3}}, "run.seed is not allowed in a sweep"),
         ({"run": {**RUN, "executor": "local"}}, "run.executor='local': a sweep runs on Ray Tune"),
-        ({"run": {**RUN, "fit": "a:b"}}, "run.fit: a training of your own cannot be measured by the proxy"),
+        ({"run": {**RUN, "fit": "a:b"}}, "run.fit: your own training function cannot be measured in a sweep"),
         ({"run": {"holdout": 0.1}}, r"(?s)run.source is missing.*run.keep is missing"),
         ({"space": {}}, "space is empty"),
         ({"space": {"fold": [2]}}, "space.fold cannot be swept. Did you mean 'folds'"),

@@ -307,15 +307,15 @@ def test_variants_are_chosen_by_as_they_are_stored(tmp_path: Path) -> None:
     again = ur.select(result, keep=0.5, out=tmp_path / "again", score=asked)
     assert again.coreset.ids.tolist() == result.coreset.ids.tolist()
     for score in ("aum", {"use": "aum", "space": "logit"}, {"use": "aum", "nonsense": 3}):
-        with pytest.raises(ur.ConfigError, match=r"is another variant than the one that .* stores as aum"):
+        with pytest.raises(ur.ConfigError, match=r"is not the variant that .* stores as aum"):
             ur.select(result, keep=0.5, out=tmp_path / "other", score=score)
-    with pytest.raises(ur.ConfigError, match="is another variant"):
+    with pytest.raises(ur.ConfigError, match="is not the variant"):
         ur.select(result, keep=0.5, out=tmp_path / "other", score={"use": "el2n", "epochs": 2})
     by_another = ur.select(result, keep=0.6, out=tmp_path / "by-another", score="el2n")
     back = ur.select(by_another, keep=0.5, out=tmp_path / "back", score=asked)
     assert back.coreset.ids.tolist() == result.coreset.ids.tolist()
     for score in ("aum", "least_confidence"):
-        with pytest.raises(ur.ConfigError, match=rf"is another variant than the one that .* stores as {score}"):
+        with pytest.raises(ur.ConfigError, match=rf"is not the variant that .* stores as {score}"):
             ur.select(by_another, keep=0.5, out=tmp_path / "other", score=score)
 
 
@@ -348,7 +348,7 @@ def test_keeping_less_than_before_repeats_nothing(tmp_path: Path, caplog: pytest
     first = run(tmp_path / "first", save_features=True)
     caplog.set_level("INFO")
     again = run(tmp_path / "again", reuse=[str(tmp_path / "first")])
-    assert caplog.text.count("was finished before; its votes are used") == 4
+    assert caplog.text.count("was finished before; its scores are reused") == 4
     assert again.scores == first.scores
     run(tmp_path / "first", save_probs=True, save_features=True)
     assert "save_probs was not set when the run was made" in caplog.text

@@ -135,12 +135,11 @@ def _check_effect(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
     if values["mode"] == "fitting":
         if given.get("guard", "none") != "none":
             problems.append(
-                f"guard={given['guard']!r} needs models that never saw a sample, but mode: fitting has none. Remove one of the two."
+                f"guard={given['guard']!r} needs predictions of unseen samples, which mode: fitting does not make. Remove one of the two."
             )
         if plug_of(values["policy"])[0] == "auto":
             problems.append(
-                "policy auto reads how often models are right on samples that they never saw, and mode: fitting has no such models. Name "
-                "a policy."
+                "policy auto needs the accuracy on unseen samples, which mode: fitting does not measure. Name another policy."
             )
         for field in ("folds", "train_on", "stratify", "schedule"):
             if given.get(field) is not None:

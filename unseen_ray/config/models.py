@@ -144,7 +144,8 @@ def check_model(value: Any, *, field: str) -> list[str]:
     use, options = plug_of(value) if not isinstance(value, dict) or "use" in value else (None, {})
     if loads := [name for name in _PRETRAINED if options.get(name)]:
         return [
-            f"{field}: {loads[0]}={options[loads[0]]!r} would load weights of which the run does not know what they saw. Write them to a "
+            f"{field}: {loads[0]}={options[loads[0]]!r} would load pretrained weights, and the run cannot know what they "
+            f"were trained on. Write them to a "
             "file once, and name it in recipe.init, with recipe.init_saw."
         ]
     if isinstance(use, str) and use.startswith(TIMM) and use != TIMM:

@@ -59,21 +59,21 @@ class Recipe(BaseModel):
         json_schema_extra=listed("training", "NAME", rare=True),
     )
     epochs: int | None = Field(
-        15, ge=1, description="passes over the training samples; or set steps", json_schema_extra=listed("training")
+        15, ge=1, description="passes over the training set (or set steps)", json_schema_extra=listed("training")
     )
     steps: int | None = Field(
-        None, ge=1, description="optimiser steps, instead of epochs", json_schema_extra=listed("training")
+        None, ge=1, description="optimiser steps, in place of epochs", json_schema_extra=listed("training")
     )
     min_steps: int = Field(
         300,
         ge=0,
-        description="minimum number of steps: a small training set gets more epochs to reach it",
+        description="fewest steps of a training: a small training set gets more epochs",
         json_schema_extra=listed("training"),
     )
     batch_size: int = Field(
         64,
         ge=2,
-        description="samples per step; at most the size of the training set",
+        description="samples per step, at most the whole training set",
         json_schema_extra=listed("training"),
     )
     optimizer: Optimizer = Field(
@@ -86,7 +86,7 @@ class Recipe(BaseModel):
         1.0,
         gt=0,
         le=1,
-        description="learning rate of a layer as a share of that of the layer above it; the last one has lr",
+        description="factor by which the learning rate falls from each layer to the one below; the last layer has lr",
         json_schema_extra=listed("training", rare=True),
     )
     min_lr: float = Field(0.0, ge=0, description="final learning rate", json_schema_extra=listed("training", rare=True))
@@ -123,13 +123,13 @@ class Recipe(BaseModel):
         0.0,
         ge=0,
         lt=1,
-        description="share of a label spread over all classes",
+        description="share of each label that is spread over all classes",
         json_schema_extra=listed("training", rare=True),
     )
     mixup: float = Field(
         0.0,
         ge=0,
-        description="alpha of mixup, 0 for none; with cutmix too, each batch takes one of the two",
+        description="alpha of mixup, 0 for none; with cutmix, each batch uses one of the two",
         json_schema_extra=listed("training", rare=True),
     )
     cutmix: float = Field(
@@ -139,7 +139,7 @@ class Recipe(BaseModel):
         0.0,
         ge=0,
         lt=1,
-        description="decay of a moving average of the weights, which then scores and predicts; 0 for none",
+        description="decay of an exponential moving average of the weights, which then makes the predictions; 0 for none",
         json_schema_extra=listed("training", rare=True),
     )
     precision: Precision = Field(
@@ -153,12 +153,12 @@ class Recipe(BaseModel):
     )
     pad: Literal["reflect", "zeros"] = Field(
         "reflect",
-        description="padding outside the border of a shifted crop",
+        description="padding where a crop reaches beyond the image",
         json_schema_extra=listed("training", rare=True),
     )
     drop_last: bool = Field(
         True,
-        description="leave out the last, shorter batch of an epoch; always so if several workers share a fit",
+        description="skip the last, shorter batch of an epoch; always done if several workers share a training",
         json_schema_extra=listed("training", rare=True),
     )
     train_px: int | CropSizes | None = Field(
@@ -168,28 +168,28 @@ class Recipe(BaseModel):
     )
     compile: bool = Field(
         False,
-        description="torch.compile the model, with CUDA graphs on a GPU; changes results in the last bits",
+        description="use torch.compile, with CUDA graphs on a GPU; results differ slightly",
         json_schema_extra=listed("training", rare=True),
     )
     deterministic: bool = Field(
         False,
-        description="bit-identical results on one GPU model; results on a CPU always are",
+        description="identical results on GPUs of one model; on CPUs they always are",
         json_schema_extra=listed("training", rare=True),
     )
     init: str | None = Field(
         None,
-        description="file of weights that every training starts from, safetensors or torch.save; default random weights",
+        description="file of weights to start from, safetensors or torch.save; default: random weights",
         json_schema_extra=listed("training", "FILE"),
     )
     init_saw: Literal["none"] | None = Field(
         None,
-        description="none: you assert that the weights in init were never trained on a sample of the source; required by mode: unseen",
+        description="none: you assert that the weights in init were never trained on a sample of the source; mode: unseen requires it",
         json_schema_extra=listed("training"),
     )
     init_sha256: str | None = Field(
         None,
         pattern="^[0-9a-f]{64}$",
-        description="expected digest of the file init; default the digest that the run finds",
+        description="SHA-256 that the file init must have; default: any",
         json_schema_extra=listed("training", "DIGEST", rare=True),
     )
 

@@ -78,71 +78,74 @@ class PruneConfig(BaseModel):
         json_schema_extra=listed("data", "SOURCE"),
     )
     keep: float = Field(
-        description="fraction kept, between 0 and 1: 30 % pruning is keep: 0.7", json_schema_extra=listed("choice")
+        description="fraction of the samples to keep, between 0 and 1: keep: 0.7 prunes 30 %",
+        json_schema_extra=listed("choice"),
     )
     out: str | None = Field(
         None,
-        description="the run's folder, local or a URI; on a cluster it must be on shared storage",
+        description="folder of the run, a local path or a URI; on a cluster, all nodes must share it",
         json_schema_extra=listed("storage", "FOLDER"),
     )
     reuse: list[str] | None = Field(
         None,
-        description="folders of other runs whose trainings and scores are reused if they are identical",
+        description="folders of other runs, whose trainings and scores are reused where they would be identical",
         json_schema_extra=listed("storage", "FOLDERS", rare=True),
     )
     mode: Literal["unseen", "fitting"] = Field(
         "unseen",
-        description="unseen: models score only samples they were not trained on; fitting: one model, trained on all data, scores all data",
+        description="unseen: each model scores only samples that it was not trained on; fitting, the usual baseline: one "
+        "model trains on all samples and scores them",
         json_schema_extra=listed("choice"),
     )
     folds: int = Field(4, ge=2, description="K, the number of folds, from 2 to N", json_schema_extra=listed("choice"))
     train_on: Literal["fold", "complement"] = Field(
         "fold",
-        description="fold: train on one fold, score the rest (UNSEEN); complement: the reverse",
+        description="fold: each model trains on one fold and scores the others (UNSEEN); complement: the reverse",
         json_schema_extra=listed("choice", rare=True),
     )
     stratify: bool = Field(
-        True, description="spread every class evenly over the folds", json_schema_extra=listed("choice", rare=True)
+        True, description="spread each class evenly over the folds", json_schema_extra=listed("choice", rare=True)
     )
     group: Any = Field(
         None,
-        description="what keeps samples in one fold: a column, such as a patient's, or a .npy file of numbers; {pattern: REGEX} of the "
+        description="which samples stay together in one fold: a column, such as the patient, or a .npy file with one number "
+        "per row; {pattern: REGEX} of the "
         "keys (--group.pattern); with drop: true (--group.drop true) only one of each group is used",
         json_schema_extra=listed("data", "COLUMN|FILE"),
     )
     combine: Literal["mean", "rank_mean", "mean_prob"] = Field(
         "mean",
-        description="how the scores that several models give a sample (its votes) become one",
+        description="how the scores that several models give a sample are combined into one",
         json_schema_extra=listed("choice", rare=True),
     )
     repeats: int = Field(
         1,
         ge=1,
-        description="number of models with different seeds to train in place of each one",
+        description="models to train in place of each one, with different seeds",
         json_schema_extra=listed("choice", rare=True),
     )
     seed: int = Field(
         0,
         ge=0,
         le=LARGEST_SEED,
-        description="seed of the folds, the trainings and the order of ties, from 0 to 2**63 - 1",
+        description="random seed of folds, training and ties, from 0 to 2**63 - 1",
         json_schema_extra=listed("choice"),
     )
     schedule: Any = Field(
         None,
-        description="fractions of N ending in keep, or {first, stages, spacing: even|geometric}; default one shot",
+        description="choose in stages: fractions of N that end in keep, or {first, stages, spacing: even|geometric}; default: one stage",
         json_schema_extra=listed("choice", "FRACTIONS"),
     )
     test: Any = Field(
         None,
-        description="a source with the same classes to evaluate on; default the source's own test split",
+        description="test set with the same classes, for evaluate; default: the source's own test split",
         json_schema_extra=listed("data", "SOURCE"),
     )
     holdout: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="fraction of the source set aside first, per class, to evaluate on",
+        description="fraction of each class to set aside for evaluate: never trained on, scored or kept",
         json_schema_extra=listed("data"),
     )
     score: Any = Field(
@@ -152,113 +155,117 @@ class PruneConfig(BaseModel):
     )
     also_score: Any = Field(
         "all",
-        description="further scores to store: all (that cost no extra pass, and no N x C), none, or a list",
+        description="other scores to store: all (those that cost nothing extra), none, or a list",
         json_schema_extra=listed("choice", "NAMES", rare=True),
     )
     score_every: int | None = Field(
         None,
         ge=1,
-        description="for scores over epochs: score after every this many epochs; default 1 if there is such a score",
+        description="for scores over epochs: how many epochs apart they are recorded; default: 1",
         json_schema_extra=listed("choice", rare=True),
     )
     policy: Any = Field(
         "auto",
-        description="how samples are chosen by their scores; default in mode: fitting top; see `unseen-ray list policies`",
+        description="how scores decide which samples are kept; default in mode: fitting: top; see `unseen-ray list policies`",
         json_schema_extra=listed("choice", "NAME"),
     )
     guard: Any = Field(
         "none",
-        description="method that keeps suspected wrong labels out of the coreset: none, or one of `unseen-ray list guards`; policy auto "
-        "brings one of its own unless you give this field",
+        description="how samples whose labels look wrong are left out: none, or one of `unseen-ray list guards`; policy auto "
+        "has its own unless you set this",
         json_schema_extra=listed("choice", "NAME"),
     )
     on_bad_sample: Literal["error", "skip"] = Field(
-        "error", description="what to do with an image that cannot be decoded", json_schema_extra=listed("data")
+        "error",
+        description="stop at an image that cannot be decoded, or leave it out",
+        json_schema_extra=listed("data"),
     )
     save_probs: bool = Field(
         False,
-        description="store the mean out-of-fold probabilities, N x C",
+        description="store the mean out-of-fold probabilities, an N x C array",
         json_schema_extra=listed("storage", rare=True),
     )
     save_features: bool = Field(
         False,
-        description="store the penultimate features that the first model of stage 0 gives every sample, N x D",
+        description="store the features before the last layer of the first model of stage 0, an N x D array",
         json_schema_extra=listed("storage", rare=True),
     )
     pixel_memory_gb: float = Field(
         4.0,
         ge=0,
-        description="most decoded pixels to hold in memory, in GiB; a larger source is decoded into files",
+        description="GiB of decoded images to hold in memory; a larger source is decoded into files",
         json_schema_extra=listed("storage", rare=True),
     )
     pixel_folder: str | None = Field(
         None,
-        description="folder of these files, which other runs can share; default in the run's folder until the run is finished; "
+        description="folder for these files, which runs can share; default: in out, until the run is finished; "
         "none: decode at every read",
         json_schema_extra=listed("storage", "FOLDER", rare=True),
     )
     model: Any = Field(
         None,
-        description="the model; default depends on the image size, see `unseen-ray list models`",
+        description="model to train; default: by the image size; see `unseen-ray list models`",
         json_schema_extra=listed("training", "NAME"),
     )
     recipe: Recipe = Field(
         default_factory=Recipe,
-        description="how models are trained: a name, or {use: name, field: value}",
+        description="how to train: a name from `unseen-ray list recipes`, or {use: name, field: value}",
         json_schema_extra=listed("training", "NAME"),
     )
     scoring: Scoring = Field(
         default_factory=Scoring,
-        description="what the scoring models have of their own: {share, recipe, model, votes, models}",
+        description="settings of the scoring models alone: {share, recipe, model, votes, models}",
         json_schema_extra=listed("training", "MAPPING", rare=True),
     )
     fit: Any = Field(
         None,
-        description="your own training, package.module:function, instead of model and recipe",
+        description="your own training function, package.module:function, in place of model and recipe",
         json_schema_extra=listed("training", "FUNCTION", rare=True),
     )
-    threads: int = Field(1, ge=1, description="CPU threads of one fit", json_schema_extra=listed("cluster"))
+    threads: int = Field(1, ge=1, description="CPU threads per training", json_schema_extra=listed("cluster"))
     cpus_per_fold: float | None = Field(
         None,
         gt=0,
-        description="CPUs that one fit reserves; default: threads",
+        description="CPUs to reserve per training; default: threads",
         json_schema_extra=listed("cluster", rare=True),
     )
     gpus_per_fold: float | None = Field(
         None,
         ge=0,
-        description="GPUs of one fold's training; default 1 where the cluster has some, else 0",
+        description="GPUs per training of a fold, or a share of one; default: 1 if the cluster has GPUs, else 0",
         json_schema_extra=listed("cluster"),
     )
     gpus_per_fit: int = Field(
         1,
         ge=1,
-        description="GPUs (CPU workers where folds use none) that share a fit outside the folds: later stages, evaluation",
+        description="GPUs (or CPU workers) that share one training in later stages and in evaluate",
         json_schema_extra=listed("cluster", rare=True),
     )
     max_retries: int = Field(
         3,
         ge=0,
-        description="how often in a row to restart a task that lost its worker without making progress",
+        description="restarts in a row of a task that loses its worker without making progress",
         json_schema_extra=listed("cluster", rare=True),
     )
     wait_s: float = Field(
         600,
         ge=0,
-        description="seconds to wait if the cluster has no node with room for a fold",
+        description="seconds to wait for a node with room for a training",
         json_schema_extra=listed("cluster", rare=True),
     )
     executor: Literal["ray", "local"] = Field(
-        "ray", description="local: one process, without Ray", json_schema_extra=listed("cluster")
+        "ray",
+        description="local: in this process and without Ray, with the same result",
+        json_schema_extra=listed("cluster"),
     )
     log_to: Any = Field(
         None,
-        description="where to log the epochs of every fit: tensorboard (default), mlflow, wandb, a list, or none",
+        description="where to log every epoch of training: tensorboard (default), mlflow, wandb, a list, or none",
         json_schema_extra=listed("storage", "NAMES"),
     )
     address: str | None = Field(
         None,
-        description="the Ray cluster to join; default RAY_ADDRESS, else a private one",
+        description="Ray cluster to join; default: RAY_ADDRESS, else a private one on this machine",
         json_schema_extra=listed("cluster", "ADDRESS"),
     )
 

@@ -214,7 +214,7 @@ def _resolved(value: Any) -> ScoreFunction | Trajectory:
         single = function_of({**options, "use": use}, scores, field="score")
         if not of_probabilities(single):
             raise ConfigError(
-                f"score {use} reads more than probabilities, which are all that is kept over epochs. Leave out its option epochs."
+                f"score {use} needs more than probabilities, and over epochs only these are kept. Leave out its option epochs."
             )
         return dynamics.over_epochs(single, epochs)
     function = import_target(use) if isinstance(use, str) and own else use

@@ -24,7 +24,7 @@ def shipped_yaml(run_yaml: str, working_dir: str) -> str:
     """
     if not os.path.isdir(working_dir):
         raise ConfigError(
-            f"--working-dir {working_dir} is no folder. Name the one that holds the YAML and your own functions."
+            f"--working-dir {working_dir} is not a folder. Name the one that holds the YAML and your own functions."
         )
     inside = os.path.relpath(os.path.realpath(run_yaml), os.path.realpath(working_dir))
     if _leads_out(inside):
@@ -81,7 +81,7 @@ def _out_problems(out: Any) -> Iterator[str]:
     if not out:
         yield f"out is missing. {allowed}"
     elif isinstance(out, str) and not _is_everywhere(out):
-        yield f"out={out!r} is relative: it would vanish with the job's copy of the working directory. {allowed}"
+        yield f"out={out!r} is relative: it would be lost with the job's copy of the working directory. {allowed}"
 
 
 def _places(config: PruneConfig) -> Iterator[tuple[str, str]]:

@@ -85,7 +85,7 @@ class LocalExecutor:
     def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
         """Train and measure in this process."""
         worker = self._ready()
-        assert isinstance(worker, ModelTask), "what a user's own fit has trained is not evaluated"
+        assert isinstance(worker, ModelTask), "models that your own fit trains cannot be evaluated"
         results = []
         for task in tasks:
             with _fold_errors(task.name):

@@ -30,7 +30,7 @@ def plan_files(job: Job, num_samples: int) -> PixelFiles | None:
     if asked is None and is_uri(job.out):
         logger.warning(
             "the pixels take %.1f GiB, more than pixel_memory_gb=%g, and images are decoded whenever they are read: name a pixel_folder "
-            "on a disk that every node shares, and each is decoded once.",
+            "on a disk that every node shares, so that each is decoded once.",
             num_samples * size_px * size_px * 3 / 2**30,
             config.pixel_memory_gb,
         )

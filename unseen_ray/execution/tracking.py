@@ -159,7 +159,7 @@ class BackgroundLogger:
             self._queue.put(None, timeout=_END_S)
         self._thread.join(_END_S)
         if self._thread.is_alive() and not self._over.is_set():
-            self._give_up("it has not taken all within half a minute")
+            self._give_up("it did not accept everything within half a minute")
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -173,7 +173,7 @@ class BackgroundLogger:
 
     def _give_up(self, reason: str) -> None:
         self._over.set()
-        logger.warning("%s logs no more of this run: %s", self._name, _USERINFO.sub("", reason))
+        logger.warning("%s stops logging this run: %s", self._name, _USERINFO.sub("", reason))
 
 
 class Tracker:

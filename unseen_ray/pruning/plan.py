@@ -171,7 +171,7 @@ def _fold_problems(config: PruneConfig, population: Population) -> Iterator[str]
     elif groups_R is not None and not min(_fold_sizes(config, population)):
         groups = len(np.unique(groups_R[population.ids_N]))
         yield (
-            f"folds={config.folds} leaves a fold empty, as no group is split and there are {groups:,}. "
+            f"folds={config.folds} leaves a fold empty, because groups are not split and there are {groups:,}. "
             "Choose fewer folds or other groups."
         )
     elif min(sizes := _train_sizes(config, population)) < 2:
@@ -209,14 +209,14 @@ def warnings_of(config: PruneConfig, population: Population, stages: Sequence[St
     if empty.size:
         warnings.append(
             f"{empty.size} of {len(counts_C)} classes have no sample (the first is {empty[0]}); "
-            f"models get {len(counts_C)} outputs all the same."
+            f"models get {len(counts_C)} outputs nevertheless."
         )
     if config.mode == "unseen" and config.stratify and population.groups_R is None:
         few = np.flatnonzero((counts_C > 0) & (counts_C < config.folds))
         if few.size:
             warnings.append(
                 f"{few.size} classes have fewer samples than the {config.folds} folds (class {few[0]} has {counts_C[few[0]]}): "
-                "some folds hold none of them."
+                "some folds have no sample of them."
             )
     warnings += _group_warnings(config, population, stages)
     trained = [len(population)] if config.mode == "fitting" else _train_sizes(config, population)
@@ -232,12 +232,12 @@ def warnings_of(config: PruneConfig, population: Population, stages: Sequence[St
 def _group_warnings(config: PruneConfig, population: Population, stages: Sequence[Stage]) -> Iterator[str]:
     if len(population.copy_ids):
         left_out = len(population.copy_ids)
-        yield f"{left_out:,} samples are left out, as another one of their group is used; of which class is left to chance."
+        yield f"{left_out:,} samples are left out because another one of their group is used; which class that one has is left to chance."
     if population.groups_R is None:
         return
     asked, held = round(config.holdout * (len(population) + len(population.holdout_ids))), len(population.holdout_ids)
     if abs(held - asked) > _NOTABLE * asked:
-        yield f"the holdout has {held:,} samples instead of {asked:,}, as no group is split."
+        yield f"the holdout has {held:,} samples instead of {asked:,}, because groups are not split."
     _, members_G = np.unique(population.groups_R[population.ids_N], return_counts=True)
     many = members_G[members_G > 1]
     alone = f", {(members_G == 1).sum():,} samples are alone" if (members_G == 1).any() else ""

@@ -99,7 +99,7 @@ def _say_what_is_used(before: Manifest, config: PruneConfig, used: PruneConfig) 
     if used.policy != config.policy:
         logger.info("policy auto uses %s", used.policy)
     if candidates_of(config):
-        logger.warning("select trains nothing: instead of trials, the rule of policy auto decides.")
+        logger.warning("select does not train: policy auto decides by its rule instead of by trials.")
     came_with_policy = before.asked.get("guard", "none") == "none" and before.stages and before.stages[0].suspects
     if came_with_policy and used.guard == "none" and config.policy != before.asked["policy"]:
         logger.warning(

@@ -63,7 +63,8 @@ def _combined(run: Run, config: PruneConfig, stored: pa.Table) -> pa.Table:
     if run.manifest.kind == "select":
         if config.combine != run.manifest.asked["combine"]:
             raise ConfigError(
-                f"combine needs the votes, which {run.folder.root} does not hold: it is a choice from another run. Select from that run."
+                f"combine needs the scores of each model, which {run.folder.root} does not hold: it is a choice from another "
+                f"run. Select from that run."
             )
         table = stored
     elif config.combine == run.manifest.config["combine"]:
@@ -91,8 +92,8 @@ def _check_score(run: Run, config: PruneConfig, names: list[str]) -> None:
     as_stored = _stored_as(run.manifest, name)
     if name in names and jsonable(config.score) != as_stored:
         raise ConfigError(
-            f"score={jsonable(config.score)!r} is another variant than the one that {run.folder.root} stores as {name}: {as_stored!r}. "
-            "Ask for that one, or prune with yours."
+            f"score={jsonable(config.score)!r} is not the variant that {run.folder.root} stores as {name}: {as_stored!r}. "
+            "Use that one, or prune with yours."
         )
     if name not in names:
         raise ConfigError(

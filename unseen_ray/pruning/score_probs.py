@@ -81,7 +81,8 @@ def score_probs(
     votes_each = sum(len(rows) for rows, _ in parts) // len(population)
     if resolved.scores.of_votes and votes_each < 2:
         raise ConfigError(
-            f"score {resolved.scores.of_votes[0]} compares a sample's votes, and each sample has one. Give the probabilities of two models."
+            f"score {resolved.scores.of_votes[0]} compares the predictions of several models, and each sample has one. Give "
+            f"the probabilities of two models or more."
         )
     run = open_scores(config, with_population(source_entry(info), population, opened, np.empty(0, np.int64)))
     job = Job(
@@ -136,7 +137,7 @@ def _checked(values: Any, path: str) -> FloatArray:
     if wrong.any():
         row = int(np.argmax(wrong))
         raise DataError(
-            f"row {row} of {path} is no distribution: it holds {values[row].min()} to {values[row].max()} and sums to "
+            f"row {row} of {path} is not a probability distribution: it holds {values[row].min()} to {values[row].max()} and sums to "
             f"{values[row].sum():.4f}, as do {int(wrong.sum()) - 1} others. Give probabilities (a softmax), not logits; a row "
             "of NaN is a sample that was not scored."
         )
@@ -182,8 +183,9 @@ def _parts_of(votes: list[FloatArray], folds_N: Any, path: str | None) -> list[t
     if counts.min() < counts.max():
         row = int(counts.argmin())
         raise DataError(
-            f"{int((counts < counts.max()).sum())} of {len(counts)} samples have fewer votes than the others; the first is row {row} with "
-            f"{counts[row]} of {counts.max()}. Every sample must be scored by equally many models."
+            f"{int((counts < counts.max()).sum())} of {len(counts)} samples were scored by fewer models than the others; the "
+            f"first is row {row} with "
+            f"{counts[row]} of {counts.max()}. Every sample must be scored by the same number of models."
         )
     return parts
 

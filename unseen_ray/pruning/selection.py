@@ -112,8 +112,8 @@ def _apply_policy(
     config, policy = resolved.config, resolved.policy
     if features is None and policy.needs_features:
         raise ConfigError(
-            f"policy {policy.name} reads the features of a model, which the run does not hold. Where it is a choice from another run, "
-            "select from that one; else prune in a new folder with save_features: true."
+            f"policy {policy.name} reads the features of a model, which the run does not hold. If it was made by `select`, "
+            f"select from the run that it came from; else prune in a new folder with save_features: true."
         )
     rows = open_positions(table, budget, seed=config.seed)
     columns = (score_name(config.score), "label", "id", "pred", "p_label")

@@ -125,7 +125,7 @@ class StageRunner:
         """Receipts of the tasks whose votes are on storage already, in this run or in others that it may use."""
         receipts = [receipt for task in tasks if (receipt := self._find(task)) is not None]
         for receipt in receipts:
-            logger.info("%s was finished before; its votes are used", receipt.task)
+            logger.info("%s was finished before; its scores are reused", receipt.task)
             self._observe(receipt)
         return receipts
 

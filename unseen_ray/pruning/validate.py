@@ -143,7 +143,7 @@ def check_test_set(test: SourceInfo, info: SourceInfo) -> None:
     """Refuse a test set with other classes than the source's; warn if it is the source itself."""
     if test.fingerprint == info.fingerprint:
         logger.warning(
-            "test %s is the data that is pruned: models are measured on their training data. Give separate test data.",
+            "test %s is the data that you prune, so models are measured on their training data. Give a separate test set.",
             test.name,
         )
     numbers_as_in(test, info.class_names, info.num_classes)
@@ -152,7 +152,7 @@ def check_test_set(test: SourceInfo, info: SourceInfo) -> None:
     ):
         named, other = (info.name, test.name) if info.class_names else (test.name, info.name)
         logger.warning(
-            "%s names its classes and %s does not: that their numbers mean the same classes cannot be checked.",
+            "%s names its classes and %s does not: so it cannot be checked that their numbers mean the same classes.",
             named,
             other,
         )

@@ -111,7 +111,9 @@ class SweepConfig(_Part):
         description="trials that run at the same time; default as many as the cluster can train at once, at most 8",
     )
     max_failures: int = Field(2, ge=0, description="how often a trial is restarted after its process was lost")
-    address: str | None = Field(None, description="the Ray cluster to join; default RAY_ADDRESS, else a private one")
+    address: str | None = Field(
+        None, description="Ray cluster to join; default: RAY_ADDRESS, else a private one on this machine"
+    )
 
     def __init__(self, /, **values: Unpack[SweepFields]) -> None:
         problems: list[str] = []
@@ -209,6 +211,6 @@ def _check_run(run: Mapping[str, Any], space: Any) -> list[str]:
         )
     if run.get("fit") is not None:
         problems.append(
-            "run.fit: a training of your own cannot be measured by the proxy. Remove it, or give a model and a recipe."
+            "run.fit: your own training function cannot be measured in a sweep. Remove it, or give a model and a recipe."
         )
     return problems

@@ -242,7 +242,7 @@ def test_tars_that_are_damaged_compressed_or_missing_are_refused(tmp_path: Path)
         opened(f"{tmp_path}/train-{{00..02}}.tar")
     source = opened(str(tmp_path / "a.tar"))
     (tmp_path / "a.tar").write_bytes(whole[:2000])
-    with pytest.raises(DataError, match=r"a\.tar of source .* is cut off: 00\d is not whole"):
+    with pytest.raises(DataError, match=r"a\.tar of source .* is truncated: 00\d is incomplete"):
         list(source.read(range(6)))
 
 

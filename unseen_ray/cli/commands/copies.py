@@ -29,13 +29,18 @@ _MANY = 0.1  # of all samples in one group: no copies any more
 @click.command(cls=FieldCommand)
 @click.argument("place", metavar="SOURCE", required=False)
 @field_options(only=("source",))
-@click.option("--to", default=None, metavar="FILE", help="a .npy file for `--group`: the first row of each row's group")
+@click.option(
+    "--to",
+    default=None,
+    metavar="FILE",
+    help="write a .npy file for `--group`: for each row, the first row of its group",
+)
 @click.option(
     "--near",
     type=float,
     default=None,
     metavar="NUMBER",
-    help="also images whose thumbnails have this cosine similarity, such as 0.97  [default: only the same pixels]",
+    help="also group images that look alike: cosine similarity of thumbnails, such as 0.97  [default: identical pixels only]",
 )
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def copies(place: str | None, to: str | None, near: float | None, as_json: bool, **flags: Any) -> None:
@@ -99,7 +104,7 @@ def _parts(found: Copies, near: float | None, to: str | None) -> tuple[list[str]
         lines[0] = f"{lines[0][:-1]}, in {several(len(found.sizes_G), 'group')}, the largest of {largest:,}."
     if near is not None and largest > max(_MANY * len(found.groups_R), 2):
         lines.append(
-            f"One group holds {largest:,} samples: these are alike rather than copies. Give a higher --near than {near:g}, below 1."
+            f"One group holds {largest:,} samples, which only look alike. Give a higher --near than {near:g}, below 1."
         )
     wrong = found.conflicting_ids
     if len(wrong):

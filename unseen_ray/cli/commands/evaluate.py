@@ -21,7 +21,7 @@ __all__ = ["evaluate"]
     type=int,
     default=None,
     metavar="INT",
-    help="trainings of each subset, with --until at least  [default: 3]",
+    help="trainings per subset; with --until, the fewest  [default: 3]",
 )
 @click.option(
     "--until",
@@ -42,7 +42,7 @@ __all__ = ["evaluate"]
     type=int,
     default=None,
     metavar="INT",
-    help="how often the coreset is chosen, each further time by a whole prune with another seed  [default: 1]",
+    help="coresets to compare: each after the first prunes again with another seed  [default: 1]",
 )
 @click.option(
     "--budget",

@@ -33,7 +33,7 @@ def _cluster_options(command: Command) -> Command:
         ("--decode_images_per_s", float, "NUMBER", "images per second that one core decodes"),
     ]
     command = click.option(
-        "--measure", is_flag=True, help="measure on this machine the rates that are not given; takes half a minute"
+        "--measure", is_flag=True, help="measure the missing rates on this machine; takes half a minute"
     )(command)
     for name, kind, metavar, text in reversed(rows):
         command = click.option(name, type=kind, default=None, metavar=metavar, help=text)(command)

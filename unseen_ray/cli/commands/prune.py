@@ -15,7 +15,7 @@ __all__ = ["prune"]
 @click.command(cls=FieldCommand)
 @click.argument("run_yaml", required=False)
 @field_options()
-@click.option("--fresh", is_flag=True, help="delete the run in out (refused if out holds anything else) and start over")
+@click.option("--fresh", is_flag=True, help="delete the run in out and start over; refused if out holds anything else")
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def prune(run_yaml: str | None, fresh: bool, as_json: bool, **flags: str | None) -> None:
     """Prune a training set; run the same line again to resume.

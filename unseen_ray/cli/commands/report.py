@@ -12,7 +12,9 @@ __all__ = ["report"]
 
 @click.command(cls=FieldCommand)
 @click.argument("run_dir")
-@click.option("--json", "as_json", is_flag=True, help="print every number of the page as JSON, and write no page")
+@click.option(
+    "--json", "as_json", is_flag=True, help="print the numbers of the page as JSON instead of writing the page"
+)
 def report(run_dir: str, as_json: bool) -> None:
     """Write one self-contained HTML page on a finished run: RUN_DIR/report.html.
 

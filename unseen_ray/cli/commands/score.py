@@ -43,8 +43,8 @@ def score(probs: tuple[str, ...], labels: str, folds: str | None, as_json: bool,
         return print_json(values)
     print_lines(
         [
-            f"Scored {values['samples']:,} samples of {values['classes']} classes with {several(values['votes'], 'vote')} each; "
-            f"{values['accuracy']:.1%} are right.",
+            f"Scored {values['samples']:,} samples of {values['classes']} classes, each by {several(values['votes'], 'model')}; "
+            f"{values['accuracy']:.1%} are classified correctly.",
             f"Choose a coreset: unseen-ray select {values['out']} --keep 0.7 --score {values['score']} --out NEW",
         ]
     )

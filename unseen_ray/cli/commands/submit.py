@@ -25,7 +25,7 @@ _FIELDS = [name for name in PruneConfig.model_fields if name not in ("address", 
 @click.command(cls=FieldCommand)
 @click.argument("run_yaml", required=False)
 @field_options(only=_FIELDS)
-@click.option("--fresh", is_flag=True, help="delete the run in out (refused if out holds anything else) and start over")
+@click.option("--fresh", is_flag=True, help="delete the run in out and start over; refused if out holds anything else")
 @click.option("--address", default=None, metavar="URL", help="the head's dashboard  [default: RAY_API_SERVER_ADDRESS]")
 @click.option(
     "--working_dir",
@@ -69,7 +69,7 @@ def submit(
     try:
         ending = submission.follow(client, job, _write)
     except KeyboardInterrupt:
-        say(f"\nstopped following the log; the job goes on.\n{_hints(job, address)}", err=True)
+        say(f"\nstopped following the log; the job keeps running.\n{_hints(job, address)}", err=True)
         sys.exit(INTERRUPTED)
     say(f"job {job} {ending.message}", err=True)
     sys.exit(ending.code)

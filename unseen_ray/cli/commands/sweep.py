@@ -23,7 +23,7 @@ _OF_TRIALS = [name for name in PruneConfig.model_fields if name not in _LEFT_OUT
 @click.command(cls=FieldCommand)
 @click.argument("sweep_yaml")
 @field_options(only=_OF_TRIALS)
-@click.option("--out", default=None, metavar="DIR", help="the sweep's folder; run with the same one to resume")
+@click.option("--out", default=None, metavar="DIR", help="folder of the sweep; give it again to resume")
 @click.option("--trials", type=int, default=None, metavar="INT", help="how many configurations random and optuna try")
 @click.option("--seeds", type=int, default=None, metavar="INT", help="runs of each configuration  [default: 1]")
 @click.option(

@@ -34,7 +34,7 @@ _COLUMNS = (
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """Accuracy of each arm, the coreset's lead over it, the spread of its class accuracies, and its cost; budget by budget."""
+    """Accuracy on each training set, the coreset's lead over it, the spread of its class accuracies, and its cost; budget by budget."""
     table = Table([Column("budget", left=True), *_COLUMNS] if evaluation.others else _COLUMNS)
     for budget, each in evaluation.by_budget.items():
         for row in _rows(each):

@@ -68,7 +68,7 @@ def _source_lines(values: dict[str, Any]) -> list[str]:
     return [
         *([f"classes: {', '.join(names[:_NAMED_CLASSES])}{more}"] if names else []),
         *([_of_empty_classes(values)] if values["empty_classes"] else []),
-        *([f"passed over: {values['passed_over']}"] if values["passed_over"] else []),
+        *([f"ignored: {values['passed_over']}"] if values["passed_over"] else []),
         *([f"note: {values['note']}"] if values["note"] else []),
     ]
 
@@ -137,9 +137,7 @@ def _time_lines(values: dict[str, Any]) -> list[str]:
         )
     if values["pays_after_trainings"] is not None:
         count = several(math.ceil(values["pays_after_trainings"]), "training")
-        lines.append(
-            f"pruning saves time after about {count} with the same recipe on the kept samples, which pass over fewer images"
-        )
+        lines.append(f"pruning saves time after about {count} on the kept samples with the same recipe")
     elif values["bill"] is not None:
         lines.append(
             "training with the same recipe on the kept samples takes as many steps as on all samples: no time is saved"

@@ -85,7 +85,7 @@ def prune_lines(values: dict[str, Any]) -> list[str]:
     )
     lines = [first]
     if values.get("copies"):
-        lines.append(f"{values['copies']:,} samples took no part, as another one of their group does.")
+        lines.append(f"{values['copies']:,} samples were left out because another one of their group is used.")
     if suspects := values.get("suspects"):
         lines.append(
             f"The guard suspects that {suspects['found']:,} labels are wrong; {suspects['kept']:,} of these samples are kept."

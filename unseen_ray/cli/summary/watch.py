@@ -108,9 +108,9 @@ def driver(status: RunStatus) -> str:
         return "no process is working on it; run the same line again to resume"
     if holder.is_dead() or holder.age_s() > _SILENT_S:
         return (
-            f"{holder} is gone or silent, last heard of {holder.age_s():.0f} s ago; run the same line again to resume"
+            f"{holder} is gone or silent, last heard from {holder.age_s():.0f} s ago; run the same line again to resume"
         )
-    return f"held by {holder}, last heard of {holder.age_s():.0f} s ago"
+    return f"held by {holder}, last heard from {holder.age_s():.0f} s ago"
 
 
 def cost(status: RunStatus) -> str:

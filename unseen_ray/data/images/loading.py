@@ -88,5 +88,5 @@ def settle_bad(bad: list[BadSample], on_bad_sample: str) -> IdArray:
     for sample in bad[:_SHOWN]:
         logger.warning("skipped %s: %s", sample.key, sample.reason)
     if len(bad) > _SHOWN:
-        logger.warning("skipped %d samples in all; the manifest names them", len(bad))
+        logger.warning("skipped %d samples; the manifest lists them", len(bad))
     return np.array(sorted(sample.id for sample in bad), np.int64)

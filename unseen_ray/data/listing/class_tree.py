@@ -93,7 +93,8 @@ class _Folders:
             if len(set(map(split_of, splits))) > 1:
                 raise DataError(
                     f"folder {inside} of source {self._where} holds the splits {_some(splits)}: the images of all of them would be "
-                    "pruned together. Make a tree of the split to prune, with one folder per class; links to its folders will do."
+                    "pruned together. Make a tree of the split to prune, with one folder per class; symbolic links to its "
+                    "folders are enough."
                 )
 
     def _splits(self, folder: str, names: Collection[str]) -> list[str]:
@@ -134,7 +135,7 @@ class _Folders:
         names = self.below(inside)
         if not names:
             return DataError(
-                f"all images of source {self._where} lie in one folder, {inside}: there is nothing to tell apart. "
+                f"all images of source {self._where} lie in one folder, {inside}: so there is only one class. "
                 f"Expected {self._where}/<class>/<image> with two classes or more, or Parquet files (*.parquet) with a label column."
             )
         if splits := self._splits(inside, names):

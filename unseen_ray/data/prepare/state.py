@@ -151,7 +151,7 @@ def finish(folder: Folder, begun: Begun, receipts: Sequence[ShardReceipt]) -> No
     for sample in bad[:_SHOWN]:
         logger.warning("no bytes for %s: %s", sample.key, sample.reason)
     if len(bad) > _SHOWN:
-        logger.warning("no bytes for %d samples in all; %s names them", len(bad), PREPARED)
+        logger.warning("%d samples have no image data; %s lists them", len(bad), PREPARED)
     shards = [receipt.to_json() for receipt in receipts]
     # the list before the plan goes: without either, a reader would take the folder for ordinary Parquet files
     if begun.plan.get("shards") != shards:

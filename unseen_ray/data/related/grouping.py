@@ -55,7 +55,7 @@ def group_ref(value: Any) -> GroupRef:
     given = dict(value) if isinstance(value, Mapping) else {"use": as_text(value)}
     if str(value).startswith("{") and not isinstance(value, Mapping):
         raise ConfigError(
-            f"group={value} is no mapping in YAML, in which a pattern stands between single quotes: {{pattern: '...'}}."
+            f"group={value} is not a mapping in YAML: put the pattern between single quotes: {{pattern: '...'}}."
         )
     drop = given.pop("drop", False)
     form, name = next(iter(given.items()), ("", ""))
@@ -105,7 +105,7 @@ def _by_column(source: Source, name: str) -> IntArray:
     column_of: Callable[[str], pa.ChunkedArray | None] | None = getattr(source, "column", None)
     if column_of is None:
         raise ConfigError(
-            f"group={name}: source {source.info.name} has no columns. Tell groups by its keys, such as {source.keys([0])[0]}, with "
+            f"group={name}: source {source.info.name} has no columns. Group by its keys, such as {source.keys([0])[0]}, with "
             "--group.pattern, or by a .npy file of whole numbers, one a row."
         )
     column = column_of(name)
@@ -153,7 +153,7 @@ def _numbers_of(column: pa.ChunkedArray, where: str) -> IntArray:
         codes = pc.index_in(column, pc.unique(column.drop_null())).combine_chunks()
     except pa.ArrowNotImplementedError:
         raise DataError(
-            f"group={where}: the column is {column.type}; groups are told apart by numbers, text or dates."
+            f"group={where}: the column is {column.type}; a group must be a number, text or a date."
         ) from None
     alone = codes.is_null().to_numpy(zero_copy_only=False)
     numbers: IntArray = codes.fill_null(0).to_numpy().astype(np.int64)

@@ -225,7 +225,8 @@ class FoldPool:
     def _check(self, waiting: Wait) -> None:
         requested = _text(self.request)
         otherwise = (
-            f"the autoscaler was asked for {requested}, and no such node came within wait_s={self.wait_s:g} s. Raise wait_s, request less "
+            f"the autoscaler was asked for {requested}, and no such node was added within wait_s={self.wait_s:g} s. Raise "
+            f"wait_s, request less "
             "(gpus_per_fold, cpus_per_fold), or look at the autoscaler's log; then run the same line again."
             if self.capacity.autoscaling
             else f"no node with {requested} is left, and none joined the cluster within wait_s={self.wait_s:g} s. Start such nodes again "
@@ -243,7 +244,9 @@ class FoldPool:
                     # Votes of one stage must come from one arithmetic, or the order of near-equal scores depends on the node.
                     self._parked.append(actor)
                     logger.warning(
-                        "%s computes %s differently: it is not used", info["node"], self.worker_infos[0]["precision"]
+                        "node %s computes %s differently from the others and is not used",
+                        info["node"],
+                        self.worker_infos[0]["precision"],
                     )
                     continue
                 self.worker_infos.append(info)

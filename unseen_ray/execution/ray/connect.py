@@ -184,7 +184,7 @@ def _short_folder() -> str | None:
     """/tmp where TMPDIR is too long for the sockets that Ray puts below it, as batch systems set it; else None, Ray's default."""
     if len(tempfile.gettempdir()) <= _LONGEST_TMPDIR:
         return None
-    logger.info("TMPDIR is too long for Ray's sockets: its session goes below /tmp")
+    logger.info("TMPDIR is too long for Ray's sockets: Ray's session is placed below /tmp")
     return f"/tmp/ray-{os.getuid()}"
 
 

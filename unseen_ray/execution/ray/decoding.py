@@ -134,7 +134,7 @@ class _CpuNodes:
                 if ready or self._started:
                     idle_since = time.monotonic()
                 elif time.monotonic() - idle_since > _START_WITHIN_S:
-                    logger.info("the nodes without GPU are busy with other work")
+                    logger.info("the nodes without a GPU are busy with other work")
                     return
         finally:
             for generator in self._running:
@@ -164,7 +164,7 @@ class _CpuNodes:
         nodes = plain_nodes(capacity, _REQUEST)
         if nodes and not self._nodes:
             total = sum(stop - start for start, stop in self._ranges)
-            logger.info("decoding %d images on %d nodes without GPU", total, len(nodes))
+            logger.info("decoding %d images on %d nodes without a GPU", total, len(nodes))
         self._nodes = nodes
 
     def _take(self, generator: Any) -> Iterator[tuple[int, Decoded]]:

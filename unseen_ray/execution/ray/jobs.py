@@ -191,12 +191,12 @@ class _Log:
 
 def _ending(info: Any) -> Ending:
     if info.status == JobStatus.STOPPED:
-        return Ending(_INTERRUPTED, "was stopped; submit the same line again to resume")
+        return Ending(_INTERRUPTED, "was stopped; submit the same line again to resume it")
     code = info.driver_exit_code
     if code in _EXIT_CODES:
         return Ending(code, f"ended with exit code {code}")
     if code is None:
-        return Ending(_FAILED, f"could not start or was lost: {_last_line(str(info.message))}")
+        return Ending(_FAILED, f"could not be started, or was lost: {_last_line(str(info.message))}")
     why = {
         127: ": there is no `python` on the path of the head node. Start Ray there from the environment that holds unseen_ray",
         137: ", as if it was killed; submit the same line again to resume",

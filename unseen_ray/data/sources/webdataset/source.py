@@ -144,7 +144,7 @@ class WebDatasetSource:
             raise DataError(f"{self.names[tar]} of source {self._path} cannot be read: {error}.") from None
         if len(data) < size:
             raise DataError(
-                f"{self.names[tar]} of source {self._path} is cut off: {self.keys([number])[0]} is not whole."
+                f"{self.names[tar]} of source {self._path} is truncated: {self.keys([number])[0]} is incomplete."
             )
         return data
 
@@ -186,9 +186,7 @@ def _with_tars(indices: Sequence[TarIndex], names: Sequence[str]) -> list[str]:
         seen: set[str] = set()
         for key in index.keys:
             if key in seen:
-                raise DataError(
-                    f"{name} holds the key {key} twice, apart from each other. Give each sample a name of its own."
-                )
+                raise DataError(f"{name} holds the key {key} twice, in two places. Give each sample a unique name.")
             seen.add(key)
     return [f"{name}/{key}" for index, name in zip(indices, names, strict=True) for key in index.keys]
 

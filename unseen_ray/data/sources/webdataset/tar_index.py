@@ -128,9 +128,7 @@ def members_by_key(
             members: dict[str, Member] = {}
             for _, ending, member in group:
                 if ending in members:
-                    raise DataError(
-                        f"sample {key} of {name} has two files .{ending}. Give each sample a name of its own."
-                    )
+                    raise DataError(f"sample {key} of {name} has two files .{ending}. Give each sample a unique name.")
                 members[ending] = member
             yield key, members
     except (tarfile.TarError, EOFError) as error:

@@ -90,7 +90,7 @@ def _opened(opening: bytes) -> Source:
     source = open_source(ref)
     if not entry.is_same_data(source.info):
         raise DataError(
-            f"source {source.info.name} has changed since the run, or is another one: its samples are no longer those that were chosen."
+            f"source {source.info.name} has changed since the run, or is another source: its samples are not those that were chosen."
         )
     return source
 
@@ -199,7 +199,7 @@ def _is_stored(folder: Folder, columns: dict[str, str | None], first: str) -> bo
         raise ConfigError(
             f"{folder.root} holds another Dataset, or other columns of it: its first rows differ. Name another out, or set fresh=True."
         )
-    logger.info("the Dataset is taken from %s, where it was written before", folder.root)
+    logger.info("reusing the Dataset that was written to %s before", folder.root)
     return True
 
 
