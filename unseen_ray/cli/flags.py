@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from unseen_ray.cli.output import say
 from unseen_ray.config.fields.listing import HELP_GROUPS, HelpEntry, help_entry
+from unseen_ray.config.fields.yaml_text import parsed_yaml
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.config.run import PruneConfig, load_yaml
 from unseen_ray.errors import ConfigError
@@ -218,11 +219,9 @@ def _split_nested(args: list[str], fields: set[str]) -> tuple[list[str], dict[st
 
 def _value(text: str, *, plain: bool = False) -> Any:
     """A flag's value read as YAML; if `plain` (a path or a name), the text itself, unless it is a mapping or a list."""
-    import yaml
-
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        value = parsed_yaml(text)
+    except ValueError:
         return text
     return text if plain and not isinstance(value, (dict, list)) else value
 

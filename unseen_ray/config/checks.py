@@ -18,6 +18,8 @@ from unseen_ray.storage.plain_text import holds_secret, secret_problem
 
 __all__ = ["CHECKS", "keep_message"]
 
+_MOST_STAGES = 10_000  # each one trains at least one model
+
 
 def keep_message(given: Any) -> str:
     """The message for a `keep` that is not a fraction."""
@@ -71,8 +73,10 @@ def _check_spacing(schedule: Mapping[str, Any], keep: float) -> list[str]:
     if problems:
         return problems
     first, stages, spacing = schedule["first"], schedule["stages"], schedule.get("spacing", "even")
-    if not isinstance(stages, int) or isinstance(stages, bool) or stages < 1:
-        problems.append(f"schedule.stages={stages!r} must be a whole number, 1 or more; it counts every target.")
+    if not isinstance(stages, int) or isinstance(stages, bool) or not 1 <= stages <= _MOST_STAGES:
+        problems.append(
+            f"schedule.stages={stages!r} must be a whole number, 1 or more and at most {_MOST_STAGES}; it counts every target."
+        )
     elif stages == 1 and first != keep:
         problems.append(
             f"schedule.first={first!r} has no effect with one stage, whose target is keep ({keep}). For one shot, leave out schedule."

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from unseen_ray.config.checks import CHECKS, keep_message
 from unseen_ray.config.fields.describe import described
 from unseen_ray.config.fields.listing import listed
+from unseen_ray.config.fields.yaml_text import parsed_yaml
 from unseen_ray.config.messages import field_message
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe, refuse_boolean
@@ -121,6 +122,7 @@ class PruneConfig(BaseModel):
     repeats: int = Field(
         1,
         ge=1,
+        le=10_000,
         description="models to train in place of each one, with different seeds",
         json_schema_extra=listed("choice", rare=True),
     )
@@ -374,16 +376,14 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it cannot be read, or is not a mapping in YAML.
     """
-    import yaml
-
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}. Give the path of a YAML file of fields.") from None
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        values = parsed_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

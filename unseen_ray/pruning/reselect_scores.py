@@ -45,11 +45,22 @@ def scores_asked_for(run: Run, resolved: ResolvedRun, stored: StoredTable) -> St
     config = resolved.config
     if as_stored(run, resolved, stored):
         _check_score(run, config, _score_names(stored.schema.names))
+        _check_finite(run, stored, score_name(config.score))
         return stored
     table = stored.table()
     combined = _combined(run, config, table)
     _check_score(run, config, _score_names(combined.column_names))
     return replace(stored, files={}, held=_guarded(run, resolved, combined, table))
+
+
+def _check_finite(run: Run, stored: StoredTable, name: str) -> None:
+    """StorageError if a score is NaN or infinite, which no sample's is."""
+    for batch in stored.batches([name]):
+        if not np.isfinite(batch.column(name).to_numpy(zero_copy_only=False)).all():
+            raise StorageError(
+                f"{run.folder.path(stored.name)} is damaged or forged: its column {name} holds a score that is no finite number. "
+                "Restore it, or prune again in a new folder."
+            )
 
 
 def as_stored(run: Run, resolved: ResolvedRun, stored: StoredTable) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow.fs import copy_files
 
-from unseen_ray.errors import ConfigError
+from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.execution.api import PruneResult, load
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.reporting.dataset import check_file, own_function, pack, source_of
@@ -24,7 +24,7 @@ from unseen_ray.storage.filesystem import DEFAULT_ROW_GROUP, absolute_path, file
 from unseen_ray.storage.path_validation import path_problem
 from unseen_ray.storage.plain_text import as_cells
 from unseen_ray.storage.retry import retried
-from unseen_ray.storage.tables import StoredTable
+from unseen_ray.storage.tables import StoredTable, check_rows
 
 if TYPE_CHECKING:
     from torch.utils.data import Subset
@@ -98,6 +98,7 @@ def export(
 
 def _write_file(run: Run, to: str, kind: str) -> int:
     table = StoredTable(run.folder, CORESET, run.manifest.files).verified()
+    _check_rows(run, table)
     try:
         with _put_in_place(to) as stream:
             _WRITERS[kind](run, table, stream)
@@ -118,6 +119,22 @@ def _write_holdout(done: PruneResult, to: str) -> int:
     except OSError as error:
         raise ConfigError(f"--to {to} cannot be written: {error}") from None
     return len(ids)
+
+
+def _check_rows(run: Run, table: StoredTable) -> None:
+    """StorageError if the coreset holds an id that the source has not, or one twice, or lacks a value."""
+    last = -1
+    for batch in table.batches():
+        rows = pa.Table.from_batches([batch])
+        check_rows(
+            rows, run.folder.path(CORESET), rows=run.manifest.source.rows, num_classes=run.manifest.source.num_classes
+        )
+        ids = batch.column("id").to_numpy()
+        if len(ids) and ids[0] <= last:
+            raise StorageError(
+                f"{run.folder.path(CORESET)} is damaged or forged: its ids do not rise from part to part."
+            )
+        last = int(ids[-1]) if len(ids) else last
 
 
 def _check_form(form: str | None, kind: str, to: str) -> None:

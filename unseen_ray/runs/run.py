@@ -20,7 +20,7 @@ from unseen_ray.runs.manifest_entries import Cost, SourceEntry
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.lock import RunLock
 from unseen_ray.storage.path_validation import path_problem
-from unseen_ray.storage.tables import StoredTable, read_table
+from unseen_ray.storage.tables import StoredTable, check_rows, read_table
 
 __all__ = [
     "Run",
@@ -72,8 +72,10 @@ class Run:
             self.lock.check()
 
     def table(self, name: str) -> pa.Table:
-        """A table of the run, from its file or its parts; StorageError if it differs from what was written."""
-        return read_table(self.folder, name, self.manifest.files)
+        """A table of the run, from its file or its parts; StorageError if it differs from what was written, or is no such table."""
+        table, source = read_table(self.folder, name, self.manifest.files), self.manifest.source
+        check_rows(table, self.folder.path(name), rows=source.rows, num_classes=source.num_classes)
+        return table
 
     def stored(self, name: str, *, hold: bool) -> StoredTable:
         """A table of the run: in memory if `hold` is set, else read in batches by its user."""

@@ -211,6 +211,7 @@ def read_votes(folder: Folder, stage: int, index: int, digests: Mapping[str, str
     name, digests = vote_file(stage, index), digests or {}
     table = folder.read_table(name, digests.get(name))
     check_content(folder, name, table.schema, lambda: _content_of(table))
+    _check_columns(table, folder.path(name))
     beside = probs_of(name, table.schema)
     return part_of(index, table, None if beside is None else folder.read_array(*beside))
 
@@ -220,15 +221,29 @@ def check_content(folder: Folder, name: str, schema: pa.Schema, content: Callabl
     missing = [column for column in _FIXED if column not in schema.names]
     if missing:
         raise StorageError(f"{folder.path(name)} has no column {', '.join(missing)}: it is not a file of votes.")
+    if twice := [column for column in schema.names if schema.names.count(column) > 1]:
+        raise StorageError(f"{folder.path(name)} is damaged or forged: its column {twice[0]} is there twice.")
     said = (schema.metadata or {}).get(_SHA256)
     if said is not None and said != content():
         raise StorageError(f"{folder.path(name)} is damaged: its checksum differs. Run the same line again.")
 
 
+def _check_columns(table: pa.Table, where: str) -> None:
+    for column in table.schema:
+        wanted = pa.types.is_integer if column.name in ("id", "pred") else pa.types.is_floating
+        if not wanted(column.type) or table.column(column.name).null_count:
+            raise StorageError(
+                f"{where} is damaged or forged: its column {column.name} is {column.type}, or lacks values."
+            )
+
+
 def probs_of(name: str, schema: pa.Schema) -> tuple[str, str] | None:
     """Name and SHA-256 of the file of probabilities that belongs to a file of votes; None if there is none."""
-    receipt = json.loads((schema.metadata or {}).get(_RECEIPT, b"{}"))
-    digest = receipt.get("files", {}).get(probs_beside(name))
+    try:
+        receipt = json.loads((schema.metadata or {}).get(_RECEIPT, b"{}"))
+        digest = receipt.get("files", {}).get(probs_beside(name))
+    except (ValueError, AttributeError, RecursionError):
+        raise StorageError(f"{name} is damaged or forged: its receipt cannot be read.") from None
     return None if digest is None else (probs_beside(name), digest)
 
 

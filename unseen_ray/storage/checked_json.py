@@ -25,7 +25,10 @@ def from_checked_json(data: bytes) -> dict[str, Any]:
     Raises:
         ValueError: if the data is not a JSON object, or its entries do not match its digest.
     """
-    values = json.loads(data)
+    try:
+        values = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError("it is not a JSON object")
     if values.pop(_DIGEST, None) not in (None, _digest(values)):

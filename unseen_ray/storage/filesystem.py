@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import re
 import stat
@@ -25,6 +26,7 @@ __all__ = [
     "DEFAULT_ROW_GROUP",
     "Folder",
     "absolute_path",
+    "array_of_npy",
     "filesystem_of",
     "is_uri",
     "parquet_options",
@@ -92,6 +94,40 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
 def sha256_of(data: bytes | memoryview) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def array_of_npy(data: bytes) -> Any:
+    """The numpy array of a .npy file's bytes.
+
+    Raises:
+        ValueError: if they are none, hold pickled content, or not as many values as the header says, which numpy would make room for.
+    """
+    import io
+    from tokenize import TokenError
+
+    from numpy.lib import format as npy
+
+    stream = io.BytesIO(data)
+    try:
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
+        shape, _, dtype = read_header(stream)
+        if dtype.hasobject or not all(type(side) is int and side >= 0 for side in shape):
+            raise ValueError(f"its header states the shape {shape} of {dtype}")
+        if math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
+            raise ValueError(f"it does not hold the {shape} values of {dtype} that its header states")
+        return npy.read_array(io.BytesIO(data), allow_pickle=False)
+    except (
+        KeyError,
+        TypeError,
+        OSError,
+        EOFError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+        SyntaxError,
+        TokenError,
+    ) as error:
+        raise ValueError(f"its header cannot be read: {type(error).__name__}: {error}") from None
 
 
 def real_path(path: str) -> str:
@@ -209,14 +245,10 @@ class Folder:
 
     def read_array(self, name: str, digest: str | None = None) -> Any:
         """A .npy file as a numpy array; see `read_whole`. Pickled content counts as damaged."""
-        import io
-
-        import numpy as np
-
         data = self.read_whole(name, digest)
         try:
-            return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+            return array_of_npy(data)
+        except ValueError as error:
             raise StorageError(f"{self.path(name)} is damaged: {error}.") from None
 
     def copy(self, name: str, lender: Folder, digest: str | None = None) -> str:

@@ -23,6 +23,7 @@ from unseen_ray.storage.retry import retried, retried_inline
 __all__ = [
     "StoredTable",
     "TableWriter",
+    "check_rows",
     "copy_table",
     "group_ends",
     "part_file",
@@ -70,6 +71,52 @@ def read_table(folder: Folder, name: str, files: Mapping[str, str]) -> pa.Table:
         StorageError: if a file is missing or damaged.
     """
     return pa.concat_tables([folder.read_table(part, files.get(part)) for part in parts_of(name, files)])
+
+
+def check_rows(table: pa.Table, where: str, *, rows: int, num_classes: int) -> None:
+    """Check what a run's table relies on, since anybody may have written it.
+
+    Args:
+        table: columns of a run's table; those with the names of a run's columns are checked.
+        where: its path, for messages.
+        rows: of the source; 0 if it is not known.
+        num_classes: C.
+
+    Raises:
+        StorageError: if a column is there twice, is of another type, or lacks a value; if ids do not rise, or an id or a label is out
+            of range.
+    """
+    for name in table.column_names:
+        column = table[table.column_names.index(name)]
+        fits = _OF_TYPE.get(name, _is_number)
+        problem = (
+            "is there twice" if table.column_names.count(name) > 1
+            else f"is {column.type}" if not fits(column.type)
+            else "lacks values" if column.null_count
+            else _problem_of_values(name, column.to_numpy(), rows or 2**62, num_classes) if name in ("id", "label")
+            else ""
+        )  # fmt: skip
+        if problem:
+            raise StorageError(
+                f"{where} is damaged or forged: its column {name} {problem}. Restore it, or prune again in a new folder."
+            )
+
+
+def _problem_of_values(name: str, values: NDArray[np.int64], rows: int, num_classes: int) -> str:
+    most = rows if name == "id" else num_classes
+    if len(values) and not 0 <= values.min() <= values.max() < most:
+        return f"holds {values.min()} to {values.max()}, beyond 0 to {most - 1}"
+    return "does not rise" if name == "id" and np.any(values[1:] <= values[:-1]) else ""
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind))
+
+
+_OF_TYPE: dict[str, Callable[[pa.DataType], bool]] = {
+    **dict.fromkeys(("id", "label", "votes", "pred", "stage"), pa.types.is_integer),
+    "key": pa.types.is_string,
+}
 
 
 def copy_table(folder: Folder, name: str, lender: Folder, files: Mapping[str, str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_DEFAULT_SIZE_PX",
+    "MOST_CLASSES",
     "Encoded",
     "RawImage",
     "Source",
@@ -33,6 +34,9 @@ __all__ = [
 _SAMPLED = 64
 
 RawImage = bytes | NDArray[np.uint8]
+
+MOST_CLASSES = 2**22
+"""Of data without names of classes; the last layer of a model has a row for each."""
 
 MAX_DEFAULT_SIZE_PX = 64
 """Larger images are scaled down to this unless the source sets `size`: a scoring model needs no more."""
@@ -164,6 +168,8 @@ def check_labels(
             f"the labels of {where} are {labels.dtype} of shape {labels.shape}; they must be one integer per sample, 0 to C - 1. "
             "Map class names to numbers first."
         )
+    if labels.dtype == np.uint64 and labels.max() >= 2**63:
+        raise DataError(f"{where} has label {labels.max()}; labels are 0 to C - 1. Number the classes so.")
     labels = labels.astype(np.int64)
     _check_range(labels, where, num_classes, first_row)
     return labels, int(labels.max()) + 1 if num_classes is None else num_classes
@@ -182,9 +188,10 @@ def _check_range(labels: IntArray, where: str, num_classes: int | None, first_ro
             f"row {first_row + row} of {where} has label {largest}, but its metadata names {num_classes} classes (0 to {num_classes - 1})."
         )
     # such labels are ids in disguise: counting them would take gigabytes, and the model would need a last layer this wide
-    if num_classes is None and largest >= 2**24:
+    if num_classes is None and largest >= MOST_CLASSES:
         raise DataError(
-            f"{where} has label {largest}: that would make {largest + 1} classes. Number the classes 0 to C - 1."
+            f"{where} has label {largest}: that would make {largest + 1} classes, more than {MOST_CLASSES}. "
+            "Number the classes 0 to C - 1."
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from unseen_ray.data.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of
 from unseen_ray.errors import DataError
-from unseen_ray.storage.filesystem import filesystem_of, read_file
+from unseen_ray.storage.filesystem import array_of_npy, filesystem_of, read_file
 
 __all__ = ["LabelsSource", "read_npy"]
 
@@ -57,13 +57,11 @@ def read_npy(path: str) -> np.ndarray:
     Raises:
         DataError: if it is missing or not an array of numbers; pickled content is refused.
     """
-    import io
-
     fs, inner = filesystem_of(path)
     try:
-        array = np.lib.format.read_array(io.BytesIO(read_file(fs, inner)), allow_pickle=False)
+        array: np.ndarray = array_of_npy(read_file(fs, inner))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist. Give a .npy file, as numpy.save writes it.") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError) as error:
         raise DataError(f"{path} is not a .npy file of numbers: {error}. Write it with numpy.save.") from None
     return array

@@ -94,6 +94,8 @@ class LabelColumn:
                     f"source {self._where} does not name as a class."
                 )
             return np.asarray(found.to_numpy(), np.int64)
+        if pa.types.is_uint64(column.type) and len(column) and (most := pc.max(column).as_py()) >= 2**63:
+            raise DataError(f"{file.name} has label {most}; labels are 0 to C - 1. Number the classes so.")
         labels: IntArray = column.cast(pa.int64()).to_numpy()
         # what is out of range is refused with its row number by whoever gathers the labels
         return labels if numbers is None or _is_out_of(labels, len(numbers)) else numbers[labels]

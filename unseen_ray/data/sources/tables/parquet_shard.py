@@ -18,6 +18,8 @@ __all__ = ["ParquetShard"]
 _OPEN = 64
 _MOST_BYTES = 2**30  # 32-bit offsets of an Arrow array end at 2 GiB
 _FEW_ROWS = 16
+_MUCH_BYTES = 2**30
+_MOST_GROWTH = 1000  # of a file in memory; zeros compress further, images hardly at all
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
 
 
@@ -51,7 +53,18 @@ class ParquetShard:
             raise DataError(f"{name} of source {where} is not a Parquet file: {_first_line(error)}.") from None
         except OSError as error:
             raise DataError(f"{name} of source {where} cannot be read: {_first_line(error)}.") from None
+        self._check_size(fs, path)
         self.schema = self.metadata.schema.to_arrow_schema()
+
+    def _check_size(self, fs: FileSystem, path: str) -> None:
+        """DataError for a file that would grow beyond measure, by its footer."""
+        held = sum(self.metadata.row_group(group).total_byte_size for group in range(self.metadata.num_row_groups))
+        stored = fs.get_file_info(path).size or 0
+        if held > _MUCH_BYTES and held > _MOST_GROWTH * stored:
+            raise DataError(
+                f"{self.name} of source {self._where} holds {held:,} bytes in {stored:,}, more than {_MOST_GROWTH} times as many: "
+                "no images compress like this. Write it again with real images."
+            )
 
     @staticmethod
     def opener() -> Callable[[ParquetShard], pq.ParquetFile]:
