@@ -24,6 +24,7 @@ from unseen_ray.evaluation.arms import ArmSubsets, fixed_share
 from unseen_ray.evaluation.checks import DEFAULT_AGAINST, DEFAULT_SEEDS, check_evaluable
 from unseen_ray.evaluation.trainings import train_and_measure
 from unseen_ray.execution.api import PruneResult, executor_for, ignore, load, prune
+from unseen_ray.execution.progress import shown_progress
 from unseen_ray.execution.tracking import tracked
 from unseen_ray.plugins import current_names, is_target, jsonable, plug_of, refuse_unnamed
 from unseen_ray.pruning.suspects import drawable_ids
@@ -54,6 +55,7 @@ def evaluate(
     selections: int = 1,
     budget: AskedBudget = "epochs",
     on_event: Observer | None = None,
+    progress: bool = True,
     **changes: Unpack[MeasureFields],
 ) -> Evaluation:
     """Train the same recipe on the coreset and on baselines, and measure each model after the last epoch.
@@ -70,6 +72,7 @@ def evaluate(
         budget: `epochs`: every arm passes equally often over its own samples; `iterations`: every arm takes as many steps
             as a training on all samples; `both`: the first, with the second in `by_budget`.
         on_event: called with every progress event and result.
+        progress: whether a notebook or a terminal shows the progress; `on_event` takes its place.
         changes: `model`, `recipe` (a mapping without `use` changes the run's own), `threads`, `log_to`, and where to run; and
             again functions of your own that only the run's folder names: `source`, ...
 
@@ -79,8 +82,9 @@ def evaluate(
     done = result if isinstance(result, PruneResult) else load(result)
     resolved = _evaluated(done, dict(changes), test, prunes=selections > 1 or "fitting" in against)
     check_evaluable(resolved, against=against, seeds=seeds, selections=selections, budget=budget, until=until)
-    chosen = _chosen_arms(done, resolved.config, against, selections, on_event)
-    return _measured(done, resolved, chosen, on_event, against=against, seeds=seeds, budget=budget, until=until)
+    with shown_progress(on_event, progress=progress) as shown:
+        chosen = _chosen_arms(done, resolved.config, against, selections, shown)
+        return _measured(done, resolved, chosen, shown, against=against, seeds=seeds, budget=budget, until=until)
 
 
 def _measured(

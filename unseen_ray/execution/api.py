@@ -16,6 +16,7 @@ from unseen_ray.core.tasks import stage_zero_count
 from unseen_ray.data.prepare.objects import is_object, store_samples
 from unseen_ray.data.related.grouping import group_ref
 from unseen_ray.errors import ConfigError
+from unseen_ray.execution.progress import shown_progress
 from unseen_ray.execution.result import PruneResult
 from unseen_ray.execution.tracking import tracked
 from unseen_ray.pruning.pipeline import run_pipeline
@@ -37,6 +38,7 @@ def prune(
     *,
     fresh: bool = False,
     on_event: Observer | None = None,
+    progress: bool = True,
     limits: Limits = DEFAULT_LIMITS,
     **fields: Unpack[RunFields],
 ) -> PruneResult:
@@ -48,6 +50,7 @@ def prune(
         config: what to prune, and how: a configuration or the path of a YAML file; None if `fields` say it all.
         fresh: delete the run that `out` holds and start over; it is deleted once all checks of the new one have passed.
         on_event: receives progress (`runs.tasks.Progress`) and the receipts of finished tasks (`runs.manifest_entries.Receipt`).
+        progress: whether a notebook or a terminal shows the progress; `on_event` takes its place.
         limits: how many rows are held at once.
         fields: the fields of `PruneConfig`, each in place of that of `config`; `out` names the run's folder. `source` and `test` may
             be objects too: a pair (images, labels) of arrays, a torch or a Hugging Face Dataset, or any object with `__len__`,
@@ -60,7 +63,11 @@ def prune(
     config = _run_config(config, fields, anew=fresh)
     models = config.scoring.models
     tasks = stage_zero_count(mode=config.mode, folds=config.folds, repeats=config.repeats, models=models)
-    with executor_for(config, tasks) as executor, tracked(config, on_event or ignore) as observer:
+    with (
+        shown_progress(on_event, progress=progress) as shown,
+        executor_for(config, tasks) as executor,
+        tracked(config, shown) as observer,
+    ):
         run = run_pipeline(config, executor=executor, on_event=observer, fresh=fresh, limits=limits)
     return PruneResult(run, config, in_hand=True)
 

@@ -1,0 +1,84 @@
+"""Progress of a run in scripts and notebooks: a line a task, updated in place; nothing where nobody would see it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from unseen_ray.runs.tasks import Progress
+
+if TYPE_CHECKING:
+    from unseen_ray.pruning.executor import Observer
+
+__all__ = ["shown_progress"]
+
+_SHOWN = 12  # tasks, the latest ones
+_EVERY_S = 0.25
+
+
+class _Lines:
+    """An observer that hands on the latest state of each task as text, a few times a second at most."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show, self._rows, self._shown = show, dict[str, str](), 0.0
+
+    def __call__(self, event: Any) -> None:
+        if isinstance(event, Progress):
+            loss = (
+                f", loss {event.loss:.4f}, accuracy {event.accuracy:.3f}"
+                if event.doing == "train" and event.done
+                else ""
+            )
+            doing = "epoch" if event.doing == "train" else "scored"
+            self._rows[event.task] = f"{doing} {event.done:,}/{event.total:,}{loss} ({event.node}, {event.device})"
+        else:
+            self._rows.pop(event.task, None)  # to the end, among the latest
+            self._rows[event.task] = f"done, accuracy {event.accuracy:.4f}, {event.seconds:.1f} s"
+        if time.monotonic() - self._shown >= _EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Show the state now."""
+        self._shown = time.monotonic()
+        self._show("\n".join(f"{task}: {text}" for task, text in list(self._rows.items())[-_SHOWN:]))
+
+
+@contextmanager
+def shown_progress(on_event: Observer | None, *, progress: bool) -> Iterator[Observer]:
+    """The caller's observer; without one, the progress in a notebook or on a terminal, and nothing elsewhere."""
+    notebook = _notebook()
+    if on_event is not None or not progress or not (notebook or sys.stderr.isatty()):
+        yield on_event or (lambda event: None)
+        return
+    with _in_notebook() if notebook else _on_terminal() as show:
+        show("starting; workers take some seconds to come up")
+        lines = _Lines(show)
+        yield lines
+        lines.flush()
+
+
+def _notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+@contextmanager
+def _in_notebook() -> Iterator[Callable[[str], None]]:
+    display = sys.modules["IPython"].display
+    handle = display.display({"text/plain": ""}, raw=True, display_id=True)
+    yield lambda text: handle.update({"text/plain": text}, raw=True)
+
+
+@contextmanager
+def _on_terminal() -> Iterator[Callable[[str], None]]:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(stderr=True), refresh_per_second=4) as live:
+        yield lambda text: live.update(Text(text, no_wrap=True, overflow="ellipsis"))
