@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,11 +15,16 @@ import pytest
 import unseen_ray as ur
 from tests.browser import check_in_browser, needs_browser
 from tests.conftest import class_pixels, png_bytes
+from unseen_ray.cli.app import main
+from unseen_ray.evaluation.table import Arm, break_even_of, differences_of
 from unseen_ray.reporting import score_tables
+from unseen_ray.reporting.figures import accuracies
+from unseen_ray.reporting.headline import command_to_measure, headline_of, verdict
 from unseen_ray.storage import tables
+from unseen_ray.storage.checked_json import without_nan
 from unseen_ray.storage.filesystem import Folder
 
-SECTIONS = ["kept", "accuracy", "distribution", "agreement", "stages", "classes", "images", "scores", "run"]
+SECTIONS = ["kept", "images", "scores", "stages", "accuracy", "suspects", "run"]
 NAMES = ["</script><script>alert(1)</script>", "a & b <i>", '"quoted" $x^2$', "猫"]
 FAST = {"use": "quick", "epochs": 2, "min_steps": 0}
 
@@ -30,15 +36,21 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.ids: set[str] = set()
+        self.sections: list[str] = []
+        self.links: list[str | None] = []
+        self.titles: list[str | None] = []
         self.loads: list[str] = []
         self.text: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.links += [dict(attrs)["href"]] if tag == "a" else []
+        self.titles += [dict(attrs).get("title")] if tag == "img" else []
         for name, value in attrs:
             if name == "id":
                 self.ids.add(value or "")
+                self.sections += [value or ""] if tag == "section" else []
             if name in ("src", "href", "xlink:href", "data", "srcset", "action"):
                 self.loads.append(value or "")
             assert not name.startswith("on"), f"<{tag} {name}>"
@@ -74,8 +86,9 @@ def page_of(result: ur.PruneResult) -> str:
 
 def test_the_page_has_every_section_and_loads_nothing(reported: ur.PruneResult) -> None:
     page = Page(page_of(reported))
-    assert set(SECTIONS) <= page.ids
-    assert page.tags.count("svg") == 7  # accuracy, distribution, two of seeds, two of stages, classes
+    assert page.sections == SECTIONS
+    assert page.links == [f"#{name}" for name in SECTIONS]
+    assert page.tags.count("svg") == 8  # accuracy, two of classes, distribution, two of seeds, two of stages
     assert "script" not in page.tags
     assert page.loads
     assert all(value.startswith(("data:image/jpeg;base64,", "#")) for value in page.loads)
@@ -123,17 +136,64 @@ def test_suspects_are_listed_with_what_became_of_them(tmp_path: Path) -> None:
     assert f"{suspects['first'][0]['key']} {suspects['first'][0]['id']}" in " ".join(Page(page_of(result)).text)
 
 
-def test_a_bare_run_says_how_to_fill_the_page(tmp_path: Path) -> None:
-    result = prune_named(tmp_path)
-    ur.report(result)
-    shown = " ".join("".join(Page(page_of(result)).text).split())
-    for hint in (
-        "trains on the coreset and on baselines",
-        "--against fitting",
-        "--selections 2",
-        "With a schedule of several",
-    ):
-        assert hint in shown
+def test_a_bare_run_shows_what_it_has_and_names_the_command_that_measures_it(tmp_path: Path) -> None:
+    result = prune_named(tmp_path, policy="top")
+    page = Page(Path(ur.report(result)).read_text())
+    assert page.sections == ["kept", "images", "scores", "run"]
+    assert page.links == [f"#{name}" for name in page.sections]
+    shown = " ".join("".join(page.text).split())
+    command = f"unseen-ray evaluate {result.path} --against random,full --seeds 5 --executor local"
+    assert f"Is it worth it? The gain over a random subset is not measured yet; this measures it: {command} " in shown
+    assert page.text.index("Is it worth it?") < page.text.index("What was kept")
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"test": None}, " --test SOURCE"),
+        ({"test": None, "holdout": 0.2}, ""),
+    ],
+)
+def test_the_command_names_what_to_measure_on_where_the_run_has_nothing(
+    tmp_path: Path, fields: dict[str, object], place: str
+) -> None:
+    run = prune_named(tmp_path, **fields).run
+    assert command_to_measure(run).endswith(f"--seeds 5{place} --executor local")
+
+
+def arm(name: str, accuracies: list[float], seconds: float) -> Arm:
+    return Arm(
+        name=name, samples=10, selections=1, accuracies=tuple(accuracies), class_accuracy=(0.5,), class_samples=(10.0,),
+        seconds=seconds, seconds_each=seconds, seconds_std=0.0, choosing_s=6.0, devices=("cpu",), choosing_devices=("cpu",), drawn=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        ([0.8, 0.81, 0.82], "Ahead of random"),
+        ([0.68, 0.7, 0.73], "Level with random"),
+        ([0.5, 0.51, 0.52], "Behind random"),
+        ([0.8], "No interval yet for the gain over random"),
+    ],
+)
+def test_the_headline_is_the_gain_over_random_and_its_price(ours: list[float], said: str) -> None:
+    arms = [
+        arm("coreset", ours, 2),
+        arm("random", [0.69, 0.7, 0.71][: len(ours)], 2),
+        arm("full", [0.9] * len(ours), 4),
+    ]
+    table = {
+        "arms": [{"name": each.name, "seconds_each": each.seconds_each} for each in arms],
+        "differences": [without_nan(asdict(each)) for each in differences_of(arms)],
+        "break_even": asdict(break_even_of(arms)),
+    }
+    found = headline_of(table, bill=9.0)
+    assert verdict(found["gain"], found["low"], found["high"]) == said
+    assert found["gain"] == pytest.approx(np.mean(ours) - 0.7 if len(ours) > 1 else 0.11)
+    assert (found["bill"], found["bill_of"], found["paid_after"]) == (1.5, "time", 3.0)
+    table["break_even"] = None  # as where full was not trained
+    assert (headline_of(table, bill=9.0)["bill"], headline_of(None, bill=9.0)["bill_of"]) == (9.0, "images")
 
 
 def test_a_run_in_fitting_mode_and_a_score_of_one_value_are_said_as_they_are(tmp_path: Path) -> None:
@@ -153,7 +213,14 @@ def test_the_table_of_an_evaluation_that_is_damaged_or_has_not_finished_is_left_
         assert ur.report_values(result)["evaluation"] is None
 
 
-def test_images_are_left_out_where_the_data_is_gone_or_has_changed(tmp_path: Path) -> None:
+def test_deviations_are_drawn_within_0_and_1() -> None:
+    text = accuracies(["coreset"], [[1.0, 1.0, 1.0, 0.4]], title="")
+    assert "100" in text and "110" not in text and "120" not in text
+
+
+def test_images_are_left_out_where_the_data_is_gone_or_has_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     result = prune_named(tmp_path)
     data = tmp_path / "data.parquet"
     table = pq.read_table(data)
@@ -163,7 +230,29 @@ def test_images_are_left_out_where_the_data_is_gone_or_has_changed(tmp_path: Pat
     data.unlink()
     ur.report(result)
     assert "Images are not shown: source" in page_of(result)
+    assert "the page has no images: source" in caplog.text
     assert "<img" not in page_of(result)
+
+
+def test_a_page_with_images_is_only_replaced_by_one_without_when_that_is_asked_for(tmp_path: Path) -> None:
+    path = prune_named(tmp_path).path
+    before = Path(ur.report(path)).read_bytes()
+    assert before.count(b"<img ") > 20
+    moved = tmp_path / "elsewhere" / "data.parquet"
+    moved.parent.mkdir()
+    (tmp_path / "data.parquet").rename(moved)
+    with pytest.raises(ur.ConfigError, match=r"has images, and a new page would have none: source .*--source PLACE"):
+        ur.report(path)
+    assert Path(path, "report.html").read_bytes() == before
+    with pytest.raises(ur.ConfigError, match="Leave one of the two out"):
+        ur.report(path, source=str(moved), images=False)
+    with pytest.raises(ur.DataError, match="has changed since the run, or is another one"):
+        ur.report(path, source=str(tmp_path / "test.parquet"))
+    main(["report", path, "--source", str(moved)])
+    assert Path(path, "report.html").read_bytes().count(b"<img ") == before.count(b"<img ")
+    main(["report", path, "--no-images"])
+    page = Page(Path(path, "report.html").read_text())
+    assert "img" not in page.tags and "images" not in page.sections
 
 
 def test_a_function_that_the_run_names_is_not_called(tmp_path: Path) -> None:
@@ -172,6 +261,26 @@ def test_a_function_that_the_run_names_is_not_called(tmp_path: Path) -> None:
     )
     ur.report(Path(result.path))
     assert "which is not imported for a run folder" in page_of(result)
+
+
+def test_a_function_that_the_caller_names_is_called(tmp_path: Path) -> None:
+    result = ur.prune(
+        ur.PruneConfig(source="tests.plugs:noise", keep=0.5, folds=2, recipe=FAST, executor="local", out=tmp_path)
+    )
+    assert "<img" in Path(ur.report(result.path, source="tests.plugs:noise")).read_text()
+
+
+def test_an_image_tells_its_class_its_key_and_its_score(reported: ur.PruneResult) -> None:
+    scores = dict(
+        zip(reported.scores.column("id").to_pylist(), reported.scores.column("entropy").to_pylist(), strict=True)
+    )
+    shown = [(title or "").splitlines() for title in Page(page_of(reported)).titles]
+    assert len(shown) > 20
+    for classes, key, entropy in shown:
+        name, number = key.removesuffix(")").split(" (id ")
+        assert name == f"data.parquet:{number}"
+        assert classes.startswith(f"{NAMES[int(number) % len(NAMES)]}, predicted ")
+        assert entropy.startswith(f"entropy {scores[int(number)]:.3f}, ")
 
 
 def test_what_is_counted_and_shown_of_a_sampled_run_is_of_all_candidates(

@@ -32,6 +32,7 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import is_target, plug_of
 from unseen_ray.pruning.selection import Kept, pick
 from unseen_ray.pruning.trials.plan import with_candidate
+from unseen_ray.reporting.headline import headline_of
 from unseen_ray.reporting.score_tables import Counts, Rows, Sample, keys_of, last_stage_of, long_table, rows_of
 from unseen_ray.runs.evaluation_file import fullest_first, stored_tables
 from unseen_ray.runs.features import load_features
@@ -77,12 +78,13 @@ def gather(run: Run) -> ReportFacts:
     last_stage = last_stage_of(run)
     counts, rows, sample = _read(run, score, last_stage, len(names))
     again = [found for found in (_neighbour(run, f"{SELECTIONS}/{name}") for name in _selections(run)) if found]
-    fitting = _neighbour(run, FITTING)
     values = {
         "out": run.folder.root,
+        "headline": headline_of(evaluation, bill=run.manifest.cost.bill),
         "source": source.name,
         "samples": counts.samples,
         "kept": counts.kept,
+        "left_out": {"holdout": source.holdout, "skipped": len(source.skipped_ids), "copies": source.copies},
         "keep": run.manifest.config["keep"],
         "mode": run.manifest.config["mode"],
         "score": score,
@@ -96,16 +98,15 @@ def gather(run: Run) -> ReportFacts:
         "cost": run.manifest.cost.to_json(),
         "evaluation": evaluation,
         "other_evaluations": tables[1:],
-        "distribution": _distribution(run, fitting, rows.table, sample, score),
+        "distribution": _distribution(run, _neighbour(run, FITTING), rows.table, sample, score),
         "agreement": _agreement(run, again, sample, score),
         "importance": _importance(run, rows.table, sample, score),
         "classes": _classes(names, counts, evaluation, mode=run.manifest.config["mode"]),
         "collinearity": _collinearity(rows.table),
         "config": run.manifest.config,
         "environment": run.manifest.environment,
+        **({} if sample.is_whole else {"sampled": rows.table.num_rows}),
     }
-    if not sample.is_whole:
-        values["sampled"] = rows.table.num_rows
     return ReportFacts(values=without_nan(values), rows=rows, last_stage=last_stage)
 
 

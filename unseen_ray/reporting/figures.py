@@ -12,8 +12,21 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
-__all__ = ["FIRST", "GRID", "INK", "SECOND", "accuracy_bars", "class_points", "density", "histogram", "svg"]
+__all__ = [
+    "FIRST",
+    "GRID",
+    "INK",
+    "SECOND",
+    "accuracies",
+    "class_points",
+    "class_shares",
+    "density",
+    "histogram",
+    "shortened",
+    "svg",
+]
 
 # Stand-ins: `svg` replaces them by variables of the page's style, which follow the theme.
 INK, GRID, FIRST, SECOND = "#010101", "#020202", "#030303", "#040404"
@@ -42,11 +55,14 @@ def histogram(edges: Sequence[float], counts: dict[str, list[int]], *, label: st
     """Histogram of a score, one outline per mode."""
 
     def draw(axes: Axes) -> None:
-        for colour, (mode, values) in zip((FIRST, SECOND), counts.items(), strict=False):
-            axes.stairs(np.array(values) / sum(values), edges, color=colour, linewidth=2, label=mode)
+        # Dashes, too: a print may have no colours.
+        for (colour, dashes), (mode, values) in zip(((FIRST, "-"), (SECOND, "--")), counts.items(), strict=False):
+            heights = np.array(values) / sum(values)
+            axes.stairs(heights, edges, color=colour, linewidth=2, linestyle=dashes, label=mode)
         axes.set_xlabel(label)
         axes.set_ylabel("share of the samples")
-        axes.legend()
+        if len(counts) > 1:
+            axes.legend()
 
     return svg(draw, title=title)
 
@@ -65,9 +81,8 @@ def density(cells: Sequence[Sequence[int]], *, across: str, up: str, title: str)
             )
         axes.set_xlabel(across)
         axes.set_ylabel(up)
-        axes.set_aspect("equal")
 
-    return svg(draw, title=title, size=(4.0, 3.8))
+    return svg(draw, title=title, size=(6.4, 4.6))
 
 
 def class_points(
@@ -79,25 +94,57 @@ def class_points(
         axes.scatter(hardness, share, s=24, color=FIRST)
         if len(names) <= _NAMED_CLASSES:
             for x, y, name in zip(hardness, share, names, strict=True):
-                axes.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=9)
+                axes.annotate(shortened(name), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=9)
         axes.set_xlabel(label)
         axes.set_ylabel("share kept")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1))
 
-    return svg(draw, title=title, size=(6.4, 4.4))
+    return svg(draw, title=title, size=(6.4, 3.8))
 
 
-def accuracy_bars(names: Sequence[str], means: Sequence[float], stds: Sequence[float], *, title: str) -> str:
-    """Mean accuracy of each training set, with its standard deviation over trainings."""
+def class_shares(names: Sequence[str], shares: Sequence[float], *, mean: float, title: str) -> str:
+    """The share kept of each class, the largest on top, beside that of the whole set."""
+    order = np.argsort(np.array(shares), kind="stable")
 
     def draw(axes: Axes) -> None:
-        places = np.arange(len(names))[::-1]
-        axes.errorbar(means, places, xerr=stds, fmt="o", color=FIRST, ecolor=FIRST, capsize=4, markersize=7)
-        axes.set_yticks(places, names)
+        places = np.arange(len(order))
+        axes.barh(places, [shares[row] for row in order], height=0.7, color=FIRST)
+        axes.axvline(mean, color=SECOND, linestyle="--", linewidth=1.5, label=f"of all samples: {mean:.0%}")
+        axes.set_yticks(places, [shortened(names[row]) for row in order])
+        axes.set_ylim(-0.6, len(order) - 0.4)
+        axes.set_xlim(0, min(1, 1.1 * max([mean, *shares])))
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlabel("share kept")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
+
+    return svg(draw, title=title, size=(6.4, 1.2 + 0.24 * max(len(order), 4)))
+
+
+def accuracies(names: Sequence[str], trainings: Sequence[Sequence[float]], *, title: str) -> str:
+    """Accuracy of each training on each set, their mean, and its standard deviation, which stays within 0 and 1."""
+
+    def draw(axes: Axes) -> None:
+        for place, values in enumerate(reversed(trainings)):
+            mean, std = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+            ends = np.clip([mean - std, mean + std], 0, 1)
+            axes.plot(ends, [place, place], color=FIRST, linewidth=2)
+            axes.plot(values, np.full(len(values), place - 0.22), "|", color=SECOND, markersize=9, markeredgewidth=1.5)
+            axes.plot([mean], [place], "o", color=FIRST, markersize=8)
+        axes.set_yticks(range(len(names)), [shortened(name) for name in reversed(names)])
         axes.set_ylim(-0.6, len(names) - 0.4)
+        low, high = axes.get_xlim()
+        axes.set_xlim(max(low, 0), min(high, 1))
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.grid(axis="x", color=GRID, linewidth=0.5)
         axes.set_xlabel("accuracy after the last epoch")
 
-    return svg(draw, title=title, size=(6.4, 0.9 + 0.45 * len(names)))
+    return svg(draw, title=title, size=(6.4, 0.9 + 0.5 * len(names)))
+
+
+def shortened(text: str, most: int = 24) -> str:
+    """A name that leaves room for the plot."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def svg(draw: Callable[[Axes], None], *, title: str, size: tuple[float, float] = (6.4, 3.4)) -> str:

@@ -7,7 +7,7 @@ import math
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-__all__ = ["html_environment", "number_text", "safe"]
+__all__ = ["html_environment", "number_text", "points_text", "safe"]
 
 
 def html_environment() -> Environment:
@@ -16,7 +16,7 @@ def html_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("unseen_ray.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.globals |= {"percent": _percent, "duration": _duration, "number": number_text}
+    environment.globals |= {"percent": _percent, "duration": _duration, "number": number_text, "points": points_text}
     return environment
 
 
@@ -26,12 +26,17 @@ def safe(svg: str | list[str]) -> Markup | list[Markup]:
 
 
 def _percent(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{100 * value:.2f} %"
+    return "" if value is None or math.isnan(value) else f"{100 * value:.2f}\N{NO-BREAK SPACE}%"
 
 
 def number_text(value: float | None) -> str:
     """Three decimals, or `undefined`."""
     return "undefined" if value is None else f"{value:.3f}"
+
+
+def points_text(value: float) -> str:
+    """A difference of accuracies in percentage points."""
+    return f"{100 * value:+.2f}"
 
 
 def _duration(seconds: float) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -11,53 +10,45 @@ import yaml
 from unseen_ray.config.named_recipes import recipe_name
 from unseen_ray.config.score_columns import plug_label
 from unseen_ray.reporting import figures
+from unseen_ray.reporting.headline import command_to_measure, verdict
 from unseen_ray.reporting.html import html_environment, number_text, safe
 from unseen_ray.reporting.thumbnails import GROUPS, shown_classes
 
 if TYPE_CHECKING:
     from unseen_ray.reporting.facts import ReportFacts
-    from unseen_ray.reporting.thumbnails import Thumbnail
+    from unseen_ray.reporting.thumbnails import Shots
+    from unseen_ray.runs.run import Run
 
 __all__ = ["render"]
 
-_SECTIONS = [
-    ("kept", "Kept and cost"),
-    ("accuracy", "Accuracy"),
-    ("distribution", "Distribution"),
-    ("agreement", "Seeds"),
-    ("stages", "Stages"),
-    ("classes", "Classes"),
-    ("suspects", "Suspects"),
-    ("images", "Images"),
-    ("scores", "Scores"),
-    ("run", "Run"),
-]
 _ALL_CLASSES = 40
+_OPEN_CLASSES = 10
 
 
-def render(facts: ReportFacts, shots: Mapping[int, dict[str, list[Thumbnail]]], no_images: str) -> str:
+def render(run: Run, facts: ReportFacts, shots: Shots, no_images: str) -> str:
     """The report as HTML; all text that comes from the data is escaped.
 
     Args:
+        run: the run.
         facts: the numbers.
         shots: thumbnails by class and group; empty if there are none.
-        no_images: the sentence to show instead of thumbnails.
+        no_images: why there are none; empty if none were asked for.
     """
     values = facts.values
-    classes = values["classes"]
-    few = len(classes["names"]) <= _ALL_CLASSES
+    # A table of a thousand classes helps nobody; the JSON has all of them.
+    present = [row for row, size in enumerate(values["classes"]["samples"]) if size]
+    rows = present if len(values["classes"]["names"]) <= _ALL_CLASSES else shown_classes(facts)
     environment = html_environment()
-    environment.globals |= {"points": _points, "leads_of": _leads_of, "recipe_name": recipe_name, "label": plug_label}
+    environment.globals |= {"leads_of": _leads_of, "recipe_name": recipe_name, "label": plug_label, "verdict": verdict}
     return environment.get_template("page.html.j2").render(
         facts=values,
-        sections=_SECTIONS,
-        figures={name: safe(svg) for name, svg in _plots(values).items()},
-        # A table of a thousand classes helps nobody; the JSON has all of them.
-        class_rows=[row for row in range(len(classes["names"])) if classes["samples"][row]]
-        if few
-        else shown_classes(facts),
+        command=command_to_measure(run),
+        sections=list(_sections(values, shows_images=bool(shots or no_images))),
+        figures={name: safe(svg) for name, svg in _plots(values, rows).items()},
+        class_rows=rows,
         shots=shots,
         no_images=no_images,
+        open_classes=_OPEN_CLASSES,
         group_titles=GROUPS,
         details=[
             ("Configuration as resolved", _yaml(values["config"])),
@@ -67,9 +58,31 @@ def render(facts: ReportFacts, shots: Mapping[int, dict[str, list[Thumbnail]]], 
     )
 
 
-def _plots(values: dict[str, Any]) -> dict[str, Any]:
-    distribution, score, evaluation = values["distribution"], values["score"], values["evaluation"]
+def _sections(values: dict[str, Any], *, shows_images: bool) -> Iterator[tuple[str, str]]:
+    """The sections that have something to show, in the order of the page."""
+    yield "kept", "Kept"
+    if shows_images:
+        yield "images", "Images"
+    yield "scores", "Scores"
+    if len(values["stages"]) > 1 or any(stage.get("trials") for stage in values["stages"]):
+        yield "stages", "Stages"
+    if values["evaluation"]:
+        yield "accuracy", "Accuracy"
+    if values["suspects"] and values["suspects"]["first"]:
+        yield "suspects", "Suspects"
+    yield "run", "Run"
+
+
+def _plots(values: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    distribution, score, classes = values["distribution"], values["score"], values["classes"]
     plots: dict[str, Any] = {
+        "shares": figures.class_shares(
+            [classes["names"][row] for row in rows],
+            [classes["share"][row] for row in rows],
+            mean=values["kept"] / values["samples"],
+            title="Share kept of each class",
+        ),
+        "classes": _classes_plot(classes),
         "distribution": figures.histogram(
             distribution["edges"],
             distribution["counts"],
@@ -78,10 +91,9 @@ def _plots(values: dict[str, Any]) -> dict[str, Any]:
         ),
         "agreement": [_agreement_plot(row) for row in values["agreement"]],
         "importance": [_importance_plot(row) for row in values["importance"]],
-        "classes": _classes_plot(values["classes"]),
     }
-    if evaluation:
-        plots["accuracy"] = _accuracy_plot(evaluation["arms"])
+    if values["evaluation"]:
+        plots["accuracy"] = _accuracy_plot(values["evaluation"]["arms"])
     return plots
 
 
@@ -117,10 +129,9 @@ def _classes_plot(classes: dict[str, Any]) -> str:
 
 
 def _accuracy_plot(arms: list[dict[str, Any]]) -> str:
-    return figures.accuracy_bars(
+    return figures.accuracies(
         [arm["name"] for arm in arms],
-        [arm["mean"] for arm in arms],
-        [math.nan if arm["std"] is None else arm["std"] for arm in arms],
+        [arm["accuracies"] for arm in arms],
         title="Accuracy by training set: " + ", ".join(f"{arm['name']} {arm['mean']:.4f}" for arm in arms),
     )
 
@@ -129,9 +140,5 @@ def _yaml(values: Any) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _leads_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def _leads_of(evaluation: dict[str, Any]) -> dict[str, Any]:
     return {row["baseline"]: row for row in evaluation["differences"]}
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.2f}"

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import html
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from unseen_ray.errors import UnseenError
+from unseen_ray.errors import ConfigError, UnseenError
 from unseen_ray.execution.api import PruneResult, run_of
 from unseen_ray.reporting.dataset import source_of
 from unseen_ray.reporting.facts import gather
 from unseen_ray.reporting.page import render
-from unseen_ray.reporting.thumbnails import picked, thumbnails, with_extremes
+from unseen_ray.reporting.thumbnails import Shots, picked, thumbnails, with_extremes
 from unseen_ray.runs.layout import REPORT
 from unseen_ray.storage.checked_json import without_nan
 from unseen_ray.storage.filesystem import Folder
 
 if TYPE_CHECKING:
-    from unseen_ray.data.sources.registry import Source
     from unseen_ray.runs.run import Run
 
 __all__ = ["ReportPath", "report", "report_values"]
+
+logger = logging.getLogger(__name__)
 
 
 class ReportPath(str):
@@ -34,26 +36,44 @@ class ReportPath(str):
         )
 
 
-def report(result: PruneResult | str | os.PathLike[str]) -> ReportPath:
+def report(result: PruneResult | str | os.PathLike[str], *, source: Any = None, images: bool = True) -> ReportPath:
     """Write one self-contained HTML page about a finished run into its folder.
 
     The page shows the evaluations, the fitting baseline and the further selections that `evaluate` stored in the folder.
-    It shows images if the source can be opened without importing anything that the folder names.
+    It shows images if the source can be opened without importing anything that the folder names; else it says why there are none.
 
     Args:
         result: a finished run, or its folder.
+        source: where the data is now, as in `PruneConfig`; None if it has not moved.
+        images: whether the page shows images.
 
     Returns:
         The path of the page; a notebook shows the page itself.
 
     Raises:
-        ConfigError: if the folder holds no finished run.
+        ConfigError: if the folder holds no finished run; if its page has images, and a new one would have none though `images` is
+            True; or if `source` is given without `images`.
+        DataError: if `source` is missing, or is not the data that the run chose from.
     """
+    if source is not None and not images:
+        raise ConfigError("source= is where the images are, and images=False shows none. Leave one of the two out.")
     run = run_of(result)
     facts = gather(run)
-    source, reason = _source_to_show(run)
-    shots = {} if source is None else thumbnails(with_extremes(run, facts), source)
-    run.folder.write(REPORT, render(facts, shots, reason).encode())
+    shots: Shots = {}
+    reason = ""
+    try:
+        if images:
+            shots = thumbnails(
+                with_extremes(run, facts), source_of(run, _place_of(result) if source is None else source)
+            )
+    except UnseenError as error:
+        # The page is still worth having without its images, but who says where they are wants them.
+        if source is not None:
+            raise
+        reason = str(error)
+        _check_replaced(run, reason)
+        logger.warning("the page has no images: %s", reason)
+    run.folder.write(REPORT, render(run, facts, shots, reason).encode())
     return ReportPath(run.folder.path(REPORT))
 
 
@@ -71,10 +91,16 @@ def report_values(result: PruneResult | str | os.PathLike[str]) -> dict[str, Any
     return {**facts.values, "images": without_nan(picked(with_extremes(run, facts)))}
 
 
-def _source_to_show(run: Run) -> tuple[Source | None, str]:
-    """The run's source, or why its images are not shown."""
-    try:
-        return source_of(run), ""
-    # The page is still worth having without its images.
-    except UnseenError as error:
-        return None, f"Images are not shown: {error}"
+def _place_of(result: PruneResult | str | os.PathLike[str]) -> Any:
+    """The source as this process gave it; None for a run that was read from its folder."""
+    return result.config.source if isinstance(result, PruneResult) and result.in_hand else None
+
+
+def _check_replaced(run: Run, reason: str) -> None:
+    """Refuse to replace a page with images by one without."""
+    if b"<img " in (run.folder.read(REPORT) or b""):
+        raise ConfigError(
+            f"{run.folder.path(REPORT)} has images, and a new page would have none: {reason} "
+            "Say where the data is now (--source PLACE; in Python source=...), or ask for a page without images "
+            "(--no-images; images=False)."
+        )

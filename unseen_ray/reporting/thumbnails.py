@@ -6,7 +6,7 @@ import base64
 import io
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from unseen_ray.reporting.facts import ReportFacts
     from unseen_ray.runs.run import Run
 
-__all__ = ["GROUPS", "Thumbnail", "picked", "shown_classes", "thumbnails", "with_extremes"]
+__all__ = ["GROUPS", "Shots", "Thumbnail", "picked", "shown_classes", "thumbnails", "with_extremes"]
 
 logger = logging.getLogger(__name__)
 
 _CLASSES = 20
 _EACH = 4
-_SIDE_PX = 48
+_SIDE_PX, _BLOCKY_PX = 112, 48
 GROUPS = {
     "easiest": "lowest score, whether predicted right or wrong",
     "hardest": "highest score",
@@ -41,19 +41,26 @@ class Thumbnail:
     """One small image.
 
     Attributes:
-        id: the sample's row in the source.
+        id, key: the sample's row in the source, and its portable name.
         label, pred: names of its class and of the class that most models predict.
         score: its score in stage 0.
         p_label: probability of its class, mean over models.
         data: a `data:` address of a JPEG.
+        blocky: whether it has so few pixels that they are better seen than blurred.
     """
 
     id: int
+    key: str
     label: str
     pred: str
     score: float
     p_label: float
     data: str
+    blocky: bool
+
+
+Shots: TypeAlias = dict[int, dict[str, list[Thumbnail]]]
+"""Thumbnails by class and group."""
 
 
 def shown_classes(facts: ReportFacts) -> list[int]:
@@ -65,15 +72,16 @@ def shown_classes(facts: ReportFacts) -> list[int]:
     return [int(number) for number in changed[np.argsort(-share[changed], kind="stable")]]
 
 
-def thumbnails(facts: ReportFacts, source: Source) -> dict[int, dict[str, list[Thumbnail]]]:
+def thumbnails(facts: ReportFacts, source: Source) -> Shots:
     """Small images by class and group, without those that cannot be decoded."""
     chosen = {number: _groups(facts, number) for number in shown_classes(facts)}
     wanted = np.unique(
         np.concatenate([facts.rows.ids_M[places] for groups in chosen.values() for places in groups.values()])
     )
     images = _images(source, wanted.tolist())
+    keys = dict(zip(images, source.keys(list(images)), strict=True))
     return {
-        number: {name: _described(facts, images, places) for name, places in groups.items()}
+        number: {name: _described(facts, images, keys, places) for name, places in groups.items()}
         for number, groups in chosen.items()
     }
 
@@ -120,8 +128,8 @@ def picked(facts: ReportFacts) -> dict[str, dict[str, list[dict[str, Any]]]]:
     }
 
 
-def _images(source: Source, ids: list[int]) -> dict[int, str]:
-    """`data:` addresses of small JPEGs."""
+def _images(source: Source, ids: list[int]) -> dict[int, tuple[str, bool]]:
+    """`data:` addresses of small JPEGs, and whether each has few pixels."""
     from unseen_ray.data.images.decode import open_image
     from unseen_ray.data.images.opening import UndecodableError
 
@@ -136,12 +144,18 @@ def _images(source: Source, ids: list[int]) -> dict[int, str]:
         image.thumbnail((_SIDE_PX, _SIDE_PX))
         stream = io.BytesIO()
         image.save(stream, "JPEG", quality=80)
-        found[number] = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+        address = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+        found[number] = address, max(image.size) <= _BLOCKY_PX
     return found
 
 
-def _described(facts: ReportFacts, images: dict[int, str], places: IdArray) -> list[Thumbnail]:
-    return [Thumbnail(**row, data=images[row["id"]]) for row in _rows(facts, places) if row["id"] in images]
+def _described(
+    facts: ReportFacts, images: dict[int, tuple[str, bool]], keys: dict[int, str], places: IdArray
+) -> list[Thumbnail]:
+    rows = [row for row in _rows(facts, places) if row["id"] in images]
+    return [
+        Thumbnail(**row, key=keys[row["id"]], data=images[row["id"]][0], blocky=images[row["id"]][1]) for row in rows
+    ]
 
 
 def _rows(facts: ReportFacts, places: IdArray) -> list[dict[str, Any]]:

@@ -1,0 +1,65 @@
+"""The answer that a page begins with: is it worth it?"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from unseen_ray.data.sources.registry import default_test, source_ref
+
+if TYPE_CHECKING:
+    from unseen_ray.runs.run import Run
+
+__all__ = ["command_to_measure", "headline_of", "verdict"]
+
+_RANDOM = ("random", "random_matched")
+Values: TypeAlias = dict[str, Any]
+
+
+def headline_of(evaluation: Values | None, *, bill: float | None) -> Values:
+    """Gain and price of a run, ready for JSON.
+
+    Args:
+        evaluation: the fullest table of the run; None if nothing was evaluated.
+        bill: the cost of the choice as a share of one training on all samples, counted in images; None if unknown.
+
+    Returns:
+        `against`: the random subset that was measured; None if none was.
+        `gain`, `low`, `high`: accuracy of the coreset minus that of `against`, with its 95 % interval; None if unknown.
+        `lost`, `lost_low`, `lost_high`: the same against all samples.
+        `bill`: measured in time where `full` was trained on the same device, else counted in images; `bill_of` says which.
+        `paid_after`: trainings on the coreset after which time is saved; None if it never is, or is not known.
+    """
+    leads = {row["baseline"]: row for row in (evaluation or {}).get("differences", [])}
+    arms = {arm["name"]: arm for arm in (evaluation or {}).get("arms", [])}
+    against = next((name for name in _RANDOM if name in leads), None)
+    even = (evaluation or {}).get("break_even")
+    measured = even is not None and arms["full"]["seconds_each"] > 0
+    return {
+        "against": against,
+        **_lead(leads.get(against), "gain", "low", "high"),
+        **_lead(leads.get("full"), "lost", "lost_low", "lost_high"),
+        "bill": even["choosing_s"] / arms["full"]["seconds_each"] if even and measured else bill,
+        "bill_of": "time" if measured else "images",
+        "paid_after": even["trainings"] if even else None,
+    }
+
+
+def _lead(row: Values | None, *names: str) -> Values:
+    return dict(zip(names, [None] * 3 if row is None else [row[key] for key in ("mean", "low", "high")], strict=True))
+
+
+def verdict(mean: float, low: float | None, high: float | None) -> str:
+    """A gain over random in three words: ahead, behind, or level where its interval holds 0."""
+    if low is None or high is None:
+        return "No interval yet for the gain over random"
+    return "Ahead of random" if low > 0 else "Behind random" if high < 0 else "Level with random"
+
+
+def command_to_measure(run: Run, *, seeds: int = 5) -> str:
+    """The command line that measures a run against random subsets and the full set."""
+    config = run.manifest.config
+    own_test = config["test"] is not None or default_test(source_ref(run.manifest.asked["source"])) is not None
+    place = "" if own_test or run.manifest.source.holdout else " --test SOURCE"
+    local = " --executor local" if config["executor"] == "local" else ""
+    return f"unseen-ray evaluate {shlex.quote(run.folder.root)} --against random,full --seeds {seeds}{place}{local}"
