@@ -127,6 +127,7 @@ LATER = {
     ".source.sample",
     ".source.times",
     ".environment.exact_scores",
+    ".generation",
     ".asked.run.policy",
     ".config.run.policy",
 }

@@ -357,7 +357,7 @@ def test_a_source_that_changes_under_way_is_noticed(tmp_path: Path, parquet_file
         ref=source_ref(str(other)),
         fingerprint=open_source(source_ref(str(source))).info.fingerprint,
         form=shards.Form(kind="raw", size_px=8, quality=None),
-        out=str(tmp_path / "x"),
+        folder=Folder(str(tmp_path / "x")),
         skip=False,
     )
     shard = shards.Shard(name="part-00000.parquet", start=0, stop=40)

@@ -13,6 +13,7 @@ import pytest
 
 import unseen_ray as ur
 from unseen_ray.core.tasks import ScoreTask, VotePart
+from unseen_ray.errors import RunInUseError
 from unseen_ray.execution.local import LocalExecutor
 from unseen_ray.pruning.executor import Observer
 from unseen_ray.pruning.pipeline import run_pipeline
@@ -20,6 +21,7 @@ from unseen_ray.runs.layout import vote_file
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import Progress
 from unseen_ray.runs.votes import write_votes
+from unseen_ray.storage.environment import STORAGE_WAIT_S
 from unseen_ray.storage.filesystem import Folder, sha256_of
 
 FIELDS: dict[str, Any] = {
@@ -83,15 +85,18 @@ def assert_whole(out: Path, undisturbed: ur.PruneResult, caplog: pytest.LogCaptu
 
 
 def test_votes_that_come_after_the_run_is_done_change_nothing(
-    tmp_path: Path, undisturbed: ur.PruneResult, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, undisturbed: ur.PruneResult, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
+    monkeypatch.setenv(STORAGE_WAIT_S, "0")
     executor, out = Shadowed(), tmp_path / "run"
     run_pipeline(ur.PruneConfig(**FIELDS, out=out), executor=executor, on_event=lambda event: None)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     for shadow in executor.shadows:
-        *_, last = shadow
-        assert isinstance(last, Receipt)
+        with pytest.raises(RunInUseError, match=r"its lock, lease\.json, is gone"):
+            list(shadow)
     assert len(executor.shadows) == 2
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     assert_whole(out, undisturbed, caplog)
 
 

@@ -22,7 +22,7 @@ from unseen_ray.runs.evaluation_file import store_results, stored_tables, with_t
 from unseen_ray.runs.layout import CHECKPOINTS
 from unseen_ray.runs.run import clear_checkpoints, clear_pixels
 from unseen_ray.runs.tasks import EvalResult, Job, make_job
-from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.filesystem import Folder, absolute_path
 from unseen_ray.storage.lock import held
 
 if TYPE_CHECKING:
@@ -99,11 +99,11 @@ def train_and_measure(
         ConfigError: if there is nothing to measure on.
     """
     arms = list(dict.fromkeys([*list(chosen)[:1], *against]))
-    work, environment = _prepared(resolved, chosen, arms, skipped_ids, budget, executor, on_holdout=on_holdout)
-    with held(folder := Folder(work.job.out)) as lock:
+    with held(Folder(absolute_path(resolved.config.out or ""))) as lock:
+        folder = lock.folder
+        work, environment = _prepared(folder, resolved, chosen, arms, skipped_ids, budget, executor, on_holdout)
         training = MeasuredTrainings(folder, work.key, executor, on_event, lock.check, cache, work.former_key)
         stored, tables = _rounds(work, training, environment, seeds, until)
-        # Another driver may have taken over the folder during the trainings.
         lock.check()
         _store(folder, stored, tables)
         _clear(folder)
@@ -147,19 +147,19 @@ def _clear(folder: Folder) -> None:
 
 
 def _prepared(
+    folder: Folder,
     resolved: ResolvedRun,
     chosen: Mapping[str, ArmSubsets],
     arms: Sequence[str],
     skipped_ids: IdArray,
     budget: AskedBudget,
     executor: Executor,
-    *,
     on_holdout: bool,
 ) -> tuple[_Trainings, dict[str, Any]]:
     """The trainings to make, and the environment of the workers that will make them."""
     source = open_source(source_ref(resolved.config.source))
     info = with_groups(source, resolved.config.group)
-    job = make_job(resolved, info).prepared(resolved, skipped_ids)
+    job = make_job(resolved, info, fence=folder.fence).prepared(resolved, skipped_ids)
     # A sweep chooses by this accuracy, so it must never see the test set.
     if on_holdout:
         job = replace(job, test=None)

@@ -37,10 +37,10 @@ def plan_files(job: Job, num_samples: int) -> PixelFiles | None:
         return None
     # The pixels in a run's folder are those that it began with; a folder of its own may meet a source that has changed since.
     root, content = (
-        (Folder(job.out).path(PIXELS), job.fingerprint) if asked is None else (absolute_path(asked), job.content)
+        (job.folder.within(PIXELS), job.fingerprint) if asked is None else (Folder(absolute_path(asked)), job.content)
     )
     files = PixelFiles(
-        folder=Folder(root).path(pixel_folder(content, size_px)), num_samples=num_samples, size_px=size_px
+        folder=root.path(pixel_folder(content, size_px)), num_samples=num_samples, size_px=size_px, fence=root.fence
     )
     missing = _missing_space(files)
     if missing > 0:
@@ -48,7 +48,7 @@ def plan_files(job: Job, num_samples: int) -> PixelFiles | None:
             "the decoded pixels take %.1f GiB and %s lacks %.1f of it, so images are decoded whenever they are read. Free space, or name "
             "another disk by pixel_folder.",
             files.total_bytes / 2**30,
-            root,
+            root.root,
             missing / 2**30,
         )
         return None

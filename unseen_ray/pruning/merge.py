@@ -134,7 +134,7 @@ class Merger:
     """
 
     def __init__(self, job: Job, labels_N: LabelArray) -> None:
-        self._job, self._folder = job, Folder(job.out)
+        self._job, self._folder = job, job.folder
         self._population = job.population(labels_N)
         stored = job.resolved.scores.single
         self._functions: dict[str, ScoreFunction] = {
@@ -244,7 +244,7 @@ class Merger:
 
 def join_ranges(job: Job, request: MergeRequest, ranges: Iterable[Merged]) -> Merged:
     """Join a stage's merged ranges; delete parts of an earlier merge of other ranges, which readers would take for ours."""
-    merged, folder = list(ranges), Folder(job.out)
+    merged, folder = list(ranges), job.folder
     files = {name: digest for each in merged for name, digest in each.files.items()}
     name = scores_file(request.stage)
     for left in Folder(folder.path(name)).names():
@@ -268,7 +268,7 @@ def _with_suspects_marked(job: Job, merged: Merged) -> Merged:
         return merged
     if many and summary.suspects <= many * summary.rows:
         return replace(merged, summary=replace(summary, suspects=None))
-    return replace(merged, files=with_unlikely(Folder(job.out), scores_file(0), merged.files, summary.labels_C))
+    return replace(merged, files=with_unlikely(job.folder, scores_file(0), merged.files, summary.labels_C))
 
 
 def scores_of(merged: Merged, folder: Folder, stage: int) -> StoredTable:

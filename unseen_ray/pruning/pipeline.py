@@ -87,7 +87,7 @@ def run_pipeline(
         if run.manifest.finished:
             return _already_finished(run, config)
         resolved = _as_before(resolved, run)
-        job = make_job(resolved.for_scoring(), info, limits)
+        job = make_job(resolved.for_scoring(), info, limits, run.folder.fence)
         runner, plan = _prepare(run, resolved, job, source, executor, on_event, cache)
         for stage in plan.stages[len(run.manifest.stages) :]:
             if on_stage is not None and stage.index:
@@ -135,7 +135,7 @@ def _already_finished(run: Run, config: PruneConfig) -> Run:
             )
     clear_stages(run)
     clear_pixels(run.folder)
-    return run
+    return run.released()
 
 
 def _prepare(
@@ -186,7 +186,7 @@ def _finish(runner: StageRunner, plan: RunPlan, source: Source) -> Run:
     clear_stages(run)
     clear_checkpoints(run.folder)
     clear_pixels(run.folder)
-    return run
+    return run.released()
 
 
 def _as_before(resolved: ResolvedRun, run: Run) -> ResolvedRun:

@@ -80,19 +80,20 @@ def reselect(
     )
     # Before anything is written: a user's policy that fails leaves no folder behind.
     bits = _check(run, config, scores, picked)
-    new = open_selection(run, config, used.config)
     known, name = run.manifest.files, scores_file(0)
-    writer = TableWriter(new.folder, CORESET, budget, part_rows=limits.part_rows(budget))
-    files = {
-        **_write_coreset(writer, picked, keys, bits),
-        **copy_table(new.folder, KEYS, run.folder, known),
-        **(
-            copy_table(new.folder, name, run.folder, known)
-            if as_stored(run, resolved, stored)
-            else write_table(new.folder, name, scores.table(), part_rows=limits.part_rows(scores.num_rows))
-        ),
-    }
-    return new.commit(files=files, cost=Cost(seconds=0.0, chosen_from_s=_stage_zero_s(run.manifest)), finished=True)
+    with open_selection(run, config, used.config) as new:
+        writer = TableWriter(new.folder, CORESET, budget, part_rows=limits.part_rows(budget))
+        files = {
+            **_write_coreset(writer, picked, keys, bits),
+            **copy_table(new.folder, KEYS, run.folder, known),
+            **(
+                copy_table(new.folder, name, run.folder, known)
+                if as_stored(run, resolved, stored)
+                else write_table(new.folder, name, scores.table(), part_rows=limits.part_rows(scores.num_rows))
+            ),
+        }
+        cost = Cost(seconds=0.0, chosen_from_s=_stage_zero_s(run.manifest))
+        return new.commit(files=files, cost=cost, finished=True).released()
 
 
 def _say_what_is_used(before: Manifest, config: PruneConfig, used: PruneConfig) -> None:

@@ -34,11 +34,12 @@ from unseen_ray.runs.manifest_entries import Receipt, source_entry, stage_entry,
 from unseen_ray.runs.run import Run, open_scores
 from unseen_ray.runs.tasks import Job
 from unseen_ray.runs.votes import write_votes
-from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import write_table
 
 if TYPE_CHECKING:
     from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, LabelArray
+    from unseen_ray.core.samples.population import Population
+    from unseen_ray.runs.manifest_entries import StageEntry
 
 __all__ = ["score_probs"]
 
@@ -84,27 +85,38 @@ def score_probs(
             f"score {resolved.scores.of_votes[0]} compares the predictions of several models, and each sample has one. Give "
             f"the probabilities of two models or more."
         )
-    run = open_scores(config, with_population(source_entry(info), population, opened, np.empty(0, np.int64)))
-    job = Job(
-        resolved=resolved,
-        source=source_ref(config.source),
-        test=None,
-        fingerprint=info.fingerprint,
-        num_classes=info.num_classes,
-        size_px=info.size_px,
-        out=run.folder.root,
-    )
-    # From here on as in a run that trained: votes, their merge, keys, one stage in the manifest.
-    receipts = [_write_votes(job, number, rows, values, info.labels_N) for number, (rows, values) in enumerate(parts)]
+    of_source = with_population(source_entry(info), population, opened, np.empty(0, np.int64))
+    with open_scores(config, of_source) as run:
+        job = Job(
+            resolved=resolved,
+            source=source_ref(config.source),
+            test=None,
+            fingerprint=info.fingerprint,
+            num_classes=info.num_classes,
+            size_px=info.size_px,
+            out=run.folder.root,
+            fence=run.folder.fence,
+        )
+        stage, files = _scored_stage(job, opened, population, parts, began)
+        return run.commit(stages=[stage], files=files, finished=True).released()
+
+
+def _scored_stage(
+    job: Job, source: Source, population: Population, parts: list[tuple[IntArray, FloatArray]], began: float
+) -> tuple[StageEntry, dict[str, str]]:
+    """Write votes, their merge and keys, as a run does that trained; the manifest's entry, and the files."""
+    labels_N = source.info.labels_N
+    receipts = [_write_votes(job, number, rows, values, labels_N) for number, (rows, values) in enumerate(parts)]
+    votes_each = sum(len(rows) for rows, _ in parts) // len(population)
     request = MergeRequest(stage=0, candidates=AllIds(), num_parts=len(parts), votes_each=votes_each)
-    merged = Merger(job, info.labels_N).merge(request)
-    files = {**merged.files, **_write_keys(job, opened, population.ids_N)}
+    merged = Merger(job, labels_N).merge(request)
+    files = {**merged.files, **_write_keys(job, source, population.ids_N)}
     for receipt in receipts:
         files |= receipt.files
     stage = Stage(index=0, target=len(population), added=0)
     entry = stage_entry(stage, merged.summary, receipts, time.monotonic() - began)
     warn_of_columns(entry.vote_accuracy, merged.summary)
-    return run.commit(stages=[entry], files=files, finished=True)
+    return entry, files
 
 
 def _check_arguments(probs: Sequence[str], folds: str | None, fields: Mapping[str, Any]) -> None:
@@ -192,7 +204,7 @@ def _parts_of(votes: list[FloatArray], folds_N: Any, path: str | None) -> list[t
 
 def _write_keys(job: Job, source: Source, ids_N: IdArray) -> dict[str, str]:
     keys = pa.table({"id": ids_N, "key": pa.array(source.keys(ids_N.tolist()), pa.string())})
-    return write_table(Folder(job.out), KEYS, keys, part_rows=job.limits.part_rows(len(ids_N)))
+    return write_table(job.folder, KEYS, keys, part_rows=job.limits.part_rows(len(ids_N)))
 
 
 def _write_votes(job: Job, index: int, ids_M: IntArray, probs_NC: FloatArray, labels_N: LabelArray) -> Receipt:
@@ -225,7 +237,7 @@ def _write_votes(job: Job, index: int, ids_M: IntArray, probs_NC: FloatArray, la
         reused=False,
     )
     key = fingerprint_of(vote_file(0, index), probs.tobytes())
-    return write_votes(Folder(job.out), 0, key, part, receipt)
+    return write_votes(job.folder, 0, key, part, receipt)
 
 
 def _normalised(probs_MC: FloatArray) -> FloatArray:

@@ -16,6 +16,7 @@ from unseen_ray.reporting.thumbnails import Shots, picked, thumbnails, with_extr
 from unseen_ray.runs.layout import REPORT
 from unseen_ray.storage.checked_json import without_nan
 from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.lock import held
 
 if TYPE_CHECKING:
     from unseen_ray.runs.run import Run
@@ -54,6 +55,7 @@ def report(result: PruneResult | str | os.PathLike[str], *, source: Any = None, 
         ConfigError: if the folder holds no finished run; if its page has images, and a new one would have none though `images` is
             True; or if `source` is given without `images`.
         DataError: if `source` is missing, or is not the data that the run chose from.
+        RunInUseError: if another command works on the folder.
     """
     if source is not None and not images:
         raise ConfigError("source= is where the images are, and images=False shows none. Leave one of the two out.")
@@ -73,7 +75,9 @@ def report(result: PruneResult | str | os.PathLike[str], *, source: Any = None, 
         reason = str(error)
         _check_replaced(run, reason)
         logger.warning("the page has no images: %s", reason)
-    run.folder.write(REPORT, render(run, facts, shots, reason).encode())
+    page = render(run, facts, shots, reason).encode()
+    with held(run.folder) as lock:
+        lock.folder.write(REPORT, page)
     return ReportPath(run.folder.path(REPORT))
 
 

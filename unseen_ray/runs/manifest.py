@@ -5,16 +5,31 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from unseen_ray.config.score_columns import plug_label, score_name
-from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.errors import ConfigError, RunInUseError, StorageError
 from unseen_ray.runs.layout import MANIFEST, MANIFEST_COPY, is_result
 from unseen_ray.runs.manifest_entries import Cost, SourceEntry, StageEntry
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
 from unseen_ray.storage.filesystem import Folder
 
-__all__ = ["EXACT_SCORES", "SCHEMA_VERSION", "Manifest", "has_copy", "read_manifest", "write_manifest"]
+__all__ = [
+    "EXACT_SCORES",
+    "SCHEMA_VERSION",
+    "Manifest",
+    "check_generation",
+    "has_copy",
+    "read_manifest",
+    "write_manifest",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +54,7 @@ class Manifest(BaseModel):
         environment: versions and hardware.
         cost: seconds, GPU-seconds, samples trained and scored.
         finished: whether coreset.parquet is final.
+        generation: how often a driver has taken up the folder again; stored once it is not 0.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,6 +70,7 @@ class Manifest(BaseModel):
     environment: dict[str, Any] = {}
     cost: Cost = Cost()
     finished: bool = False
+    generation: int = 0
 
     @model_validator(mode="after")
     def _holds_what_is_relied_on(self) -> Manifest:
@@ -65,6 +82,11 @@ class Manifest(BaseModel):
             if missing := _CONFIGURED - self.config.keys():
                 raise ValueError(f"config lacks {', '.join(sorted(missing))}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_first_generation(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        return {name: value for name, value in values.items() if name != "generation" or value}
 
     @property
     def has_exact_scores(self) -> bool:
@@ -122,6 +144,19 @@ def read_manifest(folder: Folder) -> Manifest | None:
     if manifest is not None:
         logger.warning("%s; its copy is used", damage or f"{folder.path(MANIFEST)} is missing")
     return manifest
+
+
+def check_generation(folder: Folder, manifest: Manifest) -> None:
+    """RunInUseError if the folder holds the manifest of a driver that has taken it up later."""
+    try:
+        found = _read(folder, MANIFEST)
+    except StorageError:  # a damaged one is written again
+        return
+    if found is not None and found.generation > manifest.generation:
+        raise RunInUseError(
+            f"this driver has lost {folder.root} and stops: another driver has written its manifest since. Once no other driver works "
+            "on it, the same line resumes the run."
+        )
 
 
 def has_copy(folder: Folder) -> bool:

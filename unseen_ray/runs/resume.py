@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,7 @@ from unseen_ray.runs.layout import CHECKPOINTS, LOCK, MANIFEST, MANIFEST_COPY, U
 from unseen_ray.runs.manifest import Manifest, has_copy, read_manifest, write_manifest
 from unseen_ray.runs.manifest_entries import SourceEntry
 from unseen_ray.runs.run import Run, files_of_run, flat_fields, now
-from unseen_ray.storage.filesystem import Folder, absolute_path, is_uri
+from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.lock import RunLock, held
 from unseen_ray.storage.tables import sha256_of_file
 
@@ -46,8 +45,6 @@ def open_run(config: PruneConfig, source: SourceEntry, *, fresh: bool = False) -
     folder, asked = Folder(config.out), config.to_json()
     replaces = fresh and bool(files_of_run(folder))
     with contextlib.ExitStack() as stack:
-        if not is_uri(config.out) and not os.path.exists(absolute_path(config.out)):
-            stack.callback(_remove_if_empty, config.out)
         try:
             run = None if replaces else _found(folder, asked, source)
             # A finished, undamaged run is read without the lock, so several drivers may ask for it at once.
@@ -64,18 +61,20 @@ def _locked(
     """The run of a folder, or a new one, under its lock, which the stack releases."""
     lock = stack.enter_context(held(folder))
     # Look again: another driver may have worked on it until now.
-    run = None if replaces else _found(folder, asked, source)
+    run, before = None if replaces else _found(folder, asked, source), read_manifest(folder)
     if run is None:
-        stack.push(_withdraw_if_refused(folder, lock))
+        stack.push(_withdraw_if_refused(lock))
         run = Run(folder, Manifest(created=now(), config=asked, asked=asked, source=source), lock, replaces)
+    generation = 0 if before is None else before.generation + 1
+    run = replace(run, folder=lock.folder, manifest=run.manifest.changed(generation=generation), lock=lock)
     if replaces:  # the old manifest stays until the first commit
         return run
     # Of an earlier start, only the copy of the manifest may be whole.
-    write_manifest(folder, run.manifest)
-    return _mended(replace(run, lock=lock))
+    write_manifest(run.folder, run.manifest)
+    return _mended(run)
 
 
-def _withdraw_if_refused(folder: Folder, lock: RunLock) -> Callable[..., None]:
+def _withdraw_if_refused(lock: RunLock) -> Callable[..., None]:
     """For an ExitStack: remove the manifest of a run that was refused before anything was trained.
 
     Decoded pixels are hours of work for a large source and are used again, so a manifest stays with them: without one, the
@@ -86,6 +85,7 @@ def _withdraw_if_refused(folder: Folder, lock: RunLock) -> Callable[..., None]:
         if kind is None or not issubclass(kind, (ConfigError, DataError, ClusterError)):
             return
         with contextlib.suppress(StorageError, RunInUseError):
+            folder = lock.folder
             lock.check()
             manifest = read_manifest(folder)
             alone = {MANIFEST, MANIFEST_COPY, LOCK}.issuperset(folder.names())
@@ -94,11 +94,6 @@ def _withdraw_if_refused(folder: Folder, lock: RunLock) -> Callable[..., None]:
                     folder.delete(name)
 
     return withdraw
-
-
-def _remove_if_empty(path: str) -> None:
-    with contextlib.suppress(OSError):  # it holds a run
-        os.rmdir(absolute_path(path))
 
 
 def _found(folder: Folder, asked: dict[str, Any], source: SourceEntry) -> Run | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +17,21 @@ from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.samples.coreset import Coreset
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.plugins import current_names
-from unseen_ray.runs.layout import CHECKPOINTS, MANIFEST, MANIFEST_COPY, OVERWRITTEN, PIXELS, is_ours, top_of
-from unseen_ray.runs.manifest import Manifest, read_manifest, write_manifest
+from unseen_ray.runs.layout import (
+    CHECKPOINTS,
+    LOCK,
+    MANIFEST,
+    MANIFEST_COPY,
+    OVERWRITTEN,
+    PIXELS,
+    is_ours,
+    is_temporary,
+    top_of,
+)
+from unseen_ray.runs.manifest import Manifest, check_generation, read_manifest, write_manifest
 from unseen_ray.runs.manifest_entries import Cost, SourceEntry
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.storage.lock import RunLock
+from unseen_ray.storage.lock import RunLock, held
 from unseen_ray.storage.path_validation import path_problem
 from unseen_ray.storage.tables import StoredTable, check_rows, read_table
 
@@ -59,12 +72,17 @@ class Run:
     def commit(self, **changes: Any) -> Run:
         """Write a changed manifest and return the run that has it; RunInUseError if another driver has taken over."""
         self.check_ours()
+        check_generation(self.folder, self.manifest)
         # Only now: everything that could refuse the new run has passed.
         if self.replaces:
             clear_run(self.folder)
         manifest = self.manifest.changed(**changes)
         write_manifest(self.folder, manifest)
         return replace(self, manifest=manifest, replaces=False)
+
+    def released(self) -> Run:
+        """The finished run, for reading it when its lock is not held any more."""
+        return replace(self, folder=Folder(self.folder.root), lock=None)
 
     def check_ours(self) -> None:
         """RunInUseError if another driver has taken over; call it before anything is written."""
@@ -120,8 +138,8 @@ def files_of_run(folder: Folder) -> list[str]:
     return names
 
 
-def open_selection(run: Run, config: PruneConfig, used: PruneConfig) -> Run:
-    """Begin a folder for a choice made again from a finished run; ConfigError if it holds anything.
+def open_selection(run: Run, config: PruneConfig, used: PruneConfig) -> AbstractContextManager[Run]:
+    """Begin a folder for a choice made again from a finished run, and hold its lock; see `_begun`.
 
     Args:
         run: the finished run.
@@ -141,19 +159,20 @@ def open_selection(run: Run, config: PruneConfig, used: PruneConfig) -> Run:
         files={},
         cost=Cost(),
         finished=False,
+        generation=0,
     )
-    return _begin(config, manifest)
+    return _begun(config, manifest)
 
 
-def open_scores(config: PruneConfig, source: SourceEntry) -> Run:
-    """Begin a folder for scores that nothing is chosen by yet; ConfigError if it holds anything.
+def open_scores(config: PruneConfig, source: SourceEntry) -> AbstractContextManager[Run]:
+    """Begin a folder for scores that nothing is chosen by yet, and hold its lock; see `_begun`.
 
     Args:
         config: what was asked for; its `keep` is not used.
         source: the manifest's entry for the source.
     """
     asked = {**config.to_json(), "keep": None}
-    return _begin(config, Manifest(created=now(), kind="score", config=asked, asked=asked, source=source))
+    return _begun(config, Manifest(created=now(), kind="score", config=asked, asked=asked, source=source))
 
 
 def load_run(path: str, *, to_choose: bool = False) -> Run:
@@ -228,11 +247,31 @@ def flat_fields(config: dict[str, Any]) -> dict[str, Any]:
     return flat | {f"{part}.{name}": value for part in parts for name, value in (config.get(part) or {}).items()}
 
 
-def _begin(config: PruneConfig, manifest: Manifest) -> Run:
-    """A new folder with its manifest; ConfigError if it holds anything but the same choice, unfinished."""
+@contextlib.contextmanager
+def _begun(config: PruneConfig, manifest: Manifest) -> Iterator[Run]:
+    """A new folder with its manifest, whose lock is held within the block.
+
+    Raises:
+        ConfigError: if it holds anything but the same choice, unfinished.
+        RunInUseError: if another driver works on it.
+    """
     assert config.out is not None
     folder = Folder(config.out)
-    others = folder.names()
+    _check_new(folder, manifest)  # before the lock, which would be a file among somebody else's
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = stack.enter_context(held(folder))
+            generation = _check_new(folder, manifest)
+            run = Run(lock.folder, manifest.changed(generation=generation), lock)
+            write_manifest(run.folder, run.manifest)
+        except StorageError as error:
+            raise ConfigError(f"out={config.out} cannot be used: {error}") from None
+        yield run
+
+
+def _check_new(folder: Folder, manifest: Manifest) -> int:
+    """The generation of a choice that begins in a folder; ConfigError if that holds anything but the same one, unfinished."""
+    others = [name for name in folder.names() if name != LOCK and not is_temporary(name)]
     before = read_manifest(folder) if others else None
     # The same line after an interruption: what it has written is written again.
     begun_alike = (
@@ -242,12 +281,8 @@ def _begin(config: PruneConfig, manifest: Manifest) -> Run:
         and current_names(before.asked) == current_names(manifest.asked)
     )
     if others and not begun_alike:
-        raise ConfigError(f"out={config.out} holds {', '.join(others[:3])}. Name a new or empty folder.")
-    try:
-        write_manifest(folder, manifest)
-    except StorageError as error:
-        raise ConfigError(f"out={config.out} cannot be used: {error}") from None
-    return Run(folder, manifest)
+        raise ConfigError(f"out={folder.root} holds {', '.join(others[:3])}. Name a new or empty folder.")
+    return before.generation + 1 if before is not None else 0
 
 
 def now() -> str:

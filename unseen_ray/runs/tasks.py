@@ -18,7 +18,8 @@ from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import SourceInfo, SourceRef, default_test, source_ref
 from unseen_ray.plugins import jsonable
-from unseen_ray.storage.filesystem import absolute_path
+from unseen_ray.storage.fence import Fence
+from unseen_ray.storage.filesystem import Folder, absolute_path
 
 if TYPE_CHECKING:
     from unseen_ray.config.recipe import Recipe
@@ -44,6 +45,7 @@ class Job:
         skipped_ids: rows that cannot be read, left out by `on_bad_sample: skip`.
         groups: which rows belong together.
         out: the run's folder.
+        fence: what a worker must find there before it writes; None for a job that writes nothing.
         limits: how many rows are held at once.
     """
 
@@ -58,7 +60,13 @@ class Job:
     skipped_ids: IdArray = field(default_factory=lambda: np.empty(0, np.int64))
     groups: Groups = NO_GROUPS
     out: str
+    fence: Fence | None = None
     limits: Limits = DEFAULT_LIMITS
+
+    @property
+    def folder(self) -> Folder:
+        """The run's folder, behind its fence."""
+        return Folder(self.out, self.fence)
 
     def population(self, labels_N: LabelArray) -> Population:
         """The samples that a run chooses from; the same on every machine."""
@@ -146,7 +154,9 @@ class Job:
         return digest_ids(ids.resolve(population))
 
 
-def make_job(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_LIMITS) -> Job:
+def make_job(
+    resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_LIMITS, fence: Fence | None = None
+) -> Job:
     """What all tasks of a run share, before an executor has inspected the hardware and the images."""
     config = resolved.config
     ref = source_ref(config.source)
@@ -162,6 +172,7 @@ def make_job(resolved: ResolvedRun, info: SourceInfo, limits: Limits = DEFAULT_L
         class_names=info.class_names,
         size_px=info.size_px,
         out=absolute_path(config.out),
+        fence=fence,
         groups=info.groups,
         limits=limits,
     )

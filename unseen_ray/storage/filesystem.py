@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import logging
 import math
 import os
 import re
 import stat
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from unseen_ray.errors import ConfigError, StorageError
+from unseen_ray.errors import ConfigError, RunInUseError, StorageError
 from unseen_ray.storage.environment import storage_wait_s
+from unseen_ray.storage.fence import LOCK, Fence
 from unseen_ray.storage.plain_text import holds_secret, secret_problem
 from unseen_ray.storage.remote import explained, open_uri
 from unseen_ray.storage.retry import answered, retried, retried_inline
@@ -34,6 +38,8 @@ __all__ = [
     "real_path",
     "sha256_of",
 ]
+
+logger = logging.getLogger(__name__)
 
 _LONGEST_NAME = 255  # bytes, on nearly all local file systems
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
@@ -141,9 +147,11 @@ class Folder:
 
     Args:
         root: local path or URI.
+        fence: what must hold before anything here is written or deleted; None for a folder that no lock guards.
     """
 
     root: str
+    fence: Fence | None = None
 
     def path(self, name: str) -> str:
         """The path or URI of a file in this folder.
@@ -157,6 +165,10 @@ class Folder:
                 f"{name!r} is not the name of a file in {self.root}: it leads elsewhere, or to the folder itself."
             )
         return f"{self.root.rstrip('/')}/{name}"
+
+    def within(self, name: str) -> Folder:
+        """A folder in this one, behind the same fence."""
+        return replace(self, root=self.path(name))
 
     def write(self, name: str, data: bytes | memoryview, *, durable: bool = False, new: bool = False) -> str:
         """Write a file atomically, create the folders above it, and return the SHA-256 of its bytes.
@@ -172,9 +184,10 @@ class Folder:
         Raises:
             FileExistsError: if `new` is set and the file exists.
             StorageError: if it cannot be written; an existing file stays as it was.
+            RunInUseError: if the folder's fence does not hold.
         """
         try:
-            retried(self.path(name), lambda: _put(self.path(name), data, durable=durable, new=new))
+            retried(self.path(name), lambda: self._put(name, data, durable=durable, new=new))
         except OSError as error:
             if new and isinstance(error, FileExistsError):
                 raise
@@ -258,29 +271,50 @@ class Folder:
     def delete(self, name: str) -> None:
         """Remove a file, if it exists."""
         fs, path = filesystem_of(self.path(name))
+
+        def delete() -> None:
+            self.confirm()
+            fs.delete_file(path)
+
         try:
-            retried(self.path(name), lambda: fs.delete_file(path))
+            retried(self.path(name), delete)
         except FileNotFoundError:
             return
         except OSError as error:
             raise StorageError(f"{self.path(name)} cannot be removed: {error}.") from None
 
     def delete_folder(self, name: str) -> None:
-        """Remove a folder and its contents, if it exists."""
+        """Remove a folder and its contents, if it exists. Symbolic links are not followed; one in its place stays, with a warning."""
         from pyarrow.fs import FileType
 
         fs, path = filesystem_of(self.path(name))
 
         def delete() -> None:
-            if fs.get_file_info(path).type == FileType.Directory:
+            self.confirm()
+            if fs.type_name == "local":
+                self._delete_tree(path)
+            elif fs.get_file_info(path).type == FileType.Directory:
                 fs.delete_dir(path)
 
+        if fs.type_name == "local" and os.path.islink(path):
+            logger.warning("%s is a link to %s; it stays, and so does all behind it", path, os.path.realpath(path))
+            return
         try:
             retried(self.path(name), delete)
         except FileNotFoundError:  # another process was faster
             return
         except OSError as error:
             raise StorageError(f"{self.path(name)} cannot be removed: {error}.") from None
+
+    def _delete_tree(self, path: str) -> None:
+        """Remove a local folder, file by file: the fence must hold before each of them."""
+        for above, folders, files in os.walk(path, topdown=False):
+            links = [each for each in folders if os.path.islink(os.path.join(above, each))]
+            for each in (*files, *links):
+                self.confirm()
+                _remove(os.unlink, os.path.join(above, each))
+            self.confirm()
+            _remove(os.rmdir, above)
 
     def names(self) -> list[str]:
         """Sorted names of the files and folders directly in it; empty if it does not exist."""
@@ -294,41 +328,66 @@ class Folder:
             raise ConfigError(f"{self.root} cannot be read as a folder: {error}.") from None
 
     def files(self) -> list[str]:
-        """Sorted names of all files in it and below; empty if it does not exist."""
-        from pyarrow.fs import FileSelector, FileType
-
+        """Sorted names of all files in it and below, but for those behind a link; empty if it does not exist."""
         fs, path = filesystem_of(self.root)
-        selector = FileSelector(path, allow_not_found=True, recursive=True)
+        listed = _local_files if fs.type_name == "local" else _remote_files
         try:
-            found = retried(self.root, lambda: fs.get_file_info(selector))
+            return sorted(name[len(path.rstrip("/")) + 1 :] for name in retried(self.root, lambda: listed(fs, path)))
         except OSError as error:
             raise ConfigError(f"{self.root} cannot be read as a folder: {error}.") from None
-        return sorted(entry.path[len(path.rstrip("/")) + 1 :] for entry in found if entry.type == FileType.File)
+
+    def confirm(self) -> None:
+        """RunInUseError if the folder's fence does not hold."""
+        if self.fence is not None:
+            lock = Folder(self.fence.root).path(LOCK)
+            self.fence.check(lambda: retried(lock, lambda: _get(lock)))
+
+    def _put(self, name: str, data: bytes | memoryview, *, durable: bool, new: bool) -> None:
+        fs, path = filesystem_of(self.path(name))
+        self.confirm()  # before folders are created as well: the run's own may have been removed
+        if fs.type_name != "local":
+            with fs.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        mark = f".{uuid.uuid4().hex[:8]}.tmp"
+        above, own = os.path.split(path)
+        aside = f"{path}{mark}" if len(os.fsencode(own)) + len(mark) <= _LONGEST_NAME else f"{above}/{mark}"
+        try:
+            fs.create_dir(os.path.dirname(path), recursive=True)
+            with fs.open_output_stream(aside) as stream:
+                stream.write(data)
+            if durable:
+                _sync(aside)
+            # Whoever takes over writes its lock and then removes all files aside, so one that is still there after this was in time.
+            self.confirm()
+            if not (new and _linked(aside, path)):
+                fs.move(aside, path)
+            if durable:
+                _sync(os.path.dirname(path))  # without it, a power failure may undo the rename
+        except (OSError, RunInUseError):
+            if os.path.exists(aside):
+                os.unlink(aside)
+            raise
 
 
-def _put(target: str, data: bytes | memoryview, *, durable: bool, new: bool) -> None:
-    fs, path = filesystem_of(target)
-    if fs.type_name != "local":
-        with fs.open_output_stream(path) as stream:
-            stream.write(data)
-        return
-    mark = f".{uuid.uuid4().hex[:8]}.tmp"
-    folder, name = os.path.split(path)
-    aside = f"{path}{mark}" if len(os.fsencode(name)) + len(mark) <= _LONGEST_NAME else f"{folder}/{mark}"
-    try:
-        fs.create_dir(os.path.dirname(path), recursive=True)
-        with fs.open_output_stream(aside) as stream:
-            stream.write(data)
-        if durable:
-            _sync(aside)
-        if not (new and _linked(aside, path)):
-            fs.move(aside, path)
-        if durable:
-            _sync(os.path.dirname(path))  # without it, a power failure may undo the rename
-    except OSError:
-        if os.path.exists(aside):
-            os.unlink(aside)
-        raise
+def _local_files(_: FileSystem, path: str) -> list[str]:
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    return [os.path.join(above, name) for above, _, names in os.walk(path, onerror=fail) for name in names]
+
+
+def _remote_files(fs: FileSystem, path: str) -> list[str]:
+    from pyarrow.fs import FileSelector, FileType
+
+    found = fs.get_file_info(FileSelector(path, allow_not_found=True, recursive=True))
+    return [entry.path for entry in found if entry.type == FileType.File]
+
+
+def _remove(how: Callable[[str], None], path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        how(path)
 
 
 def _linked(aside: str, path: str) -> bool:

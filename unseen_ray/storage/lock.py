@@ -1,7 +1,8 @@
 """The lock of a run: a file in its folder names the one driver that works on it, which renews the file every ten seconds.
 
 A driver that finds another one's name leaves, unless that one has been silent for a minute or is known to be dead; then it takes
-over. A driver that no longer finds its own name stops and writes nothing more. Object stores have no locks, hence the file.
+over. A driver that no longer finds its own name stops, for good; `fence.py` keeps it and its workers from writing. Object stores have
+no locks, hence the file.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import re
 import threading
 import time
 import uuid
@@ -19,13 +21,14 @@ from dataclasses import asdict, dataclass, replace
 
 from unseen_ray.errors import RunInUseError, StorageError
 from unseen_ray.storage.environment import ray_job_id
-from unseen_ray.storage.filesystem import Folder, filesystem_of, sha256_of
+from unseen_ray.storage.fence import LOCK, Fence
+from unseen_ray.storage.filesystem import Folder, absolute_path, filesystem_of, is_uri, sha256_of
 
 __all__ = ["LOCK", "Holder", "RunLock", "held", "holder_of"]
 
 logger = logging.getLogger(__name__)
 
-LOCK = "lease.json"  # the name of version 0.1.0, whose drivers are to respect this one
+_UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.tmp$")
 _SILENCE_S = 60.0  # several renewals may fail before another driver takes over
 _BEAT_S = 10.0
 _SETTLE_S = 2.0  # by then the writes of two drivers that began at once have both arrived
@@ -54,8 +57,12 @@ class Holder:
     beat: float
 
     def age_s(self) -> float:
-        """Seconds since it last renewed the lock, by this machine's clock."""
+        """Seconds since it last renewed the lock, by this machine's clock; 0 if its own clock is ahead."""
         return max(time.time() - self.beat, 0.0)
+
+    def is_ahead(self) -> bool:
+        """Whether its clock is so far ahead of this machine's that its last report is of no time."""
+        return not self.beat - time.time() <= _SILENCE_S  # NaN as well
 
     def is_dead(self) -> bool:
         """Whether it was a process of this machine that has ended."""
@@ -81,10 +88,14 @@ class RunLock:
     Args:
         folder: the run's.
         holder: this driver.
+
+    Attributes:
+        folder: the same, changed only while this driver holds the lock.
     """
 
     def __init__(self, folder: Folder, holder: Holder) -> None:
-        self._folder, self._holder = folder, holder
+        self._holder = holder
+        self.folder = replace(folder, fence=Fence(absolute_path(folder.root), holder.token))
         self._lost = ""
         self._confirmed = time.monotonic()
         self._over = threading.Event()
@@ -92,7 +103,7 @@ class RunLock:
         self._thread.start()
 
     def check(self) -> None:
-        """Call this before anything is written. If the lock was not renewed for a minute, it first confirms the lock again.
+        """Call this before a step. If the lock was not renewed for a minute, it first confirms the lock again.
 
         Raises:
             RunInUseError: if another driver has taken over, or storage does not answer.
@@ -102,7 +113,7 @@ class RunLock:
             self._lost = self._regain(silent_s)
         if self._lost:
             raise RunInUseError(
-                f"this driver has lost {self._folder.root} and stops: {self._lost}. What was finished is kept: once no other driver "
+                f"this driver has lost {self.folder.root} and stops: {self._lost}. What was finished is kept: once no other driver "
                 "works on it, the same line resumes the run."
             )
 
@@ -110,62 +121,67 @@ class RunLock:
         """Renew the lock as soon as storage allows it; returns why this driver has lost it, or nothing."""
         logger.warning(
             "the lock of %s was not renewed for %.0f s; checking whether this driver still holds it",
-            self._folder.root,
+            self.folder.root,
             silent_s,
         )
         try:
             # The second round sees a driver that takes over between this read and this write.
             for _ in range(2):
-                found = _read(self._folder)
-                if found is None or self._is_other(found):
-                    return f"{found or 'another driver, which has ended since,'} has taken over"
-                _write(self._folder, replace(self._holder, beat=time.time()))
+                if lost := self._renewed():
+                    return lost
                 time.sleep(_SETTLE_S)
         except StorageError as error:
             return f"its lock could not be renewed for {silent_s:.0f} s: {error}"
-        self._confirmed = time.monotonic()
         return ""
 
-    def _is_other(self, found: Holder) -> bool:
-        """Whether the file names another driver; a damaged file does not, and is written again."""
-        return found.token != self._holder.token and not found.is_unknown()
+    def _renewed(self) -> str:
+        """Write the lock again; returns why this driver has lost it, or nothing."""
+        found = _read(self.folder)
+        # A damaged file names nobody, and is written again. One that is missing may have been that of another driver, which has ended.
+        if found is None:
+            raise StorageError(f"{self.folder.path(LOCK)} is missing.")
+        if found.token != self._holder.token and not found.is_unknown():
+            return f"{found} has taken over"
+        _write(self.folder, replace(self._holder, beat=time.time()))
+        self._confirmed = time.monotonic()
+        return ""
 
     def release(self) -> None:
         """Stop renewing the lock and delete its file."""
         self._over.set()
         # A renewal that arrives after the delete would lock the folder for a minute.
         self._thread.join(_BEAT_S)
-        with contextlib.suppress(StorageError):
-            found = _read(self._folder)
+        with contextlib.suppress(StorageError, RunInUseError):
+            found = _read(self.folder)
             if found is not None and found.token == self._holder.token:
-                self._folder.delete(LOCK)
+                self.folder.delete(LOCK)
 
     def _beat(self) -> None:
         while not self._over.wait(_BEAT_S) and not self._lost:
             try:
-                found = _read(self._folder)
-                if found is not None and self._is_other(found):
-                    self._lost = f"{found} has taken over"
-                    return
-                _write(self._folder, replace(self._holder, beat=time.time()))
-                self._confirmed = time.monotonic()
-            except StorageError as error:
+                self._lost = self._renewed()
+            except (StorageError, RunInUseError) as error:
                 logger.warning("the run's lock was not renewed: %s", error)
 
 
 @contextlib.contextmanager
 def held(folder: Folder) -> Iterator[RunLock]:
-    """Hold the lock of a run's folder within the block.
+    """Hold the lock of a run's folder within the block; a folder that it made for the lock alone is removed again.
 
     Raises:
         RunInUseError: if another driver holds it.
         StorageError: if the folder cannot be written.
     """
+    folder, path = Folder(folder.root), absolute_path(folder.root)
+    is_new = not is_uri(path) and not os.path.exists(path)
     lock = RunLock(folder, _take(folder))
     try:
         yield lock
     finally:
         lock.release()
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds a run
+                os.rmdir(path)
 
 
 def _take(folder: Folder) -> Holder:
@@ -183,6 +199,7 @@ def _take(folder: Folder) -> Holder:
         _refuse_if_alive(folder, found)
         logger.warning("%s was held by %s, silent for %.0f s; taking over", folder.root, found, found.age_s())
     elif _create(folder, mine):
+        _remove_unfinished(folder)
         return mine
     # Storage without an atomic create: of drivers that write at once, the last one wins, and all find that out by waiting.
     _write(folder, mine)
@@ -190,18 +207,32 @@ def _take(folder: Folder) -> Holder:
     found = _read(folder)
     if found is None or found.token != mine.token:
         raise _in_use(folder, found)
+    _remove_unfinished(folder)
     return mine
+
+
+def _remove_unfinished(folder: Folder) -> None:
+    """Remove what the driver before was writing, so that it cannot put it in place any more; see `Folder.write`."""
+    fs, path = filesystem_of(folder.root)
+    if fs.type_name != "local":
+        return
+    for above, folders, files in os.walk(path):
+        # A run within this one has a lock and a driver of its own.
+        folders[:] = [each for each in folders if not os.path.exists(os.path.join(above, each, LOCK))]
+        for name in filter(_UNFINISHED.search, files):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(above, name))
 
 
 def _refuse_if_alive(folder: Folder, found: Holder) -> None:
     if found.is_dead():
         return
-    if found.age_s() <= _SILENCE_S:
+    if found.age_s() <= _SILENCE_S and not found.is_ahead():
         raise _in_use(folder, found)
-    # Its clock may be behind ours, so that its age is no proof; a driver that lives renews its lock meanwhile.
-    time.sleep(2 * _BEAT_S)
+    # Its clock may be wrong, so that its age is no proof; a driver that lives renews its lock meanwhile.
+    time.sleep(_SILENCE_S if found.is_ahead() else 2 * _BEAT_S)
     again = _read(folder)
-    if again is not None and (again.token, again.beat) != (found.token, found.beat):
+    if again is not None and repr(again) != repr(found):  # of equal text: NaN differs from itself
         raise _in_use(folder, again)
 
 
@@ -227,8 +258,9 @@ def _create(folder: Folder, holder: Holder) -> bool:
         try:
             os.link(aside, path)
         finally:
-            os.unlink(aside)
-    except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(aside)
+    except (FileExistsError, FileNotFoundError):  # the latter where a driver that was faster removed the file aside
         found = _read(folder)
         raise _in_use(folder, found) from None
     except OSError as error:
@@ -242,12 +274,21 @@ def _read(folder: Folder) -> Holder | None:
     """The driver that holds a run; for a damaged file, as a crash may leave it, an unknown one that has been silent."""
     data = folder.read(LOCK)
     try:
-        return None if data is None else Holder(**json.loads(data))
-    except (ValueError, TypeError):
+        return None if data is None else _checked(Holder(**json.loads(data)))
+    except (ValueError, TypeError, OverflowError, RecursionError):
         # A token made of the content tells a driver that repairs the file from a file that stays as it is.
         return Holder(
             token=sha256_of(data or b""), host="an unknown machine", pid=0, job="", home="", started="", beat=0.0
         )
+
+
+def _checked(found: Holder) -> Holder:
+    """The same with a float as `beat`; TypeError where a field is of another type."""
+    values = asdict(found)
+    beat, pid = values.pop("beat"), values.pop("pid")
+    if not all(isinstance(value, str) and value.isprintable() for value in values.values()) or not isinstance(pid, int):
+        raise TypeError("a field is of another type")
+    return replace(found, beat=float(beat))
 
 
 def _write(folder: Folder, holder: Holder) -> None:

@@ -30,7 +30,7 @@ class SweepContext:
     Attributes:
         sweep: the sweep.
         keeping: what every run stores for the others.
-        root: the sweep's folder.
+        folder: the sweep's.
         source: the data, by absolute paths: a trial's process may have another working directory.
         claims: the actor of a `result_cache.ClaimBook`.
         cluster: the decoded pixels, and the first worker's hardware and versions.
@@ -39,7 +39,7 @@ class SweepContext:
 
     sweep: SweepConfig
     keeping: Keeping
-    root: str
+    folder: Folder
     source: Any
     claims: Any
     cluster: ClusterContext
@@ -52,7 +52,7 @@ def close_record(context: SweepContext, config: Mapping[str, Any], error: str) -
     A record that still says `running` belongs to a trial that its scheduler stopped, or whose process was lost.
     """
     knobs = knobs_of(context.sweep.space, dict(config.get(CONFIG_KEY, config)))
-    name, folder = trial_name(context, knobs), Folder(context.root)
+    name, folder = trial_name(context, knobs), context.folder
     record = read_record(folder, name)
     if record is None or error or record.status == RUNNING:
         begun = record or Record(name=name, knobs=knobs, status=RUNNING)

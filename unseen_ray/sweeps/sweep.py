@@ -127,7 +127,8 @@ def sweep(
     trials, keeping = planned_trials(config, info)
     folder = Folder(absolute_path(config.out))
     created = _check_folder(folder, config, info)
-    with held(folder):
+    with held(folder) as lock:
+        folder = lock.folder
         write_manifest(folder, _begun(config, info, created))  # trials on other nodes check that they see this folder
         done = [record for record in _records(folder, config, trials, keeping) if is_done(record, config)]
         if done:
@@ -139,7 +140,7 @@ def sweep(
             from unseen_ray.sweeps.tune import run_trials
 
             end = on_end or ignore
-            run_trials(config, trials, keeping, source, run_trial=run_trial, root=folder.root, done=done, on_end=end)
+            run_trials(config, trials, keeping, source, run_trial=run_trial, folder=folder, done=done, on_end=end)
             clear_pixels(folder)
         return _conclude(folder, config, trials, keeping, reused=len(done))
 

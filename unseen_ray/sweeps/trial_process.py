@@ -76,7 +76,7 @@ def run_trial(config: dict[str, Any], *, context: SweepContext) -> None:
     any other one.
     """
     knobs = knobs_of(context.sweep.space, config.get(CONFIG_KEY, config))
-    folder, began = Folder(context.root), time.monotonic()
+    folder, began = context.folder, time.monotonic()
     try:
         trial = trial_of(context.sweep, knobs, context.keeping)
         owner = tune.get_context().get_trial_id()
@@ -112,7 +112,7 @@ class _Trial:
 
     def __init__(self, context: SweepContext, trial: Trial, cache: ResultCache, began: float) -> None:
         self._context, self._trial, self._cache, self._began = context, trial, cache, began
-        self._root = Folder(context.root)
+        self._root = context.folder
 
     def run(self) -> None:
         """Make every run, then report their mean; a trial that an earlier start finished only reports its record."""

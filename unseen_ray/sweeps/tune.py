@@ -29,6 +29,7 @@ from unseen_ray.pruning.pipeline import check
 from unseen_ray.runs.result_cache import ClaimBook
 from unseen_ray.runs.tasks import make_job
 from unseen_ray.storage.environment import set_defaults
+from unseen_ray.storage.filesystem import Folder
 from unseen_ray.sweeps.config import SweepConfig
 from unseen_ray.sweeps.context import CONFIG_KEY, SweepContext, close_record
 from unseen_ray.sweeps.layout import TUNE
@@ -60,7 +61,7 @@ def run_trials(
     source: Source,
     *,
     run_trial: Callable[..., None],
-    root: str,
+    folder: Folder,
     done: Sequence[Record],
     on_end: Callable[[Record], None],
 ) -> None:
@@ -72,7 +73,7 @@ def run_trials(
         keeping: what all trials store.
         source: the data.
         run_trial: a trial, as Tune calls it in a process of its own; takes Tune's configuration and `context`.
-        root: the sweep's folder, which holds a manifest.
+        folder: the sweep's, which holds a manifest.
         done: records of trials that have a result.
         on_end: called with the record of each trial that has ended.
 
@@ -88,27 +89,27 @@ def run_trials(
         _check_all_fit(sweep, trials, this_machine())  # a refusal needs no cluster
     with ray_session(sweep.address, local=False):
         at_once = _check_all_fit(sweep, trials, survey())
-        with _context(sweep, trials[0].runs[0], keeping, source, root, at_once) as context:
+        with _context(sweep, trials[0].runs[0], keeping, source, folder, at_once) as context:
             _tune(sweep, trials, tune.with_parameters(run_trial, context=context), context, done, at_once, on_end)
 
 
 @contextmanager
 def _context(
-    sweep: SweepConfig, first: PruneConfig, keeping: Keeping, source: Source, root: str, at_once: int
+    sweep: SweepConfig, first: PruneConfig, keeping: Keeping, source: Source, folder: Folder, at_once: int
 ) -> Iterator[SweepContext]:
     """What trials share, kept alive while they run: the decoded pixels and the claims."""
     executor, claims = RayExecutor(address=None, tasks=at_once), None
     try:
         # precision: auto, so that the worker reports what its hardware can do, whatever the first trial asks for
         recipe = first.recipe.model_copy(update={"precision": "auto"})
-        config = with_model(first, source.info.size_px).model_copy(update={"recipe": recipe, "out": root})
-        executor.prepare(make_job(ResolvedRun(config), source.info), source)
+        config = with_model(first, source.info.size_px).model_copy(update={"recipe": recipe, "out": folder.root})
+        executor.prepare(make_job(ResolvedRun(config), source.info, fence=folder.fence), source)
         executor.rest()
         claims, cluster = _start_claims(), executor.context()
         yield SweepContext(
             sweep=sweep,
             keeping=keeping,
-            root=root,
+            folder=folder,
             claims=claims,
             source=source_ref(first.source).absolute().plain(),
             cluster=cluster,
@@ -175,7 +176,7 @@ def _tune(
         ),
         run_config=tune.RunConfig(
             name=TUNE,
-            storage_path=context.root,
+            storage_path=context.folder.root,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
             callbacks=[_Endings(context, on_end)],

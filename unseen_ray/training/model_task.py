@@ -25,7 +25,7 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import name_of, plug_of
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import EvalResult, Progress
-from unseen_ray.storage.filesystem import Folder, is_uri
+from unseen_ray.storage.filesystem import is_uri
 from unseen_ray.training.hardware import check_precision, numerics, seed_generators
 from unseen_ray.training.initial_weights import start_from
 from unseen_ray.training.loop.batches import BatchLoader, Pixels, WorkerShare, hold_pixels, measure
@@ -258,7 +258,7 @@ class ModelTask:
     def _checkpoints(self, task: ScoreTask | EvalTask) -> Checkpoints:
         job = self.runner.job
         key = job.fit_key(task, self.runner.population)
-        return Checkpoints(Folder(job.out), key, beside=self.device.type == "cuda" or is_uri(job.out), task=task.name)
+        return Checkpoints(job.folder, key, beside=self.device.type == "cuda" or is_uri(job.out), task=task.name)
 
     def _numerics(self) -> contextlib.AbstractContextManager[None]:
         config = self.runner.job.config

@@ -14,7 +14,6 @@ from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import Job, Progress
 from unseen_ray.runs.votes import find_receipt, write_votes
-from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.vote_buffer import VoteBuffer
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ class ScoringTask:
         self.ids_M = task.scored.resolve(runner.population)
         check_unseen(task, self.ids_M, runner.population)
         self.key = runner.job.task_key(task, runner.population)
-        self._folder = Folder(runner.job.out)
+        self._folder = runner.job.folder
         self._poll = _Interval(_POLL_EVERY_S, at_once=True)
         self._report = _Interval(_REPORT_EVERY_S)
 

@@ -108,7 +108,7 @@ def user_predictions(scoring: ScoringTask) -> Iterator[Predictions]:
             fold=task.fold,
             repeat=task.repeat,
             threads=config.threads,
-            checkpoint_dir=_checkpoint_dir(job.out, scoring.key, scratch),
+            checkpoint_dir=_checkpoint_dir(job.folder, scoring.key, scratch),
         )
         yielded = function(fit_task, source=FitSamples(runner.pixel_store, runner.labels_N, runner.source))
         if not hasattr(yielded, "__iter__"):
@@ -118,15 +118,16 @@ def user_predictions(scoring: ScoringTask) -> Iterator[Predictions]:
             yield Predictions(ids_B=ids, log_probs_BC=log_probs)
 
 
-def _checkpoint_dir(out: str, key: str, scratch: str) -> str:
+def _checkpoint_dir(folder: Folder, key: str, scratch: str) -> str:
     """A folder named by what determines the task, so that it never finds the state of another configuration.
 
     It lies with the run's other checkpoints and is deleted with them. A user's function takes a local path: where the run's
     folder is on object storage, its state is lost with this process.
     """
-    fs, path = filesystem_of(Folder(out).path(user_fit_folder(key)))
+    fs, path = filesystem_of(folder.path(user_fit_folder(key)))
     if fs.type_name != "local":
         return scratch
+    folder.confirm()
     os.makedirs(path, exist_ok=True)
     return path
 

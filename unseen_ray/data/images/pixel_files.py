@@ -22,6 +22,7 @@ from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.images.pixel_store import BadSample, chunks_of, decode_range
 from unseen_ray.data.sources.info import Source
 from unseen_ray.errors import StorageError
+from unseen_ray.storage.fence import Fence
 from unseen_ray.storage.filesystem import Folder, filesystem_of
 
 __all__ = ["FilePixelStore", "PixelFiles", "write_file"]
@@ -40,11 +41,13 @@ class PixelFiles:
         folder: local path or URI, on storage that every worker shares.
         num_samples: rows of the source.
         size_px: height and width of the images.
+        fence: of the run whose folder holds them; None where they outlive runs.
     """
 
     folder: str
     num_samples: int
     size_px: int
+    fence: Fence | None = None
 
     @property
     def image_bytes(self) -> int:
@@ -97,7 +100,7 @@ def write_file(files: PixelFiles, source: Source, start: int) -> list[BadSample]
     Raises:
         StorageError: if the file cannot be written.
     """
-    place, folder = start // files.rows_each, Folder(files.folder)
+    place, folder = start // files.rows_each, Folder(files.folder, files.fence)
     known = files.finished(place)
     if known is not None:
         return known

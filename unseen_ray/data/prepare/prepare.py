@@ -16,6 +16,7 @@ from unseen_ray.data.sources.registry import SourceRef, open_source, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.storage.filesystem import Folder, absolute_path
+from unseen_ray.storage.lock import held
 from unseen_ray.storage.patterns import covers
 
 __all__ = ["KINDS", "PrepareProgress", "Prepared", "prepare"]
@@ -109,17 +110,21 @@ def prepare(
         DataError: if the source cannot be read, or has changed since the folder was begun.
         BadSampleError: if a sample cannot be decoded and `on_bad_sample` is `error`.
         StorageError: if the folder cannot be written.
+        RunInUseError: if another process prepares it.
     """
     began = time.monotonic()
     form = _checked(size, kind, quality, shard_mb, workers, on_bad_sample)
     ref, folder = source_ref(source).absolute(), Folder(absolute_path(os.fspath(out)))
     _check_place(folder, ref)
     info = (opened := open_source(ref)).info
-    begun = begin(folder, opened, form, shard_mb)
-    work = ShardJob(ref=ref, fingerprint=info.fingerprint, form=form, out=folder.root, skip=on_bad_sample == "skip")
-    count = min(workers or usable_cores(), len(begun.shards))
-    receipts = _make_shards(begun, work, count, lambda made: on_event(_progress(made, begun.shards, began)))
-    prepared = Prepared(
+    with held(folder) as lock:
+        begun = begin(lock.folder, opened, form, shard_mb)
+        skip = on_bad_sample == "skip"
+        work = ShardJob(ref=ref, fingerprint=info.fingerprint, form=form, folder=lock.folder, skip=skip)
+        count = min(workers or usable_cores(), len(begun.shards))
+        receipts = _make_shards(begun, work, count, lambda made: on_event(_progress(made, begun.shards, began)))
+        finish(lock.folder, begun, receipts)
+    return Prepared(
         path=folder.root,
         source=info.name,
         num_samples=len(info),
@@ -129,8 +134,6 @@ def prepare(
         workers=count,
         seconds=time.monotonic() - began,
     )
-    finish(folder, begun, receipts)
-    return prepared
 
 
 def _make_shards(

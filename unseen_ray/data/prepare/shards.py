@@ -97,14 +97,14 @@ class ShardJob:
         ref: how to open the source.
         fingerprint: the fingerprint that the source must have in every process.
         form: the form of the images.
-        out: the folder.
+        folder: what they go to, under its lock.
         skip: whether samples that cannot be decoded become rows without bytes.
     """
 
     ref: SourceRef
     fingerprint: str
     form: Form
-    out: str
+    folder: Folder
     skip: bool
 
 
@@ -118,7 +118,7 @@ def settled(work: ShardJob, shard: Shard, before: ShardReceipt | None) -> ShardR
         DataError: if the source cannot be read, or has changed.
         StorageError: if the folder cannot be written.
     """
-    folder = Folder(work.out)
+    folder = work.folder
     if before is not None and (before.start, before.rows) == (shard.start, shard.stop - shard.start):
         data = folder.read(shard.name)
         if data is not None and sha256_of(data) == before.sha256:

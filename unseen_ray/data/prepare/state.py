@@ -18,6 +18,7 @@ from unseen_ray.data.sources.info import Source, SourceInfo
 from unseen_ray.data.sources.prepared import PLAN, PREPARED, PREPARING
 from unseen_ray.errors import ConfigError, DataError, StorageError
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
+from unseen_ray.storage.fence import LOCK
 from unseen_ray.storage.filesystem import Folder
 
 __all__ = ["Begun", "begin", "finish"]
@@ -28,7 +29,7 @@ _SCHEMA_VERSION = 1
 _PROBED = 32
 _ROW_BYTES = 64  # label, key and what Parquet adds
 _OURS = re.compile(r"part-\d{5,}\.parquet")
-_ASIDE = re.compile(r"(part-\d{5,}\.parquet|prepared\.json)\.[0-9a-f]{8}\.tmp")
+_ASIDE = re.compile(r"(part-\d{5,}\.parquet|prepared\.json|lease\.json)\.[0-9a-f]{8}\.tmp")
 _SHOWN = 20
 
 
@@ -59,7 +60,7 @@ def begin(folder: Folder, source: Source, form: Form, shard_mb: float) -> Begun:
     """Begin a folder, or resume one that was begun with the same source and form."""
     info, names = source.info, folder.names()
     found = _read(folder, PREPARED) or _read(folder, PLAN)
-    others = [name for name in names if name not in (PREPARED, PREPARING) and not _ASIDE.fullmatch(name)]
+    others = [name for name in names if name not in (PREPARED, PREPARING, LOCK) and not _ASIDE.fullmatch(name)]
     others = [name for name in others if found is None or not _OURS.fullmatch(name)]
     if others:
         raise ConfigError(

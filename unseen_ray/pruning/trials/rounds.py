@@ -29,7 +29,6 @@ from unseen_ray.pruning.trials.measured import interval
 from unseen_ray.pruning.trials.plan import RANDOM, TrialPlan, with_candidate
 from unseen_ray.runs.layout import scores_file
 from unseen_ray.runs.manifest_entries import PolicyTrial
-from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import StoredTable
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ class _Trials:
         drawn_by = derive(resolved.config.seed, f"trial {seed}") >> 1  # policies of the user's own get at most an int64
         picked = pick(
             with_candidate(resolved, policy).with_seed(drawn_by),
-            StoredTable(Folder(self._job.out), scores_file(0), {}, table),
+            StoredTable(self._job.folder, scores_file(0), {}, table),
             # As many as planned, unless groups take further rows with those that are set aside.
             budget=round(self._plan.trained * table.num_rows / (self._table.num_rows - self._plan.set_aside)),
             kept=Kept(np.zeros(self._population.num_classes, np.int64)),
