@@ -43,7 +43,7 @@ class Fence:
         Raises:
             RunInUseError: if it names another driver, or is missing.
         """
-        end = time.monotonic() + min(_LOOK_AGAIN_S, storage_wait_s())
+        end = time.monotonic() + min(_LOOK_AGAIN_S, storage_wait_s() / 2)  # less than one call to storage may take
         while True:
             try:
                 found = token_of(read())
