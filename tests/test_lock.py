@@ -194,3 +194,33 @@ def test_a_driver_that_storage_has_silenced_goes_on_if_the_run_is_still_its_own(
                     write(folder, stranger(0))
                 time.sleep(0.05)
                 mine.check()
+
+
+ODD = [time.time() + 86_400, float("inf"), float("nan"), 1e300, -1e300, "x", None, [1], 10**400]
+
+
+@pytest.mark.parametrize("beat", ODD, ids=map(str, range(len(ODD))))
+def test_a_lock_of_any_content_is_taken_over_after_its_minute(
+    beat: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_SILENCE_S", "_BEAT_S", "_SETTLE_S"):
+        monkeypatch.setattr(lock, name, 0.1)
+    values = json.loads(lock._bytes_of(stranger(0)))
+    (tmp_path / LOCK).write_text(json.dumps({**values, "beat": beat}))
+    with held(Folder(str(tmp_path))) as own:
+        own.check()
+
+
+def test_a_driver_whose_clock_is_ahead_is_left_to_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_SILENCE_S", 1.0)
+    folder = Folder(str(tmp_path))
+    ahead = stranger(-86_400)
+    write(folder, ahead)
+    later = lock._bytes_of(replace(ahead, beat=ahead.beat + 1))
+    line = f"import time; time.sleep(0.3); open({str(tmp_path / LOCK)!r}, 'wb').write({later!r})"
+    with (
+        subprocess.Popen([sys.executable, "-c", line]),
+        pytest.raises(RunInUseError, match="process 7 on far"),
+        held(folder),
+    ):
+        pass

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,3 +166,46 @@ def test_a_folder_to_reuse_whose_name_is_a_number(
     main([*line, "--executor", "local", "--out", "again", "--reuse", "2024"])
     capsys.readouterr()
     assert all(task["reused"] for task in ur.load("again").manifest.stages[0]["tasks"])
+
+
+def test_a_fresh_start_follows_no_link(tmp_path: Path, finished: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("checkpoints", "wandb", "tensorboard"):
+        behind = tmp_path / f"scratch-{name}"
+        for file in ("thesis.tex", "other/events.out.tfevents.1"):
+            (behind / file).parent.mkdir(parents=True, exist_ok=True)
+            (behind / file).write_text("precious")
+        shutil.rmtree(finished / name, ignore_errors=True)
+        (finished / name).symlink_to(behind)
+    ur.prune(ur.PruneConfig(**{**DIGITS, "out": finished, "log_to": "none"}), fresh=True)
+    for name in ("checkpoints", "wandb", "tensorboard"):
+        assert contents(tmp_path / f"scratch-{name}").keys() == {"thesis.tex", "other/events.out.tfevents.1"}
+        assert (finished / name).is_symlink()
+        assert f"{finished / name} is a link to {tmp_path / f'scratch-{name}'}; it stays" in caplog.text
+
+
+def test_a_fresh_start_removes_folders_that_an_interrupted_fit_left_empty(tmp_path: Path, finished: Path) -> None:
+    (finished / "checkpoints" / f"own-{'0' * 32}").mkdir(parents=True)
+    assert len(ur.prune(ur.PruneConfig(**{**DIGITS, "out": finished}), fresh=True).coreset) == 30
+    assert not (finished / "checkpoints").exists()
+    alone = tmp_path / "alone" / "checkpoints" / f"own-{'0' * 32}"
+    alone.mkdir(parents=True)
+    assert len(ur.prune(ur.PruneConfig(**{**DIGITS, "out": tmp_path / "alone"})).coreset) == 30
+
+
+@pytest.mark.parametrize("given", ["inf", "nan", "1e400", "-1", "x", "86401"])
+def test_a_variable_of_ours_that_is_no_time_is_named(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNSEEN_RAY_STORAGE_WAIT_S", given)
+    with pytest.raises(ur.ConfigError, match=rf"^UNSEEN_RAY_STORAGE_WAIT_S='{given}' must be seconds, 0 to 86400"):
+        ur.prune(ur.PruneConfig(**{**DIGITS, "out": tmp_path / "run"}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_two_choices_into_one_new_folder_one_is_made(finished: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "unseen_ray", "select", str(finished), "--out", str(tmp_path / "chosen"), "--keep"]
+    both = [subprocess.Popen([*line, keep], stderr=subprocess.PIPE, text=True) for keep in ("0.2", "0.6")]
+    logs = [each.communicate(timeout=60)[1] for each in both]
+    assert sorted(each.returncode == 0 for each in both) == [False, True], logs
+    made = ur.load(tmp_path / "chosen")
+    assert len(made.coreset) == round(60 * float(("0.2", "0.6")[[each.returncode for each in both].index(0)]))

@@ -11,7 +11,16 @@ from typing import Any
 from unseen_ray.config.run import FREE_FIELDS, PruneConfig
 from unseen_ray.errors import ClusterError, ConfigError, DataError, RunInUseError, StorageError
 from unseen_ray.plugins import current_names
-from unseen_ray.runs.layout import CHECKPOINTS, LOCK, MANIFEST, MANIFEST_COPY, UNFINISHED, is_temporary, votes_folder
+from unseen_ray.runs.layout import (
+    CHECKPOINTS,
+    LOCK,
+    MANIFEST,
+    MANIFEST_COPY,
+    UNFINISHED,
+    is_temporary,
+    top_of,
+    votes_folder,
+)
 from unseen_ray.runs.manifest import Manifest, has_copy, read_manifest, write_manifest
 from unseen_ray.runs.manifest_entries import SourceEntry
 from unseen_ray.runs.run import Run, files_of_run, flat_fields, now
@@ -104,7 +113,7 @@ def _found(folder: Folder, asked: dict[str, Any], source: SourceEntry) -> Run | 
     if manifest is not None and not _is_untouched(folder, manifest):
         _check_same(folder, manifest, asked, source)
         return Run(folder, manifest)
-    if manifest is None and others:
+    if manifest is None and any(top_of(name) in others for name in folder.files()):
         raise ConfigError(
             f"out={folder.root} holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} and no run of ours. "
             "Name a new or empty folder."

@@ -24,6 +24,7 @@ from unseen_ray.runs.layout import (
     MANIFEST_COPY,
     OVERWRITTEN,
     PIXELS,
+    UNFINISHED,
     is_ours,
     is_temporary,
     top_of,
@@ -112,7 +113,8 @@ def clear_run(folder: Folder) -> None:
     names = [name for name in files_of_run(folder) if top_of(name) not in OVERWRITTEN]
     for name in names:
         folder.delete(name)
-    for name in {top_of(name) for name in names if "/" in name}:
+    # Of our folders those without a file as well, as an interrupted fit leaves them.
+    for name in ({top_of(name) for name in names if "/" in name} | UNFINISHED) - OVERWRITTEN:
         folder.delete_folder(name)
 
 

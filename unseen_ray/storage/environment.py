@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
+
+from unseen_ray.errors import ConfigError
 
 __all__ = [
     "RAY_API_SERVER",
@@ -36,7 +39,7 @@ RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_FILE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"  #
 _RAY_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit` for the driver that it starts
 WANDB_MODE, WANDB_PROJECT = "WANDB_MODE", "WANDB_PROJECT"  # of Weights & Biases: `offline`, and where fits are listed
 
-_DEFAULT_WAIT_S = 120.0
+_DEFAULT_WAIT_S, _LONGEST_WAIT_S = 120.0, 86_400.0
 
 
 def variable(name: str) -> str | None:
@@ -45,11 +48,20 @@ def variable(name: str) -> str | None:
 
 
 def storage_wait_s() -> float:
-    """Seconds for which a storage may fail or not answer: 120, unless `STORAGE_WAIT_S` is a number."""
-    try:
-        return max(float(os.environ[STORAGE_WAIT_S]), 0.0)
-    except (KeyError, ValueError):
+    """Seconds for which a storage may fail or not answer: 120, unless `STORAGE_WAIT_S` is set; ConfigError if that is no such number."""
+    given = variable(STORAGE_WAIT_S)
+    if given is None:
         return _DEFAULT_WAIT_S
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= _LONGEST_WAIT_S:
+        raise ConfigError(
+            f"{STORAGE_WAIT_S}={given!r} must be seconds, 0 to {_LONGEST_WAIT_S:.0f}: for how long a storage may fail or not answer. "
+            "Correct it, or unset it for 120."
+        )
+    return seconds
 
 
 def ray_job_id() -> str:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from unseen_ray.errors import RunInUseError
-from unseen_ray.storage.environment import storage_wait_s
 
 __all__ = ["LOCK", "Fence", "token_of"]
 
@@ -34,16 +33,17 @@ class Fence:
     root: str
     token: str
 
-    def check(self, read: Callable[[], bytes]) -> None:
+    def check(self, read: Callable[[], bytes], wait_s: float) -> None:
         """Return if the lock names this driver, or is damaged, which its driver mends.
 
         Args:
             read: reads the lock file.
+            wait_s: for how long storage may fail.
 
         Raises:
             RunInUseError: if it names another driver, or is missing.
         """
-        end = time.monotonic() + min(_LOOK_AGAIN_S, storage_wait_s() / 2)  # less than one call to storage may take
+        end = time.monotonic() + min(_LOOK_AGAIN_S, wait_s / 2)  # less than one call to storage may take
         while True:
             try:
                 found = token_of(read())

@@ -340,7 +340,7 @@ class Folder:
         """RunInUseError if the folder's fence does not hold."""
         if self.fence is not None:
             lock = Folder(self.fence.root).path(LOCK)
-            self.fence.check(lambda: retried(lock, lambda: _get(lock)))
+            self.fence.check(lambda: retried(lock, lambda: _get(lock)), storage_wait_s())
 
     def _put(self, name: str, data: bytes | memoryview, *, durable: bool, new: bool) -> None:
         fs, path = filesystem_of(self.path(name))
