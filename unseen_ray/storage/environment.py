@@ -13,8 +13,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 
-from unseen_ray.errors import ConfigError
-
 __all__ = [
     "RAY_API_SERVER",
     "RAY_AUTH_MODE",
@@ -48,7 +46,7 @@ def variable(name: str) -> str | None:
 
 
 def storage_wait_s() -> float:
-    """Seconds for which a storage may fail or not answer: 120, unless `STORAGE_WAIT_S` is set; ConfigError if that is no such number."""
+    """Seconds for which a storage may fail or not answer: 120, unless `STORAGE_WAIT_S` is set; ValueError if that is no such number."""
     given = variable(STORAGE_WAIT_S)
     if given is None:
         return _DEFAULT_WAIT_S
@@ -57,7 +55,7 @@ def storage_wait_s() -> float:
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds <= _LONGEST_WAIT_S:
-        raise ConfigError(
+        raise ValueError(
             f"{STORAGE_WAIT_S}={given!r} must be seconds, 0 to {_LONGEST_WAIT_S:.0f}: for how long a storage may fail or not answer. "
             "Correct it, or unset it for 120."
         )

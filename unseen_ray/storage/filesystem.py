@@ -61,17 +61,22 @@ def filesystem_of(path: str) -> tuple[FileSystem, str]:
     """The file system of a path or URI, and the path within it; local paths become absolute.
 
     Raises:
-        ConfigError: if a URI holds a password, its scheme is not known, or its server cannot be reached.
+        ConfigError: if a URI holds a password, its scheme is not known, its server cannot be reached, or our variable of waiting is no
+            time.
     """
     from pyarrow import ArrowException
     from pyarrow.fs import LocalFileSystem
 
+    try:
+        wait_s = storage_wait_s()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if not is_uri(path):
         return LocalFileSystem(), absolute_path(path)
     if holds_secret(path):
         raise ConfigError(secret_problem("an address"))
     try:
-        return answered(path, lambda: open_uri(path), storage_wait_s())
+        return answered(path, lambda: open_uri(path), wait_s)
     except (ValueError, OSError, ImportError, ArrowException) as error:
         raise ConfigError(f"{path} cannot be opened: {explained(path, error)}") from None
 
