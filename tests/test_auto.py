@@ -334,7 +334,7 @@ def test_a_choice_made_again_goes_by_the_rule(
 ) -> None:
     caplog.set_level(logging.WARNING)
     again = ur.select(better, keep=0.15, out=str(tmp_path / "again"))
-    assert "instead of trials, the rule of policy auto decides" in caplog.text
+    assert "policy auto decides by its rule instead of by trials" in caplog.text
     drawn = ur.select(better, keep=0.15, out=str(tmp_path / "drawn"), policy="random", guard=MANY)
     assert again.coreset.ids.tolist() == drawn.coreset.ids.tolist()
 

@@ -130,7 +130,7 @@ def test_a_log_that_fails_is_named_and_costs_no_training(tmp_path: Path, caplog:
 
     result = ur.prune(ur.PruneConfig(**FIELDS, out=tmp_path), on_event=block)
     assert len(result.coreset.ids) == 180
-    assert [record.message for record in caplog.records if "tensorboard logs no more" in record.message]
+    assert [record.message for record in caplog.records if "tensorboard stops logging this run" in record.message]
 
 
 def test_mlflow_gets_each_fit_with_its_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_a_logger_that_fails_is_told_no_more(caplog: pytest.LogCaptureFixture) -
     background.close()
     assert told.calls == 1
     assert [record.message for record in caplog.records] == [
-        "service logs no more of this run: ConnectionError: https://host refused"
+        "service stops logging this run: ConnectionError: https://host refused"
     ]
 
 
@@ -211,7 +211,7 @@ def test_a_logger_that_hangs_holds_nobody_up(caplog: pytest.LogCaptureFixture) -
     for _ in range(2000):
         background.submit("log_trial_result", iteration=1)
     assert time.monotonic() - began < 1
-    assert "service logs no more of this run: it does not keep up" in caplog.text
+    assert "service stops logging this run: it does not keep up" in caplog.text
     hangs.set()
     background.close()
 

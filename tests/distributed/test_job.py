@@ -240,7 +240,7 @@ def test_ctrl_c_ends_the_following_and_not_the_job(cluster: dict[str, str], fold
         run.send_signal(signal.SIGINT)
         text = run.stdout.read()
     assert run.returncode == 130, text[-3000:]
-    assert "stopped following the log; the job goes on" in text
+    assert "stopped following the log; the job keeps running" in text
     status = subprocess.run([*ray, "status", "left"], env=cluster, capture_output=True, text=True)
     assert "RUNNING" in status.stdout + status.stderr
     second = subprocess.run(line, env=cluster, capture_output=True, text=True, timeout=240)

@@ -113,7 +113,7 @@ def test_another_dataset_or_files_of_somebody_else_are_never_taken_or_removed(tm
         pruned("bytes", tmp_path / "mine")
     assert not dataset("bytes").context.execution_options.preserve_order
     pruned("grey", tmp_path / "grey")
-    with pytest.raises(Exception, match="has changed since the run, or is another one"):
+    with pytest.raises(Exception, match="has changed since the run, or is another source"):
         result.kept_dataset(source=str(tmp_path / "grey-source")).take_all()
 
 
