@@ -190,7 +190,10 @@ def test_a_checkpoint_without_its_average_is_of_another_fit() -> None:
         ({"recipe": {"optimizer": "lion"}}, r"recipe\.optimizer='lion'"),
         ({"recipe": {"layer_decay": 1.5}}, r"recipe\.layer_decay=1\.5"),
         ({"recipe": {"ema": 1}}, r"recipe\.ema=1"),
-        ({"model": {"use": "timm/test_vit", "pretrained": True}}, r"model: pretrained=True would load pretrained weights"),
+        (
+            {"model": {"use": "timm/test_vit", "pretrained": True}},
+            r"model: pretrained=True would load pretrained weights",
+        ),
         (
             {"model": {"use": "torchvision.models:resnet18", "weights": "DEFAULT"}},
             r"weights='DEFAULT' would load.*recipe\.init",
