@@ -70,11 +70,13 @@ def read_arrow(fs: FileSystem, path: str, where: str) -> pa.Table:
         source = pa.memory_map(path) if fs.type_name == "local" else fs.open_input_file(path)
         is_file = source.read(6) == b"ARROW1"
         source.seek(0)
-        return (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
+        table = (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
+        table.validate(full=True)  # offsets that lead out of the file would end the process; the images are not read
+        return table
 
     try:
         return retried_inline(path, read)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DataError(f"{path} of source {where} cannot be read as an Arrow file: {error}.") from None
 
 
@@ -90,10 +92,13 @@ def read_list(fs: FileSystem, path: str, where: str) -> tuple[pa.Table, str]:
         if path.endswith(".jsonl"):
             from pyarrow import json
 
-            return json.read_json(data), sha256_of(raw)
-        from pyarrow import csv
+            table = json.read_json(data)
+        else:
+            from pyarrow import csv
 
-        table = csv.read_csv(data, parse_options=csv.ParseOptions(delimiter="\t" if path.endswith(".tsv") else ","))
+            delimiter = "\t" if path.endswith(".tsv") else ","
+            table = csv.read_csv(data, parse_options=csv.ParseOptions(delimiter=delimiter))
+        table.schema.names  # noqa: B018  UnicodeDecodeError where they are not UTF-8
         return table, sha256_of(raw)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} of source {where} cannot be read as a table: {error}.") from None
