@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,22 @@ def test_the_page_says_what_the_records_say() -> None:
     first = importances_of(its, list(SPACE))[0]
     assert first.knob == "schedule.stages" and first.low > 0.5
     assert [record.cost for record in front_of(its)] == sorted(record.cost for record in front_of(its))
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        ((0.7, 0.72, 0.74, 0.76), "Ahead of random: +10.00 points of accuracy, 95 % interval +10.00 to +10.00"),
+        ((0.5, 0.7, 0.7, 0.7), "Level with random: +2.00 points"),
+        ((0.61,), "No interval yet for the gain over random: -2.00 points"),
+    ],
+)
+def test_the_headline_pairs_the_runs_of_the_best_trial_with_random(ours: tuple[float, ...], said: str) -> None:
+    random = (0.6, 0.62, 0.64, 0.66)[: len(ours)] if len(ours) > 1 else (0.63,)
+    best = replace(records()[0], accuracies=ours, baselines={"random": random})
+    several = config().model_copy(update={"seeds": len(ours)})
+    shown = "".join(Page(render_sweep("runs/sweep", several, [best], records_table([best], list(SPACE)))).text)
+    assert said in " ".join(shown.split())
 
 
 def test_a_sweep_of_which_nothing_or_little_has_finished_has_a_page() -> None:

@@ -48,7 +48,7 @@ def parallel_coordinates(groups: dict[str, tuple[list[str], IntArray]], results_
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
 
-    return svg(draw, title=title, size=(max(6.4, 1.5 * (len(groups) + 1)), 4.2))
+    return svg(draw, title=title, size=(max(11, 1.5 * (len(groups) + 1)), 4.2))
 
 
 def _draw_trials(axes: Axes, lines_TP: FloatArray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,10 @@ import pyarrow as pa
 import yaml
 
 from unseen_ray.plugins import jsonable
+from unseen_ray.pruning.trials.measured import interval
+from unseen_ray.reporting.headline import verdict
 from unseen_ray.reporting.html import html_environment, safe
+from unseen_ray.storage.checked_json import without_nan
 from unseen_ray.sweeps import figures
 from unseen_ray.sweeps.config import SweepConfig
 from unseen_ray.sweeps.records import FINISHED, Record, best_of, front_of, importances_of, knob_groups, trainings_of
@@ -35,25 +39,25 @@ def render_sweep(path: str, config: SweepConfig, records: Sequence[Record], tabl
     others = [record for record in records if record.status != FINISHED]
     baselines = list(dict.fromkeys(name for record in records for name in record.baselines))
     knobs = list(config.space)
-    return (
-        html_environment()
-        .get_template("sweep.html.j2")
-        .render(
-            path=path,
-            knobs=knobs,
-            baselines=baselines,
-            best=best_of(records),
-            rows=[_row(record, knobs, baselines) for record in [*ranked, *others][:_ROWS]],
-            hidden=max(len(records) - _ROWS, 0),
-            finished=len(done),
-            total=len(records),
-            trainings=trainings_of(records),
-            figures={name: safe(plot) for name, plot in _plots(done, knobs).items()},
-            importances=importances_of(done, knobs),
-            front=front_of(records),
-            gpus=any(record.gpu_seconds for record in done),
-            asked=yaml.safe_dump(config.to_json(), sort_keys=False, allow_unicode=True),
-        )
+    best = best_of(records)
+    environment = html_environment()
+    environment.globals |= {"verdict": verdict, "deviation": statistics.stdev}
+    return environment.get_template("sweep.html.j2").render(
+        path=path,
+        knobs=knobs,
+        baselines=baselines,
+        best=best,
+        lead=best and _lead(best, config.seeds),
+        rows=[_row(record, knobs, baselines) for record in [*ranked, *others][:_ROWS]],
+        hidden=max(len(records) - _ROWS, 0),
+        finished=len(done),
+        total=len(records),
+        trainings=trainings_of(records),
+        figures={name: safe(plot) for name, plot in _plots(done, knobs).items()},
+        importances=importances_of(done, knobs),
+        front=front_of(records),
+        gpus=any(record.gpu_seconds for record in done),
+        asked=yaml.safe_dump(config.to_json(), sort_keys=False, allow_unicode=True),
     )
 
 
@@ -63,6 +67,22 @@ def _row(record: Record, knobs: Sequence[str], baselines: Sequence[str]) -> dict
         "values": [_shown(record.knobs.get(knob)) for knob in knobs],
         "baselines": [_mean(record.baselines.get(name)) for name in baselines],
     }
+
+
+def _lead(record: Record, runs: int) -> dict[str, Any] | None:
+    """Accuracy of a trial minus that of random, paired by its runs if it has several; None if random was not measured."""
+    random = record.baselines.get("random")
+    if not random:
+        return None
+    values = [list(record.accuracies), list(random)]
+    paired = runs > 1 and len(random) == len(record.accuracies) and len(random) % runs == 0
+    if paired:  # runs are the independent units; trainings of one run share its subset
+        values = [np.reshape(each, (runs, -1)).mean(axis=1).tolist() for each in values]
+    gain = record.accuracy - float(np.mean(random))
+    found: dict[str, Any] = without_nan(
+        dict(zip(("gain", "low", "high"), (gain, *interval(*values, paired=paired)), strict=True))
+    )
+    return found
 
 
 def _plots(done: Sequence[Record], knobs: Sequence[str]) -> dict[str, str]:
