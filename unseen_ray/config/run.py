@@ -320,7 +320,7 @@ class PruneConfig(BaseModel):
         for folder in folders:
             if problem := path_problem("reuse", folder, "a folder, or a list of folders"):
                 raise ValueError(problem)
-        return folders or None
+        return [given_path("reuse", folder) for folder in folders] or None
 
     @field_validator("out", "pixel_folder", "address", mode="before")
     @classmethod

@@ -81,7 +81,7 @@ def export(
         ConfigError: if the ending is none of these or does not go with the form, or the file or folder cannot be written.
         DataError: if the data set cannot be read.
     """
-    done, to = result if isinstance(result, PruneResult) else load(result), os.fspath(to)
+    done, to = result if isinstance(result, PruneResult) else load(result), os.path.expanduser(os.fspath(to))
     run = done.run
     if problem := path_problem("--to", to):
         raise ConfigError(problem)

@@ -158,6 +158,9 @@ class Folder:
     root: str
     fence: Fence | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", os.path.expanduser(self.root))
+
     def path(self, name: str) -> str:
         """The path or URI of a file in this folder.
 

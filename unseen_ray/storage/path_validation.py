@@ -14,13 +14,12 @@ def as_text(value: Any) -> Any:
 
 
 def given_path(field: str, value: Any) -> str | None:
-    """The path or address given to a field, as text; ValueError if it is not one."""
+    """The path or address given to a field, as text, with `~` for the home folder expanded; ValueError if it is not one."""
     value = as_text(value)
     what = "an address" if field == "address" else "a path or URI"
     if value is not None and (problem := path_problem(field, value, what)):
         raise ValueError(problem)
-    text: str | None = value
-    return text
+    return None if value is None else os.path.expanduser(value)
 
 
 def path_problem(field: str, value: object, what: str = "a path or URI") -> str:
