@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import logging
@@ -95,6 +96,8 @@ def entry() -> None:
         code = ended.code
     # Everything is closed by now. pyarrow's threads have been seen to abort the process during Python's own shutdown.
     _remove_temporary_folders()
+    if code == INTERRUPTED:  # perhaps while Ray started, which ends what it has started by then at exit alone
+        atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 0)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import re
+import resource
 import secrets
 import shutil
 import signal
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 
 import ray
 from ray._private.node import Node
+from ray._private.services import canonicalize_bootstrap_address
 
 from unseen_ray.errors import ClusterError, ConfigError
 from unseen_ray.storage.environment import (
@@ -30,6 +32,7 @@ from unseen_ray.storage.environment import (
     set_defaults,
     variable,
 )
+from unseen_ray.storage.retry import answered
 
 __all__ = ["api_server", "check_reachable", "ensure_session", "ray_session", "starts_private"]
 
@@ -37,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _REACH_WITHIN_S = 10.0
 _STARTS = 3
+_LEAST_FILES = 256
 # a socket's path has at most 107 bytes, and Ray adds /ray/session_2026-11-28_21-05-39_077846_1234567/sockets/plasma_store
 _LONGEST_TMPDIR = 107 - 72
 _QUIET = {
@@ -68,9 +72,15 @@ def ray_session(address: str | None, *, local: bool = True) -> Iterator[None]:
     named = _named(address)
     opened = _joined(named) if named else _private(local)
     ours = signal.getsignal(signal.SIGTERM)
-    with opened:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(opened)
+        except SystemExit as ended:
+            if ended.code == signal.SIGTERM:  # of the handler that ray.init puts in place of ours until it returns
+                raise KeyboardInterrupt from None
+            raise
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, ours)  # ray.init replaces it
+            signal.signal(signal.SIGTERM, ours)
         yield
 
 
@@ -95,7 +105,10 @@ def ensure_session() -> None:
 @contextlib.contextmanager
 def _joined(address: str) -> Iterator[None]:
     try:
-        host, _, port = address.rpartition("://")[2].partition(":")
+        # Ray waits for minutes for the cluster that `auto` names if that has ended.
+        auto = address == "auto"
+        found = answered(address, lambda: canonicalize_bootstrap_address(address), _REACH_WITHIN_S) if auto else address
+        host, _, port = (found or address).rpartition("://")[2].partition(":")
         if port.isdecimal():
             check_reachable(host, int(port))
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -129,23 +142,51 @@ def api_server(url: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _private(local: bool) -> Iterator[None]:
-    folder = tempfile.mkdtemp(prefix="unseen_ray_")
-    token_file = os.path.join(folder, "token")
-    with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-        stream.write(secrets.token_hex(32))
+    _check_files(local)
+    folder, token_file = _token(local)
     changed = {RAY_AUTH_MODE: "token", RAY_AUTH_TOKEN_FILE: token_file, RAY_AUTH_TOKEN: None, RAY_CLUSTER: None}
     with _environment(changed):
+        session = ""
         try:
-            _start(local)
+            session = _start(local)
             logger.info("started it, with a token in %s", token_file)
             yield
         finally:
             ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+            for each in filter(None, (folder, session)):
+                shutil.rmtree(each, ignore_errors=True)
 
 
-def _start(local: bool) -> None:
-    """Start Ray on this machine; where it gives up waiting for its own processes, as on a busy machine, start it again."""
+def _token(local: bool) -> tuple[str, str]:
+    """A temporary folder, and a token in it that only this user can read."""
+    try:
+        folder = tempfile.mkdtemp(prefix="unseen_ray_")
+        token_file = os.path.join(folder, "token")
+        with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(secrets.token_hex(32))
+    except OSError as error:
+        raise ClusterError(
+            f"a private Ray cluster does not start on this machine: {error}. Free space there or set TMPDIR{_cure(local)}."
+        ) from None
+    return folder, token_file
+
+
+def _check_files(local: bool) -> None:
+    """ClusterError where Ray's processes may open too few files: they would wait for each other for ever."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # Ray raises its own limit as far as it may
+    if most != resource.RLIM_INFINITY and most < _LEAST_FILES:
+        raise ClusterError(
+            f"Ray needs to open {_LEAST_FILES} files and more, and this process may open {most}. Raise the limit "
+            f"(ulimit -n 4096){_cure(local)}."
+        )
+
+
+def _start(local: bool) -> str:
+    """Start Ray on this machine, again where it gives up waiting for its own processes, as on a busy machine.
+
+    Returns:
+        The folder of its session, which Ray itself leaves behind.
+    """
     hint = "; --executor local needs none" if local else ""
     logger.info("starting a private Ray cluster (up to 40 s%s) ...", hint)
     folder = _short_folder()
@@ -158,18 +199,22 @@ def _start(local: bool) -> None:
                 log_to_driver=False,
                 _temp_dir=folder,
             )
-            return
+            return str(ray._private.worker.global_worker.node.get_session_dir_path())
         except Exception as error:  # where its wait has run out, Ray raises just that
             _end_processes(error)
             ray.shutdown()
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             if not left or not re.search(r"tim(ed|e) ?out", f"{type(error).__name__} {reason}", re.IGNORECASE):
-                cure = ", or do the same work without Ray: --executor local" if local else ""
                 raise ClusterError(
-                    f"a private Ray cluster does not start on this machine: {reason}. Wait until the machine is less busy and run "
-                    f"the same line again{cure}."
+                    f"a private Ray cluster does not start on this machine: {reason}. Wait until the machine is less busy, check memory, "
+                    f"limits (ulimit -a) and the space in {tempfile.gettempdir()}, and run the same line again{_cure(local)}."
                 ) from None
             logger.warning("Ray has not started within its own limit of 30 s; trying again")
+    raise AssertionError("the last start returns or raises")
+
+
+def _cure(local: bool) -> str:
+    return ", or do the same work without Ray: --executor local" if local else ""
 
 
 def _end_processes(error: Exception) -> None:
