@@ -91,6 +91,15 @@ def test_grey_images_are_taken(tmp_path: Path) -> None:
         assert np.array_equal(to_pixels(raw, 8)[..., 0], grey[5])
 
 
+@pytest.mark.parametrize("number", [0, 1, 31, 59])
+def test_one_corrected_label_is_noticed(tmp_path: Path, number: int) -> None:
+    labels = LABELS.copy()
+    store_samples((IMAGES, labels), str(tmp_path / "data"))
+    labels[number] = (labels[number] + 1) % 3
+    with pytest.raises(ur.ConfigError, match="holds other samples than this source"):
+        store_samples((IMAGES, labels), str(tmp_path / "data"))
+
+
 def test_the_same_samples_are_not_written_twice_and_others_are_refused(tmp_path: Path) -> None:
     to = str(tmp_path / "data")
     store_samples((IMAGES, LABELS), to)

@@ -19,6 +19,7 @@ from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.lock import held
 
 if TYPE_CHECKING:
+    from unseen_ray.reporting.facts import ReportFacts
     from unseen_ray.runs.run import Run
 
 __all__ = ["ReportPath", "report", "report_values"]
@@ -63,18 +64,8 @@ def report(result: PruneResult | str | os.PathLike[str], *, source: Any = None, 
     facts = gather(run)
     shots: Shots = {}
     reason = ""
-    try:
-        if images:
-            shots = thumbnails(
-                with_extremes(run, facts), source_of(run, _place_of(result) if source is None else source)
-            )
-    except UnseenError as error:
-        # The page is still worth having without its images, but who says where they are wants them.
-        if source is not None:
-            raise
-        reason = str(error)
-        _check_replaced(run, reason)
-        logger.warning("the page has no images: %s", reason)
+    if images:
+        shots, reason = _shots(run, facts, _place_of(result) if source is None else source, is_moved=source is not None)
     page = render(run, facts, shots, reason).encode()
     with held(run.folder) as lock:
         lock.folder.write(REPORT, page)
@@ -93,6 +84,18 @@ def report_values(result: PruneResult | str | os.PathLike[str]) -> dict[str, Any
     run = run_of(result)
     facts = gather(run)
     return {**facts.values, "images": without_nan(picked(with_extremes(run, facts)))}
+
+
+def _shots(run: Run, facts: ReportFacts, place: Any, *, is_moved: bool) -> tuple[Shots, str]:
+    """The images of a page, and why there are none."""
+    try:
+        return thumbnails(with_extremes(run, facts), source_of(run, place)), ""
+    except UnseenError as error:
+        if is_moved:  # who says where the images are wants them
+            raise
+        _check_replaced(run, str(error))
+        logger.warning("the page has no images: %s", error)
+        return {}, str(error)
 
 
 def _place_of(result: PruneResult | str | os.PathLike[str]) -> Any:

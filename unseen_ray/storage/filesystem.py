@@ -19,7 +19,7 @@ from unseen_ray.errors import ConfigError, RunInUseError, StorageError
 from unseen_ray.storage.environment import storage_wait_s
 from unseen_ray.storage.fence import LOCK, Fence
 from unseen_ray.storage.plain_text import holds_secret, secret_problem
-from unseen_ray.storage.remote import explained, open_uri
+from unseen_ray.storage.remote.uris import explained, open_uri
 from unseen_ray.storage.retry import answered, retried, retried_inline
 
 if TYPE_CHECKING:

@@ -133,8 +133,7 @@ def sweep(
         done = [record for record in _records(folder, config, trials, keeping) if is_done(record, config)]
         if done:
             logger.info("reusing the results of %d finished trials", len(done))
-        wanted = len(trials) if config.search != "optuna" else config.trials or 0
-        if len(done) < wanted:
+        if len(done) < (len(trials) if config.search != "optuna" else config.trials or 0):
             # Here, because Ray takes seconds to import and a finished sweep does not need it.
             from unseen_ray.sweeps.trial_process import run_trial
             from unseen_ray.sweeps.tune import run_trials

@@ -24,7 +24,6 @@ __all__ = ["is_object", "store_samples"]
 logger = logging.getLogger(__name__)
 
 _PART = 2048  # images in one file
-_COMPARED = 64  # samples by which an object is known again
 _ACCEPTED = (
     "Accepted are a pair (images, labels) of arrays, with images as uint8 of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3); a torch "
     "Dataset of (image, label) pairs, whose images are PIL or uint8; a Hugging Face Dataset with columns image and label; and an "
@@ -69,9 +68,7 @@ def store_samples(source: Any, to: str, *, anew: bool = False, field: str = "sou
     digest = _digest_of(samples)
     if (found := folder.read(PREPARED)) is not None and not anew:
         if from_checked_json(found).get("digest") != digest:
-            raise ConfigError(
-                f"{to} holds other samples than this source: their number or some of them differ. Name another out, or set fresh=True."
-            )
+            raise ConfigError(f"{to} holds other samples than this source. Name another out, or set fresh=True.")
         logger.info("the samples are taken from %s, where they were written before", to)
         return place
     _clear(folder)
@@ -103,11 +100,11 @@ def _write_part(samples: _Samples, folder: Folder, start: int) -> str:
 
 
 def _digest_of(samples: _Samples) -> str:
-    """SHA-256 of the number of samples, the class names, and some samples."""
+    """SHA-256 of all samples and the class names: a corrected label must not meet the samples of an earlier start."""
     if not samples.count:
         raise DataError("the source holds no samples.")
     digest = hashlib.sha256(repr((samples.count, samples.class_names)).encode())
-    for number in np.unique(np.linspace(0, samples.count - 1, _COMPARED).astype(int)).tolist():
+    for number in range(samples.count):
         image, label, key = samples.at(number)
         digest.update(image + repr((label, key)).encode())
     return digest.hexdigest()

@@ -62,7 +62,7 @@ def _opened(uri: str, scheme: str) -> tuple[FileSystem, str]:
     from pyarrow.fs import FileSystem
 
     if scheme == "hf":
-        from unseen_ray.storage.hub import open_hub
+        from unseen_ray.storage.remote.hub import open_hub
 
         return open_hub(uri)
     if scheme == "gs" and "retry_limit_seconds=" not in uri:

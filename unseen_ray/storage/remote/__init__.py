@@ -1,0 +1,1 @@
+"""File systems that URIs name: object stores and the Hugging Face hub."""
