@@ -104,6 +104,7 @@ def test_a_candidate_that_is_better_than_random_is_used(better: ur.PruneResult, 
     assert better.coreset.ids.tolist() == prune(tmp_path, USEFUL, guard=MANY).coreset.ids.tolist()
 
 
+@pytest.mark.slow
 def test_random_is_used_where_no_candidate_is_better(tmp_path: Path) -> None:
     result = prune(tmp_path / "auto", auto(USELESS))
     assert result.manifest.stages[0].policy == "random"
@@ -170,6 +171,7 @@ def test_the_report_says_what_was_used(better: ur.PruneResult) -> None:
     assert "<td>useful_rows</td><td>5</td><td>+" in page
 
 
+@pytest.mark.slow
 def test_wrong_labels_are_left_out_where_they_are_many(tmp_path: Path) -> None:
     """Half of the labels are random here, and few of digits' own are suspected."""
     recipe = {"epochs": 30, "min_steps": 0, "batch_size": 24}

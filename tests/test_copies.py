@@ -63,7 +63,7 @@ def test_the_command_names_them_and_writes_what_group_takes(
     said = capsys.readouterr().out
     assert "2 of 10 samples are copies of earlier ones, in 2 groups, the largest of 2." in said
     assert "With another label than the first: 1 (check which is right)." in said
-    assert "class0/twin.png  class1/image3.png" in said
+    assert "class0/twin.png\tclass1/image3.png" in said
     assert "1 sample cannot be decoded and counted as unique: class1/damaged.png." in said
     cli.main(["copies", "--source", str(folder), "--near", "0.97", "--json"], standalone_mode=False)
     values = json.loads(capsys.readouterr().out)

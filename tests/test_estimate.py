@@ -316,7 +316,7 @@ def test_the_command_shows_the_bottleneck_and_how(capsys: pytest.CaptureFixture[
     line = ["plan", "--source", "digits", "--keep", "0.7", "--schedule", "[0.5,0.7]", "--workers", "3"]
     main([*line, "--images_per_s", "1000", "--scoring-images-per-s", "2000", "--decode_images_per_s", "50"])
     text = capsys.readouterr().out
-    (marked,) = [row for row in text.splitlines() if "<- the bottleneck" in row]
+    (marked,) = [row for row in text.splitlines() if row.endswith("the longest")]
     assert marked.split()[:4] == ["0", "4", "1", "2"]
     assert "images/s: training 1,000 (given), scoring 2,000 (given), decoding on one core 50 (given)" in text
     assert "= images / decode rate / 3600" in text

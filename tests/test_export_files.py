@@ -70,6 +70,7 @@ def test_a_short_coreset(result: ur.PruneResult, tmp_path: Path, ending: str) ->
     assert [path.name for path in to.parent.iterdir()] == [to.name]
 
 
+@pytest.mark.slow
 def test_a_coreset_of_several_row_groups(result: ur.PruneResult, tmp_path: Path) -> None:
     ids = np.arange(2**20 + 2**18 + 17)
     long = other_coreset(result, tmp_path / "run", ids, lambda number: f"images/{number:08d}.png")

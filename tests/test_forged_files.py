@@ -108,6 +108,7 @@ def test_labels_that_are_no_class_numbers_are_refused(tmp_path: Path, label: pa.
         _ = open_source(source_ref(str(tmp_path / "a.parquet"))).info
 
 
+@pytest.mark.slow
 def test_a_table_whose_footer_says_more_than_images_could_hold_is_refused(tmp_path: Path) -> None:
     zeros = pa.array([bytes(2**20)] * 1200)
     pq.write_table(

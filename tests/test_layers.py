@@ -31,7 +31,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "training": (6, "numpy torch ~torchvision safetensors ~threadpoolctl"),
     "training/loop": (6, "numpy torch ~torchvision safetensors"),
     "pruning": (6, "numpy pyarrow ~scipy"),
-    "execution": (7, "numpy torch ~ray ~rich ~tensorboardX ~mlflow ~wandb"),
+    "execution": (7, "numpy torch rich ~ray ~tensorboardX ~mlflow ~wandb"),
     "execution/estimate": (7, "numpy torch"),
     "execution/ray": (7, "numpy ray ~torch"),
     "execution/ray/io": (7, "numpy pyarrow ray"),

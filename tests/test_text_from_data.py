@@ -21,8 +21,8 @@ import unseen_ray as ur
 from tests.conftest import png_bytes
 from tests.test_layers import MODULES
 from tests.test_structure import trees
-from unseen_ray.cli.console import PlainTextConsole
 from unseen_ray.cli.output import LogFormatter
+from unseen_ray.execution.console import PlainTextConsole
 from unseen_ray.storage.filesystem import Folder, filesystem_of
 from unseen_ray.storage.plain_text import as_cells, holds_secret, shown
 
@@ -41,7 +41,7 @@ ONLY_IN = {
     "click.secho": [],
     "print": [],
     "Console": [],
-    "PlainTextConsole": ["cli.output"],
+    "PlainTextConsole": ["cli.output", "execution.progress"],
     "logging.Formatter": [],
     "sys.stdout.write": [],
     "sys.stderr.write": [],

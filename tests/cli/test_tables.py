@@ -195,6 +195,7 @@ def test_names_of_many_columns_take_their_width_from_the_terminal() -> None:
     assert table.lines(80) == ["class      kept", "漢字漢字      1", "ab           10"]
 
 
+@pytest.mark.slow
 def test_a_live_table_neither_folds_nor_stays_twice(tmp_path: Path) -> None:
     line = ["prune", "--source", "digits", "--keep", "0.5", "--folds", "2", "--recipe.epochs", "2000"]
     environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}

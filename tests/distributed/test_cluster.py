@@ -104,6 +104,7 @@ def test_a_node_that_does_not_see_the_folder_is_named(simulated: Path) -> None:
     ray.kill(actor)
 
 
+@pytest.mark.slow
 def test_a_node_that_computes_in_another_way_is_not_used(simulated: Path, tmp_path: Path) -> None:
     """The first worker is made up: of hardware that has what this one lacks, or lacks what this one has."""
     write_manifest(Folder(str(tmp_path)), Manifest(created="", config={}, asked={}, source=NO_SOURCE))

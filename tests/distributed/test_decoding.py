@@ -113,6 +113,7 @@ def test_images_are_decoded_where_there_is_no_gpu(mixed: tuple[Cluster, list[str
     assert result.scores == local.scores
 
 
+@pytest.mark.slow
 def test_folds_without_gpu_keep_off_nodes_that_have_one(
     mixed: tuple[Cluster, list[str], list[str]], tmp_path: Path
 ) -> None:
@@ -169,6 +170,7 @@ def test_errors_are_those_of_one_process(mixed: object, tmp_path: Path) -> None:
     assert 17 not in kept.scores.column("id").to_pylist()
 
 
+@pytest.mark.slow
 def test_fold_actors_decode_what_others_leave_no_cpu_for(
     mixed: tuple[Cluster, list[str], list[str]],
     pool: Callable[..., FoldPool],
@@ -197,6 +199,7 @@ def test_fold_actors_decode_what_others_leave_no_cpu_for(
     assert set(read_on(log)) == set(with_gpu)
 
 
+@pytest.mark.slow
 def test_fold_actors_decode_where_no_node_is_without_gpu_or_folds_use_none(
     mixed: tuple[Cluster, list[str], list[str]], pool: Callable[..., FoldPool], tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ def locally(out: Path) -> list[int]:
     return ids
 
 
+@pytest.mark.slow
 def test_a_node_that_joins_takes_queued_folds(cluster: Cluster, tmp_path: Path) -> None:
     nodes = [add(cluster)]
     fit = {

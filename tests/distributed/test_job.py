@@ -131,6 +131,7 @@ def test_submit_follows_the_run_and_leaves_the_token_nowhere(
     assert "--submission-id ours belongs to another job" in again.stderr
 
 
+@pytest.mark.slow
 def test_submit_ends_with_the_exit_code_of_the_run(cluster: dict[str, str], folder: Path, tmp_path: Path) -> None:
     source = ["--source", str(tmp_path / "none.parquet"), "--keep", "0.5"]
     done = submit_ours(cluster, folder, *source, "--out", str(tmp_path / "out"))

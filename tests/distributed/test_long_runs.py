@@ -32,6 +32,7 @@ pytestmark = pytest.mark.usefixtures("session")
 LONG = Limits(rows_in_memory=90, rows_of_a_part=32, rows_of_a_chunk=64)
 
 
+@pytest.mark.slow
 def test_the_driver_of_a_long_run_holds_no_array_of_all_samples(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -85,6 +86,7 @@ def test_an_aggregator_that_is_killed_is_replaced(tmp_path: Path) -> None:
     assert again.summary.labels_C.tolist() == np.asarray(wanted.summary.labels_C).tolist()
 
 
+@pytest.mark.slow
 def test_a_stage_whose_votes_are_damaged_is_not_merged(tmp_path: Path) -> None:
     ur.prune(config_of(tmp_path / "run"), limits=LONG)
     job = make_job(

@@ -41,6 +41,7 @@ def pruned(kind: str, out: Path, **fields: Any) -> ur.PruneResult:
     return ur.prune_dataset(dataset(kind), image="picture", label="kind", out=out, **{**FAST, **fields})
 
 
+@pytest.mark.slow
 def test_a_dataset_is_pruned_as_its_rows_in_files_are(tmp_path: Path) -> None:
     found = {"bytes": pruned("bytes", tmp_path / "bytes"), "grey": pruned("grey", tmp_path / "grey", group="owner")}
     for kind, result in found.items():
@@ -98,6 +99,7 @@ def test_what_is_no_image_or_no_column_is_refused(tmp_path: Path) -> None:
         ur.prune_dataset(dataset("bytes"), image="picture", label="kind", out=tmp_path / "c", **FAST)
 
 
+@pytest.mark.slow
 def test_another_dataset_or_files_of_somebody_else_are_never_taken_or_removed(tmp_path: Path) -> None:
     result = pruned("bytes", tmp_path / "run")
     other = ray.data.from_items([{"picture": png_bytes(each), "kind": "ant"} for each in PIXELS[::-1]])

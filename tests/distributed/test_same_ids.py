@@ -86,6 +86,7 @@ def test_scores_in_parts_are_a_ray_dataset_that_the_driver_does_not_read(tmp_pat
         result.to_ray_dataset()
 
 
+@pytest.mark.slow
 def test_repeats_and_rules_of_combination(tmp_path: Path, session: None) -> None:
     fields = {"repeats": 2, "folds": 2, "combine": "mean_prob", "save_probs": True}
     local, spread = run(tmp_path / "local", executor="local", **fields), run(tmp_path / "ray", **fields)

@@ -54,7 +54,7 @@ def print_answer(*parts: list[str] | Table) -> None:
 
 def console_of(*, stderr: bool = False) -> Console:
     """stdout or stderr for rich."""
-    from unseen_ray.cli.console import PlainTextConsole
+    from unseen_ray.execution.console import PlainTextConsole
 
     return PlainTextConsole(stderr=stderr, highlight=False)
 

@@ -76,9 +76,10 @@ def _in_notebook() -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _on_terminal() -> Iterator[Callable[[str], None]]:
-    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=Console(stderr=True), refresh_per_second=4) as live:
+    from unseen_ray.execution.console import PlainTextConsole
+
+    with Live(console=PlainTextConsole(stderr=True), refresh_per_second=4) as live:
         yield lambda text: live.update(Text(text, no_wrap=True, overflow="ellipsis"))
