@@ -30,6 +30,32 @@ def distributions(seed: int = 0) -> np.ndarray:
 LABELS = np.random.default_rng(9).integers(0, CLASSES, COUNT)
 
 
+def test_arrays_are_scored_as_files_are(tmp_path: Path) -> None:
+    first, second = distributions(), distributions(1)
+    files = given(tmp_path, first=first, second=second, labels=LABELS, folds=np.arange(COUNT) % 3)
+    for name, of_files, of_arrays in (
+        ("one", [files["first"]], first),
+        ("two", [files["first"], files["second"]], [first, second]),
+    ):
+        by_files = ur.score(of_files, files["labels"], out=tmp_path / f"{name}-files")
+        by_arrays = ur.score(of_arrays, LABELS, out=tmp_path / f"{name}-arrays")
+        assert {**by_files, "out": ""} == {**by_arrays, "out": ""}
+        tables = [
+            ur.load(ur.select(each["out"], keep=0.5, out=f"{each['out']}-half").path).scores
+            for each in (by_files, by_arrays)
+        ]
+        assert tables[0].equals(tables[1])
+    folds = ur.score(first, LABELS.tolist(), folds=np.arange(COUNT) % 3, out=tmp_path / "folds")
+    assert folds["votes"] == 1
+    np.save(tmp_path / "again-labels.npy", LABELS + 1)
+    with pytest.raises(ur.ConfigError, match=r"again-labels\.npy holds other labels"):
+        ur.score(first, LABELS, out=tmp_path / "again")
+    with pytest.raises(ur.DataError, match=r"probs\[1\] holds float32 of shape \(60,\)"):
+        ur.score([first, first[:, 0]], LABELS, out=tmp_path / "wrong")
+    with pytest.raises(ur.DataError, match="folds holds float64 of shape"):
+        ur.score(first, LABELS, folds=np.ones(3), out=tmp_path / "wrong folds")
+
+
 def test_one_file_is_scored_and_chosen_by(tmp_path: Path) -> None:
     probs = distributions()
     files = given(tmp_path, probs=probs, labels=LABELS)

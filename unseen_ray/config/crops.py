@@ -20,7 +20,7 @@ class CropSizes(BaseModel):
     first: int = Field(ge=8, description="pixels, at the start")
     last: int = Field(description="pixels, at the end")
     ramp: list[float] = Field([0.0, 1.0], description="shares of all epochs between which the sides grow")
-    step: int = Field(32, ge=1, description="all sides are multiples of it")
+    step: int = Field(default=32, ge=1, description="all sides are multiples of it")
 
     @model_validator(mode="after")
     def _grow(self) -> Self:

@@ -54,140 +54,150 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     use: str = Field(
-        "quick",
+        default="quick",
         description="the named recipe that the other fields change",
         json_schema_extra=listed("training", "NAME", rare=True),
     )
     epochs: int | None = Field(
-        15, ge=1, description="passes over the training set (or set steps)", json_schema_extra=listed("training")
+        default=15,
+        ge=1,
+        description="passes over the training set (or set steps)",
+        json_schema_extra=listed("training"),
     )
     steps: int | None = Field(
-        None, ge=1, description="optimiser steps, in place of epochs", json_schema_extra=listed("training")
+        default=None, ge=1, description="optimiser steps, in place of epochs", json_schema_extra=listed("training")
     )
     min_steps: int = Field(
-        300,
+        default=300,
         ge=0,
         description="fewest steps of a training: a small training set gets more epochs",
         json_schema_extra=listed("training"),
     )
     batch_size: int = Field(
-        64,
+        default=64,
         ge=2,
         description="samples per step, at most the whole training set",
         json_schema_extra=listed("training"),
     )
     optimizer: Optimizer = Field(
-        "sgd", description="sgd with Nesterov momentum, or adamw", json_schema_extra=listed("training")
+        default="sgd", description="sgd with Nesterov momentum, or adamw", json_schema_extra=listed("training")
     )
     lr: float = Field(
-        0.1, gt=0, description="peak learning rate, not scaled by the batch size", json_schema_extra=listed("training")
+        default=0.1,
+        gt=0,
+        description="peak learning rate, not scaled by the batch size",
+        json_schema_extra=listed("training"),
     )
     layer_decay: float = Field(
-        1.0,
+        default=1.0,
         gt=0,
         le=1,
         description="factor by which the learning rate falls from each layer to the one below; the last layer has lr",
         json_schema_extra=listed("training", rare=True),
     )
-    min_lr: float = Field(0.0, ge=0, description="final learning rate", json_schema_extra=listed("training", rare=True))
+    min_lr: float = Field(
+        default=0.0, ge=0, description="final learning rate", json_schema_extra=listed("training", rare=True)
+    )
     decay: Decay = Field(
-        "cosine",
+        default="cosine",
         description="from lr to min_lr after the warm-up; linear makes a one-cycle triangle",
         json_schema_extra=listed("training", rare=True),
     )
     momentum: float = Field(
-        0.9,
+        default=0.9,
         ge=0,
         lt=1,
         description="momentum of SGD, or the first beta of AdamW",
         json_schema_extra=listed("training", rare=True),
     )
     weight_decay: float = Field(
-        5e-4,
+        default=5e-4,
         ge=0,
         description="weight decay, decoupled for adamw; includes norms and biases with decay_norms",
         json_schema_extra=listed("training", rare=True),
     )
     decay_norms: bool = Field(
-        False,
+        default=False,
         description="also decay norms and biases, as published ResNet recipes do",
         json_schema_extra=listed("training", rare=True),
     )
     warmup: float = Field(
-        2.0,
+        default=2.0,
         ge=0,
         description="epochs of linear warm-up, at most a fifth of all epochs",
         json_schema_extra=listed("training", rare=True),
     )
     label_smoothing: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         description="share of each label that is spread over all classes",
         json_schema_extra=listed("training", rare=True),
     )
     mixup: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="alpha of mixup, 0 for none; with cutmix, each batch uses one of the two",
         json_schema_extra=listed("training", rare=True),
     )
     cutmix: float = Field(
-        0.0, ge=0, description="alpha of CutMix; 0 for none", json_schema_extra=listed("training", rare=True)
+        default=0.0, ge=0, description="alpha of CutMix; 0 for none", json_schema_extra=listed("training", rare=True)
     )
     ema: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         description="decay of an exponential moving average of the weights, which then makes the predictions; 0 for none",
         json_schema_extra=listed("training", rare=True),
     )
     precision: Precision = Field(
-        "auto", description="auto: bf16 if the hardware supports it", json_schema_extra=listed("training", rare=True)
+        default="auto",
+        description="auto: bf16 if the hardware supports it",
+        json_schema_extra=listed("training", rare=True),
     )
     augment: Augment = Field(
-        "auto",
+        default="auto",
         description="none, flip, crop, crop_flip, crop_flip_cutout or resized_crop_flip; auto: none below 16 px, crop_flip up to 64, "
         "resized_crop_flip above",
         json_schema_extra=listed("training", "NAME"),
     )
     pad: Literal["reflect", "zeros"] = Field(
-        "reflect",
+        default="reflect",
         description="padding where a crop reaches beyond the image",
         json_schema_extra=listed("training", rare=True),
     )
     drop_last: bool = Field(
-        True,
+        default=True,
         description="skip the last, shorter batch of an epoch; always done if several workers share a training",
         json_schema_extra=listed("training", rare=True),
     )
     train_px: int | CropSizes | None = Field(
-        None,
+        default=None,
         description="side of the training crops of resized_crop_flip, or {first, last, ramp, step} for one that grows; default as stored",
         json_schema_extra=listed("training", "INT|MAPPING", rare=True),
     )
     compile: bool = Field(
-        False,
+        default=False,
         description="use torch.compile, with CUDA graphs on a GPU; results differ slightly",
         json_schema_extra=listed("training", rare=True),
     )
     deterministic: bool = Field(
-        False,
+        default=False,
         description="identical results on GPUs of one model; on CPUs they always are",
         json_schema_extra=listed("training", rare=True),
     )
     init: str | None = Field(
-        None,
+        default=None,
         description="file of weights to start from, safetensors or torch.save; default: random weights",
         json_schema_extra=listed("training", "FILE"),
     )
     init_saw: Literal["none"] | None = Field(
-        None,
+        default=None,
         description="none: you assert that the weights in init were never trained on a sample of the source; mode: unseen requires it",
         json_schema_extra=listed("training"),
     )
     init_sha256: str | None = Field(
-        None,
+        default=None,
         pattern="^[0-9a-f]{64}$",
         description="SHA-256 that the file init must have; default: any",
         json_schema_extra=listed("training", "DIGEST", rare=True),

@@ -83,129 +83,133 @@ class PruneConfig(BaseModel):
         json_schema_extra=listed("choice"),
     )
     out: str | None = Field(
-        None,
+        default=None,
         description="folder of the run, a local path or a URI; on a cluster, all nodes must share it",
         json_schema_extra=listed("storage", "FOLDER"),
     )
     reuse: list[str] | None = Field(
-        None,
+        default=None,
         description="folders of other runs, whose trainings and scores are reused where they would be identical",
         json_schema_extra=listed("storage", "FOLDERS", rare=True),
     )
     mode: Literal["unseen", "fitting"] = Field(
-        "unseen",
+        default="unseen",
         description="unseen: each model scores only samples that it was not trained on; fitting, the usual baseline: one "
         "model trains on all samples and scores them",
         json_schema_extra=listed("choice"),
     )
-    folds: int = Field(4, ge=2, description="K, the number of folds, from 2 to N", json_schema_extra=listed("choice"))
+    folds: int = Field(
+        default=4, ge=2, description="K, the number of folds, from 2 to N", json_schema_extra=listed("choice")
+    )
     train_on: Literal["fold", "complement"] = Field(
-        "fold",
+        default="fold",
         description="fold: each model trains on one fold and scores the others (UNSEEN); complement: the reverse",
         json_schema_extra=listed("choice", rare=True),
     )
     stratify: bool = Field(
-        True, description="spread each class evenly over the folds", json_schema_extra=listed("choice", rare=True)
+        default=True,
+        description="spread each class evenly over the folds",
+        json_schema_extra=listed("choice", rare=True),
     )
     group: Any = Field(
-        None,
+        default=None,
         description="which samples stay together in one fold: a column, such as the patient, or a .npy file with one number "
         "per row; {pattern: REGEX} of the "
         "keys (--group.pattern); with drop: true (--group.drop true) only one of each group is used",
         json_schema_extra=listed("data", "COLUMN|FILE"),
     )
     combine: Literal["mean", "rank_mean", "mean_prob"] = Field(
-        "mean",
+        default="mean",
         description="how the scores that several models give a sample are combined into one",
         json_schema_extra=listed("choice", rare=True),
     )
     repeats: int = Field(
-        1,
+        default=1,
         ge=1,
         le=10_000,
         description="models to train in place of each one, with different seeds",
         json_schema_extra=listed("choice", rare=True),
     )
     seed: int = Field(
-        0,
+        default=0,
         ge=0,
         le=LARGEST_SEED,
         description="random seed of folds, training and ties, from 0 to 2**63 - 1",
         json_schema_extra=listed("choice"),
     )
     schedule: Any = Field(
-        None,
+        default=None,
         description="choose in stages: fractions of N that end in keep, or {first, stages, spacing: even|geometric}; default: one stage",
         json_schema_extra=listed("choice", "FRACTIONS"),
     )
     test: Any = Field(
-        None,
+        default=None,
         description="test set with the same classes, for evaluate; default: the source's own test split",
         json_schema_extra=listed("data", "SOURCE"),
     )
     holdout: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         description="fraction of each class to set aside for evaluate: never trained on, scored or kept",
         json_schema_extra=listed("data"),
     )
     score: Any = Field(
-        "entropy",
+        default="entropy",
         description="the score that ranks samples; see `unseen-ray list scores`",
         json_schema_extra=listed("choice", "NAME"),
     )
     also_score: Any = Field(
-        "all",
+        default="all",
         description="other scores to store: all (those that cost nothing extra), none, or a list",
         json_schema_extra=listed("choice", "NAMES", rare=True),
     )
     score_every: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="for scores over epochs: how many epochs apart they are recorded; default: 1",
         json_schema_extra=listed("choice", rare=True),
     )
     policy: Any = Field(
-        "auto",
+        default="auto",
         description="how scores decide which samples are kept; default in mode: fitting: top; see `unseen-ray list policies`",
         json_schema_extra=listed("choice", "NAME"),
     )
     guard: Any = Field(
-        "none",
+        default="none",
         description="how samples whose labels look wrong are left out: none, or one of `unseen-ray list guards`; policy auto "
         "has its own unless you set this",
         json_schema_extra=listed("choice", "NAME"),
     )
     on_bad_sample: Literal["error", "skip"] = Field(
-        "error",
+        default="error",
         description="stop at an image that cannot be decoded, or leave it out",
         json_schema_extra=listed("data"),
     )
     save_probs: bool = Field(
-        False,
+        default=False,
         description="store the mean out-of-fold probabilities, an N x C array",
         json_schema_extra=listed("storage", rare=True),
     )
     save_features: bool = Field(
-        False,
+        default=False,
         description="store the features before the last layer of the first model of stage 0, an N x D array",
         json_schema_extra=listed("storage", rare=True),
     )
     pixel_memory_gb: float = Field(
-        4.0,
+        default=4.0,
         ge=0,
         description="GiB of decoded images to hold in memory; a larger source is decoded into files",
         json_schema_extra=listed("storage", rare=True),
     )
     pixel_folder: str | None = Field(
-        None,
+        default=None,
         description="folder for these files, which runs can share; default: in out, until the run is finished; "
         "none: decode at every read",
         json_schema_extra=listed("storage", "FOLDER", rare=True),
     )
     model: Any = Field(
-        None,
+        default=None,
         description="model to train; default: by the image size; see `unseen-ray list models`",
         json_schema_extra=listed("training", "NAME"),
     )
@@ -220,53 +224,53 @@ class PruneConfig(BaseModel):
         json_schema_extra=listed("training", "MAPPING", rare=True),
     )
     fit: Any = Field(
-        None,
+        default=None,
         description="your own training function, package.module:function, in place of model and recipe",
         json_schema_extra=listed("training", "FUNCTION", rare=True),
     )
-    threads: int = Field(1, ge=1, description="CPU threads per training", json_schema_extra=listed("cluster"))
+    threads: int = Field(default=1, ge=1, description="CPU threads per training", json_schema_extra=listed("cluster"))
     cpus_per_fold: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="CPUs to reserve per training; default: threads",
         json_schema_extra=listed("cluster", rare=True),
     )
     gpus_per_fold: float | None = Field(
-        None,
+        default=None,
         ge=0,
         description="GPUs per training of a fold, or a share of one; default: 1 if the cluster has GPUs, else 0",
         json_schema_extra=listed("cluster"),
     )
     gpus_per_fit: int = Field(
-        1,
+        default=1,
         ge=1,
         description="GPUs (or CPU workers) that share one training in later stages and in evaluate",
         json_schema_extra=listed("cluster", rare=True),
     )
     max_retries: int = Field(
-        3,
+        default=3,
         ge=0,
         description="restarts in a row of a task that loses its worker without making progress",
         json_schema_extra=listed("cluster", rare=True),
     )
     wait_s: float = Field(
-        600,
+        default=600,
         ge=0,
         description="seconds to wait for a node with room for a training",
         json_schema_extra=listed("cluster", rare=True),
     )
     executor: Literal["ray", "local"] = Field(
-        "ray",
+        default="ray",
         description="local: in this process and without Ray, with the same result",
         json_schema_extra=listed("cluster"),
     )
     log_to: Any = Field(
-        None,
+        default=None,
         description="where to log every epoch of training: tensorboard (default), mlflow, wandb, a list, or none",
         json_schema_extra=listed("storage", "NAMES"),
     )
     address: str | None = Field(
-        None,
+        default=None,
         description="Ray cluster to join; default: RAY_ADDRESS, else a private one on this machine",
         json_schema_extra=listed("cluster", "ADDRESS"),
     )

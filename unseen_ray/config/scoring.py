@@ -33,19 +33,20 @@ class Scoring(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
     share: float = Field(
-        1.0, gt=0, le=1, description="fraction of the recipe's epochs or steps for which scoring models train"
+        default=1.0, gt=0, le=1, description="fraction of the recipe's epochs or steps for which scoring models train"
     )
     recipe: Recipe | None = Field(
-        None, description="recipe of the scoring models, or the fields that differ from the run's; default the run's"
+        default=None,
+        description="recipe of the scoring models, or the fields that differ from the run's; default the run's",
     )
-    model: Any = Field(None, description="the scoring model; default the run's model")
+    model: Any = Field(default=None, description="the scoring model; default the run's model")
     votes: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="folds that each model scores, and so the models that score a sample, from 1 to K-1; default: K-1",
     )
     models: int | None = Field(
-        None,
+        default=None,
         ge=2,
         description="folds that get a model, from 2 to K; the samples of the other folds are only scored; default K",
     )

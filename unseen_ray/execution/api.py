@@ -7,8 +7,18 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+import numpy as np
+
 from unseen_ray.config.fields.given import config_of
-from unseen_ray.config.fields.keywords import CommonFields, Plug, RunFields, ScoreFields, SourceLike, with_keywords
+from unseen_ray.config.fields.keywords import (
+    CommonFields,
+    PathLike,
+    Plug,
+    RunFields,
+    ScoreFields,
+    SourceLike,
+    with_keywords,
+)
 from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import score_name
@@ -26,6 +36,7 @@ from unseen_ray.runs.run import Run, load_run
 
 if TYPE_CHECKING:
     import ray.data
+    from numpy.typing import ArrayLike
 
     from unseen_ray.pruning.executor import Executor, Observer
 
@@ -167,28 +178,30 @@ def select(
 
 @with_keywords(ScoreFields)
 def score(
-    probs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    labels: str | os.PathLike[str],
+    probs: ArrayLike | PathLike | Sequence[ArrayLike | PathLike],
+    labels: ArrayLike | PathLike,
     *,
-    out: str | os.PathLike[str],
-    folds: str | os.PathLike[str] | None = None,
+    out: PathLike,
+    folds: ArrayLike | PathLike | None = None,
     source: SourceLike | None = None,
     **fields: Unpack[ScoreFields],
 ) -> dict[str, Any]:
-    """Score samples by your own out-of-fold probabilities, for `select` to choose by; see `pruning.score_probs`.
+    """Score samples by your own out-of-fold probabilities, for `select` to choose by.
+
+    Args:
+        probs: (N, C) probabilities of models that never saw the sample, as an array or the path of a .npy file; or a list of these, one a
+            model, where a row of NaN is a sample that this model did not score.
+        labels: (N,) integer labels, or the path of a .npy file; an array is written to `<out>-labels.npy` unless there is a source.
+        out: a new folder.
+        folds: (N,) integers, where the rows of `probs` with one number are of one model.
+        source: the samples themselves, in the same order, for reports, exports and trainings; None for labels alone.
+        fields: `score`, `also_score`, `combine`, `guard`, `seed`.
 
     Returns:
         `out`, `samples`, `classes`, `votes` of a sample, `accuracy` of the votes, and the deciding `score`.
     """
-    files = [probs] if isinstance(probs, (str, os.PathLike)) else probs
-    run = score_probs(
-        [os.fspath(path) for path in files],
-        os.fspath(labels),
-        out=os.fspath(out),
-        folds=None if folds is None else os.fspath(folds),
-        source=source,
-        **fields,
-    )
+    of_folds = None if folds is None else _numbers(folds)
+    run = score_probs(_models(probs), _numbers(labels), out=os.fspath(out), folds=of_folds, source=source, **fields)
     (stage,) = run.manifest.stages
     return {
         "out": run.folder.root,
@@ -198,6 +211,17 @@ def score(
         "accuracy": stage.accuracy,
         "score": score_name(run.manifest.config["score"]),
     }
+
+
+def _models(probs: Any) -> list[str | np.ndarray]:
+    """The probabilities of each model."""
+    is_one = isinstance(probs, (str, os.PathLike)) or hasattr(probs, "__array__")
+    return [_numbers(each) for each in ([probs] if is_one else probs)]
+
+
+def _numbers(given: Any) -> str | np.ndarray:
+    """The path of a .npy file, or an array."""
+    return os.fspath(given) if isinstance(given, (str, os.PathLike)) else np.asarray(given)
 
 
 def run_of(result: PruneResult | str | os.PathLike[str]) -> Run:

@@ -5,6 +5,8 @@ Shapes: N samples, C classes, V files of probabilities.
 
 from __future__ import annotations
 
+import io
+import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -34,6 +36,7 @@ from unseen_ray.runs.manifest_entries import Receipt, source_entry, stage_entry,
 from unseen_ray.runs.run import Run, open_scores
 from unseen_ray.runs.tasks import Job
 from unseen_ray.runs.votes import write_votes
+from unseen_ray.storage.filesystem import Folder, absolute_path
 from unseen_ray.storage.tables import write_table
 
 if TYPE_CHECKING:
@@ -43,41 +46,53 @@ if TYPE_CHECKING:
 
 __all__ = ["score_probs"]
 
+Numbers = str | np.ndarray
+"""An array, or the path of a .npy file."""
+
 _BATCH = 2048  # rows scored at once, since the probabilities may fill the memory
 _SUM_TOLERANCE = 1e-2  # a softmax stored in half precision sums to 1 within this
 _ROUNDING = 1e-5  # one in single precision
 
 
 def score_probs(
-    probs: Sequence[str], labels: str, *, out: str, folds: str | None = None, source: Any = None, **fields: Any
+    probs: Sequence[Numbers],
+    labels: Numbers,
+    *,
+    out: str,
+    folds: Numbers | None = None,
+    source: Any = None,
+    **fields: Any,
 ) -> Run:
-    """Score every sample by the probabilities of models that never saw it, from .npy files.
+    """Score every sample by the probabilities of models that never saw it, from arrays or .npy files.
 
     Args:
-        probs: V files of (N, C) probabilities, one a model; a row of NaN is a sample that this model did not score.
-        labels: a file of (N,) integer labels.
+        probs: V times (N, C) probabilities, one a model; a row of NaN is a sample that this model did not score.
+        labels: (N,) integer labels; an array is written to the file `<out>-labels.npy` unless there is a source.
         out: a new folder.
-        folds: a file of (N,) integers, where `probs` is one file whose rows of a fold are one model's.
+        folds: (N,) integers, where `probs` is one array whose rows of a fold are one model's.
         source: the samples themselves, in the same order, for reports, exports and trainings; None for labels alone.
         fields: `score`, `also_score`, `combine`, `guard`, `seed`.
 
     Raises:
         ConfigError: if a field is wrong, or the folder holds anything.
-        DataError: if the files are not what they should be, do not fit each other, or leave some samples with fewer votes.
+        DataError: if the arrays are not what they should be, do not fit each other, or leave some samples with fewer votes.
     """
     _check_arguments(probs, folds, fields)
     began = time.monotonic()
-    votes = [_checked(read_npy(path), path) for path in probs]
-    num_classes = votes[0].shape[1]
-    samples = source if source is not None else {"use": "labels", "path": labels, "classes": num_classes}
+    names = [_name_of(each, f"probs[{number}]") for number, each in enumerate(probs)]
+    votes = [_checked(_array_of(each), name) for each, name in zip(probs, names, strict=True)]
+    labels_N, num_classes = _array_of(labels), votes[0].shape[1]
+    samples = source
+    if source is None:
+        samples = {"use": "labels", "path": _stored_labels(labels, labels_N, out), "classes": num_classes}
     # A run needs a keep, but nothing is chosen here. Stored probabilities let `select` combine and guard in other ways.
     config = PruneConfig(source=samples, keep=0.5, out=out, save_probs=True, **fields)
     resolved = ResolvedRun(config, of_models=False)
     check_functions(resolved)
     opened = open_source(source_ref(config.source).absolute())
     info = opened.info
-    _check_fit(votes, probs, info.labels_N, read_npy(labels), labels)
-    parts = _parts_of(votes, None if folds is None else read_npy(folds), folds)
+    _check_fit(votes, names, info.labels_N, labels_N, _name_of(labels, "labels"))
+    parts = _parts_of(votes, folds)
     population = make_population(info.labels_N, info.num_classes)
     votes_each = sum(len(rows) for rows, _ in parts) // len(population)
     if resolved.scores.of_votes and votes_each < 2:
@@ -119,7 +134,29 @@ def _scored_stage(
     return entry, files
 
 
-def _check_arguments(probs: Sequence[str], folds: str | None, fields: Mapping[str, Any]) -> None:
+def _array_of(given: Numbers) -> np.ndarray:
+    return read_npy(given) if isinstance(given, str) else np.asarray(given)
+
+
+def _name_of(given: Numbers, name: str) -> str:
+    """What messages call it."""
+    return given if isinstance(given, str) else name
+
+
+def _stored_labels(labels: Numbers, labels_N: np.ndarray, out: str) -> str:
+    """The file of labels, which the run's folder names as its source."""
+    if isinstance(labels, str):
+        return labels
+    above, name = os.path.split(f"{absolute_path(out)}-labels.npy")
+    folder, buffer = Folder(above), io.BytesIO()
+    np.save(buffer, labels_N, allow_pickle=False)
+    if folder.read(name) not in (None, buffer.getvalue()):
+        raise ConfigError(f"{folder.path(name)} holds other labels. Remove it, or name another out.")
+    folder.write(name, buffer.getvalue())
+    return folder.path(name)
+
+
+def _check_arguments(probs: Sequence[Numbers], folds: Numbers | None, fields: Mapping[str, Any]) -> None:
     if unknown := sorted(fields.keys() - set(SCORE_FIELDS)):
         raise ConfigError(
             [
@@ -130,7 +167,8 @@ def _check_arguments(probs: Sequence[str], folds: str | None, fields: Mapping[st
         )
     if not probs or (folds is not None and len(probs) > 1):
         raise ConfigError(
-            f"folds goes with one file of probabilities, and there are {len(probs)}. Give --folds, or a file for each model."
+            f"folds goes with one file of probabilities, and there are {len(probs)}. "
+            "Give folds, or the probabilities of each model by themselves."
         )
 
 
@@ -173,17 +211,19 @@ def _check_fit(
         )
 
 
-def _parts_of(votes: list[FloatArray], folds_N: Any, path: str | None) -> list[tuple[IntArray, FloatArray]]:
+def _parts_of(votes: list[FloatArray], folds: Numbers | None) -> list[tuple[IntArray, FloatArray]]:
     """For each model the rows that it scored, and the array that holds its probabilities there.
 
     Raises:
         DataError: if the folds do not fit, a model scored nothing, or some samples have more votes than others.
     """
-    if path is None:
+    folds_N = np.empty(0) if folds is None else _array_of(folds)
+    if folds is None:
         parts = [(np.flatnonzero(~np.isnan(values[:, 0])), values) for values in votes]
     elif folds_N.shape != (len(votes[0]),) or folds_N.dtype.kind not in "iu":
         raise DataError(
-            f"{path} holds {folds_N.dtype} of shape {folds_N.shape}; folds are one integer a sample, shape ({len(votes[0])},)."
+            f"{_name_of(folds, 'folds')} holds {folds_N.dtype} of shape {folds_N.shape}; "
+            f"folds are one integer a sample, shape ({len(votes[0])},)."
         )
     else:
         scored = ~np.isnan(votes[0][:, 0])

@@ -41,17 +41,19 @@ class _Part(BaseModel):
 class Proxy(_Part):
     """The proxy: one model and recipe that measures the coreset of every trial."""
 
-    model: Any = Field(None, description="model trained on each coreset; default the run's")
-    recipe: Any = Field(None, description="its recipe; default the run's")
-    trainings: int = Field(1, ge=1, description="trainings of each coreset, with different seeds")
+    model: Any = Field(default=None, description="model trained on each coreset; default the run's")
+    recipe: Any = Field(default=None, description="its recipe; default the run's")
+    trainings: int = Field(default=1, ge=1, description="trainings of each coreset, with different seeds")
 
 
 class Halving(_Part):
     """Asynchronous successive halving (ASHA): after a stage, trials whose coreset measures badly are stopped."""
 
-    use: Literal["asha"] = Field("asha", description="Ray Tune's ASHAScheduler")
-    reduction: float = Field(2, gt=1, description="one in this many of the trials that reached a stage continues")
-    grace: float = Field(0, ge=0, lt=1, description="fraction of N below which no trial is stopped")
+    use: Literal["asha"] = Field(default="asha", description="Ray Tune's ASHAScheduler")
+    reduction: float = Field(
+        default=2, gt=1, description="one in this many of the trials that reached a stage continues"
+    )
+    grace: float = Field(default=0, ge=0, lt=1, description="fraction of N below which no trial is stopped")
 
 
 class SweepFields(TypedDict, total=False):
@@ -86,13 +88,13 @@ class SweepConfig(_Part):
         description="values to try of each hyperparameter: a list, or {min, max, log} for random and optuna"
     )
     out: str | None = Field(
-        None, description="the sweep's folder, local or a URI; on a cluster it must be on shared storage"
+        default=None, description="the sweep's folder, local or a URI; on a cluster it must be on shared storage"
     )
-    search: Literal["grid", "random", "optuna"] = Field("grid", description="how the space is searched")
-    trials: int | None = Field(None, ge=1, description="how many configurations random and optuna try")
-    seeds: int = Field(1, ge=1, description="runs of each configuration, with seed, seed + 1, ...")
+    search: Literal["grid", "random", "optuna"] = Field(default="grid", description="how the space is searched")
+    trials: int | None = Field(default=None, ge=1, description="how many configurations random and optuna try")
+    seeds: int = Field(default=1, ge=1, description="runs of each configuration, with seed, seed + 1, ...")
     seed: int = Field(
-        0,
+        default=0,
         ge=0,
         le=2**32 - 1,  # the most that Optuna's samplers take
         description="of the first run of each configuration, and of the search, from 0 to 2**32 - 1",
@@ -102,17 +104,17 @@ class SweepConfig(_Part):
         ("random", "full"), description="baselines to measure, too: random, random_matched, full"
     )
     objective: Literal["accuracy", "pareto"] = Field(
-        "accuracy", description="what optuna optimises: accuracy alone, or accuracy and cost (pareto)"
+        default="accuracy", description="what optuna optimises: accuracy alone, or accuracy and cost (pareto)"
     )
-    scheduler: Halving | None = Field(None, description="none, asha, or {use: asha, reduction, grace}")
+    scheduler: Halving | None = Field(default=None, description="none, asha, or {use: asha, reduction, grace}")
     max_concurrent_trials: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="trials that run at the same time; default as many as the cluster can train at once, at most 8",
     )
-    max_failures: int = Field(2, ge=0, description="how often a trial is restarted after its process was lost")
+    max_failures: int = Field(default=2, ge=0, description="how often a trial is restarted after its process was lost")
     address: str | None = Field(
-        None, description="Ray cluster to join; default: RAY_ADDRESS, else a private one on this machine"
+        default=None, description="Ray cluster to join; default: RAY_ADDRESS, else a private one on this machine"
     )
 
     def __init__(self, /, **values: Unpack[SweepFields]) -> None:
