@@ -15,6 +15,8 @@ import unseen_ray as ur
 from unseen_ray.data.images.decode import to_pixels
 from unseen_ray.data.prepare.objects import store_samples
 from unseen_ray.data.sources.registry import open_source, source_ref
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.lock import held
 
 RNG = np.random.default_rng(0)
 IMAGES, LABELS = RNG.integers(0, 256, (60, 8, 8, 3), np.uint8), np.arange(60) % 3
@@ -110,6 +112,16 @@ def test_the_same_samples_are_not_written_twice_and_others_are_refused(tmp_path:
         store_samples((IMAGES, (LABELS + 1) % 3), to)
     store_samples((IMAGES, (LABELS + 1) % 3), to, anew=True)
     assert open_source(source_ref(to)).info.labels_N.tolist() == ((LABELS + 1) % 3).tolist()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_samples_of_a_driver_at_work_are_not_replaced(tmp_path: Path, fresh: bool) -> None:
+    out, place = str(tmp_path / "run"), tmp_path / "run-source"
+    store_samples((IMAGES, LABELS), str(place))
+    before = {path: path.read_bytes() for path in place.iterdir()}
+    with held(Folder(out)), pytest.raises(ur.UnseenError, match="is held by process"):
+        ur.prune(source=(255 - IMAGES, LABELS), out=out, executor="local", fresh=fresh, **QUICK)
+    assert {path: path.read_bytes() for path in place.iterdir()} == before
 
 
 def test_what_others_have_written_stays(tmp_path: Path) -> None:

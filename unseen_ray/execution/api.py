@@ -33,6 +33,8 @@ from unseen_ray.pruning.pipeline import run_pipeline
 from unseen_ray.pruning.reselect import reselect
 from unseen_ray.pruning.score_probs import score_probs
 from unseen_ray.runs.run import Run, load_run
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.lock import held
 
 if TYPE_CHECKING:
     import ray.data
@@ -122,7 +124,8 @@ def prune_dataset(
     config = PruneConfig(source=source, keep=keep, out=os.fspath(out), **fields)
     with ray_session(config.address):
         group = None if config.group is None else group_ref(config.group).column
-        store_dataset(dataset, place, image=image, label=label, group=group, anew=fresh)
+        with held(Folder(os.fspath(out))):  # a driver that is at work here reads the rows that are there
+            store_dataset(dataset, place, image=image, label=label, group=group, anew=fresh)
         return prune(config, fresh=fresh, on_event=on_event)
 
 
@@ -130,17 +133,18 @@ def _run_config(
     config: PruneConfig | str | os.PathLike[str] | None, fields: Mapping[str, Any], *, anew: bool
 ) -> PruneConfig:
     """The configuration, whose source and test set were written beside the run if they are objects in memory."""
-    held = [name for name in ("source", "test") if is_object(fields.get(name))]
+    objects = [name for name in ("source", "test") if is_object(fields.get(name))]
     # What is wrong in the other fields is told before anything is written.
-    checked = config_of(config, {**fields, **dict.fromkeys(held, "digits")})
-    if not held:
+    checked = config_of(config, {**fields, **dict.fromkeys(objects, "digits")})
+    if not objects:
         return checked
     if checked.out is None:
         raise ConfigError(
-            f"{held[0]} is an object in memory, to be written to <out>-{held[0]}. Name `out`, the run's folder."
+            f"{objects[0]} is an object in memory, to be written to <out>-{objects[0]}. Name `out`, the run's folder."
         )
     base = checked.out.rstrip("/")
-    places = {name: store_samples(fields[name], f"{base}-{name}", anew=anew, field=name) for name in held}
+    with held(Folder(base)):  # a driver that is at work here reads the samples that are there
+        places = {name: store_samples(fields[name], f"{base}-{name}", anew=anew, field=name) for name in objects}
     return config_of(config, {**fields, **places})
 
 
