@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -636,3 +639,25 @@ def test_an_unreadable_sample_may_be_skipped(tmp_path: Path, capsys: pytest.Capt
     assert re.search(r"skipped data\.parquet:17: ", capsys.readouterr().err)
     kept = pq.read_table(tmp_path / "run" / "coreset.parquet").column("id").to_pylist()
     assert len(kept) == round(0.5 * 39) and 17 not in kept
+
+
+def test_a_limit_of_memory_too_low_for_torch_is_named(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "unseen_ray",
+            "prune",
+            "--source",
+            "digits",
+            "--keep",
+            "0.5",
+            "--out",
+            str(tmp_path / "run"),
+        ],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (12 * 10**8, 12 * 10**8)),
+    )
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.startswith("error: this process may use no more memory: ") and len(done.stderr.splitlines()) == 1

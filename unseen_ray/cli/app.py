@@ -32,6 +32,9 @@ from unseen_ray.training.host import claim_process
 
 __all__ = ["entry", "main"]
 
+# What the dynamic linker, torch and Python say when the system gives no memory, in errors of other types than MemoryError.
+_NO_MEMORY = ("failed to map segment", "can't allocate memory", "can't start new thread", "Cannot allocate memory")
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="unseen-ray", prog_name="unseen-ray")
@@ -81,9 +84,23 @@ def main(args: list[str] | None = None) -> None:
         # The reader, such as `head`, has what it wanted. Python flushes stdout at exit and would print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except Exception:
-        logging.getLogger(__name__).exception("this is a bug in unseen_ray, or in a function of your own")
+    except Exception as error:
+        _explain(error)
         sys.exit(FAILED)
+
+
+def _explain(error: Exception) -> None:
+    """Say that memory is short where that is the cause, and else log where the error came from."""
+    log = logging.getLogger(__name__)
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
+        log.debug("out of memory", exc_info=error)
+        say(
+            f"error: this process may use no more memory: {str(error) or type(error).__name__}. Raise its limit (`ulimit -v`, or the "
+            "container's), or take less (`unseen-ray plan` shows what a run needs); the same line resumes a run.",
+            err=True,
+        )
+    else:
+        log.error("this is a bug in unseen_ray, or in a function of your own", exc_info=error)
 
 
 def entry() -> None:
