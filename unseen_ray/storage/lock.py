@@ -131,7 +131,7 @@ class RunLock:
                     return lost
                 time.sleep(_SETTLE_S)
         except StorageError as error:
-            return f"its lock could not be renewed for {silent_s:.0f} s: {error}"
+            return f"its lock could not be renewed for {silent_s:.0f} s: {str(error).rstrip('.')}"
         return ""
 
     def _renewed(self) -> str:
