@@ -657,7 +657,7 @@ def test_a_limit_of_memory_too_low_for_torch_is_named(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (12 * 10**8, 12 * 10**8)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (13 * 10**8, 13 * 10**8)),
     )
     assert done.returncode == 4, done.stderr
     assert done.stderr.startswith("error: this process may use no more memory: ") and len(done.stderr.splitlines()) == 1

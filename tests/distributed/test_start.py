@@ -79,3 +79,24 @@ def test_a_start_whose_raylet_dies_is_tried_again(tmp_path: Path) -> None:
     assert run.returncode == 0, err
     assert killed and "Ray has not started within its own limit of 30 s; trying again" in err
     assert "Kept 100 of 200" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["raylet", "gcs_server"])
+def test_a_private_ray_that_loses_its_own_processes_ends_the_run_with_one_message(tmp_path: Path, killed: str) -> None:
+    """No node can join it, so the run does not wait for one."""
+    fit = "{use: tests.plugs:slow_centroids, seconds: 60}"
+    line = [*LINE, "--source.limit", "300", "--fit", fit, "--out", str(tmp_path / "run")]
+    with open(tmp_path / "log", "w+") as log:
+        run = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=log)
+        try:
+            while "fold 0" not in (tmp_path / "log").read_text():
+                assert run.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.2)
+            found = subprocess.run(["pgrep", "-P", str(run.pid), "-x", killed], capture_output=True, text=True)
+            os.kill(int(found.stdout), 9)
+            assert run.wait(120) == 4, (tmp_path / "log").read_text()
+        finally:
+            run.kill()
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last.startswith(f"error: the private Ray cluster has ended: its {killed} does not run any more.")

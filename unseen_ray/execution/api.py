@@ -120,8 +120,7 @@ def prune_dataset(
 
     place = f"{os.fspath(out).rstrip('/')}-source"
     source = {"use": "parquet", "path": place, "size": size, "limit": limit}
-    # What is wrong in it is told before anything is written.
-    config = PruneConfig(source=source, keep=keep, out=os.fspath(out), **fields)
+    config = PruneConfig(source=source, keep=keep, out=os.fspath(out), **fields)  # refuses before anything is written
     with ray_session(config.address):
         group = None if config.group is None else group_ref(config.group).column
         with held(Folder(os.fspath(out))):  # a driver that is at work here reads the rows that are there

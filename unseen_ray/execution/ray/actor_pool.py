@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from unseen_ray.errors import FoldFailedError
 from unseen_ray.execution.ray.actors import start_fold_worker
 from unseen_ray.execution.ray.capacity import Capacity, Resources, computes_alike, plain_nodes, slots, survey
+from unseen_ray.execution.ray.connect import check_private
 from unseen_ray.execution.ray.failures import (
     Attempts,
     decide,
@@ -69,6 +70,7 @@ class FoldPool:
         wait_s: how long to wait for a node that an actor fits on.
         out: the run's folder, which each actor must see.
         user_fit: whether a user's own function trains.
+        is_private: whether the cluster is this run's own, which no node can join.
         on_retry: called with the name of a task that is started again.
 
     Attributes:
@@ -83,6 +85,7 @@ class FoldPool:
     wait_s: float
     out: str
     user_fit: bool = False
+    is_private: bool = False
     on_retry: Callable[[str], None] = lambda name: None
     worker_infos: list[dict[str, Any]] = field(default_factory=list)
     lost_at_start: int = 0
@@ -208,6 +211,8 @@ class FoldPool:
 
     def _survey(self) -> None:
         """Survey the nodes, every few seconds and after a loss, and forget actors of nodes that have left."""
+        if self.is_private:
+            check_private()
         now = time.monotonic()
         if now - self._last_survey < _SURVEY_EVERY_S:
             return

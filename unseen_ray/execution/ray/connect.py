@@ -34,7 +34,7 @@ from unseen_ray.storage.environment import (
 )
 from unseen_ray.storage.retry import answered
 
-__all__ = ["api_server", "check_reachable", "ensure_session", "ray_session", "starts_private"]
+__all__ = ["api_server", "check_private", "check_reachable", "ensure_session", "ray_session", "starts_private"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +87,16 @@ def ray_session(address: str | None, *, local: bool = True) -> Iterator[None]:
 def starts_private(address: str | None) -> bool:
     """Whether a session would start a cluster on this machine alone."""
     return not ray.is_initialized() and _named(address) is None
+
+
+def check_private() -> None:
+    """ClusterError where the private cluster of this process has ended: no node can join it, and Ray ends the process a minute later."""
+    dead = {kind for kind, _ in ray._private.worker.global_worker.node.dead_processes()} & {"raylet", "gcs_server"}
+    if dead:
+        raise ClusterError(
+            f"the private Ray cluster has ended: its {' and '.join(sorted(dead))} does not run any more. Something killed it, perhaps "
+            "for want of memory. Run the same line again: what was finished is kept."
+        )
 
 
 def _named(address: str | None) -> str | None:

@@ -84,10 +84,12 @@ class RayExecutor:
         self._aggregators: Aggregators | None = None
         self._meter = Meter("")
         self._later_tasks = 1
+        self._is_private = False
 
     def prepare(self, job: Job, source: Source) -> ExecutorSetup:
         """Connect, request actors, put the pixels into the object store once, and resolve the precision."""
-        if starts_private(self._address):
+        self._is_private = starts_private(self._address)
+        if self._is_private:
             check_fits(job.config, this_machine())  # a refusal needs no cluster
         self._open.enter_context(ray_session(self._address))
         self._meter = Meter(job.out)
@@ -200,6 +202,7 @@ class RayExecutor:
             wait_s=config.wait_s,
             out=job.out if self._given is None else self._given.out,
             user_fit=config.fit is not None,
+            is_private=self._is_private,
             on_retry=self._meter.retried,
         )
         return self._pool
