@@ -547,6 +547,13 @@ def test_a_fitting_configuration_survives_json() -> None:
     assert PruneConfig.from_json(json.loads(json.dumps(made.to_json()))) == made
 
 
+@pytest.mark.parametrize("changes", [{"layer_decay": 1.0}, {"optimizer": "sgd", "lr": 0.1}])
+def test_a_named_recipe_set_back_to_defaults_survives_json(changes: dict[str, Any]) -> None:
+    recipe = {"use": "finetune", **changes}
+    made = config(recipe=recipe, scoring={"recipe": {**recipe, "epochs": 3}})
+    assert PruneConfig.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
 def test_a_configuration_with_a_fit_survives_json() -> None:
     made = config(fit="lab:fit", folds=3)
     assert PruneConfig.from_json(json.loads(json.dumps(made.to_json()))).to_json() == made.to_json()

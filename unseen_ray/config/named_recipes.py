@@ -163,5 +163,8 @@ def recipe_values(value: str | Mapping[str, Any] | Recipe, *, base: Recipe | Non
         changes["epochs"] = None
     elif changes.get("epochs") is not None:
         changes["steps"] = None
+    changes["use"] = name
+    if changes.keys() >= Recipe().model_dump().keys():  # as stored, where newer fields with their default are left out
+        return changes
     changed = RECIPES[name][0] if base is None else base
-    return {**changed.model_dump(), **changes, "use": name}
+    return {**changed.model_dump(), **changes}
