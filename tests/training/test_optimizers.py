@@ -69,6 +69,9 @@ def test_all_trained_weights_are_in_one_layer_and_frozen_ones_in_none() -> None:
     model[1].weight = model[0].weight  # tied
     model[2].bias.requires_grad_(False)
     assert names_of(model) == [["0.weight", "0.bias"], ["1.bias"], ["2.weight"]]
+    scaled = nn.Sequential(nn.Linear(4, 4))
+    scaled.register_parameter("scale", nn.Parameter(torch.ones(1)))
+    assert names_of(nn.Sequential(scaled, nn.Linear(4, 2)))[:2] == [["0.0.weight", "0.0.bias"], ["0.scale"]]
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])

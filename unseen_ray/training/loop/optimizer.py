@@ -79,8 +79,7 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
     for child in model.children():
         if isinstance(child, (nn.Sequential, nn.ModuleList)):
             yield from child
-        else:
-            yield child
+        yield child  # a sequence may have weights beside those of its modules
 
 
 def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
