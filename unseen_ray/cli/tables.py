@@ -10,12 +10,14 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from unseen_ray.storage.plain_text import shown
+
 __all__ = ["Cell", "Column", "Table"]
 
 Cell = str | int | float | None
 
 _GAP = "   "
-_FLAT = str.maketrans("\t\r\n", "   ", "\x1b")  # names come from the data, and may hold what moves a cursor
+_FLAT = str.maketrans("\t\r\n", "   ")
 _PROSE = 24  # the narrowest column of sentences that reads well
 
 
@@ -42,7 +44,7 @@ class Column:
         if cell is None or (isinstance(cell, float) and math.isnan(cell)):
             return ""
         if isinstance(cell, str):
-            return cell.translate(_FLAT)
+            return shown(cell.translate(_FLAT))  # before it is measured
         return format(cell, self.form if grouped else self.form.replace(",", ""))
 
 
