@@ -200,7 +200,7 @@ def test_a_logger_that_fails_is_told_no_more(caplog: pytest.LogCaptureFixture) -
     background.close()
     assert told.calls == 1
     assert [record.message for record in caplog.records] == [
-        "service stops logging this run: ConnectionError: https://host refused"
+        "service stops logging this run: ConnectionError: https://***@host refused"
     ]
 
 

@@ -26,6 +26,7 @@ from unseen_ray.runs.run import flat_fields
 from unseen_ray.runs.tasks import EvalResult, Progress
 from unseen_ray.storage.environment import WANDB_MODE, WANDB_PROJECT, variable
 from unseen_ray.storage.filesystem import Folder, is_uri
+from unseen_ray.storage.plain_text import shown
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
@@ -39,7 +40,6 @@ _PROJECT = "unseen-ray"
 _STEP = "training_iteration"
 _QUEUED = 1000  # events that a logger may be behind
 _END_S = 30.0  # how long a run waits for its loggers at its end
-_USERINFO = re.compile(r"(?<=//)[^/@\s]+@")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -173,7 +173,7 @@ class BackgroundLogger:
 
     def _give_up(self, reason: str) -> None:
         self._over.set()
-        logger.warning("%s stops logging this run: %s", self._name, _USERINFO.sub("", reason))
+        logger.warning("%s stops logging this run: %s", self._name, shown(reason))
 
 
 class Tracker:
@@ -287,8 +287,7 @@ def _loggers_of(config: PruneConfig, out: str, local: str) -> dict[str, Logger]:
         except ModuleNotFoundError as error:
             raise ConfigError(f"log_to: {name} needs {error.name}. Install it: pip install {error.name}.") from None
         except Exception as error:  # of any service
-            reason = _USERINFO.sub("", f"{type(error).__name__}: {error}")
-            raise ConfigError(f"log_to: {name} cannot be used: {reason}") from None
+            raise ConfigError(f"log_to: {name} cannot be used: {shown(f'{type(error).__name__}: {error}')}") from None
     return found
 
 
