@@ -120,7 +120,8 @@ LOGGERS = {
 SCORING_SPEEDUP = 3.0  # scoring is a forward pass, training also a backward pass of about twice the cost
 
 _SMALL_PX = 64
-_PRETRAINED = ("pretrained", "weights")  # options by which timm's and torchvision's models download weights
+# Options by which timm's and torchvision's models load weights.
+_PRETRAINED = ("pretrained", "checkpoint_path", "weights")
 
 
 def entry_of(model: Any) -> ModelEntry | None:
