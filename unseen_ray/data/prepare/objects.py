@@ -18,7 +18,6 @@ from unseen_ray.data.sources.tables.labels import image_schema
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.storage.lock import LOCK, held
 
 __all__ = ["is_object", "store_samples"]
 
@@ -63,32 +62,25 @@ def store_samples(source: Any, to: str, *, anew: bool = False, field: str = "sou
     Raises:
         ConfigError: if the object is none that is accepted, or the folder holds other samples or anything else.
         DataError: if a sample is not an image with a label.
-        RunInUseError: if another process writes them.
     """
-    samples = _samples_of(source, field)
+    samples, folder = _samples_of(source, field), Folder(to)
+    place = {"use": "parquet", "path": to}
     digest = _digest_of(samples)
-    with held(Folder(to)) as lock:
-        _store(samples, digest, lock.folder, anew=anew)
-    return {"use": "parquet", "path": to}
-
-
-def _store(samples: _Samples, digest: str, folder: Folder, *, anew: bool) -> None:
     if (found := folder.read(PREPARED)) is not None and not anew:
         if from_checked_json(found).get("digest") != digest:
-            raise ConfigError(
-                f"{folder.root} holds other samples than this source. Name another out, or set fresh=True."
-            )
-        logger.info("the samples are taken from %s, where they were written before", folder.root)
-        return
+            raise ConfigError(f"{to} holds other samples than this source. Name another out, or set fresh=True.")
+        logger.info("the samples are taken from %s, where they were written before", to)
+        return place
     _clear(folder)
     names = [_write_part(samples, folder, start) for start in range(0, samples.count, _PART)]
     folder.write(PREPARED, to_checked_json({"digest": digest, "shards": [{"name": name} for name in names]}))
     folder.delete_folder(PREPARING)
+    return place
 
 
 def _clear(folder: Folder) -> None:
     """Make a folder ready to be written; ConfigError if it holds what no earlier write has made."""
-    there = [name for name in folder.files() if name != LOCK]
+    there = folder.files()
     if there and not {PREPARED, PLAN} & set(there):
         raise ConfigError(f"{folder.root} holds {', '.join(there[:3])}. Remove the folder, or name another out.")
     folder.write(PLAN, b"")  # readers refuse an unfinished folder by it
