@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -56,7 +57,9 @@ def content(out: Path) -> dict[str, tuple[int, str]]:
     """Of each file when it was written, and its digest."""
     found = {}
     for path in out.rglob("*"):
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # a driver that works may put it in place meanwhile
+        with contextlib.suppress(
+            FileNotFoundError, IsADirectoryError
+        ):  # a driver that works may put it in place meanwhile
             found[str(path.relative_to(out))] = (path.stat().st_mtime_ns, sha256_of(path.read_bytes()))
     return found
 
