@@ -325,6 +325,13 @@ def test_the_command_shows_the_bottleneck_and_how(capsys: pytest.CaptureFixture[
     assert [row["stage"] for row in found["cluster"]["stages"]] == [0, 1]
 
 
+def test_pruning_pays_after_trainings_of_as_many_epochs_as_on_all_samples() -> None:
+    # min_steps 300 alone would give 288 samples 75 epochs: as many steps as 1,438 samples get in 14.
+    planned = ur.plan_values(ur.PruneConfig(source="digits", keep=0.2, holdout=0.2, scoring={"share": 0.25}))
+    full, kept = 22 * 64 * 15, 4 * 64 * 15
+    assert planned["pays_after_trainings"] == pytest.approx(planned["bill"] / (1 - kept / full))
+
+
 def test_of_a_sweep_only_hours_are_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text("run: {source: digits, keep: 0.5, holdout: 0.2}\nspace: {folds: [2, 4]}\nout: x\n")

@@ -137,7 +137,9 @@ def _time_lines(values: dict[str, Any]) -> list[str]:
         )
     if values["pays_after_trainings"] is not None:
         count = several(math.ceil(values["pays_after_trainings"]), "training")
-        lines.append(f"pruning saves time after about {count} on the kept samples with the same recipe")
+        lines.append(
+            f"pruning saves time after about {count} on the kept samples, for as many epochs as on all samples"
+        )
     elif values["bill"] is not None:
         lines.append(
             "training with the same recipe on the kept samples takes as many steps as on all samples: no time is saved"

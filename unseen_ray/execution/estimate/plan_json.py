@@ -136,9 +136,14 @@ def _cost(plan: RunPlan, rates: Rates) -> dict[str, Any]:
 
 
 def _pays_after(bill: float | None, plan: RunPlan) -> float | None:
-    """Number of trainings on the coreset, instead of all data, that save the cost of the run; None if they save nothing."""
-    asked = plan.asked
-    saved = 1 - asked.recipe.image_passes(plan.budget, workers=asked.gpus_per_fit) / plan.full_passes()
+    """Number of trainings on the coreset, instead of all data, that save the cost of the run; None if they save nothing.
+
+    Both train for as many epochs, as in `evaluate`.
+    """
+    recipe, workers = plan.asked.recipe, plan.asked.gpus_per_fit
+    if recipe.steps is None:
+        recipe = recipe.of_epochs(recipe.epochs_of(plan.num_samples, workers=workers))
+    saved = 1 - recipe.image_passes(plan.budget, workers=workers) / plan.full_passes()
     return None if bill is None or saved <= 0 else bill / saved
 
 
