@@ -14,6 +14,7 @@ from unseen_ray.config.fields.listing import HELP_GROUPS, HelpEntry, help_entry
 from unseen_ray.config.fields.yaml_text import parsed_yaml
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.config.run import PruneConfig, load_yaml
+from unseen_ray.config.scoring import Scoring
 from unseen_ray.errors import ConfigError
 
 __all__ = [
@@ -244,7 +245,7 @@ def _help(field: FieldInfo, *, inherited: bool) -> str:
     # `out` is required here, whatever its default is: the new folder is never that of the run.
     if inherited and not field.is_required() and field.description != PruneConfig.model_fields["out"].description:
         return f"{field.description}  [default: the run's]"
-    if field.is_required() or default is None:
+    if field.is_required() or default is None or isinstance(default, Scoring):
         return str(field.description)
     shown = str(default).lower() if isinstance(default, bool) else str(default)
     return f"{field.description}  [default: {shown}]"

@@ -220,8 +220,9 @@ class PruneConfig(BaseModel):
     )
     scoring: Scoring = Field(
         default_factory=Scoring,
-        description="settings of the scoring models alone: {share, recipe, model, votes, models}",
-        json_schema_extra=listed("training", "MAPPING", rare=True),
+        description="what the scoring models have of their own: {share, recipe, model, votes, models}; --scoring.share 0.25 trains them "
+        "for a quarter of the epochs; default: as model and recipe say",
+        json_schema_extra=listed("training", "MAPPING"),
     )
     fit: Any = Field(
         default=None,
