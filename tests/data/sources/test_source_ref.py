@@ -72,7 +72,10 @@ def test_a_mapping_is_not_changed() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("digit", r"^source='digit' is not a source\. Allowed: digits, .*, a path or URI, .*Did you mean 'digits'\?"),
+        (
+            "digit",
+            r"^source='digit' is not a source, and no file or .* is here\. Allowed: digits, .*, a path or URI, .*Did you mean 'digits'\?",
+        ),
         ({"limit": 3}, r"^source: a mapping needs `use` .* or `path`, and has \['limit'\]"),
         ({"use": "parquet"}, r"^source: parquet needs 'path'; write \{use: parquet, path: \.\.\.\}"),
         ({"use": "parquet", "image": "img"}, r"^source: parquet needs 'path'"),

@@ -247,8 +247,8 @@ def source_ref(value: str | Mapping[str, Any] | Callable[..., Any], *, field: st
     if use not in SOURCES and not is_target(use):
         if not _looks_like_path(use):
             raise ConfigError(
-                f"{field}={use!r} is not a source. Allowed: {', '.join(SOURCES)}, a path or URI, "
-                f"or package.module:function.{did_you_mean(use, SOURCES)}"
+                f"{field}={use!r} is not a source, and no file or folder of that name is here. Allowed: {', '.join(SOURCES)}, "
+                f"a path or URI, or package.module:function.{did_you_mean(use, SOURCES)}"
             )
         options = {"path": use, **options}
         use = _kind_of(use)
