@@ -153,7 +153,7 @@ def _check_form(form: str | None, kind: str, to: str) -> None:
         known = "; ".join(f"{name} ({what})" for name, what in ENDINGS.items())
         raise ConfigError(
             f"--to {to} ends in {kind!r}. Allowed are {known}, and a folder, without an ending or with a slash, for the "
-            f"pruned data set.{did_you_mean(kind, ENDINGS)}"
+            f"pruned data set (--as webdataset: as tars).{did_you_mean(kind, ENDINGS)}"
         )
 
 
