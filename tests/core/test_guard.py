@@ -116,13 +116,23 @@ def test_flipped_labels_are_suspected_and_others_are_not() -> None:
 
 
 def test_an_unlikely_label_is_another_class_and_half_as_likely_as_by_chance() -> None:
-    labels, pred = np.array([0, 1, 2, 3]), np.array([1, 1, 0, 0])
-    p_label = np.array([0.124, 0.01, 0.125, 0.0], np.float32)
+    labels, pred = np.array([0, 1, 2, 3, 0, 2]), np.array([1, 1, 0, 0, 0, 2])
+    p_label = np.array([0.124, 0.01, 0.125, 0.0, 0.1, 0.1], np.float32)
     found = {
-        many: unlikely_label(labels_M=labels, pred_M=pred, p_label_M=p_label, many=many) for many in (0.0, 0.49, 0.5)
+        many: unlikely_label(labels_M=labels, pred_M=pred, p_label_M=p_label, many=many) for many in (0.0, 0.33, 0.34)
     }
-    assert found[0.0].tolist() == found[0.49].tolist() == [True, False, False, True]
-    assert not found[0.5].any()
+    assert found[0.0].tolist() == found[0.33].tolist() == [True, False, False, True, False, False]
+    assert not found[0.34].any()
+
+
+def test_models_at_chance_cannot_tell_wrong_labels() -> None:
+    labels = np.arange(90) % 3
+    for wrong, credible in ((53, True), (55, False)):  # right on 41 % and 39 %, where chance is 33 %
+        off = np.arange(90) < wrong
+        p_label, pred = np.where(off, 0.0, 1.0).astype(np.float32), np.where(off, (labels + 1) % 3, labels)
+        found = [unlikely_label(labels_M=labels, pred_M=pred, p_label_M=p_label, many=many) for many in (0.1, 0.0)]
+        assert found[0].sum() == (wrong if credible else 0)
+        assert found[1].sum() == wrong  # whoever sets the guard decides
 
 
 def test_a_rare_class_is_not_suspected_for_being_rare() -> None:

@@ -128,7 +128,8 @@ def unlikely_label(
         labels_M: (M,) int64 given classes.
         pred_M: (M,) int64 classes that most votes predict.
         p_label_M: (M,) mean probability of the given class.
-        many: suspect none unless they are more than this share of all, in [0, 1).
+        many: suspect none unless they are more than this share of all, in [0, 1), and the models know the classes: see
+            `are_credible`. At 0, suspect them whatever their number.
 
     Returns:
         (M,) bool.
@@ -138,7 +139,27 @@ def unlikely_label(
     """
     _check_share("many", many)
     suspects = are_unlikely(labels_M, pred_M, p_label_M, np.bincount(labels_M))
-    return suspects if suspects.sum() > many * len(suspects) else np.zeros(len(suspects), bool)
+    sizes_C, right = np.bincount(labels_M), int((pred_M == labels_M).sum())
+    return suspects if are_credible(int(suspects.sum()), right, sizes_C, many) else np.zeros(len(suspects), bool)
+
+
+def are_credible(suspects: int, right: int, sizes_C: IntArray, many: float) -> bool:
+    """Whether so many suspects tell of wrong labels, and not of models that know little.
+
+    Args:
+        suspects: how many there are.
+        right: how many labels the models agree with.
+        sizes_C: (C,) samples of each class.
+        many: the share of all that sound labels do not reach; at 0 the answer is yes: whoever sets the guard decides.
+    """
+    samples = int(sizes_C.sum())
+    return not many or (suspects > many * samples and not is_near_chance(right / max(samples, 1), sizes_C))
+
+
+def is_near_chance(accuracy: float, sizes_C: IntArray) -> bool:
+    """Whether an accuracy is hardly above that of always predicting the largest class."""
+    largest = float(sizes_C.max() / sizes_C.sum())
+    return accuracy < min(2 * largest, 0.9 * largest + 0.1)
 
 
 def are_unlikely(labels_M: IntArray, pred_M: IntArray, p_label_M: FloatArray, sizes_C: IntArray) -> NDArray[np.bool_]:

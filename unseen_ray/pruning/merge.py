@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from unseen_ray.config.score_columns import of_probabilities
 from unseen_ray.core.combine_votes import ScoreFunction, ScoreTable, VoteCombiner, reducible
+from unseen_ray.core.guard import are_credible
 from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside, are_in
 from unseen_ray.pruning.suspects import SUSPECT, count_unlikely, suspects_of, with_unlikely
 from unseen_ray.runs.layout import probs_file, scores_file
@@ -262,11 +263,11 @@ def join_ranges(job: Job, request: MergeRequest, ranges: Iterable[Merged]) -> Me
 
 
 def _with_suspects_marked(job: Job, merged: Merged) -> Merged:
-    """A stage 0 whose ranges counted what `unlikely_label` suspects, with these marked if they are many."""
+    """A stage 0 whose ranges counted what `unlikely_label` suspects, with these marked if so many can be wrong labels."""
     many, summary = job.resolved.guards_by_rows, merged.summary
     if many is None or summary.suspects is None:
         return merged
-    if many and summary.suspects <= many * summary.rows:
+    if not are_credible(summary.suspects, summary.right, summary.labels_C, many):
         return replace(merged, summary=replace(summary, suspects=None))
     return replace(merged, files=with_unlikely(job.folder, scores_file(0), merged.files, summary.labels_C))
 

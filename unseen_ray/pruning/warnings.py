@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from unseen_ray.config.score_columns import SUSPECT, score_name
 from unseen_ray.core.combine_votes import OF_STAGES
-from unseen_ray.core.guard import unlikely_label
+from unseen_ray.core.guard import is_near_chance, unlikely_label
 from unseen_ray.core.stats import rank_correlations
 from unseen_ray.plugins import plug_of
 
@@ -29,9 +29,7 @@ _HARD_FIRST = ("top", "class_balanced", "class_floor", "class_quota")
 _COLLAPSE_BELOW = 0.35  # of all; hard-first choices lose to random at high pruning rates (Zheng et al., ICLR 2023)
 _ALMOST_EMPTY = 0.05  # of the share kept in all
 _MANY_SUSPECTS = 0.1  # of what is kept
-_MOST_SUSPECTS = (
-    1 / 3
-)  # of all: in real data sets, a tenth of the labels is wrong at most (Northcutt et al., NeurIPS 2021)
+_MOST_SUSPECTS = 1 / 3  # of all; in real data sets a tenth is wrong at most (Northcutt et al., NeurIPS 2021)
 _NAMED = 5
 _FEW, _PHOTO_PX, _LOW = 5_000, 32, 0.7  # samples, pixels of a side, accuracy
 _COLLINEAR = 0.995  # rank correlation
@@ -178,7 +176,7 @@ def warn_of_beta(config: PruneConfig) -> None:
 
 def warn_of_chance(entry: StageEntry, summary: StageSummary) -> None:
     """Warn if a stage's models are hardly better than always predicting the largest class."""
-    if _is_near_chance(entry.vote_accuracy, summary):
+    if is_near_chance(entry.vote_accuracy, summary.labels_C):
         logger.warning(
             "the models of stage %d are right on %.1f %% of what they scored, and always predicting the largest class on %.1f %%: "
             "their scores mean little. Train longer (recipe.epochs), with fewer folds, or by another recipe.",
@@ -204,19 +202,13 @@ def suggest_weights(config: PruneConfig, entry: StageEntry, *, samples: int, siz
 
 def warn_of_columns(accuracy: float, summary: StageSummary) -> None:
     """Warn if probabilities from elsewhere are hardly better than chance: most often, their columns or rows are in another order."""
-    if _is_near_chance(accuracy, summary):
+    if is_near_chance(accuracy, summary.labels_C):
         logger.warning(
             "the probabilities are right on %.1f %% of the samples, and always predicting the largest class on %.1f %%. Column c must be "
             "class c of the labels, and row n sample n: classes sorted as text are in another order (0, 1, 10, 2).",
             100 * accuracy,
             100 * _largest_share(summary),
         )
-
-
-def _is_near_chance(accuracy: float, summary: StageSummary) -> bool:
-    """Whether an accuracy is hardly above that of always predicting the largest class."""
-    largest = _largest_share(summary)
-    return accuracy < min(2 * largest, 0.9 * largest + 0.1)
 
 
 def _largest_share(summary: StageSummary) -> float:
