@@ -306,7 +306,7 @@ def test_evaluate_imports_no_candidate_that_only_the_folder_names(better: ur.Pru
 @pytest.mark.slow
 def test_the_fitting_baseline_chooses_by_the_policy_that_was_used(tmp_path: Path) -> None:
     fields: dict[str, Any] = {
-        "source": {"use": "digits", "limit": 400},
+        "source": {"use": "digits", "limit": 1200},
         "holdout": 0.25,
         "recipe": {"epochs": 2},
         "keep": 0.3,

@@ -14,6 +14,7 @@ import pytest
 import unseen_ray as ur
 from tests.conftest import class_pixels
 from unseen_ray.data.sources.registry import open_source, source_ref
+from unseen_ray.runs.manifest_entries import Receipt
 
 FAST = {"epochs": 1, "min_steps": 0}
 
@@ -48,6 +49,29 @@ def config(data: Path, out: Path, **fields: Any) -> ur.PruneConfig:
 def keep_times(data: Path, times: dict[Path, int]) -> None:
     for path, time_ns in times.items():
         os.utime(path, ns=(time_ns, time_ns))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_change_while_a_run_reads_ends_it(tmp_path: Path, kind: str) -> None:
+    data = tmp_path / "data"
+    WRITERS[kind](data, 0)
+    lazy = {"pixel_memory_gb": 0, "pixel_folder": "none"}
+    whole = ur.prune(config(data, tmp_path / "whole", **lazy))
+    seen: list[Any] = []
+
+    def change(event: Any) -> None:
+        seen.append(event)
+        if isinstance(event, Receipt) and event.index == 0:
+            WRITERS[kind](data, 1)
+
+    with pytest.raises(ur.DataError, match=r"changed while the run read it.* Restore the data"):
+        ur.prune(config(data, tmp_path / "run", **lazy), on_event=change)
+    assert any(isinstance(event, Receipt) for event in seen)
+    WRITERS[kind](data, 0)
+    with pytest.raises(ur.ConfigError, match="finished"):
+        ur.load(tmp_path / "run")
+    fresh = ur.prune(config(data, tmp_path / "run", **lazy), fresh=True)
+    assert fresh.coreset.ids.tolist() == whole.coreset.ids.tolist()
 
 
 @pytest.mark.parametrize("kind", WRITERS)

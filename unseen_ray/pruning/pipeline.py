@@ -15,6 +15,7 @@ from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.data.related.grouping import with_groups
 from unseen_ray.data.sources.registry import Source, SourceInfo, open_source, source_ref
+from unseen_ray.errors import DataError
 from unseen_ray.plugins import is_target
 from unseen_ray.pruning.coreset_builder import clear_stages
 from unseen_ray.pruning.plan import RunPlan, plan_run
@@ -175,6 +176,7 @@ def _prepare(
 
 def _finish(runner: StageRunner, plan: RunPlan, source: Source) -> Run:
     run = runner.run
+    _check_unchanged(run, runner.job)
     run.check_ours()
     # A crash before the commit leaves files that the next start overwrites. After one behind it, `_already_finished` clears the rest,
     # but for checkpoints, which may be an evaluation's.
@@ -187,6 +189,20 @@ def _finish(runner: StageRunner, plan: RunPlan, source: Source) -> Run:
     clear_checkpoints(run.folder)
     clear_pixels(run.folder)
     return run.released()
+
+
+def _check_unchanged(run: Run, job: Job) -> None:
+    """DataError if the source is not what the run began with: models before and after the change would have read two data sets."""
+    try:
+        info = open_source(job.source).info
+    except DataError as error:
+        logger.warning("the source cannot be opened again, to see whether it changed while the run read it: %s", error)
+        return
+    if not run.manifest.source.is_same_data(info):
+        raise DataError(
+            f"source {info.name} changed while the run read it, so that its scores may be of two data sets. Restore the data and "
+            "run the same line again, or begin anew with --fresh (fresh=True)."
+        )
 
 
 def _as_before(resolved: ResolvedRun, run: Run) -> ResolvedRun:
