@@ -14,6 +14,7 @@ import yaml
 
 import unseen_ray as ur
 from unseen_ray.cli.app import cli
+from unseen_ray.execution.ray.connect import ray_session
 
 ROOT = Path(__file__).parents[1]
 PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -68,7 +69,8 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     (session,) = blocks(PAGES["README.md"], "python")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(session, names)
+    with ray_session(None):  # else the block's own would stay open until this process ends
+        exec(session, names)
     assert len(names["kept"]) == len(names["anew"]) == round(0.7 * 1797)  # type: ignore[arg-type]
 
 
