@@ -46,13 +46,14 @@ def weights_of(
     make: Callable[[], nn.Module] = net,
     checkpoints: Checkpoints | None = None,
     draw: EpochDraw | None = None,
+    recipe: Recipe = RECIPE,
 ) -> dict[str, torch.Tensor]:
     """Of a net that was trained on digits."""
     source = open_source(source_ref("digits"))
     pixel_store, _ = load_pixel_store(source, 8)
     ids = np.arange(256)
     labels = source.info.labels_N[ids]
-    plan = FitPlan(ids_M=ids, labels_M=labels, num_classes=10, recipe=RECIPE, seed=5, shard=shard, draw=draw)
+    plan = FitPlan(ids_M=ids, labels_M=labels, num_classes=10, recipe=recipe, seed=5, shard=shard, draw=draw)
     torch.manual_seed(5)
     model = make()
     with numerics(1, False, CPU):
@@ -70,9 +71,9 @@ def met(rank: int, folder: str) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def work(rank: int, folder: str, draw: EpochDraw | None) -> None:
+def work(rank: int, folder: str, draw: EpochDraw | None, recipe: Recipe = RECIPE) -> None:
     with met(rank, folder):
-        weights = weights_of(WorkerShare(rank, 2), draw=draw)
+        weights = weights_of(WorkerShare(rank, 2), draw=draw, recipe=recipe)
     save_file({name: value.contiguous() for name, value in weights.items()}, f"{folder}/{rank}.safetensors")
 
 
@@ -114,6 +115,21 @@ def both(folder: Path, target: Callable[..., None], *args: Any) -> list[int | No
     for worker in workers:
         worker.join(120)
     return [worker.exitcode for worker in workers]
+
+
+@pytest.mark.slow
+def test_two_workers_average_their_weights_as_one_does_and_mix_their_own_images(tmp_path: Path) -> None:
+    averaged = RECIPE.model_copy(update={"optimizer": "adamw", "lr": 0.003, "layer_decay": 0.7, "ema": 0.9})
+    mixed = averaged.model_copy(update={"mixup": 0.4, "cutmix": 1.0})
+    found = {}
+    for name, recipe in (("averaged", averaged), ("mixed", mixed)):
+        assert both(tmp_path / name, work, None, recipe) == [0, 0]
+        found[name] = [load_file(tmp_path / name / f"{rank}.safetensors") for rank in range(2)]
+        for key, value in found[name][0].items():
+            assert torch.equal(value, found[name][1][key]), key
+    for key, value in weights_of(WorkerShare(), recipe=averaged).items():
+        torch.testing.assert_close(found["averaged"][0][key], value, atol=2e-4, rtol=1e-3)
+        assert not torch.equal(found["mixed"][0][key], found["averaged"][0][key])
 
 
 @pytest.mark.slow
