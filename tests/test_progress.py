@@ -44,6 +44,6 @@ def shown(out: Path, *, progress: bool, terminal: bool) -> str:
 @pytest.mark.slow  # three processes that load torch
 def test_a_script_shows_its_progress_on_a_terminal_alone(tmp_path: Path) -> None:
     text = shown(tmp_path / "a", progress=True, terminal=True)
-    assert "starting" in text and "stage 0 fold 1: done, accuracy" in text
+    assert "starting" in text and "stage 0 fold 1: done, scored" in text
     assert "fold" not in shown(tmp_path / "b", progress=False, terminal=True)
     assert "fold" not in shown(tmp_path / "c", progress=True, terminal=False)

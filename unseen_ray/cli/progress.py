@@ -14,6 +14,7 @@ from rich.live import Live
 
 from unseen_ray.cli.live_log import beside_control_c, logging_above
 from unseen_ray.cli.tables import Cell, Column, Table
+from unseen_ray.execution.progress import resumes, sentence_of
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import EvalResult, Progress
 
@@ -53,6 +54,7 @@ class _Row:
             self.first = 0 if event.done == 1 else event.done
 
     def eta_s(self) -> float:
+        """Seconds that the training will still take; NaN if that is not known."""
         if not self.last.done or self.last.doing != "train":
             return math.nan
         done = self.last.done - (self.first or 0)
@@ -98,11 +100,11 @@ class LineProgress:
             fresh = event.task not in self.rows
             row = self.rows.setdefault(event.task, _Row(event))
             row.take(event)
-            if fresh or _resumes(event) or time.monotonic() - row.said >= _LINE_EVERY_S:
+            if fresh or resumes(event) or time.monotonic() - row.said >= _LINE_EVERY_S:
                 row.said = time.monotonic()
-                self._print(f"{event.task} ({event.node}, {event.device}): {_sentence(row)}")
+                self._print(f"{event.task} ({event.node}, {event.device}): {sentence_of(event, row.eta_s())}")
         else:
-            self._print(f"{event.task} ({event.node}, {event.device}): {_closing(event)}")
+            self._print(f"{event.task} ({event.node}, {event.device}): {sentence_of(event)}")
 
     def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -133,31 +135,6 @@ def _cells(row: _Row) -> tuple[Cell, ...]:
     eta = row.eta_s()
     left = None if math.isnan(eta) else f"{eta:.0f} s left"
     return f"{last.done}/{last.total}", last.loss, last.accuracy, last.images_per_s, left
-
-
-def _sentence(row: _Row) -> str:
-    last = row.last
-    if last.doing == "score":
-        return f"scoring {last.done:,} of {last.total:,}"
-    if not last.done:
-        return "started"
-    if _resumes(last):
-        return f"resuming after epoch {last.done}/{last.total}"
-    eta = row.eta_s()
-    left = "" if math.isnan(eta) or last.done < 2 else f", {eta:.0f} s left"
-    return f"epoch {last.done}/{last.total}, loss {last.loss:.4f}, accuracy {last.accuracy:.3f}, {last.images_per_s:,.0f} images/s{left}"
-
-
-def _resumes(event: Progress) -> bool:
-    """Whether a training resumes from the checkpoint of an earlier start or of a lost worker."""
-    return event.doing == "train" and event.earlier and 0 < event.done < event.total
-
-
-def _closing(event: Receipt | EvalResult) -> str:
-    if isinstance(event, EvalResult):
-        return f"accuracy {event.accuracy:.4f} after training on {event.trained:,} samples, {event.seconds:.1f} s"
-    done = "done before" if event.reused else "done"
-    return f"{done}, scored {event.scored:,} samples with accuracy {event.accuracy:.4f}, {event.seconds:.1f} s"
 
 
 def _started(event: Receipt | EvalResult) -> Progress:

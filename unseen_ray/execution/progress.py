@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from unseen_ray.runs.tasks import Progress
+from unseen_ray.runs.manifest_entries import Receipt
+from unseen_ray.runs.tasks import EvalResult, Progress
 
 if TYPE_CHECKING:
     from unseen_ray.pruning.executor import Observer
 
-__all__ = ["shown_progress"]
+__all__ = ["resumes", "sentence_of", "shown_progress"]
 
 _SHOWN = 12  # tasks, the latest ones
 _EVERY_S = 0.25
@@ -26,17 +28,9 @@ class _Lines:
         self._show, self._rows, self._shown = show, dict[str, str](), 0.0
 
     def __call__(self, event: Any) -> None:
-        if isinstance(event, Progress):
-            loss = (
-                f", loss {event.loss:.4f}, accuracy {event.accuracy:.3f}"
-                if event.doing == "train" and event.done
-                else ""
-            )
-            doing = "epoch" if event.doing == "train" else "scored"
-            self._rows[event.task] = f"{doing} {event.done:,}/{event.total:,}{loss} ({event.node}, {event.device})"
-        else:
+        if not isinstance(event, Progress):
             self._rows.pop(event.task, None)  # to the end, among the latest
-            self._rows[event.task] = f"done, accuracy {event.accuracy:.4f}, {event.seconds:.1f} s"
+        self._rows[event.task] = sentence_of(event)
         if time.monotonic() - self._shown >= _EVERY_S:
             self.flush()
 
@@ -44,6 +38,34 @@ class _Lines:
         """Show the state now."""
         self._shown = time.monotonic()
         self._show("\n".join(f"{task}: {text}" for task, text in list(self._rows.items())[-_SHOWN:]))
+
+
+def sentence_of(event: Progress | Receipt | EvalResult, left_s: float = math.nan) -> str:
+    """What an event tells of its task.
+
+    Args:
+        event: the latest one.
+        left_s: seconds that its training will still take; NaN if that is not known.
+    """
+    if isinstance(event, EvalResult):
+        return f"accuracy {event.accuracy:.4f} after training on {event.trained:,} samples, {event.seconds:.1f} s"
+    if isinstance(event, Receipt):
+        done = "done before" if event.reused else "done"
+        return f"{done}, scored {event.scored:,} samples with accuracy {event.accuracy:.4f}, {event.seconds:.1f} s"
+    if event.doing == "score":
+        return f"scoring {event.done:,} of {event.total:,}"
+    if not event.done:
+        return "started"
+    if resumes(event):
+        return f"resuming after epoch {event.done}/{event.total}"
+    left = "" if math.isnan(left_s) or event.done < 2 else f", {left_s:.0f} s left"
+    speed = f"{event.images_per_s:,.0f} images/s"
+    return f"epoch {event.done}/{event.total}, loss {event.loss:.4f}, accuracy {event.accuracy:.3f}, {speed}{left}"
+
+
+def resumes(event: Progress) -> bool:
+    """Whether a training resumes from the checkpoint of an earlier start or of a lost worker."""
+    return event.doing == "train" and event.earlier and 0 < event.done < event.total
 
 
 @contextmanager
