@@ -24,7 +24,7 @@ from unseen_ray.core.stats import rank_correlation
 FULL = "K=4"
 HALF_WIDTH = {"use": "small_cnn", "width": 16}
 VARIANTS: dict[str, dict[str, Any]] = {
-    FULL: {"folds": 4},
+    FULL: {"folds": 4, "scoring": {"share": 1}},
     "K=4, half the epochs": {"folds": 4, "scoring": {"share": 0.5}},
     "K=4, a quarter": {"folds": 4, "scoring": {"share": 0.25}},
     "K=4, an eighth": {"folds": 4, "scoring": {"share": 0.125}},

@@ -32,6 +32,7 @@ KEPT = (7_700, 5_500)
 APART, TOGETHER, DROPPED = "random folds", "in one fold", "one of each"
 GROUPS: dict[str, Any] = {APART: None, TOGETHER: "original", DROPPED: {"use": "original", "drop": True}}
 FIELDS: dict[str, Any] = {
+    "scoring": {"share": 1},
     "keep": 0.5,
     "folds": 4,
     "policy": "top",

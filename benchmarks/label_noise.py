@@ -43,6 +43,7 @@ from unseen_ray.storage.checked_json import without_nan
 
 SAMPLES, KEEP = 10_000, 0.7
 FIELDS: dict[str, Any] = {
+    "scoring": {"share": 1},
     "keep": KEEP,
     "folds": 4,
     "policy": "top",

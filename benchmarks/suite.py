@@ -50,7 +50,7 @@ from unseen_ray.runs.tasks import Progress
 from unseen_ray.storage.checked_json import without_nan
 
 RANDOM, FULL = "random", "full"
-SHARED = ("model", "recipe", "threads")
+SHARED = ("model", "recipe", "scoring", "threads")
 AFTER_SCORING = ("schedule", "policy", "guard", "combine", "resampled")
 """Fields of a method that change what follows stage 0, not its training. `resampled: 0.5` trains on half of what is chosen, and draws
 the others anew in each epoch, as `ur.KeptSampler` does."""

@@ -120,7 +120,7 @@ SELECTIONS = (
     "of a long selection",
 )
 LIMITS = {"most_rows": 16_000_000, "part_rows": 2**22, "dealt_rows": 2**24}
-THEN = {"policy": "top"}
+THEN: dict[str, Any] = {"policy": "top", "scoring": {"share": 1}}
 """What was the default of 0.1.0, and is not any more."""
 LATER = {
     ".cost.bill",
@@ -130,6 +130,10 @@ LATER = {
     ".generation",
     ".asked.run.policy",
     ".config.run.policy",
+    ".asked.run.scoring",
+    ".asked.run.scoring.share",
+    ".config.run.scoring",
+    ".config.run.scoring.share",
 }
 """Where versions after 0.1.0 store something that it did not, as `shape_of` calls the place."""
 LOCK_FIELDS = ["token", "host", "pid", "job", "home", "started", "beat"]
@@ -382,7 +386,7 @@ def test_the_command_goes_on_with_an_interrupted_run(tmp_path: Path) -> None:
 def test_another_default_is_told_from_what_was_asked_for(tmp_path: Path) -> None:
     folder = copied("trained_interrupted", tmp_path)
     fields = {name: value for name, value in fields_of("trained_interrupted").items() if name not in THEN}
-    with pytest.raises(ur.ConfigError, match=r"policy: 'top' there, 'auto' here. Name .* the fields as they were"):
+    with pytest.raises(ur.ConfigError, match=r"policy: 'top' there, 'auto' here; scoring.share: 1.0 there, 0.25 here. Name .* the fields as they were"):
         ur.prune(ur.PruneConfig(**fields, out=str(folder)))
 
 
@@ -525,7 +529,7 @@ def test_work_that_a_sweep_has_put_aside_is_found(tmp_path: Path) -> None:
     asked = unsealed(trial / "manifest.json")["asked"]
     defaults = ur.PruneConfig(source="digits", keep=0.5).to_json()
     changed = {key: value for key, value in asked.items() if value != defaults[key] and key != "out"}
-    prune_beside({**changed, "executor": "local"}, tmp_path / "new", work)
+    prune_beside({**THEN, **changed, "executor": "local"}, tmp_path / "new", work)
     assert all(was_found for _, was_found in reused(tmp_path / "new"))
     assert ur.load(tmp_path / "new").coreset.ids.tolist() == ids
     assert files_of(work) == before

@@ -15,7 +15,7 @@ from unseen_ray.config.fields.yaml_text import parsed_yaml
 from unseen_ray.config.messages import field_message
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe, refuse_boolean
-from unseen_ray.config.scoring import Scoring, scoring_values
+from unseen_ray.config.scoring import Scoring, scoring_by_default, scoring_stored, scoring_values
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import jsonable
 from unseen_ray.storage.path_validation import as_text, given_path, path_problem
@@ -220,8 +220,8 @@ class PruneConfig(BaseModel):
     )
     scoring: Scoring = Field(
         default_factory=Scoring,
-        description="what the scoring models have of their own: {share, recipe, model, votes, models}; --scoring.share 0.25 trains them "
-        "for a quarter of the epochs; default: as model and recipe say",
+        description="what the scoring models have of their own: {share, recipe, model, votes, models}; by default they train for a "
+        "quarter of the epochs; --scoring.share 1 trains them for all",
         json_schema_extra=listed("training", "MAPPING"),
     )
     fit: Any = Field(
@@ -278,8 +278,8 @@ class PruneConfig(BaseModel):
 
     def __init__(self, /, **fields_given: Unpack[NewRunFields]) -> None:
         values = {name: _plain(value) for name, value in fields_given.items() if name != "source" or value is not None}
-        is_default = "policy" not in values
-        values |= _policy_of(values)
+        left = {"policy", "scoring"} - values.keys()
+        values |= _policy_of(values) | scoring_by_default(values)
         problems: list[str] = []
         faulty: set[str] = set()
         try:
@@ -288,8 +288,8 @@ class PruneConfig(BaseModel):
             problems = [_message(detail) for detail in error.errors()]
             faulty = {str(detail["loc"][0]) for detail in error.errors()}
         fields = PruneConfig.model_fields
-        if is_default and not problems and self.policy != "auto":
-            self.model_fields_set.discard("policy")
+        if not problems:
+            self.model_fields_set.difference_update(left)
         given = {name: value for name, value in values.items() if name in fields}
         valid = given if problems else {name: getattr(self, name) for name in given}
         for names, check in CHECKS:
@@ -370,6 +370,7 @@ class PruneConfig(BaseModel):
         defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
         defaults["recipe"] = Recipe().model_dump()
         given = {name: value for name, value in values.items() if name not in fields or value != defaults[name]}
+        given["scoring"] = scoring_stored(values.get("scoring"))
         # a placeholder passes the checks of sources; the stored ones are put back unchecked
         sources: dict[str, Any] = {name: given[name] for name in ("source", "test") if name in given}
         return cls(**{**given, **dict.fromkeys(sources, "digits")}).model_copy(update=sources)

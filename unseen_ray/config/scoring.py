@@ -14,13 +14,29 @@ from unseen_ray.config.fields.describe import described
 from unseen_ray.config.models import check_model
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe, refuse_boolean
+from unseen_ray.core import dynamics
 from unseen_ray.plugins import jsonable
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
 
-__all__ = ["Scoring", "check_scoring", "scored_by", "scoring_recipe", "scoring_values", "with_scoring_model"]
+__all__ = [
+    "Scoring",
+    "check_scoring",
+    "scored_by",
+    "scoring_by_default",
+    "scoring_recipe",
+    "scoring_stored",
+    "scoring_values",
+    "with_scoring_model",
+]
 
+
+CHEAP = 0.25
+"""The share of a recipe for which scoring models train, if nothing asks for more: it chooses as well as all of it."""
+
+_STORED = {"share": 1.0}
+"""What a stored configuration means where it names nothing."""
 
 _RANDOM: dict[str, None] = dict.fromkeys(("init", "init_saw", "init_sha256"))
 """Changes of a recipe whose trainings start from random weights."""
@@ -28,12 +44,16 @@ _RANDOM: dict[str, None] = dict.fromkeys(("init", "init_saw", "init_sha256"))
 
 @described
 class Scoring(BaseModel):
-    """What the scoring models have of their own; the defaults train them as `model` and `recipe` say."""
+    """What the scoring models have of their own; by default they train as `model` and `recipe` say, for a quarter as long."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
     share: float = Field(
-        default=1.0, gt=0, le=1, description="fraction of the recipe's epochs or steps for which scoring models train"
+        default=CHEAP,
+        gt=0,
+        le=1,
+        description="fraction of the recipe's epochs or steps for which scoring models train; default 0.25, and 1 with a guard "
+        "or a score over epochs",
     )
     recipe: Recipe | None = Field(
         default=None,
@@ -57,14 +77,35 @@ class Scoring(BaseModel):
         return refuse_boolean(cls, info.field_name, value)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that are set to something else than the default, as JSON values."""
-        # Runs that are older than these fields must not differ from new ones that leave them alone.
+        """The fields that differ from those of a run older than them, whose scoring models trained to the end, as JSON values."""
         found = {name: getattr(self, name) for name in type(self).model_fields}
         return {
             name: jsonable(value.model_dump() if isinstance(value, Recipe) else value)
             for name, value in found.items()
-            if value != type(self).model_fields[name].default
+            if value != _STORED.get(name)
         }
+
+
+def scoring_stored(value: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The values of `scoring` that a stored configuration stands for."""
+    return {**_STORED, **(value or {})}
+
+
+def scoring_by_default(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`scoring` with the share that other fields ask for, if it names none: the whole recipe, where a part of it would do harm.
+
+    A guard trusts the models to have learned the labels, a score over epochs needs epochs, and the user's own recipe or `fit` is
+    trained as given.
+    """
+    given = values.get("scoring")
+    if not isinstance(given, Mapping | None) or "share" in (given or {}):
+        return {}
+    own = values.get("fit") is not None or (given or {}).get("recipe") is not None
+    guarded = values.get("guard") not in (None, "none", {"use": "none"})
+    score = values.get("score")
+    options = score if isinstance(score, Mapping) else {"use": score}
+    over_epochs = values.get("score_every") is not None or "epochs" in options or options.get("use") in dynamics.__all__
+    return {"scoring": scoring_stored(given)} if own or guarded or over_epochs else {}
 
 
 def scoring_values(value: Any, recipe: Recipe | None) -> Any:
@@ -93,7 +134,7 @@ def with_scoring_model(config: PruneConfig) -> PruneConfig:
     recipe = recipe.model_copy(update={"precision": config.recipe.precision})
     if scoring.model is not None and scoring.recipe is None:  # initial weights belong to the run's own model
         recipe = recipe.model_copy(update=_RANDOM)
-    left = Scoring(votes=scoring.votes, models=scoring.models)
+    left = Scoring(share=1.0, votes=scoring.votes, models=scoring.models)
     model = config.model if scoring.model is None else scoring.model
     return config.model_copy(update={"model": model, "recipe": recipe, "scoring": left})
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from unseen_ray.config.run import FREE_FIELDS, PruneConfig
+from unseen_ray.config.scoring import scoring_stored
 from unseen_ray.errors import ClusterError, ConfigError, DataError, RunInUseError, StorageError
 from unseen_ray.plugins import current_names
 from unseen_ray.runs.layout import (
@@ -132,7 +133,10 @@ def _check_same(folder: Folder, manifest: Manifest, asked: dict[str, Any], sourc
     """ConfigError unless the run that is there was asked for in the same way, on the same data."""
     if manifest.kind != "prune":
         raise ConfigError(f"out={folder.root} holds the result of `unseen-ray {manifest.kind}`. Name a new folder.")
-    there, here = (flat_fields(current_names(fields)) for fields in (manifest.asked, asked))
+    there, here = (
+        flat_fields({**current_names(fields), "scoring": scoring_stored(fields.get("scoring"))})
+        for fields in (manifest.asked, asked)
+    )
     differing = [
         f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
         for name in {**here, **there}

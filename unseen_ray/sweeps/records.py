@@ -209,8 +209,10 @@ def run_yaml(trial: Trial, fields: Mapping[str, Any], record: Record) -> str:
     import yaml
 
     kept = {name: jsonable(value) for name, value in fields.items() if name not in ("holdout", "executor")}
-    kept.setdefault("policy", jsonable(trial.runs[0].policy))  # said, so that another default changes nothing
-    seed = trial.runs[0].seed
+    run = trial.runs[0]
+    # Said, so that other defaults change nothing.
+    kept = {"policy": jsonable(run.policy), **kept, "scoring": {"share": run.scoring.share, **kept.get("scoring", {})}}
+    seed = run.seed
     said = (
         f"# {trial.said}\n# accuracy {record.accuracy:.4f} on a holdout of {trial.runs[0].holdout:g} of the source, which is left out "
         f"here.\n# To have the very run that was measured: holdout: {trial.runs[0].holdout:g}\n"
