@@ -57,11 +57,11 @@ def noisy(rows: pa.Table, noise: str, seed: int) -> pa.Table:
     return given.append_column("true_label", pa.array(true_N))
 
 
-def long_tail(rows: pa.Table, factor: float) -> pa.Table:
-    """The first rows of each class, in geometric steps from all of class 0 to one in `factor` of the last class."""
+def long_tail(rows: pa.Table, factor: float, *, backwards: bool = False) -> pa.Table:
+    """The first rows of each class, in geometric steps from all of class 0 to one in `factor` of the last class, or `backwards`."""
     labels_N = rows.column("label").to_numpy()
     sizes_C = np.bincount(labels_N)
-    kept_C = np.round(sizes_C.max() * factor ** -np.linspace(0, 1, len(sizes_C))).astype(int)
+    kept_C = np.round(sizes_C.max() * factor ** -np.linspace(0, 1, len(sizes_C))).astype(int)[:: -1 if backwards else 1]
     first = [np.flatnonzero(labels_N == label)[:count] for label, count in enumerate(kept_C)]
     return rows.take(np.sort(np.concatenate(first)))
 
@@ -80,10 +80,14 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=None, help="only the first so many rows  [default: all]")
     parser.add_argument("--factor", type=float, default=50.0)
+    parser.add_argument("--backwards", action="store_true", help="the last class is the largest")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rows = pq.read_table(args.source).slice(0, args.samples)
-    flawed = long_tail(rows, args.factor) if args.flaw == "long_tail" else noisy(rows, args.flaw, args.seed)
+    if args.flaw == "long_tail":
+        flawed = long_tail(rows, args.factor, backwards=args.backwards)
+    else:
+        flawed = noisy(rows, args.flaw, args.seed)
     write_rows(flawed, args.to)
     print(f"{args.to}: {flawed.num_rows:,} rows, by class {np.bincount(flawed.column('label').to_numpy()).tolist()}")
 
