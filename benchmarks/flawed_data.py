@@ -84,10 +84,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rows = pq.read_table(args.source).slice(0, args.samples)
-    if args.flaw == "long_tail":
-        flawed = long_tail(rows, args.factor, backwards=args.backwards)
-    else:
-        flawed = noisy(rows, args.flaw, args.seed)
+    is_tail = args.flaw == "long_tail"
+    flawed = long_tail(rows, args.factor, backwards=args.backwards) if is_tail else noisy(rows, args.flaw, args.seed)
     write_rows(flawed, args.to)
     print(f"{args.to}: {flawed.num_rows:,} rows, by class {np.bincount(flawed.column('label').to_numpy()).tolist()}")
 

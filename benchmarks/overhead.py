@@ -22,7 +22,15 @@ import unseen_ray as ur
 
 def one_run(source: str, workers: int, out: str) -> dict[str, float]:
     """Seconds of one run: whole, in stages, and in fits as far as they had to follow each other."""
-    config = ur.PruneConfig(source=source, keep=0.7, folds=4, schedule=[0.5, 0.6, 0.7], recipe={"epochs": 150}, scoring={"share": 1}, out=out)
+    config = ur.PruneConfig(
+        source=source,
+        keep=0.7,
+        folds=4,
+        schedule=[0.5, 0.6, 0.7],
+        recipe={"epochs": 150},
+        scoring={"share": 1},
+        out=out,
+    )
     manifest = ur.prune(config).manifest
     stages = sum(stage["seconds"] for stage in manifest.stages)
     fits = sum(busiest([task["seconds"] for task in stage["tasks"]], workers) for stage in manifest.stages)

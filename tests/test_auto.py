@@ -65,6 +65,7 @@ FIELDS: dict[str, Any] = {
     "source": "tests.test_auto:mislabelled",
     "keep": 0.15,
     "recipe": {"epochs": 12, "min_steps": 0, "batch_size": 24},
+    "scoring": {"share": 1},
     "executor": "local",
 }
 
@@ -209,18 +210,26 @@ def test_the_default_follows_the_mode() -> None:
 
 @pytest.mark.parametrize("total", range(1000, 1010))
 def test_the_rule_takes_whole_numbers_for_the_share_that_was_asked_for(total: int) -> None:
-    none = np.zeros(1, np.int64)  # of the only class
-    assert use_by_rule(total, round(0.8 * total), round(0.75 * total), none) == "top"
-    assert use_by_rule(total, round(0.5 * total), round(0.6 * total), none) == "mix"
-    assert use_by_rule(total, round(0.5 * total), round(0.5 * total), none) == "random"
-    assert use_by_rule(total, round(0.8 * total), round(0.5 * total), none) == "ccs"
+    none, sizes = np.zeros(10, np.int64), np.bincount(np.arange(total) % 10)
+    assert use_by_rule(sizes, round(0.8 * total), round(0.75 * total), none) == "top"
+    assert use_by_rule(sizes, round(0.5 * total), round(0.6 * total), none) == "mix"
+    assert use_by_rule(sizes, round(0.5 * total), round(0.5 * total), none) == "random"
+    assert use_by_rule(sizes, round(0.8 * total), round(0.5 * total), none) == "ccs"
 
 
 def test_the_rule_draws_at_random_where_few_are_kept_of_a_class() -> None:
-    none = np.zeros(10, np.int64)
-    assert use_by_rule(1000, 970, 250, none) == "ccs"
-    assert use_by_rule(1000, 970, 249, none) == "random"
-    assert use_by_rule(900, 873, 150, none + 10) == "ccs"  # what earlier stages kept counts
+    none, sizes = np.zeros(10, np.int64), np.full(10, 100)
+    assert use_by_rule(sizes, 970, 250, none) == "ccs"
+    assert use_by_rule(sizes, 970, 249, none) == "random"
+    assert use_by_rule(sizes - 10, 873, 150, none + 10) == "ccs"  # what earlier stages kept counts
+
+
+def test_the_rule_draws_at_random_where_models_have_learned_nothing() -> None:
+    none, even, uneven = np.zeros(10, np.int64), np.full(10, 400), np.array([1300, *[300] * 9])
+    assert use_by_rule(even, round(0.19 * 4000), 2800, none) == "random"  # always the largest class: 0.1
+    assert use_by_rule(even, round(0.21 * 4000), 2800, none) == "mix"
+    assert use_by_rule(uneven, round(0.39 * 4000), 2800, none) == "random"  # always the largest class: 0.325
+    assert use_by_rule(uneven, round(0.41 * 4000), 2800, none) == "mix"
 
 
 def test_a_selection_says_what_it_used_and_is_evaluated_by_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

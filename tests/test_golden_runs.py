@@ -386,7 +386,8 @@ def test_the_command_goes_on_with_an_interrupted_run(tmp_path: Path) -> None:
 def test_another_default_is_told_from_what_was_asked_for(tmp_path: Path) -> None:
     folder = copied("trained_interrupted", tmp_path)
     fields = {name: value for name, value in fields_of("trained_interrupted").items() if name not in THEN}
-    with pytest.raises(ur.ConfigError, match=r"policy: 'top' there, 'auto' here; scoring.share: 1.0 there, 0.25 here. Name .* the fields as they were"):
+    said = r"policy: 'top' there, 'auto' here; scoring.share: 1.0 there, 0.25 here. Name .* the fields as they were"
+    with pytest.raises(ur.ConfigError, match=said):
         ur.prune(ur.PruneConfig(**fields, out=str(folder)))
 
 

@@ -267,9 +267,10 @@ def ref_class_quota(
 
 def ref_auto(case: Case) -> list[int]:
     """The hardest where the models are right often enough for the share that is kept, else strata, half of them, or none."""
-    if case.target < 25 * CLASSES:
-        return ref_random(case)
     right = sum(pred == label for pred, label in zip(case.pred, case.labels, strict=True)) / len(case.labels)
+    largest = max(map(case.labels.count, range(CLASSES))) / len(case.labels)
+    if case.target < 25 * CLASSES or right < min(2 * largest, 0.9 * largest + 0.1):
+        return ref_random(case)
     keep = (case.target + 0.5) / (len(case.labels) + sum(case.kept))
     least = [share for accuracy, share in ((0.95, 0.4), (0.85, 0.55), (0.75, 0.75)) if right >= accuracy]
     if least and keep >= min(least):

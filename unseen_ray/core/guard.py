@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.policies.base import best_first
 from unseen_ray.core.seeds import tie_keys
+from unseen_ray.core.stats import is_near_chance
 from unseen_ray.errors import ConfigError
 
 __all__ = ["aum", "confident_learning", "label_margin", "prune_by_noise_rate", "unlikely_label"]
@@ -154,12 +155,6 @@ def are_credible(suspects: int, right: int, sizes_C: IntArray, many: float) -> b
     """
     samples = int(sizes_C.sum())
     return not many or (suspects > many * samples and not is_near_chance(right / max(samples, 1), sizes_C))
-
-
-def is_near_chance(accuracy: float, sizes_C: IntArray) -> bool:
-    """Whether an accuracy is hardly above that of always predicting the largest class."""
-    largest = float(sizes_C.max() / sizes_C.sum())
-    return accuracy < min(2 * largest, 0.9 * largest + 0.1)
 
 
 def are_unlikely(labels_M: IntArray, pred_M: IntArray, p_label_M: FloatArray, sizes_C: IntArray) -> NDArray[np.bool_]:

@@ -7,9 +7,17 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from unseen_ray.core.arrays import FloatArray
+from unseen_ray.core.arrays import FloatArray, IntArray
 
-__all__ = ["common_range", "correlation", "fullest_bin", "mean_ranks", "rank_correlation", "rank_correlations"]
+__all__ = [
+    "common_range",
+    "correlation",
+    "fullest_bin",
+    "is_near_chance",
+    "mean_ranks",
+    "rank_correlation",
+    "rank_correlations",
+]
 
 
 def common_range(columns: Iterable[FloatArray]) -> tuple[float, float]:
@@ -29,6 +37,12 @@ def fullest_bin(values_M: FloatArray, within: tuple[float, float], bins: int = 2
     """
     exact = values_M.astype(np.float64)  # in float32, edges between neighbouring values would coincide
     return float(np.histogram(exact, bins, range=within)[0].max() / len(values_M))
+
+
+def is_near_chance(accuracy: float, sizes_C: IntArray) -> bool:
+    """Whether an accuracy is hardly above that of always predicting the largest class."""
+    largest = float(sizes_C.max() / sizes_C.sum())
+    return accuracy < min(2 * largest, 0.9 * largest + 0.1)
 
 
 def mean_ranks(values_M: FloatArray) -> FloatArray:

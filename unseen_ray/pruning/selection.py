@@ -98,11 +98,12 @@ def policy_used(config: PruneConfig, scores: StoredTable, budget: int, kept_C: I
     """
     if plug_of(config.policy)[0] != "auto":
         return config.policy
-    right = sum(
-        int((batch.column("label").to_numpy() == batch.column("pred").to_numpy()).sum())
-        for batch in scores.batches(["label", "pred"])
-    )
-    return use_by_rule(scores.num_rows, right, budget, kept_C)
+    right, sizes_C = 0, np.zeros(len(kept_C), np.int64)
+    for batch in scores.batches(["label", "pred"]):
+        labels_B = batch.column("label").to_numpy()
+        right += int((labels_B == batch.column("pred").to_numpy()).sum())
+        sizes_C += np.bincount(labels_B, minlength=len(sizes_C))
+    return use_by_rule(sizes_C, right, budget, kept_C)
 
 
 def _apply_policy(

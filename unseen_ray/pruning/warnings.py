@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from unseen_ray.config.score_columns import SUSPECT, score_name
 from unseen_ray.core.combine_votes import OF_STAGES
-from unseen_ray.core.guard import is_near_chance, unlikely_label
-from unseen_ray.core.stats import rank_correlations
+from unseen_ray.core.guard import unlikely_label
+from unseen_ray.core.stats import is_near_chance, rank_correlations
 from unseen_ray.plugins import plug_of
 
 if TYPE_CHECKING:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.policies.base import Positions, check_number
 from unseen_ray.core.policies.by_rank import mix, random, top
 from unseen_ray.core.policies.ccs import ccs
+from unseen_ray.core.stats import is_near_chance
 from unseen_ray.errors import ConfigError
 
 __all__ = ["BY_RULE", "auto", "policy_by_rule", "use_by_rule"]
@@ -42,11 +45,11 @@ def auto(
     trials: float = 0.0,
     candidates: Any = None,
 ) -> Positions:
-    """Use what suits the data: `top` or `ccs` where models learn it well, else `mix`, or `random` where little is kept.
+    """Use what suits the data: `top` or `ccs` where models learn it well, else `mix`, or `random` where little is kept or learned.
 
     Of samples that they never saw, the scoring models are right on three quarters or more: the highest scores are kept if much is kept,
-    else samples of every difficulty. On less: half by score and half at random, or all at random where less than 60 % is kept.
-    Fewer than 25 samples a class are drawn at random.
+    else samples of every difficulty. On less: half by score and half at random. All are drawn at random where that is less than 60 %,
+    where fewer than 25 of a class are kept, and where the models are hardly better than always predicting the largest class.
 
     Args:
         scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`.
@@ -63,17 +66,28 @@ def auto(
     check_number("trials", trials)
     if not isinstance(guard, bool):
         raise ConfigError(
-            f"policy option guard={guard!r} is neither true nor false; a guard of your own is the field guard."
+            f"policy option guard={guard!r} is neither true nor false; the field guard names one of yours."
         )
     if pred_M is None:
         raise ConfigError("policy auto reads pred_M, the predicted classes. Pass them too.")
-    name = use_by_rule(len(ids_M), int((pred_M == labels_M).sum()), budget, kept_C)
-    return _POLICIES[name](scores_M, labels_M, ids_M, budget, kept_C=kept_C, seed=seed)
+    sizes_C, right = np.bincount(labels_M, minlength=len(kept_C)), int((pred_M == labels_M).sum())
+    return _POLICIES[use_by_rule(sizes_C, right, budget, kept_C)](
+        scores_M, labels_M, ids_M, budget, kept_C=kept_C, seed=seed
+    )
 
 
-def use_by_rule(candidates: int, right: int, budget: int, kept_C: IntArray) -> str:
-    """The policy for a stage, from the number of its candidates and of those whose predicted class is theirs."""
-    kept = int(kept_C.sum()) + budget
+def use_by_rule(sizes_C: IntArray, right: int, budget: int, kept_C: IntArray) -> str:
+    """The policy for a stage.
+
+    Args:
+        sizes_C: (C,) its candidates of each class.
+        right: those whose predicted class is theirs.
+        budget: how many it adds.
+        kept_C: (C,) what earlier stages kept of each class.
+    """
+    kept, candidates = int(kept_C.sum()) + budget, int(sizes_C.sum())
+    if candidates and is_near_chance(right / candidates, sizes_C):
+        return "random"
     # Budgets are whole numbers: 0.7 of 1,797 samples is 0.6995 of them, and is to be taken for 0.7.
     keep = (kept + 0.5) / max(kept - budget + candidates, 1)
     return policy_by_rule(right / max(candidates, 1), keep, kept / len(kept_C))
