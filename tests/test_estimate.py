@@ -25,7 +25,13 @@ from unseen_ray.execution.estimate.rates import measure_rates
 from unseen_ray.training.loop.trainer import Trainer
 
 RECIPE = {"epochs": 2, "min_steps": 0, "batch_size": 50, "precision": "float32"}
-BASE: dict[str, Any] = {"source": {"use": "digits", "limit": 1200}, "keep": 0.75, "folds": 4, "recipe": RECIPE}
+BASE: dict[str, Any] = {
+    "source": {"use": "digits", "limit": 1200},
+    "keep": 0.75,
+    "folds": 4,
+    "recipe": RECIPE,
+    "scoring": {"share": 1},
+}
 RATES = {"images_per_s": 100.0, "scoring_images_per_s": 400.0, "decode_images_per_s": 25.0}
 
 

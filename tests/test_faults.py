@@ -121,7 +121,18 @@ def test_mean_prob_of_a_users_own_score_is_refused_when_choosing_again(tmp_path:
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_with_130_and_the_line_resumes(tmp_path: Path, sent: signal.Signals) -> None:
     line = [sys.executable, "-m", "unseen_ray", "prune", *DIGITS]
-    line += ["--recipe.epochs", "30", "--recipe.min_steps", "0", "--folds", "3", "--out", str(tmp_path)]
+    line += [
+        "--scoring.share",
+        "1",
+        "--recipe.epochs",
+        "30",
+        "--recipe.min_steps",
+        "0",
+        "--folds",
+        "3",
+        "--out",
+        str(tmp_path),
+    ]
     restore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **restore)
     deadline = time.monotonic() + 120

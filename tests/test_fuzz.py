@@ -27,7 +27,7 @@ from unseen_ray.runs.tasks import Progress
 
 COUNT, CLASSES, SIZE_PX, KEPT = 48, 4, 8, 24
 LINE = shlex.split(
-    "--keep 0.5 --folds 2 --schedule [0.3,0.5] --recipe.epochs 2 --recipe.min_steps 0 --executor local --log_to none"
+    "--keep 0.5 --folds 2 --schedule [0.3,0.5] --recipe.epochs 2 --recipe.min_steps 0 --scoring.share 1 --executor local --log_to none"
 )
 YAML = """source: {use: parquet, path: DATA, image: image, label: label}
 keep: 0.5

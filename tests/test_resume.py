@@ -25,6 +25,7 @@ FIELDS = {
     "keep": 0.6,
     "schedule": [0.4, 0.5, 0.6],
     "recipe": {"epochs": 3, "min_steps": 0},
+    "scoring": {"share": 1},
     "executor": "local",
 }
 

@@ -124,7 +124,9 @@ def test_the_runs_scoring_may_be_given_again_in_any_form() -> None:
     for again in (stored, {"model": "small_cnn"}, {"recipe": {"epochs": 5}}, {"share": 1.0}, config.scoring):
         assert _asked_again(config, "scoring", again) == stored
     assert _asked_again(config, "scoring", {"votes": 2}) != stored
-    assert _asked_again(ur.PruneConfig(source="digits", keep=0.5), "scoring", {}) is None
+    assert _asked_again(ur.PruneConfig(source="digits", keep=0.5), "scoring", {}) == {"share": 0.25}
+    whole = ur.PruneConfig(source="digits", keep=0.5, scoring={"share": 1})
+    assert _asked_again(whole, "scoring", {}) is _asked_again(whole, "scoring", {"share": 1}) is None
 
 
 def test_a_scoring_recipe_takes_over_neither_precision_nor_the_weights_of_another_model(tmp_path: Path) -> None:
@@ -164,9 +166,40 @@ def test_a_finished_run_is_evaluated_without_the_weights_of_its_scoring_models(t
     assert table.recipe.get("init") is None
 
 
-def test_a_run_that_leaves_scoring_alone_writes_none_of_it() -> None:
-    config = ur.PruneConfig(source="digits", keep=0.5)
+@pytest.mark.parametrize(
+    ("fields", "share"),
+    [
+        ({}, 0.25),
+        ({"mode": "fitting"}, 0.25),
+        ({"guard": "none"}, 0.25),
+        ({"scoring": {"model": "small_cnn"}}, 0.25),
+        ({"scoring": {"share": 0.5}, "guard": "confident_learning"}, 0.5),
+        ({"scoring": {"votes": 2}, "guard": "confident_learning"}, 1),
+        ({"guard": {"use": "label_margin", "share": 0.1}}, 1),
+        ({"score": "forgetting"}, 1),
+        ({"score": {"use": "el2n", "epochs": 4}}, 1),
+        ({"score_every": 2}, 1),
+        ({"scoring": {"recipe": {"epochs": 3}}}, 1),
+        ({"fit": "tests.plugs:centroids"}, 1),
+    ],
+)
+def test_scoring_models_train_as_long_as_what_reads_them_asks_for(fields: dict[str, Any], share: float) -> None:
+    config = ur.PruneConfig(source="digits", keep=0.5, **fields)
+    assert config.scoring.share == share
+    assert ur.PruneConfig.from_json(config.to_json()).scoring == config.scoring
+
+
+def test_the_share_follows_a_guard_unless_it_was_given() -> None:
+    config = ur.PruneConfig(source="digits", keep=0.5, guard="confident_learning")
+    assert (config.scoring.share, config.changed(guard="none").scoring.share) == (1, 0.25)
+    asked = ur.PruneConfig(source="digits", keep=0.5, guard="confident_learning", scoring={"share": 0.5})
+    assert asked.changed(guard="none").scoring.share == 0.5
+
+
+def test_a_run_that_is_older_than_scoring_trained_to_the_end() -> None:
+    config = ur.PruneConfig(source="digits", keep=0.5, scoring={"share": 1})
     assert "scoring" not in config.to_json()
+    assert ur.PruneConfig.from_json(config.to_json()).scoring.share == 1
     own = ur.PruneConfig(source="digits", keep=0.5, scoring={"share": 0.25, "recipe": None, "votes": 2})
     assert own.to_json()["scoring"] == {"share": 0.25, "votes": 2}
     other = ur.PruneConfig(source="digits", keep=0.5, scoring={"recipe": {"epochs": 3}, "model": "resnet9"})
@@ -176,7 +209,7 @@ def test_a_run_that_leaves_scoring_alone_writes_none_of_it() -> None:
 
 def test_scores_are_those_of_a_run_with_the_scoring_models_recipe(tmp_path: Path) -> None:
     cheap = prune(tmp_path / "cheap", scoring={"share": 0.5})
-    alike = prune(tmp_path / "alike", recipe={"epochs": 2, "min_steps": 0})
+    alike = prune(tmp_path / "alike", recipe={"epochs": 2, "min_steps": 0}, scoring={"share": 1})
     assert cheap.scores == alike.scores
     assert cheap.coreset.ids.tolist() == alike.coreset.ids.tolist()
     assert cheap.manifest.config["recipe"]["epochs"] == 4
@@ -189,7 +222,7 @@ def test_scores_are_those_of_a_run_with_the_scoring_models_recipe(tmp_path: Path
 
 
 def test_a_run_with_another_scoring_is_another_run(tmp_path: Path, plain: ur.PruneResult) -> None:
-    with pytest.raises(ConfigError, match=r"differs in scoring\.share: None there, 0\.5 here"):
+    with pytest.raises(ConfigError, match=r"differs in scoring\.share: 0\.25 there, 0\.5 here"):
         prune(Path(plain.path), scoring={"share": 0.5})
     again = prune(Path(plain.path))
     assert again.coreset.ids.tolist() == plain.coreset.ids.tolist()
@@ -239,17 +272,17 @@ def bill(**fields: Any) -> float | None:
 
 
 def test_the_bill_is_the_images_of_the_choice_over_those_of_a_full_training() -> None:
-    recipe = {"epochs": 12, "min_steps": 0, "batch_size": 50}
+    recipe, whole = {"epochs": 12, "min_steps": 0, "batch_size": 50}, {"share": 1}
     # K folds of N / K: one training's images in all, and each sample scored K - 1 times at a third of the cost.
-    assert bill(recipe=recipe) == pytest.approx(1 + 3 / 3 / 12)
-    assert bill(recipe=recipe, scoring={"share": 0.25}) == pytest.approx(0.25 + 3 / 3 / 12)
+    assert bill(recipe=recipe, scoring=whole) == pytest.approx(1 + 3 / 3 / 12)
+    assert bill(recipe=recipe) == pytest.approx(0.25 + 3 / 3 / 12)
     assert bill(recipe=recipe, scoring={"share": 0.25, "votes": 1}) == pytest.approx(0.25 + 1 / 3 / 12)
-    assert bill(recipe=recipe, folds=10, scoring={"models": 3}) == pytest.approx(0.3 + 3 * 0.9 / 3 / 12)
+    assert bill(recipe=recipe, folds=10, scoring={"models": 3, **whole}) == pytest.approx(0.3 + 3 * 0.9 / 3 / 12)
     assert bill(recipe=recipe, mode="fitting", scoring={"share": 0.5}) == pytest.approx(0.5 + 1 / 3 / 12)
-    small = bill(recipe=recipe, model="resnet9", scoring={"model": "small_cnn"})
+    small = bill(recipe=recipe, model="resnet9", scoring={"model": "small_cnn", **whole})
     assert small == pytest.approx((1 + 3 / 3 / 12) * 10_080 / 370_368)
     assert bill(recipe=recipe, model="tests.plugs:tiny_model", scoring={"model": "small_cnn"}) is None
-    stages = bill(recipe=recipe, schedule=[0.25, 0.5])
+    stages = bill(recipe=recipe, schedule=[0.25, 0.5], scoring=whole)
     assert stages == pytest.approx(1 + 3 / 3 / 12 + 0.25 + 0.75 / 3 / 12)
 
 

@@ -49,7 +49,19 @@ def test_a_stopped_driver_ends_at_once_and_takes_its_cluster_along(tmp_path: Pat
     rng = random.Random(0)
     seconds, saved = [], []
     out, log = tmp_path / "run", tmp_path / "log"
-    line = [sys.executable, "-m", "unseen_ray", "prune", *FIELDS, "--recipe.epochs", "2000", "--out", str(out)]
+    line = [
+        sys.executable,
+        "-m",
+        "unseen_ray",
+        "prune",
+        *FIELDS,
+        "--recipe.epochs",
+        "2000",
+        "--scoring.share",
+        "1",
+        "--out",
+        str(out),
+    ]
     for turn in range(TIMES):
         sent = (signal.SIGTERM, signal.SIGINT)[turn % 2]
         wrote, took, code = stop(line, log, sent, rng.uniform(0, 3))
@@ -66,7 +78,18 @@ def test_a_stopped_driver_ends_at_once_and_takes_its_cluster_along(tmp_path: Pat
 
 
 def test_a_stopped_run_ends_in_the_same_ids(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "unseen_ray", "prune", *FIELDS, "--recipe.epochs", "40", "--out"]
+    line = [
+        sys.executable,
+        "-m",
+        "unseen_ray",
+        "prune",
+        *FIELDS,
+        "--recipe.epochs",
+        "40",
+        "--scoring.share",
+        "1",
+        "--out",
+    ]
     for turn in range(3):
         *_, code = stop([*line, str(tmp_path / "stopped")], tmp_path / "log", signal.SIGTERM, float(turn))
         assert code == 130, (tmp_path / "log").read_text()

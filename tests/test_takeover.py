@@ -30,6 +30,7 @@ FIELDS: dict[str, Any] = {
     "folds": 2,
     "model": {"use": "small_cnn", "width": 8},
     "recipe": {"epochs": 4, "min_steps": 0},
+    "scoring": {"share": 1},
     "save_probs": True,
     "executor": "local",
     "log_to": "none",

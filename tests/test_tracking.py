@@ -25,6 +25,7 @@ FIELDS = {
     "keep": 0.6,
     "folds": 2,
     "recipe": {"epochs": 3, "min_steps": 0},
+    "scoring": {"share": 1},
     "executor": "local",
 }
 Curves = dict[str, dict[int, float]]

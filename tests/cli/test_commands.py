@@ -61,7 +61,7 @@ def test_dashes_and_underscores_are_one(capsys: pytest.CaptureFixture[str], flag
     plan = json.loads(answer(capsys, "plan", *SOURCE, "--keep", "0.5", "--folds", "3", flag, "complement", "--json"))
     (tasks,) = plan["stages"][0]["tasks"]
     assert tasks == {
-        "models": 3, "train_on": 200, "score": 100, "scoring_passes": 1, "steps": 300, "batch_size": 64
+        "models": 3, "train_on": 200, "score": 100, "scoring_passes": 1, "steps": 75, "batch_size": 64
     }  # fmt: skip
 
 

@@ -201,7 +201,19 @@ def test_names_of_many_columns_take_their_width_from_the_terminal() -> None:
 
 @pytest.mark.slow
 def test_a_live_table_neither_folds_nor_stays_twice(tmp_path: Path) -> None:
-    line = ["prune", "--source", "digits", "--keep", "0.5", "--folds", "2", "--recipe.epochs", "2000"]
+    line = [
+        "prune",
+        "--source",
+        "digits",
+        "--keep",
+        "0.5",
+        "--folds",
+        "2",
+        "--recipe.epochs",
+        "2000",
+        "--scoring.share",
+        "1",
+    ]
     environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
     with terminal(80) as (ours, stream, read):
         run = subprocess.Popen(

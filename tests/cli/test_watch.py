@@ -21,7 +21,7 @@ from unseen_ray.storage.filesystem import Folder
 
 LINE = [sys.executable, "-m", "unseen_ray"]
 SOURCE = ["--source", "digits", "--source.limit", "300", "--keep", "0.6", "--schedule", "[0.4,0.6]", "--folds", "3"]
-RECIPE = ["--recipe.epochs", "60", "--recipe.min_steps", "0", "--executor", "local"]
+RECIPE = ["--recipe.epochs", "60", "--recipe.min_steps", "0", "--scoring.share", "1", "--executor", "local"]
 
 
 def answer(capsys: pytest.CaptureFixture[str], *args: str) -> str:

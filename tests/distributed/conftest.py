@@ -21,6 +21,7 @@ ON_IMAGES: dict[str, Any] = {
     "schedule": [0.3, 0.5],
     "model": {"use": "small_cnn"},
     "recipe": {"epochs": 20, "min_steps": 0},
+    "scoring": {"share": 1},
 }
 
 

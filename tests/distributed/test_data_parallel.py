@@ -18,7 +18,7 @@ from unseen_ray.runs.tasks import Progress
 
 pytestmark = pytest.mark.ray
 
-FIELDS = {"source": "digits", "keep": 0.5, "folds": 2, "schedule": [0.4, 0.5]}
+FIELDS = {"source": "digits", "keep": 0.5, "folds": 2, "schedule": [0.4, 0.5], "scoring": {"share": 1}}
 
 
 def processes_of(actor: str) -> list[psutil.Process]:
@@ -87,7 +87,14 @@ def test_a_batch_that_cannot_be_shared_and_a_cluster_too_small_are_refused(tmp_p
 @pytest.mark.slow
 def test_a_fold_goes_on_from_its_checkpoint_when_its_worker_is_killed(tmp_path: Path, session: None) -> None:
     source = {"use": "digits", "limit": 800}
-    fields = {"source": source, "keep": 0.5, "folds": 2, "recipe": {"epochs": 40}, "cpus_per_fold": 2}
+    fields = {
+        "source": source,
+        "keep": 0.5,
+        "folds": 2,
+        "recipe": {"epochs": 40},
+        "scoring": {"share": 1},
+        "cpus_per_fold": 2,
+    }
     undisturbed = ur.prune(ur.PruneConfig(**fields, out=str(tmp_path / "undisturbed")))
     killer = Killer("stage 0 fold 1", after=15, actor="FoldWorker")
     result = ur.prune(ur.PruneConfig(**fields, out=str(tmp_path / "disturbed")), on_event=killer)

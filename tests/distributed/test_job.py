@@ -29,6 +29,7 @@ folds: 3
 schedule: [0.4, 0.6]
 model: {use: small_cnn, width: 16}
 recipe: {epochs: 3, min_steps: 0}
+scoring: {share: 1}
 """
 
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.ray
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana-dashboard.json"
 FIELDS = ["--source", "digits", "--source.limit", "400", "--keep", "0.6", "--schedule", "[0.4,0.6]", "--folds", "2"]
-RECIPE = ["--recipe.epochs", "40", "--recipe.min_steps", "0", "--recipe.batch_size", "16"]
+RECIPE = ["--scoring.share", "1", "--recipe.epochs", "40", "--recipe.min_steps", "0", "--recipe.batch_size", "16"]
 Scrape = dict[str, dict[str, float]]
 
 

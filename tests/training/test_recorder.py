@@ -174,6 +174,7 @@ def run(out: Path, **fields: object) -> ur.PruneResult:
     fields = {"source": {"use": "digits", "limit": 300}, "keep": 0.5, "out": str(out), "executor": "local", **fields}
     if "fit" not in fields:
         fields.setdefault("recipe", {"epochs": 5, "min_steps": 0})
+        fields.setdefault("scoring", {"share": 1})
     return ur.prune(ur.PruneConfig(**fields))
 
 
