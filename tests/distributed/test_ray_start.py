@@ -71,6 +71,7 @@ def test_a_driver_that_is_terminated_while_ray_starts_says_so(after_s: float, tm
     while processes_of(short) and time.monotonic() < end:
         time.sleep(0.2)
     assert processes_of(short) == []
+    assert list(short.glob("ray/session_2*")) == []
 
 
 @pytest.mark.slow
@@ -80,6 +81,32 @@ def test_a_private_cluster_leaves_no_session(tmp_path: Path, short: Path) -> Non
     assert driver.returncode == 0, log
     assert [path for path in short.rglob("*") if path.is_file()] == []
     assert list(short.glob("ray/session_2*")) == []
+
+
+WRITER = """
+import pathlib, sys, time
+folder, end = pathlib.Path(sys.argv[1]), time.monotonic() + 2
+print("writing", flush=True)
+for number in range(100_000):
+    try:
+        (folder / str(number)).touch()
+    except OSError:
+        folder.mkdir(parents=True, exist_ok=True)
+    if time.monotonic() > end:
+        break
+"""
+
+
+def test_a_session_in_which_a_worker_still_writes_is_removed(tmp_path: Path) -> None:
+    from unseen_ray.execution.ray.connect import _remove
+
+    logs = tmp_path / "session" / "logs"
+    logs.mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(logs)], stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None and worker.stdout.readline() == "writing\n"
+        _remove(str(logs.parent))
+        assert worker.wait() == 0
+    assert not logs.parent.exists()
 
 
 def processes_of(folder: Path) -> list[str]:

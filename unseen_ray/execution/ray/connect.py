@@ -14,6 +14,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 _REACH_WITHIN_S = 10.0
 _STARTS = 3
 _LEAST_FILES = 256
+_WORKERS_END_S = 10.0
+_PAUSE_S = 0.2  # in which a worker may write once more
 # a socket's path has at most 107 bytes, and Ray adds /ray/session_2026-11-28_21-05-39_077846_1234567/sockets/plasma_store
 _LONGEST_TMPDIR = 107 - 72
 _QUIET = {
@@ -162,9 +165,9 @@ def _private(local: bool) -> Iterator[None]:
             logger.info("started it, with a token in %s", token_file)
             yield
         finally:
-            ray.shutdown()
+            ray.shutdown(wait_for_processes=True)
             for each in filter(None, (folder, session)):
-                shutil.rmtree(each, ignore_errors=True)
+                _remove(each)
 
 
 def _token(local: bool) -> tuple[str, str]:
@@ -210,9 +213,11 @@ def _start(local: bool) -> str:
                 _temp_dir=folder,
             )
             return str(ray._private.worker.global_worker.node.get_session_dir_path())
-        except Exception as error:  # where its wait has run out, Ray raises just that
-            _end_processes(error)
+        except BaseException as error:
+            _end_start(error)
             ray.shutdown()
+            if not isinstance(error, Exception):  # where its wait has run out, Ray raises just that
+                raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             if not left or not re.search(r"tim(ed|e) ?out", f"{type(error).__name__} {reason}", re.IGNORECASE):
                 raise ClusterError(
@@ -227,12 +232,24 @@ def _cure(local: bool) -> str:
     return ", or do the same work without Ray: --executor local" if local else ""
 
 
-def _end_processes(error: Exception) -> None:
-    """End what a failed start has left running: Ray would do so only when this process ends."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if isinstance(node := frame.f_locals.get("self"), Node):
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
+def _end_start(error: BaseException) -> None:
+    """End what a failed start has left running, and remove its session: Ray would do the former only when this process ends."""
+    frames = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
+    node = next((each for each in frames if isinstance(each, Node)), ray._private.worker._global_node)
+    if node is not None:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+        with contextlib.suppress(AttributeError):  # it has none yet
+            _remove(str(node.get_session_dir_path()))
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder in which workers of Ray that have not ended yet may still write."""
+    end = time.monotonic() + _WORKERS_END_S
+    while os.path.exists(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        if time.monotonic() > end:
             return
+        time.sleep(_PAUSE_S)
 
 
 def _short_folder() -> str | None:
