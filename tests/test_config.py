@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,16 +99,14 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     assert all(name in only_problem(source="zzz") for name in ("digits", "cifar10", "imagenet", "parquet", "folder"))
 
 
-@pytest.mark.parametrize(
-    "keep", [0, 1, 0.0, 1.0, -0.1, 1.0001, 70, math.nan, math.inf, -math.inf, True, False], ids=str
-)
+@pytest.mark.parametrize("keep", [0, 1, 0.0, 1.0, -0.1, 1.0001, 70, math.nan, math.inf, -math.inf], ids=str)
 def test_keep_lies_strictly_between_0_and_1(keep: float) -> None:
     assert only_problem(keep=keep).startswith(f"keep={keep} is outside (0, 1)")
 
 
-@pytest.mark.parametrize("keep", ["half", "0.5x", "", None, [0.5], {"use": 0.5}], ids=str)
+@pytest.mark.parametrize("keep", ["half", "0.5x", "", None, True, False, [0.5], {"use": 0.5}], ids=str)
 def test_keep_is_a_number(keep: Any) -> None:
-    assert f"keep={keep!r} is not allowed" in only_problem(keep=keep)
+    assert f"keep={keep!r} is not allowed: it must be a number (fraction of the samples" in only_problem(keep=keep)
 
 
 @pytest.mark.parametrize("keep", ["0.5", "1.5"])
@@ -206,8 +205,24 @@ def test_the_largest_seed_is_one_that_every_generator_takes() -> None:
     assert np.array(largest).dtype == np.int64
     for seed in (2**63, 2**70):
         assert only_problem(seed=seed).startswith(
-            f"seed={seed} is not allowed: it must be less than or equal to 9223372036854775807"
+            f"seed={seed} is not allowed: it must be a whole number, 0 or more and at most 9223372036854775807"
         )
+
+
+def test_a_recipe_object_is_refused_as_its_mapping_is() -> None:
+    message = "recipe.lr='x' is not allowed: it must be a number, above 0 (peak learning rate"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Recipe(lr="x")
+    assert message in only_problem(recipe={"lr": "x"})
+    assert f"scoring.{message}" in only_problem(scoring={"recipe": {"lr": "x"}})
+    assert only_problem(recipe={3: 4}).startswith("recipe.3 is not a field")
+
+
+def test_a_recipe_object_has_the_fields_of_the_recipe_that_it_names() -> None:
+    asked = config(recipe=Recipe(use="finetune", epochs=3)).recipe
+    assert asked == config(recipe={"use": "finetune", "epochs": 3}).recipe
+    assert asked.optimizer == "adamw"
+    assert config(recipe=Recipe(steps=7)).recipe == config(recipe={"steps": 7}).recipe
 
 
 @pytest.mark.parametrize("field", ["folds", "repeats", "seed", "threads", "max_retries", "gpus_per_fit"])
@@ -589,12 +604,12 @@ def test_every_field_is_described() -> None:
     [
         (b"- keep: 0.5\n", "holds a list"),
         (b"keep\n", "holds a str"),
-        (b"keep: [0.5\n", "is not YAML"),
-        (b"keep: 0.5\nsource: !!python/object/apply:os.getcwd []\n", "is not YAML"),
+        (b"keep: [0.5\n", "is not valid YAML"),
+        (b"keep: 0.5\nsource: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
         (b"source: caf\xe9\n", "cannot be read"),
         (b"1: 2\n", "holds a dict"),
-        (b"keep: \x00\n", "is not YAML"),
-        (b"out: 2024-13-45\n", "is not YAML"),
+        (b"keep: \x00\n", "is not valid YAML"),
+        (b"out: 2024-13-45\n", "is not valid YAML"),
     ],
 )
 def test_a_yaml_file_that_holds_no_fields_is_refused_by_name(tmp_path: Path, text: bytes, message: str) -> None:
@@ -610,7 +625,7 @@ def test_a_yaml_file_gives_its_fields(tmp_path: Path) -> None:
     assert PruneConfig(**load_yaml(path)) == config(recipe={"epochs": 3})
     path.write_text("")
     assert load_yaml(path) == {}
-    with pytest.raises(ConfigError, match=r"nosuch\.yaml cannot be read"):
+    with pytest.raises(ConfigError, match=r"nosuch\.yaml does not exist"):
         load_yaml(tmp_path / "nosuch.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_yaml(tmp_path)

@@ -302,15 +302,15 @@ def test_a_choice_made_again_costs_what_its_votes_did(finished: ur.PruneResult, 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"against": ("randm",)}, "'randm' is none of random, random_matched, full, fitting"),
+        ({"against": ("randm",)}, "'randm' is no baseline. Allowed: random, random_matched, full, fitting"),
         ({"against": ("full", "full")}, "names 'full' more than once"),
         (
             {"against": ("resampled:0.5",)},
-            r"'resampled:0\.5' is none of .*, resampled:fixed=SHARE with a share from 0 up to",
+            r"'resampled:0\.5' is no baseline.*, and resampled:fixed=SHARE with a share of 0 or more",
         ),
-        ({"against": ("resampled:fixed=1",)}, r"'resampled:fixed=1' is none of"),
+        ({"against": ("resampled:fixed=1",)}, r"'resampled:fixed=1' is no baseline"),
         ({"selections": 0}, "selections=0 must be 1 or more"),
-        ({"budget": "steps"}, "budget='steps' is none of epochs, iterations"),
+        ({"budget": "steps"}, "budget='steps' is not allowed: it must be epochs, iterations or both"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(finished: ur.PruneResult, asked: dict[str, object], message: str) -> None:

@@ -80,7 +80,9 @@ def test_wrong_keywords_are_refused_by_name(tmp_path: Path) -> None:
         ur.prune(source="digits", keep=0.5, foldz=3)
     with pytest.raises(ur.ConfigError, match="source is missing"):
         ur.plan()
-    with pytest.raises(ur.ConfigError, match="config is a dict; it must be a PruneConfig or the path of a YAML file"):
+    with pytest.raises(
+        ur.ConfigError, match="config is of type dict; it must be a PruneConfig or the path of a YAML file"
+    ):
         ur.plan({"source": "digits"})  # type: ignore[arg-type]
 
 

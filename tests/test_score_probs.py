@@ -236,12 +236,12 @@ def spoilt(**changes: np.ndarray) -> dict[str, np.ndarray]:
             spoilt(probs=np.log(distributions())),
             r"row 0 of .*probs.npy is not a probability distribution: it holds -.* and 59 others|is no",
         ),
-        (spoilt(probs=distributions()[:, 0]), r"holds float32 of shape \(60,\); probabilities are floating-point"),
+        (spoilt(probs=distributions()[:, 0]), r"holds float32 of shape \(60,\)\. Give floating-point prob"),
         (spoilt(probs=np.ones((60, 4), int)), r"holds int64 of shape \(60, 4\)"),
-        (spoilt(probs=distributions()[:50]), r"has shape \(50, 4\).*and there are 60 labels"),
+        (spoilt(probs=distributions()[:50]), r"has 50 rows, but there are 60 labels"),
         (spoilt(labels=np.array(3)), r"must be one integer per sample"),
         (spoilt(probs=np.full((60, 4), np.nan)), r"model 1 of 1 scores no sample"),
-        (spoilt(labels=np.full(60, 7)), r"label 7, but its metadata names 4 classes"),
+        (spoilt(labels=np.full(60, 7)), r"label 7, but the probabilities have 4 columns"),
         (spoilt(labels=np.array(["cat"] * 60)), r"must be one integer per sample"),
         (spoilt(labels=np.array([None] * 60, object)), r"labels.npy is not a .npy file of numbers"),
     ],
@@ -284,7 +284,7 @@ def test_samples_without_equally_many_votes_are_refused(tmp_path: Path) -> None:
 
 def test_another_sources_labels_are_refused(tmp_path: Path) -> None:
     files = given(tmp_path, probs=distributions(), labels=LABELS)
-    with pytest.raises(ur.DataError, match=r"has shape \(60, 4\).*and there are 1797 labels"):
+    with pytest.raises(ur.DataError, match=r"has 60 rows, but there are 1797 labels"):
         ur.score([files["probs"]], files["labels"], source="digits", out=tmp_path / "scored")
 
 

@@ -154,10 +154,10 @@ def test_an_interrupted_write_is_not_read_and_is_done_again(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ([1, 2, 3], "source is a list, whose samples cannot be read. Accepted are a pair"),
+        ([1, 2, 3], "source is of type list, whose samples cannot be read. Accepted are a pair"),
         ((RNG.random((60, 4)), LABELS), "rows of features, which have no pixels"),
-        ((IMAGES, LABELS[:7]), r"uint8 of shape \(60, 8, 8, 3\) and int64 of shape \(7,\)"),
-        ((IMAGES, LABELS / 2), "the labels are float64; they must be integers"),
+        ((IMAGES, LABELS[:7]), "source has 60 images and 7 labels. Give one label for each image"),
+        ((IMAGES, LABELS / 2), "the labels of source are float64; they must be integers"),
     ],
 )
 def test_what_is_no_source_is_refused(source: Any, message: str, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_files_that_go_away_are_told_of(kept: tuple[Counting, PixelFiles], short
     _, files = kept
     path = Path(files.folder) / files.name(0)
     path.write_bytes(path.read_bytes()[:50]) if short else path.unlink()
-    reason = "it is too short" if short else "No such file"
+    reason = "it is too short" if short else "no such file"
     with pytest.raises(StorageError, match=rf"00000\.pixels cannot be read: .*{reason}.* Run the same\s+line again"):
         FilePixelStore(files).images(np.array([4]))
 

@@ -162,10 +162,13 @@ def test_scores_over_epochs_are_stored_by_all_trials_if_one_asks_for_them() -> N
         ({"scheduler": "asha", "seeds": 2}, "scheduler: asha compares single runs, but seeds=2"),
         ({"scheduler": {"use": "asha", "factor": 2}}, "scheduler.factor is not a field"),
         ({"scheduler": {"use": "asha", "reduction": 1}}, "scheduler.reduction=1 is not allowed"),
-        ({"against": ["fulll"]}, "against='fulll' is none of random, random_matched, full. Did you mean 'full'"),
+        (
+            {"against": ["fulll"]},
+            "against='fulll' is no baseline of a sweep. Allowed: random, random_matched, full. Did you mean 'full'",
+        ),
         ({"search": "bayes"}, "search='bayes' is not allowed"),
         ({"proxies": 3}, "proxies is not a field. Did you mean 'proxy'"),
-        ({"seeds": True}, "seeds=True is not allowed: it must be a number"),
+        ({"seeds": True}, "seeds=True is not allowed: it must be a whole number, 1 or more"),
         ({"space": {"schedule.first": [0.2], "schedule.first_share": [0.3]}}, "which set the same value"),
     ],
 )

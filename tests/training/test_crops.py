@@ -118,13 +118,13 @@ def test_a_compiled_model_meets_every_side() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"first": 192, "last": 160}, "first=192 is not below last=160"),
+        ({"first": 192, "last": 160}, "first=192 must be below last=160"),
         ({"first": 160, "last": 190}, "first=160 and last=190 must be multiples of step=32"),
         ({"first": 160, "last": 192, "ramp": [0.9, 0.1]}, "must be two shares of the epochs"),
         ({"first": 160, "last": 192, "ramp": [11, 13]}, "must be two shares of the epochs"),
-        ({"first": 0, "last": 192}, "first: it must be greater than or equal to 8"),
-        ({"first": 160, "last": 192, "until": 3}, "until: Extra inputs are not permitted"),
-        ({"first": 160}, "last: Field required"),
+        ({"first": 0, "last": 192}, "first=0 is not allowed: it must be a whole number, 8 or more"),
+        ({"first": 160, "last": 192, "until": 3}, "train_px.until is not a field. Allowed: first, last, ramp, step"),
+        ({"first": 160}, "train_px.last is missing: pixels, at the end"),
         (7, r"recipe\.train_px=7 is not allowed\. Give pixels, 8 or more, or \{first: 160"),
         (True, r"recipe\.train_px=True is not allowed|must be a number, not true or false"),
         ("160 to 192", r"recipe\.train_px='160 to 192' is not allowed"),

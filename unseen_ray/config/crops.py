@@ -7,6 +7,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from unseen_ray.config.messages import check_names, field_messages
+
 __all__ = ["CropSizes", "crops_of"]
 
 _CROPS = "Give pixels, 8 or more, or {first: 160, last: 192, ramp: [0.6875, 0.8125], step: 32}."
@@ -25,11 +27,13 @@ class CropSizes(BaseModel):
     @model_validator(mode="after")
     def _grow(self) -> Self:
         if self.first >= self.last:
-            raise ValueError(f"first={self.first} is not below last={self.last}; crops grow")
+            raise ValueError(f"recipe.train_px.first={self.first} must be below last={self.last}: crops grow.")
         if self.first % self.step or self.last % self.step:
-            raise ValueError(f"first={self.first} and last={self.last} must be multiples of step={self.step}")
+            raise ValueError(
+                f"recipe.train_px.first={self.first} and last={self.last} must be multiples of step={self.step}."
+            )
         if len(self.ramp) != 2 or not 0 <= self.ramp[0] <= self.ramp[1] <= 1:
-            raise ValueError(f"ramp={self.ramp} must be two shares of the epochs, such as [0.5, 0.8]")
+            raise ValueError(f"recipe.train_px.ramp={self.ramp} must be two shares of the epochs, such as [0.5, 0.8].")
         return self
 
     def at(self, epoch: int, epochs: int) -> int:
@@ -51,17 +55,12 @@ def crops_of(value: Any) -> int | CropSizes | None:
         ValueError: if it is neither, or its sides do not grow in whole steps.
     """
     if isinstance(value, Mapping):
+        check_names("recipe.train_px", value)
         try:
             return CropSizes(**value)
         except ValidationError as error:
-            problems = "; ".join(_message(detail) for detail in error.errors())
-            raise ValueError(f"recipe.train_px={dict(value)} is not allowed: {problems}. {_CROPS}") from None
+            problems = field_messages(error.errors(), CropSizes, prefix="recipe.train_px.")
+            raise ValueError(f"{' '.join(problems)} {_CROPS}") from None
     if value is None or isinstance(value, CropSizes) or (type(value) is int and value >= 8):
         return value
     raise ValueError(f"recipe.train_px={value!r} is not allowed. {_CROPS}")
-
-
-def _message(detail: Any) -> str:
-    where = ".".join(map(str, detail["loc"]))
-    message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "it must be")
-    return f"{where}: {message}" if where else message

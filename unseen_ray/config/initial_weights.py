@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.errors import ConfigError
 from unseen_ray.storage.filesystem import absolute_path, filesystem_of, read_file, sha256_of
+from unseen_ray.storage.plain_text import reason_of
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
@@ -59,7 +60,7 @@ def read_weights(recipe: Recipe) -> bytes:
         data = read_file(fs, path)
     except OSError as error:
         raise ConfigError(
-            f"recipe.init={recipe.init} cannot be read: {error}. Give a file of weights, safetensors or a state_dict from "
+            f"recipe.init={recipe.init} cannot be read: {reason_of(error)}. Give a file of weights, safetensors or a state_dict from "
             "torch.save, on storage that every node can read."
         ) from None
     check_digest(recipe.init, sha256_of(data), recipe.init_sha256)

@@ -2,40 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
+from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
 
-__all__ = ["field_message"]
+__all__ = ["allowed_value", "check_names", "field_messages"]
+
+_KINDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    tuple: "a list",
+    dict: "a mapping",
+}
+_BOUNDS = {"ge": "{} or more", "gt": "above {}", "le": "at most {}", "lt": "below {}", "pattern": "matching {}"}
 
 
-def field_message(
-    detail: Any, model: type[BaseModel], *, parts: Mapping[str, type[BaseModel]], hint: str | None = None
-) -> str:
-    """The message for one entry of `ValidationError.errors()`.
+def field_messages(
+    details: Iterable[Any],
+    model: type[BaseModel],
+    *,
+    parts: Mapping[str, type[BaseModel]] | None = None,
+    hint: str | None = None,
+    prefix: str = "",
+) -> list[str]:
+    """The messages for the entries of `ValidationError.errors()`.
 
     Args:
-        detail: the entry.
+        details: the entries.
         model: the configuration.
         parts: models of its fields that are mappings, by their dotted names.
         hint: where to find the names of the fields; None to list them.
+        prefix: what stands before the names of the fields, such as "recipe.".
     """
+    messages: list[str] = []
+    for detail in details:
+        messages += _messages(detail, model, parts or {}, hint, prefix)
+    return list(dict.fromkeys(messages))  # a union has an entry for each of its types
+
+
+def check_names(field: str, values: Mapping[Any, Any]) -> None:
+    """ValueError if a name in a mapping of fields is not text."""
+    for name in values:
+        if not isinstance(name, str):
+            raise ValueError(f"{field}.{name} is not a field: names of fields are text, not {name!r}.")
+
+
+def _messages(
+    detail: Any, model: type[BaseModel], parts: Mapping[str, type[BaseModel]], hint: str | None, prefix: str
+) -> list[str]:
     path = [str(part) for part in detail["loc"]]
-    name, leaf = ".".join(path), path[0]
+    name, leaf = (prefix + ".".join(path)).rstrip("."), path[0] if path else ""
+    if detail["type"] == "value_error":
+        error = detail["ctx"]["error"]
+        if isinstance(error, ConfigError):  # of a recipe, whatever it is the recipe of
+            return [name + problem.removeprefix("recipe") for problem in error.problems]
+        return [str(error)]
     for depth in range(1, len(path)):
         if (part := ".".join(path[:depth])) in parts:
             model, leaf = parts[part], path[depth]
     fields = model.model_fields
     if detail["type"] == "extra_forbidden":
         hint = hint or f"Allowed: {', '.join(fields)}."
-        return f"{name} is not a field.{did_you_mean(leaf, fields)} {hint}"
+        return [f"{name} is not a field.{did_you_mean(leaf, fields)} {hint}"]
+    if detail["type"] == "invalid_key":
+        return [f"{name} is not a field: names of fields are text, not {detail['input']!r}."]
     if detail["type"] == "missing":
-        return f"{name} is missing: {fields[leaf].description}."
-    if detail["type"] == "value_error":
-        return str(detail["ctx"]["error"])
-    allowed = str(detail["msg"]).replace("Input should be", "it must be")
-    return f"{name}={detail['input']!r} is not allowed: {allowed} ({fields[leaf].description})."
+        return [f"{name} is missing: {fields[leaf].description}."]
+    allowed = allowed_value(fields[leaf])
+    return [f"{name}={detail['input']!r} is not allowed: it must be {allowed} ({fields[leaf].description})."]
+
+
+def allowed_value(field: FieldInfo) -> str:
+    """What the type and the bounds of a field allow, in words.
+
+    >>> from pydantic.fields import FieldInfo
+    >>> allowed_value(FieldInfo(annotation=int, ge=2))
+    'a whole number, 2 or more'
+    """
+    kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
+    words = [_kind(kind) for kind in kinds if kind is not type(None)]
+    bounds = [
+        text.format(value)
+        for rule in field.metadata
+        for name, text in _BOUNDS.items()
+        if (value := getattr(rule, name, None)) is not None
+    ]
+    return ", ".join([" or ".join(words), *filter(None, [" and ".join(bounds)])])
+
+
+def _kind(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        *first, last = map(str, get_args(kind))
+        return f"{', '.join(first)} or {last}" if first else last
+    return _KINDS.get(get_origin(kind) or kind, "a mapping")

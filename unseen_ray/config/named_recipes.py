@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unseen_ray.config.crops import CropSizes
+from unseen_ray.config.messages import check_names
 from unseen_ray.config.recipe import Recipe
 
 __all__ = ["RECIPES", "recipe_name", "recipe_values"]
@@ -145,14 +146,17 @@ def recipe_values(value: str | Mapping[str, Any] | Recipe, *, base: Recipe | Non
     Raises:
         ValueError: if there is no such recipe, or it sets both epochs and steps.
     """
-    if isinstance(value, Recipe):
-        return value.model_dump()
+    if isinstance(value, Recipe):  # its other fields are those of the recipe that it names
+        value = {"use": value.use, **{name: getattr(value, name) for name in value.model_fields_set}}
     changes: dict[str, Any] = {"use": value} if isinstance(value, str) else dict(value)
+    check_names("recipe", changes)
     name = changes.pop("use", "quick" if base is None else base.use)
     if not isinstance(name, str) or name not in RECIPES:
         from unseen_ray.plugins import did_you_mean
 
-        raise ValueError(f"recipe {name!r} is none of {', '.join(RECIPES)}.{did_you_mean(str(name), RECIPES)}")
+        raise ValueError(
+            f"recipe={name!r} is no recipe. Allowed: {', '.join(RECIPES)}.{did_you_mean(str(name), RECIPES)}"
+        )
     if changes.get("epochs") is not None and changes.get("steps") is not None:
         raise ValueError(f"recipe sets epochs={changes['epochs']} and steps={changes['steps']}; set one of the two.")
     if "epochs" in changes and changes["epochs"] is None and changes.get("steps") is None:

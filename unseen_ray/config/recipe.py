@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_serializer,
@@ -21,6 +22,8 @@ from pydantic_core import PydanticCustomError
 from unseen_ray.config.crops import CropSizes, crops_of
 from unseen_ray.config.fields.describe import described
 from unseen_ray.config.fields.listing import listed
+from unseen_ray.config.messages import field_messages
+from unseen_ray.errors import ConfigError
 from unseen_ray.storage.path_validation import given_path
 
 __all__ = ["Augment", "Precision", "Recipe", "refuse_boolean"]
@@ -43,13 +46,17 @@ def refuse_boolean(model: type[BaseModel], name: str | None, value: Any) -> Any:
     """
     field = model.model_fields[name or ""]
     if isinstance(value, bool) and re.match(r"<class '(int|float)'>|(int|float) \| None", str(field.annotation)):
-        raise PydanticCustomError("boolean", "it must be a number, not true or false")
+        raise PydanticCustomError("boolean", "a number is allowed, not true or false")
     return value
 
 
 @described
 class Recipe(BaseModel):
-    """A training recipe; the defaults are those of `quick`."""
+    """A training recipe; in a configuration, fields that are not set are those of the recipe that `use` names.
+
+    Raises:
+        ConfigError: with every problem at once.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -61,7 +68,7 @@ class Recipe(BaseModel):
     epochs: int | None = Field(
         default=15,
         ge=1,
-        description="passes over the training set (or set steps)",
+        description="passes over the training set, unless steps is set",
         json_schema_extra=listed("training"),
     )
     steps: int | None = Field(
@@ -199,9 +206,17 @@ class Recipe(BaseModel):
     init_sha256: str | None = Field(
         default=None,
         pattern="^[0-9a-f]{64}$",
-        description="SHA-256 that the file init must have; default: any",
+        description="SHA-256 that the file init must have, 64 hexadecimal digits; default: any",
         json_schema_extra=listed("training", "DIGEST", rare=True),
     )
+
+    if not TYPE_CHECKING:  # type checkers read the fields
+
+        def __init__(self, /, **fields: Any) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                raise ConfigError(field_messages(error.errors(), Recipe, prefix="recipe.")) from None
 
     @field_validator("init", mode="before")
     @classmethod

@@ -12,13 +12,14 @@ from unseen_ray.config.checks import CHECKS, keep_message
 from unseen_ray.config.fields.describe import described
 from unseen_ray.config.fields.listing import listed
 from unseen_ray.config.fields.yaml_text import parsed_yaml
-from unseen_ray.config.messages import field_message
+from unseen_ray.config.messages import field_messages
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe, refuse_boolean
 from unseen_ray.config.scoring import Scoring, scoring_by_default, scoring_stored, scoring_values
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import jsonable
 from unseen_ray.storage.path_validation import as_text, given_path, path_problem
+from unseen_ray.storage.plain_text import reason_of
 
 if TYPE_CHECKING:
     from unseen_ray.config.fields.keywords import NewRunFields, RunFields
@@ -285,7 +286,7 @@ class PruneConfig(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            problems = [_message(detail) for detail in error.errors()]
+            problems = [message for detail in error.errors() for message in _messages(detail)]
             faulty = {str(detail["loc"][0]) for detail in error.errors()}
         fields = PruneConfig.model_fields
         if not problems:
@@ -384,12 +385,19 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist. Give the path of a YAML file of fields, or the fields themselves, "
+            "such as --source digits, in Python source='digits'."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}. Give the path of a YAML file of fields.") from None
+        raise ConfigError(
+            f"{path} cannot be read: {reason_of(error)}. Give the path of a YAML file of fields."
+        ) from None
     try:
         values = parsed_yaml(text)
     except ValueError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -420,10 +428,8 @@ def _policy_of(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"policy": {"guard": False, **options}} if values.get("guard") == "none" else {}
 
 
-def _message(detail: Any) -> str:
-    if detail["loc"] == ("keep",) and isinstance(detail["input"], (int, float)):
-        return keep_message(detail["input"])
-    hint = "`unseen-ray prune --help-all` lists the fields."
-    return field_message(
-        detail, PruneConfig, parts={"recipe": Recipe, "scoring": Scoring, "scoring.recipe": Recipe}, hint=hint
-    )
+def _messages(detail: Any) -> list[str]:
+    if detail["loc"] == ("keep",) and type(detail["input"]) in (int, float):  # not finite
+        return [keep_message(detail["input"])]
+    parts: dict[str, type[BaseModel]] = {"recipe": Recipe, "scoring": Scoring, "scoring.recipe": Recipe}
+    return field_messages([detail], PruneConfig, parts=parts, hint="`unseen-ray prune --help-all` lists the fields.")

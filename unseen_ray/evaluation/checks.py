@@ -90,10 +90,13 @@ def check_evaluable(
 
 
 def _problems_of_numbers(against: Sequence[str], seeds: int, selections: int, budget: str) -> Iterator[str]:
+    if isinstance(against, str):
+        yield f"against={against!r} is text; it must be a list of baselines, such as {against.split(',')}."
+        against = ()
     for name in against:
         if name not in ARMS and fixed_share(name) is None:
-            known = f"{', '.join(ARMS)}, resampled:fixed=SHARE with a share from 0 up to but not 1"
-            yield f"against={name!r} is none of {known}.{did_you_mean(name, ARMS)}"
+            known = f"{', '.join(ARMS)}, and resampled:fixed=SHARE with a share of 0 or more and below 1"
+            yield f"against={name!r} is no baseline. Allowed: {known}.{did_you_mean(name, ARMS)}"
     if twice := sorted({name for name in against if list(against).count(name) > 1}):
         yield f"against names {twice[0]!r} more than once; name each baseline once."
     if seeds < 1:
@@ -101,13 +104,13 @@ def _problems_of_numbers(against: Sequence[str], seeds: int, selections: int, bu
     if selections < 1:
         yield f"selections={selections} must be 1 or more: how often the coreset is chosen."
     if budget not in BUDGETS:
-        yield f"budget={budget!r} is none of {', '.join(BUDGETS)}.{did_you_mean(budget, BUDGETS)}"
+        yield f"budget={budget!r} is not allowed: it must be {', '.join(BUDGETS[:-1])} or {BUDGETS[-1]}.{did_you_mean(budget, BUDGETS)}"
 
 
 def _problems_of_until(until: float, against: Sequence[str], seeds: int, selections: int) -> Iterator[str]:
     if not until > 0:
         yield f"until={until} must be above 0: half the width of the interval to reach, in percentage points; 0.5 for ±0.5."
-    if PRECISE_AGAINST not in against:
+    if PRECISE_AGAINST not in against and not isinstance(against, str):
         yield f"until={until:g} is about the lead over random, which against={','.join(against)} lacks. Add random to against."
     if seeds > MOST_SEEDS:
         yield f"seeds={seeds} is more than the {MOST_SEEDS} that until trains at most. Lower seeds, where it starts, or leave until out."

@@ -35,6 +35,7 @@ from unseen_ray.pruning.score_probs import score_probs
 from unseen_ray.runs.run import Run, load_run
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.lock import held
+from unseen_ray.storage.path_validation import as_text
 
 if TYPE_CHECKING:
     import ray.data
@@ -118,7 +119,7 @@ def prune_dataset(
     from unseen_ray.execution.ray.connect import ray_session
     from unseen_ray.execution.ray.io.datasets import store_dataset
 
-    place = f"{os.fspath(out).rstrip('/')}-source"
+    place = _place_of_rows(dataset, out)
     source = {"use": "parquet", "path": place, "size": size, "limit": limit}
     config = PruneConfig(source=source, keep=keep, out=os.fspath(out), **fields)  # refuses before anything is written
     with ray_session(config.address):
@@ -126,6 +127,15 @@ def prune_dataset(
         with held(Folder(os.fspath(out))):  # a driver that is at work here reads the rows that are there
             store_dataset(dataset, place, image=image, label=label, group=group, anew=fresh)
         return prune(config, fresh=fresh, on_event=on_event)
+
+
+def _place_of_rows(dataset: object, out: str | os.PathLike[str]) -> str:
+    """The folder for a Dataset's rows; ConfigError if it is no Dataset."""
+    if not hasattr(dataset, "iter_batches"):
+        raise ConfigError(
+            f"dataset is of type {type(dataset).__name__}; it must be a Ray Dataset. Give ur.prune other samples as source=..."
+        )
+    return f"{os.fspath(out).rstrip('/')}-source"
 
 
 def _run_config(
@@ -149,8 +159,8 @@ def _run_config(
 
 def load(path: str | os.PathLike[str]) -> PruneResult:
     """A finished run from its folder; imports nothing that the folder names."""
-    run = load_run(os.fspath(path))
-    return PruneResult(run, PruneConfig.from_json({**run.manifest.asked, "out": os.fspath(path)}))
+    run = load_run(as_text(path))
+    return PruneResult(run, PruneConfig.from_json({**run.manifest.asked, "out": as_text(path)}))
 
 
 def select(
@@ -165,7 +175,7 @@ def select(
     limits: Limits = DEFAULT_LIMITS,
 ) -> PruneResult:
     """Choose again from stage 0 of a finished run, in one shot and without training; see `pruning.reselect`."""
-    path = result.path if isinstance(result, PruneResult) else os.fspath(result)
+    path = result.path if isinstance(result, PruneResult) else as_text(result)
     run = reselect(
         path,
         keep=keep,
@@ -229,7 +239,7 @@ def _numbers(given: Any) -> str | np.ndarray:
 
 def run_of(result: PruneResult | str | os.PathLike[str]) -> Run:
     """The run behind a result, or in a folder."""
-    return result.run if isinstance(result, PruneResult) else load_run(os.fspath(result))
+    return result.run if isinstance(result, PruneResult) else load_run(as_text(result))
 
 
 @contextlib.contextmanager

@@ -121,7 +121,9 @@ def _budget_of(keep: float, samples: int) -> int:
     """How many samples to keep; ConfigError if that is none or all."""
     budget = round(keep * samples)
     if not 1 <= budget < samples:
-        raise ConfigError(f"keep={keep} of {samples} samples is {budget}; it must leave 1 to {samples - 1}.")
+        raise ConfigError(
+            f"keep={keep} of {samples:,} samples are {budget:,} samples; a coreset has 1 to {samples - 1:,}. Choose another keep."
+        )
     return budget
 
 

@@ -84,6 +84,7 @@ def score_probs(
     labels_N, num_classes = _array_of(labels), votes[0].shape[1]
     samples = source
     if source is None:
+        _check_labels(labels_N, num_classes)
         samples = {"use": "labels", "path": _stored_labels(labels, labels_N, out), "classes": num_classes}
     # A run needs a keep, but nothing is chosen here. Stored probabilities let `select` combine and guard in other ways.
     config = PruneConfig(source=samples, keep=0.5, out=out, save_probs=True, **fields)
@@ -143,6 +144,15 @@ def _name_of(given: Numbers, name: str) -> str:
     return given if isinstance(given, str) else name
 
 
+def _check_labels(labels_N: np.ndarray, num_classes: int) -> None:
+    """Refuse labels that the probabilities have no column for; anything else of them is checked where they are read."""
+    if labels_N.ndim == 1 and labels_N.dtype.kind in "iu" and labels_N.max(initial=0) >= num_classes:
+        raise DataError(
+            f"row {int(labels_N.argmax())} has label {labels_N.max()}, but the probabilities have {num_classes} columns, for labels 0 to "
+            f"{num_classes - 1}. Give a column for each class."
+        )
+
+
 def _stored_labels(labels: Numbers, labels_N: np.ndarray, out: str) -> str:
     """The file of labels, which the run's folder names as its source."""
     if isinstance(labels, str):
@@ -176,8 +186,8 @@ def _checked(values: Any, path: str) -> FloatArray:
     """(N, C) probabilities, NaN where a row was not scored."""
     if values.ndim != 2 or values.dtype.kind != "f" or values.shape[1] < 2 or not len(values):
         raise DataError(
-            f"{path} holds {values.dtype} of shape {values.shape}; probabilities are floating-point numbers of shape (N, C), "
-            "one row a sample."
+            f"{path} holds {'text' if values.dtype.kind in 'US' else values.dtype} of shape {values.shape}. Give floating-point "
+            "probabilities of shape (N, C), one row a sample; a list is taken as one such array for each model."
         )
     missing = np.isnan(values).all(axis=1)
     sums = np.where(missing, 1.0, values.sum(axis=1, dtype=np.float64))
@@ -199,9 +209,13 @@ def _check_fit(
     votes: list[FloatArray], paths: Sequence[str], of_source_N: LabelArray, labels_N: Any, path: str
 ) -> None:
     for values, other in zip(votes, paths, strict=True):
-        if values.shape != votes[0].shape or len(values) != len(of_source_N):
+        if len(values) != len(of_source_N):
             raise DataError(
-                f"{other} has shape {values.shape}; {paths[0]} has {votes[0].shape}, and there are {len(of_source_N)} labels."
+                f"{other} has {len(values)} rows, but there are {len(of_source_N)} labels. Give one row a sample."
+            )
+        if values.shape != votes[0].shape:
+            raise DataError(
+                f"{other} has shape {values.shape}, but {paths[0]} has {votes[0].shape}. Give all the same shape."
             )
     differing = np.flatnonzero(np.asarray(labels_N) != of_source_N) if len(labels_N) == len(of_source_N) else [0]
     if len(differing):

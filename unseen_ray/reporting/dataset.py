@@ -31,6 +31,7 @@ from unseen_ray.runs.layout import CORESET, MANIFEST, MANIFEST_COPY
 from unseen_ray.storage.filesystem import Folder, absolute_path, filesystem_of, is_uri, real_path
 from unseen_ray.storage.path_validation import as_text
 from unseen_ray.storage.patterns import covers, is_glob, without_braces
+from unseen_ray.storage.plain_text import reason_of
 from unseen_ray.storage.retry import retried
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def pack(run: Run, to: str, form: str | None = None, source: SourceLike | None =
             else:
                 _write_parts(_parts_of(opened, ids), folder)
     except (OSError, StorageError) as error:
-        raise ConfigError(f"--to {to} cannot be written: {error}") from None
+        raise ConfigError(f"--to {to} cannot be written: {reason_of(error)}.") from None
     return len(ids)
 
 

@@ -21,8 +21,8 @@ from unseen_ray.reporting.dataset import check_file, own_function, pack, source_
 from unseen_ray.reporting.sampling_pool import SamplingPool
 from unseen_ray.runs.layout import CORESET
 from unseen_ray.storage.filesystem import DEFAULT_ROW_GROUP, absolute_path, filesystem_of, is_uri
-from unseen_ray.storage.path_validation import path_problem
-from unseen_ray.storage.plain_text import as_cells
+from unseen_ray.storage.path_validation import as_text, path_problem
+from unseen_ray.storage.plain_text import as_cells, reason_of
 from unseen_ray.storage.retry import retried
 from unseen_ray.storage.tables import StoredTable, check_rows
 
@@ -71,7 +71,6 @@ def export(
         form: `webdataset` for tars in a folder; `weights` for a .npy of float32 for every row of the source, 1 if it is kept, else
             0; `holdout` for a .npy of the ids that were set aside; `sampler` for .json; None for what the ending says, and for a
             pruned data set in the form of its source.
-
         source: where the data is now, for a pruned data set, as in `PruneConfig`; None if it has not moved.
 
     Returns:
@@ -81,10 +80,11 @@ def export(
         ConfigError: if the ending is none of these or does not go with the form, or the file or folder cannot be written.
         DataError: if the data set cannot be read.
     """
-    done, to = result if isinstance(result, PruneResult) else load(result), os.path.expanduser(os.fspath(to))
-    run = done.run
+    done = result if isinstance(result, PruneResult) else load(result)
+    run, to = done.run, as_text(to)
     if problem := path_problem("--to", to):
         raise ConfigError(problem)
+    to = os.path.expanduser(to)
     ending = os.path.splitext(to)[1].lower()
     is_folder = not ending or to.endswith("/")
     _check_form(form, "a folder" if is_folder else ending, to)
@@ -103,7 +103,7 @@ def _write_file(run: Run, to: str, kind: str) -> int:
         with _put_in_place(to) as stream:
             _WRITERS[kind](run, table, stream)
     except OSError as error:
-        raise ConfigError(f"--to {to} cannot be written: {error}") from None
+        raise ConfigError(f"--to {to} cannot be written: {reason_of(error)}.") from None
     return table.num_rows
 
 
@@ -117,7 +117,7 @@ def _write_holdout(done: PruneResult, to: str) -> int:
         with _put_in_place(to) as stream:
             np.save(stream, ids)
     except OSError as error:
-        raise ConfigError(f"--to {to} cannot be written: {error}") from None
+        raise ConfigError(f"--to {to} cannot be written: {reason_of(error)}.") from None
     return len(ids)
 
 

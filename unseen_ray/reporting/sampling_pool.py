@@ -15,6 +15,7 @@ from unseen_ray.runs.layout import CORESET
 from unseen_ray.runs.run import Run, coreset_of
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
 from unseen_ray.storage.filesystem import filesystem_of, read_file
+from unseen_ray.storage.plain_text import reason_of
 
 __all__ = ["SamplingPool"]
 
@@ -70,7 +71,7 @@ class SamplingPool:
                 )
             return cls._of_values(path, values)
         except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error}. Give a file that {written} wrote.") from None
+            raise ConfigError(f"{path} cannot be read: {reason_of(error)}. Give a file that {written} wrote.") from None
         except ConfigError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -16,6 +16,7 @@ from unseen_ray.errors import StorageError
 from unseen_ray.runs.layout import FEATURES, probs_beside, vote_file
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.storage.filesystem import Folder, filesystem_of
+from unseen_ray.storage.plain_text import reason_of
 from unseen_ray.storage.retry import is_transient, retried_inline
 from unseen_ray.storage.tables import sha256_of_file, sha256_of_stream
 
@@ -103,7 +104,7 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error}.") from None
+        raise StorageError(f"{path} cannot be read: {reason_of(error)}.") from None
     if found is None:
         return None
     receipt, digest = found

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from unseen_ray.errors import ConfigError, RunInUseError, StorageError
 from unseen_ray.storage.environment import storage_wait_s
 from unseen_ray.storage.fence import LOCK, Fence
-from unseen_ray.storage.plain_text import holds_secret, secret_problem
+from unseen_ray.storage.plain_text import holds_secret, reason_of, secret_problem
 from unseen_ray.storage.remote.uris import explained, open_uri
 from unseen_ray.storage.retry import answered, retried, retried_inline
 
@@ -200,7 +200,7 @@ class Folder:
             if new and isinstance(error, FileExistsError):
                 raise
             raise StorageError(
-                f"{self.path(name)} cannot be written: {error}. Free space or repair the storage, then run again."
+                f"{self.path(name)} cannot be written: {reason_of(error)}. Free space or repair the storage, then run again."
             ) from None
         return sha256_of(data)
 
@@ -230,7 +230,7 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise StorageError(f"{self.path(name)} cannot be read: {error}.") from None
+            raise StorageError(f"{self.path(name)} cannot be read: {reason_of(error)}.") from None
 
     def read_whole(self, name: str, digest: str | None = None) -> bytes:
         """The bytes of a file that must exist.
@@ -289,7 +289,7 @@ class Folder:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise StorageError(f"{self.path(name)} cannot be removed: {error}.") from None
+            raise StorageError(f"{self.path(name)} cannot be removed: {reason_of(error)}.") from None
 
     def delete_folder(self, name: str) -> None:
         """Remove a folder and its contents, if it exists. Symbolic links are not followed; one in its place stays, with a warning."""
@@ -312,7 +312,7 @@ class Folder:
         except FileNotFoundError:  # another process was faster
             return
         except OSError as error:
-            raise StorageError(f"{self.path(name)} cannot be removed: {error}.") from None
+            raise StorageError(f"{self.path(name)} cannot be removed: {reason_of(error)}.") from None
 
     def _delete_tree(self, path: str) -> None:
         """Remove a local folder, file by file: the fence must hold before each of them."""
@@ -333,7 +333,7 @@ class Folder:
         try:
             return sorted(entry.base_name for entry in retried(self.root, lambda: fs.get_file_info(selector)))
         except OSError as error:
-            raise ConfigError(f"{self.root} cannot be read as a folder: {error}.") from None
+            raise ConfigError(f"{self.root} cannot be read as a folder: {reason_of(error)}.") from None
 
     def files(self) -> list[str]:
         """Sorted names of all files in it and below, but for those behind a link; empty if it does not exist."""
@@ -342,7 +342,7 @@ class Folder:
         try:
             return sorted(name[len(path.rstrip("/")) + 1 :] for name in retried(self.root, lambda: listed(fs, path)))
         except OSError as error:
-            raise ConfigError(f"{self.root} cannot be read as a folder: {error}.") from None
+            raise ConfigError(f"{self.root} cannot be read as a folder: {reason_of(error)}.") from None
 
     def confirm(self) -> None:
         """RunInUseError if the folder's fence does not hold."""

@@ -23,6 +23,7 @@ from unseen_ray.errors import RunInUseError, StorageError
 from unseen_ray.storage.environment import ray_job_id
 from unseen_ray.storage.fence import LOCK, Fence
 from unseen_ray.storage.filesystem import Folder, absolute_path, filesystem_of, is_uri, sha256_of
+from unseen_ray.storage.plain_text import reason_of
 
 __all__ = ["LOCK", "Holder", "RunLock", "held", "holder_of"]
 
@@ -265,7 +266,7 @@ def _create(folder: Folder, holder: Holder) -> bool:
         raise _in_use(folder, found) from None
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be written: {error}. Free space or repair the storage, then run again."
+            f"{path} cannot be written: {reason_of(error)}. Free space or repair the storage, then run again."
         ) from None
     return True
 

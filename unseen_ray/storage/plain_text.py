@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["as_cells", "holds_secret", "secret_problem", "shown"]
+__all__ = ["as_cells", "holds_secret", "reason_of", "secret_problem", "shown"]
 
 # C0 and C1 without tab and line feed, what turns the direction of text, line separators, and halves of surrogate pairs
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -20,6 +21,7 @@ _SECRET = re.compile(
     r"token|x-amz-signature|x-amz-security-token)=)[^&\s'\"]*",
     re.IGNORECASE,
 )
+_ERRNO = re.compile(r"\[errno (-?\d+)\]", re.IGNORECASE)
 _FORMULA = r"\A[=+\-@\t\r]"
 
 
@@ -28,6 +30,20 @@ def shown(text: str) -> str:
     return _CONTROL.sub(
         _escape, _SECRET.sub(lambda found: f"{found['scheme']}***@" if found["scheme"] else f"{found['name']}***", text)
     )
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a file, a folder or an address could not be used, to stand inside a sentence that names it.
+
+    >>> reason_of(FileNotFoundError(2, "No such file or directory", "run.yaml"))
+    'no such file or directory'
+    """
+    found = _ERRNO.findall(str(error))
+    if not found:
+        return str(error).rstrip(".")
+    # A name server's errors have negative numbers.
+    reason = os.strerror(int(found[-1])) if int(found[-1]) > 0 else getattr(error, "strerror", None) or str(error)
+    return reason[:1].lower() + reason[1:]
 
 
 def as_cells(texts: pa.Array) -> pa.Array:

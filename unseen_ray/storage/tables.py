@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from unseen_ray.errors import StorageError
 from unseen_ray.storage.filesystem import DEFAULT_ROW_GROUP, Folder, filesystem_of, parquet_options
+from unseen_ray.storage.plain_text import reason_of
 from unseen_ray.storage.retry import retried, retried_inline
 
 __all__ = [
@@ -349,7 +350,7 @@ def sha256_of_file(folder: Folder, name: str) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error}.") from None
+        raise StorageError(f"{path} cannot be read: {reason_of(error)}.") from None
 
 
 def _row_group(file: pq.ParquetFile, *, group: int, columns: list[str] | None) -> pa.Table:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict, Unpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from unseen_ray.config.fields.describe import described
-from unseen_ray.config.messages import field_message
+from unseen_ray.config.messages import field_messages
 from unseen_ray.config.recipe import refuse_boolean
 from unseen_ray.config.run import PruneConfig, load_yaml
 from unseen_ray.errors import ConfigError
@@ -123,7 +123,7 @@ class SweepConfig(_Part):
             super().__init__(**dict(values))
         except ValidationError as error:
             parts: dict[str, type[BaseModel]] = {"proxy": Proxy, "scheduler": Halving}
-            problems = [field_message(detail, SweepConfig, parts=parts) for detail in error.errors()]
+            problems = field_messages(error.errors(), SweepConfig, parts=parts)
         # Checked even if other fields are wrong, to report all problems at once.
         if isinstance(values.get("space"), Mapping):
             problems += check_space(values["space"], ranges=values.get("search", "grid") != "grid")
@@ -145,6 +145,11 @@ class SweepConfig(_Part):
         """The sweep that a function was given: a configuration, a YAML file, or neither, with some fields changed."""
         if isinstance(config, (str, os.PathLike)):
             return cls.from_yaml(config, **fields)
+        if config is not None and not isinstance(config, cls):
+            raise ConfigError(
+                f"config is of type {type(config).__name__}; it must be a SweepConfig or the path of a YAML file. Give single fields "
+                "as keywords: run={...}, space={...}."
+            )
         if config is None or not fields:
             return cls(**fields) if config is None else config
         return cls(**{**{name: getattr(config, name) for name in config.model_fields_set}, **fields})
@@ -160,7 +165,9 @@ class SweepConfig(_Part):
         names = list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
         for name in names:
             if name not in AGAINST:
-                raise ValueError(f"against={name!r} is none of {', '.join(AGAINST)}.{did_you_mean(str(name), AGAINST)}")
+                raise ValueError(
+                    f"against={name!r} is no baseline of a sweep. Allowed: {', '.join(AGAINST)}.{did_you_mean(str(name), AGAINST)}"
+                )
         return tuple(dict.fromkeys(names))
 
     @field_validator("out", "address", mode="before")

@@ -15,6 +15,7 @@ from unseen_ray.cli.summary.text import several
 from unseen_ray.errors import ConfigError
 from unseen_ray.storage.filesystem import is_uri
 from unseen_ray.storage.path_validation import path_problem
+from unseen_ray.storage.plain_text import reason_of
 
 if TYPE_CHECKING:
     from unseen_ray.cli.tables import Table
@@ -76,7 +77,7 @@ def copies(place: str | None, to: str | None, near: float | None, as_json: bool,
         try:
             found.save(to)
         except OSError as error:
-            raise ConfigError(f"--to {to} cannot be written: {error}.") from None
+            raise ConfigError(f"--to {to} cannot be written: {reason_of(error)}.") from None
     return print_json(_values(found, near, to)) if as_json else print_answer(*_parts(found, near, to))
 
 

@@ -26,7 +26,7 @@ def config_of(config: PruneConfig | str | os.PathLike[str] | None, fields: Mappi
         return config.changed(**fields) if fields else config
     if config is not None and not isinstance(config, (str, os.PathLike)):
         raise ConfigError(
-            f"config is a {type(config).__name__}; it must be a PruneConfig or the path of a YAML file. Give single fields as "
+            f"config is of type {type(config).__name__}; it must be a PruneConfig or the path of a YAML file. Give single fields as "
             'keywords: source="digits", keep=0.7.'
         )
     return PruneConfig(**{**({} if config is None else load_yaml(os.path.expanduser(config))), **fields})

@@ -23,6 +23,10 @@ def parsed_yaml(text: str) -> Any:
     try:
         _check_size(text)
         return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{where}{error.problem}.") from None
     except (yaml.YAMLError, OverflowError, AttributeError, TypeError) as error:
         raise ValueError(" ".join(str(error).split())) from None
 

@@ -24,6 +24,7 @@ from unseen_ray.data.sources.info import Source
 from unseen_ray.errors import StorageError
 from unseen_ray.storage.fence import Fence
 from unseen_ray.storage.filesystem import Folder, filesystem_of
+from unseen_ray.storage.plain_text import reason_of
 
 __all__ = ["FilePixelStore", "PixelFiles", "write_file"]
 
@@ -167,7 +168,7 @@ class _Opened:
             else:
                 self._stream = fs.open_input_file(inner)
         except OSError as error:
-            raise self._failed(str(error)) from None
+            raise self._failed(reason_of(error)) from None
 
     def read(self, offset: int, into: memoryview) -> None:
         """Fill a buffer from `offset` on."""
@@ -176,7 +177,7 @@ class _Opened:
             try:
                 done += self._some(offset + done, into[done:])
             except OSError as error:
-                raise self._failed(str(error)) from None
+                raise self._failed(reason_of(error)) from None
 
     def _some(self, offset: int, into: memoryview) -> int:
         if self._descriptor is not None:
@@ -222,5 +223,5 @@ def _digest(path: str) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error}.") from None
+        raise StorageError(f"{path} cannot be read: {reason_of(error)}.") from None
     return content.hexdigest()

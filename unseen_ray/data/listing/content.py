@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unseen_ray.errors import DataError
+from unseen_ray.storage.plain_text import reason_of
 from unseen_ray.storage.retry import retried_inline
 
 if TYPE_CHECKING:
@@ -54,4 +55,4 @@ def _range(fs: FileSystem, path: str, start: int) -> bytes:
     try:
         return retried_inline(path, read)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None
+        raise DataError(f"{path} cannot be read: {reason_of(error)}.") from None

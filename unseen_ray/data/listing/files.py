@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unseen_ray.errors import DataError
 from unseen_ray.storage.filesystem import filesystem_of
+from unseen_ray.storage.plain_text import reason_of
 from unseen_ray.storage.retry import retried_inline
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def list_below(fs: FileSystem, root: str, where: str, is_hidden: Callable[[str],
             return _local(root, is_hidden)
         return _remote(retried_inline(where, lambda: _entries(fs, root)), root, is_hidden)
     except OSError as error:
-        raise DataError(f"source {where} cannot be listed: {error}.") from None
+        raise DataError(f"source {where} cannot be listed: {reason_of(error)}.") from None
 
 
 def directly_in(fs: FileSystem, folder: str) -> tuple[list[str], list[str]]:

@@ -112,43 +112,45 @@ def _digest_of(samples: _Samples) -> str:
 
 def _samples_of(source: Any, field: str) -> _Samples:
     if hasattr(source, "column_names") and hasattr(source, "with_format"):
-        return _of_table(source)
+        return _of_table(source, field)
     if all(hasattr(source, name) for name in ("__len__", "__getitem__", "labels", "keys")):
         names = tuple(map(str, getattr(source, "class_names", ())))
         keys = [str(key) for key in source.keys]
         return _Samples(len(source), lambda i: (_encoded(source[i], i), int(source.labels[i]), keys[i]), names)
     if isinstance(source, (tuple, list)) and len(source) == 2 and all(hasattr(each, "__len__") for each in source):
-        return _of_arrays(*map(np.asarray, source))
+        return _of_arrays(np.asarray(source[0]), np.asarray(source[1]), field)
     if (
         hasattr(source, "__len__")
         and hasattr(source, "__getitem__")
         and not isinstance(source, (list, tuple, np.ndarray))
     ):
         return _Samples(len(source), lambda i: _pair(source[i], i), tuple(map(str, getattr(source, "classes", ()))))
-    raise ConfigError(f"{field} is a {type(source).__name__}, whose samples cannot be read. {_ACCEPTED}.")
+    raise ConfigError(f"{field} is of type {type(source).__name__}, whose samples cannot be read. {_ACCEPTED}.")
 
 
-def _of_arrays(images: Any, labels: Any) -> _Samples:
+def _of_arrays(images: Any, labels: Any, field: str) -> _Samples:
     if images.ndim == 2 and len(images) == len(labels):
         raise ConfigError(
-            f"source is a pair of arrays, the first of shape {images.shape}: rows of features, which have no pixels. Give ur.score your "
+            f"{field} is a pair of arrays, the first of shape {images.shape}: rows of features, which have no pixels. Give ur.score your "
             f"own out-of-fold probabilities of them, or read them in a `fit` of your own. {_ACCEPTED}."
         )
+    if images.ndim in (3, 4) and labels.ndim == 1 and len(images) != len(labels):
+        raise ConfigError(f"{field} has {len(images)} images and {len(labels)} labels. Give one label for each image.")
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
         raise ConfigError(
-            f"source is a pair of arrays, {images.dtype} of shape {images.shape} and {labels.dtype} of shape {labels.shape}. {_ACCEPTED}."
+            f"{field} is a pair of arrays, {images.dtype} of shape {images.shape} and {labels.dtype} of shape {labels.shape}. {_ACCEPTED}."
         )
     if labels.dtype.kind not in "iu":
-        raise ConfigError(f"the labels are {labels.dtype}; they must be integers, 0 to C - 1.")
+        raise ConfigError(f"the labels of {field} are {labels.dtype}; they must be integers, 0 to C - 1.")
     return _Samples(len(images), lambda i: (_encoded(images[i], i), int(labels[i]), str(i)))
 
 
-def _of_table(source: Any) -> _Samples:
+def _of_table(source: Any, field: str) -> _Samples:
     """A Hugging Face Dataset, whose images are taken as they are stored."""
     names = [name for name in ("image", "img") if name in source.column_names]
     if not names or "label" not in source.column_names:
         raise ConfigError(
-            f"source has the columns {', '.join(source.column_names)}, and needs `image` and `label`. Rename them with rename_column."
+            f"{field} has the columns {', '.join(source.column_names)}, and needs `image` and `label`. Rename them with rename_column."
         )
     stored = source.with_format("arrow")
 
@@ -163,9 +165,7 @@ def _of_table(source: Any) -> _Samples:
 
 def _pair(sample: Any, number: int) -> tuple[bytes, int, str]:
     if not isinstance(sample, Sequence) or len(sample) != 2:
-        raise DataError(
-            f"sample {number} of the source is a {type(sample).__name__}; it must be an (image, label) pair."
-        )
+        raise DataError(f"sample {number} is of type {type(sample).__name__}; it must be an (image, label) pair.")
     return _encoded(sample[0], number), _label(sample[1], number), str(number)
 
 

@@ -84,9 +84,9 @@ def find_copies(
         ConfigError: if `near` is out of its range, or the source is none.
         DataError: if the source cannot be read.
     """
-    if near is not None and not 0 < near < 1:
+    if near is not None and not (isinstance(near, (int, float)) and 0 < near < 1):
         raise ConfigError(
-            f"near={near} must be above 0 and below 1: the cosine similarity of near copies, such as 0.97."
+            f"near={near!r} must be above 0 and below 1: the cosine similarity of near copies, such as 0.97."
         )
     opened = open_source(source_ref(source))  # type: ignore[arg-type]
     info = opened.info

@@ -15,6 +15,7 @@ from unseen_ray.data.listing.image_files import HEAD_BYTES, images_among
 from unseen_ray.data.sources.info import Encoded, SourceInfo, fingerprint_of, probe_size
 from unseen_ray.errors import DataError
 from unseen_ray.storage.filesystem import filesystem_of, read_file
+from unseen_ray.storage.plain_text import reason_of
 from unseen_ray.storage.retry import retried_inline
 
 __all__ = ["FolderSource"]
@@ -84,7 +85,7 @@ class FolderSource:
             try:
                 data = read_file(self._fs, f"{self._root}/{self._files[number]}")
             except OSError as error:
-                raise DataError(f"{self._name}/{self._files[number]} cannot be read: {error}.") from None
+                raise DataError(f"{self._name}/{self._files[number]} cannot be read: {reason_of(error)}.") from None
             yield int(number), data
 
     def _images_among(self, names: Iterable[str]) -> set[str]:
@@ -100,7 +101,7 @@ class FolderSource:
         try:
             return retried_inline(path, read)
         except OSError as error:
-            raise DataError(f"{self._name}/{name} cannot be read: {error}.") from None
+            raise DataError(f"{self._name}/{name} cannot be read: {reason_of(error)}.") from None
 
 
 def _hashed(images: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes]:

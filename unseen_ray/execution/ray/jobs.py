@@ -21,6 +21,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from unseen_ray.errors import ClusterError, ConfigError
 from unseen_ray.execution.ray.capacity import Capacity, check_fits
 from unseen_ray.execution.ray.connect import api_server, check_reachable
+from unseen_ray.storage.plain_text import reason_of
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
@@ -75,7 +76,7 @@ def connect(address: str) -> JobSubmissionClient:
         raise ConfigError(f"the Ray cluster at {address} refuses this process ({_refusal(error)}). {_TOKEN}.") from None
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"no Ray dashboard answers at {address}: {_first_line(error).rstrip('.')}. Check --address, and that the tunnel to it is up."
+            f"no Ray dashboard answers at {address}: {reason_of(error).splitlines()[0]}. Check --address, and that the tunnel to it is up."
         ) from None
     _warn_without_token(url.geturl())
     return client

@@ -17,6 +17,7 @@ from unseen_ray.data.sources.info import Encoded, SourceInfo, check_labels, fing
 from unseen_ray.data.sources.webdataset.tar_index import Columns, TarIndex, index_tar
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.storage.filesystem import filesystem_of, read_file
+from unseen_ray.storage.plain_text import reason_of
 from unseen_ray.storage.retry import retried_inline
 
 __all__ = ["WebDatasetSource"]
@@ -134,14 +135,14 @@ class WebDatasetSource:
         try:
             return retried_inline(self.paths[tar], lambda: self.fs.open_input_file(self.paths[tar]))
         except OSError as error:
-            raise DataError(f"{self.names[tar]} of source {self._path} cannot be read: {error}.") from None
+            raise DataError(f"{self.names[tar]} of source {self._path} cannot be read: {reason_of(error)}.") from None
 
     def _read(self, file: Any, tar: int, number: int) -> bytes:
         size, offset = int(self._image_bytes[number]), int(self._offsets[number])
         try:
             data = bytes(retried_inline(self.paths[tar], lambda: file.read_at(size, offset)))
         except OSError as error:
-            raise DataError(f"{self.names[tar]} of source {self._path} cannot be read: {error}.") from None
+            raise DataError(f"{self.names[tar]} of source {self._path} cannot be read: {reason_of(error)}.") from None
         if len(data) < size:
             raise DataError(
                 f"{self.names[tar]} of source {self._path} is truncated: {self.keys([number])[0]} is incomplete."
@@ -153,7 +154,7 @@ class WebDatasetSource:
         try:
             return retried_inline(path, lambda: index_tar(self.fs, path, self.columns, name=where))
         except OSError as error:
-            raise DataError(f"{where} cannot be read: {error}.") from None
+            raise DataError(f"{where} cannot be read: {reason_of(error)}.") from None
 
     def _numbered(self, indices: Sequence[TarIndex], classes: str | None) -> tuple[IntArray, int, tuple[str, ...]]:
         labels = [label for index in indices for label in index.labels]
@@ -197,7 +198,7 @@ def _lines(path: str) -> list[str]:
         names = [line.strip() for line in read_file(fs, place).decode().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"classes={path} cannot be read: {error}. Give a text file with one class name in each line."
+            f"classes={path} cannot be read: {reason_of(error)}. Give a text file with one class name in each line."
         ) from None
     if not names or len(set(names)) < len(names):
         raise DataError(f"classes={path} names {'a class twice' if names else 'no class'}. Give one name in each line.")
