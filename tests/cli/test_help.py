@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import click
@@ -14,6 +15,8 @@ from unseen_ray.cli.flags import FieldOption
 from unseen_ray.config.fields.listing import HELP_GROUPS, help_entry
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.config.run import PruneConfig
+from unseen_ray.config.scoring import Scoring
+from unseen_ray.data.sources.registry import SOURCES
 
 FIELDS = {**PruneConfig.model_fields, **{f"recipe.{name}": field for name, field in Recipe.model_fields.items()}}
 
@@ -49,9 +52,17 @@ def test_fields_are_listed_in_groups_and_rare_ones_by_help_all(
     assert list(whole) == [*HELP_GROUPS.values(), "Options"]
     for group, title in HELP_GROUPS.items():
         fields = {name: help_entry(field) for name, field in FIELDS.items() if name != "recipe.use"}
-        assert whole[title] == {name for name, listing in fields.items() if listing.group == group}
-        assert short[title] == {name for name in whole[title] if not fields[name].rare}
+        nested = {name for name in whole[title] if name.startswith(("source.", "scoring."))}
+        assert whole[title] - nested == {name for name, listing in fields.items() if listing.group == group}
+        assert short[title] == {name for name in whole[title] - nested if not fields[name].rare}
     assert sum(map(len, short.values())) < 45 < sum(map(len, whole.values()))
+
+
+def test_help_all_lists_the_options_of_sources_and_of_scoring(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = flags_by_section(answer(capsys, "prune", "--help-all"))
+    options = {name for function in SOURCES.values() for name in inspect.signature(function).parameters}
+    assert {name for name in listed["Data"] if "." in name} == {f"source.{name}" for name in options}
+    assert {f"scoring.{name}" for name in Scoring.model_fields} < listed["Training"]
 
 
 def test_values_are_words() -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 import click
 from pydantic.fields import FieldInfo
 
+from unseen_ray.cli.nested_options import nested_records
 from unseen_ray.cli.output import say
 from unseen_ray.config.fields.listing import HELP_GROUPS, HelpEntry, help_entry
 from unseen_ray.config.fields.yaml_text import parsed_yaml
@@ -69,7 +70,8 @@ class FieldCommand(click.Command):
             if isinstance(parameter, click.Argument):
                 continue
             if record is not None and (listing is None or not listing.rare or ctx.meta.get(_ALL)):
-                sections[HELP_GROUPS[listing.group] if listing else "Options"].append(record)
+                section = sections[HELP_GROUPS[listing.group] if listing else "Options"]
+                section += [record, *(nested_records(str(parameter.name)) if ctx.meta.get(_ALL) else [])]
         for title, records in sections.items():
             if records:
                 with formatter.section(title):
