@@ -67,6 +67,13 @@ def test_keep_says_how_many_an_epoch_has() -> None:
     assert len(sampler) == len(list(sampler)) == round(0.3 * SCORES.num_rows)
 
 
+def test_its_text_says_what_it_draws() -> None:
+    sampler = ur.KeptSampler(RUN, keep=0.5, fixed=0.5, seed=3, num_replicas=2, rank=1)
+    size = len(sampler) * 2
+    assert repr(sampler).startswith(f"KeptSampler({size} of ")
+    assert repr(sampler).endswith(f" samples an epoch, {size // 2} fixed, seed 3, rank 1 of 2)")
+
+
 def test_epochs_are_numbered_and_can_be_set() -> None:
     first, second, third = epochs(3)
     sampler = ur.KeptSampler(ur.load(RUN))

@@ -79,6 +79,11 @@ class KeptSampler:
         self._num_replicas, self._rank = num_replicas, rank
         self._now = self._next = 0, 0  # epoch and ids given: of the iteration under way, and where the next one begins
 
+    def __repr__(self) -> str:
+        draw, pool = self._draw, len(self._ids_L)
+        shared = f", rank {self._rank} of {self._num_replicas}" if self._num_replicas > 1 else ""
+        return f"KeptSampler({draw.size:,} of {pool:,} samples an epoch, {len(draw.fixed_ids):,} fixed, seed {draw.seed}{shared})"
+
     def __len__(self) -> int:
         """Ids of an epoch for this rank."""
         return self._draw.size // self._num_replicas
