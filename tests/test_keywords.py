@@ -47,6 +47,13 @@ def test_notebooks_complete_the_fields(function: Any) -> None:
     assert next(iter(parameters)) == "config"
 
 
+def test_an_editor_is_offered_the_fields() -> None:
+    import jedi
+
+    offered = {each.name for each in jedi.Interpreter("ur.prune(", [{"ur": ur}]).complete()}
+    assert {f"{name}=" for name in PruneConfig.model_fields} < offered
+
+
 @pytest.mark.parametrize("model", [ur.PruneConfig, ur.Recipe, ur.SweepConfig])
 def test_help_describes_each_field(model: Any) -> None:
     text = pydoc.plain(pydoc.render_doc(model))
