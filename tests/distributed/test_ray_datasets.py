@@ -84,6 +84,7 @@ def test_images_come_encoded_or_at_another_size(tmp_path: Path) -> None:
     assert result.kept_dataset(size=4).take(1)[0]["image"].shape == (4, 4, 3)
     loaded = ur.load(tmp_path / "run")
     assert loaded.kept_dataset().count() == COUNT // 2
+    assert not loaded.kept_dataset().context.print_on_execution_start  # no lines of Ray Data's log
     assert loaded.to_ray_dataset().take(2)[1]["id"] == 1
 
 

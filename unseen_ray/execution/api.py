@@ -98,6 +98,7 @@ def prune_dataset(
     limit: int | None = None,
     fresh: bool = False,
     on_event: Observer | None = None,
+    progress: bool = True,
     **fields: Unpack[CommonFields],
 ) -> PruneResult:
     """Prune a Ray Dataset: write its images and labels once as Parquet beside the run, in its order, and prune these.
@@ -108,9 +109,8 @@ def prune_dataset(
         dataset: with a column of encoded images, or of uint8 arrays, and one of integers or class names.
         keep: fraction kept, between 0 and 1.
         out: the run's folder, on storage that every node shares.
-        image, label: its columns.
-        size, limit: as of the `parquet` source.
-        fresh, on_event: as of `prune`; a fresh run writes the Dataset anew.
+        image, label, size, limit: its columns, and the options of the `parquet` source.
+        fresh, on_event, progress: as of `prune`; a fresh run writes the Dataset anew.
         fields: the other fields of `PruneConfig`; `group` may name a column of the Dataset.
 
     Raises:
@@ -126,7 +126,7 @@ def prune_dataset(
         group = None if config.group is None else group_ref(config.group).column
         with held(Folder(os.fspath(out))):  # a driver that is at work here reads the rows that are there
             store_dataset(dataset, place, image=image, label=label, group=group, anew=fresh)
-        return prune(config, fresh=fresh, on_event=on_event)
+        return prune(config, fresh=fresh, on_event=on_event, progress=progress)
 
 
 def _place_of_rows(dataset: object, out: str | os.PathLike[str]) -> str:

@@ -8,6 +8,7 @@ import json
 import logging
 import pickle
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +51,10 @@ def read_by_ray(folder: str, files: Sequence[str]) -> ray.data.Dataset:
     # Without `partitioning`, Ray would take a folder above the run called lr=0.1 for a column.
     dataset = ray.data.read_parquet([f"{root}/{file}" for file in files], filesystem=filesystem, partitioning=None)
     dataset.context.execution_options.preserve_order = True
+    dataset.context.print_on_execution_start = False
+    dataset.context.enable_progress_bars &= (
+        sys.stdout.isatty()
+    )  # elsewhere Ray logs a dozen lines a second in their place
     return dataset
 
 
