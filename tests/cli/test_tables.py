@@ -19,6 +19,7 @@ import yaml
 
 from tests.terminal import screen, terminal
 from unseen_ray.cli import main
+from unseen_ray.cli.output import folded
 from unseen_ray.cli.summary.evaluation import evaluation_table
 from unseen_ray.cli.summary.sweep import trials_table
 from unseen_ray.cli.tables import Column, Table
@@ -231,3 +232,16 @@ def test_a_live_table_neither_folds_nor_stays_twice(tmp_path: Path) -> None:
     assert sum(line.startswith("task") for line in lines) == 1, lines
     assert sum(line.startswith("stage 0 fold 0 ") for line in lines) == 1, lines
     assert "interrupted; run the same line again to resume" in lines
+
+
+def test_prose_is_folded_between_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    prose = "the first " + "word " * 30 + "end\n  - " + "item " * 30 + "end\n  unseen-ray " + "--flag " * 30
+    with terminal(80) as (_, stream, _):
+        lines = folded(prose, stream).split("\n")
+    command = lines.pop()
+    assert command == prose.split("\n")[2]
+    assert all(len(line) <= 80 for line in lines) and len(lines) > 4
+    assert " ".join(" ".join(lines).split()) == " ".join(" ".join(prose.split("\n")[:2]).split())
+    with (tmp_path / "log").open("w") as file:
+        assert folded(prose, file) == prose

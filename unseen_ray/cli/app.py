@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import io
 import logging
 import os
 import sys
@@ -72,7 +73,9 @@ def main(args: list[str] | None = None) -> None:
         # Not standalone: click would end the process itself, and know nothing of our exit codes.
         cli.main(args=args, prog_name="unseen-ray", standalone_mode=False)
     except click.ClickException as error:
-        error.show(file=sys.stderr)
+        message = io.StringIO()
+        error.show(file=message)
+        say(message.getvalue().rstrip("\n"), err=True)
         sys.exit(error.exit_code)
     except UnseenError as error:
         say(f"error: {error}", err=True)

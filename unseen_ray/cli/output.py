@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
-from typing import TYPE_CHECKING, Any
+import textwrap
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -16,15 +18,52 @@ if TYPE_CHECKING:
 
     from unseen_ray.cli.tables import Table
 
-__all__ = ["FAILED", "INTERRUPTED", "LogFormatter", "console_of", "print_answer", "print_json", "print_lines", "say"]
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "LogFormatter",
+    "console_of",
+    "folded",
+    "print_answer",
+    "print_json",
+    "print_lines",
+    "say",
+]
 
 INTERRUPTED = 130
 FAILED = 4
 
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
-    """Print text to stdout or stderr; what comes from data in it is shown and not obeyed."""
-    click.echo(shown(text), err=err, nl=nl)
+    """Print text to stdout or stderr; what comes from data in it is shown and not obeyed.
+
+    A terminal gets whole lines folded between words; see `folded`.
+    """
+    text = shown(text)
+    click.echo(folded(text, sys.stderr if err else sys.stdout) if nl else text, err=err, nl=nl)
+
+
+def folded(text: str, stream: IO[str]) -> str:
+    """Text whose lines fit the terminal that a stream goes to, broken between words; unchanged in a pipe or a file.
+
+    Indented lines, which hold commands to copy, stay whole, but for the items of a list.
+    """
+    if not stream.isatty():
+        return text
+    given = os.environ.get("COLUMNS", "")
+    width = int(given) if given.isdecimal() and int(given) else os.get_terminal_size(stream.fileno()).columns
+    lines = []
+    for line in text.split("\n"):
+        item = line.startswith("  - ")
+        whole = len(line) <= width or not width or (line.startswith(" ") and not item)
+        lines += (
+            [line]
+            if whole
+            else textwrap.wrap(
+                line, width, subsequent_indent="    " if item else "", break_long_words=False, break_on_hyphens=False
+            )
+        )
+    return "\n".join(lines)
 
 
 def print_lines(lines: list[str]) -> None:
@@ -35,7 +74,7 @@ def print_lines(lines: list[str]) -> None:
 
 def print_json(values: dict[str, Any]) -> None:
     """Print values as JSON."""
-    say(json.dumps(values, indent=1))
+    click.echo(shown(json.dumps(values, indent=1)))
 
 
 def print_answer(*parts: list[str] | Table) -> None:
@@ -64,4 +103,4 @@ class LogFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """A line, or several with a traceback."""
-        return shown(super().format(record))
+        return folded(shown(super().format(record)), sys.stderr)
