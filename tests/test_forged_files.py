@@ -6,7 +6,8 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from tests.conftest import png_bytes
 from unseen_ray.config.fields.yaml_text import MOST_DEPTH, parsed_yaml
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import DataError
+from unseen_ray.runs.evaluation_file import known_results, stored_tables
+from unseen_ray.runs.manifest import read_manifest
+from unseen_ray.storage.checked_json import from_checked_json
 from unseen_ray.storage.filesystem import Folder, array_of_npy, sha256_of
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
@@ -194,3 +198,86 @@ def test_json_nested_without_end_is_damage(tmp_path: Path) -> None:
         Folder(str(tmp_path)).write(name, b'{"a": ' + b"[" * 100_000)
     with pytest.raises(ur.ConfigError, match="is damaged"):
         ur.load(str(tmp_path))
+
+
+def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value within JSON; of a list, to the first."""
+    if above:
+        yield above
+    parts = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from places(part, (*above, key))
+
+
+def replaced(values: Any, place: tuple[Any, ...], new: Any) -> Any:
+    """A copy of JSON with one value replaced."""
+    changed = json.loads(json.dumps(values))
+    at = changed
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = new
+    return changed
+
+
+SHORT = Path(__file__).parent / "golden" / "short"
+ODD = [None, True, -1, 10**30, 1.5, float("nan"), float("inf"), "", "../x", [], [None], {}, {"a": 1}, [[1]]]
+
+
+def test_every_field_of_a_manifest_is_read_or_refused_whatever_it_holds(tmp_path: Path) -> None:
+    whole = from_checked_json((SHORT / "manifest.json").read_bytes())
+    outcomes = Counter[bool]()
+    for number, place in enumerate(places(whole)):
+        for value in ODD[number % 4 :: 4]:
+            Folder(str(tmp_path)).write("manifest.json", json.dumps(replaced(whole, place, value)).encode())
+            try:
+                outcomes[read_manifest(Folder(str(tmp_path))) is not None] += 1
+            except ur.UnseenError as error:
+                assert "manifest.json" in str(error)
+                outcomes[False] += 1
+    assert min(outcomes.values()) > 50, outcomes
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("config.repeats", float("inf")),
+        ("config.schedule", -0.5),
+        ("config.score", 10**9),
+        ("config.recipe", "9" * 40),
+        ("config.keep", [1]),
+        ("asked.policy", {"a": 1}),
+        ("asked.also_score", [3]),
+        ("source.class_counts", []),
+        ("source.class_names", ["a"]),
+        ("source.num_classes", -1),
+        ("stages.0.policy", {"a": 1}),
+        ("stages.0.added", 10**30),
+        ("stages.0.tasks.0.worker_seconds", -1),
+        ("cost.seconds", float("inf")),
+    ],
+)
+def test_a_forged_field_of_a_manifest_is_refused_by_name(tmp_path: Path, place: str, value: Any) -> None:
+    whole = from_checked_json((SHORT / "manifest.json").read_bytes())
+    way = tuple(int(key) if key.isdigit() else key for key in place.split("."))
+    for name in ("manifest.json", "manifest.copy.json"):
+        (tmp_path / name).write_text(json.dumps(replaced(whole, way, value)))
+    with pytest.raises(ur.ConfigError, match=rf"manifest\.json is damaged: .*{way[0]}.*{way[-1]}"):
+        ur.load(tmp_path)
+
+
+def test_forged_evaluations_are_left_out_of_the_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = from_checked_json((SHORT / "evaluation.json").read_bytes())
+    folder = Folder(str(tmp_path))
+    assert stored_tables(Folder(str(SHORT))) == whole["tables"] and known_results(Folder(str(SHORT)))
+    table = whole["tables"][0]
+    for place in places(table):
+        if place[0] in ("recipe", "environment", "class_names") or place[-1] in ("selections", "choices"):
+            continue  # any value of these can be shown
+        for value in ([[None]], {"a": 1}):
+            folder.write("evaluation.json", json.dumps({**whole, "tables": [replaced(table, place, value)]}).encode())
+            assert stored_tables(folder) in ([], [replaced(table, place, value)])
+    folder.write("evaluation.json", json.dumps(replaced(whole, ("tables", 0, "arms", 0, "accuracies"), [])).encode())
+    assert stored_tables(folder) == [] and "evaluation.json cannot be used" in caplog.text
+    result = next(iter(whole["results"]))
+    folder.write("evaluation.json", json.dumps(replaced(whole, ("results", result, "accuracy"), "x")).encode())
+    assert known_results(folder) == {}

@@ -110,7 +110,7 @@ DAMAGE: dict[str, tuple[dict[str, Any], str]] = {
     "stage without its place": ({"stages": [{"target": 3, "added": 3}]}, "stages.0.index: "),
     "files outside": ({"files": {"../etc/passwd": "0"}}, "files names '../etc/passwd', which is not a file of a run"),
     "cost of another kind": ({"cost": 3}, "cost: "),
-    "config that lacks fields": ({"config": {"keep": 0.5}}, "config lacks combine, fit, model, recipe"),
+    "config that lacks fields": ({"config": {"keep": 0.5}}, "config lacks combine, fit, folds, guard, mode, model, "),
     "environment of another kind": ({"environment": []}, "environment: "),
 }
 

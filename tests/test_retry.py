@@ -6,11 +6,13 @@ import errno
 import json
 import logging
 import random
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import unseen_ray as ur
@@ -18,8 +20,9 @@ from tests.conftest import class_pixels, png_bytes, write_parquet
 from tests.s3 import S3Server, s3_server
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import StorageError
-from unseen_ray.storage.filesystem import Folder
-from unseen_ray.storage.retry import is_transient, retried
+from unseen_ray.storage.filesystem import Folder, sha256_of
+from unseen_ray.storage.retry import is_on_network, is_transient, retried
+from unseen_ray.storage.tables import sha256_of_file, with_parquet
 
 FIELDS = {
     "source": {"use": "digits", "limit": 200},
@@ -173,3 +176,48 @@ def test_workers_reach_the_storage_of_the_run(server: S3Server, tmp_path: Path) 
     result = ur.prune(ur.PruneConfig(**FIELDS, out="s3://runs/ray"))
     assert result.coreset.ids.tolist() == undisturbed.coreset.ids.tolist()
     assert "loopback-secret" not in json.dumps(result.manifest.environment)
+
+
+def mounts(monkeypatch: pytest.MonkeyPatch, folder: Path, kind: str) -> None:
+    table = folder.parent / f"{folder.name}.mounts"
+    table.write_text(
+        f"1 1 0:1 / / rw - ext4 /dev/sda rw\n2 1 0:2 / {folder.resolve()} rw shared:1 - {kind} server:/x rw\n"
+    )
+    monkeypatch.setattr("unseen_ray.storage.retry._MOUNTS", str(table))
+
+
+@pytest.mark.parametrize(
+    ("kind", "network"), [("nfs4", True), ("fuse.sshfs", True), ("ext4", False), ("fuseblk", False), ("overlay", False)]
+)
+def test_a_network_file_system_is_known_by_its_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, network: bool
+) -> None:
+    mounts(monkeypatch, tmp_path, kind)
+    assert is_on_network(str(tmp_path / "stage-00" / "a")) is network
+    assert not is_on_network(str(tmp_path.parent)) and not is_on_network("s3://bucket/a")
+
+
+@pytest.mark.parametrize("read", ["read_whole", "sha256_of_file", "with_parquet"])
+def test_a_file_that_must_be_there_is_looked_for_again_on_a_network_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: str
+) -> None:
+    mounts(monkeypatch, tmp_path, "nfs")
+    folder, late = Folder(str(tmp_path)), threading.Timer(0.1, lambda: (tmp_path / "a").hardlink_to(tmp_path / "b"))
+    digest = folder.write_table("b", pa.table({"id": [1]}))
+    start = time.monotonic()
+    assert folder.read("a") is None and sha256_of_file(folder, "a") is None  # whether it is there is answered at once
+    assert time.monotonic() - start < 0.1
+    late.start()
+    found = {
+        "read_whole": lambda: sha256_of(folder.read_whole("a", digest)),
+        "sha256_of_file": lambda: sha256_of_file(folder, "a", known=True),
+        "with_parquet": lambda: with_parquet(folder, "a", lambda file: digest if file.metadata.num_rows == 1 else ""),
+    }[read]()
+    assert found == digest
+
+
+def test_a_file_that_must_be_there_is_missed_at_once_on_a_disk(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(StorageError, match="a is missing"):
+        Folder(str(tmp_path)).read_whole("a")
+    assert time.monotonic() - start < 1

@@ -21,6 +21,7 @@ __all__ = [
     "import_target",
     "is_target",
     "name_of",
+    "named",
     "offered",
     "plug_of",
     "refuse_unnamed",
@@ -190,6 +191,13 @@ def plug_of(value: Any) -> tuple[str | Callable[..., Any], dict[str, Any]]:
         options = dict(value)
         return options.pop("use"), options
     return value, {}
+
+
+def named(value: Any) -> Any:
+    """A stored value that is None, a name, or a mapping with the name as `use`; ValueError for another."""
+    if value is None or isinstance(value, str) or (isinstance(value, Mapping) and isinstance(value.get("use"), str)):
+        return value
+    raise ValueError(f"{value!r} is neither a name nor a mapping with `use`")
 
 
 def check_plug(value: Any, *, field: str, names: Iterable[str], kind: str) -> list[str]:

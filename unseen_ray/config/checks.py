@@ -16,7 +16,7 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import check_plug, did_you_mean, plug_of
 from unseen_ray.storage.plain_text import holds_secret, secret_problem
 
-__all__ = ["CHECKS", "keep_message"]
+__all__ = ["CHECKS", "check_schedule", "keep_message"]
 
 _MOST_STAGES = 10_000  # each one trains at least one model
 
@@ -33,7 +33,8 @@ def _check_keep(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str
     return [keep_message(given["keep"])]
 
 
-def _check_schedule(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+def check_schedule(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """The problems of `schedule`, beside `keep`."""
     schedule, keep = values["schedule"], values["keep"]
     if schedule is None or not isinstance(keep, (int, float)):
         return []
@@ -259,7 +260,7 @@ def _check_no_password(values: Mapping[str, Any], given: Mapping[str, Any]) -> l
 Check = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
 CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("keep",), _check_keep),
-    (("keep", "schedule"), _check_schedule),
+    (("keep", "schedule"), check_schedule),
     (("score", "also_score", "policy", "guard", "model", "fit"), _check_plugs),
     (("source", "test"), _check_sources),
     (("mode", "fit", "executor", "guard", "policy"), _check_effect),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from unseen_ray.config.checks import CHECKS, keep_message
+from unseen_ray.config.checks import CHECKS, check_schedule, keep_message
 from unseen_ray.config.fields.describe import described
 from unseen_ray.config.fields.listing import listed
 from unseen_ray.config.fields.yaml_text import parsed_yaml
@@ -17,7 +17,7 @@ from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.recipe import Recipe, refuse_boolean
 from unseen_ray.config.scoring import Scoring, scoring_by_default, scoring_stored, scoring_values
 from unseen_ray.errors import ConfigError
-from unseen_ray.plugins import jsonable
+from unseen_ray.plugins import jsonable, named
 from unseen_ray.storage.path_validation import as_text, given_path, path_problem
 from unseen_ray.storage.plain_text import reason_of
 
@@ -60,6 +60,10 @@ FREE_FIELDS = (
     *EXECUTOR_FIELDS,
 )
 """Fields that cannot change which ids are selected: a run may be resumed with other values."""
+
+_PLACES, _LISTS = {"source", "test", "group"}, {"also_score", "log_to"}
+_FORMS = {*_PLACES, *_LISTS, "score", "policy", "guard", "model", "fit"}
+"""Fields of type Any: names, mappings or lists of them."""
 
 
 @described
@@ -375,6 +379,26 @@ class PruneConfig(BaseModel):
         # a placeholder passes the checks of sources; the stored ones are put back unchecked
         sources: dict[str, Any] = {name: given[name] for name in ("source", "test") if name in given}
         return cls(**{**given, **dict.fromkeys(sources, "digits")}).model_copy(update=sources)
+
+    @classmethod
+    def problem_of_stored(cls, values: Mapping[str, Any]) -> str | None:
+        """What is wrong with the types of stored fields, as asked for or as resolved; names and effects are not checked."""
+        known = {name: values[name] for name in cls.model_fields if name in values}
+        if known.get("keep") is None:  # of scores that nothing is chosen by yet
+            known["keep"] = 0.5
+        try:
+            BaseModel.__init__(cls.__new__(cls), **known)  # without the checks of what was given
+        except ValidationError as error:
+            return _message(error.errors()[0])
+        try:
+            for name in _FORMS & known.keys():
+                parts = known[name] if name in _LISTS and isinstance(known[name], list) else [known[name]]
+                for part in parts:
+                    named({"use": "", **part} if name in _PLACES and isinstance(part, dict) else part)
+        except ValueError as error:
+            return f"{name}: {error}."
+        problems = check_schedule({"schedule": values.get("schedule"), "keep": known["keep"]}, {})
+        return problems[0] if problems else None
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:

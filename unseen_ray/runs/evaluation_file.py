@@ -6,7 +6,9 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, TypeAdapter
 
 from unseen_ray.runs.layout import EVALUATION
 from unseen_ray.runs.tasks import EvalResult
@@ -19,7 +21,67 @@ logger = logging.getLogger(__name__)
 
 # Accuracies may be compared only where all of these are equal.
 _MEASURED_BY = ("model", "recipe", "budget", "test", "test_samples")
-_TABLE = {*_MEASURED_BY, "arms", "differences", "break_even", "environment"}
+_RECIPE = {"use", "epochs", "steps"}
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Arm(BaseModel):
+    name: str
+    samples: NonNegativeInt
+    selections: PositiveInt
+    accuracies: Annotated[list[_Finite], Field(min_length=1)]
+    class_accuracy: list[_Finite | None]
+    class_samples: list[_Finite]
+    seconds_each: _Finite
+    choosing_s: _Finite | None
+    devices: list[str]
+    mean: _Finite
+    std: _Finite | None
+    worst_class: _Finite | None
+    class_spread: _Finite | None
+
+
+class _Difference(BaseModel):
+    baseline: str
+    mean: _Finite
+    low: _Finite | None
+    high: _Finite | None
+
+
+class _BreakEven(BaseModel):
+    choosing_s: _Finite
+    saved_s: _Finite
+    trainings: _Finite | None
+
+
+class _Table(BaseModel):
+    """What the report relies on in a table, which anybody may have written."""
+
+    model: str
+    recipe: dict[str, Any]
+    budget: str
+    test: str
+    test_samples: NonNegativeInt
+    environment: dict[str, Any]
+    class_names: list[str] = []
+    arms: Annotated[list[_Arm], Field(min_length=1)]
+    differences: list[_Difference]
+    break_even: _BreakEven | None
+
+    def fits_together(self) -> bool:
+        """Whether each part has what it refers to; older versions lacked some."""
+        lengths = {len(values) for arm in self.arms for values in (arm.class_accuracy, arm.class_samples)}
+        known = {arm.name for arm in self.arms}
+        return (
+            len(lengths) == 1
+            and all(row.baseline in known for row in self.differences)
+            and (self.break_even is None or "full" in known)
+            and self.recipe.keys() >= _RECIPE
+            and "torch" in self.environment
+        )
+
+
+_RESULT = TypeAdapter(EvalResult)
 
 
 def stored_tables(folder: Folder) -> list[dict[str, Any]]:
@@ -27,8 +89,8 @@ def stored_tables(folder: Folder) -> list[dict[str, Any]]:
     data = folder.read(EVALUATION)
     # A damaged file costs its tables but not the report: trainings are measured again when they are asked for.
     try:
-        tables = from_checked_json(data)["tables"] if data else []
-        return [table for table in tables if table.keys() >= _TABLE]
+        tables: list[dict[str, Any]] = from_checked_json(data)["tables"] if data else []
+        return [table for table in tables if _Table.model_validate(table).fits_together()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("%s cannot be used (%s)", folder.path(EVALUATION), error)
         return []
@@ -72,7 +134,7 @@ def known_results(folder: Folder) -> dict[str, EvalResult]:
 def result_of(value: dict[str, Any]) -> EvalResult:
     """A result from its JSON; ValueError, KeyError or TypeError if it is not one."""
     accuracies = tuple(math.nan if a is None else a for a in value["class_accuracy"])
-    return EvalResult(**{**value, "class_accuracy": accuracies})
+    return _RESULT.validate_python({**value, "class_accuracy": accuracies})
 
 
 def store_results(folder: Folder, results: Mapping[str, EvalResult], tables: list[dict[str, Any]]) -> None:

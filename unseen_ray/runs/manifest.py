@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from unseen_ray.config.run import PruneConfig
 from unseen_ray.config.score_columns import plug_label, score_name
 from unseen_ray.errors import ConfigError, RunInUseError, StorageError
 from unseen_ray.runs.layout import MANIFEST, MANIFEST_COPY, is_result
@@ -36,7 +37,23 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 EXACT_SCORES = "exact_scores"
 _OF_FINISHED = {"class_counts", "holdout", "skipped", "skipped_ids"}
-_CONFIGURED = {"keep", "recipe", "model", "fit", "combine"}
+_CONFIGURED = {
+    "keep",
+    "recipe",
+    "model",
+    "fit",
+    "combine",
+    "folds",
+    "guard",
+    "mode",
+    "policy",
+    "repeats",
+    "score",
+    "seed",
+    "source",
+    "test",
+}
+"""Fields of a configuration that version 0.1.0 wrote, and that readers of a run rely on."""
 
 
 class Manifest(BaseModel):
@@ -77,10 +94,9 @@ class Manifest(BaseModel):
         if strangers := [name for name in self.files if not is_result(name)]:
             raise ValueError(f"files names {strangers[0]!r}, which is not a file of a run")
         if self.finished:
-            if missing := _OF_FINISHED - self.source.model_fields_set:
-                raise ValueError(f"source lacks {', '.join(sorted(missing))}")
-            if missing := _CONFIGURED - self.config.keys():
-                raise ValueError(f"config lacks {', '.join(sorted(missing))}")
+            missing = _OF_FINISHED - self.source.model_fields_set
+            if missing or len(self.source.class_counts) != self.source.num_classes:
+                raise ValueError(f"source lacks {', '.join(sorted(missing or {'class_counts'}))}")
         return self
 
     @model_serializer(mode="wrap")
@@ -177,12 +193,24 @@ def _read(folder: Folder, name: str) -> Manifest | None:
             raise ConfigError(
                 f"{path} has schema_version {version}; this unseen_ray reads up to {SCHEMA_VERSION}. Upgrade unseen_ray."
             )
-        return Manifest.model_validate(values)
+        manifest = Manifest.model_validate(values)
+        if manifest.kind != "sweep":
+            _check_fields(manifest)
+        return manifest
     except ConfigError:
         raise
     except (ValueError, KeyError, TypeError) as error:
         problem = _problem_of(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
         raise StorageError(f"{path} is damaged: {problem}. Restore it, or start in a new folder.") from None
+
+
+def _check_fields(manifest: Manifest) -> None:
+    """ValueError if a configuration of a run lacks a field that readers rely on, or has one of another type."""
+    for name, fields in {"config": manifest.config, "asked": manifest.asked}.items():
+        if missing := _CONFIGURED - fields.keys():
+            raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
+        if problem := PruneConfig.problem_of_stored(fields):
+            raise ValueError(f"{name}: {problem}")
 
 
 def _problem_of(error: ValidationError) -> str:

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     PlainSerializer,
     SerializerFunctionWrapHandler,
     model_serializer,
+    model_validator,
 )
 
 from unseen_ray.core.samples.dealing import digest_of_groups
+from unseen_ray.plugins import named
 
 if TYPE_CHECKING:
     from unseen_ray.core.arrays import IdArray, IntArray
@@ -43,13 +46,32 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-Number = int | float  # a union, so that an int stays one on its way through JSON
+_MOST = 2**63 - 1  # what an int64 holds
+
+
+def _within_int64(value: float) -> float:
+    if abs(value) > _MOST:
+        raise ValueError("it is beyond what 64 bits hold")
+    return value
+
+
+def _counted(value: float) -> float:
+    if value < 0 or value > _MOST:  # NaN where an older receipt lacks its seconds
+        raise ValueError(f"it must be a number from 0 to {_MOST}")
+    return value
+
+
+Count = Annotated[int, AfterValidator(_counted)]
+Amount = Annotated[int | float, AfterValidator(_counted)]  # a union, so that an int stays one on its way through JSON
+Number = Annotated[int | float, AfterValidator(_within_int64)]
 Unknown = Annotated[
     float,
     BeforeValidator(lambda value: math.nan if value is None else value),
+    AfterValidator(_counted),
     PlainSerializer(lambda value: None if math.isnan(value) else value),
 ]
 """A number that may be NaN; JSON has no NaN, so it is null there."""
+Named = Annotated[Any, AfterValidator(named)]
 
 
 class Entry(BaseModel):
@@ -97,16 +119,23 @@ class SourceEntry(Entry):
     sample: str = ""
     times: str = ""
     groups: str = ""
-    num_samples: int
-    num_classes: int
+    num_samples: Count
+    num_classes: Count
     class_names: list[str]
-    size_px: int = 0
-    rows: int = 0
-    holdout: int = 0
+    size_px: Count = 0
+    rows: Count = 0
+    holdout: Count = 0
     skipped: list[str] = []
-    skipped_ids: list[int] = []
-    copies: int = 0
-    class_counts: list[int] = []
+    skipped_ids: list[Count] = []
+    copies: Count = 0
+    class_counts: list[Count] = []
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SourceEntry:
+        for name in ("class_names", "class_counts"):
+            if (found := getattr(self, name)) and len(found) != self.num_classes:
+                raise ValueError(f"{name} holds {len(found)} entries for {self.num_classes} classes")
+        return self
 
     def is_same_data(self, info: SourceInfo | SourceEntry) -> bool:
         """Whether a source is the one of this entry, as far as both know of its content; a warning if it may have changed."""
@@ -141,12 +170,12 @@ class Receipt(Entry):
         reused: whether an earlier start of the run, or a worker that was taken for dead, had finished it.
     """
 
-    index: int
+    index: Count
     task: str = ""
     files: dict[str, str] = {}
-    trained: int = 0
-    scored: int = 0
-    image_passes: int = 0
+    trained: Count = 0
+    scored: Count = 0
+    image_passes: Count = 0
     accuracy: Unknown = math.nan
     train_accuracy: Unknown = math.nan
     seconds: Unknown = math.nan
@@ -180,8 +209,8 @@ class PolicyTrial(Entry):
         final_low: the lower end of its 95 % interval.
     """
 
-    policy: Any
-    seeds: int
+    policy: Named
+    seeds: Count
     gain: Number
     final_gain: Number | None = None
     final_low: Number | None = None
@@ -205,21 +234,21 @@ class StageEntry(Entry):
         trials: what each candidate reached.
     """
 
-    index: int
-    target: int
-    added: int
-    candidates: int = 0
+    index: Count
+    target: Count
+    added: Count
+    candidates: Count = 0
     accuracy: Number = math.nan
     vote_accuracy: Number = math.nan
-    seconds: Number = 0.0
-    fit_seconds: Number = 0.0
-    gpu_seconds: Number = 0.0
-    trained: int = 0
-    image_passes: int = 0
-    scored: int = 0
-    suspects: int | None = None
+    seconds: Amount = 0.0
+    fit_seconds: Amount = 0.0
+    gpu_seconds: Amount = 0.0
+    trained: Count = 0
+    image_passes: Count = 0
+    scored: Count = 0
+    suspects: Count | None = None
     tasks: list[Receipt] = []
-    policy: Any = None
+    policy: Named = None
     trials: list[PolicyTrial] = []
 
     def sizes(self) -> dict[str, Any]:
@@ -230,13 +259,13 @@ class StageEntry(Entry):
 class StageCost(Entry):
     """The cost of a stage; the fields are those of `StageEntry`."""
 
-    index: int
-    seconds: Number = 0.0
-    fit_seconds: Number = 0.0
-    gpu_seconds: Number = 0.0
-    trained: int = 0
-    image_passes: int = 0
-    scored: int = 0
+    index: Count
+    seconds: Amount = 0.0
+    fit_seconds: Amount = 0.0
+    gpu_seconds: Amount = 0.0
+    trained: Count = 0
+    image_passes: Count = 0
+    scored: Count = 0
 
 
 class Cost(Entry):
@@ -251,15 +280,15 @@ class Cost(Entry):
         chosen_from_s: for `select`, worker seconds that the votes took in the run that was selected from.
     """
 
-    seconds: Number = 0.0
-    fit_seconds: Number | None = None
-    gpu_seconds: Number | None = None
-    trained: int | None = None
-    image_passes: int | None = None
-    scored: int | None = None
+    seconds: Amount = 0.0
+    fit_seconds: Amount | None = None
+    gpu_seconds: Amount | None = None
+    trained: Count | None = None
+    image_passes: Count | None = None
+    scored: Count | None = None
     stages: list[StageCost] = []
-    bill: Number | None = None
-    chosen_from_s: Number | None = None
+    bill: Amount | None = None
+    chosen_from_s: Amount | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

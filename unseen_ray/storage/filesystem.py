@@ -223,10 +223,10 @@ class Folder:
         np.save(buffer, array, allow_pickle=False)
         return self.write(name, buffer.getvalue())
 
-    def read(self, name: str) -> bytes | None:
-        """The bytes of a file, or None if it does not exist."""
+    def read(self, name: str, *, known: bool = False) -> bytes | None:
+        """The bytes of a file, or None if it does not exist; for `known` see `retried`."""
         try:
-            return retried(self.path(name), lambda: _get(self.path(name)))
+            return retried(self.path(name), lambda: _get(self.path(name)), known=known)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -238,7 +238,7 @@ class Folder:
         Raises:
             StorageError: if it is missing, or its SHA-256 is not `digest` (None skips the check).
         """
-        data = self.read(name)
+        data = self.read(name, known=True)
         if data is None:
             raise StorageError(f"{self.path(name)} is missing. Is `out` on storage that every node shares?")
         if digest is not None and sha256_of(data) != digest:

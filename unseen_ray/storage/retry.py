@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_d
 
 from unseen_ray.storage.environment import storage_wait_s
 
-__all__ = ["SilentStorageError", "answered", "is_transient", "retried", "retried_inline"]
+__all__ = ["SilentStorageError", "answered", "is_on_network", "is_transient", "retried", "retried_inline"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ _TRANSIENT = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
+_MOUNTS = "/proc/self/mountinfo"
+_NETWORK = re.compile(r"(nfs|cifs|smb|fuse\.|lustre|gpfs|beegfs|ceph|gluster|9p|afs|virtiofs|pvfs|orangefs|wekafs)")
 # pyarrow gives an object store's failures no errno, only text. Those that a retry cannot mend are refused by their words.
 _SERVICE = re.compile(r"AWS Error|Azure Error|google::cloud|HTTP status|curl", re.IGNORECASE)
 _REFUSED = re.compile(
@@ -48,12 +51,14 @@ class SilentStorageError(OSError):
     """A call to storage that has not returned in time."""
 
 
-def retried(what: str, do: Callable[[], _T]) -> _T:
+def retried(what: str, do: Callable[[], _T], *, known: bool = False) -> _T:
     """Call `do`, and again while it fails for reasons that may pass.
 
     Args:
-        what: the path, for the log.
+        what: the path, also for the log.
         do: uses storage; it may be called several times, in another thread.
+        known: whether the file must exist, because a manifest or a receipt names it. A network file system may still deny it, from what
+            this node remembers; so it is looked for again there.
 
     Raises:
         OSError: if `do` fails for good (a full disk, no permission, a missing file), or for longer than `storage_wait_s`.
@@ -66,7 +71,7 @@ def retried(what: str, do: Callable[[], _T]) -> _T:
         logger.warning("%s: %s; retrying in %.1f s", what, state.outcome.exception(), state.upcoming_sleep)
 
     retries = Retrying(
-        retry=retry_if_exception(_is_transient),
+        retry=retry_if_exception(lambda error: _is_transient(error) or (known and _is_denied(what, error))),
         wait=wait_exponential(_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S),
         stop=stop_before_delay(limit),
         before_sleep=log,
@@ -74,6 +79,25 @@ def retried(what: str, do: Callable[[], _T]) -> _T:
     )
     answer: _T = retries(answered, what, do, limit)
     return answer
+
+
+def _is_denied(path: str, error: BaseException) -> bool:
+    return isinstance(error, FileNotFoundError) and is_on_network(path)
+
+
+def is_on_network(path: str) -> bool:
+    """Whether a local path is on a file system of the network, which may know of other nodes' files only after a minute."""
+    above = os.path.realpath(path)
+    try:
+        with open(_MOUNTS, encoding="utf-8", errors="replace") as table:
+            mounts = [line.split() for line in table]
+    except OSError:  # no Linux
+        return False
+    # A line ends in " - KIND SOURCE OPTIONS"; of mounts in one place, the last one is seen.
+    kinds = {mount[4]: mount[mount.index("-", 6) + 1] for mount in mounts if "-" in mount[6:]}
+    while above not in kinds and above != os.path.dirname(above):
+        above = os.path.dirname(above)
+    return _NETWORK.match(kinds.get(above, "")) is not None
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -88,7 +112,7 @@ def is_transient(error: OSError) -> bool:
     return error.errno in _TRANSIENT
 
 
-def retried_inline(what: str, do: Callable[[], _T]) -> _T:
+def retried_inline(what: str, do: Callable[[], _T], *, known: bool = False) -> _T:
     """`retried` for calls that are too frequent for a thread each, or take too long for the time limit.
 
     The first attempt runs in this thread and may hang as long as the storage does; after a transient failure, as `retried`.
@@ -99,9 +123,9 @@ def retried_inline(what: str, do: Callable[[], _T]) -> _T:
     try:
         return do()
     except OSError as error:
-        if not is_transient(error):
+        if not (is_transient(error) or (known and _is_denied(what, error))):
             raise
-    return retried(what, do)
+    return retried(what, do, known=known)
 
 
 class _Asking(threading.Thread):

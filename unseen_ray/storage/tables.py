@@ -207,7 +207,7 @@ class StoredTable:
         """
         for part in self._parts():
             digest = self.files.get(part)
-            if digest is not None and (found := sha256_of_file(self.folder, part)) != digest:
+            if digest is not None and (found := sha256_of_file(self.folder, part, known=True)) != digest:
                 raise StorageError(
                     f"{self.folder.path(part)} is {'missing' if found is None else 'damaged: it is not what was written'}. "
                     "Run the same `unseen-ray prune` line again to redo this work."
@@ -325,15 +325,15 @@ def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], _T], *, i
             return do(stream)
 
     try:
-        return (retried_inline if inline else retried)(path, attempt)
+        return (retried_inline if inline else retried)(path, attempt, known=True)
     except FileNotFoundError:
         raise StorageError(f"{path} is missing. Is `out` on storage that every node shares?") from None
     except (pa.ArrowException, OSError) as error:
         raise StorageError(f"{path} is damaged: {error}. Delete it and run the same line again.") from None
 
 
-def sha256_of_file(folder: Folder, name: str) -> str | None:
-    """SHA-256 of a file in hexadecimal, read in blocks; None where the file does not exist.
+def sha256_of_file(folder: Folder, name: str, *, known: bool = False) -> str | None:
+    """SHA-256 of a file in hexadecimal, read in blocks; None where the file does not exist. For `known` see `retried`.
 
     Raises:
         StorageError: if it cannot be read.
@@ -346,7 +346,7 @@ def sha256_of_file(folder: Folder, name: str) -> str | None:
             return sha256_of_stream(stream)
 
     try:
-        return retried_inline(path, read)
+        return retried_inline(path, read, known=known)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
