@@ -4,7 +4,7 @@ UNSEEN_DATA ?= $(firstword $(wildcard ../shared/data) data)
 export UNSEEN_DATA
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install demo test test-slow test-gpu check docs format bench clean
+.PHONY: install demo test test-slow test-gpu check docs format bench wheel audit licences clean
 
 install: .venv/.installed  ## make .venv with everything in it
 
@@ -42,6 +42,16 @@ format: install  ## mend what can be mended by a machine
 
 bench: install  ## time the main job on the bundled digits
 	$(BIN)/python benchmarks/overhead.py
+
+wheel: install  ## dist/*.whl, the same bytes for the same commit
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+licences: install  ## what an installation brings, and under which licences
+	$(BIN)/python -m tests.test_licences
+
+audit: install  ## known vulnerabilities of what is installed, as pypi.org knows them
+	test -x build/audit/bin/pip-audit || ($(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet pip-audit)
+	build/audit/bin/pip-audit --skip-editable --path $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 
 clean:  ## remove what was built; runs and the environment stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache
