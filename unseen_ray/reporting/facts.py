@@ -33,7 +33,16 @@ from unseen_ray.plugins import is_target, plug_of
 from unseen_ray.pruning.selection import Kept, pick
 from unseen_ray.pruning.trials.plan import with_candidate
 from unseen_ray.reporting.headline import headline_of
-from unseen_ray.reporting.score_tables import Counts, Rows, Sample, keys_of, last_stage_of, long_table, rows_of
+from unseen_ray.reporting.score_tables import (
+    Counts,
+    Rows,
+    Sample,
+    keys_of,
+    last_stage_of,
+    long_table,
+    places_of,
+    rows_of,
+)
 from unseen_ray.runs.evaluation_file import fullest_first, stored_tables
 from unseen_ray.runs.features import load_features
 from unseen_ray.runs.layout import CORESET, FITTING, SELECTIONS, scores_file
@@ -204,7 +213,7 @@ def _importance(run: Run, table: pa.Table, sample: Sample, score: str) -> list[d
     features = load_features(run.folder, run.manifest.files, ids_M) if reads and not left_out else None
     for stage, policy in zip(later_stages, used, strict=True):
         later = sample.table(run, scores_file(stage.index), ["id", score])
-        places = np.searchsorted(ids_M, later.column("id").to_numpy())
+        places = places_of(later.column("id").to_numpy(), ids_M)
         before, after = zero_M[places], later.column(score).to_numpy()
         picked = coreset.filter(pc.equal(coreset.column("stage"), stage.index)).column("id").to_numpy()
         earlier = coreset.filter(pc.less(coreset.column("stage"), stage.index))

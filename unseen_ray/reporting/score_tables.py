@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from unseen_ray.config.score_columns import SUSPECT
 from unseen_ray.core.seeds import derive, tie_keys
+from unseen_ray.errors import StorageError
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file
 from unseen_ray.storage.tables import StoredTable
 
@@ -22,7 +23,18 @@ if TYPE_CHECKING:
     from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
     from unseen_ray.runs.run import Run
 
-__all__ = ["HELD_ROWS", "Counts", "Rows", "Sample", "extremes_of", "keys_of", "last_stage_of", "long_table", "rows_of"]
+__all__ = [
+    "HELD_ROWS",
+    "Counts",
+    "Rows",
+    "Sample",
+    "extremes_of",
+    "keys_of",
+    "last_stage_of",
+    "long_table",
+    "places_of",
+    "rows_of",
+]
 
 HELD_ROWS = 2**21
 """Rows that the report holds: all of a set of ImageNet's size, and a sample of a larger one."""
@@ -118,8 +130,18 @@ def rows_of(run: Run, score: str, last_stage: int) -> Iterator[Rows]:
         stage_M, last_M = np.full(len(ids), -1, np.int64), np.full(len(ids), np.nan, np.float32)
         for cursor, column in ((kept, stage_M), (last, last_M)):
             found, values = cursor.until(ids[-1])
-            column[np.searchsorted(ids, found)] = values
+            column[places_of(found, ids)] = values
         yield Rows(table=pa.Table.from_batches([batch]), stage_M=stage_M, last_M=last_M)
+
+
+def places_of(ids_M: IdArray, among_N: IdArray) -> IdArray:
+    """Where each of some ids is among rising ids; StorageError if one is not there, as in tables of two runs."""
+    places = np.searchsorted(among_N, ids_M)
+    if len(ids_M) and (places.max() >= len(among_N) or np.any(among_N[places] != ids_M)):
+        raise StorageError(
+            "the tables of this run do not belong together: one names samples that another lacks. Prune again in a new folder."
+        )
+    return places
 
 
 class _Cursor:
@@ -196,6 +218,8 @@ def keys_of(run: Run, ids: Sequence[int]) -> dict[int, str]:
     for batch in long_table(run, KEYS).batches(["id", "key"]):
         few = batch.filter(pc.is_in(batch.column("id"), wanted))
         found.update(zip(few.column("id").to_pylist(), few.column("key").to_pylist(), strict=True))
+    if lacking := set(ids) - found.keys():
+        raise StorageError(f"{run.folder.path(KEYS)} lacks sample {min(lacking)}. Prune again in a new folder.")
     return found
 
 

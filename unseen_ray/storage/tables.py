@@ -240,13 +240,14 @@ class StoredTable:
         """
         wanted = None if columns is None else list(columns)
         if self.held is not None:
-            some = self.held if wanted is None else self.held.select(wanted)
+            rows = self._complete(self.name, self.held, wanted)
+            some = rows if wanted is None else rows.select(wanted)
             yield from some.to_batches(max_chunksize=_BATCH)
             return
         for part in self._parts():
             for group in range(self._opened(part, lambda file: int(file.num_row_groups))):
                 read = functools.partial(_row_group, group=group, columns=wanted)
-                yield from self._opened(part, read).to_batches(max_chunksize=_BATCH)
+                yield from self._checked(part, self._opened(part, read), wanted).to_batches(max_chunksize=_BATCH)
 
     def rows_of(self, ids_M: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """The rows of some rising ids of a table that is sorted by id; only the row groups that may hold them are read.
@@ -255,7 +256,7 @@ class StoredTable:
             StorageError: if the table lacks one of them, or a file is missing or damaged.
         """
         wanted = ["id", *columns]
-        found = [self.schema.empty_table().select(wanted)]
+        found = [self._complete(self.name, self.schema.empty_table(), wanted).select(wanted)]
         whole = [] if self.held is None else [(self.held.select(wanted), ids_M)]
         for rows, some in whole or self._groups_around(ids_M, wanted):
             found.append(rows.filter(pa.array(np.isin(rows.column("id").to_numpy(), some, assume_unique=True))))
@@ -276,7 +277,19 @@ class StoredTable:
                 first, last = np.searchsorted(ids_M, (low, high + 1))
                 if first < last:
                     read = functools.partial(_row_group, group=group, columns=columns)
-                    yield self._opened(part, read), ids_M[first:last]
+                    yield self._checked(part, self._opened(part, read), columns), ids_M[first:last]
+
+    def _checked(self, part: str, rows: pa.Table, wanted: list[str] | None) -> pa.Table:
+        check_rows(rows, self.folder.path(part), rows=0, num_classes=2**62)
+        return self._complete(part, rows, wanted)
+
+    def _complete(self, part: str, rows: pa.Table, wanted: list[str] | None) -> pa.Table:
+        if missing := set(wanted or ()) - set(rows.column_names):
+            raise StorageError(
+                f"{self.folder.path(part)} is damaged or forged: it lacks the column {min(missing)}. Restore it, or prune again in a "
+                "new folder."
+            )
+        return rows
 
     def _parts(self) -> list[str]:
         return parts_of(self.name, self.files)
