@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.arrays import IntArray
@@ -96,6 +97,9 @@ class Record:
         return self.gpu_seconds or self.choosing_seconds
 
 
+_RECORD = TypeAdapter(Record)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trainings:
     """Trainings of a kind (`stage 0`, `stage 1`, ..., `proxy`): requested, and distinct."""
@@ -116,13 +120,9 @@ def read_record(folder: Folder, trial: str) -> Record | None:
     if data is None:
         return None
     try:
-        values = from_checked_json(data)
-        lists = {name: tuple(values[name]) for name in ("accuracies", "measured")}
-        baselines = {name: tuple(its) for name, its in values["baselines"].items()}
-        trainings = tuple((int(stage), str(key)) for stage, key in values["trainings"])
-        return Record(**{**values, **lists, "baselines": baselines, "trainings": trainings})
+        return _RECORD.validate_python(from_checked_json(data))
     # A damaged record is as good as none: the trial runs again, with its stored work.
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         logger.warning("%s cannot be used (%s)", folder.path(record_name(trial)), error)
         return None
 

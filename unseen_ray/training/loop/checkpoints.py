@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unseen_ray.errors import StorageError
-from unseen_ray.runs.layout import checkpoint_file, fit_folder, tensors_file
+from unseen_ray.runs.layout import checkpoint_file, fit_folder, is_ours, tensors_file
 from unseen_ray.storage.filesystem import Folder, sha256_of
 
 __all__ = ["Checkpoints", "Saved"]
@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 _FORMAT = 2
 _READS = 2
 _SHARD = 16 << 20
-_DAMAGE = (ValueError, KeyError, TypeError, RuntimeError, MemoryError, SafetensorError)
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError, SafetensorError)
+_NUMBERS = ("epoch", "epochs", "loss", "accuracy", "images_per_s", "seconds", "steps")
 _BLOCKED = 0.02  # share of its time that a fit may wait for checkpoints
 _BESIDE = 0.1  # weight of a second in the writing thread, compared with a second of waiting
 
@@ -180,6 +181,8 @@ class Checkpoints:
             return None
         tensors: dict[str, Tensor] = {}
         for name, digest in head["files"].items():
+            if not is_ours(f"{fit_folder(self.key)}/{name}"):
+                raise ValueError(f"{name!r} is no file of a checkpoint")
             data = self.folder.read(self._file(name))
             if data is None or sha256_of(data) != digest:
                 raise ValueError(f"{name} is missing or damaged")
@@ -193,7 +196,9 @@ class Checkpoints:
             return None
         head: dict[str, Any] = json.loads(data)
         if head["format"] != _FORMAT or head["key"] != self.key:
-            raise ValueError(f"it has format {head['format']} and key {head['key'][:8]}")
+            raise ValueError(f"it has format {head['format']} and key {str(head['key'])[:8]}")
+        if odd := [name for name in _NUMBERS if not isinstance(head["position"].get(name, 0), (int, float))]:
+            raise ValueError(f"its {odd[0]} is no number")
         return head
 
     def _file(self, name: str) -> str:
