@@ -51,7 +51,7 @@ licences: install  ## what an installation brings, and under which licences
 
 audit: install  ## known vulnerabilities of what is installed, as pypi.org knows them
 	test -x build/audit/bin/pip-audit || ($(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet pip-audit)
-	build/audit/bin/pip-audit --skip-editable --path $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+	build/audit/bin/pip-audit --strict --skip-editable --path $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 
 clean:  ## remove what was built; runs and the environment stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache

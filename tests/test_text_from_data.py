@@ -180,6 +180,11 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> No
     assert os.listdir(tmp_path) == []
 
 
+def test_a_path_with_nul_is_refused() -> None:
+    with pytest.raises(ur.ConfigError, match="NUL"):
+        filesystem_of("a\0b")
+
+
 def test_pyarrow_writes_the_keys_of_a_csv_as_cells(tmp_path: Path) -> None:
     pixels = np.zeros((8, 8, 3), np.uint8)
     for label in ("=a", "b"):
