@@ -36,6 +36,7 @@ __all__ = [
     "rows_of",
 ]
 
+_READ = ("id", "label", "votes", "pred", "p_label")  # and the score that ranks
 HELD_ROWS = 2**21
 """Rows that the report holds: all of a set of ImageNet's size, and a sample of a larger one."""
 
@@ -125,7 +126,8 @@ def rows_of(run: Run, score: str, last_stage: int) -> Iterator[Rows]:
     """All candidates of stage 0 by pieces, in the order of their ids."""
     kept = _Cursor(long_table(run, CORESET), "stage")
     last = _Cursor(long_table(run, scores_file(last_stage)), score)
-    for batch in long_table(run, scores_file(0)).batches():
+    zero = long_table(run, scores_file(0))
+    for batch in zero.batches(list(dict.fromkeys((*zero.schema.names, *_READ, score)))):
         ids = batch.column("id").to_numpy()
         stage_M, last_M = np.full(len(ids), -1, np.int64), np.full(len(ids), np.nan, np.float32)
         for cursor, column in ((kept, stage_M), (last, last_M)):

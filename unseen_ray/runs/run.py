@@ -94,7 +94,7 @@ class Run:
         """A table of the run, from its file or its parts; StorageError if it differs from what was written, or is no such table."""
         table, source = read_table(self.folder, name, self.manifest.files), self.manifest.source
         check_rows(table, self.folder.path(name), rows=source.rows, num_classes=source.num_classes)
-        return StoredTable(self.folder, name, {}, table).complete(name, table)
+        return table
 
     def stored(self, name: str, *, hold: bool) -> StoredTable:
         """A table of the run: in memory if `hold` is set, else read in batches by its user."""

@@ -74,14 +74,6 @@ def read_table(folder: Folder, name: str, files: Mapping[str, str]) -> pa.Table:
     return pa.concat_tables([folder.read_table(part, files.get(part)) for part in parts_of(name, files)])
 
 
-_COLUMNS = {
-    "scores.parquet": ("id", "label", "votes", "pred", "p_label"),
-    "coreset.parquet": ("id", "label", "stage", "score"),
-    "keys.parquet": ("id", "key"),
-}
-"""What each table of a run holds, whatever was scored."""
-
-
 def check_rows(table: pa.Table, where: str, *, rows: int, num_classes: int) -> None:
     """Check what a run's table relies on, since anybody may have written it.
 
@@ -248,7 +240,7 @@ class StoredTable:
         """
         wanted = None if columns is None else list(columns)
         if self.held is not None:
-            rows = self.complete(self.name, self.held, wanted)
+            rows = self._complete(self.name, self.held, wanted)
             some = rows if wanted is None else rows.select(wanted)
             yield from some.to_batches(max_chunksize=_BATCH)
             return
@@ -264,7 +256,7 @@ class StoredTable:
             StorageError: if the table lacks one of them, or a file is missing or damaged.
         """
         wanted = ["id", *columns]
-        found = [self.complete(self.name, self.schema.empty_table(), wanted).select(wanted)]
+        found = [self._complete(self.name, self.schema.empty_table(), wanted).select(wanted)]
         whole = [] if self.held is None else [(self.held.select(wanted), ids_M)]
         for rows, some in whole or self._groups_around(ids_M, wanted):
             found.append(rows.filter(pa.array(np.isin(rows.column("id").to_numpy(), some, assume_unique=True))))
@@ -289,12 +281,10 @@ class StoredTable:
 
     def _checked(self, part: str, rows: pa.Table, wanted: list[str] | None) -> pa.Table:
         check_rows(rows, self.folder.path(part), rows=0, num_classes=2**62)
-        return self.complete(part, rows, wanted)
+        return self._complete(part, rows, wanted)
 
-    def complete(self, part: str, rows: pa.Table, wanted: list[str] | None = None) -> pa.Table:
-        """The rows, which must have the columns that are wanted, or those that each table of this name has."""
-        needed = _COLUMNS.get(self.name.rpartition("/")[2], ()) if wanted is None else wanted
-        if missing := set(needed) - set(rows.column_names):
+    def _complete(self, part: str, rows: pa.Table, wanted: list[str] | None) -> pa.Table:
+        if missing := set(wanted or ()) - set(rows.column_names):
             raise StorageError(
                 f"{self.folder.path(part)} is damaged or forged: it lacks the column {min(missing)}. Restore it, or prune again in a "
                 "new folder."
