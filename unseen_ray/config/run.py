@@ -389,7 +389,7 @@ class PruneConfig(BaseModel):
         try:
             BaseModel.__init__(cls.__new__(cls), **known)  # without the checks of what was given
         except ValidationError as error:
-            return _message(error.errors()[0])
+            return _messages(error.errors()[0])[0]
         try:
             for name in _FORMS & known.keys():
                 parts = known[name] if name in _LISTS and isinstance(known[name], list) else [known[name]]

@@ -87,7 +87,11 @@ def evaluation_lines(evaluation: Evaluation, until: float | None = None) -> list
 
 def _budget(evaluation: Evaluation) -> str:
     recipe = evaluation.recipe
-    return f"{several(recipe['epochs'], 'epoch')} each" if evaluation.budget == "epochs" else f"{recipe['steps']:,} steps each"
+    return (
+        f"{several(recipe['epochs'], 'epoch')} each"
+        if evaluation.budget == "epochs"
+        else f"{recipe['steps']:,} steps each"
+    )
 
 
 def _lines_of(evaluation: Evaluation, until: float | None) -> Iterator[str]:

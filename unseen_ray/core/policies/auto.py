@@ -63,17 +63,20 @@ def auto(
     Raises:
         ConfigError: if there is no `pred_M`, or an option is outside its range.
     """
+    _check_options(trials, guard)
+    if pred_M is None:
+        raise ConfigError("policy auto reads pred_M, the predicted classes. Pass them too.")
+    sizes_C, right = np.bincount(labels_M, minlength=len(kept_C)), int((pred_M == labels_M).sum())
+    use = _POLICIES[use_by_rule(sizes_C, right, budget, kept_C)]
+    return use(scores_M, labels_M, ids_M, budget, kept_C=kept_C, seed=seed)
+
+
+def _check_options(trials: float, guard: bool) -> None:
     check_number("trials", trials)
     if not isinstance(guard, bool):
         raise ConfigError(
             f"policy option guard={guard!r} is neither true nor false; the field guard names one of yours."
         )
-    if pred_M is None:
-        raise ConfigError("policy auto reads pred_M, the predicted classes. Pass them too.")
-    sizes_C, right = np.bincount(labels_M, minlength=len(kept_C)), int((pred_M == labels_M).sum())
-    return _POLICIES[use_by_rule(sizes_C, right, budget, kept_C)](
-        scores_M, labels_M, ids_M, budget, kept_C=kept_C, seed=seed
-    )
 
 
 def use_by_rule(sizes_C: IntArray, right: int, budget: int, kept_C: IntArray) -> str:
