@@ -30,6 +30,12 @@ _TOP_FROM = ((0.95, 0.4), (0.85, 0.55), (0.75, 0.75))
 _STRATA_FROM = 0.75
 _MIX_FROM = 0.6
 _LEAST_PER_CLASS = 25
+# Where the largest class has this many times the samples of the smallest, and models are right on half or more, the hardest are those of
+# the small classes, and train better than a random subset down to this share: benchmarks/results/long_tail_cpu.json. Where models know
+# less, they do not: on a long tail of 20 look-alike classes they trained worse.
+_UNEVEN_FROM = 10
+_UNEVEN_RIGHT_FROM = 0.5
+_UNEVEN_KEEP_FROM = 0.3
 
 
 def auto(
@@ -48,8 +54,9 @@ def auto(
     """Use what suits the data: `top` or `ccs` where models learn it well, else `mix`, or `random` where little is kept or learned.
 
     Of samples that they never saw, the scoring models are right on three quarters or more: the highest scores are kept if much is kept,
-    else samples of every difficulty. On less: half by score and half at random. All are drawn at random where that is less than 60 %,
-    where fewer than 25 of a class are kept, and where the models are hardly better than always predicting the largest class.
+    else samples of every difficulty. On half, where classes differ tenfold in size: the highest scores. Else half by score,
+    or all at random where less than 60 % is kept. All are drawn at random, too, where fewer than 25 of a class are kept, and where the
+    models are hardly better than always predicting the largest class.
 
     Args:
         scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`.
@@ -93,16 +100,19 @@ def use_by_rule(sizes_C: IntArray, right: int, budget: int, kept_C: IntArray) ->
         return "random"
     # Budgets are whole numbers: 0.7 of 1,797 samples is 0.6995 of them, and is to be taken for 0.7.
     keep = (kept + 0.5) / max(kept - budget + candidates, 1)
-    return policy_by_rule(right / max(candidates, 1), keep, kept / len(kept_C))
+    present = (all_C := sizes_C + kept_C)[all_C > 0]
+    uneven = float(present.max() / present.min()) if len(present) else 1.0
+    return policy_by_rule(right / max(candidates, 1), keep, kept / len(kept_C), uneven)
 
 
-def policy_by_rule(accuracy: float, keep: float, per_class: float) -> str:
+def policy_by_rule(accuracy: float, keep: float, per_class: float, uneven: float) -> str:
     """The policy for scoring models that are right on this share of the samples that they never saw, if so much is kept.
 
     Args:
         accuracy: 0 to 1.
         keep: 0 to 1.
         per_class: samples kept of a class, on average.
+        uneven: samples of the largest class for each one of the smallest.
     """
     if per_class < _LEAST_PER_CLASS:
         return "random"
@@ -110,4 +120,6 @@ def policy_by_rule(accuracy: float, keep: float, per_class: float) -> str:
         return "top"
     if accuracy >= _STRATA_FROM:
         return "ccs"
+    if uneven >= _UNEVEN_FROM and accuracy >= _UNEVEN_RIGHT_FROM and keep >= _UNEVEN_KEEP_FROM:
+        return "top"
     return "mix" if keep >= _MIX_FROM else "random"
