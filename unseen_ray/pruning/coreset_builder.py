@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from unseen_ray.runs.run import Run
     from unseen_ray.runs.tasks import Job
 
-__all__ = ["CoresetBuilder", "clear_stages"]
+__all__ = ["CoresetBuilder"]
 
 logger = logging.getLogger(__name__)
 
@@ -168,10 +168,3 @@ class CoresetBuilder:
     def _stored_rows(self) -> Iterator[pa.Table]:
         if self._kept.rows is not None:
             yield from (pa.Table.from_batches([batch]) for batch in self._kept.rows.batches())
-
-
-def clear_stages(run: Run) -> None:
-    """Remove the coresets of a finished run's stages, which the final one holds."""
-    for stage in run.manifest.stages:
-        run.folder.delete_folder(stage_coreset(stage.index))
-        run.folder.delete(stage_coreset(stage.index))

@@ -17,7 +17,6 @@ from unseen_ray.data.related.grouping import with_groups
 from unseen_ray.data.sources.registry import Source, SourceInfo, open_source, source_ref
 from unseen_ray.errors import DataError
 from unseen_ray.plugins import is_target
-from unseen_ray.pruning.coreset_builder import clear_stages
 from unseen_ray.pruning.plan import RunPlan, plan_run
 from unseen_ray.pruning.stage import StageRunner
 from unseen_ray.pruning.validate import check_functions, check_lenders, check_out, check_replaced, check_test
@@ -30,7 +29,7 @@ from unseen_ray.runs.manifest_entries import (
     with_population,
 )
 from unseen_ray.runs.resume import open_run
-from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels
+from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels, clear_stages
 from unseen_ray.runs.tasks import Job, make_job
 from unseen_ray.storage.tables import parts_of
 

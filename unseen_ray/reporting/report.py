@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from unseen_ray.config.fields.keywords import PathLike
 from unseen_ray.errors import ConfigError, UnseenError
 from unseen_ray.execution.api import PruneResult, run_of
 from unseen_ray.reporting.dataset import source_of
@@ -15,8 +17,9 @@ from unseen_ray.reporting.page import render
 from unseen_ray.reporting.thumbnails import Shots, picked, thumbnails, with_extremes
 from unseen_ray.runs.layout import REPORT
 from unseen_ray.storage.checked_json import without_nan
-from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.filesystem import Folder, absolute_path, is_uri
 from unseen_ray.storage.lock import held
+from unseen_ray.storage.path_validation import path_problem
 
 if TYPE_CHECKING:
     from unseen_ray.reporting.facts import ReportFacts
@@ -38,8 +41,10 @@ class ReportPath(str):
         )
 
 
-def report(result: PruneResult | str | os.PathLike[str], *, source: Any = None, images: bool = True) -> ReportPath:
-    """Write one self-contained HTML page about a finished run into its folder.
+def report(
+    result: PruneResult | PathLike, *, source: Any = None, images: bool = True, to: PathLike | None = None
+) -> ReportPath:
+    """Write one self-contained HTML page about a finished run.
 
     The page shows the evaluations, the fitting baseline and the further selections that `evaluate` stored in the folder.
     It shows images if the source can be opened without importing anything that the folder names; else it says why there are none.
@@ -48,28 +53,31 @@ def report(result: PruneResult | str | os.PathLike[str], *, source: Any = None, 
         result: a finished run, or its folder.
         source: where the data is now, as in `PruneConfig`; None if it has not moved.
         images: whether the page shows images.
+        to: the path or URI of the page, ending in .html; None for `report.html` in the run's folder.
 
     Returns:
         The path of the page; a notebook shows the page itself.
 
     Raises:
         ConfigError: if the folder holds no finished run; if its page has images, and a new one would have none though `images` is
-            True; or if `source` is given without `images`.
+            True; if `source` is given without `images`; or if `to` is no .html.
         DataError: if `source` is missing, or is not the data that the run chose from.
-        RunInUseError: if another command works on the folder.
+        StorageError, RunInUseError: if the page cannot be written, or another command works on the run's folder, where it goes.
     """
     if source is not None and not images:
         raise ConfigError("source= is where the images are, and images=False shows none. Leave one of the two out.")
     run = run_of(result)
+    folder, name = (run.folder, REPORT) if to is None else _page_at(os.fspath(to))
     facts = gather(run)
     shots: Shots = {}
     reason = ""
     if images:
-        shots, reason = _shots(run, facts, _place_of(result) if source is None else source, is_moved=source is not None)
+        place = _place_of(result) if source is None else source
+        shots, reason = _shots(run, facts, place, folder.path(name), is_moved=source is not None)
     page = render(run, facts, shots, reason).encode()
-    with held(run.folder) as lock:
-        lock.folder.write(REPORT, page)
-    return ReportPath(run.folder.path(REPORT))
+    with held(run.folder) if to is None else contextlib.nullcontext() as lock:
+        (lock.folder if lock else folder).write(name, page)
+    return ReportPath(folder.path(name))
 
 
 def report_values(result: PruneResult | str | os.PathLike[str]) -> dict[str, Any]:
@@ -86,14 +94,24 @@ def report_values(result: PruneResult | str | os.PathLike[str]) -> dict[str, Any
     return {**facts.values, "images": without_nan(picked(with_extremes(run, facts)))}
 
 
-def _shots(run: Run, facts: ReportFacts, place: Any, *, is_moved: bool) -> tuple[Shots, str]:
+def _page_at(to: str) -> tuple[Folder, str]:
+    """The folder and the name of a page; ConfigError if it is none."""
+    if problem := path_problem("--to", to):
+        raise ConfigError(problem)
+    if not to.endswith(".html"):
+        raise ConfigError(f"--to {to} is no page. Name a file that ends in .html.")
+    above, _, name = (to if is_uri(to) else absolute_path(to)).rpartition("/")
+    return Folder(above or "/"), name
+
+
+def _shots(run: Run, facts: ReportFacts, place: Any, page: str, *, is_moved: bool) -> tuple[Shots, str]:
     """The images of a page, and why there are none."""
     try:
         return thumbnails(with_extremes(run, facts), source_of(run, place)), ""
     except UnseenError as error:
         if is_moved:  # who says where the images are wants them
             raise
-        _check_replaced(run, str(error))
+        _check_replaced(page, str(error))
         logger.warning("the page has no images: %s", error)
         return {}, str(error)
 
@@ -103,11 +121,12 @@ def _place_of(result: PruneResult | str | os.PathLike[str]) -> Any:
     return result.config.source if isinstance(result, PruneResult) and result.in_hand else None
 
 
-def _check_replaced(run: Run, reason: str) -> None:
+def _check_replaced(page: str, reason: str) -> None:
     """Refuse to replace a page with images by one without."""
-    if b"<img " in (run.folder.read(REPORT) or b""):
+    above, _, name = page.rpartition("/")
+    if b"<img " in (Folder(above).read(name) or b""):
         raise ConfigError(
-            f"{run.folder.path(REPORT)} has images, and a new page would have none: {reason} "
+            f"{page} has images, and a new page would have none: {reason} "
             "Say where the data is now (--source PLACE; in Python source=...), or ask for a page without images "
             "(--no-images; images=False)."
         )

@@ -27,6 +27,7 @@ from unseen_ray.runs.layout import (
     UNFINISHED,
     is_ours,
     is_temporary,
+    stage_coreset,
     top_of,
 )
 from unseen_ray.runs.manifest import Manifest, check_generation, read_manifest, write_manifest
@@ -42,6 +43,7 @@ __all__ = [
     "clear_checkpoints",
     "clear_pixels",
     "clear_run",
+    "clear_stages",
     "coreset_of",
     "files_of_run",
     "flat_fields",
@@ -228,18 +230,27 @@ def coreset_of(table: pa.Table) -> Coreset:
 
 def clear_checkpoints(folder: Folder) -> None:
     """Remove the checkpoints once nothing is left to train; where that fails, a warning."""
-    try:
-        folder.delete_folder(CHECKPOINTS)
-    except StorageError as error:
-        logger.warning("checkpoints that are no longer needed were not removed: %s", error)
+    _clear(folder, "checkpoints", CHECKPOINTS)
 
 
 def clear_pixels(folder: Folder) -> None:
     """Remove the decoded pixels that a run kept in its folder, once it is finished; where that fails, a warning."""
+    _clear(folder, "decoded pixels", PIXELS)
+
+
+def clear_stages(run: Run) -> None:
+    """Remove the coresets of a finished run's stages, which the final one holds; where that fails, a warning."""
+    for stage in run.manifest.stages:
+        _clear(run.folder, "the coreset of a stage", stage_coreset(stage.index))
+
+
+def _clear(folder: Folder, what: str, name: str) -> None:
+    """Remove a file, or a folder of parts, that a finished run does not need; its result is none the worse where that fails."""
     try:
-        folder.delete_folder(PIXELS)
+        folder.delete_folder(name)
+        folder.delete(name)
     except StorageError as error:
-        logger.warning("decoded pixels that are no longer needed were not removed: %s", error)
+        logger.warning("no longer needed, and not removed: %s: %s", what, error)
 
 
 def flat_fields(config: dict[str, Any]) -> dict[str, Any]:

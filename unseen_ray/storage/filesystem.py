@@ -36,6 +36,7 @@ __all__ = [
     "parquet_options",
     "read_file",
     "real_path",
+    "remedy_for",
     "sha256_of",
 ]
 
@@ -143,6 +144,13 @@ def array_of_npy(data: bytes) -> Any:
         raise ValueError(f"its header cannot be read: {type(error).__name__}: {error}") from None
 
 
+def remedy_for(error: OSError) -> str:
+    """What to do where a file cannot be written."""
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "This place can only be read: name another folder, work on a copy, or get permission to write."
+    return "Free space or repair the storage, then run again."
+
+
 def real_path(path: str) -> str:
     """A path with links and `~` resolved; a URI unchanged."""
     return path.rstrip("/") if is_uri(path) else os.path.realpath(os.path.expanduser(path))
@@ -201,9 +209,7 @@ class Folder:
         except OSError as error:
             if new and isinstance(error, FileExistsError):
                 raise
-            raise StorageError(
-                f"{self.path(name)} cannot be written: {reason_of(error)}. Free space or repair the storage, then run again."
-            ) from None
+            raise StorageError(f"{self.path(name)} cannot be written: {reason_of(error)}. {remedy_for(error)}") from None
         return sha256_of(data)
 
     def write_table(self, name: str, table: pa.Table, *, new: bool = False, row_group: int | None = None) -> str:
@@ -291,6 +297,8 @@ class Folder:
         except FileNotFoundError:
             return
         except OSError as error:
+            if fs.type_name == "local" and not os.path.lexists(path):  # a read-only file system refuses even this
+                return
             raise StorageError(f"{self.path(name)} cannot be removed: {reason_of(error)}.") from None
 
     def delete_folder(self, name: str) -> None:

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from unseen_ray.errors import RunInUseError, StorageError
 from unseen_ray.storage.environment import ray_job_id
 from unseen_ray.storage.fence import LOCK, Fence
-from unseen_ray.storage.filesystem import Folder, absolute_path, filesystem_of, is_uri, sha256_of
+from unseen_ray.storage.filesystem import Folder, absolute_path, filesystem_of, is_uri, remedy_for, sha256_of
 from unseen_ray.storage.plain_text import reason_of
 
 __all__ = ["LOCK", "Holder", "RunLock", "held", "holder_of"]
@@ -265,9 +265,7 @@ def _create(folder: Folder, holder: Holder) -> bool:
         found = _read(folder)
         raise _in_use(folder, found) from None
     except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {reason_of(error)}. Free space or repair the storage, then run again."
-        ) from None
+        raise StorageError(f"{path} cannot be written: {reason_of(error)}. {remedy_for(error)}") from None
     return True
 
 
