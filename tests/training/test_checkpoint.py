@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -138,6 +139,29 @@ def test_storage_that_fails_costs_the_checkpoint_and_not_the_fit(
     _, stats = train(tmp_path, recipe(2))
     assert [s.epoch for s in stats] == [1, 2]
     assert "no checkpoint after epoch 1" in caplog.text
+
+
+def test_checkpoints_that_fail_alike_are_logged_once_and_counted_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Checkpoints(Folder(str(tmp_path)), "a" * 64, task="fold 0")
+    blocked = tmp_path / "checkpoints"
+    for epoch in range(1, 7):
+        if epoch in (1, 5):
+            blocked.write_text("a file where the folder should be")
+        elif epoch == 4:
+            blocked.unlink()
+        checkpoints.write({"model.w": torch.zeros(2)}, {"epoch": epoch})
+        if epoch == 4:
+            shutil.rmtree(blocked)
+    blocked.unlink()
+    checkpoints.clear()
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        "no checkpoint after epoch 1",
+        "no checkpoint after epoch 5",
+        "fold 0",
+    ]
+    assert "5 checkpoints could not be written" in caplog.messages[-1]
 
 
 def test_a_finished_run_leaves_no_checkpoint(tmp_path: Path) -> None:

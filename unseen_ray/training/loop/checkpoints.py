@@ -68,6 +68,8 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._blocked_s = self._beside_s = 0.0
         self._failure: StorageError | None = None
+        self._reason: object = None  # why the last checkpoint failed, if it did
+        self._missing = 0
 
     def read(self) -> Saved | None:
         """The last checkpoint; None if there is no complete one.
@@ -136,6 +138,9 @@ class Checkpoints:
             self._thread.shutdown()
             self._thread = None
         self._stands = []
+        if self._missing:
+            logger.warning("%s: %d checkpoints could not be written", self._task or self.key[:8], self._missing)
+            self._missing = 0
         try:
             self.folder.delete_folder(fit_folder(self.key))
         except StorageError as error:
@@ -158,13 +163,21 @@ class Checkpoints:
             self._stands = list(files)
         except (StorageError, *_DAMAGE) as error:  # the latter for tensors that safetensors cannot hold
             self._failure = error if isinstance(error, StorageError) else StorageError(f"it cannot be stored: {error}.")
-            logger.warning("no checkpoint after epoch %d: %s", position["epoch"], error)
+            self._warn(position["epoch"], getattr(error.__context__, "errno", None) or type(error))
         if self._failure is None:
+            self._reason = None
             self._delete(before)
         elif not head:  # once the JSON was attempted, it may be in place although the storage reported a failure
             self._delete(list(files))
         if self._beside:
             self._beside_s += time.monotonic() - began
+
+    def _warn(self, epoch: int, reason: object) -> None:
+        """Log a failure, unless the checkpoint before failed for the same reason."""
+        self._missing += 1
+        if reason != self._reason:
+            logger.warning("no checkpoint after epoch %d: %s The training goes on without.", epoch, self._failure)
+        self._reason = reason
 
     def _delete(self, names: list[str]) -> None:
         for name in names:
