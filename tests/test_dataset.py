@@ -16,9 +16,10 @@ from tests.s3 import s3_server
 from unseen_ray.data.sources.folder import FolderSource
 from unseen_ray.data.sources.parquet import ParquetSource
 from unseen_ray.data.sources.registry import open_source, source_ref
-from unseen_ray.errors import StorageError
+from unseen_ray.errors import RunInUseError, StorageError
 from unseen_ray.reporting import dataset as packing
 from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.lock import held
 
 COUNT, CLASSES = 40, 4
 FIELDS = {"keep": 0.5, "folds": 2, "recipe": {"epochs": 1, "min_steps": 0}, "executor": "local", "log_to": "none"}
@@ -233,6 +234,16 @@ def test_an_empty_folder_is_filled(tmp_path: Path, shards: Path, link: bool) -> 
     result = prune(str(shards), tmp_path / "run")
     ur.export(result, tmp_path / ("link" if link else "real"))
     assert sorted(path.name for path in (tmp_path / "real").iterdir()) == ["a.parquet", "more"]
+
+
+def test_a_second_export_into_a_folder_is_refused(tmp_path: Path, shards: Path) -> None:
+    result, to = prune(str(shards), tmp_path / "run"), tmp_path / "pruned"
+    with held(Folder(str(to))) as first:
+        with pytest.raises(RunInUseError, match=rf"{to} is held by process"):
+            ur.export(result, to)
+        first.folder.write(".01234567.tmp/half", b"of an export that is killed")
+    ur.export(result, to)
+    assert sorted(path.name for path in to.iterdir()) == ["a.parquet", "more"]
 
 
 def test_a_class_that_keeps_nothing_keeps_its_number(tmp_path: Path, image_folder: Callable[..., Path]) -> None:

@@ -7,7 +7,6 @@ import fnmatch
 import functools
 import itertools
 import os
-import shutil
 import tempfile
 import uuid
 from collections import deque
@@ -27,8 +26,9 @@ from unseen_ray.data.sources.tables.source import TableSource
 from unseen_ray.errors import ConfigError, DataError, StorageError
 from unseen_ray.plugins import is_target, name_of
 from unseen_ray.reporting.tars import write_tars
-from unseen_ray.runs.layout import CORESET, MANIFEST, MANIFEST_COPY
+from unseen_ray.runs.layout import CORESET, MANIFEST, MANIFEST_COPY, is_temporary
 from unseen_ray.storage.filesystem import Folder, absolute_path, filesystem_of, is_uri, real_path
+from unseen_ray.storage.lock import LOCK, held
 from unseen_ray.storage.path_validation import as_text
 from unseen_ray.storage.patterns import covers, is_glob, without_braces
 from unseen_ray.storage.plain_text import reason_of
@@ -57,7 +57,7 @@ def pack(run: Run, to: str, form: str | None = None, source: SourceLike | None =
         run: a finished run, whose source can be opened without importing anything that the run folder names.
         form: `webdataset` for tars, see `tars.write_tars`; None for the form of the source.
         source: where the data is now; None for the place in the manifest.
-        to: a new or empty folder or URI. A local folder appears, or is filled, only once everything is written.
+        to: a new or empty folder or URI. A local folder is filled only once everything is written.
 
     Returns:
         How many samples were written.
@@ -65,6 +65,7 @@ def pack(run: Run, to: str, form: str | None = None, source: SourceLike | None =
     Raises:
         ConfigError: if `to` holds anything, lies in the source, or cannot be written; or if the source is a user's function.
         DataError: if the source is missing, or has changed since the run, or a key would lead out of the folder.
+        RunInUseError: if another process writes there.
     """
     _check_place(to, run, source)
     opened, ids = source_of(run, source), run.table(CORESET).column("id").to_numpy()
@@ -116,7 +117,7 @@ def _ref_of(run: Run) -> SourceRef:
 
 
 def _check_place(to: str, run: Run, source: SourceLike | None) -> None:
-    others = [] if os.path.isfile(to) else Folder(to).names()
+    others = [] if os.path.isfile(to) else _strangers(Folder(to))
     if os.path.isfile(to) or others:
         held = f"holds {', '.join(others[:3])}" if others else "is a file"
         raise ConfigError(f"--to {to} {held}. Name a new or empty folder for the pruned data set.")
@@ -155,33 +156,36 @@ def _places_of(run: Run) -> list[str]:
     return [] if own_function(run) else _ref_of(run).places
 
 
+def _strangers(folder: Folder) -> list[str]:
+    """What a folder holds other than the lock and the unfinished files of an export."""
+    return [name for name in folder.names() if name != LOCK and not is_temporary(name)]
+
+
 @contextlib.contextmanager
 def _aside(to: str) -> Iterator[Folder]:
-    """A folder to fill; its content ends up in `to`, or, after an error, nowhere."""
-    if is_uri(to):
-        folder = Folder(to)
+    """A folder to fill, whose lock is held; its content ends up in `to`, or, after an error, nowhere."""
+    with held(Folder(absolute_path(to))) as lock:
+        folder = lock.folder
+        if others := _strangers(folder):  # an export that has ended since the first look
+            raise ConfigError(f"--to {to} holds {', '.join(others[:3])}. Name a new or empty folder.")
+        for name in filter(is_temporary, folder.names()):
+            folder.delete_folder(name)
         try:
-            yield folder
+            if is_uri(to):  # an object store has no rename
+                yield folder
+                return
+            made = folder.within(f".{uuid.uuid4().hex[:8]}.tmp")
+            os.makedirs(made.root)
+            yield made
+            folder.confirm()
+            for name in os.listdir(made.root):
+                os.replace(made.path(name), folder.path(name))
         except BaseException:
-            # An object store has no rename, so what was written is taken back.
-            for name in folder.names():
+            for name in set(folder.names()) - {LOCK}:
                 folder.delete_folder(name)
-            for name in folder.files():
                 folder.delete(name)
             raise
-        return
-    there = os.path.isdir(to)
-    # In the same file system as `to`, because only there os.replace is atomic.
-    made = os.path.join(to if there else os.path.dirname(absolute_path(to)), f".{uuid.uuid4().hex[:8]}.tmp")
-    os.makedirs(made)
-    try:
-        yield Folder(made)
-        if not there:
-            os.replace(made, absolute_path(to))
-        for name in os.listdir(made) if there else ():
-            os.replace(os.path.join(made, name), os.path.join(to, name))
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        folder.delete_folder(os.path.basename(made.root))
 
 
 def _copy_files(source: FolderSource, ids: IdArray, folder: Folder) -> None:
