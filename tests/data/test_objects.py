@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import unseen_ray as ur
 from unseen_ray.data.images.decode import to_pixels
 from unseen_ray.data.prepare.objects import store_samples
 from unseen_ray.data.sources.registry import open_source, source_ref
+from unseen_ray.errors import RunInUseError
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.storage.lock import held
+from unseen_ray.storage.lock import LOCK, held
 
 RNG = np.random.default_rng(0)
 IMAGES, LABELS = RNG.integers(0, 256, (60, 8, 8, 3), np.uint8), np.arange(60) % 3
@@ -77,7 +79,7 @@ FORMS = [lambda: (IMAGES, LABELS), Pairs, lambda: Pairs("tensor"), FourMembers, 
 
 @pytest.mark.parametrize("form", FORMS, ids=["arrays", "torch", "tensors", "members", "hf"])
 def test_what_was_written_is_what_the_object_holds(form: Any, tmp_path: Path) -> None:
-    source = open_source(source_ref(store_samples(form(), str(tmp_path / "data"))))
+    source = open_source(source_ref(store_samples(form(), Folder(str(tmp_path / "data")))))
     assert source.info.labels_N.tolist() == LABELS.tolist()
     assert source.info.class_names in ((), ("a", "b", "c"))
     for number, raw in source.read(range(60)):
@@ -88,7 +90,7 @@ def test_what_was_written_is_what_the_object_holds(form: Any, tmp_path: Path) ->
 def test_grey_images_are_taken(tmp_path: Path) -> None:
     grey = IMAGES[..., 0]
     for name, images in (("flat", grey), ("channel", grey[..., None])):
-        source = open_source(source_ref(store_samples((images, LABELS), str(tmp_path / name))))
+        source = open_source(source_ref(store_samples((images, LABELS), Folder(str(tmp_path / name)))))
         ((_, raw),) = source.read([5])
         assert np.array_equal(to_pixels(raw, 8)[..., 0], grey[5])
 
@@ -96,38 +98,47 @@ def test_grey_images_are_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [0, 1, 31, 59])
 def test_one_corrected_label_is_noticed(tmp_path: Path, number: int) -> None:
     labels = LABELS.copy()
-    store_samples((IMAGES, labels), str(tmp_path / "data"))
+    store_samples((IMAGES, labels), Folder(str(tmp_path / "data")))
     labels[number] = (labels[number] + 1) % 3
     with pytest.raises(ur.ConfigError, match="holds other samples than this source"):
-        store_samples((IMAGES, labels), str(tmp_path / "data"))
+        store_samples((IMAGES, labels), Folder(str(tmp_path / "data")))
 
 
 def test_the_same_samples_are_not_written_twice_and_others_are_refused(tmp_path: Path) -> None:
-    to = str(tmp_path / "data")
+    to = Folder(str(tmp_path / "data"))
     store_samples((IMAGES, LABELS), to)
-    before = {path: path.stat().st_mtime_ns for path in Path(to).iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in Path(to.root).iterdir()}
     store_samples((IMAGES.copy(), LABELS.tolist()), to)
-    assert {path: path.stat().st_mtime_ns for path in Path(to).iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in Path(to.root).iterdir()} == before
     with pytest.raises(ur.ConfigError, match="holds other samples than this source"):
         store_samples((IMAGES, (LABELS + 1) % 3), to)
     store_samples((IMAGES, (LABELS + 1) % 3), to, anew=True)
-    assert open_source(source_ref(to)).info.labels_N.tolist() == ((LABELS + 1) % 3).tolist()
+    assert open_source(source_ref(to.root)).info.labels_N.tolist() == ((LABELS + 1) % 3).tolist()
 
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_samples_of_a_driver_at_work_are_not_replaced(tmp_path: Path, fresh: bool) -> None:
     out, place = str(tmp_path / "run"), tmp_path / "run-source"
-    store_samples((IMAGES, LABELS), str(place))
+    store_samples((IMAGES, LABELS), Folder(str(place)))
     before = {path: path.read_bytes() for path in place.iterdir()}
     with held(Folder(out)), pytest.raises(ur.UnseenError, match="is held by process"):
         ur.prune(source=(255 - IMAGES, LABELS), out=out, executor="local", fresh=fresh, **QUICK)
     assert {path: path.read_bytes() for path in place.iterdir()} == before
 
 
+def test_a_driver_that_has_lost_its_run_writes_no_samples(tmp_path: Path) -> None:
+    with held(Folder(str(tmp_path / "run"))) as lock:
+        lease = tmp_path / "run" / LOCK
+        lease.write_text(json.dumps({**json.loads(lease.read_text()), "token": "of another driver"}))
+        with pytest.raises(RunInUseError, match="another driver has taken over"):
+            store_samples((IMAGES, LABELS), Folder(str(tmp_path / "data"), lock.folder.fence))
+    assert not (tmp_path / "data").exists()
+
+
 def test_what_others_have_written_stays(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ur.ConfigError, match=r"holds mine\.txt"):
-        store_samples((IMAGES, LABELS), str(tmp_path))
+        store_samples((IMAGES, LABELS), Folder(str(tmp_path)))
 
 
 def test_an_interrupted_write_is_not_read_and_is_done_again(tmp_path: Path) -> None:
@@ -144,7 +155,7 @@ def test_an_interrupted_write_is_not_read_and_is_done_again(tmp_path: Path) -> N
         def __len__(self) -> int:
             return 1000
 
-    samples, to = Breaks(), str(tmp_path / "data")
+    samples, to = Breaks(), Folder(str(tmp_path / "data"))
     with pytest.raises(KeyboardInterrupt):
         store_samples(samples, to)
     samples.fails = False

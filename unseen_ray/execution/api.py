@@ -124,8 +124,8 @@ def prune_dataset(
     config = PruneConfig(source=source, keep=keep, out=os.fspath(out), **fields)  # refuses before anything is written
     with ray_session(config.address):
         group = None if config.group is None else group_ref(config.group).column
-        with held(Folder(os.fspath(out))):  # a driver that is at work here reads the rows that are there
-            store_dataset(dataset, place, image=image, label=label, group=group, anew=fresh)
+        with held(Folder(os.fspath(out))) as lock:  # a driver that is at work here reads the rows that are there
+            store_dataset(dataset, Folder(place, lock.folder.fence), image=image, label=label, group=group, anew=fresh)
         return prune(config, fresh=fresh, on_event=on_event, progress=progress)
 
 
@@ -152,8 +152,9 @@ def _run_config(
             f"{objects[0]} is an object in memory, to be written to <out>-{objects[0]}. Name `out`, the run's folder."
         )
     base = checked.out.rstrip("/")
-    with held(Folder(base)):  # a driver that is at work here reads the samples that are there
-        places = {name: store_samples(fields[name], f"{base}-{name}", anew=anew, field=name) for name in objects}
+    with held(Folder(base)) as lock:  # a driver that is at work here reads the samples that are there
+        folders = {name: Folder(f"{base}-{name}", lock.folder.fence) for name in objects}
+        places = {name: store_samples(fields[name], folders[name], anew=anew, field=name) for name in objects}
     return config_of(config, {**fields, **places})
 
 

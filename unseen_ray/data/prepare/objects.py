@@ -47,12 +47,12 @@ def is_object(source: Any) -> bool:
     )
 
 
-def store_samples(source: Any, to: str, *, anew: bool = False, field: str = "source") -> dict[str, Any]:
+def store_samples(source: Any, folder: Folder, *, anew: bool = False, field: str = "source") -> dict[str, Any]:
     """Write an object's samples as Parquet with encoded images, unless the folder holds them already.
 
     Args:
         source: see `_ACCEPTED`; its numbers become the ids.
-        to: the folder, on storage that every node shares.
+        folder: on storage that every node shares, behind the fence of a lock.
         anew: write what the folder holds once more.
         field: the configuration's field, for messages.
 
@@ -63,13 +63,14 @@ def store_samples(source: Any, to: str, *, anew: bool = False, field: str = "sou
         ConfigError: if the object is none that is accepted, or the folder holds other samples or anything else.
         DataError: if a sample is not an image with a label.
     """
-    samples, folder = _samples_of(source, field), Folder(to)
-    place = {"use": "parquet", "path": to}
+    samples, place = _samples_of(source, field), {"use": "parquet", "path": folder.root}
     digest = _digest_of(samples)
     if (found := folder.read(PREPARED)) is not None and not anew:
         if from_checked_json(found).get("digest") != digest:
-            raise ConfigError(f"{to} holds other samples than this source. Name another out, or set fresh=True.")
-        logger.info("the samples are taken from %s, where they were written before", to)
+            raise ConfigError(
+                f"{folder.root} holds other samples than this source. Name another out, or set fresh=True."
+            )
+        logger.info("the samples are taken from %s, where they were written before", folder.root)
         return place
     _clear(folder)
     names = [_write_part(samples, folder, start) for start in range(0, samples.count, _PART)]

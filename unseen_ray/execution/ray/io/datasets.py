@@ -101,19 +101,22 @@ def _opened(opening: bytes) -> Source:
 
 
 def store_dataset(
-    dataset: ray.data.Dataset, to: str, *, image: str, label: str, group: str | None = None, anew: bool = False
-) -> str:
+    dataset: ray.data.Dataset,
+    folder: Folder,
+    *,
+    image: str,
+    label: str,
+    group: str | None = None,
+    anew: bool = False,
+) -> None:
     """Write the images and labels of a Dataset as Parquet, in its order, unless the folder holds them already.
 
     Args:
         dataset: with a column of encoded images or of (H, W), (H, W, 1) or (H, W, 3) uint8 arrays, and one of integers or text.
-        to: the folder, on storage that every node shares.
+        folder: on storage that every node shares, behind the fence of a lock.
         image, label: the columns.
         group: a further column to store, which says what belongs together; None for none.
         anew: write what the folder holds once more.
-
-    Returns:
-        The folder.
 
     Raises:
         ConfigError: if the Dataset lacks a column, or the folder holds something else, or another Dataset.
@@ -121,19 +124,17 @@ def store_dataset(
     """
     columns = {"image": image, "label": label, "group": group}
     _check_columns(columns, dataset.columns() or [])
-    folder = Folder(to)
     first = _digest_of(dataset.take(_COMPARED), columns)
     if not anew and _is_stored(folder, columns, first):
-        return to
+        return
     _clear(folder)
-    rows = _write(dataset, to, columns)
+    rows = _write(dataset, folder, columns)
     seen = sum(_rows_of(folder.path(name)) for name in folder.files() if _OURS.fullmatch(name))
     if seen != rows:
         raise DataError(
-            f"{rows} rows were written to {to}, and {seen} can be read from here. Give an out on storage that all nodes share."
+            f"{rows} rows were written to {folder.root}, and {seen} can be read from here. Give an out on storage that all nodes share."
         )
     folder.write(_WRITTEN, json.dumps({**columns, "rows": int(rows), "first": first}).encode())
-    return to
 
 
 def _check_columns(columns: dict[str, str | None], names: Sequence[str]) -> None:
@@ -159,7 +160,7 @@ def _clear(folder: Folder) -> None:
             folder.delete(name)
 
 
-def _write(dataset: ray.data.Dataset, to: str, columns: dict[str, str | None]) -> int:
+def _write(dataset: ray.data.Dataset, folder: Folder, columns: dict[str, str | None]) -> int:
     """Write a Dataset; how many rows there are."""
     # A copy, as the options of a Dataset are those of all that are made from it.
     stored = ray.data.Dataset.copy(dataset, _deep_copy=True)
@@ -168,7 +169,7 @@ def _write(dataset: ray.data.Dataset, to: str, columns: dict[str, str | None]) -
     stored = stored.select_columns(named).map_batches(
         _encoded, fn_kwargs=columns, batch_size=_BATCH, batch_format="pyarrow"
     )
-    parts = _Parts(to)
+    parts = _Parts(folder)
     try:
         stored.write_datasink(parts)
     except ray.exceptions.RayError as error:
@@ -179,8 +180,8 @@ def _write(dataset: ray.data.Dataset, to: str, columns: dict[str, str | None]) -
 class _Parts(ray.data.Datasink):  # type: ignore[misc]
     """Writes each block as one file, whole or not at all, under a name that its place in the Dataset gives."""
 
-    def __init__(self, to: str) -> None:
-        self.rows, self._to = 0, to
+    def __init__(self, folder: Folder) -> None:
+        self.rows, self._folder = 0, folder
 
     def write(self, blocks: Iterable[Any], ctx: Any) -> None:
         """Write the blocks of a task; called by Ray's workers."""
@@ -188,7 +189,7 @@ class _Parts(ray.data.Datasink):  # type: ignore[misc]
         if any(table.num_rows for table in tables):
             sink = pa.BufferOutputStream()
             pq.write_table(pa.concat_tables(tables), sink, row_group_size=_ROW_GROUP)
-            Folder(self._to).write(f"part-{ctx.task_idx:06d}.parquet", memoryview(sink.getvalue()))
+            self._folder.write(f"part-{ctx.task_idx:06d}.parquet", memoryview(sink.getvalue()))
 
     def on_write_complete(self, write_result: Any) -> None:
         """Take the number of rows; called in the driver."""
