@@ -138,9 +138,25 @@ def test_files_that_go_away_are_told_of(kept: tuple[Counting, PixelFiles], short
     _, files = kept
     path = Path(files.folder) / files.name(0)
     path.write_bytes(path.read_bytes()[:50]) if short else path.unlink()
-    reason = "it is too short" if short else "no such file"
+    reason = r"it has \d+ bytes, and \d+ were written" if short else "no such file"
     with pytest.raises(StorageError, match=rf"00000\.pixels cannot be read: .*{reason}.* Run the same\s+line again"):
         FilePixelStore(files).images(np.array([4]))
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_file_that_something_overwrites_is_refused(kept: tuple[Counting, PixelFiles], opened: bool) -> None:
+    source, files = kept
+    path, pixel_store, ids = Path(files.folder) / files.name(0), FilePixelStore(files), np.array([4])
+    expected = load_pixel_store(source, SIZE)[0].images(ids)
+    if opened:
+        assert np.array_equal(pixel_store.images(ids), expected)
+    path.write_bytes(data := path.read_bytes())  # newer, but the same: no reason to stop
+    assert np.array_equal(pixel_store.images(ids), expected)
+    path.write_bytes(bytes(reversed(data)))
+    with pytest.raises(StorageError, match="something changed it after its images were decoded"):
+        (pixel_store if opened else FilePixelStore(files)).images(ids)
+    load_pixel_store(source, SIZE, files=files)
+    assert np.array_equal(FilePixelStore(files).images(ids), expected)
 
 
 def test_few_files_are_open_at_a_time_though_threads_read_all(

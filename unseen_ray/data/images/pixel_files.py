@@ -70,6 +70,10 @@ class PixelFiles:
         """Rows [start, stop) of each file."""
         return chunks_of(self.num_samples, self.rows_each)
 
+    def bytes_of(self, place: int) -> int:
+        """Bytes of a file."""
+        return min(self.rows_each, self.num_samples - place * self.rows_each) * self.image_bytes
+
     def name(self, place: int) -> str:
         """The file name of a range."""
         return f"{place:05d}.pixels"
@@ -119,7 +123,11 @@ def write_file(files: PixelFiles, source: Source, start: int) -> list[BadSample]
 
 @dataclass(slots=True, eq=False)
 class FilePixelStore:
-    """Pixels read from files on demand; a read takes no more memory than its result."""
+    """Pixels read from files on demand; a read takes no more memory than its result.
+
+    A file that something else has changed is refused. It has another size, or is newer than its receipt, which was written after it:
+    then its SHA-256 decides. A local file is looked at again after each read, one on an object store where it is opened.
+    """
 
     files: PixelFiles
     _opened: OrderedDict[int, _Opened] = field(init=False, default_factory=OrderedDict)
@@ -131,7 +139,7 @@ class FilePixelStore:
         return self.files.size_px
 
     def images(self, ids_B: IdArray) -> NDArray[np.uint8]:
-        """(B, H, W, 3) uint8 in the order of the ids; StorageError if a file is missing or too short."""
+        """(B, H, W, 3) uint8 in the order of the ids; StorageError if a file is missing or was changed."""
         order = np.argsort(ids_B, kind="stable")  # neighbours in a file become one read
         ids = ids_B[order]
         pixels = np.empty((len(ids), self.size_px, self.size_px, 3), np.uint8)
@@ -148,7 +156,7 @@ class FilePixelStore:
         with self._lock:
             opened = self._opened.get(place)
             if opened is None:
-                opened = self._opened[place] = _Opened(Folder(self.files.folder).path(self.files.name(place)))
+                opened = self._opened[place] = _Opened(self.files, place)
             self._opened.move_to_end(place)
             if len(self._opened) > _OPEN_FILES:
                 self._opened.popitem(last=False)  # closed by its __del__, once no other thread reads from it
@@ -158,15 +166,18 @@ class FilePixelStore:
 class _Opened:
     """An open file, local or remote, that several threads may read at once."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, files: PixelFiles, place: int) -> None:
+        self._files, self._place = files, place
+        self._path = Folder(files.folder).path(files.name(place))
         self._descriptor: int | None = None
-        fs, inner = filesystem_of(path)
+        fs, inner = filesystem_of(self._path)
         try:
             if fs.type_name == "local":
                 self._descriptor = os.open(inner, os.O_RDONLY | os.O_CLOEXEC)
             else:
                 self._stream = fs.open_input_file(inner)
+            self._stamp = self._stamp_now()
+            self._check()
         except OSError as error:
             raise self._failed(reason_of(error)) from None
 
@@ -178,6 +189,32 @@ class _Opened:
                 done += self._some(offset + done, into[done:])
             except OSError as error:
                 raise self._failed(reason_of(error)) from None
+        if (now := self._stamp_now()) != self._stamp:
+            self._stamp = now
+            self._verify()
+
+    def _check(self) -> None:
+        """StorageError if the file is not what was decoded, as far as its size and its time tell."""
+        fs, inner = filesystem_of(self._path)
+        _, receipt = filesystem_of(Folder(self._files.folder).path(_head(self._place)))
+        found, written = fs.get_file_info([inner, receipt])
+        if found.size != self._files.bytes_of(self._place):
+            raise self._failed(f"it has {found.size} bytes, and {self._files.bytes_of(self._place)} were written")
+        is_older = found.mtime_ns is not None and written.mtime_ns is not None and found.mtime_ns <= written.mtime_ns
+        if not is_older:
+            self._verify()
+
+    def _verify(self) -> None:
+        """StorageError if the SHA-256 of the file is not that of its receipt."""
+        if self._files.finished(self._place) is None:
+            raise self._failed("something changed it after its images were decoded")
+
+    def _stamp_now(self) -> tuple[int, int] | None:
+        """Size and time of change of a local file; None for one elsewhere."""
+        if self._descriptor is None:
+            return None
+        now = os.fstat(self._descriptor)
+        return now.st_size, now.st_mtime_ns
 
     def _some(self, offset: int, into: memoryview) -> int:
         if self._descriptor is not None:
