@@ -61,3 +61,17 @@ def test_a_finished_run_on_a_read_only_disk_is_of_use(
         ur.evaluate(done, seeds=1, model="small_cnn", recipe="quick")
     with pytest.raises(ur.ConfigError, match=r"page.pdf is no page\. Name a file that ends in .html"):
         ur.report(out, to=there / "page.pdf")
+
+
+def test_a_result_that_a_full_disk_does_not_take_is_an_error_and_is_written_when_there_is_space(disk: Path) -> None:
+    out, filler = disk / "run", disk / "filler"
+    with (
+        filler.open("wb") as stream,
+        pytest.raises(StorageError, match=r"No space left on device\. Free space or repair"),
+    ):
+        left = os.statvfs(disk)
+        stream.write(bytes(left.f_bavail * left.f_frsize - 20_000))
+        stream.flush()
+        ur.prune(**FIELDS, out=out)  # type: ignore[arg-type]
+    filler.unlink()
+    assert ur.prune(**FIELDS, out=out).coreset.ids.size  # type: ignore[arg-type]

@@ -161,7 +161,7 @@ def test_checkpoints_that_fail_alike_are_logged_once_and_counted_at_the_end(
         "no checkpoint after epoch 5",
         "fold 0",
     ]
-    assert "5 checkpoints could not be written" in caplog.messages[-1]
+    assert caplog.messages[-1] == "fold 0: checkpoints that could not be written: 5"
 
 
 def test_a_finished_run_leaves_no_checkpoint(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ class Checkpoints:
             self._thread = None
         self._stands = []
         if self._missing:
-            logger.warning("%s: %d checkpoints could not be written", self._task or self.key[:8], self._missing)
+            logger.warning("%s: checkpoints that could not be written: %d", self._task or self.key[:8], self._missing)
             self._missing = 0
         try:
             self.folder.delete_folder(fit_folder(self.key))
