@@ -5,6 +5,7 @@ Shapes: N samples, C classes, V files of probabilities.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import platform
@@ -160,9 +161,11 @@ def _stored_labels(labels: Numbers, labels_N: np.ndarray, out: str) -> str:
     above, name = os.path.split(f"{absolute_path(out)}-labels.npy")
     folder, buffer = Folder(above), io.BytesIO()
     np.save(buffer, labels_N, allow_pickle=False)
-    if folder.read(name) not in (None, buffer.getvalue()):
+    if folder.read(name) is None:
+        with contextlib.suppress(FileExistsError):  # of a process that began at the same time
+            folder.write(name, buffer.getvalue(), new=True)
+    if folder.read(name) != buffer.getvalue():
         raise ConfigError(f"{folder.path(name)} holds other labels. Remove it, or name another out.")
-    folder.write(name, buffer.getvalue())
     return folder.path(name)
 
 
