@@ -209,7 +209,9 @@ class Folder:
         except OSError as error:
             if new and isinstance(error, FileExistsError):
                 raise
-            raise StorageError(f"{self.path(name)} cannot be written: {reason_of(error)}. {remedy_for(error)}") from None
+            raise StorageError(
+                f"{self.path(name)} cannot be written: {reason_of(error)}. {remedy_for(error)}"
+            ) from None
         return sha256_of(data)
 
     def write_table(self, name: str, table: pa.Table, *, new: bool = False, row_group: int | None = None) -> str:
