@@ -152,7 +152,7 @@ def test_nothing_is_overwritten_and_no_source_changed(tmp_path: Path, shards: Pa
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, shards: Path) -> None:
     result = prune(str(shards), tmp_path / "run")
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(ur.ConfigError, match=r"file/pruned cannot be written: not a directory"):
+    with pytest.raises(ur.ConfigError, match=r"file/pruned cannot be written: .*not a directory"):
         ur.export(result, tmp_path / "file" / "pruned")
 
 

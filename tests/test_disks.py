@@ -51,7 +51,9 @@ def test_a_finished_run_on_a_read_only_disk_is_of_use(
     again = ur.prune(**FIELDS, out=out)  # type: ignore[arg-type]
     assert again.coreset.ids.tolist() == done.coreset.ids.tolist()
     assert caplog.messages == []
-    read_only = rf"{out}/lease\.json cannot be written: .*[Rr]ead-only.* This place can only be read: name another folder"
+    read_only = (
+        rf"{out}/lease\.json cannot be written: .*[Rr]ead-only.* This place can only be read: name another folder"
+    )
     with pytest.raises(StorageError, match=rf"(?s){read_only}"):
         ur.report(out, images=False)
     assert str(out) in Path(ur.report(out, images=False, to=there / "page.html")).read_text()
