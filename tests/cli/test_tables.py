@@ -234,8 +234,7 @@ def test_a_live_table_neither_folds_nor_stays_twice(tmp_path: Path) -> None:
     assert "interrupted; run the same line again to resume" in lines
 
 
-def test_prose_is_folded_between_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
+def test_prose_is_folded_between_words_on_a_terminal_alone(tmp_path: Path) -> None:
     prose = "the first " + "word " * 30 + "end\n  - " + "item " * 30 + "end\n  unseen-ray " + "--flag " * 30
     with terminal(80) as (_, stream, _):
         lines = folded(prose, stream).split("\n")

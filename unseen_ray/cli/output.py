@@ -50,8 +50,7 @@ def folded(text: str, stream: IO[str]) -> str:
     """
     if not stream.isatty():
         return text
-    given = os.environ.get("COLUMNS", "")
-    width = int(given) if given.isdecimal() and int(given) else os.get_terminal_size(stream.fileno()).columns
+    width = os.get_terminal_size(stream.fileno()).columns
     lines = []
     for line in text.split("\n"):
         item = line.startswith("  - ")
