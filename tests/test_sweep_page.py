@@ -59,7 +59,7 @@ def test_the_page_says_what_the_records_say() -> None:
     assert "24 of 25 trials finished" in shown
     assert f"{100 * best.accuracy:.2f} % accuracy on the holdout" in shown
     assert set(SECTIONS) <= found.ids
-    assert found.tags.count("svg") == 3 and "script" not in found.tags
+    assert found.tags.count("svg") == 4 and "script" not in found.tags
     assert all(value.startswith("#") for value in found.loads)
     assert NASTY in shown and NASTY not in text
     stage_0, proxy = trainings_of(its)

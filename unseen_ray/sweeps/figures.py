@@ -19,13 +19,16 @@ _FAINTEST, _BEST_SHOWN = 0.12, 5
 _LONGEST_NAME = 14
 
 
-def parallel_coordinates(groups: dict[str, tuple[list[str], IntArray]], results_T: FloatArray, *, title: str) -> str:
+def parallel_coordinates(
+    groups: dict[str, tuple[list[str], IntArray]], results_T: FloatArray, *, title: str, narrow: bool = False
+) -> str:
     """One line per trial through its values to its accuracy on the right; better trials are darker, the best in colour.
 
     Args:
         groups: see `importance.groups_of`.
         results_T: (T,) accuracies.
         title: the alternative text.
+        narrow: for the width of a phone.
     """
     low, high = float(results_T.min()), float(results_T.max())
     height_T = (results_T - low) / (high - low) if high > low else np.full(len(results_T), 0.5)
@@ -41,14 +44,15 @@ def parallel_coordinates(groups: dict[str, tuple[list[str], IntArray]], results_
             heights = np.linspace(0, 1, len(names)) if len(names) > 1 else [0.5]
             _draw_axis(axes, place, {float(height): _short(name) for height, name in zip(heights, names, strict=True)})
         _draw_axis(axes, len(groups), {0: f"{low:.4f}", 1: f"{high:.4f}"})
-        axes.set_xticks(range(len(groups) + 1), [*map(_short, groups), "accuracy"])
+        axes.set_xticks(range(len(groups) + 1), [*map(_short, groups), "accuracy"], fontsize=8 if narrow else None)
         axes.set_yticks([])
         axes.set_xlim(-0.1, len(groups) + 0.5)
         axes.set_ylim(-0.12, 1.15)
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
 
-    return svg(draw, title=title, size=(max(11, 1.5 * (len(groups) + 1)), 4.2))
+    axes_shown = len(groups) + 1
+    return svg(draw, title=title, size=(max(4.5, axes_shown), 5) if narrow else (max(11, 1.5 * axes_shown), 4.2))
 
 
 def _draw_trials(axes: Axes, lines_TP: FloatArray) -> None:

@@ -87,17 +87,15 @@ def _lead(record: Record, runs: int) -> dict[str, Any] | None:
 
 def _plots(done: Sequence[Record], knobs: Sequence[str]) -> dict[str, str]:
     if len(done) < 2:
-        return dict.fromkeys(("parallel", "front", "importance"), "")
+        return dict.fromkeys(("parallel", "parallel_narrow", "front", "importance"), "")
     accuracies = np.array([record.accuracy for record in done])
     costs = np.array([record.cost for record in done])
     best = {record.name for record in front_of(done)}
     gpus = any(record.gpu_seconds for record in done)
+    groups, title = knob_groups(done, knobs), f"{len(done)} trials by their hyperparameters and their accuracy"
     plots = {
-        "parallel": figures.parallel_coordinates(
-            knob_groups(done, knobs),
-            accuracies,
-            title=f"{len(done)} trials by their hyperparameters and their accuracy",
-        ),
+        "parallel": figures.parallel_coordinates(groups, accuracies, title=title),
+        "parallel_narrow": figures.parallel_coordinates(groups, accuracies, title=title, narrow=True),
         "front": figures.front(
             costs,
             accuracies,
