@@ -24,3 +24,4 @@ default_role = "code"  # docstrings write `name`
 autodoc_member_order = "bysource"
 html_theme = "furo"
 html_title = "unseen_ray"
+html_show_copyright = False
