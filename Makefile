@@ -1,4 +1,4 @@
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(foreach each,python3.11 python3.12 python3,$(shell command -v $(each))))
 BIN := .venv/bin
 UNSEEN_DATA ?= $(firstword $(wildcard ../shared/data) data)
 export UNSEEN_DATA
