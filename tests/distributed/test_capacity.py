@@ -51,9 +51,7 @@ def test_what_fits_now_or_after_growing_is_let_through() -> None:
 
 
 def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
-    with pytest.raises(
-        ConfigError, match="1 CPU and 1 GPU on one node, but the largest of 1 nodes has 4 CPU and 0 GPU"
-    ):
+    with pytest.raises(ConfigError, match="1 CPU and 1 GPU on one node, but the largest node has 4 CPU and 0 GPU"):
         check_feasible(Capacity(nodes=(CPU_NODE,)), ONE_GPU)
     with pytest.raises(ConfigError, match="the autoscaler can add none that is large enough"):
         check_feasible(Capacity(nodes=(CPU_NODE,), groups=(GPU_NODE,), autoscaling=True), {"CPU": 1.0, "GPU": 4.0})

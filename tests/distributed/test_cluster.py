@@ -49,8 +49,8 @@ def test_each_fold_has_a_gpu_of_its_own_and_the_rest_waits(simulated: Path, tmp_
 @pytest.mark.parametrize(
     ("fields", "numbers"),
     [
-        ({"cpus_per_fold": 3}, "3 CPU and 1 GPU on one node, but the largest of 3 nodes has 1 CPU and 1 GPU"),
-        ({"cpus_per_fold": 8, "gpus_per_fold": 0}, "8 CPU and 0 GPU on one node, but the largest of 3 nodes has 1 CPU"),
+        ({"cpus_per_fold": 3}, "3 CPU and 1 GPU on one node, but the largest node has 1 CPU and 1 GPU"),
+        ({"cpus_per_fold": 8, "gpus_per_fold": 0}, "8 CPU and 0 GPU on one node, but the largest node has 1 CPU"),
     ],
 )
 def test_a_request_that_no_node_can_meet_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from types import NoneType
 from typing import Any, TypeVar, get_args
@@ -246,7 +247,8 @@ def _help(field: FieldInfo, *, inherited: bool) -> str:
         default = default.use
     # `out` is required here, whatever its default is: the new folder is never that of the run.
     if inherited and not field.is_required() and field.description != PruneConfig.model_fields["out"].description:
-        return f"{field.description}  [default: the run's]"
+        own = re.sub(r"; default: [^;]*", "", str(field.description))
+        return f"{own}  [default: the run's]"
     if field.is_required() or default is None or isinstance(default, Scoring):
         return str(field.description)
     shown = str(default).lower() if isinstance(default, bool) else str(default)

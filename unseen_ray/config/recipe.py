@@ -107,7 +107,7 @@ class Recipe(BaseModel):
     )
     decay: Decay = Field(
         default="cosine",
-        description="from lr to min_lr after the warm-up; linear makes a one-cycle triangle",
+        description="how the rate falls from lr to min_lr after the warm-up; linear makes a one-cycle triangle",
         json_schema_extra=listed("training", rare=True),
     )
     momentum: float = Field(
@@ -180,7 +180,8 @@ class Recipe(BaseModel):
     )
     train_px: int | CropSizes | None = Field(
         default=None,
-        description="side of the training crops of resized_crop_flip, or {first, last, ramp, step} for one that grows; default as stored",
+        description="side of the training crops of resized_crop_flip, or {first, last, ramp, step} for one that grows; "
+        "default: the stored size",
         json_schema_extra=listed("training", "INT|MAPPING", rare=True),
     )
     compile: bool = Field(

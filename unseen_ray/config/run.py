@@ -80,7 +80,7 @@ class PruneConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
     source: Any = Field(
-        description="digits, cifar10, cifar100, imagenet, a path or URI, a mapping, or package.module:function",
+        description="the data to prune (digits, cifar10, cifar100, imagenet, a path or URI, a mapping, or package.module:function)",
         json_schema_extra=listed("data", "SOURCE"),
     )
     keep: float = Field(
@@ -108,7 +108,8 @@ class PruneConfig(BaseModel):
     )
     train_on: Literal["fold", "complement"] = Field(
         default="fold",
-        description="fold: each model trains on one fold and scores the others (UNSEEN); complement: the reverse",
+        description="fold: each model trains on one fold and scores the others (UNSEEN); complement: each "
+        "trains on all folds but one and scores that one",
         json_schema_extra=listed("choice", rare=True),
     )
     stratify: bool = Field(
@@ -125,7 +126,8 @@ class PruneConfig(BaseModel):
     )
     combine: Literal["mean", "rank_mean", "mean_prob"] = Field(
         default="mean",
-        description="how the scores that several models give a sample are combined into one",
+        description="how the scores of a sample by several models become one: their mean, the mean of their ranks, or the score "
+        "of the mean probabilities",
         json_schema_extra=listed("choice", rare=True),
     )
     repeats: int = Field(
@@ -172,23 +174,23 @@ class PruneConfig(BaseModel):
     score_every: int | None = Field(
         default=None,
         ge=1,
-        description="for scores over epochs: how many epochs apart they are recorded; default: 1",
+        description="epochs between two records of the scores over epochs; default: 1",
         json_schema_extra=listed("choice", rare=True),
     )
     policy: Any = Field(
         default="auto",
-        description="how scores decide which samples are kept; default in mode: fitting: top; see `unseen-ray list policies`",
+        description="how samples are chosen by their scores; default in mode: fitting: top; see `unseen-ray list policies`",
         json_schema_extra=listed("choice", "NAME"),
     )
     guard: Any = Field(
         default="none",
-        description="how samples whose labels look wrong are left out: none, or one of `unseen-ray list guards`; policy auto "
+        description="which rule leaves out samples whose labels look wrong: none, or one of `unseen-ray list guards`; policy auto "
         "has its own unless you set this",
         json_schema_extra=listed("choice", "NAME"),
     )
     on_bad_sample: Literal["error", "skip"] = Field(
         default="error",
-        description="stop at an image that cannot be decoded, or leave it out",
+        description="error: stop at an image that cannot be decoded; skip: leave it out",
         json_schema_extra=listed("data"),
     )
     save_probs: bool = Field(
@@ -209,7 +211,8 @@ class PruneConfig(BaseModel):
     )
     pixel_folder: str | None = Field(
         default=None,
-        description="folder for these files, which runs can share; default: in out, until the run is finished; "
+        description="folder for the decoded images that memory has no room for, which runs can share; "
+        "default: in out, until the run is finished; "
         "none: decode at every read",
         json_schema_extra=listed("storage", "FOLDER", rare=True),
     )
@@ -225,7 +228,7 @@ class PruneConfig(BaseModel):
     )
     scoring: Scoring = Field(
         default_factory=Scoring,
-        description="what the scoring models have of their own: {share, recipe, model, votes, models}; by default they train for a "
+        description="settings of the scoring models alone: {share, recipe, model, votes, models}; by default they train for a "
         "quarter of the epochs; --scoring.share 1 trains them for all",
         json_schema_extra=listed("training", "MAPPING"),
     )
@@ -267,7 +270,7 @@ class PruneConfig(BaseModel):
     )
     executor: Literal["ray", "local"] = Field(
         default="ray",
-        description="local: in this process and without Ray, with the same result",
+        description="ray: on a Ray cluster; local: in this process, without Ray, with the same result",
         json_schema_extra=listed("cluster"),
     )
     log_to: Any = Field(

@@ -57,9 +57,9 @@ class Scoring(BaseModel):
     )
     recipe: Recipe | None = Field(
         default=None,
-        description="recipe of the scoring models, or the fields that differ from the run's; default the run's",
+        description="recipe of the scoring models, or the fields that differ from the run's; default: the run's",
     )
-    model: Any = Field(default=None, description="the scoring model; default the run's model")
+    model: Any = Field(default=None, description="the scoring model; default: the run's model")
     votes: int | None = Field(
         default=None,
         ge=1,
@@ -68,7 +68,7 @@ class Scoring(BaseModel):
     models: int | None = Field(
         default=None,
         ge=2,
-        description="folds that get a model, from 2 to K; the samples of the other folds are only scored; default K",
+        description="folds that get a model, from 2 to K; the samples of the other folds are only scored; default: K",
     )
 
     @field_validator("*", mode="before")

@@ -29,7 +29,10 @@ __all__ = ["export"]
     "sampler: .json  [default: as the source is, or as the ending says]",
 )
 @click.option(
-    "--source", default=None, metavar="VALUE", help="where the data is now, for a folder  [default: where it was]"
+    "--source",
+    default=None,
+    metavar="PLACE",
+    help="where the data is now, if it has moved; only where --to is a folder",
 )
 def export(run_dir: str, to: str, form: Any, source: str | None) -> None:
     """Write the kept ids or keys or all rows' weights to a file, or the pruned data set into a folder.

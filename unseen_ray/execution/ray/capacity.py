@@ -79,7 +79,7 @@ def check_feasible(capacity: Capacity, request: Resources) -> None:
         return
     largest = {name: max((node.get(name, 0) for node in possible), default=0) for name in ("CPU", "GPU")}
     raise ConfigError(
-        f"a fold asks for {request['CPU']:g} CPU and {request['GPU']:g} GPU on one node, but the largest of {len(capacity.nodes)} nodes "
+        f"a fold asks for {request['CPU']:g} CPU and {request['GPU']:g} GPU on one node, but the largest node "
         f"has {largest['CPU']:g} CPU and {largest['GPU']:g} GPU"
         + (", and the autoscaler can add none that is large enough" if capacity.autoscaling else "")
         + ". Lower cpus_per_fold, gpus_per_fold or threads, or join a larger cluster."
