@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from tests.conftest import png_bytes
 from unseen_ray.cli import main
+from unseen_ray.cli.app import cli
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import UnseenError
 from unseen_ray.runs.votes import find_receipt, read_votes
@@ -227,39 +228,51 @@ def names(at: Path, rng: random.Random, damage: Damage) -> str:
 
 WORDS = [
     "digits", "cifar10", "0.5", "-1", "nan", "inf", "1e400", "", "\x1b[2J", "x" * 5000, "[" * 500, "{a: b}", "*a", "&a [*a]", "../..",
-    "/dev/null", "/proc/self/mem", "s3://", "s3://k:s@b/x", "http://x", "os:system", "none", "--", "-h", "9" * 400, "\udcff", "~", "null",
+    "/dev/null", "/proc/self/mem", "s3://", "s3://k:s@b/x", "http://x", "os:system", "none", "-h", "9" * 400, "\udcff", "~", "null",
 ]  # fmt: skip
-FLAGS = [
-    "--source", "--keep", "--folds", "--schedule", "--recipe", "--recipe.lr", "--recipe.init", "--policy", "--score", "--guard", "--seed",
-    "--mode", "--group", "--test", "--holdout", "--model", "--fit", "--scoring.share", "--log_to", "--pixel_folder", "--reuse", "--json",
-    "--to", "--probs", "--labels", "--combine", "--size", "--as", "--nonsense",
-]  # fmt: skip
+
+KEPT = ("--executor", "--address", "--source", "--test", "--out", "--to", "--once")
+"""Flags that stay as they are: with others, a command would start a cluster, fetch data, wait, or write elsewhere."""
 
 
 def command_line(at: Path, rng: random.Random, damage: Damage) -> str:
-    """Words that no command expects, on commands that train nothing."""
-    run = GOLDEN / rng.choice(["short", "sweep", "interrupted"])
+    """Values that no flag expects, flags of the command or of another, and words out of place; on commands that train nothing."""
+    run = str(GOLDEN / rng.choice(["short", "scored", "selection", "sweep", "interrupted"]))
+    np.save(at / "p.npy", np.full((6, 3), 1 / 3, np.float32))
+    np.save(at / "y.npy", np.arange(6) % 3)
     line = rng.choice(
         [
-            ["plan", "--source", "digits", "--keep", "0.5"],
-            ["plan"],
-            ["select", str(run), "--keep", "0.5", "--out", str(at / "again")],
-            ["export", str(run), "--to", str(at / "kept.csv")],
-            ["report", str(run), "--json"],
-            ["watch", str(run), "--once"],
-            ["score", "--out", str(at / "scores")],
+            *[["plan", "--source", "digits", "--keep", "0.5", "--executor", "local"]] * 4,
+            ["select", run, "--keep", "0.5", "--out", str(at / "again"), "--policy", "top", "--score", "entropy"],
+            ["export", run, "--to", str(at / "kept.csv")],
+            ["report", run, "--json"],
+            ["watch", run, "--once"],
+            ["score", "--probs", str(at / "p.npy"), "--labels", str(at / "y.npy"), "--out", str(at / "scores")],
             ["list", "scores"],
-            ["copies", str(run)],
-            ["evaluate"],
-            ["prune", "--out", str(at / "run")],
-            ["sweep"],
-            [],
+            ["copies", run, "--json"],
+            ["evaluate", str(at / "none"), "--seeds", "1"],
+            ["prune", "--source", str(at / "none"), "--keep", "0.5", "--out", str(at / "run"), "--executor", "local"],
+            ["sweep", str(at / "p.npy")],
         ]
     )
+    own = [
+        param.opts[0]
+        for param in cli.commands[line[0]].params
+        if param.opts[0].startswith("--") and param.opts[0] not in KEPT
+    ]
     for _ in range(rng.choice((1, 1, 2, 3))):
-        place = rng.randrange(len(line) + 1)
-        new = [rng.choice(FLAGS), rng.choice(WORDS)] if rng.random() < 0.7 else [rng.choice(WORDS)]
-        line = line[:place] + new + line[place:]
+        kind = rng.random()
+        if kind < 0.5 and own:
+            line += [rng.choice(own), rng.choice(WORDS)]
+        elif kind < 0.9:
+            places = [
+                place
+                for place, word in enumerate(line)
+                if place and not word.startswith("--") and line[place - 1] not in KEPT
+            ]
+            line[rng.choice(places or [0])] = rng.choice(WORDS)
+        else:
+            line.insert(rng.randrange(len(line) + 1), rng.choice(WORDS))
     return command(line, at)
 
 

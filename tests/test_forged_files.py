@@ -7,7 +7,8 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,19 @@ import pytest
 
 import unseen_ray as ur
 from tests.conftest import png_bytes
+from tests.hostile_runs import places, replaced
 from unseen_ray.config.fields.yaml_text import MOST_DEPTH, parsed_yaml
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import DataError
+from unseen_ray.reporting.score_tables import keys_of
 from unseen_ray.runs.evaluation_file import known_results, stored_tables
 from unseen_ray.runs.manifest import read_manifest
+from unseen_ray.runs.run import load_run
 from unseen_ray.storage.checked_json import from_checked_json
 from unseen_ray.storage.filesystem import Folder, array_of_npy, sha256_of
+from unseen_ray.sweeps.layout import record_name
+from unseen_ray.sweeps.records import Record, read_record, write_record
+from unseen_ray.training.loop.checkpoints import Checkpoints
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
 
@@ -200,25 +207,6 @@ def test_json_nested_without_end_is_damage(tmp_path: Path) -> None:
         ur.load(str(tmp_path))
 
 
-def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to every value within JSON; of a list, to the first."""
-    if above:
-        yield above
-    parts = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
-    for key, part in parts:
-        yield from places(part, (*above, key))
-
-
-def replaced(values: Any, place: tuple[Any, ...], new: Any) -> Any:
-    """A copy of JSON with one value replaced."""
-    changed = json.loads(json.dumps(values))
-    at = changed
-    for key in place[:-1]:
-        at = at[key]
-    at[place[-1]] = new
-    return changed
-
-
 SHORT = Path(__file__).parent / "golden" / "short"
 ODD = [None, True, -1, 10**30, 1.5, float("nan"), float("inf"), "", "../x", [], [None], {}, {"a": 1}, [[1]]]
 
@@ -227,7 +215,7 @@ def test_every_field_of_a_manifest_is_read_or_refused_whatever_it_holds(tmp_path
     whole = from_checked_json((SHORT / "manifest.json").read_bytes())
     outcomes = Counter[bool]()
     for number, place in enumerate(places(whole)):
-        for value in ODD[number % 4 :: 4]:
+        for value in ODD[number % 7 :: 7]:
             Folder(str(tmp_path)).write("manifest.json", json.dumps(replaced(whole, place, value)).encode())
             try:
                 outcomes[read_manifest(Folder(str(tmp_path))) is not None] += 1
@@ -281,3 +269,56 @@ def test_forged_evaluations_are_left_out_of_the_report(tmp_path: Path, caplog: p
     result = next(iter(whole["results"]))
     folder.write("evaluation.json", json.dumps(replaced(whole, ("results", result, "accuracy"), "x")).encode())
     assert known_results(folder) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("stage-00/scores.parquet", lambda table: table.drop_columns(["label"]), "lacks the column label"),
+        ("stage-00/scores.parquet", lambda table: table.slice(0, 200), "do not belong together"),
+        ("stage-01/scores.parquet", lambda table: put(table, "id", pa.array(table.column("id").to_numpy() + 1)), "do not belong"),
+        ("keys.parquet", lambda table: table.slice(0, 5), "lacks sample"),
+        ("keys.parquet", lambda table: table.drop_columns(["id"]), "lacks the column id"),
+    ],
+)  # fmt: skip
+def test_tables_that_do_not_fit_together_are_refused(
+    tmp_path: Path, name: str, change: Callable[[pa.Table], pa.Table], message: str
+) -> None:
+    run = forge(SHORT, tmp_path / "run", name, change)
+    with pytest.raises(ur.UnseenError, match=message):
+        if name == "keys.parquet":
+            keys_of(load_run(str(run)), [7])
+        else:
+            ur.report_values(str(run))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"files": {"../../x": "0"}},
+        {"files": ["x"]},
+        {"files": None},
+        {"position": []},
+        {"position": {"epoch": "1"}},
+        {"key": 3},
+        {"format": []},
+    ],
+)
+def test_a_forged_checkpoint_is_as_good_as_none(tmp_path: Path, head: dict[str, Any]) -> None:
+    checkpoints = Checkpoints(Folder(str(tmp_path)), "0" * 64)
+    checkpoints.write({}, {"epoch": 1})
+    assert checkpoints.read() is not None
+    (path,) = tmp_path.rglob("checkpoint.json")
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), **head}))
+    assert checkpoints.read() is None
+
+
+@pytest.mark.parametrize(
+    "field", [{"accuracies": ["x"]}, {"knobs": {"a": "\ud800"}}, {"trainings": [[1]]}, {"baselines": []}]
+)
+def test_a_forged_record_of_a_sweep_is_as_good_as_none(tmp_path: Path, field: dict[str, Any]) -> None:
+    folder, whole = Folder(str(tmp_path)), Record(name="a", knobs={"folds": 2}, status="finished", accuracies=(0.5,))
+    write_record(folder, whole)
+    assert read_record(folder, "a") == whole
+    folder.write(record_name("a"), json.dumps({**asdict(whole), **field}).encode())
+    assert read_record(folder, "a") is None

@@ -180,9 +180,10 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> No
     assert os.listdir(tmp_path) == []
 
 
-def test_a_path_with_nul_is_refused() -> None:
-    with pytest.raises(ur.ConfigError, match="NUL"):
-        filesystem_of("a\0b")
+@pytest.mark.parametrize("path", ["a\0b", "a\udcffb", "s3://a/\udcff"])
+def test_a_path_that_no_storage_takes_is_refused(path: str) -> None:
+    with pytest.raises(ur.ConfigError, match="paths are UTF-8, without NUL"):
+        filesystem_of(path)
 
 
 def test_pyarrow_writes_the_keys_of_a_csv_as_cells(tmp_path: Path) -> None:

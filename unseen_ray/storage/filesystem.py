@@ -72,8 +72,8 @@ def filesystem_of(path: str) -> tuple[FileSystem, str]:
         wait_s = storage_wait_s()
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if "\0" in path:
-        raise ConfigError(f"{path!r} is no path: it holds a NUL character.")
+    if "\0" in path or path != path.encode(errors="ignore").decode():
+        raise ConfigError(f"{path!r} cannot be opened: paths are UTF-8, without NUL. Rename the file or the folder.")
     if not is_uri(path):
         return LocalFileSystem(), absolute_path(path)
     if holds_secret(path):

@@ -120,9 +120,9 @@ def read_record(folder: Folder, trial: str) -> Record | None:
     if data is None:
         return None
     try:
-        record = _RECORD.validate_python(from_checked_json(data))
-        json.dumps(record.knobs, ensure_ascii=False).encode()  # refuses text that no table can hold
-        return record
+        values = from_checked_json(data)
+        json.dumps(values, ensure_ascii=False).encode()  # refuses text that no table can hold
+        return _RECORD.validate_python(values)
     # A damaged record is as good as none: the trial runs again, with its stored work.
     except ValueError as error:
         logger.warning("%s cannot be used (%s)", folder.path(record_name(trial)), error)
