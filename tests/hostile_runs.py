@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from tests.conftest import png_bytes
 from unseen_ray.cli import main
@@ -25,6 +26,7 @@ from unseen_ray.runs.votes import find_receipt, read_votes
 from unseen_ray.storage.checked_json import from_checked_json
 from unseen_ray.storage.filesystem import Folder, sha256_of
 from unseen_ray.sweeps.records import front_of, records_below, records_table, trainings_of
+from unseen_ray.training.loop.checkpoints import Checkpoints
 
 GOLDEN = Path(__file__).parent / "golden"
 DOCUMENTED = (0, 2, 3, 4)
@@ -171,10 +173,6 @@ def votes(at: Path, rng: random.Random, damage: Damage) -> str:
 
 def checkpoint(at: Path, rng: random.Random, damage: Damage) -> str:
     """A checkpoint in safetensors and the JSON that names it."""
-    import torch
-
-    from unseen_ray.training.loop.checkpoints import Checkpoints
-
     key, position = "0" * 64, {"epoch": 1, "epochs": 2, "accuracy": 0.5, "images_per_s": 1.0, "seconds": 1.0}
     Checkpoints(Folder(str(at)), key).write({"a": torch.arange(6.0), "b": torch.zeros(2, 2)}, position)
     head, tensors = at / f"checkpoints/{key[:32]}/checkpoint.json", next(at.rglob("*.safetensors"))

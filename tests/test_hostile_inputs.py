@@ -34,7 +34,7 @@ from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.storage.filesystem import Folder, array_of_npy
 
 QUICK, ALL = 155, 2000
-LIMIT_S = 20
+LIMIT_S = 60
 MEMORY = 2**30  # bytes that all cases of a process may add together
 ROWS = 6
 RNG = np.random.default_rng(0)
