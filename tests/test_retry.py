@@ -6,6 +6,9 @@ import errno
 import json
 import logging
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +23,7 @@ from tests.conftest import class_pixels, png_bytes, write_parquet
 from tests.s3 import S3Server, s3_server
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import StorageError
+from unseen_ray.storage.environment import STORAGE_WAIT_S
 from unseen_ray.storage.filesystem import Folder, sha256_of
 from unseen_ray.storage.retry import is_on_network, is_transient, retried
 from unseen_ray.storage.tables import sha256_of_file, with_parquet
@@ -41,6 +45,22 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
 
 
 OUTAGE_S = 0.7  # tried again after 0.2, 0.6 and 1.4 s
+
+
+def test_time_in_which_the_process_was_stopped_is_not_counted() -> None:
+    script = """
+import time
+from unseen_ray.storage.retry import answered
+print("asking", flush=True)
+answered("file", lambda: time.sleep(0.5), 1.0)
+"""
+    asking = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert asking.stdout is not None and asking.stdout.readline() == b"asking\n"
+    asking.send_signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    asking.send_signal(signal.SIGCONT)
+    assert asking.wait(60) == 0
+    asking.stdout.close()
 
 
 def fails_until(end: float, status: int = 500) -> object:
@@ -93,6 +113,26 @@ def test_a_storage_that_never_answers_is_given_up(server: S3Server, monkeypatch:
     with pytest.raises(StorageError, match=r"s3://runs/silent/file cannot be read: no answer within 3 s"):
         Folder("s3://runs/silent").read("file")
     assert time.monotonic() - began < 8
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_though_its_storage_never_answers(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(STORAGE_WAIT_S, "3")
+    fields = {**FIELDS, "model": {"use": "tests.plugs:dozing", "seconds": 0.3}, "executor": "local", "log_to": "none"}
+    fields |= {"recipe": {"epochs": 30, "min_steps": 0}, "out": "s3://runs/silent"}
+    (tmp_path / "run.yaml").write_text(json.dumps(fields))
+    line = [sys.executable, "-m", "unseen_ray", "prune", str(tmp_path / "run.yaml")]
+    run = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None and any("started" in told for told in run.stderr)
+    time.sleep(1)
+    server.fault = lambda method, path: 100.0
+    time.sleep(4)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(50) == 130
+    assert "interrupted; run the same line again to resume" in run.stderr.read()
+    run.stderr.close()
 
 
 @pytest.mark.parametrize("out", ["s3://runs/refused", "s3://nobucket/run"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,25 @@ def test_names_are_sorted_and_none_where_there_is_no_folder(tmp_path: Path) -> N
     assert folder(tmp_path / "nosuch").names() == []
     with pytest.raises(ConfigError, match="cannot be read as a folder"):
         folder(tmp_path / "b").names()
+
+
+@pytest.mark.parametrize(
+    ("which", "few", "what"),
+    [
+        (resource.RLIMIT_FSIZE, 10, "Raise the limit of a file's size (`ulimit -f`), then run again"),
+        (resource.RLIMIT_NOFILE, 3, "Raise the limit of open files (`ulimit -n`), then run again"),
+    ],
+)
+def test_a_limit_of_the_process_is_told_as_one(tmp_path: Path, which: int, few: int, what: str) -> None:
+    here, (soft, most) = folder(tmp_path), resource.getrlimit(which)
+    here.write("a", b"x")
+    resource.setrlimit(which, (few, most))
+    try:
+        with pytest.raises(StorageError, match=re.escape(what)):
+            here.write("a", bytes(20))
+    finally:
+        resource.setrlimit(which, (soft, most))
+    assert here.read("a") == b"x" and files_under(tmp_path) == ["a"]
 
 
 def test_deleting_leaves_none_and_may_be_repeated(tmp_path: Path) -> None:

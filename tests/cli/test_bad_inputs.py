@@ -661,3 +661,25 @@ def test_a_limit_of_memory_too_low_for_torch_is_named(tmp_path: Path) -> None:
     )
     assert done.returncode == 4, done.stderr
     assert done.stderr.startswith("error: this process may use no more memory: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_a_limit_of_open_files_too_low_for_python_is_named(tmp_path: Path) -> None:
+    script = "import resource, sys; from unseen_ray.cli import main; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); main(sys.argv[1:])"
+    line = [
+        sys.executable,
+        "-c",
+        script,
+        "prune",
+        "--source",
+        "digits",
+        "--keep",
+        "0.5",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 4, done.stderr
+    assert re.fullmatch(
+        r"error: this process may open no more files: .* Raise the limit of open files \(`ulimit -n`\); the same line .*\n",
+        done.stderr,
+    )

@@ -29,6 +29,7 @@ from unseen_ray.cli.commands.watch import watch
 from unseen_ray.cli.output import FAILED, INTERRUPTED, LogFormatter, say
 from unseen_ray.cli.signals import interruption
 from unseen_ray.errors import UnseenError
+from unseen_ray.storage.retry import NO_MORE_FILES, remedy
 from unseen_ray.training.host import claim_process
 
 __all__ = ["entry", "main"]
@@ -93,13 +94,19 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _explain(error: Exception) -> None:
-    """Say that memory is short where that is the cause, and else log where the error came from."""
+    """Say that memory or open files are short where that is the cause, and else log where the error came from."""
     log = logging.getLogger(__name__)
     if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
         log.debug("out of memory", exc_info=error)
         say(
             f"error: this process may use no more memory: {str(error) or type(error).__name__}. Raise its limit (`ulimit -v`, or the "
             "container's), or take less (`unseen-ray plan` shows what a run needs); the same line resumes a run.",
+            err=True,
+        )
+    elif isinstance(error, OSError) and error.errno in NO_MORE_FILES:
+        log.debug("out of open files", exc_info=error)
+        say(
+            f"error: this process may open no more files: {error}. {remedy(error)}; the same line resumes a run.",
             err=True,
         )
     else:
@@ -117,6 +124,8 @@ def entry() -> None:
     # Everything is closed by now. pyarrow's threads have been seen to abort the process during Python's own shutdown.
     _remove_temporary_folders()
     if code == INTERRUPTED:  # perhaps while Ray started, which ends what it has started by then at exit alone
+        # pyarrow's own would wait for calls that an object store does not answer.
+        atexit.unregister(getattr(sys.modules.get("pyarrow.fs"), "ensure_s3_finalized", main))
         atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

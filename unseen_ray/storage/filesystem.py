@@ -20,7 +20,7 @@ from unseen_ray.storage.environment import storage_wait_s
 from unseen_ray.storage.fence import LOCK, Fence
 from unseen_ray.storage.plain_text import holds_secret, reason_of, secret_problem
 from unseen_ray.storage.remote.uris import explained, open_uri
-from unseen_ray.storage.retry import answered, retried, retried_inline
+from unseen_ray.storage.retry import answered, remedy, retried, retried_inline
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -148,7 +148,7 @@ def remedy_for(error: OSError) -> str:
     """What to do where a file cannot be written."""
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return "This place can only be read: name another folder, work on a copy, or get permission to write."
-    return "Free space or repair the storage, then run again."
+    return f"{remedy(error)}, then run again."
 
 
 def real_path(path: str) -> str:
@@ -240,7 +240,7 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise StorageError(f"{self.path(name)} cannot be read: {reason_of(error)}.") from None
+            raise StorageError(f"{self.path(name)} cannot be read: {reason_of(error)}. {_readable(error)}") from None
 
     def read_whole(self, name: str, digest: str | None = None) -> bytes:
         """The bytes of a file that must exist.
@@ -271,7 +271,7 @@ class Folder:
             return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise StorageError(
-                f"{self.path(name)} is damaged: {error}. Delete it and run the same line again."
+                f"{self.path(name)} is damaged: {str(error).rstrip('.')}. Delete it and run the same line again."
             ) from None
 
     def read_array(self, name: str, digest: str | None = None) -> Any:
@@ -345,7 +345,9 @@ class Folder:
         try:
             return sorted(entry.base_name for entry in retried(self.root, lambda: fs.get_file_info(selector)))
         except OSError as error:
-            raise ConfigError(f"{self.root} cannot be read as a folder: {reason_of(error)}.") from None
+            raise ConfigError(
+                f"{self.root} cannot be read as a folder: {reason_of(error)}. {_readable(error)}"
+            ) from None
 
     def files(self) -> list[str]:
         """Sorted names of all files in it and below, but for those behind a link; empty if it does not exist."""
@@ -354,7 +356,9 @@ class Folder:
         try:
             return sorted(name[len(path.rstrip("/")) + 1 :] for name in retried(self.root, lambda: listed(fs, path)))
         except OSError as error:
-            raise ConfigError(f"{self.root} cannot be read as a folder: {reason_of(error)}.") from None
+            raise ConfigError(
+                f"{self.root} cannot be read as a folder: {reason_of(error)}. {_readable(error)}"
+            ) from None
 
     def confirm(self) -> None:
         """RunInUseError if the folder's fence does not hold."""
@@ -388,6 +392,10 @@ class Folder:
             if os.path.exists(aside):
                 os.unlink(aside)
             raise
+
+
+def _readable(error: OSError) -> str:
+    return f"{remedy(error, 'See that the storage answers and that you may read it')}, then run again."
 
 
 def _local_files(_: FileSystem, path: str) -> list[str]:

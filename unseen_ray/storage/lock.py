@@ -19,11 +19,12 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-from unseen_ray.errors import RunInUseError, StorageError
+from unseen_ray.errors import RunInUseError, StorageError, UnseenError
 from unseen_ray.storage.environment import ray_job_id
 from unseen_ray.storage.fence import LOCK, Fence
 from unseen_ray.storage.filesystem import Folder, absolute_path, filesystem_of, is_uri, remedy_for, sha256_of
 from unseen_ray.storage.plain_text import reason_of
+from unseen_ray.storage.retry import answered
 
 __all__ = ["LOCK", "Holder", "RunLock", "held", "holder_of"]
 
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 _UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.tmp$")
 _SILENCE_S = 60.0  # several renewals may fail before another driver takes over
 _BEAT_S = 10.0
+_GLANCE_S = 15.0  # longer than a fence looks for a lock that is missing
 _SETTLE_S = 2.0  # by then the writes of two drivers that began at once have both arrived
 
 
@@ -118,6 +120,14 @@ class RunLock:
                 "works on it, the same line resumes the run."
             )
 
+    def glance(self) -> None:
+        """RunInUseError if the lock is lost, as far as storage tells it soon; call this when something has failed.
+
+        Whoever takes over removes and replaces files, so that this driver may fail before it next looks at the lock.
+        """
+        with contextlib.suppress(OSError, StorageError):
+            answered(self.folder.path(LOCK), self.folder.confirm, _GLANCE_S)
+
     def _regain(self, silent_s: float) -> str:
         """Renew the lock as soon as storage allows it; returns why this driver has lost it, or nothing."""
         logger.warning(
@@ -178,6 +188,10 @@ def held(folder: Folder) -> Iterator[RunLock]:
     lock = RunLock(folder, _take(folder))
     try:
         yield lock
+    except UnseenError as error:
+        if not isinstance(error, RunInUseError):
+            lock.glance()
+        raise
     finally:
         lock.release()
         if is_new:

@@ -14,12 +14,22 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_d
 
 from unseen_ray.storage.environment import storage_wait_s
 
-__all__ = ["SilentStorageError", "answered", "is_on_network", "is_transient", "retried", "retried_inline"]
+__all__ = [
+    "NO_MORE_FILES",
+    "SilentStorageError",
+    "answered",
+    "is_on_network",
+    "is_transient",
+    "remedy",
+    "retried",
+    "retried_inline",
+]
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_LOOKS = 50  # for an answer: time in which the whole process was stopped uses up one of them alone
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 _TRANSIENT = {
     errno.EAGAIN,
@@ -36,6 +46,7 @@ _TRANSIENT = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
+NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)
 _MOUNTS = "/proc/self/mountinfo"
 _NETWORK = re.compile(r"(nfs|cifs|smb|fuse\.|lustre|gpfs|beegfs|ceph|gluster|9p|afs|virtiofs|pvfs|orangefs|wekafs)")
 # pyarrow gives an object store's failures no errno, only text. Those that a retry cannot mend are refused by their words.
@@ -112,6 +123,15 @@ def is_transient(error: OSError) -> bool:
     return error.errno in _TRANSIENT
 
 
+def remedy(error: OSError, otherwise: str = "Free space or repair the storage") -> str:
+    """What the user can do about a failure that lasts, as the start of a sentence; `otherwise` where no limit of the process is it."""
+    if error.errno in NO_MORE_FILES:
+        return "Raise the limit of open files (`ulimit -n`)"
+    if error.errno == errno.EFBIG:
+        return "Raise the limit of a file's size (`ulimit -f`)"
+    return otherwise
+
+
 def retried_inline(what: str, do: Callable[[], _T], *, known: bool = False) -> _T:
     """`retried` for calls that are too frequent for a thread each, or take too long for the time limit.
 
@@ -152,7 +172,10 @@ def answered(what: str, do: Callable[[], _T], limit_s: float) -> _T:
     # Blocking I/O cannot be interrupted, only left behind; a daemon thread does not keep the process alive.
     thread = _Asking(target=ask, daemon=True, name=f"storage {what}")
     thread.start()
-    thread.join(max(limit_s, 1.0))
+    for _ in range(_LOOKS):
+        thread.join(max(limit_s, 1.0) / _LOOKS)
+        if not thread.is_alive():
+            break
     if errors:
         raise errors[0]
     if not results:
