@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from unseen_ray.errors import RunInUseError
+from tests.stopping import AFTER, BEFORE, CHECKED, REMOVAL, WRITE, Driver, Moment
+from unseen_ray.errors import RunInUseError, StorageError
 from unseen_ray.runs.manifest import Manifest, read_manifest, write_manifest
 from unseen_ray.runs.run import Run
 from unseen_ray.storage.environment import STORAGE_WAIT_S
@@ -23,18 +21,56 @@ from unseen_ray.storage.fence import LOCK
 from unseen_ray.storage.filesystem import Folder, sha256_of
 from unseen_ray.storage.lock import held
 
-FIT = json.dumps({"use": "tests.plugs:slow_centroids", "seconds": 0.3})
+LINE = ["prune", "--source", "digits", "--source.limit", "150", "--folds", "2", "--log_to", "none"]
+LINE += ["--holdout", "0.2", "--recipe.epochs", "2", "--recipe.min_steps", "0", "--model", "tests.plugs:tiny_model"]
+LINE += ["--save_probs", "true", "--save_features", "true", "--pixel_memory_gb", "0.00001"]
+LOCAL = ["--executor", "local"]
+EVALUATE = ["--against", "random", "--seeds", "1", "--model", "tests.plugs:tiny_model", *LOCAL]
 
-
-def start(out: Path, keep: float, *more: str) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "unseen_ray", "prune", "--source", "digits", "--source.limit", "300", "--folds", "3"]
-    line += ["--executor", "local", "--log_to", "none", "--fit", FIT, "--out", str(out), "--keep", str(keep), *more]
-    quick = {**os.environ, STORAGE_WAIT_S: "1"}  # for how long a lock that is missing is looked for
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quick)
+MOMENTS = {
+    "its first manifest": Moment(BEFORE, WRITE, "manifest.json"),
+    "the copy of its first manifest": Moment(CHECKED, WRITE, "manifest.copy.json"),
+    "a file of pixels": Moment(CHECKED, WRITE, "pixels/.*[.]pixels"),
+    "the entry of a file of pixels": Moment(BEFORE, WRITE, "pixels/.*[.]json"),
+    "its plan": Moment(CHECKED, WRITE, "manifest.json", times=2),
+    "a renewal of its lock": Moment(CHECKED, WRITE, "lease.json"),
+    "tensors of a checkpoint": Moment(CHECKED, WRITE, "checkpoints/.*safetensors"),
+    "a checkpoint": Moment(CHECKED, WRITE, "checkpoints/.*json"),
+    "probabilities of a fold": Moment(CHECKED, WRITE, "stage-00/votes/00.probs.npy"),
+    "features": Moment(CHECKED, WRITE, "stage-00/features.npy"),
+    "votes, before it looks at the lock": Moment(BEFORE, WRITE, "stage-00/votes/00.parquet"),
+    "votes, before the rename": Moment(CHECKED, WRITE, "stage-00/votes/00.parquet"),
+    "votes, after": Moment(AFTER, WRITE, "stage-00/votes/00.parquet"),
+    "removal of a finished fold's checkpoints": Moment(BEFORE, REMOVAL, "checkpoints/[0-9a-f]*"),
+    "votes of its last fold": Moment(CHECKED, WRITE, "stage-00/votes/01.parquet"),
+    "scores of a stage, before the rename": Moment(CHECKED, WRITE, "stage-00/scores.parquet"),
+    "scores of a stage, after": Moment(AFTER, WRITE, "stage-00/scores.parquet"),
+    "merged probabilities": Moment(CHECKED, WRITE, "stage-00/probs.npy"),
+    "the coreset of a stage": Moment(CHECKED, WRITE, "stage-00/coreset.parquet"),
+    "the entry of a stage": Moment(CHECKED, WRITE, "manifest.json", times=3),
+    "the copy of the entry of a stage": Moment(BEFORE, WRITE, "manifest.copy.json", times=3),
+    "votes of a later stage": Moment(CHECKED, WRITE, "stage-01/votes/00.parquet"),
+    "keys": Moment(CHECKED, WRITE, "keys.parquet"),
+    "the coreset, before the rename": Moment(CHECKED, WRITE, "coreset.parquet"),
+    "the coreset, after": Moment(AFTER, WRITE, "coreset.parquet"),
+    "the manifest that finishes, before the rename": Moment(CHECKED, WRITE, "manifest.json", times=5),
+    "the manifest that finishes, after": Moment(AFTER, WRITE, "manifest.json", times=5),
+    "the copy of the manifest that finishes": Moment(CHECKED, WRITE, "manifest.copy.json", times=5),
+    "removal of a stage's coreset": Moment(BEFORE, REMOVAL, "stage-00/coreset.parquet"),
+    "removal of the checkpoints": Moment(BEFORE, REMOVAL, "checkpoints"),
+    "removal of the pixels": Moment(BEFORE, REMOVAL, "pixels"),
+    "removal of its lock": Moment(BEFORE, REMOVAL, "lease.json"),
+}
+FINISHES = "the manifest that finishes, before the rename"
+OF_EVALUATIONS = {
+    "a checkpoint of an arm": Moment(CHECKED, WRITE, "checkpoints/.*json"),
+    "the first entry of an evaluation": Moment(CHECKED, WRITE, "evaluation.json"),
+    "the last entry of an evaluation": Moment(CHECKED, WRITE, "evaluation.json", times=2),
+}
 
 
 def wait_for(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not what() and time.monotonic() < end:
         time.sleep(0.005)
     assert what()
@@ -57,71 +93,132 @@ def content(out: Path) -> dict[str, tuple[int, str]]:
     """Of each file when it was written, and its digest."""
     found = {}
     for path in out.rglob("*"):
-        with contextlib.suppress(
-            FileNotFoundError, IsADirectoryError
-        ):  # a driver that works may put it in place meanwhile
+        # A driver that works may put it in place meanwhile.
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             found[str(path.relative_to(out))] = (path.stat().st_mtime_ns, sha256_of(path.read_bytes()))
     return found
 
 
+def assert_left_alone(first: Driver, out: Path, *, finished: bool) -> None:
+    """Wake a driver that has lost its run: it changes nothing, and says that it has lost it unless it was done."""
+    before = content(out)
+    first.wake()
+    code, log = first.wait()
+    assert content(out) == before
+    assert "Traceback" not in log, log
+    assert finished or (code == 4 and log.count("error: this driver has lost") == 1), log
+
+
+def assert_whole(out: Path, coreset: bytes, keep: float, generation: int = 1) -> None:
+    """The folder holds the finished run of the driver that took over, and nothing else."""
+    assert (out / "coreset.parquet").read_bytes() == coreset
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest.get("generation", 0) == generation and manifest["finished"] and manifest["config"]["keep"] == keep
+    found = {name: digest for name, (_, digest) in content(out).items()}
+    assert manifest["files"].items() <= found.items()
+    assert found.keys() == {*manifest["files"], "manifest.json", "manifest.copy.json"}
+
+
+def begin(out: Path, log: Path, keep: float, *more: str, moment: Moment | None = None) -> Driver:
+    """A driver that prunes in two stages."""
+    return Driver([*LINE, "--out", str(out), "--keep", str(keep), "--schedule", f"[0.2,{keep}]", *more], log, moment)
+
+
+def taken_over(out: Path, log: Path, *, fresh: bool) -> tuple[Driver, float]:
+    """The driver that comes after one that has stopped, and what it keeps."""
+    declare_dead(out)
+    keep = 0.25 if fresh else 0.3
+    return begin(out, log, keep, *LOCAL, *(["--fresh"] if fresh else [])), keep
+
+
 @pytest.fixture(scope="module")
-def coresets(tmp_path_factory: pytest.TempPathFactory) -> dict[float, bytes]:
-    """The coresets of undisturbed runs, by what they keep."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[float, Path]:
+    """Undisturbed runs, by what they keep."""
     made = {}
-    for keep in (0.5, 0.3):
-        out = tmp_path_factory.mktemp("undisturbed") / "run"
-        driver = start(out, keep)
-        _, log = driver.communicate(timeout=60)
-        assert driver.returncode == 0, log
-        made[keep] = (out / "coreset.parquet").read_bytes()
+    for keep in (0.3, 0.25):
+        folder = tmp_path_factory.mktemp("undisturbed")
+        code, log = begin(folder / "run", folder / "log", keep, *LOCAL).wait()
+        assert code == 0, log
+        made[keep] = folder / "run"
     return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MOMENTS)
+def test_nothing_of_a_driver_lands_wherever_it_was_stopped(
+    name: str, tmp_path: Path, finished: dict[float, Path]
+) -> None:
+    place, out = list(MOMENTS).index(name), tmp_path / "run"
+    is_over = place > list(MOMENTS).index(FINISHES)
+    first = begin(out, tmp_path / "first", 0.3, *LOCAL, moment=MOMENTS[name])
+    first.wait_until_it_stops()
+    second, keep = taken_over(out, tmp_path / "second", fresh=is_over or place % 2 == 1)
+    code, log = second.wait()
+    assert code == 0, log
+    assert_left_alone(first, out, finished=is_over)
+    assert_whole(out, (finished[keep] / "coreset.parquet").read_bytes(), keep, generation=min(place, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_EVALUATIONS)
+def test_nothing_of_an_evaluation_lands_wherever_it_was_stopped(
+    name: str, tmp_path: Path, finished: dict[float, Path]
+) -> None:
+    out = Path(shutil.copytree(finished[0.3], tmp_path / "run"))
+    line = ["evaluate", str(out), *EVALUATE]
+    first = Driver(line, tmp_path / "first", OF_EVALUATIONS[name])
+    first.wait_until_it_stops()
+    declare_dead(out)
+    code, log = Driver(line, tmp_path / "second").wait()
+    assert code == 0, log
+    assert_left_alone(first, out, finished=False)
 
 
 POINTS: dict[str, Callable[[Path], bool]] = {
     "it has the lock": lambda out: True,
-    "its first votes": lambda out: (out / "stage-00/votes/01.parquet").exists(),
-    "its last votes": lambda out: (out / "stage-00/votes/02.parquet").exists(),
+    "its first votes": lambda out: (out / "stage-00/votes/00.parquet").exists(),
+    "its last votes": lambda out: (out / "stage-00/votes/01.parquet").exists(),
     "its scores": lambda out: (out / "stage-00/scores.parquet").exists(),
     "its coreset": lambda out: (out / "coreset.parquet").exists(),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("paused_s", [0.0, 0.31], ids=["writing votes", "fitting"])
 @pytest.mark.parametrize("fresh", [False, True], ids=["resumed", "begun anew"])
-@pytest.mark.parametrize("point", [*POINTS, "it has ended"])
-def test_a_driver_that_wakes_up_changes_nothing(
-    point: str, fresh: bool, paused_s: float, tmp_path: Path, coresets: dict[float, bytes]
+@pytest.mark.parametrize("point", POINTS)
+def test_a_driver_that_wakes_up_while_another_one_works_changes_nothing(
+    point: str, fresh: bool, tmp_path: Path, finished: dict[float, Path]
 ) -> None:
-    out, keep = tmp_path / "run", 0.3 if fresh else 0.5
-    first = start(out, 0.5)
-    wait_for(lambda: (out / "stage-00/votes/00.parquet").exists())
-    time.sleep(paused_s)
-    first.send_signal(signal.SIGSTOP)
+    out = tmp_path / "run"
+    first = begin(out, tmp_path / "first", 0.3, *LOCAL, moment=MOMENTS["votes, before the rename"])
+    first.wait_until_it_stops()
     was = token(out)
-    declare_dead(out)
-    second = start(out, keep, *(["--fresh"] if fresh else []))
-    wait_for(lambda: token(out) not in ("", was))
-    if point == "it has ended":
-        assert second.wait(60) == 0
+    second, keep = taken_over(out, tmp_path / "second", fresh=fresh)
+    wait_for(lambda: second.ended() or (token(out) not in ("", was) and POINTS[point](out)))
+    first.wake()
+    code, log = first.wait()
+    assert code == 4 and log.count("error: this driver has lost") == 1 and "Traceback" not in log, log
+    code, log = second.wait()
+    assert code == 0, log
+    assert_whole(out, (finished[keep] / "coreset.parquet").read_bytes(), keep)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["while its actors train", "the entry of a stage"])
+def test_nothing_of_a_driver_on_ray_lands(name: str, tmp_path: Path, finished: dict[float, Path]) -> None:
+    out = tmp_path / "run"
+    first = begin(out, tmp_path / "first", 0.3, "--executor", "ray", "--workers", "2", moment=MOMENTS.get(name))
+    if name in MOMENTS:
+        first.wait_until_it_stops()
     else:
-        wait_for(lambda: POINTS[point](out) or second.poll() is not None)
-    ended = second.poll() is not None
-    before = content(out)
-    first.send_signal(signal.SIGCONT)
-    _, log = first.communicate(timeout=60)
-    assert first.returncode == 4, log
-    assert log.count("has lost") == 1 and "Traceback" not in log, log
-    _, log = second.communicate(timeout=60)
-    assert second.returncode == 0, log
-    if ended:
-        assert content(out) == before
-    assert (out / "coreset.parquet").read_bytes() == coresets[keep]
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["generation"] == 1 and manifest["config"]["keep"] == keep
-    found = {name: digest for name, (_, digest) in content(out).items()}
-    assert manifest["files"].items() <= found.items()
-    assert found.keys() == {*manifest["files"], "manifest.json", "manifest.copy.json"}
+        wait_for(lambda: (out / "checkpoints").exists() or (out / "stage-00/votes").exists())
+        first.stop()
+    second, keep = taken_over(out, tmp_path / "second", fresh=False)
+    code, log = second.wait()
+    assert code == 0, log
+    assert_left_alone(first, out, finished=False)
+    assert_whole(out, (finished[keep] / "coreset.parquet").read_bytes(), keep)
 
 
 def test_nothing_is_written_or_deleted_without_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +244,15 @@ def test_nothing_is_written_or_deleted_without_the_lock(tmp_path: Path, monkeypa
             assert content(tmp_path / "run") == before
             assert not (tmp_path / "run" / "new").exists()
         assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_what_fails_because_another_driver_works_on_the_run_is_told_as_that(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="pixels are gone"), held(Folder(str(tmp_path))):
+        raise StorageError("pixels are gone")
+    with pytest.raises(RunInUseError, match=r"has lost .*: another driver has taken over"), held(Folder(str(tmp_path))):
+        other = (tmp_path / LOCK).read_bytes().replace(b'"token": "', b'"token": "f')
+        (tmp_path / LOCK).write_bytes(other)
+        raise StorageError("pixels are gone")
 
 
 def test_what_a_driver_was_writing_when_it_lost_its_run_never_comes_into_place(tmp_path: Path) -> None:
