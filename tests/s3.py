@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import BaseWSGIServer, make_server
 
-Fault = Callable[[str, str], "int | float | None"]
+Fault = Callable[[str, str], "int | float | Literal['old'] | None"]
 BUCKET = "runs"
 
 
@@ -20,13 +20,15 @@ class S3Server:
     """moto's S3 over HTTP.
 
     Attributes:
-        fault: is asked (method, path) before each request: a status to answer with, seconds to wait first, or None.
+        fault: is asked (method, path) before each request: a status to answer with, seconds to wait first, `old` for the listing that
+            the same request got last, or None.
         requests: how many came, those that failed included.
     """
 
     def __init__(self) -> None:
         self.fault: Fault | None = None
         self.requests = 0
+        self._lists: dict[str, list[bytes]] = {}
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server: BaseWSGIServer = make_server("127.0.0.1", 0, self._answer, threaded=True)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -55,12 +57,19 @@ class S3Server:
         found = self.fault(environ["REQUEST_METHOD"], environ["PATH_INFO"]) if self.fault else None
         if isinstance(found, float):
             time.sleep(found)
-        elif found is not None:
+        elif isinstance(found, int):
             length = int(environ.get("CONTENT_LENGTH") or 0)
             environ["wsgi.input"].read(length)
             start_response(f"{found} Injected", [("Content-Length", "0"), ("Connection", "close")])
             return [b""]
-        return self._app(environ, start_response)
+        query = environ["QUERY_STRING"]
+        if "list-type" not in query:
+            return self._app(environ, start_response)
+        if found == "old" and query in self._lists:
+            start_response("200 OK", [("Content-Type", "application/xml")])
+        else:
+            self._lists[query] = list(self._app(environ, start_response))
+        return self._lists[query]
 
 
 @contextmanager

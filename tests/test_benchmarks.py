@@ -174,40 +174,43 @@ def test_guards_are_measured_against_labels_that_were_flipped_and_nothing_is_don
             assert row["flips"] == [24 - round(24 * recall) for recall in guard["recall"]]
 
 
-def chaos(folder: Path, faults: int, *only: str) -> dict[str, Any]:
-    """What the chaos harness reports; it fails where a run picks other ids, or hangs. How much is redone, a busy machine decides."""
+def chaos(folder: Path, *more: str) -> dict[str, Any]:
+    """What the chaos harness reports; it fails where a run picks other ids, hangs, or prints a traceback."""
     line = [
         sys.executable,
         BENCHMARKS / "chaos.py",
-        "--faults",
-        str(faults),
         "--seed",
         "3",
+        "--state",
+        folder / "state",
         "--json",
         folder / "found.json",
     ]
-    done = subprocess.run([*line, "--only", *only], capture_output=True, text=True, check=False)
-    only_slow = "falls short: a fault" in done.stderr and "trained again" not in done.stderr
-    assert done.returncode == 0 or only_slow, done.stdout[-2000:] + done.stderr[-2000:]
+    done = subprocess.run([*line, *more], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     report: dict[str, Any] = json.loads((folder / "found.json").read_text())
-    assert report["faults"] == len(report["each"]) == sum(kind["faults"] for kind in report["kinds"].values()) == faults
+    assert report["faults"] == sum(kind["faults"] for kind in report["kinds"].values())
+    assert report["driver_starts"] >= report["runs"] and not report["failures"]
     return report
 
 
-@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_run_survives_whatever_the_chaos_harness_does_to_it(tmp_path: Path) -> None:
-    assert len(chaos(tmp_path, 5)["kinds"]) > 1
+    line = ["--campaign", "8", "--side_by_side", "2", "--on_ray", "0", "--faults"]
+    assert len(chaos(tmp_path, *line, "8")["kinds"]) > 1
+    (first,) = (tmp_path / "state").iterdir()
+    before = first.stat().st_mtime_ns
+    assert chaos(tmp_path, *line, "16")["faults"] == 16
+    assert first.stat().st_mtime_ns == before
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_no_finished_fold_is_trained_again_for_lost_drivers_and_nodes(tmp_path: Path) -> None:
-    report = chaos(tmp_path, 6, "driver killed", "node gone")
-    assert report["finished_tasks_done_again"] == 0
-    assert report["broke_off"] >= 1
+    report = chaos(tmp_path, "--faults", "6", "--on_ray", "1", "--only", "driver killed", "node gone")
+    assert report["faults_on_ray"] == 6 and report["finished_tasks_done_again"] == 0
     assert report["driver_starts"] >= report["runs"] + report["kinds"]["driver killed"]["faults"]
 
 
