@@ -24,6 +24,7 @@ _forking.set_forkserver_preload(["tests.stopping", "torch._dynamo", "pyarrow.dat
 
 BEFORE, CHECKED, AFTER = "before", "checked", "after"
 WRITE, REMOVAL = "_put", "delete"
+PATIENCE_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ class Driver:
 
     def wait(self) -> tuple[int | None, str]:
         """Its exit code, and what it printed."""
-        self._process.join(120)
+        self._process.join(PATIENCE_S)
         return self._process.exitcode, self._log.read_text()
 
     def wait_until_it_stops(self) -> None:
-        end = time.monotonic() + 120
+        end = time.monotonic() + PATIENCE_S
         while not self._is_stopped():
             assert not self.ended(), f"the moment never came:\n{self._log.read_text()}"
-            assert time.monotonic() < end
+            assert time.monotonic() < end, f"it has not stopped:\n{self._log.read_text()}"
             time.sleep(0.01)
 
     def stop(self) -> None:

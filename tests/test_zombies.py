@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stopping import AFTER, BEFORE, CHECKED, REMOVAL, WRITE, Driver, Moment
+from tests.stopping import AFTER, BEFORE, CHECKED, PATIENCE_S, REMOVAL, WRITE, Driver, Moment
 from unseen_ray.errors import RunInUseError, StorageError
 from unseen_ray.runs.manifest import Manifest, read_manifest, write_manifest
 from unseen_ray.runs.run import Run
@@ -70,7 +70,7 @@ OF_EVALUATIONS = {
 
 
 def wait_for(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE_S
     while not what() and time.monotonic() < end:
         time.sleep(0.005)
     assert what()
@@ -205,10 +205,11 @@ def test_a_driver_that_wakes_up_while_another_one_works_changes_nothing(
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["while its actors train", "the entry of a stage"])
 def test_nothing_of_a_driver_on_ray_lands(name: str, tmp_path: Path, finished: dict[float, Path]) -> None:
     out = tmp_path / "run"
-    first = begin(out, tmp_path / "first", 0.3, "--executor", "ray", "--workers", "2", moment=MOMENTS.get(name))
+    first = begin(out, tmp_path / "first", 0.3, "--executor", "ray", moment=MOMENTS.get(name))
     if name in MOMENTS:
         first.wait_until_it_stops()
     else:
