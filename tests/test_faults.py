@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import unseen_ray as ur
-from unseen_ray.errors import StorageError
+from unseen_ray.errors import FoldFailedError, StorageError
+from unseen_ray.execution.local import _fold_errors
 from unseen_ray.runs.layout import CORESET
 from unseen_ray.storage.filesystem import Folder
 
@@ -180,3 +182,10 @@ def test_a_signal_that_python_drops_ends_the_run_nevertheless(tmp_path: Path) ->
     assert ended.returncode == 130, ended.stderr
     assert "interrupted; run the same line again to resume" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_training_that_may_open_no_more_files_says_so_without_a_traceback() -> None:
+    said = r"may open no more files: .* Raise the limit of open files"
+    with pytest.raises(FoldFailedError, match=said) as failed, _fold_errors("stage 0 fold 0"):
+        raise OSError(errno.EMFILE, "Too many open files")
+    assert "Traceback" not in str(failed.value)
