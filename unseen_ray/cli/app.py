@@ -29,6 +29,7 @@ from unseen_ray.cli.commands.watch import watch
 from unseen_ray.cli.output import FAILED, INTERRUPTED, LogFormatter, say
 from unseen_ray.cli.signals import interruption
 from unseen_ray.errors import UnseenError
+from unseen_ray.storage.plain_text import reason_of
 from unseen_ray.storage.retry import NO_MORE_FILES, remedy
 from unseen_ray.training.host import claim_process
 
@@ -106,7 +107,7 @@ def _explain(error: Exception) -> None:
     elif isinstance(error, OSError) and error.errno in NO_MORE_FILES:
         log.debug("out of open files", exc_info=error)
         say(
-            f"error: this process may open no more files: {error}. {remedy(error)}; the same line resumes a run.",
+            f"error: this process may open no more files: {reason_of(error)}. {remedy(error)}; the same line resumes a run.",
             err=True,
         )
     else:
