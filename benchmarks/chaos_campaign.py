@@ -32,6 +32,7 @@ FIELDS: dict[str, Any] = {
     # It sleeps most of an epoch: many runs share a core, and a checkpoint after each epoch costs no more than 2 % of its time.
     "model": {"use": "tests.plugs:dozing", "seconds": 0.2},
     "recipe": {"epochs": 5, "batch_size": 16, "min_steps": 0},
+    "scoring": {"share": 1},
     "log_to": "none",
 }
 PATIENCE_S = 240.0

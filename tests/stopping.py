@@ -66,9 +66,6 @@ class Driver:
             assert time.monotonic() < end, f"it has not stopped:\n{self._log.read_text()}"
             time.sleep(0.01)
 
-    def stop(self) -> None:
-        os.kill(self._process.pid or 0, signal.SIGSTOP)
-
     def wake(self) -> None:
         os.kill(self._process.pid or 0, signal.SIGCONT)
 

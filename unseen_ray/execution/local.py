@@ -118,5 +118,7 @@ def _fold_errors(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NO_MORE_FILES:
-            raise FoldFailedError(name, 1, f"this process may open no more files: {reason_of(error)}. {remedy(error)}.") from error
+            raise FoldFailedError(
+                name, 1, f"this process may open no more files: {reason_of(error)}. {remedy(error)}."
+            ) from error
         raise FoldFailedError(name, 1, f"its own code raised an error:\n{traceback.format_exc().strip()}") from error
