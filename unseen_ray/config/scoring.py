@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-CHEAP = 0.25
+_CHEAP = 0.25
 """The share of a recipe for which scoring models train, if nothing asks for more: it chooses as well as all of it."""
 
 _STORED = {"share": 1.0}
@@ -49,7 +49,7 @@ class Scoring(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
     share: float = Field(
-        default=CHEAP,
+        default=_CHEAP,
         gt=0,
         le=1,
         description="fraction of the recipe's epochs or steps for which scoring models train; default 0.25, and 1 with a guard "
