@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import unseen_ray as ur
 from unseen_ray.config.resolved import ResolvedRun
-from unseen_ray.config.scoring import with_scoring_model
+from unseen_ray.config.scoring import Scoring, with_scoring_model
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.errors import ConfigError
 from unseen_ray.pruning.plan import plan_run
@@ -178,9 +178,15 @@ def test_a_finished_run_is_evaluated_without_the_weights_of_its_scoring_models(t
         ({"guard": {"use": "label_margin", "share": 0.1}}, 1),
         ({"score": "forgetting"}, 1),
         ({"score": {"use": "el2n", "epochs": 4}}, 1),
+        ({"also_score": ["margin", "forgetting"]}, 1),
+        ({"also_score": [{"use": "el2n", "epochs": 4}]}, 1),
+        ({"also_score": "all"}, 0.25),
         ({"score_every": 2}, 1),
         ({"scoring": {"recipe": {"epochs": 3}}}, 1),
         ({"fit": "tests.plugs:centroids"}, 1),
+        ({"fit": "tests.plugs:centroids", "scoring": Scoring(votes=2)}, 1),
+        ({"guard": "confident_learning", "scoring": Scoring(votes=2)}, 1),
+        ({"guard": "confident_learning", "scoring": Scoring(share=0.25)}, 0.25),
     ],
 )
 def test_scoring_models_train_as_long_as_what_reads_them_asks_for(fields: dict[str, Any], share: float) -> None:
@@ -194,6 +200,10 @@ def test_the_share_follows_a_guard_unless_it_was_given() -> None:
     assert (config.scoring.share, config.changed(guard="none").scoring.share) == (1, 0.25)
     asked = ur.PruneConfig(source="digits", keep=0.5, guard="confident_learning", scoring={"share": 0.5})
     assert asked.changed(guard="none").scoring.share == 0.5
+    fewer = ur.PruneConfig(source="digits", keep=0.5, scoring={"votes": 2})
+    guarded = fewer.changed(guard="confident_learning")
+    assert guarded.scoring == Scoring(share=1, votes=2)
+    assert guarded.changed(guard="none").scoring == fewer.scoring == Scoring(votes=2)
 
 
 def test_a_run_that_is_older_than_scoring_trained_to_the_end() -> None:

@@ -287,7 +287,8 @@ class PruneConfig(BaseModel):
     def __init__(self, /, **fields_given: Unpack[NewRunFields]) -> None:
         values = {name: _plain(value) for name, value in fields_given.items() if name != "source" or value is not None}
         left = {"policy", "scoring"} - values.keys()
-        values |= _policy_of(values) | scoring_by_default(values)
+        by_default = scoring_by_default(values)
+        values |= _policy_of(values) | by_default
         problems: list[str] = []
         faulty: set[str] = set()
         try:
@@ -298,6 +299,8 @@ class PruneConfig(BaseModel):
         fields = PruneConfig.model_fields
         if not problems:
             self.model_fields_set.difference_update(left)
+            if by_default:  # the share, which other fields may change again
+                self.scoring.model_fields_set.discard("share")
         given = {name: value for name, value in values.items() if name in fields}
         valid = given if problems else {name: getattr(self, name) for name in given}
         for names, check in CHECKS:

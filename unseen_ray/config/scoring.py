@@ -25,6 +25,7 @@ __all__ = [
     "check_scoring",
     "scored_by",
     "scoring_by_default",
+    "scoring_given",
     "scoring_recipe",
     "scoring_stored",
     "scoring_values",
@@ -97,15 +98,25 @@ def scoring_by_default(values: Mapping[str, Any]) -> dict[str, Any]:
     A guard trusts the models to have learned the labels, a score over epochs needs epochs, and the user's own recipe or `fit` is
     trained as given.
     """
-    given = values.get("scoring")
-    if not isinstance(given, Mapping | None) or "share" in (given or {}):
+    given = scoring_given({} if values.get("scoring") is None else values["scoring"])
+    if not isinstance(given, Mapping) or "share" in given:
         return {}
-    own = values.get("fit") is not None or (given or {}).get("recipe") is not None
+    own = values.get("fit") is not None or given.get("recipe") is not None
     guarded = values.get("guard") not in (None, "none", {"use": "none"})
-    score = values.get("score")
+    also = values.get("also_score")
+    scores = [values.get("score"), *(also if isinstance(also, list | tuple) else ())]
+    whole = own or guarded or values.get("score_every") is not None or any(map(_is_over_epochs, scores))
+    return {"scoring": scoring_stored(given) if whole else given}
+
+
+def scoring_given(value: Any) -> Any:
+    """`scoring` as a mapping of the fields that were given; anything else than a `Scoring` as it is."""
+    return {name: getattr(value, name) for name in value.model_fields_set} if isinstance(value, Scoring) else value
+
+
+def _is_over_epochs(score: Any) -> bool:
     options = score if isinstance(score, Mapping) else {"use": score}
-    over_epochs = values.get("score_every") is not None or "epochs" in options or options.get("use") in dynamics.__all__
-    return {"scoring": scoring_stored(given)} if own or guarded or over_epochs else {}
+    return "epochs" in options or options.get("use") in dynamics.__all__
 
 
 def scoring_values(value: Any, recipe: Recipe | None) -> Any:

@@ -14,7 +14,7 @@ from unseen_ray.config.fields.keywords import MeasureFields, SourceLike, with_ke
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS, UNSEEN_FIELDS, PruneConfig
-from unseen_ray.config.scoring import Scoring, scoring_stored
+from unseen_ray.config.scoring import Scoring, scoring_given, scoring_stored
 from unseen_ray.core.samples.dealing import digest_of_groups
 from unseen_ray.core.samples.epoch_draw import EpochDraw
 from unseen_ray.data.related.grouping import with_groups
@@ -200,8 +200,8 @@ def _asked_again(config: PruneConfig, name: str, value: Any) -> Any:
     """A field that names functions, in the form in which a run stores it; of `scoring`, what is not given is the run's."""
     if name != "scoring":
         return current_names(jsonable(value))
-    if isinstance(value, dict):
-        value = config.changed(scoring={**scoring_stored(config.scoring.to_json()), **value}).scoring
+    if isinstance(value, (dict, Scoring)):
+        value = config.changed(scoring={**scoring_stored(config.scoring.to_json()), **scoring_given(value)}).scoring
     return current_names(value.to_json() if isinstance(value, Scoring) else value) or None
 
 
