@@ -14,6 +14,8 @@ import pytest
 
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.storage.filesystem import Folder, filesystem_of, is_uri, sha256_of
+from unseen_ray.storage.retry import SilentStorageError, is_of_storage
+from unseen_ray.storage.tables import with_parquet
 
 
 def folder(root: Path) -> Folder:
@@ -140,6 +142,32 @@ def test_a_damaged_table_is_told_by_path(tmp_path: Path, damage: str) -> None:
     (tmp_path / "t.parquet").write_bytes(damaged)
     with pytest.raises(StorageError, match=r"/t\.parquet is damaged: "):
         here.read_table("t.parquet")
+
+
+def test_a_table_that_may_not_be_opened_is_not_called_damaged(tmp_path: Path) -> None:
+    here = folder(tmp_path)
+    here.write_table("t.parquet", pa.table({"id": np.arange(5)}))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        with pytest.raises(
+            StorageError, match=r"/t\.parquet cannot be read: too many open files\. Raise the limit .*ulimit -n"
+        ):
+            with_parquet(here, "t.parquet", lambda file: file.num_row_groups, inline=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_known"),
+    [
+        (OSError("Couldn't deserialize thrift: don't know what type"), False),
+        (OSError("When reading information for key 'a': AWS Error ACCESS_DENIED during HeadObject"), True),
+        (SilentStorageError("no answer within 120 s"), True),
+    ],
+)
+def test_failures_of_storage_are_told_from_damage(error: OSError, is_known: bool) -> None:
+    assert is_of_storage(error) is is_known
 
 
 def test_missing_tables_and_arrays_are_told_by_path(tmp_path: Path) -> None:

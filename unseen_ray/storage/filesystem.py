@@ -37,6 +37,7 @@ __all__ = [
     "read_file",
     "real_path",
     "remedy_for",
+    "remedy_to_read",
     "sha256_of",
 ]
 
@@ -151,6 +152,11 @@ def remedy_for(error: OSError) -> str:
     return f"{remedy(error)}, then run again."
 
 
+def remedy_to_read(error: OSError) -> str:
+    """What to do where a file cannot be read."""
+    return f"{remedy(error, 'See that the storage answers and that you may read it')}, then run again."
+
+
 def real_path(path: str) -> str:
     """A path with links and `~` resolved; a URI unchanged."""
     return path.rstrip("/") if is_uri(path) else os.path.realpath(os.path.expanduser(path))
@@ -240,7 +246,9 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise StorageError(f"{self.path(name)} cannot be read: {reason_of(error)}. {_readable(error)}") from None
+            raise StorageError(
+                f"{self.path(name)} cannot be read: {reason_of(error)}. {remedy_to_read(error)}"
+            ) from None
 
     def read_whole(self, name: str, digest: str | None = None) -> bytes:
         """The bytes of a file that must exist.
@@ -346,7 +354,7 @@ class Folder:
             return sorted(entry.base_name for entry in retried(self.root, lambda: fs.get_file_info(selector)))
         except OSError as error:
             raise ConfigError(
-                f"{self.root} cannot be read as a folder: {reason_of(error)}. {_readable(error)}"
+                f"{self.root} cannot be read as a folder: {reason_of(error)}. {remedy_to_read(error)}"
             ) from None
 
     def files(self) -> list[str]:
@@ -357,7 +365,7 @@ class Folder:
             return sorted(name[len(path.rstrip("/")) + 1 :] for name in retried(self.root, lambda: listed(fs, path)))
         except OSError as error:
             raise ConfigError(
-                f"{self.root} cannot be read as a folder: {reason_of(error)}. {_readable(error)}"
+                f"{self.root} cannot be read as a folder: {reason_of(error)}. {remedy_to_read(error)}"
             ) from None
 
     def confirm(self) -> None:
@@ -392,10 +400,6 @@ class Folder:
             if os.path.exists(aside):
                 os.unlink(aside)
             raise
-
-
-def _readable(error: OSError) -> str:
-    return f"{remedy(error, 'See that the storage answers and that you may read it')}, then run again."
 
 
 def _local_files(_: FileSystem, path: str) -> list[str]:

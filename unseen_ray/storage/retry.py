@@ -18,6 +18,7 @@ __all__ = [
     "NO_MORE_FILES",
     "SilentStorageError",
     "answered",
+    "is_of_storage",
     "is_on_network",
     "is_transient",
     "remedy",
@@ -121,6 +122,11 @@ def is_transient(error: OSError) -> bool:
     if error.errno is None:
         return _SERVICE.search(str(error)) is not None and _REFUSED.search(str(error)) is None
     return error.errno in _TRANSIENT
+
+
+def is_of_storage(error: OSError) -> bool:
+    """Whether the storage has refused a file or not answered, so that nothing is known about what the file holds."""
+    return isinstance(error, SilentStorageError) or bool(error.errno) or _SERVICE.search(str(error)) is not None
 
 
 def remedy(error: OSError, otherwise: str = "Free space or repair the storage") -> str:

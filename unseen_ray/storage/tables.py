@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unseen_ray.errors import StorageError
-from unseen_ray.storage.filesystem import DEFAULT_ROW_GROUP, Folder, filesystem_of, parquet_options
+from unseen_ray.storage.filesystem import DEFAULT_ROW_GROUP, Folder, filesystem_of, parquet_options, remedy_to_read
 from unseen_ray.storage.plain_text import reason_of
-from unseen_ray.storage.retry import retried, retried_inline
+from unseen_ray.storage.retry import is_of_storage, retried, retried_inline
 
 __all__ = [
     "StoredTable",
@@ -342,6 +342,8 @@ def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], _T], *, i
     except FileNotFoundError:
         raise StorageError(f"{path} is missing. Is `out` on storage that every node shares?") from None
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and is_of_storage(error):
+            raise _unreadable(path, error) from None
         raise StorageError(f"{path} is damaged: {error}. Delete it and run the same line again.") from None
 
 
@@ -363,7 +365,11 @@ def sha256_of_file(folder: Folder, name: str, *, known: bool = False) -> str | N
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {reason_of(error)}.") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str, error: OSError) -> StorageError:
+    return StorageError(f"{path} cannot be read: {reason_of(error)}. {remedy_to_read(error)}")
 
 
 def _row_group(file: pq.ParquetFile, *, group: int, columns: list[str] | None) -> pa.Table:

@@ -23,7 +23,7 @@ from unseen_ray.data.images.pixel_store import BadSample, chunks_of, decode_rang
 from unseen_ray.data.sources.info import Source
 from unseen_ray.errors import StorageError
 from unseen_ray.storage.fence import Fence
-from unseen_ray.storage.filesystem import Folder, filesystem_of
+from unseen_ray.storage.filesystem import Folder, filesystem_of, remedy_to_read
 from unseen_ray.storage.plain_text import reason_of
 
 __all__ = ["FilePixelStore", "PixelFiles", "write_file"]
@@ -260,5 +260,5 @@ def _digest(path: str) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {reason_of(error)}.") from None
+        raise StorageError(f"{path} cannot be read: {reason_of(error)}. {remedy_to_read(error)}") from None
     return content.hexdigest()
