@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import unseen_ray as ur
 from tests.stopping import AFTER, BEFORE, CHECKED, PATIENCE_S, REMOVAL, WRITE, Driver, Moment
 from unseen_ray.errors import RunInUseError, StorageError
 from unseen_ray.runs.manifest import Manifest, read_manifest, write_manifest
@@ -266,13 +267,13 @@ def test_what_a_driver_was_writing_when_it_lost_its_run_never_comes_into_place(t
 
 
 def test_a_manifest_of_a_later_driver_is_not_replaced(tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path))
+    folder, asked = Folder(str(tmp_path)), ur.PruneConfig(source="digits", keep=0.5).to_json()
     run = Run(
         folder,
         Manifest(
             created="",
-            config={},
-            asked={},
+            config=asked,
+            asked=asked,
             source={"fingerprint": "", "num_samples": 1, "num_classes": 1, "class_names": []},
         ),
     )

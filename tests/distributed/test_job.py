@@ -145,7 +145,7 @@ def test_submit_refuses_what_the_cluster_cannot_bring(cluster: dict[str, str], f
     line = [str(folder / "run.yaml"), "--out", str(tmp_path / "out")]
     done = submit_ours(cluster, folder, *line, "--gpus_per_fold", "1")
     assert done.returncode == 2
-    assert "a fold asks for 1 CPU and 1 GPU on one node, but the largest of 3 nodes has 1 CPU and 0 GPU" in done.stderr
+    assert "a fold asks for 1 CPU and 1 GPU on one node, but the largest node has 1 CPU and 0 GPU" in done.stderr
     assert done.stdout == ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -230,25 +230,26 @@ def coreset_of(table: pa.Table) -> Coreset:
 
 def clear_checkpoints(folder: Folder) -> None:
     """Remove the checkpoints once nothing is left to train; where that fails, a warning."""
-    _clear(folder, "checkpoints", CHECKPOINTS)
+    _clear("checkpoints", CHECKPOINTS, folder.delete_folder)
 
 
 def clear_pixels(folder: Folder) -> None:
     """Remove the decoded pixels that a run kept in its folder, once it is finished; where that fails, a warning."""
-    _clear(folder, "decoded pixels", PIXELS)
+    _clear("decoded pixels", PIXELS, folder.delete_folder)
 
 
 def clear_stages(run: Run) -> None:
     """Remove the coresets of a finished run's stages, which the final one holds; where that fails, a warning."""
     for stage in run.manifest.stages:
-        _clear(run.folder, "the coreset of a stage", stage_coreset(stage.index))
+        # It is a file, or a folder of parts.
+        for delete in (run.folder.delete_folder, run.folder.delete):
+            _clear("the coreset of a stage", stage_coreset(stage.index), delete)
 
 
-def _clear(folder: Folder, what: str, name: str) -> None:
-    """Remove a file, or a folder of parts, that a finished run does not need; its result is none the worse where that fails."""
+def _clear(what: str, name: str, delete: Callable[[str], None]) -> None:
+    """Remove what a finished run does not need; its result is none the worse where that fails."""
     try:
-        folder.delete_folder(name)
-        folder.delete(name)
+        delete(name)
     except StorageError as error:
         logger.warning("no longer needed, and not removed: %s: %s", what, error)
 
