@@ -328,6 +328,13 @@ def test_an_evaluation_trains_the_runs_own_model_and_the_fitting_baseline_has_no
     assert fitting.stages[0].tasks[0].image_passes == 2 * (240 // 64 * 64)
 
 
+def test_the_fitting_baseline_of_a_guarded_run_trains_as_long_as_the_run(tmp_path: Path) -> None:
+    result = prune(tmp_path / "run", holdout=0.2, folds=2, guard="confident_learning")
+    for again in (result, result.path):  # in hand, and as the folder says it
+        ur.evaluate(again, seeds=1, against=("fitting",), executor="local")
+    assert ur.load(tmp_path / "run/fitting").config.scoring.share == 1
+
+
 def test_a_scoring_model_that_only_a_folder_names_is_not_imported(tmp_path: Path) -> None:
     prune(tmp_path / "run", test=DIGITS, scoring={"model": "tests.plugs:tiny_model", "share": 0.5})
     again: dict[str, Any] = {"seeds": 1, "against": ("random",), "selections": 2, "executor": "local"}

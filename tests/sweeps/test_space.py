@@ -79,6 +79,13 @@ def test_knobs_stand_for_fields(knobs: dict[str, Any], changed: dict[str, Any]) 
     assert fields_of(RUN, knobs) == RUN | changed
 
 
+def test_both_modes_of_a_guarded_run_train_equally_long() -> None:
+    trials, _ = planned_trials(
+        sweep(run={**RUN, "guard": "confident_learning"}, space={"mode": ["unseen", "fitting"]}), INFO
+    )
+    assert [(run.mode, run.scoring.share) for trial in trials for run in trial.runs] == [("unseen", 1), ("fitting", 1)]
+
+
 def test_a_knob_of_a_recipe_changes_the_shared_one() -> None:
     run = {**RUN, "recipe": {"use": "quick", "epochs": 9}}
     assert fields_of(run, {"recipe.lr": 0.2})["recipe"] == {"use": "quick", "epochs": 9, "lr": 0.2}

@@ -261,8 +261,8 @@ def _fitting(done: PruneResult, config: PruneConfig, on_event: Observer | None) 
     if plug_of(done.config.policy)[0] == "auto":  # not by its rule, which reads the accuracy on unseen samples
         given["policy"] = chosen_policy(done.config, done.manifest.policy_used)
     given = {name: value for name, value in given.items() if name not in UNSEEN_FIELDS}
-    if "scoring" in given:  # one model on all data has no folds to choose from
-        given["scoring"] = given["scoring"].model_copy(update={"votes": None, "models": None})
+    # one model on all data has no folds to choose from
+    given["scoring"] = given["scoring"].model_copy(update={"votes": None, "models": None})
     return prune(PruneConfig(**{**given, "mode": "fitting"}, out=done.run.folder.path(FITTING)), on_event=on_event)
 
 
@@ -270,6 +270,9 @@ def _given(done: PruneResult, config: PruneConfig) -> dict[str, Any]:
     """The fields that the run was given, except its folders, with the evaluation's choice of where to run."""
     # Without the defaults: a field that is set and has no effect, such as folds in mode: fitting, would be refused.
     given = {name: getattr(done.config, name) for name in done.config.model_fields_set - {"out", "reuse"}}
+    scoring = done.config.scoring
+    # Said, as the run's folder says it: a run without the guard would have another share by default.
+    given["scoring"] = scoring.model_copy(update={"share": scoring.share})
     if config.executor == "local":
         given.pop("gpus_per_fit", None)
     return given | {name: getattr(config, name) for name in ("log_to", *EXECUTOR_FIELDS)}

@@ -12,6 +12,7 @@ import numpy as np
 
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.config.run import UNSEEN_FIELDS
+from unseen_ray.config.scoring import scoring_by_default
 from unseen_ray.core.seeds import derive, rng_for
 from unseen_ray.plugins import did_you_mean, jsonable
 
@@ -147,8 +148,8 @@ def fields_of(run: Mapping[str, Any], knobs: Knobs) -> dict[str, Any]:
     if any(knob.startswith("schedule.") for knob in knobs):
         fields["schedule"] = _schedule_of(schedule, fields.get("keep"))
     if fields.get("mode") == "fitting":
+        scoring = (fields | scoring_by_default(fields)).get("scoring") or {}  # as long as beside a guard
         fields = {name: value for name, value in fields.items() if name not in UNSEEN_FIELDS}
-        scoring = fields.get("scoring") or {}
         fields["scoring"] = {name: value for name, value in scoring.items() if name not in ("votes", "models")} or None
     return {name: value for name, value in fields.items() if value is not None}
 
