@@ -45,7 +45,7 @@ _MANY = 0.1  # of all samples in one group: no copies any more
 )
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def copies(place: str | None, to: str | None, near: float | None, as_json: bool, **flags: Any) -> None:
-    """Find samples that show the same pixels, so that folds do not share them.
+    """Find samples that show the same pixels. Kept in one fold, they leak nothing into the scores.
 
     \b
     unseen-ray copies photos/ --to copies.npy

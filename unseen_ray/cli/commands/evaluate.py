@@ -66,7 +66,7 @@ def evaluate(
     as_json: bool,
     **flags: str | None,
 ) -> None:
-    """Train on the coreset and on baselines with the same recipe, and measure after the last epoch.
+    """Train on the coreset and on baselines, and compare them. All have the same recipe, and are measured after the last epoch.
 
     \b
     unseen-ray evaluate runs/cifar --test cifar10-test.parquet --seeds 3 --against random,full

@@ -35,7 +35,7 @@ __all__ = ["export"]
     help="where the data is now, if it has moved; only where --to is a folder",
 )
 def export(run_dir: str, to: str, form: Any, source: str | None) -> None:
-    """Write the kept ids or keys or all rows' weights to a file, or the pruned data set into a folder.
+    """Write the kept ids, keys or weights, or the pruned data set. --as, or the ending of --to, says which.
 
     \b
     unseen-ray export runs/digits --to kept.npy

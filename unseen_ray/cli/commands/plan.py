@@ -46,7 +46,7 @@ def _cluster_options(command: Command) -> Command:
 @_cluster_options
 @click.option("--json", "as_json", is_flag=True, help="print the plan as JSON")
 def plan(run_yaml: str | None, as_json: bool, **flags: Any) -> None:
-    """Show what a run or a sweep would do and cost, without starting it.
+    """Show what a run or a sweep would do and cost. Nothing is started.
 
     \b
     unseen-ray plan --source digits --keep 0.7 --schedule '[0.5,0.6,0.7]'

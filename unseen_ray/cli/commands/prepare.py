@@ -42,7 +42,7 @@ _NEEDED = {"source": "name what to pack, such as a folder of class folders", "ou
 @field_options(only=("on_bad_sample",))
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def prepare(place: str | None, as_json: bool, **flags: Any) -> None:
-    """Pack a source once into Parquet that decodes fast, with the same ids; run the same line again to resume.
+    """Pack a source once into Parquet that decodes fast. The ids stay the same. Run the same line again to resume.
 
     \b
     unseen-ray prepare imagenet --source.root /data/imagenet --out /data/imagenet-256

@@ -26,7 +26,7 @@ __all__ = ["score"]
 @field_options(only=("out", "source", *SCORE_FIELDS))
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def score(probs: tuple[str, ...], labels: str, folds: str | None, as_json: bool, **flags: str | None) -> None:
-    """Score samples by your own out-of-fold probabilities; `select` then chooses a coreset.
+    """Score samples by your own out-of-fold probabilities. `select` then chooses a coreset.
 
     \b
     unseen-ray score --probs oof.npy --labels labels.npy --out runs/scores

@@ -17,7 +17,7 @@ __all__ = ["select"]
 @field_options(only=("keep", "out", "score", "policy", "guard", "combine"), inherited=True)
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
-    """Choose another coreset from the stage-0 scores of a finished run, without training.
+    """Choose another coreset from stored scores, without training. They are those of stage 0 of a finished run.
 
     \b
     unseen-ray select runs/digits --keep 0.5 --score margin --policy class_balanced --out runs/digits-half

@@ -44,7 +44,7 @@ def submit(
     submission_id: str | None,
     **flags: str | None,
 ) -> None:
-    """Submit a prune to a Ray cluster, follow its log, and end with its exit code; submit the same line again to resume.
+    """Submit a prune to a Ray cluster, and follow its log. Ends with the job's exit code. Submit the same line again to resume.
 
     \b
     unseen-ray submit run.yaml --out /shared/runs/mine --address http://127.0.0.1:8265

@@ -47,7 +47,7 @@ def sweep(
     as_json: bool,
     **flags: str | None,
 ) -> None:
-    """Try many configurations, each measured on a holdout; run the same line again to resume.
+    """Try many configurations, each measured on a holdout. Run the same line again to resume.
 
     Options that name a field of a run apply to every trial.
 

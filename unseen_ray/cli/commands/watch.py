@@ -16,7 +16,7 @@ __all__ = ["watch"]
 @click.argument("run_dir")
 @click.option("--once", is_flag=True, help="print the current state and exit")
 def watch(run_dir: str, once: bool) -> None:
-    """Follow a run until it has finished, on any machine that sees its folder. The run may start later.
+    """Follow a run until it has finished. Any machine that sees its folder will do. The run may start later.
 
     \b
     unseen-ray watch /shared/runs/mine
