@@ -253,7 +253,7 @@ def test_a_selection_says_what_it_used_and_is_evaluated_by_it(tmp_path: Path, ca
     noisy = prune(tmp_path / "noisy", "auto", recipe={"epochs": 30, "min_steps": 0, "batch_size": 24})
     caplog.set_level(logging.WARNING)
     ur.select(noisy, keep=0.3, policy="ccs", out=tmp_path / "ccs")
-    assert "suspects of the run's policy may be chosen: its guard came with the policy" in caplog.text
+    assert "suspected of wrong labels may be chosen: their guard came with policy auto" in caplog.text
 
 
 @pytest.mark.slow

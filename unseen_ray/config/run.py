@@ -228,8 +228,8 @@ class PruneConfig(BaseModel):
     )
     scoring: Scoring = Field(
         default_factory=Scoring,
-        description="settings of the scoring models alone: {share, recipe, model, votes, models}; by default they train for a "
-        "quarter of the epochs; --scoring.share 1 trains them for all",
+        description="settings of the scoring models alone: {share, recipe, model, votes, models}; they train for a "
+        "quarter of the epochs by default, for all with a guard or a score over epochs, and with share: 1",
         json_schema_extra=listed("training", "MAPPING"),
     )
     fit: Any = Field(

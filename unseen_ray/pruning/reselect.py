@@ -104,8 +104,8 @@ def _say_what_is_used(before: Manifest, config: PruneConfig, used: PruneConfig) 
     came_with_policy = before.asked.get("guard", "none") == "none" and before.stages and before.stages[0].suspects
     if came_with_policy and used.guard == "none" and config.policy != before.asked["policy"]:
         logger.warning(
-            "the %d suspects of the run's policy may be chosen: its guard came with the policy. Name one to leave them out, such as "
-            "guard: unlikely_label.",
+            "the %d samples that the run suspected of wrong labels may be chosen: their guard came with policy auto. Name a guard to "
+            "leave them out, such as --guard unlikely_label.",
             before.stages[0].suspects,
         )
 

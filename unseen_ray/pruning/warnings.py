@@ -179,7 +179,7 @@ def warn_of_chance(entry: StageEntry, summary: StageSummary) -> None:
     if is_near_chance(entry.vote_accuracy, summary.labels_C):
         logger.warning(
             "the models of stage %d are right on %.1f %% of what they scored, and always predicting the largest class on %.1f %%: "
-            "their scores mean little. Train longer (recipe.epochs), with fewer folds, or by another recipe.",
+            "their scores mean little. Train longer (scoring.share, recipe.epochs), with fewer folds, or by another recipe.",
             entry.index,
             100 * entry.vote_accuracy,
             100 * _largest_share(summary),

@@ -119,7 +119,7 @@ def _raised_lines(values: dict[str, Any]) -> list[str]:
     if not recipe["epochs"] or epochs <= recipe["epochs"]:
         return []
     return [
-        f"min_steps {recipe['min_steps']} raises {recipe['epochs']} epochs to {epochs} "
+        f"recipe.min_steps, {recipe['min_steps']} for scoring models, raises {recipe['epochs']} epochs to {epochs} "
         f"for the smallest training set of {smallest:,} samples; lower it for a quicker run"
     ]
 
