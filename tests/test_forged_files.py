@@ -266,6 +266,9 @@ def test_forged_evaluations_are_left_out_of_the_report(tmp_path: Path, caplog: p
             assert stored_tables(folder) in ([], [replaced(table, place, value)])
     folder.write("evaluation.json", json.dumps(replaced(whole, ("tables", 0, "arms", 0, "accuracies"), [])).encode())
     assert stored_tables(folder) == [] and "evaluation.json cannot be used" in caplog.text
+    forged = replaced(whole["tables"][0], ("arms", 0, "accuracies"), [])
+    folder.write("evaluation.json", json.dumps({**whole, "tables": [forged, *whole["tables"]]}).encode())
+    assert stored_tables(folder) == whole["tables"]
     result = next(iter(whole["results"]))
     folder.write("evaluation.json", json.dumps(replaced(whole, ("results", result, "accuracy"), "x")).encode())
     assert known_results(folder) == {}

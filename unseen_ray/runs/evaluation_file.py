@@ -90,10 +90,18 @@ def stored_tables(folder: Folder) -> list[dict[str, Any]]:
     # A damaged file costs its tables but not the report: trainings are measured again when they are asked for.
     try:
         tables: list[dict[str, Any]] = from_checked_json(data)["tables"] if data else []
-        return [table for table in tables if _Table.model_validate(table).fits_together()]
+        return [table for table in tables if _is_usable(table, folder.path(EVALUATION))]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("%s cannot be used (%s)", folder.path(EVALUATION), error)
         return []
+
+
+def _is_usable(table: dict[str, Any], path: str) -> bool:
+    try:
+        return _Table.model_validate(table).fits_together()
+    except ValueError as error:  # the others are kept: what is stored next replaces the file
+        logger.warning("a table of %s cannot be used (%s)", path, error)
+        return False
 
 
 def with_table(tables: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
