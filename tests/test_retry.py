@@ -234,6 +234,7 @@ def test_a_network_file_system_is_known_by_its_mount(
 ) -> None:
     mounts(monkeypatch, tmp_path, kind)
     assert is_on_network(str(tmp_path / "stage-00" / "a")) is network
+    monkeypatch.chdir(tmp_path)
     assert not is_on_network(str(tmp_path.parent)) and not is_on_network("s3://bucket/a")
 
 

@@ -99,6 +99,8 @@ def _is_denied(path: str, error: BaseException) -> bool:
 
 def is_on_network(path: str) -> bool:
     """Whether a local path is on a file system of the network, which may know of other nodes' files only after a minute."""
+    if "://" in path:
+        return False
     above = os.path.realpath(path)
     try:
         with open(_MOUNTS, encoding="utf-8", errors="replace") as table:

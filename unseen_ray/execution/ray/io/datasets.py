@@ -52,9 +52,8 @@ def read_by_ray(folder: str, files: Sequence[str]) -> ray.data.Dataset:
     dataset = ray.data.read_parquet([f"{root}/{file}" for file in files], filesystem=filesystem, partitioning=None)
     dataset.context.execution_options.preserve_order = True
     dataset.context.print_on_execution_start = False
-    dataset.context.enable_progress_bars &= (
-        sys.stdout.isatty()
-    )  # elsewhere Ray logs a dozen lines a second in their place
+    # Elsewhere Ray logs a dozen lines a second in their place.
+    dataset.context.enable_progress_bars &= sys.stdout.isatty()
     return dataset
 
 
