@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.evaluation.arms import eval_tasks
 from unseen_ray.evaluation.evaluate import _chosen_arms
-from unseen_ray.evaluation.table import Arm, break_even_of, differences_of
+from unseen_ray.evaluation.table import Arm, arm_of, break_even_of, differences_of
 from unseen_ray.pruning.suspects import drawable_ids
 from unseen_ray.runs.evaluation_file import stored_tables
 from unseen_ray.runs.tasks import EvalResult, Progress, make_job
@@ -144,6 +145,29 @@ def test_a_difference_in_the_noise_of_the_clock_is_no_saving() -> None:
         even = break_even_of([arm("coreset", [0.5] * 4, seconds_each=seconds, choosing_s=12.0), full])
         assert even is not None
         assert even.trainings == trainings
+
+
+def timed(name: str, seconds: Sequence[float], choosing_s: float) -> Arm:
+    same: dict[str, Any] = {
+        "trained": 100,
+        "accuracy": 0.5,
+        "class_accuracy": (0.5, 0.5),
+        "node": "node",
+        "device": "cpu",
+    }
+    results = [
+        EvalResult(task=name, arm=name, selection=0, repeat=repeat, seconds=each, worker_seconds=each, **same)
+        for repeat, each in enumerate(seconds)
+    ]
+    return arm_of(name, results, [np.array([50, 50])] * len(results), choosing_s=choosing_s)
+
+
+def test_the_first_training_of_a_process_does_not_hide_what_the_others_save() -> None:
+    """Its start counts in its seconds; these are those of digits on one core."""
+    even = break_even_of(
+        [timed("coreset", [6.2, 0.7, 0.8, 0.7, 0.7], 6.0), timed("full", [2.9, 3.0, 2.8, 2.9, 2.9], 0)]
+    )
+    assert even is not None and even.trainings == pytest.approx(6.0 / 2.2)
 
 
 def test_no_break_even_without_its_two_measures() -> None:

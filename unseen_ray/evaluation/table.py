@@ -48,7 +48,8 @@ class Arm:
         class_samples: (C,) mean number of training samples of each class.
         seconds: worker-seconds of all trainings.
         seconds_each: their median.
-        seconds_std: their standard deviation (n - 1), NaN for one.
+        seconds_std: their spread, 1.4826 times the median absolute deviation, NaN for one: an estimate of the standard deviation that
+            the first training of a process, which takes longer, leaves alone.
         choosing_s: worker-seconds that one choice of the subset took; 0 if it is drawn, None if unknown.
         devices: the devices of the trainings.
         choosing_devices: the devices of the scoring models; empty if unknown, or if the subset is drawn.
@@ -257,7 +258,7 @@ def arm_of(
         class_samples=tuple(map(float, np.mean(class_samples, axis=0))),
         seconds=round(sum(seconds), 3),
         seconds_each=round(statistics.median(seconds), 3),
-        seconds_std=_std(seconds),
+        seconds_std=_spread(seconds),
         choosing_s=choosing_s,
         devices=tuple(sorted({result.device for result in results})),
         choosing_devices=choosing_devices,
@@ -296,6 +297,11 @@ def _difference(first: Arm, other: Arm) -> Difference:
     ]
     low, high = interval(*values, paired=several)
     return Difference(baseline=other.name, mean=first.mean - other.mean, low=low, high=high, choices=first.selections)
+
+
+def _spread(values: Sequence[float]) -> float:
+    middle = statistics.median(values)
+    return 1.4826 * statistics.median(abs(value - middle) for value in values) if len(values) > 1 else math.nan
 
 
 def _std(values: Sequence[float]) -> float:
