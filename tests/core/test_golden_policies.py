@@ -277,8 +277,8 @@ def ref_auto(case: Case) -> list[int]:
         return ref_top(case)
     if right >= 0.75:
         return ref_ccs(case)
-    sizes = [count for c in range(CLASSES) if (count := case.labels.count(c) + case.kept[c])]
-    if max(sizes) >= 10 * min(sizes) and right >= 0.5 and keep >= 0.3:
+    sizes = sorted(count for c in range(CLASSES) if (count := case.labels.count(c) + case.kept[c]))
+    if sizes[-1] >= 10 * sizes[(len(sizes) - 1) // 4] and right >= 0.5 and keep >= 0.3:
         return ref_top(case)
     return ref_mix(case) if keep >= 0.6 else ref_random(case)
 

@@ -30,9 +30,9 @@ _TOP_FROM = ((0.95, 0.4), (0.85, 0.55), (0.75, 0.75))
 _STRATA_FROM = 0.75
 _MIX_FROM = 0.6
 _LEAST_PER_CLASS = 25
-# Where the largest class has this many times the samples of the smallest, and models are right on half or more, the hardest are those of
-# the small classes, and train better than a random subset down to this share: benchmarks/results/long_tail_cpu.json. Where models know
-# less, they do not: on a long tail of 20 look-alike classes they trained worse.
+# Where the largest class has this many times the samples of a quarter of the classes, and models are right on half or more, the hardest
+# are those of the small classes, and train better than a random subset down to this share: benchmarks/results/long_tail_cpu.json. Where
+# models know less, they do not: benchmarks/results/long_tail_finegrained20_cpu.json.
 _UNEVEN_FROM = 10
 _UNEVEN_RIGHT_FROM = 0.5
 _UNEVEN_KEEP_FROM = 0.3
@@ -54,7 +54,8 @@ def auto(
     """Use what suits the data: `top` or `ccs` where models learn it well, else `mix`, or `random` where little is kept or learned.
 
     Of samples that they never saw, the scoring models are right on three quarters or more: the highest scores are kept if much is kept,
-    else samples of every difficulty. On half, where classes differ tenfold in size: the highest scores. Else half by score,
+    else samples of every difficulty. On half, where a quarter of the classes are ten times smaller than
+    the largest one: the highest scores. Else half by score,
     or all at random where less than 60 % is kept. All are drawn at random, too, where fewer than 25 of a class are kept, and where the
     models are hardly better than always predicting the largest class.
 
@@ -100,8 +101,8 @@ def use_by_rule(sizes_C: IntArray, right: int, budget: int, kept_C: IntArray) ->
         return "random"
     # Budgets are whole numbers: 0.7 of 1,797 samples is 0.6995 of them, and is to be taken for 0.7.
     keep = (kept + 0.5) / max(kept - budget + candidates, 1)
-    present = (all_C := sizes_C + kept_C)[all_C > 0]
-    uneven = float(present.max() / present.min()) if len(present) else 1.0
+    present = np.sort((all_C := sizes_C + kept_C)[all_C > 0])
+    uneven = float(present[-1] / present[(len(present) - 1) // 4]) if len(present) else 1.0
     return policy_by_rule(right / max(candidates, 1), keep, kept / len(kept_C), uneven)
 
 
@@ -112,7 +113,7 @@ def policy_by_rule(accuracy: float, keep: float, per_class: float, uneven: float
         accuracy: 0 to 1.
         keep: 0 to 1.
         per_class: samples kept of a class, on average.
-        uneven: samples of the largest class for each one of the smallest.
+        uneven: samples of the largest class for each one of the class below which a quarter of them are.
     """
     if per_class < _LEAST_PER_CLASS:
         return "random"
