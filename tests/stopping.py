@@ -44,7 +44,7 @@ class Moment:
 
 
 class Driver:
-    """A driver with its output in a file; it renews its lock every half second, and looks for one that is missing for as long."""
+    """A driver with its output in a file; it renews its lock ten times a second, and looks for one that is missing for as long."""
 
     def __init__(self, line: Sequence[str], log: Path, moment: Moment | None = None) -> None:
         self._log = log
@@ -82,7 +82,7 @@ def _drive(line: Sequence[str], log: str, moment: Moment | None) -> None:
     os.dup2(written, 1)
     os.dup2(written, 2)
     os.environ[STORAGE_WAIT_S] = "1"
-    lock._BEAT_S = 0.5  # type: ignore[misc]
+    lock._BEAT_S = 0.1  # type: ignore[misc]
     if moment is not None:
         _stop_at(moment)
     sys.argv[1:] = line
