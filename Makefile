@@ -49,7 +49,7 @@ wheel: install  ## dist/*.whl, the same bytes for the same commit
 licences: install  ## what an installation brings, and under which licences
 	$(BIN)/python -m tests.test_licences
 
-audit: install  ## known vulnerabilities of what is installed, as pypi.org knows them
+audit: install  ## known vulnerabilities of what is installed, as the Python packaging advisories have them
 	test -x build/audit/bin/pip-audit || ($(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet pip-audit)
 	build/audit/bin/pip-audit --strict --skip-editable --path $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 

@@ -29,8 +29,7 @@ from unseen_ray.cli.commands.watch import watch
 from unseen_ray.cli.output import FAILED, INTERRUPTED, LogFormatter, say
 from unseen_ray.cli.signals import interruption
 from unseen_ray.errors import UnseenError
-from unseen_ray.storage.plain_text import reason_of
-from unseen_ray.storage.retry import NO_MORE_FILES, remedy
+from unseen_ray.storage.retry import no_more_files
 from unseen_ray.training.host import claim_process
 
 __all__ = ["entry", "main"]
@@ -104,12 +103,9 @@ def _explain(error: Exception) -> None:
             "container's), or take less (`unseen-ray plan` shows what a run needs); the same line resumes a run.",
             err=True,
         )
-    elif isinstance(error, OSError) and error.errno in NO_MORE_FILES:
+    elif said := no_more_files(error):
         log.debug("out of open files", exc_info=error)
-        say(
-            f"error: this process may open no more files: {reason_of(error)}. {remedy(error)}; the same line resumes a run.",
-            err=True,
-        )
+        say(f"error: {said}; the same line resumes a run.", err=True)
     else:
         log.error("this is a bug in unseen_ray, or in a function of your own", exc_info=error)
 

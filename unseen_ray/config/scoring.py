@@ -32,7 +32,6 @@ __all__ = [
     "with_scoring_model",
 ]
 
-
 _CHEAP = 0.25
 """The share of a recipe for which scoring models train, if nothing asks for more: it chooses as well as all of it."""
 
@@ -53,7 +52,7 @@ class Scoring(BaseModel):
         default=_CHEAP,
         gt=0,
         le=1,
-        description="fraction of the recipe's epochs or steps for which scoring models train; default 0.25, and 1 with a guard "
+        description="fraction of the recipe's epochs or steps for which scoring models train; default: 0.25, or 1 with a guard "
         "or a score over epochs",
     )
     recipe: Recipe | None = Field(

@@ -17,8 +17,7 @@ from unseen_ray.pruning.executor import ExecutorSetup, Observer
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import EvalResult, Job
-from unseen_ray.storage.plain_text import reason_of
-from unseen_ray.storage.retry import NO_MORE_FILES, remedy
+from unseen_ray.storage.retry import no_more_files
 from unseen_ray.training.hardware import describe_hardware, device_name, resolve_precision
 from unseen_ray.training.model_task import ModelTask
 from unseen_ray.training.task_runner import TaskRunner
@@ -117,8 +116,6 @@ def _fold_errors(name: str) -> Iterator[None]:
     except UnseenError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in NO_MORE_FILES:
-            raise FoldFailedError(
-                name, 1, f"this process may open no more files: {reason_of(error)}. {remedy(error)}."
-            ) from error
+        if said := no_more_files(error):
+            raise FoldFailedError(name, 1, f"{said}.") from error
         raise FoldFailedError(name, 1, f"its own code raised an error:\n{traceback.format_exc().strip()}") from error

@@ -36,8 +36,8 @@ __all__ = [
     "parquet_options",
     "read_file",
     "real_path",
-    "remedy_for",
     "remedy_to_read",
+    "remedy_to_write",
     "sha256_of",
 ]
 
@@ -145,7 +145,7 @@ def array_of_npy(data: bytes) -> Any:
         raise ValueError(f"its header cannot be read: {type(error).__name__}: {error}") from None
 
 
-def remedy_for(error: OSError) -> str:
+def remedy_to_write(error: OSError) -> str:
     """What to do where a file cannot be written."""
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return "This place can only be read: name another folder, work on a copy, or get permission to write."
@@ -216,7 +216,7 @@ class Folder:
             if new and isinstance(error, FileExistsError):
                 raise
             raise StorageError(
-                f"{self.path(name)} cannot be written: {reason_of(error)}. {remedy_for(error)}"
+                f"{self.path(name)} cannot be written: {reason_of(error)}. {remedy_to_write(error)}"
             ) from None
         return sha256_of(data)
 

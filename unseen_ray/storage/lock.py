@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from unseen_ray.errors import RunInUseError, StorageError, UnseenError
 from unseen_ray.storage.environment import ray_job_id
 from unseen_ray.storage.fence import LOCK, Fence
-from unseen_ray.storage.filesystem import Folder, absolute_path, filesystem_of, is_uri, remedy_for, sha256_of
+from unseen_ray.storage.filesystem import Folder, absolute_path, filesystem_of, is_uri, remedy_to_write, sha256_of
 from unseen_ray.storage.plain_text import reason_of
 from unseen_ray.storage.retry import answered
 
@@ -279,7 +279,7 @@ def _create(folder: Folder, holder: Holder) -> bool:
         found = _read(folder)
         raise _in_use(folder, found) from None
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {reason_of(error)}. {remedy_for(error)}") from None
+        raise StorageError(f"{path} cannot be written: {reason_of(error)}. {remedy_to_write(error)}") from None
     return True
 
 

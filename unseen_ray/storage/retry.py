@@ -13,14 +13,15 @@ from typing import TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential
 
 from unseen_ray.storage.environment import storage_wait_s
+from unseen_ray.storage.plain_text import reason_of
 
 __all__ = [
-    "NO_MORE_FILES",
     "SilentStorageError",
     "answered",
     "is_of_storage",
     "is_on_network",
     "is_transient",
+    "no_more_files",
     "remedy",
     "retried",
     "retried_inline",
@@ -47,7 +48,7 @@ _TRANSIENT = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
-NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)
+_NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)
 _MOUNTS = "/proc/self/mountinfo"
 _NETWORK = re.compile(r"(nfs|cifs|smb|fuse\.|lustre|gpfs|beegfs|ceph|gluster|9p|afs|virtiofs|pvfs|orangefs|wekafs)")
 # pyarrow gives an object store's failures no errno, only text. Those that a retry cannot mend are refused by their words.
@@ -133,11 +134,18 @@ def is_of_storage(error: OSError) -> bool:
 
 def remedy(error: OSError, otherwise: str = "Free space or repair the storage") -> str:
     """What the user can do about a failure that lasts, as the start of a sentence; `otherwise` where no limit of the process is it."""
-    if error.errno in NO_MORE_FILES:
+    if error.errno in _NO_MORE_FILES:
         return "Raise the limit of open files (`ulimit -n`)"
     if error.errno == errno.EFBIG:
         return "Raise the limit of a file's size (`ulimit -f`)"
     return otherwise
+
+
+def no_more_files(error: BaseException) -> str | None:
+    """What to say of an error if the process may open no more files; None for others."""
+    if not isinstance(error, OSError) or error.errno not in _NO_MORE_FILES:
+        return None
+    return f"this process may open no more files: {reason_of(error)}. {remedy(error)}"
 
 
 def retried_inline(what: str, do: Callable[[], _T], *, known: bool = False) -> _T:

@@ -54,10 +54,9 @@ def auto(
     """Use what suits the data: `top` or `ccs` where models learn it well, else `mix`, or `random` where little is kept or learned.
 
     Of samples that they never saw, the scoring models are right on three quarters or more: the highest scores are kept if much is kept,
-    else samples of every difficulty. On half, where a quarter of the classes are ten times smaller than
-    the largest one: the highest scores. Else half by score,
-    or all at random where less than 60 % is kept. All are drawn at random, too, where fewer than 25 of a class are kept, and where the
-    models are hardly better than always predicting the largest class.
+    else samples of every difficulty. On half or more, if a quarter of the classes have a tenth of the largest one's samples, or less: the
+    highest scores. Otherwise half by score, or all at random where less than 60 % is kept. All are drawn at random, too, where fewer than
+    25 of a class are kept, and where the models are hardly better than always predicting the largest class.
 
     Args:
         scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`.
@@ -113,7 +112,7 @@ def policy_by_rule(accuracy: float, keep: float, per_class: float, uneven: float
         accuracy: 0 to 1.
         keep: 0 to 1.
         per_class: samples kept of a class, on average.
-        uneven: samples of the largest class for each one of the class below which a quarter of them are.
+        uneven: size of the largest class, divided by the lower quartile of the sizes.
     """
     if per_class < _LEAST_PER_CLASS:
         return "random"
