@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,10 @@ import pytest
 import yaml
 
 import unseen_ray as ur
+from tests.s3 import s3_server
 from tests.terminal import screen, terminal
 from unseen_ray.cli import main
+from unseen_ray.storage.filesystem import Folder
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SUITES = sorted((BENCHMARKS / "suites").glob("*.yaml"))
@@ -212,6 +217,28 @@ def test_no_finished_fold_is_trained_again_for_lost_drivers_and_nodes(tmp_path: 
     report = chaos(tmp_path, "--faults", "6", "--on_ray", "1", "--only", "driver killed", "node gone")
     assert report["faults_on_ray"] == 6 and report["finished_tasks_done_again"] == 0
     assert report["driver_starts"] >= report["runs"] + report["kinds"]["driver killed"]["faults"]
+
+
+WAITING = """
+import time, pyarrow.fs
+fs, path = pyarrow.fs.FileSystem.from_uri("s3://runs/file")
+print(fs.open_input_file(path).read().decode(), time.time())
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_false_clock_does_not_keep_those_who_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, library = tmp_path / "clock", tmp_path / "clock.so"
+    clock.write_text("3600")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, "benchmarks/wrong_clock.c"], check=True)
+    with s3_server(monkeypatch) as server:
+        Folder("s3://runs").write("file", b"there")
+        fails = iter([503, 503])
+        server.fault = lambda method, path: next(fails, None)
+        env = {**os.environ, "LD_PRELOAD": str(library), "CHAOS_CLOCK": str(clock)}
+        line = [sys.executable, "-c", WAITING]
+        found, at = subprocess.run(line, env=env, capture_output=True, check=True, timeout=60).stdout.split()
+    assert found == b"there" and float(at) - time.time() > 3000
 
 
 @pytest.mark.slow
