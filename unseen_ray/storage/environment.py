@@ -27,6 +27,7 @@ __all__ = [
     "set_defaults",
     "storage_wait_s",
     "variable",
+    "variables_of",
 ]
 
 STORAGE_WAIT_S = "UNSEEN_RAY_STORAGE_WAIT_S"  # ours: seconds for which a storage may fail or not answer
@@ -43,6 +44,11 @@ _DEFAULT_WAIT_S, _LONGEST_WAIT_S = 120.0, 86_400.0
 def variable(name: str) -> str | None:
     """The value of a variable; None if it is unset or empty."""
     return os.environ.get(name) or None
+
+
+def variables_of(prefix: str) -> tuple[tuple[str, str], ...]:
+    """The variables whose names begin so, sorted."""
+    return tuple(sorted(each for each in os.environ.items() if each[0].startswith(prefix)))
 
 
 def storage_wait_s() -> float:

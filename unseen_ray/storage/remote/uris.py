@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 from typing import TYPE_CHECKING
+
+from unseen_ray.storage.environment import variables_of
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -20,6 +24,7 @@ _CREDENTIALS = {
 }
 _NO_CONNECTION = re.compile(r"CURL error|Fail to get a new connection|no connection to the hub")
 _LAST_WORDS = re.compile(r".*with a last message of (.*?)( error_info=.*)?", re.DOTALL)  # of Google's errors
+_S3 = re.compile(r"(s3://([a-z0-9.-]+))((?:/[\w.~!$&'()*+,;=:@-]+)*)(\?[^#]*)?", re.ASCII)  # nothing to unescape
 _reached: set[str] = set()
 
 
@@ -67,5 +72,16 @@ def _opened(uri: str, scheme: str) -> tuple[FileSystem, str]:
         return open_hub(uri)
     if scheme == "gs" and "retry_limit_seconds=" not in uri:
         uri += f"{'&' if '?' in uri else '?'}{_GCS_LIMIT}"
+    if address := _S3.fullmatch(uri):
+        place, bucket, path, options = address.groups(default="")
+        return _s3_of(place + options, os.getpid(), variables_of("AWS_")), bucket + path
     fs, inner = FileSystem.from_uri(uri)
     return fs, str(inner)
+
+
+@functools.lru_cache(maxsize=8)
+def _s3_of(place: str, process: int, variables: tuple[tuple[str, str], ...]) -> FileSystem:
+    """The file system of a bucket, for one process and its credentials: while one request hangs, Arrow opens no other."""
+    from pyarrow.fs import FileSystem
+
+    return FileSystem.from_uri(place)[0]
