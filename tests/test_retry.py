@@ -23,8 +23,9 @@ from tests.conftest import class_pixels, png_bytes, write_parquet
 from tests.s3 import S3Server, s3_server
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import StorageError
+from unseen_ray.runs.votes import find_receipt
 from unseen_ray.storage.environment import STORAGE_WAIT_S
-from unseen_ray.storage.filesystem import Folder, sha256_of
+from unseen_ray.storage.filesystem import Folder, filesystem_of, read_file, sha256_of
 from unseen_ray.storage.retry import is_on_network, is_transient, retried
 from unseen_ray.storage.tables import sha256_of_file, with_parquet
 
@@ -106,13 +107,35 @@ def test_an_outage_that_lasts_is_told_with_the_path(server: S3Server, monkeypatc
     assert time.monotonic() - began < 40
 
 
-def test_a_storage_that_never_answers_is_given_up(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNSEEN_RAY_STORAGE_WAIT_S", "3")
-    server.fault = lambda method, path: 9.0
+def test_a_long_file_of_a_slow_storage_is_waited_for_while_it_comes(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder("s3://runs/slow")
+    digest = folder.write("long", bytes(range(60)))
+    monkeypatch.setenv(STORAGE_WAIT_S, "1")
+    monkeypatch.setattr("unseen_ray.storage.filesystem._PIECE", 20)
+    server.fault = lambda method, path: 0.4
     began = time.monotonic()
-    with pytest.raises(StorageError, match=r"s3://runs/silent/file cannot be read: no answer within 3 s"):
-        Folder("s3://runs/silent").read("file")
-    assert time.monotonic() - began < 8
+    assert sha256_of_file(folder, "long") == digest == sha256_of(folder.read_whole("long"))
+    assert time.monotonic() - began > 2.5
+
+
+def test_a_storage_that_never_answers_is_given_up(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder("s3://runs/silent")
+    fs, image = filesystem_of(folder.path("image"))
+    folder.write("image", b"pixels")
+    monkeypatch.setenv(STORAGE_WAIT_S, "1")
+    server.fault = lambda method, path: 9.0
+    for do, what in {
+        lambda: folder.read("file"): "s3://runs/silent/file cannot be read: ",
+        lambda: find_receipt(folder, 0, 0, "key"): "s3://runs/silent/stage-00/votes/00.parquet cannot be read: ",
+        lambda: sha256_of_file(folder, "image"): "s3://runs/silent/image cannot be read: ",
+        lambda: read_file(fs, image): "",
+    }.items():
+        began = time.monotonic()
+        with pytest.raises((StorageError, OSError), match=f"^{what}no answer within 1 s"):
+            do()
+        assert time.monotonic() - began < 4
 
 
 @pytest.mark.slow

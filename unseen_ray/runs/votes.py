@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.fs import FileSystem
 
 from unseen_ray.core.arrays import FloatArray
 from unseen_ray.core.tasks import VotePart
@@ -17,7 +18,7 @@ from unseen_ray.runs.layout import FEATURES, probs_beside, vote_file
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.storage.filesystem import Folder, filesystem_of
 from unseen_ray.storage.plain_text import reason_of
-from unseen_ray.storage.retry import is_transient, retried_inline
+from unseen_ray.storage.retry import answers_still, is_transient, retried_inline
 from unseen_ray.storage.tables import sha256_of_file, sha256_of_stream
 
 __all__ = [
@@ -99,8 +100,9 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
     """The receipt of a task whose votes are on storage, undamaged and with this key; else None."""
     name = vote_file(stage, index)
     path = folder.path(name)
+    fs, inner = filesystem_of(path)
     try:
-        found = retried_inline(path, lambda: _whole_of(path, key))
+        found = retried_inline(path, lambda: _whole_of(fs, inner, key), fs)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -115,9 +117,8 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
     return receipt.model_copy(update={"files": {**receipt.files, name: digest}, "reused": True})
 
 
-def _whole_of(path: str, key: str) -> tuple[Receipt, str] | None:
+def _whole_of(fs: FileSystem, inner: str, key: str) -> tuple[Receipt, str] | None:
     """The receipt in a file of votes and the file's SHA-256; None if it is damaged or has another key."""
-    fs, inner = filesystem_of(path)
     with fs.open_input_file(inner) as stream:
         try:
             with pq.ParquetFile(stream, page_checksum_verification=True) as file:
@@ -156,8 +157,12 @@ def read_key(folder: Folder, name: str) -> str | None:
 
 def _footer(folder: Folder, name: str) -> dict[bytes, bytes]:
     fs, path = filesystem_of(folder.path(name))
-    with fs.open_input_file(path) as stream:
-        return dict(pq.read_schema(stream).metadata or {})
+
+    def read() -> dict[bytes, bytes]:
+        with fs.open_input_file(path) as stream:
+            return dict(pq.read_schema(stream).metadata or {})
+
+    return retried_inline(path, read, fs)
 
 
 def copy_votes(
@@ -276,5 +281,6 @@ def content_of(schema: pa.Schema, column: Callable[[str], Iterable[pa.ChunkedArr
     for field in schema:
         content.update(f"{field.name} {field.type}".encode())
         for piece in column(field.name):
+            answers_still()
             content.update(piece.to_numpy().tobytes())
     return content.hexdigest().encode()

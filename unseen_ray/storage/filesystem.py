@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import logging
 import math
 import os
 import re
 import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from unseen_ray.storage.environment import storage_wait_s
 from unseen_ray.storage.fence import LOCK, Fence
 from unseen_ray.storage.plain_text import holds_secret, reason_of, secret_problem
 from unseen_ray.storage.remote.uris import explained, open_uri
-from unseen_ray.storage.retry import answered, remedy, retried, retried_inline
+from unseen_ray.storage.retry import answered, answers_still, remedy, retried, retried_inline
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,6 +35,7 @@ __all__ = [
     "filesystem_of",
     "is_uri",
     "parquet_options",
+    "pieces_of",
     "read_file",
     "real_path",
     "remedy_to_read",
@@ -45,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_NAME = 255  # bytes, on nearly all local file systems
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+_PIECE = 2**23  # bytes that are read at once
 DEFAULT_ROW_GROUP = 2**20  # rows; readers of a range of ids skip row groups by their statistics
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -91,10 +94,9 @@ def read_file(fs: FileSystem, path: str) -> bytes:
     def read() -> bytes:
         if fs.type_name == "local" and not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device may have no end
             raise IsADirectoryError("it is not a regular file")
-        with fs.open_input_stream(path, compression=None) as stream:
-            return bytes(stream.read())
+        return _content(fs, path)
 
-    return retried_inline(path, read)
+    return retried_inline(path, read, fs)
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
@@ -104,6 +106,13 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     # scores hardly repeat, so a dictionary of them would only add bytes
     repeating = [column.name for column in schema if not pa.types.is_floating(column.type)]
     return {"compression": "zstd", "write_page_checksum": True, "use_dictionary": repeating}
+
+
+def pieces_of(stream: pa.NativeFile) -> Iterator[bytes]:
+    """The rest of an open file in blocks, each of which must come within `storage_wait_s`."""
+    while piece := stream.read(_PIECE):
+        answers_still()
+        yield piece
 
 
 def sha256_of(data: bytes | memoryview) -> str:
@@ -117,7 +126,6 @@ def array_of_npy(data: bytes) -> Any:
     Raises:
         ValueError: if they are none, hold pickled content, or not as many values as the header says, which numpy would make room for.
     """
-    import io
     from tokenize import TokenError
 
     from numpy.lib import format as npy
@@ -231,8 +239,6 @@ class Folder:
 
     def write_array(self, name: str, array: Any) -> str:
         """Write a numpy array as .npy and return the SHA-256 of the file."""
-        import io
-
         import numpy as np
 
         buffer = io.BytesIO()
@@ -444,6 +450,13 @@ def _sync(path: str) -> None:
 
 
 def _get(target: str) -> bytes:
-    fs, path = filesystem_of(target)
+    return _content(*filesystem_of(target))
+
+
+def _content(fs: FileSystem, path: str) -> bytes:
     with fs.open_input_stream(path, compression=None) as stream:
-        return bytes(stream.read())
+        if fs.type_name == "local":
+            return bytes(stream.read())
+        content = io.BytesIO()  # joined at the end, pieces would take twice the memory
+        content.writelines(pieces_of(stream))
+        return content.getvalue()

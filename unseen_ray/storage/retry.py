@@ -8,16 +8,20 @@ import os
 import re
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential
 
 from unseen_ray.storage.environment import storage_wait_s
 from unseen_ray.storage.plain_text import reason_of
 
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
 __all__ = [
     "SilentStorageError",
     "answered",
+    "answers_still",
     "is_of_storage",
     "is_on_network",
     "is_transient",
@@ -148,16 +152,20 @@ def no_more_files(error: BaseException) -> str | None:
     return f"this process may open no more files: {reason_of(error)}. {remedy(error)}"
 
 
-def retried_inline(what: str, do: Callable[[], _T], *, known: bool = False) -> _T:
-    """`retried` for calls that are too frequent for a thread each, or take too long for the time limit.
+def retried_inline(what: str, do: Callable[[], _T], fs: FileSystem | None, *, known: bool = False) -> _T:
+    """`retried` for calls that are too frequent for a thread each, or whose size has no bound.
 
-    The first attempt runs in this thread and may hang as long as the storage does; after a transient failure, as `retried`.
+    Args:
+        what, do, known: see `retried`.
+        fs: that of the call; None for a call of no bounded size that cannot tell that storage `answers_still`. The first attempt of such
+            a call, and of one to a local file system, runs in this thread and may hang as long as the storage does.
 
     Raises:
         OSError: see `retried`.
     """
+    is_far = fs is not None and fs.type_name != "local"
     try:
-        return do()
+        return answered(what, do, storage_wait_s()) if is_far else do()
     except OSError as error:
         if not (is_transient(error) or (known and _is_denied(what, error))):
             raise
@@ -166,6 +174,15 @@ def retried_inline(what: str, do: Callable[[], _T], *, known: bool = False) -> _
 
 class _Asking(threading.Thread):
     """A thread that waits for storage."""
+
+    looks_left = _LOOKS
+
+
+def answers_still() -> None:
+    """A piece of a long answer has come: the time within which storage must answer begins anew."""
+    thread = threading.current_thread()
+    if isinstance(thread, _Asking):
+        thread.looks_left = _LOOKS
 
 
 def answered(what: str, do: Callable[[], _T], limit_s: float) -> _T:
@@ -188,10 +205,9 @@ def answered(what: str, do: Callable[[], _T], limit_s: float) -> _T:
     # Blocking I/O cannot be interrupted, only left behind; a daemon thread does not keep the process alive.
     thread = _Asking(target=ask, daemon=True, name=f"storage {what}")
     thread.start()
-    for _ in range(_LOOKS):
+    while thread.looks_left and thread.is_alive():
+        thread.looks_left -= 1
         thread.join(max(limit_s, 1.0) / _LOOKS)
-        if not thread.is_alive():
-            break
     if errors:
         raise errors[0]
     if not results:

@@ -17,7 +17,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unseen_ray.errors import StorageError
-from unseen_ray.storage.filesystem import DEFAULT_ROW_GROUP, Folder, filesystem_of, parquet_options, remedy_to_read
+from unseen_ray.storage.filesystem import (
+    DEFAULT_ROW_GROUP,
+    Folder,
+    filesystem_of,
+    parquet_options,
+    pieces_of,
+    remedy_to_read,
+)
 from unseen_ray.storage.plain_text import reason_of
 from unseen_ray.storage.retry import is_of_storage, retried, retried_inline
 
@@ -38,7 +45,6 @@ __all__ = [
 ]
 
 _BATCH = 2**18  # rows
-_HASHED = 2**23  # bytes
 
 _T = TypeVar("_T")
 
@@ -325,7 +331,7 @@ def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], _T], *, i
     Args:
         folder, name: the file.
         do: the function; it is called again after a transient failure of the storage.
-        inline: see `retry.retried_inline`.
+        inline: for what may take long, see `retry.retried_inline`.
 
     Raises:
         StorageError: if the file is missing or damaged.
@@ -338,7 +344,7 @@ def with_file(folder: Folder, name: str, do: Callable[[pa.NativeFile], _T], *, i
             return do(stream)
 
     try:
-        return (retried_inline if inline else retried)(path, attempt, known=True)
+        return retried_inline(path, attempt, fs, known=True) if inline else retried(path, attempt, known=True)
     except FileNotFoundError:
         raise StorageError(f"{path} is missing. Is `out` on storage that every node shares?") from None
     except (pa.ArrowException, OSError) as error:
@@ -361,7 +367,7 @@ def sha256_of_file(folder: Folder, name: str, *, known: bool = False) -> str | N
             return sha256_of_stream(stream)
 
     try:
-        return retried_inline(path, read, known=known)
+        return retried_inline(path, read, fs, known=known)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -379,6 +385,6 @@ def _row_group(file: pq.ParquetFile, *, group: int, columns: list[str] | None) -
 def sha256_of_stream(stream: pa.NativeFile) -> str:
     """SHA-256 of the rest of an open file, in hexadecimal."""
     content = hashlib.sha256()
-    while piece := stream.read(_HASHED):
+    for piece in pieces_of(stream):
         content.update(piece)
     return content.hexdigest()

@@ -6,7 +6,6 @@ FOLDER/FINGERPRINT-64px/00000.json      written after it: its rows, its SHA-256,
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -23,15 +22,16 @@ from unseen_ray.data.images.pixel_store import BadSample, chunks_of, decode_rang
 from unseen_ray.data.sources.info import Source
 from unseen_ray.errors import StorageError
 from unseen_ray.storage.fence import Fence
-from unseen_ray.storage.filesystem import Folder, filesystem_of, remedy_to_read
+from unseen_ray.storage.filesystem import Folder, filesystem_of
 from unseen_ray.storage.plain_text import reason_of
+from unseen_ray.storage.retry import retried
+from unseen_ray.storage.tables import sha256_of_file
 
 __all__ = ["FilePixelStore", "PixelFiles", "write_file"]
 
 _FILE_BYTES = 64 << 20
 _LEAST_FILES = 8  # so that several workers can decode a small source
 _OPEN_FILES = 256
-_BLOCK = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class PixelFiles:
             digest = receipt["sha256"]
         except (ValueError, KeyError, TypeError):
             return None
-        return bad if digest == _digest(folder.path(self.name(place))) else None
+        return bad if digest == sha256_of_file(folder, self.name(place)) else None
 
 
 def write_file(files: PixelFiles, source: Source, start: int) -> list[BadSample]:
@@ -175,7 +175,7 @@ class _Opened:
             if fs.type_name == "local":
                 self._descriptor = os.open(inner, os.O_RDONLY | os.O_CLOEXEC)
             else:
-                self._stream = fs.open_input_file(inner)
+                self._stream = retried(self._path, lambda: fs.open_input_file(inner))
             self._stamp = self._stamp_now()
             self._check()
         except OSError as error:
@@ -197,7 +197,7 @@ class _Opened:
         """StorageError if the file is not what was decoded, as far as its size and its time tell."""
         fs, inner = filesystem_of(self._path)
         _, receipt = filesystem_of(Folder(self._files.folder).path(_head(self._place)))
-        found, written = fs.get_file_info([inner, receipt])
+        found, written = retried(self._path, lambda: fs.get_file_info([inner, receipt]))
         if found.size != self._files.bytes_of(self._place):
             raise self._failed(f"it has {found.size} bytes, and {self._files.bytes_of(self._place)} were written")
         is_older = found.mtime_ns is not None and written.mtime_ns is not None and found.mtime_ns <= written.mtime_ns
@@ -220,7 +220,7 @@ class _Opened:
         if self._descriptor is not None:
             count = os.preadv(self._descriptor, [into], offset)
         else:
-            data = self._stream.read_at(len(into), offset)
+            data = retried(self._path, lambda: self._stream.read_at(len(into), offset))
             count = len(data)
             into[:count] = data
         if not count:
@@ -247,18 +247,3 @@ def _runs(ids: IdArray, rows_each: int) -> Iterator[tuple[int, int]]:
 
 def _head(place: int) -> str:
     return f"{place:05d}.json"
-
-
-def _digest(path: str) -> str | None:
-    """SHA-256 of a file, read in blocks; None if it does not exist."""
-    fs, inner = filesystem_of(path)
-    content = hashlib.sha256()
-    try:
-        with fs.open_input_stream(inner, compression=None) as stream:
-            while block := stream.read(_BLOCK):
-                content.update(block)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {reason_of(error)}. {remedy_to_read(error)}") from None
-    return content.hexdigest()

@@ -53,6 +53,6 @@ def _range(fs: FileSystem, path: str, start: int) -> bytes:
             return bytes(file.read_at(_RANGE_BYTES, start))
 
     try:
-        return retried_inline(path, read)
+        return retried_inline(path, read, fs)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {reason_of(error)}.") from None

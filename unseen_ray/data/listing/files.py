@@ -68,7 +68,7 @@ def list_below(fs: FileSystem, root: str, where: str, is_hidden: Callable[[str],
     try:
         if fs.type_name == "local":
             return _local(root, is_hidden)
-        return _remote(retried_inline(where, lambda: _entries(fs, root)), root, is_hidden)
+        return _remote(retried_inline(where, lambda: _entries(fs, root), None), root, is_hidden)
     except OSError as error:
         raise DataError(f"source {where} cannot be listed: {reason_of(error)}.") from None
 

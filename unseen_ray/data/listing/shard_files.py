@@ -74,7 +74,7 @@ def find_shards(path: str, ending: str = ".parquet") -> ShardFiles:
         return _of_pattern(path, ending)
     fs, root = filesystem_of(path)
     try:
-        entry = retried_inline(path, lambda: fs.get_file_info(root))
+        entry = retried_inline(path, lambda: fs.get_file_info(root), fs)
     except OSError as error:
         raise DataError(f"source {path} cannot be read: {_first_line(error)}.") from None
     if entry.type == FileType.NotFound:

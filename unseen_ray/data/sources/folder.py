@@ -99,7 +99,7 @@ class FolderSource:
                 return bytes(stream.read(HEAD_BYTES))
 
         try:
-            return retried_inline(path, read)
+            return retried_inline(path, read, self._fs)
         except OSError as error:
             raise DataError(f"{self._name}/{name} cannot be read: {reason_of(error)}.") from None
 

@@ -75,7 +75,7 @@ def read_arrow(fs: FileSystem, path: str, where: str) -> pa.Table:
         return table
 
     try:
-        return retried_inline(path, read)
+        return retried_inline(path, read, None)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DataError(f"{path} of source {where} cannot be read as an Arrow file: {error}.") from None
 

@@ -43,8 +43,7 @@ class ParquetShard:
         self.name, self.path = name, path
         self._fs, self._where, self._opened = fs, where, opened
         try:
-            with retried_inline(path, lambda: fs.open_input_file(path)) as file:
-                self.metadata = pq.read_metadata(file)
+            self.metadata = retried_inline(path, self._footer, fs)
         except pa.ArrowInvalid as error:
             if name.endswith(_ARCHIVES):
                 raise DataError(
@@ -55,6 +54,10 @@ class ParquetShard:
             raise DataError(f"{name} of source {where} cannot be read: {_first_line(error)}.") from None
         self._check_size(fs, path)
         self.schema = self.metadata.schema.to_arrow_schema()
+
+    def _footer(self) -> pq.FileMetaData:
+        with self._fs.open_input_file(self.path) as file:
+            return pq.read_metadata(file)
 
     def _check_size(self, fs: FileSystem, path: str) -> None:
         """DataError for a file that would grow beyond measure, by its footer."""
@@ -137,7 +140,7 @@ class ParquetShard:
 
     def _guarded(self, read: Any) -> Any:
         try:
-            return retried_inline(f"{self.name} of {self._where}", lambda: read(self._opened(self)))
+            return retried_inline(f"{self.name} of {self._where}", lambda: read(self._opened(self)), None)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.name} of source {self._where} is damaged: {_first_line(error)}.") from None
 

@@ -133,14 +133,14 @@ class WebDatasetSource:
 
     def _open(self, tar: int) -> Any:
         try:
-            return retried_inline(self.paths[tar], lambda: self.fs.open_input_file(self.paths[tar]))
+            return retried_inline(self.paths[tar], lambda: self.fs.open_input_file(self.paths[tar]), self.fs)
         except OSError as error:
             raise DataError(f"{self.names[tar]} of source {self._path} cannot be read: {reason_of(error)}.") from None
 
     def _read(self, file: Any, tar: int, number: int) -> bytes:
         size, offset = int(self._image_bytes[number]), int(self._offsets[number])
         try:
-            data = bytes(retried_inline(self.paths[tar], lambda: file.read_at(size, offset)))
+            data = bytes(retried_inline(self.paths[tar], lambda: file.read_at(size, offset), self.fs))
         except OSError as error:
             raise DataError(f"{self.names[tar]} of source {self._path} cannot be read: {reason_of(error)}.") from None
         if len(data) < size:
@@ -152,7 +152,7 @@ class WebDatasetSource:
     def _index(self, path: str, name: str) -> TarIndex:
         where = f"{name} of source {self._path}"
         try:
-            return retried_inline(path, lambda: index_tar(self.fs, path, self.columns, name=where))
+            return retried_inline(path, lambda: index_tar(self.fs, path, self.columns, name=where), self.fs)
         except OSError as error:
             raise DataError(f"{where} cannot be read: {reason_of(error)}.") from None
 

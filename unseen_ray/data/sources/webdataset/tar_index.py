@@ -17,6 +17,7 @@ from pyarrow.fs import FileSystem
 
 from unseen_ray.data.listing.image_files import IMAGE_ENDINGS
 from unseen_ray.errors import DataError
+from unseen_ray.storage.retry import answers_still
 
 __all__ = ["Columns", "Member", "TarIndex", "index_tar", "members_by_key"]
 
@@ -222,6 +223,7 @@ def _streamed_members(fs: FileSystem, path: str) -> Iterator[tuple[str, int, int
 
 def _members_of(archive: tarfile.TarFile) -> Iterator[tuple[str, int, int, Callable[[], bytes]]]:
     for info in archive:
+        answers_still()
         archive.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has read
         try:
             info.name.encode()
