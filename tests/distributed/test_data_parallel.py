@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ from ray import PlacementGroupID
 from ray.util.placement_group import PlacementGroup
 
 import unseen_ray as ur
+from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import Progress
 
 pytestmark = pytest.mark.ray
@@ -82,6 +84,32 @@ def test_a_batch_that_cannot_be_shared_and_a_cluster_too_small_are_refused(tmp_p
         ur.PruneConfig(**FIELDS, out=str(tmp_path), gpus_per_fit=3)
     with pytest.raises(ur.ConfigError, match=r"gpus_per_fit=64 workers of 1 CPU and 0 GPU do not fit on the cluster"):
         ur.prune(ur.PruneConfig(**FIELDS, out=str(tmp_path), gpus_per_fit=64))
+
+
+@pytest.mark.slow
+def test_workers_wait_for_what_other_work_holds_however_long(tmp_path: Path, session: None) -> None:
+    @ray.remote
+    class Other:
+        def ready(self) -> None: ...
+
+    other = Other.options(num_cpus=1).remote()
+    ray.get(other.ready.remote())
+    waited = threading.Timer(6, ray.kill, [other])
+
+    def observe(event: object) -> None:
+        if isinstance(event, Receipt) and event.index == 1 and not waited.is_alive():
+            waited.start()
+
+    cpus = int(ray.cluster_resources()["CPU"])
+    fields = {
+        **FIELDS,
+        "source": {"use": "digits", "limit": 60 * cpus},
+        "wait_s": 1,
+        "recipe": {"batch_size": 16 * cpus},
+    }
+    result = ur.prune(ur.PruneConfig(**fields, out=str(tmp_path), gpus_per_fit=cpus), on_event=observe)
+    waited.join()
+    assert len(result.coreset) == 30 * cpus
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from unseen_ray.data.images.loading import pixel_store_of
 from unseen_ray.data.sources.registry import open_source
 from unseen_ray.errors import FoldFailedError, UnseenError
+from unseen_ray.execution.ray.capacity import slots, survey
 from unseen_ray.execution.ray.failures import Attempts, Failure
 from unseen_ray.execution.ray.waiting import Wait
 from unseen_ray.runs.layout import CHECKPOINTS, RAY_TRAIN
@@ -59,7 +60,7 @@ def train_together(
 
     Raises:
         UnseenError: as a worker raised it.
-        ClusterError: if the workers did not come up within `wait_s`.
+        ClusterError: if the cluster had no room for the workers for `wait_s`.
         FoldFailedError: if workers were lost too often, or a worker's own code raised an error.
     """
     attempts = Attempts(job.config.max_retries)
@@ -111,11 +112,12 @@ def _start_driver() -> Any:
 def _follow(
     driver: Any, ended: Any, job: Job, task: ScoreTask | EvalTask, request: Resources, on_event: Observer
 ) -> Outcome:
-    """Pass on the workers' events until they have ended; ClusterError if they do not come up in time."""
-    workers = f"{job.workers_of(task)} workers of {request['CPU']:g} CPU and {request['GPU']:g} GPU"
+    """Pass on the workers' events until they have ended; ClusterError if the cluster has no room for them for too long."""
+    count = job.workers_of(task)
+    workers = f"{count} workers of {request['CPU']:g} CPU and {request['GPU']:g} GPU"
     otherwise = (
-        f"{task.name} requested {workers}, which did not come up together within wait_s={job.config.wait_s:g} s. Raise wait_s, "
-        "lower gpus_per_fit, or free the cluster; then run the same line again."
+        f"{task.name} requested {workers}, for which the cluster had no room for wait_s={job.config.wait_s:g} s. Raise wait_s, "
+        "lower gpus_per_fit, or start more nodes (ray start --address); then run the same line again: what was finished is kept."
     )
     waiting, has_started = Wait(requested=workers, wait_s=job.config.wait_s), False
     while True:
@@ -128,7 +130,8 @@ def _follow(
         if done:
             outcome: Outcome = ray.get(ended)
             return outcome
-        waiting.check(came=has_started, may_come=False, otherwise=otherwise)
+        may_come = has_started or slots(survey(), request) >= count  # other work may hold what they need
+        waiting.check(came=has_started, may_come=may_come, otherwise=otherwise)
 
 
 class TrainDriver:
