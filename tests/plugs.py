@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -340,3 +341,34 @@ def dozing(num_classes: int, seconds: float) -> Any:
 
     body = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2)]
     return Dozing(*body, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, num_classes))
+
+
+def greedy(num_classes: int, device: str = "cpu") -> Any:
+    """A small net that needs more memory than a GPU has; where there is none, it raises what torch does."""
+    import torch
+    from torch import nn
+
+    class Greedy(nn.Sequential):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if images.is_cuda:
+                torch.empty(1 << 44, device=images.device)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16.00 TiB. GPU 0 has 79.11 GiB.\nMore.")
+
+    return Greedy(nn.Flatten(), nn.Linear(192, num_classes))
+
+
+def fails_on_one_gpu(task: Any, *, source: Any, log: str) -> Predictions:
+    """`centroids`, except on the GPU that is used first, which fails whatever it does."""
+    import ray
+    import torch
+
+    used = f"{ray.get_runtime_context().get_node_id()} {os.environ.get('CUDA_VISIBLE_DEVICES')}"
+    with contextlib.suppress(FileExistsError), open(Path(log) / "faulty", "x", encoding="utf-8") as file:
+        file.write(used)
+    with (Path(log) / "used").open("a", encoding="utf-8") as file:
+        file.write(f"{used}\n")
+    while not (bad := (Path(log) / "faulty").read_text()):
+        time.sleep(0.01)
+    if used == bad:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    yield from centroids(task, source=source)

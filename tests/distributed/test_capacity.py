@@ -63,6 +63,8 @@ def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
         ("worker lost", 1, "retry"),
         ("worker lost", 3, "retry"),
         ("worker lost", 4, "give up"),
+        ("GPU failed", 3, "retry"),
+        ("GPU failed", 4, "give up"),
         ("out of memory", 1, "retry"),
         ("out of memory", 2, "give up"),
         ("error", 1, "give up"),

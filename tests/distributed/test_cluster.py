@@ -88,6 +88,14 @@ def test_a_bug_of_the_users_fails_at_once_with_its_own_traceback(simulated: Path
     assert len((tmp_path / "calls").read_text()) <= 2
 
 
+def test_a_fold_whose_gpu_fails_moves_to_another(simulated: Path, tmp_path: Path) -> None:
+    fit = {"use": "tests.plugs:fails_on_one_gpu", "log": str(tmp_path)}
+    result = run(tmp_path / "run", folds=4, fit=fit, max_retries=1)
+    assert (tmp_path / "used").read_text().splitlines().count((tmp_path / "faulty").read_text()) == 1
+    local = run(tmp_path / "local", folds=4, fit="tests.plugs:centroids", executor="local")
+    assert result.coreset.ids.tolist() == local.coreset.ids.tolist()
+
+
 def test_a_leak_on_a_worker_is_refused(simulated: Path, tmp_path: Path) -> None:
     with pytest.raises(LeakError, match="its own model was trained on"):
         run(tmp_path, folds=2, fit="tests.plugs:leaking")

@@ -19,6 +19,7 @@ from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import EvalResult, Job
 from unseen_ray.storage.retry import no_more_files
 from unseen_ray.training.hardware import describe_hardware, device_name, resolve_precision
+from unseen_ray.training.host import is_gpu_fault
 from unseen_ray.training.model_task import ModelTask
 from unseen_ray.training.task_runner import TaskRunner
 from unseen_ray.training.user_task import UserTask
@@ -118,4 +119,6 @@ def _fold_errors(name: str) -> Iterator[None]:
     except Exception as error:
         if said := no_more_files(error):
             raise FoldFailedError(name, 1, f"{said}.") from error
+        if is_gpu_fault(error):
+            raise FoldFailedError(name, 1, f"its GPU failed: {error}") from error
         raise FoldFailedError(name, 1, f"its own code raised an error:\n{traceback.format_exc().strip()}") from error

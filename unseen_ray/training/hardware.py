@@ -15,11 +15,13 @@ from unseen_ray.training.host import describe_machine, freed_memory_kept
 
 if TYPE_CHECKING:
     from unseen_ray.config.recipe import Precision
+    from unseen_ray.config.run import PruneConfig
 
 __all__ = [
     "check_precision",
     "describe_hardware",
     "device_name",
+    "memory_explained",
     "numerics",
     "resolve_precision",
     "seed_generators",
@@ -66,6 +68,22 @@ def check_precision(precision: Precision, device: torch.device) -> None:
             f"{torch.cuda.get_device_name(device)} has no bf16, with which this run computes. "
             "Keep such nodes out, or start a run with recipe.precision: fp16."
         )
+
+
+@contextlib.contextmanager
+def memory_explained(config: PruneConfig) -> Iterator[None]:
+    """Within, a GPU that runs out of memory is a FitError that names what a training takes of it: the same again would fail again."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in str(error)):
+            raise
+        share = config.gpus_per_fold or 1
+        other = f", or raise gpus_per_fold (it is {share:g}), so that fewer trainings share a GPU" if share < 1 else ""
+        raise FitError(
+            f"the GPU ran out of memory. Lower recipe.batch_size (it is {config.recipe.batch_size}){other}. "
+            f"Torch says: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def describe_hardware(device: torch.device) -> dict[str, Any]:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unseen_ray.config.recipe import Precision
 
-__all__ = ["claim_process", "cpu_precision", "cpu_precisions", "describe_machine", "freed_memory_kept", "may_have_gpu"]
+__all__ = [
+    "claim_process",
+    "cpu_precision",
+    "cpu_precisions",
+    "describe_machine",
+    "freed_memory_kept",
+    "is_gpu_fault",
+    "may_have_gpu",
+]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _MOST_MMAP_THRESHOLD = 32 << 20  # the most that glibc takes
@@ -26,6 +34,15 @@ _is_own = False
 def may_have_gpu() -> bool:
     """Whether a GPU driver is installed; without one torch finds no GPU."""
     return any(os.path.exists(path) for path in _GPU_FILES)
+
+
+def is_gpu_fault(error: BaseException) -> bool:
+    """Whether an error, or the traceback that is its text, is CUDA's own, so that another GPU may do the same work.
+
+    An assertion in a kernel is not: the numbers that it was given fail on every GPU.
+    """
+    text = f"{type(error).__name__}: {error}"
+    return "AcceleratorError: CUDA error" in text and "device-side assert" not in text
 
 
 def describe_machine(device: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from unseen_ray.plugins import name_of, plug_of
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import EvalResult, Progress
 from unseen_ray.storage.filesystem import is_uri
-from unseen_ray.training.hardware import check_precision, numerics, seed_generators
+from unseen_ray.training.hardware import check_precision, memory_explained, numerics, seed_generators
 from unseen_ray.training.initial_weights import start_from
 from unseen_ray.training.loop.batches import BatchLoader, Pixels, WorkerShare, hold_pixels, measure
 from unseen_ray.training.loop.checkpoints import Checkpoints
@@ -260,9 +260,11 @@ class ModelTask:
         key = job.fit_key(task, self.runner.population)
         return Checkpoints(job.folder, key, beside=self.device.type == "cuda" or is_uri(job.out), task=task.name)
 
-    def _numerics(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _numerics(self) -> Iterator[None]:
         config = self.runner.job.config
-        return numerics(config.threads, config.recipe.deterministic, self.device)
+        with memory_explained(config), numerics(config.threads, config.recipe.deterministic, self.device):
+            yield
 
 
 def _open_test(runner: TaskRunner) -> TestSet:

@@ -171,14 +171,21 @@ class FoldPool:
                     self._idle.append(actor)
                 except RayError as error:
                     del self._busy[generator]
-                    ray.kill(actor)
-                    self._survey_soon()
+                    self._dismiss(actor, error)
                     if place not in finished:  # a loss after the result costs nothing
                         handle_failure(error, tasks[place].name, attempts[place])
                         self.on_retry(tasks[place].name)
                         queue.append(place)
             if queue:
                 self._check(waiting)
+
+    def _dismiss(self, actor: Any, error: RayError) -> None:
+        """Let an actor go, but keep a GPU that failed from the next one while there is another."""
+        if failure_of(error) == "GPU failed" and self._room() > 1:
+            self._parked.append(actor)
+        else:
+            ray.kill(actor)
+        self._survey_soon()
 
     def close(self) -> None:
         """Kill every actor."""
@@ -202,8 +209,12 @@ class FoldPool:
             return "", "SPREAD"
         return node, NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
 
+    def room(self, request: Resources) -> int:
+        """How many workers of this size fit on the present nodes, beside actors that are not used."""
+        self._survey()
+        return slots(self.capacity, request) - len(self._parked)
+
     def _room(self) -> int:
-        """How many usable actors fit on the present nodes."""
         return slots(self.capacity, self.request) - len(self._parked)
 
     def _survey_soon(self) -> None:

@@ -16,14 +16,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from unseen_ray.data.images.loading import pixel_store_of
 from unseen_ray.data.sources.registry import open_source
 from unseen_ray.errors import FoldFailedError, UnseenError
-from unseen_ray.execution.ray.capacity import slots, survey
+from unseen_ray.execution.ray.capacity import fit_request
 from unseen_ray.execution.ray.failures import Attempts, Failure
 from unseen_ray.execution.ray.waiting import Wait
 from unseen_ray.runs.layout import CHECKPOINTS, RAY_TRAIN
 from unseen_ray.storage.filesystem import Folder
+from unseen_ray.training.host import is_gpu_fault
 
 if TYPE_CHECKING:
     from unseen_ray.core.tasks import EvalTask, ScoreTask
+    from unseen_ray.execution.ray.actor_pool import FoldPool
     from unseen_ray.execution.ray.capacity import Resources
     from unseen_ray.pruning.executor import Observer
     from unseen_ray.runs.manifest_entries import Receipt
@@ -47,7 +49,7 @@ Outcome = tuple[Failure, str] | None
 
 
 def train_together(
-    job: Job, shared: tuple[Any, ...], task: ScoreTask | EvalTask, request: Resources, on_event: Observer
+    job: Job, shared: tuple[Any, ...], task: ScoreTask | EvalTask, pool: FoldPool, on_event: Observer
 ) -> None:
     """Train a task's model on `gpus_per_fit` workers, which leave it in the fit's last checkpoint.
 
@@ -55,7 +57,7 @@ def train_together(
         job: with the hardware resolved.
         shared: references to the job, the labels and the pixels.
         task: whose model to train.
-        request: CPUs and GPUs of one worker.
+        pool: whose resources the workers take; its actors are killed.
         on_event: called after each epoch.
 
     Raises:
@@ -63,6 +65,7 @@ def train_together(
         ClusterError: if the cluster had no room for the workers for `wait_s`.
         FoldFailedError: if workers were lost too often, or a worker's own code raised an error.
     """
+    pool.request_actors(0)
     attempts = Attempts(job.config.max_retries)
     logger.info("%s: %d workers train one model together", task.name, job.workers_of(task))
 
@@ -70,7 +73,7 @@ def train_together(
         attempts.note(event)
         on_event(event)
 
-    while (outcome := _attempt(job, shared, task, request, observe)) is not None:
+    while (outcome := _attempt(job, shared, task, pool, observe)) is not None:
         kind, reason = outcome
         if attempts.failed(kind) == "give up":
             raise FoldFailedError(task.name, attempts.count, reason)
@@ -79,14 +82,14 @@ def train_together(
 
 
 def _attempt(
-    job: Job, shared: tuple[Any, ...], task: ScoreTask | EvalTask, request: Resources, on_event: Observer
+    job: Job, shared: tuple[Any, ...], task: ScoreTask | EvalTask, pool: FoldPool, on_event: Observer
 ) -> Outcome:
     """Start the workers once and follow them; returns what failed, or None."""
     driver = _start_driver()
     try:
         storage = Folder(job.out).path(CHECKPOINTS)
-        ended = driver.train.remote(shared, task, job.workers_of(task), dict(request), storage)
-        return _follow(driver, ended, job, task, request, on_event)
+        ended = driver.train.remote(shared, task, job.workers_of(task), fit_request(pool.request), storage)
+        return _follow(driver, ended, job, task, pool, on_event)
     except RayTaskError as error:
         return "error", f"the actor that starts the workers raised an error:\n{error}"
     except RayError as error:
@@ -110,10 +113,10 @@ def _start_driver() -> Any:
 
 
 def _follow(
-    driver: Any, ended: Any, job: Job, task: ScoreTask | EvalTask, request: Resources, on_event: Observer
+    driver: Any, ended: Any, job: Job, task: ScoreTask | EvalTask, pool: FoldPool, on_event: Observer
 ) -> Outcome:
     """Pass on the workers' events until they have ended; ClusterError if the cluster has no room for them for too long."""
-    count = job.workers_of(task)
+    count, request = job.workers_of(task), fit_request(pool.request)
     workers = f"{count} workers of {request['CPU']:g} CPU and {request['GPU']:g} GPU"
     otherwise = (
         f"{task.name} requested {workers}, for which the cluster had no room for wait_s={job.config.wait_s:g} s. Raise wait_s, "
@@ -130,7 +133,7 @@ def _follow(
         if done:
             outcome: Outcome = ray.get(ended)
             return outcome
-        may_come = has_started or slots(survey(), request) >= count  # other work may hold what they need
+        may_come = has_started or pool.room(request) >= count  # other work may hold what they need
         waiting.check(came=has_started, may_come=may_come, otherwise=otherwise)
 
 
@@ -150,7 +153,7 @@ class TrainDriver:
         return events
 
     def train(
-        self, shared: tuple[Any, ...], task: ScoreTask | EvalTask, workers: int, request: dict[str, float], storage: str
+        self, shared: tuple[Any, ...], task: ScoreTask | EvalTask, workers: int, request: Resources, storage: str
     ) -> Outcome:
         """Let the workers train; returns what failed, or None."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -211,7 +214,7 @@ def _train_shard(config: dict[str, Any]) -> None:
 
 
 def _classify(error: Exception) -> tuple[Failure, str]:
-    """Whether workers were lost, which breaks the connections of the others too, or a worker's code raised an error."""
+    """Whether workers or their GPUs were lost, which breaks the connections of the others too, or a worker's code raised an error."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     lost = {rank: failure for rank, failure in failures.items() if _is_loss(failure)}
     # One error of a worker's own code decides: it broke the others' connections, and would again.
@@ -222,4 +225,6 @@ def _classify(error: Exception) -> tuple[Failure, str]:
 
 
 def _is_loss(failure: Exception) -> bool:
-    return isinstance(failure, RayActorError) or any(word in f"{type(failure).__name__} {failure}" for word in _BROKEN)
+    if isinstance(failure, RayActorError) or is_gpu_fault(failure):
+        return True
+    return any(word in f"{type(failure).__name__} {failure}" for word in _BROKEN)

@@ -18,7 +18,7 @@ from unseen_ray.data.images.memory import fits_in_memory
 from unseen_ray.data.images.pixel_store import BadSample, MemoryPixelStore, chunks_of
 from unseen_ray.execution.pixel_cache import plan_files
 from unseen_ray.execution.ray.actor_pool import FoldPool, PoolTask
-from unseen_ray.execution.ray.capacity import check_fits, fit_request, survey, this_machine
+from unseen_ray.execution.ray.capacity import check_fits, survey, this_machine
 from unseen_ray.execution.ray.connect import ray_session, starts_private
 from unseen_ray.execution.ray.data_parallel import train_together
 from unseen_ray.execution.ray.decoding import Wanted, decode_spread
@@ -163,8 +163,7 @@ class RayExecutor:
         assert pool is not None and job is not None, "prepare comes first"
         for task in tasks:
             if job.workers_of(task) > 1:
-                pool.request_actors(0)
-                train_together(job, self._shared, task, fit_request(pool.request), on_event)
+                train_together(job, self._shared, task, pool, on_event)
 
     def rest(self) -> None:
         """Kill the actors that wait for work."""

@@ -20,6 +20,7 @@ from ray.exceptions import (
 
 from unseen_ray.errors import FoldFailedError, UnseenError
 from unseen_ray.runs.tasks import Progress
+from unseen_ray.training.host import is_gpu_fault
 
 __all__ = [
     "Attempts",
@@ -36,7 +37,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-Failure = Literal["worker lost", "out of memory", "error"]
+Failure = Literal["worker lost", "GPU failed", "out of memory", "error"]
 Decision = Literal["retry", "give up"]
 
 _MEMORY_RETRIES = 1
@@ -46,15 +47,15 @@ _LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
 def decide(failure: Failure, *, failed: int, max_retries: int) -> Decision:
     """Whether to start a task again.
 
-    A lost worker is no fault of the task. A task that ran out of memory may have shared the node with a large one, and gets
-    another chance. An error that the task itself raised would be raised again.
+    A lost worker or a GPU that failed is no fault of the task. A task that ran out of the node's memory may have shared it with a
+    large one, and gets another chance. An error that the task itself raised would be raised again.
 
     Args:
         failure: what happened.
         failed: how often in a row the task has failed in this way, including this time.
         max_retries: the configuration's.
     """
-    allowed = {"worker lost": max_retries, "out of memory": min(_MEMORY_RETRIES, max_retries), "error": 0}[failure]
+    allowed = {"out of memory": min(_MEMORY_RETRIES, max_retries), "error": 0}.get(failure, max_retries)
     return "retry" if failed <= allowed else "give up"
 
 
@@ -112,6 +113,8 @@ def failure_of(error: RayError) -> Failure:
     """The kind of a failure."""
     if isinstance(error, OutOfMemoryError):
         return "out of memory"
+    if is_gpu_fault(error):
+        return "GPU failed"
     return "worker lost" if isinstance(error, _LOST) else "error"
 
 
@@ -119,6 +122,8 @@ def explain(error: RayError, failure: Failure) -> str:
     """The user's message about the last failure."""
     if failure == "out of memory":
         return "it ran out of memory. Lower recipe.batch_size, or let fewer folds run on a node (higher cpus_per_fold)."
+    if failure == "GPU failed":
+        return f"its GPU failed, or its own code on the GPU did:\n{str(error).strip()}"
     if isinstance(error, RayTaskError):
         return f"its own code raised an error:\n{str(error).strip()}"
     return loss_of(error)
@@ -129,6 +134,8 @@ def loss_of(error: RayError) -> str:
     logger.debug("Ray says: %s", error)
     if isinstance(error, OutOfMemoryError):
         return "it ran out of memory"
+    if is_gpu_fault(error):
+        return f"its GPU failed: {str(error).strip().splitlines()[-1]}"
     if isinstance(error, ActorUnavailableError):
         return "its worker does not answer"
     # Ray tells a lost node from a lost process in its text alone.

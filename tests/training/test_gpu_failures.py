@@ -1,0 +1,60 @@
+"""What fails on a GPU is told apart: too little memory, a fault of the GPU, an error of the code that runs on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import unseen_ray as ur
+from unseen_ray.errors import FitError, FoldFailedError
+from unseen_ray.execution.local import _fold_errors
+from unseen_ray.training.host import is_gpu_fault
+
+FAULT = "CUDA error: an illegal memory access was encountered"
+
+
+def run(out: Path, **fields: object) -> ur.PruneResult:
+    given = {"source": {"use": "digits", "limit": 100}, "keep": 0.5, "folds": 2, "executor": "local", "out": str(out)}
+    return ur.prune(ur.PruneConfig(**given, model={"use": "tests.plugs:greedy"}, **fields))
+
+
+def test_a_gpu_without_memory_names_the_batch_and_the_share(tmp_path: Path) -> None:
+    said = r"the GPU ran out of memory. Lower recipe.batch_size \(it is 32\)\. Torch says: CUDA out of memory.*79.11 GiB\.$"
+    with pytest.raises(FitError, match=said):
+        run(tmp_path / "whole", recipe={"batch_size": 32})
+
+
+def test_a_shared_gpu_without_memory_is_told_to_be_shared_by_fewer() -> None:
+    from unseen_ray.training.hardware import memory_explained
+
+    config = ur.PruneConfig(source="digits", keep=0.5, gpus_per_fold=0.25)
+    for error in (torch.OutOfMemoryError("CUDA out of memory."), torch.AcceleratorError("CUDA error: out of memory")):
+        with pytest.raises(FitError, match=r"or raise gpus_per_fold \(it is 0.25\)"), memory_explained(config):
+            raise error
+    with pytest.raises(RuntimeError, match="another"), memory_explained(config):
+        raise RuntimeError("another")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_real_gpu_without_memory_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FitError, match=r"the GPU ran out of memory.*Tried to allocate"):
+        run(tmp_path)
+
+
+def test_a_fault_of_the_gpu_is_neither_an_assertion_nor_an_error_of_the_code() -> None:
+    assert is_gpu_fault(torch.AcceleratorError(FAULT))
+    assert is_gpu_fault(RuntimeError(f"Traceback ...\ntorch.AcceleratorError: {FAULT}"))
+    assert not is_gpu_fault(torch.AcceleratorError("CUDA error: device-side assert triggered"))
+    assert not is_gpu_fault(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_in_one_process_a_fault_of_the_gpu_is_told_without_a_traceback() -> None:
+    with (
+        pytest.raises(FoldFailedError, match="its GPU failed: CUDA error: an illegal") as failed,
+        _fold_errors("stage 0 fold 0"),
+    ):
+        raise torch.AcceleratorError(FAULT)
+    assert "Traceback" not in str(failed.value)
