@@ -81,7 +81,7 @@ def start_of(kind: str) -> float:
     from unseen_ray.runs.manifest_entries import SourceEntry
     from unseen_ray.storage.filesystem import Folder
 
-    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         with tempfile.TemporaryDirectory() as out:
             nothing = SourceEntry(fingerprint="", num_samples=0, num_classes=0, class_names=[])
@@ -89,7 +89,7 @@ def start_of(kind: str) -> float:
             seconds = []
             for _ in range(3):
                 began = time.monotonic()
-                actor = ray.remote(FoldWorker).options(num_cpus=1, num_gpus=1).remote()
+                actor = ray.remote(FoldWorker).options(num_cpus=1).remote()
                 ray.get(actor.describe.remote("auto", out, kind == "own fit"))
                 seconds.append(time.monotonic() - began)
                 ray.kill(actor)

@@ -72,14 +72,17 @@ def simulated(alone: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def four_gpus(alone: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The same with two pretended GPUs each."""
-    with cluster_of_workers(gpus=2):
+    """The same with two pretended GPUs each, in whose place models are trained on the CPU."""
+    with cluster_of_workers(gpus=2, worker_process_setup_hook="tests.distributed.conftest.train_on_the_cpu"):
         yield tmp_path_factory.mktemp("four_gpus")
 
 
 @contextlib.contextmanager
-def cluster_of_workers(*, gpus: int) -> Iterator[None]:
-    """A head of one CPU, and two workers of so many CPUs and pretended GPUs; this process is connected to it."""
+def cluster_of_workers(*, gpus: int, **environment: str) -> Iterator[None]:
+    """A head of one CPU, and two workers of so many CPUs and pretended GPUs; this process is connected to it.
+
+    `environment` is the Ray runtime environment of all workers.
+    """
     import logging
 
     from ray.cluster_utils import Cluster
@@ -89,8 +92,17 @@ def cluster_of_workers(*, gpus: int) -> Iterator[None]:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         cluster.add_node(num_cpus=gpus, num_gpus=gpus, object_store_memory=memory)
-    ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
+    ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=environment)
     cluster.wait_for_nodes()
     yield
     ray.shutdown()
     cluster.shutdown()
+
+
+def train_on_the_cpu() -> None:
+    """Let this worker's pretended GPU be the CPU for torch, which would refuse it otherwise."""
+    import torch
+
+    from unseen_ray.training import hardware
+
+    hardware.first_gpu = lambda: torch.device("cpu")

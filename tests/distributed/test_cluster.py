@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 import unseen_ray as ur
 from unseen_ray.errors import FoldFailedError, LeakError
@@ -58,6 +59,15 @@ def test_a_request_that_no_node_can_meet_is_refused(
 ) -> None:
     with pytest.raises(ur.ConfigError, match=numbers):
         run(tmp_path, fit="tests.plugs:centroids", **fields)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU")
+def test_a_gpu_that_torch_cannot_use_is_refused(simulated: Path, tmp_path: Path) -> None:
+    said = r"a training on node .* is to use a GPU, and torch cannot.*gpus_per_fold=0 to train on CPUs. Torch says: .*(NVIDIA|CUDA)"
+    with pytest.raises(ur.ConfigError, match=said):
+        run(tmp_path / "ray")
+    with pytest.raises(ur.ConfigError, match=said):
+        run(tmp_path / "local", executor="local", gpus_per_fold=1)
 
 
 def test_a_lost_worker_is_replaced(simulated: Path, tmp_path: Path) -> None:

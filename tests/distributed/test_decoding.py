@@ -70,6 +70,7 @@ def pool(mixed: object, tmp_path: Path) -> Iterator[Callable[..., FoldPool]]:
                 max_retries=max_retries,
                 wait_s=60,
                 out=out,
+                user_fit=True,  # torch could not train on a pretended GPU
             )
         )
         return made[-1]

@@ -18,7 +18,7 @@ from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import EvalResult, Job
 from unseen_ray.storage.retry import no_more_files
-from unseen_ray.training.hardware import describe_hardware, device_name, resolve_precision
+from unseen_ray.training.hardware import describe_hardware, device_name, first_gpu, resolve_precision
 from unseen_ray.training.host import is_gpu_fault
 from unseen_ray.training.model_task import ModelTask
 from unseen_ray.training.task_runner import TaskRunner
@@ -38,9 +38,12 @@ class LocalExecutor:
         self._worker: UserTask | ModelTask | None = None
 
     def prepare(self, job: Job, source: Source) -> ExecutorSetup:
-        """Decode the pixels, find bad samples, resolve the precision."""
-        wants_gpu = job.config.gpus_per_fold is None or job.config.gpus_per_fold > 0
-        device = torch.device("cuda", 0) if wants_gpu and torch.cuda.is_available() else torch.device("cpu")
+        """Decode the pixels, find bad samples, resolve the precision.
+
+        Raises:
+            ConfigError: if `gpus_per_fold` asks for a GPU and torch cannot use it.
+        """
+        device = _device(job)
         pixel_store, skipped = load_pixel_store(
             source,
             job.size_px,
@@ -107,6 +110,13 @@ class LocalExecutor:
     def _ready(self) -> UserTask | ModelTask:
         assert self._worker is not None, "prepare comes first"
         return self._worker
+
+
+def _device(job: Job) -> torch.device:
+    asked = job.config.gpus_per_fold
+    if asked and job.config.fit is None:
+        return first_gpu()
+    return torch.device("cuda", 0) if asked != 0 and torch.cuda.is_available() else torch.device("cpu")
 
 
 @contextlib.contextmanager

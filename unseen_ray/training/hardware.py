@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ __all__ = [
     "check_precision",
     "describe_hardware",
     "device_name",
+    "first_gpu",
     "memory_explained",
     "numerics",
     "resolve_precision",
@@ -68,6 +70,23 @@ def check_precision(precision: Precision, device: torch.device) -> None:
             f"{torch.cuda.get_device_name(device)} has no bf16, with which this run computes. "
             "Keep such nodes out, or start a run with recipe.precision: fp16."
         )
+
+
+def first_gpu() -> torch.device:
+    """The first GPU that this process sees.
+
+    Raises:
+        ConfigError: if torch cannot compute on it, with what torch says.
+    """
+    device = torch.device("cuda", 0)
+    try:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # a build of torch without CUDA fails an assertion
+        raise ConfigError(
+            f"a training on node {platform.node()} is to use a GPU, and torch cannot. Install a torch that fits the GPU and its driver, "
+            f"or set gpus_per_fold=0 to train on CPUs. Torch says: {str(error).strip().splitlines()[0]}"
+        ) from error
+    return device
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ class FoldWorker:
             user_fit: whether a user's own function trains, which may need no torch.
 
         Raises:
-            ConfigError: if it does not see the run's folder, where the driver has put a manifest.
+            ConfigError: if it does not see the run's folder, where the driver has put a manifest, or torch cannot use its GPU.
         """
         if all(Folder(out).read(name) is None for name in (MANIFEST, MANIFEST_COPY)):
             raise ConfigError(
@@ -58,7 +58,10 @@ class FoldWorker:
 
         claim_process()
         place = {"node": platform.node(), "node_id": ray.get_runtime_context().get_node_id()}
-        return {**place, **(_without_torch(precision) if user_fit and not _may_have_gpu() else _with_torch(precision))}
+        return {
+            **place,
+            **(_without_torch(precision) if user_fit and not _has_gpu_of_torch() else _with_torch(precision)),
+        }
 
     def decode(self, ref: SourceRef, start: int, stop: int, size_px: int) -> Iterator[tuple[Any, list[BadSample]]]:
         """Pixels of a range of rows, and its bad samples."""
@@ -142,19 +145,30 @@ def start_fold_worker(request: Resources, strategy: Any) -> Any:
 
 
 def device_of_actor() -> Any:
-    """The GPU that Ray gave this actor, else the CPU: torch may see a GPU that Ray gave to another actor."""
+    """The GPU that Ray gave this actor, else the CPU: torch may see a GPU that Ray gave to another actor.
+
+    Raises:
+        ConfigError: if torch cannot use the GPU.
+    """
     import ray
     import torch
 
-    return torch.device("cuda", 0) if ray.get_gpu_ids() and torch.cuda.is_available() else torch.device("cpu")
+    from unseen_ray.training.hardware import first_gpu
+
+    return first_gpu() if ray.get_gpu_ids() else torch.device("cpu")
 
 
-def _may_have_gpu() -> bool:
+def _has_gpu_of_torch() -> bool:
+    """Whether torch can use a GPU of this actor; another library of a user's own fit may where torch cannot."""
     import ray
 
     from unseen_ray.training.host import may_have_gpu
 
-    return bool(ray.get_gpu_ids()) and may_have_gpu()
+    if not (ray.get_gpu_ids() and may_have_gpu()):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _with_torch(precision: Precision) -> dict[str, Any]:
@@ -191,10 +205,11 @@ def _user_tasks(job: Job, labels_N: LabelArray, pixel_store: PixelStore, source:
     from unseen_ray.training.user_task import UserTask
 
     device, name = None, "cpu"
-    if _may_have_gpu() and (found := device_of_actor()).type == "cuda":
+    if _has_gpu_of_torch():
         from unseen_ray.training.hardware import device_name
 
-        device, name = found, device_name(found)
+        device = device_of_actor()
+        name = device_name(device)
     return UserTask(
         runner=TaskRunner(job=job, labels_N=labels_N, pixel_store=pixel_store, source=source, device=name),
         device=device,
