@@ -100,7 +100,9 @@ def test_a_bug_of_the_users_fails_at_once_with_its_own_traceback(simulated: Path
 
 def test_a_fold_whose_gpu_fails_moves_to_another(simulated: Path, tmp_path: Path) -> None:
     fit = {"use": "tests.plugs:fails_on_one_gpu", "log": str(tmp_path)}
-    result = run(tmp_path / "run", folds=4, fit=fit, max_retries=1)
+    result = run(tmp_path / "run", folds=4, fit=fit, max_retries=1, gpus_per_fold=0.5)
+    for task in result.manifest.stages[0]["tasks"]:
+        assert task["worker_seconds"] == pytest.approx(task["seconds"] / 2, abs=0.001), "two folds share a GPU"
     assert (tmp_path / "used").read_text().splitlines().count((tmp_path / "faulty").read_text()) == 1
     local = run(tmp_path / "local", folds=4, fit="tests.plugs:centroids", executor="local")
     assert result.coreset.ids.tolist() == local.coreset.ids.tolist()

@@ -163,7 +163,7 @@ class Receipt(Entry):
         accuracy: on the scored samples, 0 to 1.
         train_accuracy: of the last training epoch; NaN for a user's own fit.
         seconds: from start to finish.
-        worker_seconds: the same, summed over the workers that shared the fit.
+        worker_seconds: the same, summed over the workers that shared the fit, and of a shared GPU its part.
         gpu_seconds: of these, on GPUs.
         node: host it ran on.
         device: `cpu` or the GPU.

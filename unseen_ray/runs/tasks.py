@@ -98,6 +98,17 @@ class Job:
         alone = task.fold is None if isinstance(task, ScoreTask) else task.measured is None
         return self.resolved.workers_of_fit(of_fold=not alone)
 
+    def worker_seconds(self, task: ScoreTask | EvalTask, seconds: float, earlier_s: float) -> float:
+        """Seconds of workers that a task took; of a GPU that folds share, a fold's part.
+
+        Args:
+            task: the task.
+            seconds: of the worker that ended it.
+            earlier_s: before, of each worker of its fit.
+        """
+        share, workers = self.config.gpus_per_fold or 1.0, self.workers_of(task)
+        return round(seconds * share + earlier_s * (workers if workers > 1 else share), 3)
+
     def recipe_of(self, task: ScoreTask | EvalTask) -> Recipe:
         """The recipe of a task's model: the run's, with the task's own number of epochs if it has one."""
         recipe, epochs = self.config.recipe, task.epochs if isinstance(task, EvalTask) else None
@@ -218,7 +229,7 @@ class EvalResult:
         accuracy: on the test samples after the last epoch, 0 to 1.
         class_accuracy: (C,) the same per class, NaN where the test set has no sample of it.
         seconds: from start to finish.
-        worker_seconds: the same, summed over the workers that shared the fit.
+        worker_seconds: the same, summed over the workers that shared the fit, and of a shared GPU its part.
         node, device: where it ran.
     """
 

@@ -189,7 +189,7 @@ class ModelTask:
             accuracy=float(is_right.mean()),
             class_accuracy=tuple(float(c / n) if n else math.nan for c, n in zip(correct, present, strict=True)),
             seconds=round(seconds + stats.earlier_s, 3),
-            worker_seconds=round(seconds + stats.earlier_s * job.workers_of(task), 3),
+            worker_seconds=job.worker_seconds(task, seconds, stats.earlier_s),
             node=platform.node(),
             device=self.runner.device,
         )

@@ -164,7 +164,7 @@ class ScoringTask:
         job, workers = runner.job, runner.job.workers_of(self.task)
         # A fit that was resumed also took the seconds of its earlier starts, on all of its workers.
         seconds, earlier_s = time.perf_counter() - self._started, 0.0 if stats is None else stats.earlier_s
-        worker_seconds = round(seconds + earlier_s * workers, 3)
+        worker_seconds = job.worker_seconds(self.task, seconds, earlier_s)
         return Receipt(
             index=self.task.index,
             task=self.task.name,

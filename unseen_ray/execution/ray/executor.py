@@ -127,6 +127,7 @@ class RayExecutor:
 
     def _prepared(self, job: Job, context: ClusterContext, pool: FoldPool) -> ExecutorSetup:
         info, skipped = pool.worker_infos[0], context.skipped_ids
+        self._meter.gpu_share = pool.request["GPU"] or 1.0
         resolved = job.resolved.with_hardware(
             precision=info["precision"], cpus_per_fold=pool.request["CPU"], gpus_per_fold=pool.request["GPU"]
         )

@@ -89,9 +89,11 @@ class Meter:
 
     Args:
         run: the run's folder, a tag of every metric.
+        gpu_share: the part of a GPU that a fold takes; 1 on CPUs.
     """
 
     run: str
+    gpu_share: float = 1.0
     broken: bool = False
     _made: dict[str, Any] = field(default_factory=dict)
     _tasks: dict[str, _TaskState] = field(default_factory=dict)
@@ -182,7 +184,7 @@ class Meter:
             self._add("samples_trained", task, event.passes - before)
             state.passes = event.passes
             self._set("task_progress", task, event.done / event.total)
-        self._took(task, event.device, state.seconds())
+        self._took(task, event.device, state.seconds() * self.gpu_share)
 
     def _finished(self, event: Receipt | EvalResult) -> None:
         state, task = self._tasks[event.task], event.task

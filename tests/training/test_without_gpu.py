@@ -1,13 +1,17 @@
-"""What fails on a GPU is told apart: too little memory, a fault of the GPU, an error of the code that runs on it."""
+"""What must hold on GPUs, as far as a machine without one can show it: errors, costs, what pixels take, which GPUs compute alike."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import unseen_ray as ur
+from tests.test_merge import job_of
+from unseen_ray.core.samples.id_sets import ArrayIds
+from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.errors import FitError, FoldFailedError
 from unseen_ray.execution.local import _fold_errors
 from unseen_ray.training.host import is_gpu_fault
@@ -58,3 +62,16 @@ def test_in_one_process_a_fault_of_the_gpu_is_told_without_a_traceback() -> None
     ):
         raise torch.AcceleratorError(FAULT)
     assert "Traceback" not in str(failed.value)
+
+
+def test_folds_that_share_a_gpu_cost_their_part_of_it_and_a_fit_on_several_all_of_each(tmp_path: Path) -> None:
+    ids = ArrayIds(np.arange(4))
+    fold = ScoreTask(stage=0, index=0, fold=0, repeat=0, train=ids, scored=ids)
+    later = ScoreTask(stage=1, index=0, fold=None, repeat=0, train=ids, scored=ids)
+    measured = EvalTask(index=0, arm="coreset", selection=0, repeat=0, train=ids)
+    shared = job_of(tmp_path, gpus_per_fold=0.25)
+    assert [shared.worker_seconds(task, 100, 20) for task in (fold, later, measured)] == [30, 30, 30]
+    together = job_of(tmp_path, gpus_per_fold=0.25, gpus_per_fit=2)
+    assert [together.worker_seconds(task, 100, 20) for task in (fold, later, measured)] == [30, 65, 65]
+    on_cpus = job_of(tmp_path, gpus_per_fold=0)
+    assert on_cpus.worker_seconds(fold, 100, 20) == 120
