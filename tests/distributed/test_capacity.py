@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unseen_ray.errors import ClusterError, ConfigError
-from unseen_ray.execution.ray.capacity import Capacity, check_feasible, default_gpus, plain_nodes, slots
+from unseen_ray.execution.ray.capacity import Capacity, check_feasible, computes_alike, default_gpus, plain_nodes, slots
 from unseen_ray.execution.ray.failures import Attempts, decide
 from unseen_ray.execution.ray.waiting import Wait
 from unseen_ray.runs.tasks import Progress
@@ -27,6 +27,14 @@ def test_plain_nodes_are_those_without_gpu_that_have_room() -> None:
     assert plain_nodes(capacity, {"CPU": 1.0, "GPU": 0.0}) == {"a": 4}
     assert plain_nodes(capacity, {"CPU": 0.25, "GPU": 0.0}) == {"a": 16, "c": 2}
     assert plain_nodes(capacity, ONE_GPU) == {}
+
+
+def test_bits_are_asked_of_one_model_of_gpu_and_of_any_that_has_the_precision_otherwise() -> None:
+    first = {"precision": "bf16", "supported": ["float32", "bf16", "fp16"], "device": "NVIDIA A100-SXM4-80GB"}
+    newer = {**first, "device": "NVIDIA H100 80GB HBM3"}
+    older = {**first, "device": "Tesla V100-SXM2-32GB", "supported": ["float32", "fp16"]}
+    assert [computes_alike(first, each, deterministic=False) for each in (first, newer, older)] == [True, True, False]
+    assert [computes_alike(first, each, deterministic=True) for each in (first, newer, older)] == [True, False, False]
 
 
 def test_waiting_ends_where_there_is_no_hope_and_not_while_others_hold_what_is_asked_for() -> None:

@@ -17,7 +17,7 @@ import torch
 import unseen_ray as ur
 from unseen_ray.errors import FoldFailedError, LeakError
 from unseen_ray.execution.ray.actor_pool import FoldPool
-from unseen_ray.execution.ray.capacity import computes_alike, survey
+from unseen_ray.execution.ray.capacity import survey
 from unseen_ray.runs.manifest import Manifest, write_manifest
 from unseen_ray.runs.manifest_entries import SourceEntry
 from unseen_ray.storage.filesystem import Folder
@@ -125,22 +125,23 @@ def test_a_node_that_does_not_see_the_folder_is_named(simulated: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_node_that_computes_in_another_way_is_not_used(simulated: Path, tmp_path: Path) -> None:
-    """The first worker is made up: of hardware that has what this one lacks, or lacks what this one has."""
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_node_that_computes_in_another_way_is_not_used(simulated: Path, tmp_path: Path, deterministic: bool) -> None:
+    """The first worker is made up: of hardware that has what this one lacks, or lacks what this one has, or of another name."""
     write_manifest(Folder(str(tmp_path)), Manifest(created="", config={}, asked={}, source=NO_SOURCE))
     pool = FoldPool(
         request={"CPU": 1.0, "GPU": 0.0},
         capacity=survey(),
         precision="bf16",
+        deterministic=deterministic,
         max_retries=0,
         wait_s=1,
         out=str(tmp_path),
     )
     try:
         real = pool.first_worker()
-        assert computes_alike(real, real)
-        other = {**real, "supported": [p for p in ("float32", "bf16") if p == "float32" or p not in real["supported"]]}
-        assert not computes_alike(other, real)
+        lacks = [p for p in ("float32", "bf16") if p == "float32" or p not in real["supported"]]
+        other = {**real, **({"device": "another"} if deterministic else {"supported": lacks})}
         pool.close()
         pool.worker_infos[:] = [other]
         pool.request_actors(1)

@@ -14,6 +14,9 @@ from unseen_ray.core.samples.id_sets import ArrayIds
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.errors import FitError, FoldFailedError
 from unseen_ray.execution.local import _fold_errors
+from unseen_ray.runs.manifest import read_manifest, write_manifest
+from unseen_ray.runs.manifest_entries import Receipt
+from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.host import is_gpu_fault
 
 FAULT = "CUDA error: an illegal memory access was encountered"
@@ -75,3 +78,29 @@ def test_folds_that_share_a_gpu_cost_their_part_of_it_and_a_fit_on_several_all_o
     assert [together.worker_seconds(task, 100, 20) for task in (fold, later, measured)] == [30, 65, 65]
     on_cpus = job_of(tmp_path, gpus_per_fold=0)
     assert on_cpus.worker_seconds(fold, 100, 20) == 120
+
+
+def test_a_deterministic_run_that_goes_on_on_another_device_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {
+        "source": {"use": "digits", "limit": 100},
+        "keep": 0.5,
+        "folds": 2,
+        "executor": "local",
+        "out": str(tmp_path),
+    }
+    config = ur.PruneConfig(**given, recipe={"epochs": 1, "min_steps": 0, "deterministic": True})
+
+    def interrupt(event: object) -> None:
+        if isinstance(event, Receipt):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ur.prune(config, on_event=interrupt)
+    manifest = read_manifest(Folder(str(tmp_path)))
+    assert manifest is not None
+    elsewhere = {**manifest.environment, "device": "NVIDIA A100-SXM4-80GB"}
+    write_manifest(Folder(str(tmp_path)), manifest.model_copy(update={"environment": elsewhere}))
+    ur.prune(config)
+    assert "the run began on NVIDIA A100-SXM4-80GB and goes on on cpu" in caplog.text

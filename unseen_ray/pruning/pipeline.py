@@ -155,6 +155,11 @@ def _prepare(
     plan = plan_run(resolved := resolved.on_hardware_of(job.config), population)
     for warning in plan.warnings:
         logger.warning("%s", warning)
+    began, goes_on = run.manifest.environment.get("device"), prepared.environment["device"]
+    if resolved.config.recipe.deterministic and began not in (None, goes_on):
+        logger.warning(
+            "recipe.deterministic holds on one device: the run began on %s and goes on on %s", began, goes_on
+        )
     run = run.commit(
         config=resolved.config.to_json(),
         environment={**prepared.environment, **({EXACT_SCORES: True} if resolved.exact else {})},

@@ -66,6 +66,7 @@ class FoldPool:
         request: CPUs and GPUs of one actor.
         capacity: the cluster's, as it was at the start.
         precision: the configuration's, which the first actor resolves for the run.
+        deterministic: whether all actors must be on one model of GPU.
         max_retries: how often in a row a task is started again after its actor was lost, and an actor replaced.
         wait_s: how long to wait for a node that an actor fits on.
         out: the run's folder, which each actor must see.
@@ -84,6 +85,7 @@ class FoldPool:
     max_retries: int
     wait_s: float
     out: str
+    deterministic: bool = False
     user_fit: bool = False
     is_private: bool = False
     on_retry: Callable[[str], None] = lambda name: None
@@ -256,13 +258,16 @@ class FoldPool:
             try:
                 info = ray.get(ref)
                 self._nodes[actor] = info.pop("node_id")
-                if self.worker_infos and not computes_alike(self.worker_infos[0], info):
+                first = self.worker_infos[0] if self.worker_infos else info
+                if not computes_alike(first, info, deterministic=self.deterministic):
                     # Votes of one stage must come from one arithmetic, or the order of near-equal scores depends on the node.
                     self._parked.append(actor)
                     logger.warning(
-                        "node %s computes %s differently from the others and is not used",
+                        "node %s (%s) computes %s differently from the first (%s) and is not used",
                         info["node"],
-                        self.worker_infos[0]["precision"],
+                        info["device"],
+                        first["precision"],
+                        first["device"],
                     )
                     continue
                 self.worker_infos.append(info)

@@ -174,7 +174,9 @@ def _autoscaler_reports() -> bool:
     return any(not str(kind).startswith("node_") for kind in (report.get("node_type_mapping") or {}).values())
 
 
-def computes_alike(first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two workers both have the run's number format in hardware, or both emulate it."""
+def computes_alike(first: Mapping[str, Any], other: Mapping[str, Any], *, deterministic: bool) -> bool:
+    """Whether two workers both have the run's number format in hardware, or both emulate it; `deterministic`, on one model of GPU."""
     precision = first["precision"]
+    if deterministic and first["device"] != other["device"]:
+        return False
     return (precision in first["supported"]) == (precision in other["supported"])

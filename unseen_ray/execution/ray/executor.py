@@ -201,6 +201,7 @@ class RayExecutor:
             max_retries=config.max_retries,
             wait_s=config.wait_s,
             out=job.out if self._given is None else self._given.out,
+            deterministic=config.recipe.deterministic,
             user_fit=config.fit is not None,
             is_private=self._is_private,
             on_retry=self._meter.retried,
