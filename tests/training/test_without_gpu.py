@@ -17,7 +17,7 @@ from unseen_ray.execution.local import _fold_errors
 from unseen_ray.runs.manifest import read_manifest, write_manifest
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.training.host import is_gpu_fault
+from unseen_ray.training.host import cpu_precision, is_gpu_fault
 
 FAULT = "CUDA error: an illegal memory access was encountered"
 
@@ -104,3 +104,14 @@ def test_a_deterministic_run_that_goes_on_on_another_device_says_so(
     write_manifest(Folder(str(tmp_path)), manifest.model_copy(update={"environment": elsewhere}))
     ur.prune(config)
     assert "the run began on NVIDIA A100-SXM4-80GB and goes on on cpu" in caplog.text
+
+
+def test_an_evaluation_computes_in_the_precision_of_where_it_runs(tmp_path: Path) -> None:
+    """What a run pruned on an older GPU left could not be measured on a CPU, nor at full speed on a newer GPU."""
+    given = {"source": {"use": "digits", "limit": 100}, "keep": 0.5, "folds": 2, "executor": "local", "holdout": 0.2}
+    ur.prune(ur.PruneConfig(**given, out=str(tmp_path), recipe={"epochs": 1, "min_steps": 0}))
+    manifest = read_manifest(Folder(str(tmp_path)))
+    assert manifest is not None
+    manifest.config["recipe"]["precision"] = "fp16"
+    write_manifest(Folder(str(tmp_path)), manifest)
+    assert ur.evaluate(str(tmp_path), seeds=1, against=["random"]).recipe["precision"] == cpu_precision("auto")

@@ -158,10 +158,6 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
     # A run folder is data, so a function that only it names may be anybody's code.
     if not done.in_hand:
         _check_named(config, changes if test is None else {**changes, "test": test}, prunes=prunes)
-    # The precision that the run resolved: `auto` could choose another one on this machine.
-    if recipe is None:
-        precision = done.manifest.config["recipe"]["precision"]
-        config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"precision": precision})})
     source, path = open_source(source_ref(config.source)), done.path
     if not done.manifest.source.is_same_data(source.info):
         raise ConfigError(
