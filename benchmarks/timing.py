@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,20 @@ def conditions(device: torch.device, args: argparse.Namespace) -> dict[str, Any]
     }
     return {
         **describe_hardware(device),
-        "ray": version("ray"),
+        "ray": _version_of_ray(),
         "cpus": os.cpu_count(),
         "called_with": called,
         "commit": commit.stdout.strip(),
         "system": platform.platform(terse=True),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _version_of_ray() -> str | None:
+    try:
+        return version("ray")
+    except PackageNotFoundError:  # a benchmark with --no-ray needs none
+        return None
 
 
 def write(path: Path | None, report: Mapping[str, Any]) -> None:

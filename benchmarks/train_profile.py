@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,16 @@ def profile_case(case: Case, device: torch.device) -> dict[str, float]:
         training.settle()
         with profile(activities=activities) as profiled:
             training.epoch()
+    return shares_of(profiled.key_averages(), on_gpu=on_gpu)
+
+
+def shares_of(events: Iterable[Any], *, on_gpu: bool) -> dict[str, float]:
+    """The share of each kind in the time that the profiler's events took themselves, on the GPU where there is one."""
     taken: dict[str, float] = defaultdict(float)
-    for event in profiled.key_averages():
+    for event in events:
         if not on_gpu:
             taken[kind_of(event.key)] += event.self_cpu_time_total
-        elif event.key.startswith("aten::") or "Optimizer" in event.key:  # the kernels again would count twice
+        elif event.key.startswith("aten::"):  # kernels, and the optimiser's step around its own, would count twice
             taken[kind_of(event.key)] += event.self_device_time_total
     whole = sum(taken.values())
     return {kind: round(time / whole, 4) for kind, time in sorted(taken.items(), key=lambda entry: -entry[1])}

@@ -271,7 +271,8 @@ def wait(device: torch.device) -> None:
 
 
 def measure_case(case: Case, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    import ray
+    if not args.no_ray:
+        import ray
 
     precision = resolve_precision("auto", device)
     with tempfile.TemporaryDirectory() as here, tempfile.TemporaryDirectory() as there:

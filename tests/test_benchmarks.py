@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,27 @@ def test_the_tables_are_those_of_the_results() -> None:
         [sys.executable, BENCHMARKS / "tables.py", "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_optimiser_counts_once_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from train_profile import shares_of  # type: ignore[import-not-found]
+
+    times = {"Optimizer.step#SGD.step": 30, "aten::_fused_sgd_": 30, "fused_kernel": 30, "aten::cudnn_convolution": 70}
+    events = [SimpleNamespace(key=key, self_device_time_total=time) for key, time in times.items()]
+    assert shares_of(events, on_gpu=True) == {"convolution, forward": 0.7, "optimiser": 0.3}
+
+
+@pytest.mark.slow
+def test_train_speed_with_no_ray_needs_no_ray(tmp_path: Path) -> None:
+    tiny = "Case('small_cnn', 16, 8, 8)"
+    given = f"['x', '--no-ray', '--rounds', '2', '--most', '2', '--json', {str(tmp_path / 'speed.json')!r}]"
+    code = f"import sys; sys.modules['ray'] = None; import train_speed as t; t.CPU_CASES = [t.{tiny}]; sys.argv = {given}; t.main()"
+    environment = {**os.environ, "PYTHONPATH": f"{BENCHMARKS}{os.pathsep}{BENCHMARKS.parent}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (case,) = json.loads((tmp_path / "speed.json").read_text())["cases"].values()
+    assert case["images_per_s"].keys() == {"a", "b", "c", "e", "f"}
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)

@@ -20,6 +20,8 @@ def test_slots_count_whole_workers_on_each_node() -> None:
     assert slots(capacity, ONE_GPU) == 4
     assert slots(capacity, {"CPU": 3.0, "GPU": 0.0}) == 1 + 2 + 2
     assert slots(capacity, {"CPU": 0.5, "GPU": 0.25}) == 16
+    eight = Capacity(nodes=({"CPU": 96.0, "GPU": 8.0},))
+    assert [slots(eight, {"CPU": 1.0, "GPU": share}) for share in (0.3, 0.1, 1.0, 0.6)] == [24, 80, 8, 8]
 
 
 def test_plain_nodes_are_those_without_gpu_that_have_room() -> None:

@@ -90,6 +90,20 @@ def test_resized_crops_equal_those_of_torchvision(out_px: int) -> None:
         torch.testing.assert_close(given[number], wanted.permute(1, 2, 0), atol=0.02, rtol=0)
 
 
+def test_gpus_resize_crops_in_tf32_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    matmul, used, multiply = torch.backends.cuda.matmul, [], torch.bmm
+
+    def noted(*matrices: torch.Tensor) -> torch.Tensor:
+        used.append(matmul.fp32_precision)
+        return multiply(*matrices)
+
+    monkeypatch.setattr(torch, "bmm", noted)
+    _, draws = drawn("resized_crop_flip", 16)
+    before = matmul.fp32_precision
+    resize_crops(torch.from_numpy(images(24, 16)), draws, 12)
+    assert (before, used[0], matmul.fp32_precision) == ("none", "tf32", "none")
+
+
 def test_boxes_keep_to_the_image_and_to_their_law() -> None:
     _, draws = drawn("resized_crop_flip", 64, 20_000)
     assert draws.box_M4 is not None

@@ -146,9 +146,14 @@ def survey() -> Capacity:
 
 
 def _slots_of(node: Resources, request: Resources) -> int:
-    # the slack makes ten shares of 0.1 fit, whatever the rounding of the division
-    fits = [int(node.get(name, 0) / amount + 1e-9) for name, amount in request.items() if amount > 0]
+    fits = [_times(name, node.get(name, 0), amount) for name, amount in request.items() if amount > 0]
     return min(fits, default=0)
+
+
+def _times(name: str, present: float, amount: float) -> int:
+    # a share is one of a single GPU; the slack makes ten shares of 0.1 fit, whatever the rounding of the division
+    gpus = int(present) if name == "GPU" and amount < 1 else 1
+    return gpus * int(present / max(gpus, 1) / amount + 1e-9)
 
 
 def _autoscaler_groups() -> tuple[Resources, ...]:

@@ -5,7 +5,9 @@ Shapes: M samples of an epoch, B samples of a batch, H height, W width, S side o
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -128,8 +130,20 @@ def resize_crops(images_BHWC: Tensor, draws: Draws, size_px: int) -> Tensor:
     across_BSW = _filter(left_B, wide_B, width, size_px)
     if draws.flip_M is not None:
         across_BSW = torch.where(draws.flip_M[:, None, None], across_BSW.flip(1), across_BSW)
-    rows = torch.bmm(down_BSH, images_BHWC.to(torch.float32).flatten(2)).view(-1, size_px, width, channels)
-    return torch.einsum("bsw,bhwc->bhsc", across_BSW, rows)
+    with _tensor_cores():
+        rows = torch.bmm(down_BSH, images_BHWC.to(torch.float32).flatten(2)).view(-1, size_px, width, channels)
+        return torch.einsum("bsw,bhwc->bhsc", across_BSW, rows)
+
+
+@contextlib.contextmanager
+def _tensor_cores() -> Iterator[None]:
+    """Within, GPUs multiply float32 matrices in TF32, whose 10 bits of mantissa are more than the 8 of a pixel."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _filter(start_B: Tensor, length_B: Tensor, size: int, size_px: int) -> Tensor:
