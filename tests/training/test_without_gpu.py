@@ -7,17 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import unseen_ray as ur
 from tests.test_merge import job_of
 from unseen_ray.core.samples.id_sets import ArrayIds
 from unseen_ray.core.tasks import EvalTask, ScoreTask
+from unseen_ray.data.images.pixel_files import FilePixelStore, PixelFiles, write_file
+from unseen_ray.data.images.pixel_store import MemoryPixelStore
+from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import FitError, FoldFailedError
 from unseen_ray.execution.local import _fold_errors
 from unseen_ray.runs.manifest import read_manifest, write_manifest
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.host import cpu_precision, is_gpu_fault
+from unseen_ray.training.loop.batches import hold_pixels
 
 FAULT = "CUDA error: an illegal memory access was encountered"
 
@@ -115,3 +120,64 @@ def test_an_evaluation_computes_in_the_precision_of_where_it_runs(tmp_path: Path
     manifest.config["recipe"]["precision"] = "fp16"
     write_manifest(Folder(str(tmp_path)), manifest)
     assert ur.evaluate(str(tmp_path), seeds=1, against=["random"]).recipe["precision"] == cpu_precision("auto")
+
+
+GPU = torch.device("cuda", 0)
+
+
+def in_files(folder: Path, count: int, size_px: int = 8) -> FilePixelStore:
+    files = PixelFiles(folder=str(folder), num_samples=count, size_px=size_px)
+    source = open_source(source_ref({"use": "digits", "limit": count}))
+    for start, _ in files.ranges():
+        write_file(files, source, start)
+    return FilePixelStore(files)
+
+
+def memory(monkeypatch: pytest.MonkeyPatch, *, free: int, total: int, reserved: int = 0, allocated: int = 0) -> None:
+    """What CUDA and torch say of a GPU's memory, in bytes."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: allocated)
+
+
+def test_pixels_in_files_go_to_a_gpu_that_has_room_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = in_files(tmp_path, 100)
+    needed = 100 * 8 * 8 * 3
+    memory(monkeypatch, free=2 * needed, total=10 * needed)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for pixels in (store, MemoryPixelStore(store.images(np.arange(100)))):
+            held = hold_pixels(pixels, GPU).all_NHWC
+            assert held is not None
+            assert (held.device, held.shape, held.dtype) == (GPU, (100, 8, 8, 3), torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("state", "share", "fits"),
+    [
+        ({"free": 200, "total": 1000}, 1.0, True),
+        ({"free": 199, "total": 1000}, 1.0, False),
+        ({"free": 50, "total": 1000, "reserved": 250, "allocated": 100}, 1.0, True),  # 150 lie unused in torch's cache
+        ({"free": 1000, "total": 1000}, 0.25, True),
+        ({"free": 1000, "total": 1000}, 0.15, False),  # the rest is the other processes'
+        ({"free": 900, "total": 1000, "reserved": 100, "allocated": 100}, 0.25, False),
+    ],
+)
+def test_pixels_take_half_of_what_a_process_may_use_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, state: dict[str, int], share: float, fits: bool
+) -> None:
+    store = MemoryPixelStore(np.zeros((1, 10, 10, 3), np.uint8))  # 300 bytes; a state counts hundredths of it
+    memory(monkeypatch, **{name: 3 * value for name, value in state.items()})
+    caplog.set_level("INFO")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        held = hold_pixels(store, GPU, gpu_share=share).all_NHWC
+    assert (held is not None) == fits
+    assert ("batches are copied to the GPU" in caplog.text) != fits
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_real_gpu_holds_the_pixels_of_files(tmp_path: Path) -> None:
+    store = in_files(tmp_path, 1500)
+    held = hold_pixels(store, GPU).all_NHWC
+    assert held is not None
+    assert np.array_equal(held.cpu().numpy(), store.images(np.arange(1500)))

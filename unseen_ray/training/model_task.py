@@ -252,7 +252,8 @@ class ModelTask:
         for pixels in self._pixels:
             if pixels.pixel_store is pixel_store:
                 return pixels
-        self._pixels.append(hold_pixels(pixel_store, self.device))
+        share = self.runner.job.config.gpus_per_fold or 1.0
+        self._pixels.append(hold_pixels(pixel_store, self.device, gpu_share=share))
         return self._pixels[-1]
 
     def _checkpoints(self, task: ScoreTask | EvalTask) -> Checkpoints:

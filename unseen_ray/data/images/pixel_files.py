@@ -133,6 +133,9 @@ class FilePixelStore:
     _opened: OrderedDict[int, _Opened] = field(init=False, default_factory=OrderedDict)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
+    def __len__(self) -> int:
+        return self.files.num_samples
+
     @property
     def size_px(self) -> int:
         """Height and width."""

@@ -63,6 +63,9 @@ class MemoryPixelStore:
 
     pixels_NHWC: NDArray[np.uint8]
 
+    def __len__(self) -> int:
+        return len(self.pixels_NHWC)
+
     @property
     def size_px(self) -> int:
         """Height and width."""

@@ -5,6 +5,8 @@ Shapes: N rows of a pixel store, M samples of an epoch, B samples of a batch, H 
 
 from __future__ import annotations
 
+import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unseen_ray.data.images.pixel_files import FilePixelStore
 from unseen_ray.data.images.pixel_store import MemoryPixelStore, PixelStore, chunks_of
 from unseen_ray.data.images.prefetch import fetched_ahead
 from unseen_ray.training.loop.augment import Draws, cut_out, draw, outside, pixel_index, resize_crops
@@ -24,8 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchLoader", "Normalisation", "Pixels", "WorkerShare", "hold_pixels", "measure"]
 
+logger = logging.getLogger(__name__)
+
 _MEASURED = 10_000  # training images that channel statistics are taken from
-_GPU_SHARE = 0.5  # of the free GPU memory that pixels may take
+_GPU_SHARE = 0.5  # of the GPU memory that a process may use
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,7 @@ class Pixels:
     Attributes:
         pixel_store: where they come from.
         device: where batches are made.
-        all_NHWC: (N, H, W, 3) uint8 on the device where the pixel store is in memory and fits there, without a copy on a CPU; else None.
+        all_NHWC: (N, H, W, 3) uint8 on the device where the pixel store fits there, without a copy on a CPU; else None.
     """
 
     pixel_store: PixelStore
@@ -74,17 +79,46 @@ class Pixels:
             yield stack, torch.arange(len(images), device=self.device)
 
 
-def hold_pixels(pixel_store: PixelStore, device: torch.device) -> Pixels:
-    """Bring the pixels of a store to a device, once for everything that is trained there."""
+def hold_pixels(pixel_store: PixelStore, device: torch.device, *, gpu_share: float = 1.0) -> Pixels:
+    """Bring the pixels of a store to a device, once for everything that is trained there; a GPU takes those in files too.
+
+    Args:
+        pixel_store: pixels in memory or in files; those that are decoded at every read stay where they are.
+        device: a CPU uses pixels in memory without a copy.
+        gpu_share: the part of the GPU that this process may use, 0 to 1.
+    """
+    if device.type == "cuda" and isinstance(pixel_store, (MemoryPixelStore, FilePixelStore)):
+        return Pixels(pixel_store, device, _on_gpu(pixel_store, device, gpu_share))
     if not isinstance(pixel_store, MemoryPixelStore):
         return Pixels(pixel_store, device, None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they are read-only in the object store, and only read
-        pixels = torch.from_numpy(pixel_store.pixels_NHWC)
-    # The rest is for the model and its activations, which are allocated later.
-    if device.type == "cuda" and pixels.nbytes > _GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return Pixels(pixel_store, device, None)
-    return Pixels(pixel_store, device, pixels.to(device))
+        return Pixels(pixel_store, device, torch.from_numpy(pixel_store.pixels_NHWC))
+
+
+def _on_gpu(pixel_store: MemoryPixelStore | FilePixelStore, device: torch.device, gpu_share: float) -> Tensor | None:
+    """All pixels on a GPU; None if they take more than a part of its memory: the rest is for models and their activations."""
+    shape = len(pixel_store), pixel_store.size_px, pixel_store.size_px, 3
+    room, needed = _room_on(device, gpu_share), math.prod(shape)
+    if needed > room:
+        logger.info(
+            "%.1f GiB of pixels stay in the host's memory or files, batches are copied to the GPU: it has %.1f GiB for pixels",
+            needed / 2**30,
+            room / 2**30,
+        )
+        return None
+    all_NHWC = torch.empty(shape, dtype=torch.uint8, device=device)
+    ranges = chunks_of(len(pixel_store))
+    for (start, stop), images in zip(ranges, fetched_ahead(pixel_store, [np.arange(*r) for r in ranges]), strict=True):
+        all_NHWC[start:stop].copy_(torch.from_numpy(images))
+    return all_NHWC
+
+
+def _room_on(device: torch.device, gpu_share: float) -> float:
+    """Bytes of a GPU that pixels may take: of what is free, torch's cache included, and of this process's share."""
+    free, total = torch.cuda.mem_get_info(device)
+    used = torch.cuda.memory_allocated(device)
+    return _GPU_SHARE * min(free + torch.cuda.memory_reserved(device) - used, gpu_share * total - used)
 
 
 def measure(pixel_store: PixelStore, train_ids: IdArray) -> Normalisation:
