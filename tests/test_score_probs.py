@@ -259,7 +259,7 @@ def test_files_that_are_not_what_they_should_be(tmp_path: Path, arrays: dict[str
 )
 def test_fields_that_scoring_does_not_have_are_refused(tmp_path: Path, field: str, value: object) -> None:
     files = given(tmp_path, probs=distributions(), labels=LABELS)
-    message = rf"^score takes no '{field}'; it takes out, source, score, also_score, combine, guard, seed\..*`select`"
+    message = rf"^score takes no '{field}'; it takes out, source, save_probs, score, also_score, combine, guard, seed\..*`select`"
     with pytest.raises(ur.ConfigError, match=message) as caught:
         ur.score([files["probs"]], files["labels"], out=tmp_path / "scored", **{field: value})
     assert ("Did you mean 'score'?" in str(caught.value)) == (field == "scoer")

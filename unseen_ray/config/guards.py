@@ -11,6 +11,7 @@ import numpy as np
 
 from unseen_ray.core import dynamics, scores
 from unseen_ray.core import guard as builtin_guards
+from unseen_ray.core.arrays import RowBlocks
 from unseen_ray.errors import FitError
 from unseen_ray.plugins import function_of, is_target, name_of, offered, plug_of
 
@@ -45,13 +46,16 @@ class Guard:
         """(M,) bool: the samples with suspected wrong labels.
 
         Args:
-            values: everything a guard may read, by parameter name.
+            values: everything a guard may read, by parameter name; probabilities in blocks, which a user's guard gets as one array.
             count: M.
 
         Raises:
             FitError: if a user's guard returns anything else.
         """
-        found = np.asarray(self.function(**offered(self.function, dict(values))))
+        offer = dict(values)
+        if self.is_own and self.needs_probs and isinstance(values["probs_MC"], RowBlocks):
+            offer["probs_MC"] = values["probs_MC"].whole()
+        found = np.asarray(self.function(**offered(self.function, offer)))
         if found.shape != (count,) or found.dtype != np.bool_:
             raise FitError(
                 f"guard {self.name} returned {found.dtype} of shape {found.shape}; it must return bool of shape ({count},)."

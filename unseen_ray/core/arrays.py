@@ -5,7 +5,8 @@ Shape suffixes used in the whole package: N samples, C classes, K folds, M a sub
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ __all__ = [
     "IntArray",
     "LabelArray",
     "Positions",
+    "RowBlocks",
+    "as_blocks",
     "as_ids",
     "first_of_each_class",
     "labels_by_chunk",
@@ -33,6 +36,34 @@ Positions = NDArray[np.intp]
 
 ROWS_OF_A_CHUNK = 2**24
 """Rows of a source that are processed at a time, so that temporary memory does not grow with the source."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowBlocks:
+    """An (M, C) array that is read in blocks of rows, in order, as often as it is iterated over: each time row slices and blocks.
+
+    Attributes:
+        shape: (M, C).
+        read: begins to read it; the blocks (R, C) hold M rows together.
+    """
+
+    shape: tuple[int, int]
+    read: Callable[[], Iterable[FloatArray]]
+
+    def __iter__(self) -> Iterator[tuple[slice, FloatArray]]:
+        start = 0
+        for block in self.read():
+            yield slice(start, start + len(block)), block
+            start += len(block)
+
+    def whole(self) -> FloatArray:
+        """(M, C), all of it in memory."""
+        return np.concatenate([np.empty((0, self.shape[1]), np.float32), *self.read()])
+
+
+def as_blocks(values: FloatArray | RowBlocks) -> RowBlocks:
+    """An array as one block; blocks as they are."""
+    return values if isinstance(values, RowBlocks) else RowBlocks((len(values), values.shape[1]), lambda: [values])
 
 
 def as_ids(values: Any, *, name: str = "ids") -> IdArray:

@@ -6,10 +6,12 @@ True for a suspect. Policies then see only the other candidates, so their shares
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, RowBlocks, as_blocks
 from unseen_ray.core.policies.base import best_first
 from unseen_ray.core.seeds import tie_keys
 from unseen_ray.core.stats import is_near_chance
@@ -18,9 +20,14 @@ from unseen_ray.errors import ConfigError
 __all__ = ["aum", "confident_learning", "label_margin", "prune_by_noise_rate", "unlikely_label"]
 
 _ROUNDING = 1e-6
+_PAIRS = 2**20  # of a sample and a class that are compared at once
+
+_Margins = tuple[IntArray, FloatArray, IntArray]  # pairs of classes, margins, rows
 
 
-def confident_learning(*, probs_MC: FloatArray, labels_M: IntArray, plain: bool = False) -> NDArray[np.bool_]:
+def confident_learning(
+    *, probs_MC: FloatArray | RowBlocks, labels_M: IntArray, plain: bool = False
+) -> NDArray[np.bool_]:
     """Suspect samples that are confidently predicted as another class (the off-diagonal of the confident joint); needs N x C.
 
     The threshold of a class is the mean probability of this class over the samples labelled with it. A sample is counted for the
@@ -28,7 +35,7 @@ def confident_learning(*, probs_MC: FloatArray, labels_M: IntArray, plain: bool 
     class of all are left out, as cleanlab does: they reach another class's threshold only because that is low.
 
     Args:
-        probs_MC: (M, C) mean out-of-fold probabilities.
+        probs_MC: (M, C) mean out-of-fold probabilities, whole or in blocks, which are read twice.
         labels_M: (M,) int64 given classes.
         plain: suspect those too, as the equation says.
 
@@ -42,12 +49,14 @@ def confident_learning(*, probs_MC: FloatArray, labels_M: IntArray, plain: bool 
     """
     if not isinstance(plain, bool):
         raise ConfigError(f"guard option plain={plain!r} is neither true nor false.")
-    counted_M = _counted_for(probs_MC, labels_M)
+    counted_M, is_first_choice_M = _counted_for(as_blocks(probs_MC), labels_M)
     suspects: NDArray[np.bool_] = (counted_M >= 0) & (counted_M != labels_M)
-    return suspects if plain else suspects & ~_is_first_choice(probs_MC, labels_M)
+    return suspects if plain else suspects & ~is_first_choice_M
 
 
-def prune_by_noise_rate(*, probs_MC: FloatArray, labels_M: IntArray, ids_M: IdArray, seed: int) -> NDArray[np.bool_]:
+def prune_by_noise_rate(
+    *, probs_MC: FloatArray | RowBlocks, labels_M: IntArray, ids_M: IdArray, seed: int
+) -> NDArray[np.bool_]:
     """Suspect of each pair of classes as many samples as the calibrated confident joint counts, by margin; needs N x C.
 
     The counts of `confident_learning` leave out samples that reach no threshold. Here each class's counts are scaled to the number of
@@ -55,7 +64,7 @@ def prune_by_noise_rate(*, probs_MC: FloatArray, labels_M: IntArray, ids_M: IdAr
     those whose label is the most probable class.
 
     Args:
-        probs_MC: (M, C) mean out-of-fold probabilities.
+        probs_MC: (M, C) mean out-of-fold probabilities, whole or in blocks, which are read three times.
         labels_M: (M,) int64 given classes.
         ids_M: (M,) int64 sample ids.
         seed: breaks ties.
@@ -65,14 +74,10 @@ def prune_by_noise_rate(*, probs_MC: FloatArray, labels_M: IntArray, ids_M: IdAr
 
     Source: Northcutt, Jiang and Chuang, Confident Learning (JAIR 2021), equations 1 to 3 and method 3; cleanlab's default filter.
     """
-    counts_CC = _calibrated_counts(probs_MC, labels_M)
-    suspects, keys_M = np.zeros(len(labels_M), bool), tie_keys(ids_M, seed)
-    for label in np.flatnonzero(counts_CC.sum(axis=1)):
-        rows = np.flatnonzero(labels_M == label)
-        for other in np.flatnonzero(counts_CC[label]):
-            margins = probs_MC[rows, other] - probs_MC[rows, label]
-            suspects[rows[np.lexsort((keys_M[rows], -margins))[: counts_CC[label, other]]]] = True
-    return suspects & ~_is_first_choice(probs_MC, labels_M)
+    probs = as_blocks(probs_MC)
+    counted_M, is_first_choice_M = _counted_for(probs, labels_M)
+    counts_CC = _calibrated_counts(counted_M, labels_M, probs.shape[1])
+    return _have_largest_margins(probs, labels_M, counts_CC, tie_keys(ids_M, seed)) & ~is_first_choice_M
 
 
 def label_margin(*, label_margin_M: FloatArray, ids_M: IdArray, seed: int, cut: float = 0.1) -> NDArray[np.bool_]:
@@ -191,10 +196,8 @@ def allowed(
     return np.sort(np.concatenate([free, held[order[:short]]]))
 
 
-def _calibrated_counts(probs_MC: FloatArray, labels_M: IntArray) -> NDArray[np.int64]:
+def _calibrated_counts(counted_M: NDArray[np.intp], labels_M: IntArray, num_classes: int) -> NDArray[np.int64]:
     """(C, C) how many samples of each given class (rows) belong to each other class, 0 on the diagonal."""
-    num_classes = probs_MC.shape[1]
-    counted_M = _counted_for(probs_MC, labels_M)
     pairs = labels_M[counted_M >= 0] * num_classes + counted_M[counted_M >= 0]
     joint_CC: NDArray[np.int64] = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
     np.fill_diagonal(joint_CC, np.maximum(joint_CC.diagonal(), 1))  # a class holds at least one sample of its own
@@ -207,22 +210,73 @@ def _calibrated_counts(probs_MC: FloatArray, labels_M: IntArray) -> NDArray[np.i
     return counts_CC
 
 
-def _is_first_choice(probs_MC: FloatArray, labels_M: IntArray) -> NDArray[np.bool_]:
-    """(M,) whether the given class is the most probable one, or as probable but for rounding."""
-    first: NDArray[np.bool_] = probs_MC[np.arange(len(labels_M)), labels_M] + _ROUNDING >= probs_MC.max(axis=1)
-    return first
+def _counted_for(probs: RowBlocks, labels_M: IntArray) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """(M,) the most probable class whose threshold a sample reaches, -1 if none; (M,) whether its label is the most probable class."""
+    thresholds_C = _thresholds(probs, labels_M)
+    counted_M, is_first_M = np.empty(len(labels_M), np.intp), np.empty(len(labels_M), bool)
+    for rows, block in probs:
+        own = block[np.arange(len(block)), labels_M[rows]]
+        is_first_M[rows] = own + _ROUNDING >= block.max(axis=1)  # or as probable but for rounding
+        # the mean of equal probabilities may round to just above them; the slack lets such samples reach it
+        reached = block >= thresholds_C - _ROUNDING
+        counted_M[rows] = np.where(reached.any(axis=1), np.where(reached, block, -1.0).argmax(axis=1), -1)
+    return counted_M, is_first_M
 
 
-def _counted_for(probs_MC: FloatArray, labels_M: IntArray) -> NDArray[np.intp]:
-    """(M,) the most probable class whose threshold a sample reaches; -1 if it reaches none."""
-    num_classes = probs_MC.shape[1]
-    own_M = probs_MC[np.arange(len(labels_M)), labels_M].astype(np.float64)
-    sizes_C = np.bincount(labels_M, minlength=num_classes)
-    thresholds_C = np.bincount(labels_M, weights=own_M, minlength=num_classes) / np.maximum(sizes_C, 1)
-    thresholds_C[sizes_C == 0] = np.inf  # a class without samples has no threshold to reach
-    # the mean of equal probabilities may round to just above them; the slack lets such samples reach it
-    reached_MC = probs_MC >= thresholds_C - _ROUNDING
-    return np.where(reached_MC.any(axis=1), np.where(reached_MC, probs_MC, -1.0).argmax(axis=1), -1)
+def _thresholds(probs: RowBlocks, labels_M: IntArray) -> NDArray[np.float64]:
+    """(C,) mean probability of each class over the samples labelled with it; infinite for a class without samples."""
+    sums_C = np.zeros(probs.shape[1])
+    for rows, block in probs:
+        # one after another, so that the sums do not depend on where blocks end
+        np.add.at(sums_C, labels_M[rows], block[np.arange(len(block)), labels_M[rows]].astype(np.float64))
+    sizes_C = np.bincount(labels_M, minlength=len(sums_C))
+    return np.where(sizes_C > 0, sums_C / np.maximum(sizes_C, 1), np.inf)
+
+
+def _have_largest_margins(
+    probs: RowBlocks, labels_M: IntArray, counts_CC: NDArray[np.int64], keys_M: NDArray[np.uint64]
+) -> NDArray[np.bool_]:
+    """(M,) whether a sample labelled i is, for some j, among the `counts_CC[i, j]` of this label with the largest p_j - p_i."""
+    least_CC = np.where(counts_CC > 0, -np.inf, np.inf)  # what a margin must reach to be among them
+    found: _Margins = np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64)
+    more, count = [found], 0
+    for start, block in _narrow(probs):
+        labels = labels_M[start : start + len(block)]
+        margins = block - block[np.arange(len(block)), labels][:, None]
+        at, other = np.nonzero(margins >= least_CC[labels])
+        more.append((labels[at] * len(counts_CC) + other, margins[at, other], start + at))
+        count += len(at)
+        if count > max(len(found[0]), _PAIRS):
+            found = _largest(more, counts_CC, keys_M, least_CC)
+            more, count = [found], 0
+    suspects = np.zeros(len(labels_M), bool)
+    suspects[_largest(more, counts_CC, keys_M, least_CC)[2]] = True
+    return suspects
+
+
+def _largest(
+    pieces: list[_Margins],
+    counts_CC: NDArray[np.int64],
+    keys_M: NDArray[np.uint64],
+    least_CC: FloatArray,
+) -> _Margins:
+    """Of each pair of classes the largest margins, as many as are counted; raises `least_CC` to the last of them."""
+    pair_L, margin_L, row_L = (np.concatenate(column) for column in zip(*pieces, strict=True))
+    order = np.lexsort((keys_M[row_L], -margin_L, pair_L))
+    pair_L, margin_L, row_L = pair_L[order], margin_L[order], row_L[order]
+    counts_L, rank_L = counts_CC.ravel()[pair_L], np.arange(len(pair_L)) - np.searchsorted(pair_L, pair_L)
+    last = rank_L == counts_L - 1
+    least_CC.ravel()[pair_L[last]] = margin_L[last]
+    held = rank_L < counts_L
+    return pair_L[held], margin_L[held], row_L[held]
+
+
+def _narrow(probs: RowBlocks) -> Iterator[tuple[int, FloatArray]]:
+    """The same in smaller blocks, each with the number of its first row."""
+    step = max(_PAIRS // probs.shape[1], 1)
+    for rows, block in probs:
+        for start in range(0, len(block), step):
+            yield rows.start + start, block[start : start + step]
 
 
 def _highest(scores_M: FloatArray, ids_M: IdArray, seed: int, cut: float) -> NDArray[np.bool_]:

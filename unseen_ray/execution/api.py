@@ -198,24 +198,28 @@ def score(
     out: PathLike,
     folds: ArrayLike | PathLike | None = None,
     source: SourceLike | None = None,
+    save_probs: bool = True,
     **fields: Unpack[ScoreFields],
 ) -> dict[str, Any]:
     """Score samples by your own out-of-fold probabilities, for `select` to choose by.
 
     Args:
-        probs: (N, C) probabilities of models that never saw the sample, as an array or the path of a .npy file; or a list of these, one a
-            model, where a row of NaN is a sample that this model did not score.
+        probs: (N, C) probabilities of models that never saw the sample; or a list of these, one a model, where a row of NaN is a sample
+            that this model did not score. Each is an array or a path, which is read in blocks of rows: a .npy file; a Parquet file with a
+            column of lists (null: not scored), or with a column for each class; or a folder of such files, in the order of their names.
         labels: (N,) integer labels, or the path of a .npy file; an array is written to `<out>-labels.npy` unless there is a source.
         out: a new folder.
         folds: (N,) integers, where the rows of `probs` with one number are of one model.
         source: the samples themselves, in the same order, for reports, exports and trainings; None for labels alone.
+        save_probs: whether to store the mean probabilities, by which `select` can combine and guard in other ways.
         fields: `score`, `also_score`, `combine`, `guard`, `seed`.
 
     Returns:
         `out`, `samples`, `classes`, `votes` of a sample, `accuracy` of the votes, and the deciding `score`.
     """
     of_folds = None if folds is None else _numbers(folds)
-    run = score_probs(_models(probs), _numbers(labels), out=os.fspath(out), folds=of_folds, source=source, **fields)
+    given, to = (_models(probs), _numbers(labels)), os.fspath(out)
+    run = score_probs(*given, out=to, folds=of_folds, source=source, save_probs=save_probs, **fields)
     (stage,) = run.manifest.stages
     return {
         "out": run.folder.root,

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config.score_columns import of_probabilities
+from unseen_ray.core.arrays import as_blocks
 from unseen_ray.core.combine_votes import ScoreFunction, ScoreTable, VoteCombiner, reducible
 from unseen_ray.core.guard import are_credible
 from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside, are_in
@@ -27,7 +28,7 @@ from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import StoredTable, part_file, parts_of, write_table
 
 if TYPE_CHECKING:
-    from unseen_ray.core.arrays import FloatArray, IntArray, LabelArray
+    from unseen_ray.core.arrays import IntArray, LabelArray, RowBlocks
     from unseen_ray.core.samples.population import Population
     from unseen_ray.runs.tasks import Job
 
@@ -39,6 +40,7 @@ __all__ = [
     "merge_request",
     "score_columns",
     "scores_of",
+    "store_stage",
     "summary_of",
 ]
 
@@ -173,7 +175,8 @@ class Merger:
         if self._job.resolved.scores.of_stages:
             table = self._with_reducible(table, request)
         if request.num_ranges == 1:
-            return self._store_stage(request, table, pieces[0].probs_MC)
+            probs = pieces[0].probs_MC
+            return store_stage(self._job, request.stage, table, None if probs is None else as_blocks(probs))
         name = part_file(scores_file(request.stage), number)
         files = {name: self._folder.write_table(name, table)} if table.num_rows else {}
         summary = summary_of(table, self._population.num_classes)
@@ -193,19 +196,6 @@ class Merger:
             loss = reducible(loss, first.rows_of(table.column("id").to_numpy(), ["loss"]).column("loss").to_numpy())
         columns = {"reducible": pa.array(loss, pa.float32()), "std_reducible": table.column("std_loss")}
         return pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **columns})
-
-    def _store_stage(self, request: MergeRequest, table: pa.Table, probs_MC: FloatArray | None) -> Merged:
-        """Store a stage that was merged as one range, with suspects and probabilities, which need all of it."""
-        config, stage, limits = self._job.config, request.stage, self._job.limits
-        suspects = suspects_of(self._job.resolved, table, probs_MC) if stage == 0 else None
-        if suspects is not None:
-            table = table.append_column(SUSPECT, pa.array(suspects))
-        part_rows = limits.part_rows(table.num_rows)
-        files = write_table(self._folder, scores_file(stage), table, part_rows=part_rows)
-        if config.save_probs and probs_MC is not None:
-            files[probs_file(stage)] = self._folder.write_array(probs_file(stage), probs_MC)
-        summary = summary_of(table, self._population.num_classes)
-        return Merged(files=files, summary=summary, table=table if part_rows is None else None)
 
     def _combiners(self, request: MergeRequest, number: int) -> Iterator[VoteCombiner]:
         """The votes of a range: all at once, or of a few candidates at a time where there are several ranges."""
@@ -241,6 +231,19 @@ class Merger:
             num_parts=request.num_parts,
             votes_each=votes,
         )
+
+
+def store_stage(job: Job, stage: int, table: pa.Table, probs: RowBlocks | None) -> Merged:
+    """Store the scores of a stage that was merged as one range, with suspects and probabilities, which need all of it."""
+    suspects = suspects_of(job.resolved, table, probs) if stage == 0 else None
+    if suspects is not None:
+        table = table.append_column(SUSPECT, pa.array(suspects))
+    part_rows = job.limits.part_rows(table.num_rows)
+    files = write_table(job.folder, scores_file(stage), table, part_rows=part_rows)
+    if job.config.save_probs and probs is not None:
+        files[probs_file(stage)] = job.folder.write_rows(probs_file(stage), probs.shape, probs.read)
+    summary = summary_of(table, job.num_classes)
+    return Merged(files=files, summary=summary, table=table if part_rows is None else None)
 
 
 def join_ranges(job: Job, request: MergeRequest, ranges: Iterable[Merged]) -> Merged:

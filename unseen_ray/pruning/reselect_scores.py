@@ -14,16 +14,19 @@ from unseen_ray.config.score_columns import of_probabilities, score_name
 from unseen_ray.core import scores as builtin_scores
 from unseen_ray.core.combine_votes import OF_VOTES, VoteCombiner, log_of_probs
 from unseen_ray.core.predictions import EpochView
+from unseen_ray.data.matrices import stored_matrix
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.plugins import did_you_mean, jsonable
 from unseen_ray.pruning.merge import score_columns
 from unseen_ray.pruning.suspects import SUSPECT, suspects_of
 from unseen_ray.runs.layout import probs_file
 from unseen_ray.runs.votes import read_votes
+from unseen_ray.storage.tables import sha256_of_file
 
 if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
     from unseen_ray.config.run import PruneConfig
+    from unseen_ray.core.arrays import RowBlocks
     from unseen_ray.runs.manifest import Manifest
     from unseen_ray.runs.run import Run
     from unseen_ray.storage.tables import StoredTable
@@ -91,9 +94,11 @@ def _combined(run: Run, config: PruneConfig, stored: pa.Table) -> pa.Table:
             votes_each=stored.column("votes").to_numpy(),
         )
         for index in range(len(stage.tasks)):
-            combiner.add(read_votes(run.folder, 0, index, run.manifest.files))
-        of_votes = [name for name in OF_VOTES if name in stored.column_names]
-        table = score_columns(combiner.combine(config.combine, of_votes=of_votes))
+            combiner.add(read_votes(run.folder, 0, index, run.manifest.files, probs=False))
+        table = score_columns(combiner.combine(config.combine))
+        for name in (f"{prefix}{each}" for each in OF_VOTES for prefix in ("", "std_")):  # the same by every rule
+            if name in stored.column_names:
+                table = table.append_column(name, stored.column(name))
     return table
 
 
@@ -146,32 +151,40 @@ def _guarded_as_stored(run: Run, resolved: ResolvedRun, columns: Sequence[str]) 
     return bool(resolved.guard_value == guard_of_stored(run.manifest.asked) and as_merged)
 
 
-def _probs(run: Run, rows: int, reader: str) -> np.ndarray:
+def _probs(run: Run, rows: int, reader: str) -> RowBlocks:
     """(N, C) mean probabilities of stage 0."""
-    if probs_file(0) not in run.manifest.files:
+    folder, name, digest = run.folder, probs_file(0), run.manifest.files.get(probs_file(0))
+    if digest is None:
         raise ConfigError(
-            f"{reader} needs the mean probabilities, which {run.folder.root} does not hold. "
+            f"{reader} needs the mean probabilities, which {folder.root} does not hold. "
             "Prune in a new folder with save_probs: true."
         )
-    probs: np.ndarray = run.folder.read_array(probs_file(0), run.manifest.files[probs_file(0)])
-    if len(probs) != rows:
-        raise StorageError(f"{run.folder.path(probs_file(0))} has {len(probs)} rows for {rows} candidates.")
+    if (found := sha256_of_file(folder, name, known=True)) != digest:
+        raise StorageError(
+            f"{folder.path(name)} is {'missing' if found is None else 'damaged'}. Prune again in a new folder."
+        )
+    probs = stored_matrix(folder, name)
+    if probs.shape[0] != rows:
+        raise StorageError(f"{folder.path(name)} has {probs.shape[0]} rows for {rows} candidates.")
     return probs
 
 
 def _of_mean_probs(run: Run, stored: pa.Table) -> pa.Table:
     probs = _probs(run, stored.num_rows, "combine=mean_prob")
-    labels = stored.column("label").to_numpy()
-    view = EpochView(log_of_probs(probs), labels, exact=run.manifest.has_exact_scores)
+    labels, computed = stored.column("label").to_numpy(), {}
     for name in _score_names(stored.column_names):
-        if name in OF_VOTES:  # the same by every rule
-            continue
         plain = name in builtin_scores.__all__ and _stored_as(run.manifest, name) == name
         if plain and of_probabilities(getattr(builtin_scores, name)):
-            values = getattr(builtin_scores, name)(view.log_probs_BC, labels, epoch_view=view)
-            stored = stored.set_column(stored.column_names.index(name), name, pa.array(values, pa.float32()))
-        else:  # not computable from mean probabilities: variants, scores of features or epochs, users' own (never imported from a run)
+            computed[name] = np.empty(len(labels), np.float32)
+        elif name not in OF_VOTES:  # which are the same by every rule
+            # not computable from mean probabilities: variants, scores of features or epochs, users' own (never imported from a run)
             stored = stored.drop_columns([name, f"std_{name}"])
+    for rows, block in probs:
+        view = EpochView(log_of_probs(block), labels[rows], exact=run.manifest.has_exact_scores)
+        for name, values in computed.items():
+            values[rows] = getattr(builtin_scores, name)(view.log_probs_BC, labels[rows], epoch_view=view)
+    for name, values in computed.items():
+        stored = stored.set_column(stored.column_names.index(name), name, pa.array(values, pa.float32()))
     return stored
 
 

@@ -16,7 +16,7 @@ from unseen_ray.storage.tables import StoredTable, parts_of
 
 if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
-    from unseen_ray.core.arrays import IdArray, IntArray
+    from unseen_ray.core.arrays import IdArray, IntArray, RowBlocks
     from unseen_ray.runs.run import Run
     from unseen_ray.storage.filesystem import Folder
 
@@ -35,7 +35,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-def suspects_of(resolved: ResolvedRun, table: pa.Table, probs_MC: np.ndarray | None) -> np.ndarray | None:
+def suspects_of(resolved: ResolvedRun, table: pa.Table, probs: RowBlocks | None) -> np.ndarray | None:
     """(M,) bool over the rows of a score table; None where the run has no guard, or `unlikely_label` finds no more than it allows.
 
     Raises:
@@ -45,7 +45,7 @@ def suspects_of(resolved: ResolvedRun, table: pa.Table, probs_MC: np.ndarray | N
         return None
     columns = {f"{name}_M": table.column(name).to_numpy() for name in table.column_names if name not in ("id", "label")}
     columns |= {"ids_M": table.column("id").to_numpy(), "labels_M": table.column("label").to_numpy()}
-    found = resolved.guard.suspects({**columns, "probs_MC": probs_MC, "seed": resolved.config.seed}, table.num_rows)
+    found = resolved.guard.suspects({**columns, "probs_MC": probs, "seed": resolved.config.seed}, table.num_rows)
     return None if resolved.guards_by_rows and not found.any() else found
 
 

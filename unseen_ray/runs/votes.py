@@ -203,13 +203,16 @@ def copy_votes(
     return write_votes(folder, stage, key, part, moved).model_copy(update={"reused": True})
 
 
-def read_votes(folder: Folder, stage: int, index: int, digests: Mapping[str, str] | None = None) -> VotePart:
+def read_votes(
+    folder: Folder, stage: int, index: int, digests: Mapping[str, str] | None = None, *, probs: bool = True
+) -> VotePart:
     """The votes of a task.
 
     Args:
         folder: the run.
         stage, index: the task's.
         digests: SHA-256 by file name, as far as they are known.
+        probs: whether to read the probabilities too, if they are stored.
 
     Raises:
         StorageError: if they are missing or damaged.
@@ -218,7 +221,7 @@ def read_votes(folder: Folder, stage: int, index: int, digests: Mapping[str, str
     table = folder.read_table(name, digests.get(name))
     check_content(folder, name, table.schema, lambda: _content_of(table))
     _check_columns(table, folder.path(name))
-    beside = probs_of(name, table.schema)
+    beside = probs_of(name, table.schema) if probs else None
     return part_of(index, table, None if beside is None else folder.read_array(*beside))
 
 

@@ -6,13 +6,14 @@ import contextlib
 import errno
 import hashlib
 import io
+import itertools
 import logging
 import math
 import os
 import re
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ __all__ = [
     "array_of_npy",
     "filesystem_of",
     "is_uri",
+    "npy_header",
     "parquet_options",
     "pieces_of",
     "read_file",
@@ -121,24 +123,36 @@ def sha256_of(data: bytes | memoryview) -> str:
 
 
 def array_of_npy(data: bytes) -> Any:
-    """The numpy array of a .npy file's bytes.
+    """The numpy array of a .npy file's bytes; ValueError as of `npy_header`."""
+    import io
+
+    from numpy.lib import format as npy
+
+    npy_header(io.BytesIO(data), len(data))
+    return npy.read_array(io.BytesIO(data), allow_pickle=False)
+
+
+def npy_header(stream: Any, size: int) -> tuple[tuple[int, ...], bool, Any]:
+    """Shape, whether columns are stored one after another, and dtype of an open .npy file, whose values come next.
+
+    Args:
+        stream: has `read` and `tell`; a file of Python or of pyarrow.
+        size: bytes of the file.
 
     Raises:
-        ValueError: if they are none, hold pickled content, or not as many values as the header says, which numpy would make room for.
+        ValueError: if it is none, holds pickled content, or not as many values as the header says, which numpy would make room for.
     """
     from tokenize import TokenError
 
     from numpy.lib import format as npy
 
-    stream = io.BytesIO(data)
     try:
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
-        shape, _, dtype = read_header(stream)
+        shape, by_column, dtype = read_header(stream)
         if dtype.hasobject or not all(type(side) is int and side >= 0 for side in shape):
             raise ValueError(f"its header states the shape {shape} of {dtype}")
-        if math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
+        if math.prod(shape) * dtype.itemsize != size - stream.tell():
             raise ValueError(f"it does not hold the {shape} values of {dtype} that its header states")
-        return npy.read_array(io.BytesIO(data), allow_pickle=False)
     except (
         KeyError,
         TypeError,
@@ -151,6 +165,7 @@ def array_of_npy(data: bytes) -> Any:
         TokenError,
     ) as error:
         raise ValueError(f"its header cannot be read: {type(error).__name__}: {error}") from None
+    return shape, by_column, dtype
 
 
 def remedy_to_write(error: OSError) -> str:
@@ -244,6 +259,36 @@ class Folder:
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
         return self.write(name, buffer.getvalue())
+
+    def write_rows(self, name: str, shape: tuple[int, int], rows: Callable[[], Iterable[Any]]) -> str:
+        """Write an (M, C) float32 array that is given in blocks of rows as .npy, and return the SHA-256 of the file; see `write`.
+
+        Args:
+            name: the file.
+            shape: (M, C).
+            rows: begins to give the blocks, once more if storage fails.
+        """
+        import io
+
+        import numpy as np
+
+        header, digest = io.BytesIO(), hashlib.sha256()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+
+        def pieces() -> Iterator[memoryview]:
+            nonlocal digest
+            digest = hashlib.sha256()
+            for piece in itertools.chain([header.getbuffer()], (np.ascontiguousarray(block).data for block in rows())):
+                digest.update(piece)
+                yield piece
+
+        try:
+            retried_inline(self.path(name), lambda: self._put(name, pieces))
+        except OSError as error:
+            raise StorageError(
+                f"{self.path(name)} cannot be written: {reason_of(error)}. {remedy_to_write(error)}"
+            ) from None
+        return digest.hexdigest()
 
     def read(self, name: str, *, known: bool = False) -> bytes | None:
         """The bytes of a file, or None if it does not exist; for `known` see `retried`."""
@@ -380,12 +425,20 @@ class Folder:
             lock = Folder(self.fence.root).path(LOCK)
             self.fence.check(lambda: retried(lock, lambda: _get(lock)), storage_wait_s())
 
-    def _put(self, name: str, data: bytes | memoryview, *, durable: bool, new: bool) -> None:
+    def _put(
+        self,
+        name: str,
+        data: bytes | memoryview | Callable[[], Iterable[memoryview]],
+        *,
+        durable: bool = False,
+        new: bool = False,
+    ) -> None:
         fs, path = filesystem_of(self.path(name))
         self.confirm()  # before folders are created as well: the run's own may have been removed
         if fs.type_name != "local":
             with fs.open_output_stream(path) as stream:
-                stream.write(data)
+                for piece in data() if callable(data) else [data]:
+                    stream.write(piece)
             return
         mark = f".{uuid.uuid4().hex[:8]}.tmp"
         above, own = os.path.split(path)
@@ -393,7 +446,8 @@ class Folder:
         try:
             fs.create_dir(os.path.dirname(path), recursive=True)
             with fs.open_output_stream(aside) as stream:
-                stream.write(data)
+                for piece in data() if callable(data) else [data]:
+                    stream.write(piece)
             if durable:
                 _sync(aside)
             # Whoever takes over writes its lock and then removes all files aside, so one that is still there after this was in time.

@@ -14,7 +14,11 @@ __all__ = ["score"]
 
 @click.command(cls=FieldCommand)
 @click.option(
-    "--probs", multiple=True, required=True, metavar="FILE", help=".npy of (N, C) probabilities; one file per model"
+    "--probs",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="(N, C) probabilities: a .npy or a Parquet file, or a folder of such files in parts; one per model",
 )
 @click.option("--labels", required=True, metavar="FILE", help=".npy of (N,) integer labels")
 @click.option(
@@ -23,9 +27,19 @@ __all__ = ["score"]
     metavar="FILE",
     help=".npy of (N,) fold numbers, if one file holds the predictions of all folds",
 )
+@click.option(
+    "--save_probs",
+    type=bool,
+    metavar="true|false",
+    default=True,
+    show_default=True,
+    help="store the mean probabilities, by which `select` can combine and guard in other ways",
+)
 @field_options(only=("out", "source", *SCORE_FIELDS))
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
-def score(probs: tuple[str, ...], labels: str, folds: str | None, as_json: bool, **flags: str | None) -> None:
+def score(
+    probs: tuple[str, ...], labels: str, folds: str | None, save_probs: bool, as_json: bool, **flags: str | None
+) -> None:
     """Score samples by your own out-of-fold probabilities. `select` then chooses a coreset.
 
     \b
@@ -38,7 +52,7 @@ def score(probs: tuple[str, ...], labels: str, folds: str | None, as_json: bool,
     fields = merged_fields(None, flags)
     if "out" not in fields:
         raise ConfigError("--out is missing: name a new folder for the scores.")
-    values = ur.score(probs, labels, folds=folds, **fields)
+    values = ur.score(probs, labels, folds=folds, save_probs=save_probs, **fields)
     if as_json:
         return print_json(values)
     print_lines(

@@ -1,0 +1,214 @@
+"""(N, C) arrays of probabilities, read in blocks of rows: from memory, .npy and Parquet files, or a folder of such files in parts."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unseen_ray.core.arrays import FloatArray, RowBlocks
+from unseen_ray.errors import DataError, StorageError, UnseenError
+from unseen_ray.storage.filesystem import Folder, array_of_npy, filesystem_of, npy_header, read_file, remedy_to_read
+from unseen_ray.storage.plain_text import reason_of
+from unseen_ray.storage.retry import is_of_storage, retried_inline
+
+__all__ = ["in_step", "matrix_of", "stored_matrix"]
+
+_BLOCK = 2**25  # bytes
+_SUFFIXES = (".npy", ".parquet")
+
+_T = TypeVar("_T")
+
+
+def matrix_of(given: str | np.ndarray, name: str) -> RowBlocks:
+    """An array of floating-point numbers, or the path of one.
+
+    Args:
+        given: (N, C); or a .npy file of it; or a Parquet file, with a column of lists of C numbers, where null stands for a row of NaN,
+            or with C columns of numbers; or a folder of files of one of these kinds, which hold the rows in the order of their names.
+        name: what messages call it.
+
+    Raises:
+        DataError: if it is something else, or cannot be read; also later, while blocks are read.
+    """
+    if not isinstance(given, str):
+        return _checked(given.dtype, given.shape, name, lambda: _slices(given))
+    fs, inner = filesystem_of(given)
+    from pyarrow.fs import FileType
+
+    if _opened(given, lambda: fs.get_file_info(inner)).type == FileType.Directory:
+        return _of_parts(given)
+    return _of_parquet(given) if given.endswith(".parquet") else _of_npy(given, DataError)
+
+
+def stored_matrix(folder: Folder, name: str) -> RowBlocks:
+    """The array in a .npy file of a run.
+
+    Raises:
+        StorageError: if it is missing or damaged; also later, while blocks are read.
+    """
+    return _of_npy(folder.path(name), StorageError)
+
+
+def in_step(matrices: Sequence[RowBlocks]) -> Iterator[tuple[slice, list[FloatArray]]]:
+    """Rows of several arrays of N rows, in blocks that end at the same rows."""
+    streams = [iter(each.read()) for each in matrices]
+    held, start = [next(stream, None) for stream in streams], 0
+    while all(block is not None for block in held):
+        blocks = [block for block in held if block is not None]
+        count = min(len(block) for block in blocks)
+        yield slice(start, start + count), [block[:count] for block in blocks]
+        start += count
+        held = [
+            block[count:] if len(block) > count else next(stream, None)
+            for block, stream in zip(blocks, streams, strict=True)
+        ]
+
+
+def _checked(dtype: np.dtype, shape: Sequence[int], name: str, read: Callable[[], Iterator[FloatArray]]) -> RowBlocks:
+    if len(shape) != 2 or dtype.kind != "f" or shape[1] < 2 or not shape[0]:
+        raise DataError(
+            f"{name} holds {'text' if dtype.kind in 'US' else dtype} of shape {tuple(shape)}. Give floating-point "
+            "probabilities of shape (N, C), one row a sample; a list is taken as one such array for each model."
+        )
+    return RowBlocks((shape[0], shape[1]), read)
+
+
+def _rows_at_once(num_classes: int, itemsize: int) -> int:
+    return max(_BLOCK // (num_classes * itemsize), 1)
+
+
+def _slices(array: np.ndarray) -> Iterator[FloatArray]:
+    step = _rows_at_once(array.shape[1], array.itemsize)
+    for start in range(0, len(array), step):
+        yield array[start : start + step]
+
+
+def _of_npy(path: str, error: type[UnseenError]) -> RowBlocks:
+    fs, inner = filesystem_of(path)
+
+    def header() -> tuple[tuple[int, ...], bool, np.dtype, int]:
+        with fs.open_input_file(inner) as stream:
+            return *npy_header(stream, stream.size()), stream.tell()
+
+    shape, by_column, dtype, start = _opened(path, header, error)
+    if by_column and len(shape) == 2:  # a row is spread over all of the file
+        whole = _opened(path, lambda: array_of_npy(read_file(fs, inner)), error)
+        return _checked(dtype, shape, path, lambda: _slices(whole))
+
+    def rows(first: int, count: int) -> FloatArray:
+        with fs.open_input_file(inner) as stream:
+            data = stream.read_at(count * shape[1] * dtype.itemsize, start + first * shape[1] * dtype.itemsize)
+        return np.frombuffer(data, dtype).reshape(count, shape[1])
+
+    def read() -> Iterator[FloatArray]:
+        step = _rows_at_once(shape[1], dtype.itemsize)
+        for first in range(0, shape[0], step):
+            yield _opened(path, functools.partial(rows, first, min(step, shape[0] - first)), error)
+
+    return _checked(dtype, shape, path, read)
+
+
+def _of_parts(path: str) -> RowBlocks:
+    names = [name for name in Folder(path).names() if not name.startswith((".", "_"))]
+    kinds = {suffix for name in names for suffix in _SUFFIXES if name.endswith(suffix)}
+    others = [name for name in names if not name.endswith(_SUFFIXES)]
+    if len(kinds) != 1 or others:
+        raise DataError(
+            f"{path} is a folder that holds {others[0] if others else ' and '.join(sorted(kinds)) or 'nothing'}. Give a folder of .npy "
+            "files alone, or of .parquet files alone, whose rows follow each other in the order of the names."
+        )
+    parts = [matrix_of(Folder(path).path(name), name) for name in names]
+    wide = next((number for number, part in enumerate(parts) if part.shape[1] != parts[0].shape[1]), None)
+    if wide is not None:
+        raise DataError(
+            f"{path}: {names[wide]} has {parts[wide].shape[1]} columns, but {names[0]} has {parts[0].shape[1]}. "
+            "Give all parts the same classes."
+        )
+    shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
+    return RowBlocks(shape, lambda: (block for part in parts for block in part.read()))
+
+
+def _of_parquet(path: str) -> RowBlocks:
+    fs, inner = filesystem_of(path)
+
+    def header() -> tuple[pa.Schema, int, int]:
+        with fs.open_input_file(inner) as stream, pq.ParquetFile(stream) as file:
+            schema = file.schema_arrow
+            if len(schema) != 1:
+                return schema, len(schema), file.metadata.num_rows
+            first = next(file.iter_batches(batch_size=1), None)
+            lists = [] if first is None or not _is_list(schema[0].type) else first.column(0).to_pylist()
+            return schema, len(lists[0] or ()) if lists else 1, file.metadata.num_rows
+
+    schema, num_classes, num_rows = _opened(path, header)
+    numbers = [_numbers_of(field.type) for field in schema]
+    if len(schema) > 1 and any(_is_list(field.type) for field in schema):
+        raise DataError(
+            f"{path} has the columns {', '.join(schema.names)}. Give one column of lists, or a column of numbers for each class."
+        )
+
+    def read() -> Iterator[FloatArray]:
+        step = _rows_at_once(num_classes, numbers[0].itemsize)
+        with _explained(path), fs.open_input_file(inner) as stream, pq.ParquetFile(stream) as file:
+            for batch in file.iter_batches(batch_size=step):
+                yield _array_of(batch, num_classes, path)
+
+    return _checked(np.result_type(*numbers), (num_rows, num_classes), path, read)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
+
+
+def _numbers_of(kind: pa.DataType) -> np.dtype:
+    try:
+        numbers: np.dtype = np.dtype((kind.value_type if _is_list(kind) else kind).to_pandas_dtype())
+    except (NotImplementedError, TypeError):
+        return np.dtype(object)
+    return numbers
+
+
+def _array_of(batch: pa.RecordBatch, num_classes: int, path: str) -> FloatArray:
+    """(R, C) of a batch; NaN where a list or a number is null."""
+    if batch.num_columns > 1:
+        return np.column_stack([column.to_numpy(zero_copy_only=False) for column in batch.columns])
+    lists = batch.column(0)
+    values = lists.flatten().to_numpy(zero_copy_only=False)
+    present = lists.is_valid().to_numpy(zero_copy_only=False)
+    lengths = lists.value_lengths().fill_null(num_classes).to_numpy(zero_copy_only=False)
+    if (lengths != num_classes).any():
+        raise DataError(
+            f"{path} has a row of {lengths[lengths != num_classes][0]} probabilities, but its first has {num_classes}. Give each row one "
+            "for each class; null stands for a sample that was not scored."
+        )
+    array = np.full((len(lists), num_classes), np.nan, values.dtype)
+    array[present] = values.reshape(-1, num_classes)
+    return array
+
+
+def _opened(path: str, do: Callable[[], _T], error: type[UnseenError] = DataError) -> _T:
+    """What `do` reads of a file."""
+    with _explained(path, error):
+        return retried_inline(path, do)
+
+
+@contextlib.contextmanager
+def _explained(path: str, error: type[UnseenError] = DataError) -> Iterator[None]:
+    """`error` where a file is missing, damaged or unreadable."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise error(f"{path} does not exist. Give a .npy or a .parquet file, or a folder of such files.") from None
+    except (ValueError, OSError, pa.ArrowException) as problem:
+        if isinstance(problem, OSError) and is_of_storage(problem):
+            raise error(f"{path} cannot be read: {reason_of(problem)}. {remedy_to_read(problem)}") from None
+        kind = "Parquet" if path.endswith(".parquet") else ".npy"
+        raise error(
+            f"{path} is not a {kind} file of numbers: {problem}. Write it with numpy.save or pyarrow."
+        ) from None
