@@ -140,11 +140,8 @@ def _of_parquet(path: str) -> RowBlocks:
     def header() -> tuple[pa.Schema, int, int]:
         with fs.open_input_file(inner) as stream, pq.ParquetFile(stream) as file:
             schema = file.schema_arrow
-            if len(schema) != 1:
-                return schema, len(schema), file.metadata.num_rows
-            first = next(file.iter_batches(batch_size=1), None)
-            lists = [] if first is None or not _is_list(schema[0].type) else first.column(0).to_pylist()
-            return schema, len(lists[0] or ()) if lists else 1, file.metadata.num_rows
+            num_classes = _length_of_lists(file) if len(schema) == 1 and _is_list(schema[0].type) else len(schema)
+            return schema, num_classes, file.metadata.num_rows
 
     schema, num_classes, num_rows = _opened(path, header)
     numbers = [_numbers_of(field.type) for field in schema]
@@ -160,6 +157,14 @@ def _of_parquet(path: str) -> RowBlocks:
                 yield _array_of(batch, num_classes, path)
 
     return _checked(np.result_type(*numbers), (num_rows, num_classes), path, read)
+
+
+def _length_of_lists(file: pq.ParquetFile) -> int:
+    """How many numbers the first list holds that is not null; 0 if there is none."""
+    for batch in file.iter_batches(batch_size=1024):
+        if len(lists := batch.column(0).drop_null()):
+            return len(lists[0])
+    return 0
 
 
 def _is_list(kind: pa.DataType) -> bool:
