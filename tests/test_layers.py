@@ -20,7 +20,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "core": (1, "numpy"),
     "storage": (1, "numpy pyarrow tenacity ~huggingface_hub"),
     "plugins": (2, ""),
-    "data": (3, "numpy torch PIL"),
+    "data": (3, "numpy pyarrow torch PIL"),
     "data/listing": (3, "numpy ~pyarrow"),
     "data/sources": (3, "numpy pyarrow ~PIL ~sklearn"),
     "data/related": (3, "numpy pyarrow"),

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import unseen_ray as ur
+from unseen_ray.config.limits import Limits
 from unseen_ray.core import guard
 from unseen_ray.core.arrays import RowBlocks
 from unseen_ray.data import matrices
@@ -159,3 +160,18 @@ def test_folders_that_hold_something_else_are_refused(tmp_path: Path) -> None:
     (folder / "notes.txt").unlink()
     pq.write_table(pa.table({"probs": [[0.5, 0.5]]}), folder / "c.parquet")
     refuse(folder, r"is a folder that holds \.npy and \.parquet")
+
+
+@pytest.mark.parametrize("rule", ["mean", "rank_mean", "mean_prob"])
+def test_a_merge_in_pieces_is_the_same(tmp_path: Path, rule: str) -> None:
+    fields = {"source": {"use": "digits", "limit": 300}, "keep": 0.5, "folds": 3, "policy": "top", "executor": "local"}
+    fields |= {"fit": "tests.plugs:centroids", "combine": rule, "guard": "prune_by_noise_rate", "save_probs": True}
+    found = []
+    for name, numbers in (("whole", 2**25), ("pieces", 37 * 10 * 2)):
+        config = ur.PruneConfig(**fields, also_score=["disagreement", "loss"], out=tmp_path / name)
+        result = ur.prune(config, limits=Limits(probs_merged_at_once=numbers))
+        probs = (tmp_path / name / "stage-00" / "probs.npy").read_bytes()
+        found.append((result.scores, result.coreset.ids.tolist(), probs))
+    assert found[0][0].equals(found[1][0])
+    assert found[0][1:] == found[1][1:]
+    assert "suspect" in found[0][0].column_names

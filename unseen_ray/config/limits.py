@@ -20,6 +20,7 @@ class Limits:
             tasks name samples by rules. Part of the file format: README promises one file up to this size.
         rows_of_a_part: rows per part of such a table. It determines where the files are cut and what a merge holds.
         rows_merged_at_once: candidates whose votes are merged together within a part; bounds the memory of a merge.
+        probs_merged_at_once: probabilities that are merged together, in numbers; bounds the memory of a merge with probabilities.
         rows_of_a_chunk: rows of the source for which a set of samples is evaluated at a time.
         rows_dealt_at_once: samples that are shuffled together when folds are planned. Another number would give longer
             sources other folds, so all stored runs have the same.
@@ -28,6 +29,7 @@ class Limits:
     rows_in_memory: int = ROWS_IN_MEMORY
     rows_of_a_part: int = 2**22
     rows_merged_at_once: int = 2**20
+    probs_merged_at_once: int = 2**25
     rows_of_a_chunk: int = ROWS_OF_A_CHUNK
     rows_dealt_at_once: int = ROWS_DEALT_AT_ONCE
 

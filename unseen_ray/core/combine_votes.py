@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, positions_of
+from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, Positions, positions_of
 from unseen_ray.core.predictions import EpochView
 from unseen_ray.core.stats import mean_ranks
 from unseen_ray.core.tasks import VotePart
@@ -121,12 +121,7 @@ class VoteCombiner:
         Raises:
             IncompleteScoreError: if a task is missing, or a candidate has more or fewer than `votes_each` votes.
         """
-        parts = self._complete()
-        at = [positions_of(part.ids_M, self.ids_M) for part in parts]
-        votes = np.zeros(len(self.ids_M), np.int64)
-        for where in at:
-            votes += np.bincount(where, minlength=len(self.ids_M))
-        self._check_votes(votes)
+        parts, at, votes = self._counted()
         kept = [part.probs_MC for part in parts if part.probs_MC is not None]
         probs = _mean(kept, at, votes) if len(kept) == len(parts) else None
         given = functions if rule == "mean_prob" and functions is not None else parts[0].scores
@@ -158,6 +153,21 @@ class VoteCombiner:
             stds=stds,
             probs_MC=None if probs is None else probs.astype(np.float32),
         )
+
+    def mean_probs(self) -> FloatArray:
+        """(M, C) float32 mean probabilities of the votes, as `combine` gives them; IncompleteScoreError as there."""
+        parts, at, votes = self._counted()
+        return _mean([part.probs_MC for part in parts if part.probs_MC is not None], at, votes).astype(np.float32)
+
+    def _counted(self) -> tuple[list[VotePart], list[Positions], NDArray[np.int64]]:
+        """The votes of each task, the places of their ids, and (M,) the number of votes."""
+        parts = self._complete()
+        at = [positions_of(part.ids_M, self.ids_M) for part in parts]
+        votes = np.zeros(len(self.ids_M), np.int64)
+        for where in at:
+            votes += np.bincount(where, minlength=len(self.ids_M))
+        self._check_votes(votes)
+        return parts, at, votes
 
     def _complete(self) -> list[VotePart]:
         missing = sorted(set(range(self.num_parts)) - set(self.parts))

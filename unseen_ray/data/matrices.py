@@ -17,7 +17,7 @@ from unseen_ray.storage.filesystem import Folder, array_of_npy, filesystem_of, n
 from unseen_ray.storage.plain_text import reason_of
 from unseen_ray.storage.retry import is_of_storage, retried_inline
 
-__all__ = ["in_step", "matrix_of", "stored_matrix"]
+__all__ = ["matrix_of", "side_by_side", "stored_matrix"]
 
 _BLOCK = 2**25  # bytes
 _SUFFIXES = (".npy", ".parquet")
@@ -55,7 +55,7 @@ def stored_matrix(folder: Folder, name: str) -> RowBlocks:
     return _of_npy(folder.path(name), StorageError)
 
 
-def in_step(matrices: Sequence[RowBlocks]) -> Iterator[tuple[slice, list[FloatArray]]]:
+def side_by_side(matrices: Sequence[RowBlocks]) -> Iterator[tuple[slice, list[FloatArray]]]:
     """Rows of several arrays of N rows, in blocks that end at the same rows."""
     streams = [iter(each.read()) for each in matrices]
     held, start = [next(stream, None) for stream in streams], 0

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config.score_columns import of_probabilities
-from unseen_ray.core.arrays import as_blocks
+from unseen_ray.core.arrays import RowBlocks, as_blocks
 from unseen_ray.core.combine_votes import ScoreFunction, ScoreTable, VoteCombiner, reducible
 from unseen_ray.core.guard import are_credible
 from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside, are_in
@@ -28,7 +29,7 @@ from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import StoredTable, part_file, parts_of, write_table
 
 if TYPE_CHECKING:
-    from unseen_ray.core.arrays import IntArray, LabelArray, RowBlocks
+    from unseen_ray.core.arrays import FloatArray, IntArray, LabelArray
     from unseen_ray.core.samples.population import Population
     from unseen_ray.runs.tasks import Job
 
@@ -42,6 +43,7 @@ __all__ = [
     "scores_of",
     "store_stage",
     "summary_of",
+    "with_ranks",
 ]
 
 _VOTES_AT_ONCE = 2**22  # of a long stage; candidates with more votes are merged in smaller groups
@@ -164,19 +166,25 @@ class Merger:
 
     def merge_range(self, request: MergeRequest, number: int) -> Merged:
         """One range of a stage, into its table or a part of it; see `merge`."""
-        combine = self._job.config.combine
-        of_votes = self._job.resolved.scores.of_votes
-        exact = self._job.resolved.exact
-        pieces = [
-            combiner.combine(combine, self._functions, of_votes, exact=exact)
-            for combiner in self._combiners(request, number)
-        ]
-        table = pa.concat_tables([score_columns(piece) for piece in pieces])
+        in_pieces = self._is_in_pieces(request)
+        if in_pieces and request.num_ranges == 1:
+            for index in range(request.num_parts):
+                self.check(request, index)
+        pieces, probs, rows = [], None, 0
+        for combiner in self._combiners(request, number):
+            piece = self._combined(combiner)
+            pieces.append(score_columns(piece))
+            probs, rows = piece.probs_MC, rows + len(piece.ids_M)
+        table = pa.concat_tables(pieces)
         if self._job.resolved.scores.of_stages:
             table = self._with_reducible(table, request)
         if request.num_ranges == 1:
-            probs = pieces[0].probs_MC
-            return store_stage(self._job, request.stage, table, None if probs is None else as_blocks(probs))
+            if in_pieces and self._job.config.combine == "rank_mean":
+                table = with_ranks(table, self._whole(request, probs=False))
+            means = None if probs is None else as_blocks(probs)
+            if in_pieces and self._job.resolved.keeps_probs:
+                means = RowBlocks((rows, self._job.num_classes), partial(self._mean_probs, request))
+            return store_stage(self._job, request.stage, table, means)
         name = part_file(scores_file(request.stage), number)
         files = {name: self._folder.write_table(name, table)} if table.num_rows else {}
         summary = summary_of(table, self._population.num_classes)
@@ -197,13 +205,36 @@ class Merger:
         columns = {"reducible": pa.array(loss, pa.float32()), "std_reducible": table.column("std_loss")}
         return pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **columns})
 
+    def _is_in_pieces(self, request: MergeRequest) -> bool:
+        """Whether a range is merged a few candidates at a time: it is long, or its probabilities are large."""
+        return request.num_ranges > 1 or (
+            self._job.resolved.keeps_probs and len(self._population) > self._rows_at_once(request)
+        )
+
+    def _rows_at_once(self, request: MergeRequest) -> int:
+        rows = min(self._job.limits.rows_merged_at_once, max(_VOTES_AT_ONCE // request.votes_each, _LEAST_ROWS))
+        if not self._job.resolved.keeps_probs:
+            return rows
+        return max(min(rows, self._job.limits.probs_merged_at_once // (self._job.num_classes * request.votes_each)), 1)
+
+    def _combined(self, combiner: VoteCombiner) -> ScoreTable:
+        rule, scores = self._job.config.combine, self._job.resolved.scores
+        return combiner.combine(rule, self._functions, scores.of_votes, exact=self._job.resolved.exact)
+
+    def _mean_probs(self, request: MergeRequest) -> Iterator[FloatArray]:
+        return (combiner.mean_probs() for combiner in self._combiners(request, 0))
+
+    def _whole(self, request: MergeRequest, *, probs: bool = True) -> VoteCombiner:
+        """All votes of a stage, with or without their probabilities."""
+        combiner = self._combiner(request, request.candidates.resolve(self._population))
+        for index in range(request.num_parts):  # read whole: one request a file, which checks it as well
+            combiner.add(read_votes(self._folder, request.stage, index, probs=probs))
+        return combiner
+
     def _combiners(self, request: MergeRequest, number: int) -> Iterator[VoteCombiner]:
-        """The votes of a range: all at once, or of a few candidates at a time where there are several ranges."""
-        if request.num_ranges == 1:
-            combiner = self._combiner(request, request.candidates.resolve(self._population))
-            for index in range(request.num_parts):  # read whole: one request a file, which checks it as well
-                combiner.add(read_votes(self._folder, request.stage, index))
-            yield combiner
+        """The votes of a range: all at once, or of a few candidates at a time."""
+        if not self._is_in_pieces(request):
+            yield self._whole(request)
             return
         population, start = self._population, number * request.range_rows
         last = number == request.num_ranges - 1
@@ -211,7 +242,7 @@ class Merger:
         high = None if last else population.id_at(start + request.range_rows)
         ids = request.candidates.within(population, low or 0, len(population.labels_R) if high is None else high)
         votes = [open_votes(self._folder, request.stage, index) for index in range(request.num_parts)]
-        rows = min(self._job.limits.rows_merged_at_once, max(_VOTES_AT_ONCE // request.votes_each, _LEAST_ROWS))
+        rows = self._rows_at_once(request)
         for first in range(0, max(len(ids), 1), rows):
             some = ids[first : first + rows]
             combiner = self._combiner(request, some)
@@ -278,6 +309,13 @@ def _with_suspects_marked(job: Job, merged: Merged) -> Merged:
 def scores_of(merged: Merged, folder: Folder, stage: int) -> StoredTable:
     """The scores of a merged stage."""
     return StoredTable(folder, scores_file(stage), merged.files, merged.table)
+
+
+def with_ranks(table: pa.Table, votes: VoteCombiner) -> pa.Table:
+    """A table that was merged in pieces, with scores combined by `rank_mean`: ranks are among all that a model scored."""
+    for name, values in votes.combine("rank_mean").scores.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.float32()))
+    return table
 
 
 def summary_of(table: pa.Table, num_classes: int) -> StageSummary:

@@ -28,13 +28,13 @@ from unseen_ray.core.predictions import EpochView
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.core.tasks import VotePart
-from unseen_ray.data.matrices import in_step, matrix_of
+from unseen_ray.data.matrices import matrix_of, side_by_side
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.labels_only import read_npy
 from unseen_ray.data.sources.registry import Source, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.plugins import did_you_mean, offered
-from unseen_ray.pruning.merge import score_columns, store_stage
+from unseen_ray.pruning.merge import score_columns, store_stage, with_ranks
 from unseen_ray.pruning.validate import check_functions
 from unseen_ray.pruning.warnings import warn_of_columns
 from unseen_ray.runs.layout import KEYS, vote_file
@@ -79,7 +79,7 @@ class _Votes:
 
     def read(self) -> Iterator[tuple[slice, list[tuple[IntArray, FloatArray]]]]:
         """Blocks of samples, and for each task the ids of a block that it scored with their probabilities."""
-        for rows, blocks in in_step(self.models):
+        for rows, blocks in side_by_side(self.models):
             inside = [(blocks[place], np.flatnonzero(scored_N[rows])) for place, scored_N in self.parts]
             yield rows, [(rows.start + at, block[at]) for block, at in inside]
 
@@ -210,8 +210,7 @@ def _merged(job: Job, labels_N: LabelArray, votes: _Votes) -> tuple[pa.Table, li
         )
         for part in whole:
             combiner.add(part)
-        for name, values in combiner.combine(rule).scores.items():
-            table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.float32()))
+        table = with_ranks(table, combiner)
     return table, whole
 
 

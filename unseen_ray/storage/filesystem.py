@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_NAME = 255  # bytes, on nearly all local file systems
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
-_PIECE = 2**23  # bytes that are read at once
+_PIECE = 2**23  # bytes that are read or written at once
 DEFAULT_ROW_GROUP = 2**20  # rows; readers of a range of ids skip row groups by their statistics
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -124,8 +124,6 @@ def sha256_of(data: bytes | memoryview) -> str:
 
 def array_of_npy(data: bytes) -> Any:
     """The numpy array of a .npy file's bytes; ValueError as of `npy_header`."""
-    import io
-
     from numpy.lib import format as npy
 
     npy_header(io.BytesIO(data), len(data))
@@ -253,37 +251,39 @@ class Folder:
         return self.write(name, memoryview(sink.getvalue()), new=new)
 
     def write_array(self, name: str, array: Any) -> str:
-        """Write a numpy array as .npy and return the SHA-256 of the file."""
-        import numpy as np
+        """Write a numpy array as .npy and return the SHA-256 of the file; see `write`."""
+        return self.write_rows(name, array.shape, lambda: [array], array.dtype)
 
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=False)
-        return self.write(name, buffer.getvalue())
-
-    def write_rows(self, name: str, shape: tuple[int, int], rows: Callable[[], Iterable[Any]]) -> str:
-        """Write an (M, C) float32 array that is given in blocks of rows as .npy, and return the SHA-256 of the file; see `write`.
+    def write_rows(
+        self, name: str, shape: tuple[int, ...], rows: Callable[[], Iterable[Any]], dtype: Any = "<f4"
+    ) -> str:
+        """Write an array that is given in blocks of rows as .npy and return the SHA-256 of the file; see `write`.
 
         Args:
             name: the file.
-            shape: (M, C).
+            shape: of the whole array.
             rows: begins to give the blocks, once more if storage fails.
+            dtype: of the array; float32 unless it is given.
         """
-        import io
-
         import numpy as np
 
         header, digest = io.BytesIO(), hashlib.sha256()
-        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        described = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, described)
 
         def pieces() -> Iterator[memoryview]:
             nonlocal digest
             digest = hashlib.sha256()
-            for piece in itertools.chain([header.getbuffer()], (np.ascontiguousarray(block).data for block in rows())):
-                digest.update(piece)
-                yield piece
+            blocks = (np.ascontiguousarray(block).data.cast("B") for block in rows() if block.size)
+            for block in itertools.chain([header.getbuffer()], blocks):
+                for start in range(0, len(block), _PIECE):
+                    piece = block[start : start + _PIECE]
+                    digest.update(piece)
+                    yield piece
+                    answers_still()
 
         try:
-            retried_inline(self.path(name), lambda: self._put(name, pieces))
+            retried(self.path(name), lambda: self._put(name, pieces))
         except OSError as error:
             raise StorageError(
                 f"{self.path(name)} cannot be written: {reason_of(error)}. {remedy_to_write(error)}"
