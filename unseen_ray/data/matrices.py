@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.fs import FileSystem, FileType
 
 from unseen_ray.core.arrays import FloatArray, RowBlocks
 from unseen_ray.errors import DataError, StorageError, UnseenError
@@ -39,9 +40,7 @@ def matrix_of(given: str | np.ndarray, name: str) -> RowBlocks:
     if not isinstance(given, str):
         return _checked(given.dtype, given.shape, name, lambda: _slices(given))
     fs, inner = filesystem_of(given)
-    from pyarrow.fs import FileType
-
-    if _opened(given, lambda: fs.get_file_info(inner)).type == FileType.Directory:
+    if _opened(given, fs, lambda: fs.get_file_info(inner)).type == FileType.Directory:
         return _of_parts(given)
     return _of_parquet(given) if given.endswith(".parquet") else _of_npy(given, DataError)
 
@@ -96,9 +95,9 @@ def _of_npy(path: str, error: type[UnseenError]) -> RowBlocks:
         with fs.open_input_file(inner) as stream:
             return *npy_header(stream, stream.size()), stream.tell()
 
-    shape, by_column, dtype, start = _opened(path, header, error)
+    shape, by_column, dtype, start = _opened(path, fs, header, error)
     if by_column and len(shape) == 2:  # a row is spread over all of the file
-        whole = _opened(path, lambda: array_of_npy(read_file(fs, inner)), error)
+        whole = _opened(path, fs, lambda: array_of_npy(read_file(fs, inner)), error)
         return _checked(dtype, shape, path, lambda: _slices(whole))
 
     def rows(first: int, count: int) -> FloatArray:
@@ -109,7 +108,7 @@ def _of_npy(path: str, error: type[UnseenError]) -> RowBlocks:
     def read() -> Iterator[FloatArray]:
         step = _rows_at_once(shape[1], dtype.itemsize)
         for first in range(0, shape[0], step):
-            yield _opened(path, functools.partial(rows, first, min(step, shape[0] - first)), error)
+            yield _opened(path, fs, functools.partial(rows, first, min(step, shape[0] - first)), error)
 
     return _checked(dtype, shape, path, read)
 
@@ -143,7 +142,7 @@ def _of_parquet(path: str) -> RowBlocks:
             num_classes = _length_of_lists(file) if len(schema) == 1 and _is_list(schema[0].type) else len(schema)
             return schema, num_classes, file.metadata.num_rows
 
-    schema, num_classes, num_rows = _opened(path, header)
+    schema, num_classes, num_rows = _opened(path, fs, header)
     numbers = [_numbers_of(field.type) for field in schema]
     if len(schema) > 1 and any(_is_list(field.type) for field in schema):
         raise DataError(
@@ -197,10 +196,10 @@ def _array_of(batch: pa.RecordBatch, num_classes: int, path: str) -> FloatArray:
     return array
 
 
-def _opened(path: str, do: Callable[[], _T], error: type[UnseenError] = DataError) -> _T:
+def _opened(path: str, fs: FileSystem, do: Callable[[], _T], error: type[UnseenError] = DataError) -> _T:
     """What `do` reads of a file."""
     with _explained(path, error):
-        return retried_inline(path, do)
+        return retried_inline(path, do, fs)
 
 
 @contextlib.contextmanager
