@@ -28,7 +28,8 @@ from unseen_ray.runs.evaluation_file import known_results, stored_tables
 from unseen_ray.runs.manifest import read_manifest
 from unseen_ray.runs.run import load_run
 from unseen_ray.storage.checked_json import from_checked_json
-from unseen_ray.storage.filesystem import Folder, array_of_npy, sha256_of
+from unseen_ray.storage.filesystem import Folder, sha256_of
+from unseen_ray.storage.npy import array_of_npy
 from unseen_ray.sweeps.layout import record_name
 from unseen_ray.sweeps.records import Record, read_record, write_record
 from unseen_ray.training.loop.checkpoints import Checkpoints

@@ -31,7 +31,8 @@ from unseen_ray.data.images.decode import to_pixels
 from unseen_ray.data.images.opening import UndecodableError
 from unseen_ray.data.sources.cifar.batch import read_batch
 from unseen_ray.data.sources.registry import open_source, source_ref
-from unseen_ray.storage.filesystem import Folder, array_of_npy
+from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.npy import array_of_npy
 
 QUICK, ALL = 155, 2000
 LIMIT_S = 60

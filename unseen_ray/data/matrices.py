@@ -14,7 +14,8 @@ from pyarrow.fs import FileSystem, FileType
 
 from unseen_ray.core.arrays import FloatArray, RowBlocks
 from unseen_ray.errors import DataError, StorageError, UnseenError
-from unseen_ray.storage.filesystem import Folder, array_of_npy, filesystem_of, npy_header, read_file, remedy_to_read
+from unseen_ray.storage.filesystem import Folder, filesystem_of, read_file, remedy_to_read
+from unseen_ray.storage.npy import array_of_npy, npy_header
 from unseen_ray.storage.plain_text import reason_of
 from unseen_ray.storage.retry import is_of_storage, retried_inline
 

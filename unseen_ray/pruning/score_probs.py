@@ -10,14 +10,12 @@ import io
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import SCORE_FIELDS, PruneConfig
@@ -28,9 +26,9 @@ from unseen_ray.core.predictions import EpochView
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.core.tasks import VotePart
-from unseen_ray.data.matrices import matrix_of, side_by_side
+from unseen_ray.data.given_votes import GivenVotes, Numbers, given_votes, name_of, numbers_of
+from unseen_ray.data.matrices import matrix_of
 from unseen_ray.data.sources.info import fingerprint_of
-from unseen_ray.data.sources.labels_only import read_npy
 from unseen_ray.data.sources.registry import Source, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.plugins import did_you_mean, offered
@@ -52,49 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["score_probs"]
 
-Numbers = str | np.ndarray
-"""An array, or the path of a file."""
-
 _BATCH = 2048  # rows scored at once
-_SUM_TOLERANCE = 1e-2  # a softmax stored in half precision sums to 1 within this
-_ROUNDING = 1e-5  # one in single precision
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Votes:
-    """What the given models say of N samples.
-
-    Attributes:
-        models: the probabilities of each, float32 rows that sum to 1.
-        parts: for each task of the stage its model's place, and (N,) bool, which samples it scored.
-    """
-
-    models: list[RowBlocks]
-    parts: list[tuple[int, NDArray[np.bool_]]]
-
-    @property
-    def each(self) -> int:
-        """Votes of a sample."""
-        return sum(int(scored_N.sum()) for _, scored_N in self.parts) // self.models[0].shape[0]
-
-    def read(self) -> Iterator[tuple[slice, list[tuple[IntArray, FloatArray]]]]:
-        """Blocks of samples, and for each task the ids of a block that it scored with their probabilities."""
-        for rows, blocks in side_by_side(self.models):
-            inside = [(blocks[place], np.flatnonzero(scored_N[rows])) for place, scored_N in self.parts]
-            yield rows, [(rows.start + at, block[at]) for block, at in inside]
-
-    def mean(self) -> RowBlocks:
-        """(N, C) float32, the mean over the votes."""
-        return RowBlocks(self.models[0].shape, self._read_mean)
-
-    def _read_mean(self) -> Iterator[FloatArray]:
-        for rows, votes in self.read():
-            total = np.zeros(
-                (rows.stop - rows.start, self.models[0].shape[1])
-            )  # float64, in the order of the tasks, as in all merges
-            for ids_M, probs in votes:
-                total[ids_M - rows.start] += probs
-            yield (total / self.each).astype(np.float32)
 
 
 def score_probs(
@@ -125,9 +81,9 @@ def score_probs(
     """
     _check_arguments(probs, folds, fields)
     began = time.monotonic()
-    names = [_name_of(each, f"probs[{number}]") for number, each in enumerate(probs)]
+    names = [name_of(each, f"probs[{number}]") for number, each in enumerate(probs)]
     given = [matrix_of(each, name) for each, name in zip(probs, names, strict=True)]
-    labels_N, num_classes = _array_of(labels), given[0].shape[1]
+    labels_N, num_classes = numbers_of(labels), given[0].shape[1]
     samples = source
     if source is None:
         _check_labels(labels_N, num_classes)
@@ -138,9 +94,8 @@ def score_probs(
     check_functions(resolved)
     opened = open_source(source_ref(config.source).absolute())
     info = opened.info
-    _check_fit(given, names, info.labels_N, labels_N, _name_of(labels, "labels"))
-    scored = [_scored_rows(matrix, name) for matrix, name in zip(given, names, strict=True)]
-    votes = _Votes([RowBlocks(each.shape, partial(_read_cleaned, each)) for each in given], _parts_of(scored, folds))
+    _check_fit(given, names, info.labels_N, labels_N, name_of(labels, "labels"))
+    votes = given_votes(given, names, folds)
     population = make_population(info.labels_N, info.num_classes)
     if resolved.scores.of_votes and votes.each < 2:
         raise ConfigError(
@@ -164,7 +119,7 @@ def score_probs(
 
 
 def _scored_stage(
-    job: Job, source: Source, population: Population, votes: _Votes, began: float
+    job: Job, source: Source, population: Population, votes: GivenVotes, began: float
 ) -> tuple[StageEntry, dict[str, str]]:
     """Write votes, their merge and keys, as a run does that trained; the manifest's entry, and the files."""
     labels_N = source.info.labels_N
@@ -180,7 +135,7 @@ def _scored_stage(
     return entry, files
 
 
-def _merged(job: Job, labels_N: LabelArray, votes: _Votes) -> tuple[pa.Table, list[VotePart]]:
+def _merged(job: Job, labels_N: LabelArray, votes: GivenVotes) -> tuple[pa.Table, list[VotePart]]:
     """The table of merged scores, and each task's votes without their probabilities."""
     scores, rule = job.resolved.scores, job.config.combine
     functions = {name: score for name, score in scores.single.items() if of_probabilities(score)}
@@ -240,15 +195,6 @@ def _joined(pieces: Sequence[VotePart]) -> VotePart:
     )
 
 
-def _array_of(given: Numbers) -> np.ndarray:
-    return read_npy(given) if isinstance(given, str) else np.asarray(given)
-
-
-def _name_of(given: Numbers, name: str) -> str:
-    """What messages call it."""
-    return given if isinstance(given, str) else name
-
-
 def _check_labels(labels_N: np.ndarray, num_classes: int) -> None:
     """Refuse labels that the probabilities have no column for; anything else of them is checked where they are read."""
     if labels_N.ndim == 1 and labels_N.dtype.kind in "iu" and labels_N.max(initial=0) >= num_classes:
@@ -289,39 +235,6 @@ def _check_arguments(probs: Sequence[Numbers], folds: Numbers | None, fields: Ma
         )
 
 
-def _scored_rows(matrix: RowBlocks, name: str) -> NDArray[np.bool_]:
-    """(N,) the rows that are not NaN; DataError if any of these is no probability distribution."""
-    scored_N, count, first = np.empty(matrix.shape[0], bool), 0, ""
-    for rows, block in matrix:
-        values = _without_rounding(block)
-        missing = np.isnan(values).all(axis=1)
-        sums = np.where(missing, 1.0, values.sum(axis=1, dtype=np.float64))
-        wrong = np.flatnonzero(~missing & ~((values >= 0).all(axis=1) & (np.abs(sums - 1) <= _SUM_TOLERANCE)))
-        if len(wrong) and not count:
-            row = values[wrong[0]]
-            first = f"row {rows.start + wrong[0]} of {name} is not a probability distribution: it holds {row.min()} to {row.max()}"
-            first += f" and sums to {row.sum():.4f}"
-        scored_N[rows], count = ~missing, count + len(wrong)
-    if count:
-        raise DataError(
-            f"{first}, as do {count - 1} others. Give probabilities (a softmax), not logits; a row of NaN is a sample that was not scored."
-        )
-    return scored_N
-
-
-def _without_rounding(values: FloatArray) -> FloatArray:
-    """The same with 0 for what rounding left just below it, as a calibration may."""
-    if not values.min(initial=0, where=~np.isnan(values)) < 0:
-        return values
-    return np.where((values < 0) & (values >= -_ROUNDING), 0, values)
-
-
-def _read_cleaned(matrix: RowBlocks) -> Iterator[FloatArray]:
-    """Its blocks as float32, whose rows sum to 1."""
-    for block in matrix.read():
-        yield _normalised(_without_rounding(block).astype(np.float32))
-
-
 def _check_fit(given: list[RowBlocks], paths: Sequence[str], of_source_N: LabelArray, labels_N: Any, path: str) -> None:
     for matrix, other in zip(given, paths, strict=True):
         if matrix.shape[0] != len(of_source_N):
@@ -338,40 +251,6 @@ def _check_fit(given: list[RowBlocks], paths: Sequence[str], of_source_N: LabelA
             f"{path} and the source differ in {len(differing)} labels or in their number, first at row {differing[0]}. "
             "Give the source whose samples the probabilities are of, in the same order."
         )
-
-
-def _parts_of(scored: list[NDArray[np.bool_]], folds: Numbers | None) -> list[tuple[int, NDArray[np.bool_]]]:
-    """See `_Votes.parts`.
-
-    Args:
-        scored: (N,) for each model the samples that it scored.
-        folds: see `score_probs`.
-
-    Raises:
-        DataError: if the folds do not fit, a model scored nothing, or some samples have more votes than others.
-    """
-    folds_N = np.empty(0) if folds is None else _array_of(folds)
-    if folds is None:
-        parts = list(enumerate(scored))
-    elif folds_N.shape != scored[0].shape or folds_N.dtype.kind not in "iu":
-        raise DataError(
-            f"{_name_of(folds, 'folds')} holds {folds_N.dtype} of shape {folds_N.shape}; "
-            f"folds are one integer a sample, shape ({len(scored[0])},)."
-        )
-    else:
-        parts = [(0, scored[0] & (folds_N == fold)) for fold in np.unique(folds_N)]
-    empty = [number for number, (_, scored_N) in enumerate(parts, start=1) if not scored_N.any()]
-    if empty:
-        raise DataError(f"model {empty[0]} of {len(parts)} scores no sample: every row of its probabilities is NaN.")
-    counts = np.sum([scored_N for _, scored_N in parts], axis=0)
-    if counts.min() < counts.max():
-        row = int(counts.argmin())
-        raise DataError(
-            f"{int((counts < counts.max()).sum())} of {len(counts)} samples were scored by fewer models than the others; the "
-            f"first is row {row} with "
-            f"{counts[row]} of {counts.max()}. Every sample must be scored by the same number of models."
-        )
-    return parts
 
 
 def _write_keys(job: Job, source: Source, ids_N: IdArray) -> dict[str, str]:
@@ -399,14 +278,6 @@ def _write_votes(job: Job, part: VotePart, labels_M: LabelArray) -> Receipt:
     )
     key = fingerprint_of(vote_file(0, part.index), part.ids_M.tobytes(), part.p_label_M.tobytes())
     return write_votes(job.folder, 0, key, part, receipt)
-
-
-def _normalised(probs_MC: FloatArray) -> FloatArray:
-    """The same, with rows that were rounded coarsely made to sum to 1, so that scores stay within their ranges."""
-    sums_M = probs_MC.sum(axis=1, dtype=np.float64)
-    coarse = np.abs(sums_M - 1) > _ROUNDING
-    probs_MC[coarse] /= sums_M[coarse, None]
-    return probs_MC
 
 
 def _scored(functions: Mapping[str, ScoreFunction], probs_MC: FloatArray, labels_M: IntArray) -> dict[str, FloatArray]:

@@ -6,9 +6,7 @@ import contextlib
 import errno
 import hashlib
 import io
-import itertools
 import logging
-import math
 import os
 import re
 import stat
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from unseen_ray.errors import ConfigError, RunInUseError, StorageError
 from unseen_ray.storage.environment import storage_wait_s
 from unseen_ray.storage.fence import LOCK, Fence
+from unseen_ray.storage.npy import array_of_npy, npy_pieces
 from unseen_ray.storage.plain_text import holds_secret, reason_of, secret_problem
 from unseen_ray.storage.remote.uris import explained, open_uri
 from unseen_ray.storage.retry import answered, answers_still, remedy, retried, retried_inline
@@ -32,10 +31,8 @@ __all__ = [
     "DEFAULT_ROW_GROUP",
     "Folder",
     "absolute_path",
-    "array_of_npy",
     "filesystem_of",
     "is_uri",
-    "npy_header",
     "parquet_options",
     "pieces_of",
     "read_file",
@@ -120,50 +117,6 @@ def pieces_of(stream: pa.NativeFile) -> Iterator[bytes]:
 def sha256_of(data: bytes | memoryview) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
-
-
-def array_of_npy(data: bytes) -> Any:
-    """The numpy array of a .npy file's bytes; ValueError as of `npy_header`."""
-    from numpy.lib import format as npy
-
-    npy_header(io.BytesIO(data), len(data))
-    return npy.read_array(io.BytesIO(data), allow_pickle=False)
-
-
-def npy_header(stream: Any, size: int) -> tuple[tuple[int, ...], bool, Any]:
-    """Shape, whether columns are stored one after another, and dtype of an open .npy file, whose values come next.
-
-    Args:
-        stream: has `read` and `tell`; a file of Python or of pyarrow.
-        size: bytes of the file.
-
-    Raises:
-        ValueError: if it is none, holds pickled content, or not as many values as the header says, which numpy would make room for.
-    """
-    from tokenize import TokenError
-
-    from numpy.lib import format as npy
-
-    try:
-        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
-        shape, by_column, dtype = read_header(stream)
-        if dtype.hasobject or not all(type(side) is int and side >= 0 for side in shape):
-            raise ValueError(f"its header states the shape {shape} of {dtype}")
-        if math.prod(shape) * dtype.itemsize != size - stream.tell():
-            raise ValueError(f"it does not hold the {shape} values of {dtype} that its header states")
-    except (
-        KeyError,
-        TypeError,
-        OSError,
-        EOFError,
-        OverflowError,
-        RecursionError,
-        MemoryError,
-        SyntaxError,
-        TokenError,
-    ) as error:
-        raise ValueError(f"its header cannot be read: {type(error).__name__}: {error}") from None
-    return shape, by_column, dtype
 
 
 def remedy_to_write(error: OSError) -> str:
@@ -265,22 +218,15 @@ class Folder:
             rows: begins to give the blocks, once more if storage fails.
             dtype: of the array; float32 unless it is given.
         """
-        import numpy as np
-
-        header, digest = io.BytesIO(), hashlib.sha256()
-        described = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(header, described)
+        digest = hashlib.sha256()
 
         def pieces() -> Iterator[memoryview]:
             nonlocal digest
             digest = hashlib.sha256()
-            blocks = (np.ascontiguousarray(block).data.cast("B") for block in rows() if block.size)
-            for block in itertools.chain([header.getbuffer()], blocks):
-                for start in range(0, len(block), _PIECE):
-                    piece = block[start : start + _PIECE]
-                    digest.update(piece)
-                    yield piece
-                    answers_still()
+            for piece in npy_pieces(shape, dtype, rows(), _PIECE):
+                digest.update(piece)
+                yield piece
+                answers_still()
 
         try:
             retried(self.path(name), lambda: self._put(name, pieces))

@@ -10,7 +10,8 @@ import numpy as np
 
 from unseen_ray.data.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of
 from unseen_ray.errors import DataError
-from unseen_ray.storage.filesystem import array_of_npy, filesystem_of, read_file
+from unseen_ray.storage.filesystem import filesystem_of, read_file
+from unseen_ray.storage.npy import array_of_npy
 
 __all__ = ["LabelsSource", "read_npy"]
 
