@@ -54,10 +54,9 @@ class GivenVotes:
         return RowBlocks(self.models[0].shape, self._read_mean)
 
     def _read_mean(self) -> Iterator[FloatArray]:
+        # summed in float64 in the order of the tasks, as in all merges
         for rows, votes in self.read():
-            total = np.zeros(
-                (rows.stop - rows.start, self.models[0].shape[1])
-            )  # float64, in the order of the tasks, as in all merges
+            total = np.zeros((rows.stop - rows.start, self.models[0].shape[1]))
             for ids_M, probs in votes:
                 total[ids_M - rows.start] += probs
             yield (total / self.each).astype(np.float32)
