@@ -17,7 +17,7 @@ from unseen_ray.data.matrices import side_by_side
 from unseen_ray.data.sources.labels_only import read_npy
 from unseen_ray.errors import DataError
 
-__all__ = ["GivenVotes", "Numbers", "given_votes", "name_of", "numbers_of"]
+__all__ = ["GivenVotes", "Numbers", "given_votes", "numbers_of", "shown_name"]
 
 Numbers = str | np.ndarray
 """An array, or the path of a file."""
@@ -84,7 +84,7 @@ def numbers_of(given: Numbers) -> np.ndarray:
     return read_npy(given) if isinstance(given, str) else np.asarray(given)
 
 
-def name_of(given: Numbers, name: str) -> str:
+def shown_name(given: Numbers, name: str) -> str:
     """What messages call it."""
     return given if isinstance(given, str) else name
 
@@ -137,7 +137,7 @@ def _parts_of(scored: list[NDArray[np.bool_]], folds: Numbers | None) -> list[tu
         parts = list(enumerate(scored))
     elif folds_N.shape != scored[0].shape or folds_N.dtype.kind not in "iu":
         raise DataError(
-            f"{name_of(folds, 'folds')} holds {folds_N.dtype} of shape {folds_N.shape}; "
+            f"{shown_name(folds, 'folds')} holds {folds_N.dtype} of shape {folds_N.shape}; "
             f"folds are one integer a sample, shape ({len(scored[0])},)."
         )
     else:

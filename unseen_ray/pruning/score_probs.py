@@ -26,7 +26,7 @@ from unseen_ray.core.predictions import EpochView
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.schedule import Stage
 from unseen_ray.core.tasks import VotePart
-from unseen_ray.data.given_votes import GivenVotes, Numbers, given_votes, name_of, numbers_of
+from unseen_ray.data.given_votes import GivenVotes, Numbers, given_votes, numbers_of, shown_name
 from unseen_ray.data.matrices import matrix_of
 from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import Source, open_source, source_ref
@@ -81,7 +81,7 @@ def score_probs(
     """
     _check_arguments(probs, folds, fields)
     began = time.monotonic()
-    names = [name_of(each, f"probs[{number}]") for number, each in enumerate(probs)]
+    names = [shown_name(each, f"probs[{number}]") for number, each in enumerate(probs)]
     given = [matrix_of(each, name) for each, name in zip(probs, names, strict=True)]
     labels_N, num_classes = numbers_of(labels), given[0].shape[1]
     samples = source
@@ -94,7 +94,7 @@ def score_probs(
     check_functions(resolved)
     opened = open_source(source_ref(config.source).absolute())
     info = opened.info
-    _check_fit(given, names, info.labels_N, labels_N, name_of(labels, "labels"))
+    _check_fit(given, names, info.labels_N, labels_N, shown_name(labels, "labels"))
     votes = given_votes(given, names, folds)
     population = make_population(info.labels_N, info.num_classes)
     if resolved.scores.of_votes and votes.each < 2:
