@@ -40,6 +40,7 @@ SCORES = ("entropy", "margin", "el2n", "loss")
 def results(args: argparse.Namespace, fields: dict[str, Any], name: str) -> list[ur.PruneResult]:
     """The runs of a variant, one a seed; those that are finished are read."""
     source = {"use": "parquet", "path": str(args.source), "limit": args.limit}
+    source |= {"size": args.size} if args.size else {}
     folder = "".join(letter if letter.isalnum() else "-" for letter in name)
     shared = {"keep": 0.5, "model": args.model, "recipe": {"use": "quick", "epochs": args.epochs}, "executor": "local"}
     return [
@@ -74,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True, help="Parquet file of the training images")
     parser.add_argument("--limit", type=int, default=10_000, help="how many of the first images")
+    parser.add_argument("--size", type=int, default=0, help="side of the images in pixels; 0 leaves them as they are")
     parser.add_argument("--model", default="small_cnn")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
