@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +20,7 @@ from tests.s3 import s3_server
 from unseen_ray.data.images import pixel_files
 from unseen_ray.data.images.loading import load_pixel_store
 from unseen_ray.data.images.pixel_files import FilePixelStore, PixelFiles, write_file
+from unseen_ray.data.images.pixel_store import LazyPixelStore, MemoryPixelStore
 from unseen_ray.data.images.prefetch import fetched_ahead
 from unseen_ray.data.sources.registry import Source, open_source, source_ref
 from unseen_ray.errors import BadSampleError, StorageError
@@ -192,9 +195,10 @@ def test_batches_are_fetched_ahead_within_bounds() -> None:
     class Watched:
         size_px = 2
 
-        def images(self, ids_B: np.ndarray) -> np.ndarray:
+        def images(self, ids_B: np.ndarray, out: np.ndarray) -> np.ndarray:
             fetched.append(int(ids_B[0]))
-            return np.full((len(ids_B), 2, 2, 3), ids_B[0], np.uint8)
+            out[:] = ids_B[0]
+            return out
 
     batches = [np.array([number] * 4) for number in range(100)]
     stream = fetched_ahead(Watched(), batches)
@@ -204,6 +208,43 @@ def test_batches_are_fetched_ahead_within_bounds() -> None:
     assert [int(images[0, 0, 0, 0]) for images in stream] == list(range(1, 100))
     assert sorted(fetched) == list(range(100))
     assert list(fetched_ahead(Watched(), [])) == []
+
+
+def test_fetched_images_use_the_memory_of_those_before_the_last(kept: tuple[Counting, PixelFiles]) -> None:
+    source, files = kept
+    expected = load_pixel_store(source, SIZE)[0].images(np.arange(COUNT))
+    rng, used = np.random.default_rng(0), set()
+    batches = [rng.permutation(COUNT)[:size] for size in [20] * 30 + [7]]
+    for store in (FilePixelStore(files), MemoryPixelStore(expected), LazyPixelStore(source, SIZE)):
+        for ids, images in zip(batches, fetched_ahead(store, batches), strict=True):
+            assert np.array_equal(images, expected[ids])
+            used.add((type(store), images.__array_interface__["data"][0]))
+    assert len(used) == 3 * 9
+
+
+def test_many_threads_read_where_each_read_takes_long(
+    kept: tuple[Counting, PixelFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, reading, most, counted = os.preadv, 0, 0, threading.Lock()
+
+    def slow(*given: Any) -> int:
+        nonlocal reading, most
+        with counted:
+            reading += 1
+            most = max(most, reading)
+        time.sleep(0.005)
+        with counted:
+            reading -= 1
+        return read(*given)
+
+    monkeypatch.setattr(os, "preadv", slow)
+    store, ids = FilePixelStore(kept[1]), np.random.default_rng(0).permutation(COUNT)
+    store.images(ids)
+    assert 8 <= most <= pixel_files._MOST_THREADS
+    most = 0
+    store._latencies.extend([0.00005] * pixel_files._REMEMBERED)  # as of a local disk
+    store.images(ids)
+    assert most == 1
 
 
 def test_an_error_while_fetching_reaches_whoever_reads(tmp_path: Path) -> None:

@@ -98,9 +98,9 @@ class Noting:
         self._pixel_store, self._asked = pixel_store, asked
         self.size_px = pixel_store.size_px
 
-    def images(self, ids_B: Any) -> Any:
+    def images(self, ids_B: Any, out: Any = None) -> Any:
         self._asked += ids_B.tolist()
-        return self._pixel_store.images(ids_B)
+        return self._pixel_store.images(ids_B, out)
 
 
 def heads(out: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from unseen_ray.runs.manifest import read_manifest, write_manifest
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.host import cpu_precision, is_gpu_fault
-from unseen_ray.training.loop.batches import hold_pixels
+from unseen_ray.training.loop import batches
+from unseen_ray.training.loop.batches import Pixels, hold_pixels
 
 FAULT = "CUDA error: an illegal memory access was encountered"
 
@@ -172,6 +174,49 @@ def test_pixels_take_half_of_what_a_process_may_use_of_a_gpu(
         held = hold_pixels(store, GPU, gpu_share=share).all_NHWC
     assert (held is not None) == fits
     assert ("batches are copied to the GPU" in caplog.text) != fits
+
+
+def test_batches_are_copied_beside_the_computing_and_their_memory_is_left_alone_until_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The calls that CUDA gets, noted: there is no GPU that could show a batch overwritten while it is copied."""
+    noted: list[str] = []
+
+    class Stream:
+        def __init__(self, name: object = "aside") -> None:
+            self.name = name
+
+        def synchronize(self) -> None:
+            noted.append("copied")
+
+        def wait_stream(self, other: Stream) -> None:
+            noted.append(f"computing waits for {other.name}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("computing"))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: noted.append(f"used by {stream.name}"))
+    monkeypatch.setattr(batches, "_page_locked", lambda shape: np.empty(shape, np.uint8))
+    pixels = Pixels(in_files(tmp_path, 100), GPU, None)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for stack, places in pixels.stacks(np.arange(60), [slice(0, 40), slice(40, 60)]):
+            assert (stack.device, len(stack)) == (places.device, len(places)) == (GPU, len(places))
+            noted.append("trained on")
+    assert noted == ["computing waits for aside", "used by computing", "trained on", "copied"] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_real_gpu_gets_every_batch_whole_however_long_it_computes(tmp_path: Path) -> None:
+    store, busy = in_files(tmp_path, 1500), torch.rand(4096, 4096, device=GPU)
+    ids = np.random.default_rng(0).permutation(1500)
+    parts = [slice(start, start + 50) for start in range(0, 1500, 50)]
+    sums = []
+    for stack, places in Pixels(store, GPU, None).stacks(ids, parts):
+        for _ in range(20):
+            busy = busy @ busy / 4096
+        sums.append(stack.index_select(0, places).long().sum())
+    assert [int(each) for each in sums] == [int(store.images(ids[part]).sum(dtype=np.int64)) for part in parts]
 
 
 @pytest.mark.gpu

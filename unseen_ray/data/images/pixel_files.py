@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
+import resource
+import statistics
 import threading
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -31,7 +36,11 @@ __all__ = ["FilePixelStore", "PixelFiles", "write_file"]
 
 _FILE_BYTES = 64 << 20
 _LEAST_FILES = 8  # so that several workers can decode a small source
-_OPEN_FILES = 256
+# A batch at random reads from most files of a large source: they stay open as far as the process may open files.
+_OPEN_FILES = max(256, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+_WANTED_PER_S = 10_000  # images: more than a GPU trains on
+_MOST_THREADS = 64
+_REMEMBERED = 16  # reads whose time is kept, one a batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +141,10 @@ class FilePixelStore:
     files: PixelFiles
     _opened: OrderedDict[int, _Opened] = field(init=False, default_factory=OrderedDict)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
+    _latencies: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=_REMEMBERED))
+    _pool: ThreadPoolExecutor = field(
+        init=False, default_factory=lambda: ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="read")
+    )
 
     def __len__(self) -> int:
         return self.files.num_samples
@@ -141,18 +154,38 @@ class FilePixelStore:
         """Height and width."""
         return self.files.size_px
 
-    def images(self, ids_B: IdArray) -> NDArray[np.uint8]:
-        """(B, H, W, 3) uint8 in the order of the ids; StorageError if a file is missing or was changed."""
-        order = np.argsort(ids_B, kind="stable")  # neighbours in a file become one read
+    def images(self, ids_B: IdArray, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """(B, H, W, 3) uint8 in the order of the ids; StorageError if a file is missing or was changed.
+
+        So many threads read at once that the latency of the storage alone would let `_WANTED_PER_S` images a second through.
+        """
+        order = np.argsort(
+            ids_B, kind="stable"
+        )  # neighbours in a file become one read, if they are neighbours in the batch
         ids = ids_B[order]
-        pixels = np.empty((len(ids), self.size_px, self.size_px, 3), np.uint8)
-        for first, last in _runs(ids, self.files.rows_each):
-            self._read(int(ids[first]), pixels[first:last])
-        if np.array_equal(ids, ids_B):
-            return pixels
-        given = np.empty_like(pixels)
-        given[order] = pixels
-        return given
+        pixels = np.empty((len(ids), self.size_px, self.size_px, 3), np.uint8) if out is None else out
+        runs = _runs(ids, order, self.files.rows_each)
+        reads = [(int(ids[first]), pixels[order[first] : order[first] + last - first]) for first, last in runs]
+        for one in reads[:1]:
+            began = time.perf_counter()
+            self._read(*one)
+            self._latencies.append(time.perf_counter() - began)
+        self._read_at_once(reads[1:], len(ids))
+        return pixels
+
+    def _read_at_once(self, reads: list[tuple[int, NDArray[np.uint8]]], images: int) -> None:
+        def read_each(some: list[tuple[int, NDArray[np.uint8]]]) -> None:
+            for one in some:
+                self._read(*one)
+
+        seconds = len(reads) * statistics.median(self._latencies or [0])
+        threads = min(math.ceil(seconds * _WANTED_PER_S / max(images, 1)), _MOST_THREADS)
+        if threads <= 1:
+            read_each(reads)
+            return
+        each = -(-len(reads) // threads)
+        for _ in self._pool.map(read_each, [reads[start : start + each] for start in range(0, len(reads), each)]):
+            pass
 
     def _read(self, first: int, into: NDArray[np.uint8]) -> None:
         place, row = divmod(first, self.files.rows_each)
@@ -241,9 +274,10 @@ class _Opened:
             os.close(self._descriptor)
 
 
-def _runs(ids: IdArray, rows_each: int) -> Iterator[tuple[int, int]]:
-    """Ranges [first, last) of sorted ids that are consecutive rows of one file."""
-    breaks = np.flatnonzero((np.diff(ids) != 1) | (ids[1:] // rows_each != ids[:-1] // rows_each)) + 1
+def _runs(ids: IdArray, order: IdArray, rows_each: int) -> Iterator[tuple[int, int]]:
+    """Ranges [first, last) of sorted ids that are consecutive rows of one file, and consecutive in the batch: `order` sorted them."""
+    apart = (np.diff(ids) != 1) | (np.diff(order) != 1) | (ids[1:] // rows_each != ids[:-1] // rows_each)
+    breaks = np.flatnonzero(apart) + 1
     ends = [0, *breaks.tolist(), len(ids)]
     yield from ((first, last) for first, last in itertools.pairwise(ends) if last > first)
 

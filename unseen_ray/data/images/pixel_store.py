@@ -43,8 +43,8 @@ class PixelStore(Protocol):
         """Height and width."""
         ...
 
-    def images(self, ids_B: IdArray) -> NDArray[np.uint8]:
-        """(B, H, W, 3) uint8 in the order of the ids."""
+    def images(self, ids_B: IdArray, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """(B, H, W, 3) uint8 in the order of the ids, in `out` if it is given."""
         ...
 
 
@@ -71,9 +71,11 @@ class MemoryPixelStore:
         """Height and width."""
         return int(self.pixels_NHWC.shape[1])
 
-    def images(self, ids_B: IdArray) -> NDArray[np.uint8]:
+    def images(self, ids_B: IdArray, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """A copy of these images."""
-        return self.pixels_NHWC[ids_B]
+        if out is None:
+            return self.pixels_NHWC[ids_B]
+        return self.pixels_NHWC.take(ids_B, axis=0, out=out, mode="clip")  # another mode would copy twice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,14 +85,14 @@ class LazyPixelStore:
     source: Source
     size_px: int
 
-    def images(self, ids_B: IdArray) -> NDArray[np.uint8]:
+    def images(self, ids_B: IdArray, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """Decode these images; BadSampleError if one cannot be decoded."""
         # sources read ascending ids fastest: a row group once, not once per image
         order = np.argsort(ids_B, kind="stable")
         pixels, bad = decode_range(self.source, ids_B[order], self.size_px)
         if bad:
             raise bad_sample_error(bad)
-        unsorted = np.empty_like(pixels)
+        unsorted = np.empty_like(pixels) if out is None else out
         unsorted[order] = pixels
         return unsorted
 

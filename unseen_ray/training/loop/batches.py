@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unseen_ray.data.images.pixel_files import FilePixelStore
@@ -68,15 +69,36 @@ class Pixels:
         return None if self.all_NHWC is None else torch.from_numpy(ids_M).to(self.device)
 
     def stacks(self, ids_M: IdArray, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each part of the ids: a (S, H, W, 3) stack of images, and the places of the part's images in it."""
+        """For each part of the ids: a (S, H, W, 3) stack of images, valid until the next one, and the places of the part's images in it."""
         places_M = self.places(ids_M)
         if self.all_NHWC is not None and places_M is not None:
             for part in parts:
                 yield self.all_NHWC, places_M[part]
             return
-        for images in fetched_ahead(self.pixel_store, [ids_M[part] for part in parts]):
-            stack = torch.from_numpy(images).to(self.device, non_blocking=True)
-            yield stack, torch.arange(len(images), device=self.device)
+        batches = [ids_M[part] for part in parts]
+        if self.device.type == "cpu":
+            for images in fetched_ahead(self.pixel_store, batches):
+                yield torch.from_numpy(images), torch.arange(len(images))
+            return
+        aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        for images in fetched_ahead(self.pixel_store, batches, _page_locked):
+            yield _copied(images, self.device, aside), torch.arange(len(images), device=self.device)
+            aside.synchronize()  # the next images come into the same memory
+
+
+def _page_locked(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Memory that a GPU copies from while the host goes on."""
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+def _copied(images: NDArray[np.uint8], device: torch.device, aside: torch.cuda.Stream) -> Tensor:
+    """Images on a GPU, copied by a stream of their own while it still computes; what comes next on the current one waits for them."""
+    with torch.cuda.stream(aside):
+        copy = torch.from_numpy(images).to(device, non_blocking=True)
+    current = torch.cuda.current_stream(device)
+    current.wait_stream(aside)
+    copy.record_stream(current)
+    return copy
 
 
 def hold_pixels(pixel_store: PixelStore, device: torch.device, *, gpu_share: float = 1.0) -> Pixels:
