@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.data.images.pixel_store import MemoryPixelStore
 from unseen_ray.training.loop.augment import Draws, draw, resize_crops
-from unseen_ray.training.loop.batches import BatchLoader, Normalisation, Pixels, WorkerShare, hold_pixels
+from unseen_ray.training.loop.batches import BatchLoader, Normalisation, Pixels, WorkerShare, hold_pixels, measure
 
 CPU = torch.device("cpu")
 RAW = Normalisation(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -102,6 +102,19 @@ def test_gpus_resize_crops_in_tf32_and_nothing_else(monkeypatch: pytest.MonkeyPa
     before = matmul.fp32_precision
     resize_crops(torch.from_numpy(images(24, 16)), draws, 12)
     assert (before, used[0], matmul.fp32_precision) == ("none", "tf32", "none")
+
+
+@pytest.mark.parametrize("count", [1, 1100, 10_001])
+def test_channel_statistics_are_exact(count: int) -> None:
+    stack = np.random.default_rng(0).integers(0, 256, (count, 3, 3, 3)).astype(np.uint8)
+    stack[..., 1] = 255  # the largest sums
+    norm = measure(MemoryPixelStore(stack), np.arange(count))
+    used = stack[np.linspace(0, count - 1, min(count, 10_000)).astype(np.int64)].reshape(-1, 3).astype(object)
+    for channel in range(3):
+        values = used[:, channel]
+        mean, of_squares = sum(values) / len(values), sum(values**2) / len(values)
+        assert norm.mean[channel] == mean
+        assert norm.std[channel] == np.sqrt(max(of_squares - mean**2, 1.0))
 
 
 def test_boxes_keep_to_the_image_and_to_their_law() -> None:

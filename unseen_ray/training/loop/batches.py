@@ -151,14 +151,16 @@ def measure(pixel_store: PixelStore, train_ids: IdArray) -> Normalisation:
     ids = train_ids
     if len(ids) > _MEASURED:
         ids = ids[np.linspace(0, len(ids) - 1, _MEASURED).astype(np.int64)]
-    histogram = np.zeros((3, 256), np.int64)
-    for start, stop in chunks_of(len(ids)):
-        images = pixel_store.images(ids[start:stop])
-        for channel in range(3):
-            histogram[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
-    levels = np.arange(256)
-    mean = (histogram @ levels) / histogram.sum(axis=1)
-    variance = (histogram @ np.square(levels)) / histogram.sum(axis=1) - np.square(mean)
+    total_3, squares_3 = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    for images in fetched_ahead(pixel_store, [ids[start:stop] for start, stop in chunks_of(len(ids))]):
+        flat = images.reshape(len(images), -1)
+        # the squares of a byte fit in 16 bits, the sums over a chunk in 32
+        total_3 += flat.sum(axis=0, dtype=np.uint32).reshape(-1, 3).sum(axis=0, dtype=np.int64)
+        squares = np.square(flat, dtype=np.uint16).sum(axis=0, dtype=np.uint32)
+        squares_3 += squares.reshape(-1, 3).sum(axis=0, dtype=np.int64)
+    count = len(ids) * pixel_store.size_px**2
+    mean = total_3 / count
+    variance = squares_3 / count - np.square(mean)
     std = np.sqrt(np.maximum(variance, 1.0))
     return Normalisation(mean=tuple(map(float, mean)), std=tuple(map(float, std)))  # type: ignore[arg-type]
 
