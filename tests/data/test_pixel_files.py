@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes, write_parquet
 from tests.s3 import s3_server
-from unseen_ray.data.images import pixel_files
+from unseen_ray.data.images import loading, pixel_files
 from unseen_ray.data.images.loading import load_pixel_store
 from unseen_ray.data.images.pixel_files import FilePixelStore, PixelFiles, write_file
 from unseen_ray.data.images.pixel_store import LazyPixelStore, MemoryPixelStore
@@ -269,6 +270,40 @@ def test_a_run_beyond_memory_keeps_what_one_in_memory_keeps(tmp_path: Path) -> N
         ur.PruneConfig(source=source, out=tmp_path / "lazy", pixel_memory_gb=0, pixel_folder="none", **FIELDS)
     )
     assert lazy.coreset.ids.tolist() == inside.coreset.ids.tolist()
+
+
+READS: Counter[tuple[str, int]] = Counter()
+
+
+class Noted:
+    """A user's source of striped images in two classes, whose reads are counted."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self._name, self.labels, self.keys = name, np.arange(count) % 2, [f"{name}{row}" for row in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        READS[self._name, row] += 1
+        return class_pixels(self.labels[row : row + 1], SIZE)[0]
+
+
+def test_a_test_set_beyond_memory_is_decoded_once_for_all_trainings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "fits_in_memory", lambda *sizes: False)  # as of one larger than any limit
+    source, test = (
+        {"use": "tests.data.test_pixel_files:Noted", "name": name, "count": count}
+        for name, count in (("train", 60), ("test", 40))
+    )
+    config = ur.PruneConfig(source=source, **FIELDS, folds=2, pixel_memory_gb=0, out=str(tmp_path))
+    result = ur.prune(config)
+    READS.clear()
+    assert ur.evaluate(result, test=test, seeds=3, against=["random"]).test_samples == 40
+    # some are also read to tell one source from another
+    assert sorted(READS["test", row] for row in range(40))[20] == 1
+    assert not (tmp_path / "pixels").exists()
 
 
 def test_too_small_a_disk_is_told_of_and_images_are_decoded_at_every_read(

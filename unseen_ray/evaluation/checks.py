@@ -46,6 +46,7 @@ class MeasuredSet(NamedTuple):
     samples: int
     fingerprint: str
     sample: str = ""  # of the stored bytes, see `SourceInfo`
+    source: SourceInfo | None = None  # None for a holdout
 
 
 def check_evaluable(
@@ -135,7 +136,7 @@ def test_set_of(job: Job, population: Population, info: SourceInfo) -> MeasuredS
         name = asked if isinstance(asked, str) else test.name
         if test.fingerprint == info.fingerprint:
             name += " (the very data that is pruned)"
-        return MeasuredSet(name, len(test), test.fingerprint, test.sample)
+        return MeasuredSet(name, len(test), test.fingerprint, test.sample, test)
     if not len(population.holdout_ids):
         raise ConfigError(
             f"there is nothing to measure on: source {info.name} has no test split of its own. Give --test SOURCE with the same "

@@ -16,6 +16,7 @@ from unseen_ray.evaluation.arms import ArmSubsets, class_samples_of, eval_tasks
 from unseen_ray.evaluation.checks import PRECISE_AGAINST, MeasuredSet, test_set_of
 from unseen_ray.evaluation.precision import next_seeds
 from unseen_ray.evaluation.table import Arm, AskedBudget, Budget, Evaluation, arm_of, break_even_of, differences_of
+from unseen_ray.execution.pixel_cache import plan_files
 from unseen_ray.plugins import jsonable
 from unseen_ray.pruning.trials.measured import MeasuredTrainings
 from unseen_ray.runs.evaluation_file import store_results, stored_tables, with_table
@@ -165,6 +166,8 @@ def _prepared(
         job = replace(job, test=None)
     population = job.population(info.labels_N)
     test = test_set_of(job, population, info)
+    if test.source is not None:
+        job = replace(job, test_pixels=plan_files(job, test.source))
     budgeted, budgets = _budgeted(resolved, budget, len(population))
     prepared = executor.prepare(job.prepared(budgeted, skipped_ids), source)
     work = _Trainings(

@@ -49,7 +49,7 @@ class LocalExecutor:
             job.size_px,
             on_bad_sample=job.config.on_bad_sample,
             memory_gb=job.config.pixel_memory_gb,
-            files=plan_files(job, len(source.info)),
+            files=plan_files(job, source.info),
         )
         resolved = job.resolved.with_hardware(
             precision=resolve_precision(job.config.recipe.precision, device),

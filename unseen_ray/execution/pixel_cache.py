@@ -1,4 +1,4 @@
-"""Where a run keeps its decoded pixels, if memory does not hold them."""
+"""Where a run keeps decoded pixels, if memory does not hold them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 
 from unseen_ray.data.images.memory import fits_in_memory
 from unseen_ray.data.images.pixel_files import PixelFiles
+from unseen_ray.data.sources.info import SourceInfo
 from unseen_ray.runs.layout import PIXELS, pixel_folder
 from unseen_ray.runs.tasks import Job
 from unseen_ray.storage.filesystem import Folder, absolute_path, is_uri
@@ -19,9 +20,10 @@ logger = logging.getLogger(__name__)
 _SPARE = 1 << 30  # bytes of a disk that are left free
 
 
-def plan_files(job: Job, num_samples: int) -> PixelFiles | None:
-    """The files for the decoded pixels of a run; None where memory holds them, or they are not to be kept or cannot be."""
-    config, size_px = job.config, job.size_px
+def plan_files(job: Job, info: SourceInfo) -> PixelFiles | None:
+    """The files for the decoded pixels of a run's source, or of its test source; None where memory holds them, or they are not to be
+    kept or cannot be."""
+    config, size_px, num_samples = job.config, job.size_px, len(info)
     asked = config.pixel_folder
     if fits_in_memory(num_samples, size_px, config.pixel_memory_gb) or asked == "none":
         return None
@@ -37,7 +39,7 @@ def plan_files(job: Job, num_samples: int) -> PixelFiles | None:
         return None
     # The pixels in a run's folder are those that it began with; a folder of its own may meet a source that has changed since.
     root, content = (
-        (job.folder.within(PIXELS), job.fingerprint) if asked is None else (Folder(absolute_path(asked)), job.content)
+        (job.folder.within(PIXELS), info.fingerprint) if asked is None else (Folder(absolute_path(asked)), info.content)
     )
     files = PixelFiles(
         folder=root.path(pixel_folder(content, size_px)), num_samples=num_samples, size_px=size_px, fence=root.fence

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from unseen_ray.config.recipe import Recipe
     from unseen_ray.config.resolved import ResolvedRun
     from unseen_ray.config.run import PruneConfig
+    from unseen_ray.data.images.pixel_files import PixelFiles
 
 __all__ = ["EvalResult", "Job", "Progress", "make_job"]
 
@@ -38,7 +39,7 @@ class Job:
         source: how to open the data.
         test: how to open what `evaluate` measures on, if it is not the holdout.
         fingerprint: the source's.
-        content: digest of all that is known of the source's content, for what outlives the run.
+        test_pixels: the files for the decoded pixels of `test`; None where memory holds them, or they are decoded at every read.
         num_classes: C.
         class_names: C names, or none.
         size_px: height and width of the images.
@@ -53,7 +54,7 @@ class Job:
     source: SourceRef
     test: SourceRef | None
     fingerprint: str
-    content: str = ""
+    test_pixels: PixelFiles | None = None
     num_classes: int
     size_px: int
     class_names: tuple[str, ...] = ()
@@ -178,7 +179,6 @@ def make_job(
         source=ref.absolute(),
         test=test and test.absolute(),
         fingerprint=info.fingerprint,
-        content=fingerprint_of(info.fingerprint, info.sample, info.times),
         num_classes=info.num_classes,
         class_names=info.class_names,
         size_px=info.size_px,

@@ -274,7 +274,8 @@ def _open_test(runner: TaskRunner) -> TestSet:
     if job.test is None:
         return _rows_of_source(runner, runner.population.holdout_ids)
     source = open_source(job.test)
-    pixel_store, _ = load_pixel_store(source, job.size_px)
+    memory_gb = job.config.pixel_memory_gb
+    pixel_store, _ = load_pixel_store(source, job.size_px, memory_gb=memory_gb, files=job.test_pixels)
     labels_M = labels_as_in(source.info, job.class_names, job.num_classes)
     return TestSet(pixel_store, np.arange(len(source.info), dtype=np.int64), labels_M)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.data.images.memory import PIXEL_MEMORY_GB, fits_in_memory
-from unseen_ray.data.images.pixel_files import FilePixelStore, PixelFiles, write_file
+from unseen_ray.data.images.pixel_files import FilePixelStore, PixelFiles, write_files
 from unseen_ray.data.images.pixel_store import (
     BadSample,
     LazyPixelStore,
@@ -55,12 +55,9 @@ def load_pixel_store(
     Raises:
         BadSampleError: if a sample cannot be decoded and `on_bad_sample` is `error`.
     """
-    total = len(source.info)
-    bad: list[BadSample] = []
     if files is not None:
-        for start, _ in files.ranges():
-            bad += write_file(files, source, start)
-        return FilePixelStore(files), settle_bad(bad, on_bad_sample)
+        return FilePixelStore(files), settle_bad(write_files(files, source), on_bad_sample)
+    total, bad = len(source.info), list[BadSample]()
     held = fits_in_memory(total, size_px, memory_gb)
     if not held and on_bad_sample == "error":  # to skip bad samples instead, all are decoded once to find them
         return LazyPixelStore(source, size_px), np.empty(0, np.int64)

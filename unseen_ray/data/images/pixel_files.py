@@ -32,7 +32,7 @@ from unseen_ray.storage.plain_text import reason_of
 from unseen_ray.storage.retry import retried
 from unseen_ray.storage.tables import sha256_of_file
 
-__all__ = ["FilePixelStore", "PixelFiles", "write_file"]
+__all__ = ["FilePixelStore", "PixelFiles", "write_file", "write_files"]
 
 _FILE_BYTES = 64 << 20
 _LEAST_FILES = 8  # so that several workers can decode a small source
@@ -128,6 +128,16 @@ def write_file(files: PixelFiles, source: Source, start: int) -> list[BadSample]
     head = {"rows": [start, stop], "sha256": digest, "bad": [asdict(sample) for sample in bad]}
     folder.write(_head(place), json.dumps(head).encode())  # last: a pixel file without it does not count
     return bad
+
+
+def write_files(files: PixelFiles, source: Source) -> list[BadSample]:
+    """Write what is missing of the files; the samples that cannot be decoded, by id. See `write_file`."""
+    ranges = files.ranges()
+    first = os.getpid() % len(
+        ranges
+    )  # other processes may write the same files: each starts elsewhere, and finds theirs
+    bad = [sample for start, _ in ranges[first:] + ranges[:first] for sample in write_file(files, source, start)]
+    return sorted(bad, key=lambda sample: sample.id)
 
 
 @dataclass(slots=True, eq=False)

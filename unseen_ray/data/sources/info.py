@@ -77,6 +77,11 @@ class SourceInfo:
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    @property
+    def content(self) -> str:
+        """Digest of all that is known of the source's content, for what outlives a run."""
+        return fingerprint_of(self.fingerprint, self.sample, self.times)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:

@@ -211,7 +211,7 @@ class RayExecutor:
     def _load(self, job: Job, source: Source, pool: FoldPool) -> tuple[Held, IdArray]:
         """The pixels, in memory or in files, and the bad ids; decoded once, by the driver if they are few, else by the cluster."""
         config, total = job.config, len(source.info)
-        files, held = plan_files(job, total), fits_in_memory(total, job.size_px, config.pixel_memory_gb)
+        files, held = plan_files(job, source.info), fits_in_memory(total, job.size_px, config.pixel_memory_gb)
         as_read = files is None and not held and config.on_bad_sample == "error"
         if total <= _DECODED_BY_DRIVER or as_read:
             pixel_store, skipped = load_pixel_store(
