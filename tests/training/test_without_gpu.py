@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import unseen_ray as ur
 from tests.test_merge import job_of
+from unseen_ray.config.recipe import Recipe
 from unseen_ray.core.samples.id_sets import ArrayIds
 from unseen_ray.core.tasks import EvalTask, ScoreTask
 from unseen_ray.data.images.pixel_files import FilePixelStore, PixelFiles, write_file
@@ -24,7 +27,7 @@ from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.host import cpu_precision, is_gpu_fault
 from unseen_ray.training.loop import batches
-from unseen_ray.training.loop.batches import Pixels, hold_pixels
+from unseen_ray.training.loop.batches import BatchLoader, Normalisation, Pixels, WorkerShare, hold_pixels
 
 FAULT = "CUDA error: an illegal memory access was encountered"
 
@@ -203,6 +206,32 @@ def test_batches_are_copied_beside_the_computing_and_their_memory_is_left_alone_
             assert (stack.device, len(stack)) == (places.device, len(places)) == (GPU, len(places))
             noted.append("trained on")
     assert noted == ["computing waits for aside", "used by computing", "trained on", "copied"] * 2
+
+
+class Steps(TorchDispatchMode):
+    """Counts the operations that would each start a kernel on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not operation.is_view and operation._schema.name != "aten::_unsafe_view":
+            self.names.append(operation._schema.name)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_a_batch_takes_few_kernels() -> None:
+    """A small model's step is about sixty: its GPU waits for the host to start them, not for its numbers."""
+    stack, ids = np.random.default_rng(0).integers(0, 256, (256, 32, 32, 3), np.uint8), np.arange(256)
+    held = hold_pixels(MemoryPixelStore(stack), torch.device("cpu"))
+    loader = BatchLoader(held, Normalisation((100.0, 110.0, 120.0), (50.0, 60.0, 70.0)))
+    rng = np.random.default_rng(1)
+    stream = loader.epoch(ids, ids, Recipe(augment="crop_flip"), shape=(4, 64), rng=rng, shard=WorkerShare())
+    next(stream)
+    with Steps() as steps:
+        next(stream)
+    assert len(steps.names) <= 11, steps.names
 
 
 @pytest.mark.gpu
