@@ -15,6 +15,7 @@ from ray import PlacementGroupID
 from ray.util.placement_group import PlacementGroup
 
 import unseen_ray as ur
+from unseen_ray.execution.ray.data_parallel import _classify
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import Progress
 
@@ -77,6 +78,18 @@ def test_a_fit_goes_on_from_its_checkpoint_when_a_worker_is_killed(tmp_path: Pat
     killer.check_went_on(200)
     assert len(set(killer.epochs)) < len(killer.epochs), "no epoch was given twice: the kill came too late"
     assert result.manifest.stages[1]["tasks"][0]["accuracy"] > 0.98
+
+
+def test_a_gpu_that_fails_is_a_lost_worker_and_an_assertion_on_it_is_not() -> None:
+    def kind(**failures: str) -> str:
+        error = RuntimeError("training failed")
+        error.worker_failures = {rank: RuntimeError(text) for rank, text in failures.items()}  # type: ignore[attr-defined]
+        return _classify(error)[0]
+
+    traceback = "Traceback (most recent call last):\n  ...\ntorch.AcceleratorError: CUDA error: "
+    fault, broken = f"{traceback}uncorrectable ECC error encountered", "DistBackendError: NCCL communicator was aborted"
+    assert kind(first=fault, second=broken) == "worker lost"
+    assert kind(first=f"{traceback}device-side assert triggered", second=broken) == "error"
 
 
 def test_a_batch_that_cannot_be_shared_and_a_cluster_too_small_are_refused(tmp_path: Path, session: None) -> None:
