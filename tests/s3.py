@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import BaseWSGIServer, make_server
 
-Fault = Callable[[str, str], "int | float | Literal['old'] | None"]
+Fault = Callable[[str, str], "int | float | Literal['old', 'lost'] | None"]
 BUCKET = "runs"
 
 
@@ -21,13 +22,16 @@ class S3Server:
 
     Attributes:
         fault: is asked (method, path) before each request: a status to answer with, seconds to wait first, `old` for the listing that
-            the same request got last, or None.
+            the same request got last, `lost` to do it and hang up without an answer, or None.
+        conditions: what is done with `If-Match` and `If-None-Match` of writes and removals.
         requests: how many came, those that failed included.
     """
 
     def __init__(self) -> None:
         self.fault: Fault | None = None
+        self.conditions: Literal["kept", "ignored", "refused"] = "kept"
         self.requests = 0
+        self._change = threading.Lock()  # moto looks and writes in two steps
         self._lists: dict[str, list[bytes]] = {}
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server: BaseWSGIServer = make_server("127.0.0.1", 0, self._answer, threaded=True)
@@ -62,6 +66,8 @@ class S3Server:
             environ["wsgi.input"].read(length)
             start_response(f"{found} Injected", [("Content-Length", "0"), ("Connection", "close")])
             return [b""]
+        if environ["REQUEST_METHOD"] in ("PUT", "DELETE"):
+            return self._changed(environ, start_response, is_lost=found == "lost")
         query = environ["QUERY_STRING"]
         if "list-type" not in query:
             return self._app(environ, start_response)
@@ -70,6 +76,22 @@ class S3Server:
         else:
             self._lists[query] = list(self._app(environ, start_response))
         return self._lists[query]
+
+    def _changed(self, environ: dict[str, Any], start_response: Any, *, is_lost: bool) -> Iterable[bytes]:
+        conditions = [name for name in ("HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH") if name in environ]
+        if conditions and self.conditions == "refused":
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response("501 Not Implemented", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>NotImplemented</Code><Message>A header is not implemented</Message></Error>"]
+        if self.conditions == "ignored":
+            for name in conditions:
+                del environ[name]
+        with self._change:
+            answer = list(self._app(environ, start_response))
+        if is_lost:
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise ConnectionResetError
+        return answer
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from unseen_ray.cli.app import entry
 from unseen_ray.storage import lock
 from unseen_ray.storage.environment import STORAGE_WAIT_S
-from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.filesystem import Folder, is_uri
 
 # Forked from a process that has imported all this, a driver begins within a moment.
 _forking = multiprocessing.get_context("forkserver")
@@ -32,7 +32,7 @@ class Moment:
     """A moment of a driver: the `times`-th one of its kind.
 
     Attributes:
-        when: before a change, after it, or between the last look at the lock and the rename that puts a file into place.
+        when: before a change, after it, or between the last look at the lock and the rename or the request that puts a file into place.
         change: a write or a removal.
         name: a regular expression for the file within the run's folder.
     """
@@ -44,11 +44,20 @@ class Moment:
 
 
 class Driver:
-    """A driver with its output in a file; it renews its lock ten times a second, and looks for one that is missing for as long."""
+    """A driver with its output in a file; it renews its lock ten times a second, and looks for one that is missing for as long.
 
-    def __init__(self, line: Sequence[str], log: Path, moment: Moment | None = None) -> None:
+    Args:
+        line: what follows `unseen-ray`.
+        log: for its output.
+        moment: where it stops itself.
+        variables: of its environment, beside those of this process.
+    """
+
+    def __init__(
+        self, line: Sequence[str], log: Path, moment: Moment | None = None, variables: Mapping[str, str] | None = None
+    ) -> None:
         self._log = log
-        self._process = _forking.Process(target=_drive, args=(line, str(log), moment))
+        self._process = _forking.Process(target=_drive, args=(line, str(log), moment, variables or {}))
         self._process.start()
 
     def ended(self) -> bool:
@@ -77,11 +86,11 @@ class Driver:
         return stat.rpartition(")")[2].split()[0] == "T"
 
 
-def _drive(line: Sequence[str], log: str, moment: Moment | None) -> None:
+def _drive(line: Sequence[str], log: str, moment: Moment | None, variables: Mapping[str, str]) -> None:
     written = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(written, 1)
     os.dup2(written, 2)
-    os.environ[STORAGE_WAIT_S] = "1"
+    os.environ.update({STORAGE_WAIT_S: "1", **variables})
     lock._BEAT_S = 0.1  # type: ignore[misc]
     if moment is not None:
         _stop_at(moment)
@@ -120,7 +129,7 @@ def _stop_at(moment: Moment) -> None:
         confirm(self)
         for name in list(checks):
             checks[name] += 1
-            if checks[name] == 2:
+            if checks[name] == (1 if is_uri(self.root) else 2):
                 pass_by(CHECKED, WRITE, self, name)
 
     Folder._put = around(WRITE, Folder._put)  # type: ignore[method-assign]

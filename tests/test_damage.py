@@ -184,11 +184,11 @@ def test_a_removal_that_broke_off_can_be_repeated_from_the_copy_alone(tmp_path: 
     (out / "manifest.json").unlink()
     delete, calls = Folder.delete, []
 
-    def dying(self: Folder, name: str) -> None:
+    def dying(self: Folder, name: str, **more: bool) -> None:
         calls.append(name)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        delete(self, name)
+        delete(self, name, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Folder, "delete", dying)

@@ -18,7 +18,7 @@ IN_FUNCTIONS = "~"  # before a library: only inside the function that needs it
 TABLE: dict[str, tuple[int, str]] = {
     "errors": (0, ""),
     "core": (1, "numpy"),
-    "storage": (1, "numpy pyarrow tenacity ~huggingface_hub"),
+    "storage": (1, "numpy pyarrow tenacity ~boto3 ~botocore ~huggingface_hub"),
     "plugins": (2, ""),
     "data": (3, "numpy pyarrow torch PIL"),
     "data/listing": (3, "numpy ~pyarrow"),

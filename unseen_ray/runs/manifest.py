@@ -129,10 +129,10 @@ class Manifest(BaseModel):
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
     """Write the manifest, then its copy; a reader sees the old one or the new one, never half of either."""
     data = to_checked_json(manifest.model_dump())
-    folder.write(MANIFEST, data, durable=True)
+    folder.write(MANIFEST, data, durable=True, conditional=True)
     # The copy guards against damage to the file; a run goes on without one, but not without the manifest.
     try:
-        folder.write(MANIFEST_COPY, data, durable=True)
+        folder.write(MANIFEST_COPY, data, durable=True, conditional=True)
     except StorageError as error:
         logger.warning("the manifest has no copy: %s", error)
 

@@ -13,13 +13,14 @@ import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from unseen_ray.errors import ConfigError, RunInUseError, StorageError
 from unseen_ray.storage.environment import storage_wait_s
 from unseen_ray.storage.fence import LOCK, Fence
 from unseen_ray.storage.npy import array_of_npy, npy_pieces
 from unseen_ray.storage.plain_text import holds_secret, reason_of, secret_problem
+from unseen_ray.storage.remote.conditional import ConditionalFile, conditional_file
 from unseen_ray.storage.remote.uris import explained, open_uri
 from unseen_ray.storage.retry import answered, answers_still, remedy, retried, retried_inline
 
@@ -44,6 +45,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_Content: TypeAlias = bytes | memoryview | Callable[[], Iterable[memoryview]]
 _LONGEST_NAME = 255  # bytes, on nearly all local file systems
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 _PIECE = 2**23  # bytes that are read or written at once
@@ -168,7 +170,15 @@ class Folder:
         """A folder in this one, behind the same fence."""
         return replace(self, root=self.path(name))
 
-    def write(self, name: str, data: bytes | memoryview, *, durable: bool = False, new: bool = False) -> str:
+    def write(
+        self,
+        name: str,
+        data: bytes | memoryview,
+        *,
+        durable: bool = False,
+        new: bool = False,
+        conditional: bool = False,
+    ) -> str:
         """Write a file atomically, create the folders above it, and return the SHA-256 of its bytes.
 
         Local files are written to a temporary name and renamed; an object store shows an object only when it is complete.
@@ -177,7 +187,9 @@ class Folder:
             name: the file.
             data: its bytes.
             durable: whether to sync it to disk, so that it survives a power failure. Files with a checksum need not.
-            new: whether to refuse to replace a file; this holds only on local file systems with hard links.
+            new: whether to refuse to replace a file; this holds only on local file systems with hard links, and where `conditional` does.
+            conditional: whether to write only while nobody else has written the file since the fence was last checked; this holds only
+                on S3, see `remote/conditional.py`.
 
         Raises:
             FileExistsError: if `new` is set and the file exists.
@@ -185,7 +197,7 @@ class Folder:
             RunInUseError: if the folder's fence does not hold.
         """
         try:
-            retried(self.path(name), lambda: self._put(name, data, durable=durable, new=new))
+            retried(self.path(name), lambda: self._put(name, data, durable=durable, new=new, conditional=conditional))
         except OSError as error:
             if new and isinstance(error, FileExistsError):
                 raise
@@ -291,13 +303,18 @@ class Folder:
         """Copy a file from another folder and return its SHA-256; see `read_whole` and `write`."""
         return self.write(name, lender.read_whole(name, digest))
 
-    def delete(self, name: str) -> None:
-        """Remove a file, if it exists."""
+    def delete(self, name: str, *, conditional: bool = False) -> None:
+        """Remove a file, if it exists; for `conditional` see `write`."""
         fs, path = filesystem_of(self.path(name))
 
         def delete() -> None:
+            file = self._conditional(fs, name) if conditional else None
+            seen = None if file is None else file.etag()
             self.confirm()
-            fs.delete_file(path)
+            if file is not None and seen is not None:
+                file.delete(seen)
+            else:
+                fs.delete_file(path)
 
         try:
             retried(self.path(name), delete)
@@ -371,21 +388,46 @@ class Folder:
             lock = Folder(self.fence.root).path(LOCK)
             self.fence.check(lambda: retried(lock, lambda: _get(lock)), storage_wait_s())
 
+    def is_decided(self, name: str, data: bytes) -> bool:
+        """Whether a file of this content, just written as `conditional`, was written on conditions that its storage checks."""
+        fs, _ = filesystem_of(self.path(name))
+
+        def ask() -> bool:
+            file = self._conditional(fs, name)
+            return file is not None and file.refuses(data)
+
+        try:
+            return retried(self.path(name), ask)
+        except OSError:  # nothing is known of it
+            return False
+
+    def _conditional(self, fs: FileSystem, name: str) -> ConditionalFile | None:
+        return conditional_file(self.path(name), str(getattr(fs, "region", "")))
+
     def _put(
         self,
         name: str,
-        data: bytes | memoryview | Callable[[], Iterable[memoryview]],
+        data: _Content,
         *,
         durable: bool = False,
         new: bool = False,
+        conditional: bool = False,
     ) -> None:
         fs, path = filesystem_of(self.path(name))
+        file = self._conditional(fs, name) if conditional else None
+        # Before the fence is checked: what another driver writes after that has another tag.
+        seen = None if file is None or new else file.etag()
         self.confirm()  # before folders are created as well: the run's own may have been removed
-        if fs.type_name != "local":
+        if file is not None and not callable(data):
+            file.put(data, seen, new=new)
+        elif fs.type_name != "local":
             with fs.open_output_stream(path) as stream:
                 for piece in data() if callable(data) else [data]:
                     stream.write(piece)
-            return
+        else:
+            self._rename_into_place(fs, path, data, durable=durable, new=new)
+
+    def _rename_into_place(self, fs: FileSystem, path: str, data: _Content, *, durable: bool, new: bool) -> None:
         mark = f".{uuid.uuid4().hex[:8]}.tmp"
         above, own = os.path.split(path)
         aside = f"{path}{mark}" if len(os.fsencode(own)) + len(mark) <= _LONGEST_NAME else f"{above}/{mark}"

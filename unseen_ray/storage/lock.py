@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 
 from unseen_ray.errors import RunInUseError, StorageError, UnseenError
 from unseen_ray.storage.environment import ray_job_id
-from unseen_ray.storage.fence import LOCK, Fence
+from unseen_ray.storage.fence import LOCK, Fence, token_of
 from unseen_ray.storage.filesystem import Folder, absolute_path, filesystem_of, is_uri, remedy_to_write, sha256_of
 from unseen_ray.storage.plain_text import reason_of
 from unseen_ray.storage.retry import answered
@@ -153,7 +153,7 @@ class RunLock:
             raise StorageError(f"{self.folder.path(LOCK)} is missing.")
         if found.token != self._holder.token and not found.is_unknown():
             return f"{found} has taken over"
-        _write(self.folder, replace(self._holder, beat=time.time()))
+        self.folder.write(LOCK, _bytes_of(replace(self._holder, beat=time.time())), conditional=True)
         self._confirmed = time.monotonic()
         return ""
 
@@ -165,7 +165,7 @@ class RunLock:
         with contextlib.suppress(StorageError, RunInUseError):
             found = _read(self.folder)
             if found is not None and found.token == self._holder.token:
-                self.folder.delete(LOCK)
+                self.folder.delete(LOCK, conditional=True)
 
     def _beat(self) -> None:
         while not self._over.wait(_BEAT_S) and not self._lost:
@@ -209,21 +209,34 @@ def _take(folder: Folder) -> Holder:
         started=_started(os.getpid()),
         beat=time.time(),
     )
-    found = _read(folder)
-    if found is not None:
+    data = folder.read(LOCK)
+    if data is None:
+        is_decided = _create(folder, mine)
+    else:
+        found = _holder_in(data)
         _refuse_if_alive(folder, found)
         logger.warning("%s was held by %s, silent for %.0f s; taking over", folder.root, found, found.age_s())
-    elif _create(folder, mine):
-        _remove_unfinished(folder)
-        return mine
-    # Storage without an atomic create: of drivers that write at once, the last one wins, and all find that out by waiting.
-    _write(folder, mine)
-    time.sleep(_SETTLE_S)
-    found = _read(folder)
-    if found is None or found.token != mine.token:
-        raise _in_use(folder, found)
+        # Of several drivers that take over, the others are to find that the file does not name the silent one any more.
+        is_decided = _replace(replace(folder, fence=Fence(absolute_path(folder.root), token_of(data) or "")), mine)
+    if not is_decided:
+        # Of drivers that write at once, the last one wins, and all find that out by waiting.
+        time.sleep(_SETTLE_S)
+        found_again = _read(folder)
+        if found_again is None or found_again.token != mine.token:
+            raise _in_use(folder, found_again)
     _remove_unfinished(folder)
     return mine
+
+
+def _replace(folder: Folder, holder: Holder, *, new: bool = False) -> bool:
+    """Write the file; whether storage itself lets one of several drivers do so."""
+    try:
+        folder.write(LOCK, _bytes_of(holder), new=new, conditional=True)
+    except (FileExistsError, RunInUseError):
+        found = _read(folder)
+        if found is None or found.token != holder.token:  # else an earlier attempt arrived, and its answer did not
+            raise _in_use(folder, found) from None
+    return folder.is_decided(LOCK, _bytes_of(holder))
 
 
 def _remove_unfinished(folder: Folder) -> None:
@@ -260,10 +273,10 @@ def _in_use(folder: Folder, found: Holder | None) -> RunInUseError:
 
 
 def _create(folder: Folder, holder: Holder) -> bool:
-    """Create the file atomically if there is none; False where the storage is not a local file system, which can do this."""
+    """Create the file if there is none; whether storage itself lets one of several drivers do so."""
     fs, path = filesystem_of(folder.path(LOCK))
     if fs.type_name != "local":
-        return False
+        return _replace(folder, holder, new=True)
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         # A hard link appears with its whole content; opening the file with O_EXCL would show an empty one to others.
@@ -284,15 +297,17 @@ def _create(folder: Folder, holder: Holder) -> bool:
 
 
 def _read(folder: Folder) -> Holder | None:
-    """The driver that holds a run; for a damaged file, as a crash may leave it, an unknown one that has been silent."""
     data = folder.read(LOCK)
+    return None if data is None else _holder_in(data)
+
+
+def _holder_in(data: bytes) -> Holder:
+    """The driver that a lock names; for a damaged file, as a crash may leave it, an unknown one that has been silent."""
     try:
-        return None if data is None else _checked(Holder(**json.loads(data)))
+        return _checked(Holder(**json.loads(data)))
     except (ValueError, TypeError, OverflowError, RecursionError):
         # A token made of the content tells a driver that repairs the file from a file that stays as it is.
-        return Holder(
-            token=sha256_of(data or b""), host="an unknown machine", pid=0, job="", home="", started="", beat=0.0
-        )
+        return Holder(token=sha256_of(data), host="an unknown machine", pid=0, job="", home="", started="", beat=0.0)
 
 
 def _checked(found: Holder) -> Holder:
@@ -302,10 +317,6 @@ def _checked(found: Holder) -> Holder:
     if not all(isinstance(value, str) and value.isprintable() for value in values.values()) or not isinstance(pid, int):
         raise TypeError("a field is of another type")
     return replace(found, beat=float(beat))
-
-
-def _write(folder: Folder, holder: Holder) -> None:
-    folder.write(LOCK, _bytes_of(holder))
 
 
 def _bytes_of(holder: Holder) -> bytes:
