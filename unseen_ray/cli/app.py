@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import io
 import logging
 import os
 import sys
@@ -28,6 +27,7 @@ from unseen_ray.cli.commands.sweep import sweep
 from unseen_ray.cli.commands.watch import watch
 from unseen_ray.cli.output import FAILED, INTERRUPTED, LogFormatter, say
 from unseen_ray.cli.signals import interruption
+from unseen_ray.cli.usage import usage_text
 from unseen_ray.errors import UnseenError
 from unseen_ray.storage.retry import no_more_files
 from unseen_ray.training.host import claim_process
@@ -74,9 +74,7 @@ def main(args: list[str] | None = None) -> None:
         # Not standalone: click would end the process itself, and know nothing of our exit codes.
         cli.main(args=args, prog_name="unseen-ray", standalone_mode=False)
     except click.ClickException as error:
-        message = io.StringIO()
-        error.show(file=message)
-        say(message.getvalue().rstrip("\n"), err=True)
+        say(f"error: {usage_text(error)}", err=True)
         sys.exit(error.exit_code)
     except UnseenError as error:
         say(f"error: {error}", err=True)
