@@ -125,14 +125,22 @@ def test_an_unlikely_label_is_another_class_and_half_as_likely_as_by_chance() ->
     assert not found[0.34].any()
 
 
-def test_models_at_chance_cannot_tell_wrong_labels() -> None:
-    labels = np.arange(90) % 3
-    for wrong, credible in ((53, True), (55, False)):  # right on 41 % and 39 %, where chance is 33 %
-        off = np.arange(90) < wrong
-        p_label, pred = np.where(off, 0.0, 1.0).astype(np.float32), np.where(off, (labels + 1) % 3, labels)
-        found = [unlikely_label(labels_M=labels, pred_M=pred, p_label_M=p_label, many=many) for many in (0.1, 0.0)]
-        assert found[0].sum() == (wrong if credible else 0)
-        assert found[1].sum() == wrong  # whoever sets the guard decides
+@pytest.mark.parametrize(
+    ("classes", "wrong", "credible"),
+    [
+        (2, 89, True),
+        (2, 91, False),
+        (50, 119, True),
+        (50, 121, False),
+    ],  # right on 55 %, where chance is 50 %; right on 40 %
+)
+def test_models_that_know_little_cannot_tell_wrong_labels(classes: int, wrong: int, credible: bool) -> None:
+    labels = np.arange(200) % classes
+    off = np.arange(200) < wrong
+    p_label, pred = np.where(off, 0.0, 1.0).astype(np.float32), np.where(off, (labels + 1) % classes, labels)
+    found = [unlikely_label(labels_M=labels, pred_M=pred, p_label_M=p_label, many=many) for many in (0.1, 0.0)]
+    assert found[0].sum() == (wrong if credible else 0)
+    assert found[1].sum() == wrong  # whoever sets the guard decides
 
 
 def test_a_rare_class_is_not_suspected_for_being_rare() -> None:
