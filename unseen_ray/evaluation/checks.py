@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from unseen_ray.core.seeds import digest_ids
 from unseen_ray.data.related.grouping import with_groups
+from unseen_ray.data.sources.labels_only import SCORE_WITH_IMAGES, has_labels_alone
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.evaluation.arms import fixed_share
@@ -17,6 +18,7 @@ from unseen_ray.runs.tasks import Job, make_job
 
 if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
+    from unseen_ray.config.run import PruneConfig
     from unseen_ray.core.samples.population import Population
     from unseen_ray.evaluation.table import AskedBudget
 
@@ -65,17 +67,13 @@ def check_evaluable(
         DataError: if the test set has classes that the source does not have.
     """
     config = resolved.config
-    problems = [*_problems_of_numbers(against, seeds, selections, budget)]
+    problems = [*_problems_of_numbers(against, seeds, selections, budget), *_problems_of_run(config)]
     if until is not None:
         problems += _problems_of_until(until, against, seeds, selections)
     if budget == "both" and config.recipe.steps is not None:
         problems.append(
             f"budget='both' needs a recipe that counts epochs; with recipe.steps={config.recipe.steps} every set takes as many steps. "
             "Leave budget out, or set recipe.epochs."
-        )
-    if config.fit is not None:
-        problems.append(
-            "this run used your own `fit`, which evaluate cannot call. Name a model and recipe to train: --model small_cnn --recipe quick."
         )
     # Samples held out under one seed would be trained on under the next.
     if selections > 1 and config.holdout:
@@ -88,6 +86,13 @@ def check_evaluable(
     info = with_groups(open_source(source_ref(config.source)), config.group)
     job = make_job(resolved, info)
     test_set_of(job, job.population(info.labels_N), info)
+
+
+def _problems_of_run(config: PruneConfig) -> Iterator[str]:
+    if has_labels_alone(config.source):
+        yield f"this run's source has labels and no images to train on. {SCORE_WITH_IMAGES}"
+    if config.fit is not None:
+        yield "this run used your own `fit`, which evaluate cannot call. Name what to train: --model small_cnn --recipe quick."
 
 
 def _problems_of_numbers(against: Sequence[str], seeds: int, selections: int, budget: str) -> Iterator[str]:

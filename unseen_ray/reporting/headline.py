@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from unseen_ray.data.sources.labels_only import has_labels_alone
 from unseen_ray.data.sources.registry import default_test, source_ref
+from unseen_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from unseen_ray.runs.run import Run
 
-__all__ = ["command_to_measure", "headline_of", "verdict"]
+__all__ = ["command_to_measure", "headline_of", "is_measurable", "verdict"]
 
 _RANDOM = ("random", "random_matched")
 Values: TypeAlias = dict[str, Any]
@@ -56,10 +58,25 @@ def verdict(mean: float, low: float | None, high: float | None) -> str:
     return "Ahead of random" if low > 0 else "Behind random" if high < 0 else "Level with random"
 
 
+def is_measurable(run: Run) -> bool:
+    """Whether `evaluate` can train on the run's data with the run's model."""
+    config = run.manifest.config
+    return config["fit"] is None and not has_labels_alone(config["source"])
+
+
 def command_to_measure(run: Run, *, seeds: int = 5) -> str:
     """The command line that measures a run against random subsets and the full set."""
     config = run.manifest.config
-    own_test = config["test"] is not None or default_test(source_ref(run.manifest.asked["source"])) is not None
-    place = "" if own_test or run.manifest.source.holdout else " --test SOURCE"
+    known = config["test"] is not None or run.manifest.source.holdout or _has_own_test(run.manifest.asked["source"])
+    place = "" if known else " --test SOURCE"
     local = " --executor local" if config["executor"] == "local" else ""
     return f"unseen-ray evaluate {shlex.quote(run.folder.root)} --against random,full --seeds {seeds}{place}{local}"
+
+
+def _has_own_test(source: Any) -> bool:
+    try:
+        return default_test(source_ref(source)) is not None
+    except (
+        ConfigError
+    ):  # a folder that is not seen from here; only sources that have a name have a test set of their own
+        return False

@@ -10,7 +10,7 @@ import yaml
 from unseen_ray.config.named_recipes import recipe_name
 from unseen_ray.config.score_columns import plug_label
 from unseen_ray.reporting import figures
-from unseen_ray.reporting.headline import command_to_measure, verdict
+from unseen_ray.reporting.headline import command_to_measure, is_measurable, verdict
 from unseen_ray.reporting.html import html_environment, number_text, safe
 from unseen_ray.reporting.thumbnails import GROUPS, shown_classes
 
@@ -42,7 +42,7 @@ def render(run: Run, facts: ReportFacts, shots: Shots, no_images: str) -> str:
     environment.globals |= {"leads_of": _leads_of, "recipe_name": recipe_name, "label": plug_label, "verdict": verdict}
     return environment.get_template("page.html.j2").render(
         facts=values,
-        command=command_to_measure(run),
+        command=command_to_measure(run) if is_measurable(run) else "",
         sections=list(_sections(values, shows_images=bool(shots or no_images))),
         figures={name: safe(svg) for name, svg in _plots(values, rows).items()},
         class_rows=rows,

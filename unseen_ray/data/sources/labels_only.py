@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from unseen_ray.data.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of
 from unseen_ray.errors import DataError
+from unseen_ray.plugins import plug_of
 from unseen_ray.storage.filesystem import filesystem_of, read_file
 from unseen_ray.storage.npy import array_of_npy
 
-__all__ = ["LabelsSource", "read_npy"]
+__all__ = ["SCORE_WITH_IMAGES", "LabelsSource", "has_labels_alone", "read_npy"]
+
+SCORE_WITH_IMAGES = "Score with --source and name the images."
 
 
 class LabelsSource:
@@ -49,7 +53,12 @@ class LabelsSource:
 
     def read(self, ids: Sequence[int]) -> Iterator[tuple[int, RawImage]]:
         """Always DataError, since there are no images."""
-        raise DataError(f"{self._name} holds labels but no images. Score with --source and name the images.")
+        raise DataError(f"{self._name} holds labels but no images. {SCORE_WITH_IMAGES}")
+
+
+def has_labels_alone(source: Any) -> bool:
+    """Whether the `source` of a configuration has labels and no images."""
+    return bool(plug_of(source)[0] == "labels")
 
 
 def read_npy(path: str) -> np.ndarray:
