@@ -78,11 +78,13 @@ def check_feasible(capacity: Capacity, request: Resources) -> None:
     if any(_slots_of(node, request) for node in capacity.groups) or (capacity.autoscaling and not capacity.groups):
         return
     largest = {name: max((node.get(name, 0) for node in possible), default=0) for name in ("CPU", "GPU")}
+    wants_gpu = request["GPU"] > 0 == largest["GPU"] and request["CPU"] <= largest["CPU"]
+    lower = "Set gpus_per_fold=0 to train on CPUs" if wants_gpu else "Lower cpus_per_fold, gpus_per_fold or threads"
     raise ConfigError(
         f"a fold asks for {request['CPU']:g} CPU and {request['GPU']:g} GPU on one node, but the largest node "
         f"has {largest['CPU']:g} CPU and {largest['GPU']:g} GPU"
         + (", and the autoscaler can add none that is large enough" if capacity.autoscaling else "")
-        + ". Lower cpus_per_fold, gpus_per_fold or threads, or join a larger cluster."
+        + f". {lower}, or join a {'cluster with GPUs' if wants_gpu else 'larger cluster'}."
     )
 
 
