@@ -18,9 +18,9 @@ from unseen_ray.plugins import function_of, is_target, name_of, offered, plug_of
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
 
-__all__ = ["Guard", "guard_of", "guard_of_stored", "guard_value"]
+__all__ = ["Guard", "guard_of", "guard_of_stored", "guard_value", "guard_words"]
 
-_MANY = 0.1  # of all candidates; see `unlikely_label`
+_OF_AUTO = {"use": "unlikely_label", "many": 0.1}  # of all candidates
 _SCORES = (*scores.__all__, *dynamics.__all__)
 
 
@@ -76,13 +76,18 @@ def guard_value(guard: Any, *, policy: Any, mode: str) -> Any:
     """The guard as asked for; without one, `policy: auto` leaves out the least likely labels where they are many."""
     use, options = plug_of(policy)
     if guard == "none" and mode == "unseen" and use == "auto" and options.get("guard", True):
-        return {"use": "unlikely_label", "many": _MANY}
+        return dict(_OF_AUTO)
     return guard
 
 
 def guard_of_stored(asked: Mapping[str, Any]) -> Any:
     """The guard of a stored configuration."""
     return guard_value(asked.get("guard", "none"), policy=asked.get("policy"), mode=asked["mode"])
+
+
+def guard_words(value: Any) -> str:
+    """A guard in a sentence, which tells the one that comes with `policy: auto` from one that was asked for."""
+    return "the guard of policy auto" if value == _OF_AUTO else f"guard {name_of(plug_of(value)[0])}"
 
 
 def guard_of(config: PruneConfig) -> Guard | None:

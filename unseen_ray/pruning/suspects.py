@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from unseen_ray.config.guards import guard_words
 from unseen_ray.config.score_columns import SUSPECT
 from unseen_ray.core.guard import allowed, are_unlikely
 from unseen_ray.runs.layout import scores_file
@@ -93,7 +94,7 @@ def suspects_kept(scores: StoredTable, kept_ids: IdArray) -> dict[str, int] | No
     return {"found": found, "kept": kept}
 
 
-def open_positions(table: pa.Table, budget: int, *, seed: int) -> np.ndarray:
+def open_positions(table: pa.Table, budget: int, *, guard: Any, seed: int) -> np.ndarray:
     """(L,) rows of a score table that the policy may choose from; warns where the budget needs suspects too."""
     if SUSPECT not in table.column_names:
         return np.arange(table.num_rows)
@@ -101,7 +102,7 @@ def open_positions(table: pa.Table, budget: int, *, seed: int) -> np.ndarray:
     left = allowed(suspects, p_label, ids, budget, seed=seed)
     needed = int(suspects[left].sum())
     if needed:
-        warn_of_needed(int(suspects.sum()), table.num_rows, budget, needed)
+        warn_of_needed(guard, int(suspects.sum()), table.num_rows, budget, needed)
     return left
 
 
@@ -121,11 +122,12 @@ def drawable_ids(run: Run, kept_ids: IdArray) -> IdArray:
     return np.union1d(kept_ids, np.concatenate([ids[~suspects] for ids, suspects in pieces]))
 
 
-def warn_of_needed(suspected: int, candidates: int, budget: int, needed: int) -> None:
+def warn_of_needed(guard: Any, suspected: int, candidates: int, budget: int, needed: int) -> None:
     """Warn that a budget cannot be met without suspects."""
     logger.warning(
-        "the guard suspects %d of %d candidates, and %d are to be kept: the %d likeliest suspects are kept with them. "
+        "%s suspects %d of %d candidates, and %d are to be kept: the %d likeliest suspects are kept with them. "
         "Suspect fewer, or keep less.",
+        guard_words(guard),
         suspected,
         candidates,
         budget,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from unseen_ray.config.guards import guard_value, guard_words
 from unseen_ray.config.score_columns import SUSPECT, score_name
 from unseen_ray.core.combine_votes import OF_STAGES
 from unseen_ray.core.guard import unlikely_label
@@ -66,7 +67,7 @@ def check_selection(
     if plug_of(config.policy)[0] != "class_floor":
         _warn_of_empty_classes(sizes_C, kept_C, class_names)
     if SUSPECT in table.column_names:
-        _warn_of_guard(table, right=preds == labels)
+        _warn_of_guard(config, table, right=preds == labels)
     else:
         _warn_of_suspects(config, table, kept, labels)
     _warn_of_collinearity(config, table)
@@ -113,13 +114,14 @@ def _warn_of_empty_classes(sizes_C: IntArray, kept_C: IntArray, class_names: Seq
         )
 
 
-def _warn_of_guard(table: pa.Table, *, right: np.ndarray) -> None:
+def _warn_of_guard(config: PruneConfig, table: pa.Table, *, right: np.ndarray) -> None:
     suspects = table.column(SUSPECT).to_numpy()
     if suspects.mean() > _MOST_SUSPECTS:
         logger.warning(
-            "the guard suspects %.0f %% of all labels, and the scoring models agree with %.0f %%: many suspects are mistakes of the "
+            "%s suspects %.0f %% of all labels, and the scoring models agree with %.0f %%: many suspects are mistakes of the "
             "models, and a choice without them can be worse than a random subset. Train the scoring models longer (scoring.share, "
             "recipe.epochs), or choose with guard: none.",
+            guard_words(guard_value(config.guard, policy=config.policy, mode=config.mode)),
             100 * suspects.mean(),
             100 * right.mean(),
         )
@@ -190,12 +192,12 @@ def suggest_weights(config: PruneConfig, entry: StageEntry, *, samples: int, siz
     """Suggest pretrained weights where models that start from random ones learn little from a few photographs."""
     recipe = config.recipe
     is_small = samples < _FEW and size_px > _PHOTO_PX and entry.index == 0
-    if is_small and config.fit is None and recipe.use == "quick" and recipe.init is None and entry.accuracy < _LOW:
+    if is_small and config.fit is None and recipe.use == "quick" and recipe.init is None and entry.vote_accuracy < _LOW:
         logger.warning(
             "models that start from random weights are right on only %.0f %% of the samples that they did not see, of %s in all. On "
             "so few photographs, pretrained weights usually score better: --recipe finetune --recipe.init FILE, and "
             "--recipe.init_saw none if they were never trained on these photographs.",
-            100 * entry.accuracy,
+            100 * entry.vote_accuracy,
             f"{samples:,}",
         )
 
