@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import unseen_ray as ur
+from unseen_ray.cli.summary.run import prune_lines, prune_values
 from unseen_ray.config.limits import Limits
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.policies.auto import use_by_rule
@@ -41,6 +42,10 @@ class HalfMislabelled:
 
 def mislabelled() -> HalfMislabelled:
     return HalfMislabelled()
+
+
+def used(sizes_C: np.ndarray, right: int, budget: int, kept_C: np.ndarray) -> str:
+    return use_by_rule(sizes_C, right, budget, kept_C).policy
 
 
 def useful_rows(scores_M, labels_M, ids_M, budget, *, kept_C, seed):  # type: ignore[no-untyped-def]
@@ -211,44 +216,91 @@ def test_the_default_follows_the_mode() -> None:
 @pytest.mark.parametrize("total", range(1000, 1010))
 def test_the_rule_takes_whole_numbers_for_the_share_that_was_asked_for(total: int) -> None:
     none, sizes = np.zeros(10, np.int64), np.bincount(np.arange(total) % 10)
-    assert use_by_rule(sizes, round(0.8 * total), round(0.75 * total), none) == "top"
-    assert use_by_rule(sizes, round(0.5 * total), round(0.6 * total), none) == "mix"
-    assert use_by_rule(sizes, round(0.5 * total), round(0.5 * total), none) == "random"
-    assert use_by_rule(sizes, round(0.8 * total), round(0.5 * total), none) == "ccs"
+    assert used(sizes, round(0.8 * total), round(0.75 * total), none) == "top"
+    assert used(sizes, round(0.5 * total), round(0.6 * total), none) == "mix"
+    assert used(sizes, round(0.5 * total), round(0.5 * total), none) == "random"
+    assert used(sizes, round(0.8 * total), round(0.5 * total), none) == "ccs"
 
 
 def test_the_rule_draws_at_random_where_few_are_kept_of_a_class() -> None:
     none, sizes = np.zeros(10, np.int64), np.full(10, 100)
-    assert use_by_rule(sizes, 970, 250, none) == "ccs"
-    assert use_by_rule(sizes, 970, 249, none) == "random"
-    assert use_by_rule(sizes - 10, 873, 150, none + 10) == "ccs"  # what earlier stages kept counts
+    assert used(sizes, 970, 250, none) == "ccs"
+    assert used(sizes, 970, 249, none) == "random"
+    assert used(sizes - 10, 873, 150, none + 10) == "ccs"  # what earlier stages kept counts
 
 
 def test_the_rule_draws_at_random_where_models_have_learned_nothing() -> None:
     none, even, uneven = np.zeros(10, np.int64), np.full(10, 400), np.array([1300, *[300] * 9])
-    assert use_by_rule(even, round(0.18 * 4000), 2800, none) == "random"  # always the largest class: 0.1
-    assert use_by_rule(even, round(0.2 * 4000), 2800, none) == "mix"
-    assert use_by_rule(uneven, round(0.39 * 4000), 2800, none) == "random"  # always the largest class: 0.325
-    assert use_by_rule(uneven, round(0.41 * 4000), 2800, none) == "mix"
+    assert used(even, round(0.18 * 4000), 2800, none) == "random"  # always the largest class: 0.1
+    assert used(even, round(0.2 * 4000), 2800, none) == "mix"
+    assert used(uneven, round(0.39 * 4000), 2800, none) == "random"  # always the largest class: 0.325
+    assert used(uneven, round(0.41 * 4000), 2800, none) == "mix"
 
 
 def test_the_rule_keeps_the_hardest_of_classes_of_unlike_size() -> None:
     none, sizes = np.zeros(10, np.int64), np.array([1000, 800, 600, 500, 400, 300, 200, 100, 90, 80])
     total = int(sizes.sum())
     for keep, right, expected in ((0.3, 0.5, "top"), (0.7, 0.7, "top"), (0.29, 0.7, "random"), (0.7, 0.49, "mix")):
-        assert use_by_rule(sizes, round(right * total), round(keep * total), none) == expected
+        assert used(sizes, round(right * total), round(keep * total), none) == expected
     sizes[-3] += 1
-    assert use_by_rule(sizes, round(0.6 * total), round(0.5 * total), none) == "random"
+    assert used(sizes, round(0.6 * total), round(0.5 * total), none) == "random"
     for strays in (0, 1):  # neither an absent class nor one of a single sample makes a long tail
         even = np.append(np.full(10, 400), strays)
-        assert use_by_rule(even, 2400, 2000, np.zeros(11, np.int64)) == "random"
+        assert used(even, 2400, 2000, np.zeros(11, np.int64)) == "random"
+
+
+@pytest.mark.parametrize(
+    ("right", "budget", "policy", "reason"),
+    [
+        (
+            500,
+            2800,
+            "random",
+            "right on 12.5 % of the samples that they never saw, and always predicting the largest class is right on 10.0 %",
+        ),
+        (3900, 240, "random", "24.0 samples of a class are kept on average, fewer than 25"),
+        (3900, 2800, "top", "right on 97.5 % of the samples that they never saw, and 40 % or more are kept"),
+        (
+            3900,
+            800,
+            "ccs",
+            "right on 97.5 % of the samples that they never saw, and too few are kept for the hardest alone",
+        ),
+        (
+            2000,
+            2800,
+            "mix",
+            "right on 50.0 % of the samples that they never saw, less than 75 %, and 60 % or more are kept",
+        ),
+        (
+            2000,
+            2000,
+            "random",
+            "right on 50.0 % of the samples that they never saw, less than 75 %, and less than 60 % are kept",
+        ),
+    ],
+)
+def test_the_rule_gives_its_reason(right: int, budget: int, policy: str, reason: str) -> None:
+    choice = use_by_rule(np.full(10, 400), right, budget, np.zeros(10, np.int64))
+    assert choice.policy == policy and choice.reason.endswith(reason)
 
 
 def test_a_selection_says_what_it_used_and_is_evaluated_by_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     recipe = {"epochs": 2, "min_steps": 0}
     run = prune(tmp_path / "run", "auto", source={"use": "digits", "limit": 400}, holdout=0.25, recipe=recipe)
     again = ur.select(run, keep=0.5, out=tmp_path / "again")
     assert again.manifest.policy_used == "random" and ur.report_values(again)["policy"] == "auto: random"
+    reason = "samples of a class are kept on average, fewer than 25"
+    assert (
+        reason in again.manifest.policy_reason
+        and reason in repr(again)
+        and reason in Path(ur.report(again)).read_text()
+    )
+    assert f"policy auto uses random: {again.manifest.policy_reason}" in caplog.text
+    assert any(reason in line for line in prune_lines(prune_values(again)))
+    asked = ur.select(again, keep=0.5, policy="top", out=tmp_path / "asked")
+    assert asked.manifest.policy_reason == "" and "policy_reason" not in asked.manifest.model_dump()
     ur.evaluate(again, against=["fitting"], seeds=1)
     assert ur.load(tmp_path / "again" / "fitting").config.policy == "random"
     noisy = prune(tmp_path / "noisy", "auto", recipe={"epochs": 30, "min_steps": 0, "batch_size": 24})

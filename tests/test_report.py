@@ -132,7 +132,7 @@ def test_suspects_are_listed_with_what_became_of_them(tmp_path: Path) -> None:
         assert flags[ids == row["id"]] and row["kept"] == (row["id"] in result.coreset.ids)
         assert row["label"] == NAMES[row["id"] % len(NAMES)]
     shown = " ".join("".join(Page(page_of(result)).text).split())
-    assert "The 100 least likely of 120 labels that the guard suspects; 20 of these samples were kept" in shown
+    assert "The 100 least likely of 120 labels that guard label_margin suspects; 20 of these samples were kept" in shown
     assert f"{suspects['first'][0]['key']} {suspects['first'][0]['id']}" in " ".join(Page(page_of(result)).text)
 
 

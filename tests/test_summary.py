@@ -18,7 +18,7 @@ def test_names_of_classes_are_no_markup() -> None:
 def test_accuracy_on_what_was_fitted_is_not_called_out_of_fold() -> None:
     values: dict[str, Any] = {
         "kept": 5, "num_samples": 10, "source": "digits", "score": "entropy", "policy": "top", "model": "small_cnn",
-        "precision": "bf16", "stages": [{"accuracy": 0.9}], "cost": {}, "coreset": "c", "out": "o",
+        "precision": "bf16", "stages": [{"vote_accuracy": 0.9}], "cost": {}, "coreset": "c", "out": "o",
     }  # fmt: skip
     assert "out-of-fold accuracy 0.9000" in prune_lines({**values, "mode": "unseen"})[0]
     assert "training accuracy 0.9000" in prune_lines({**values, "mode": "fitting"})[0]

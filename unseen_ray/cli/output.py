@@ -25,6 +25,7 @@ __all__ = [
     "console_of",
     "folded",
     "print_answer",
+    "print_hint",
     "print_json",
     "print_lines",
     "say",
@@ -88,6 +89,12 @@ def print_answer(*parts: list[str] | Table) -> None:
             console_of().print(part, soft_wrap=True)
         else:
             print_lines(part.tsv())
+
+
+def print_hint(text: str, command: str) -> None:
+    """Print what may be done next, and the command on a line of its own, which stays whole; on a terminal alone."""
+    if sys.stdout.isatty():
+        print_lines(["", f"{text}:", f"  {command}"])
 
 
 def console_of(*, stderr: bool = False) -> Console:

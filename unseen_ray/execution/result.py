@@ -102,11 +102,13 @@ class PruneResult:
         manifest, stages = self.manifest, self.manifest.stages
         asked, unseen = manifest.config, manifest.config["mode"] == "unseen"
         facts = {"chosen by": f"{score_name(asked['score'])}, policy {manifest.policy_label}"}
+        if manifest.policy_reason:
+            facts["because"] = manifest.policy_reason
         if unseen:
             facts["folds"] = str(asked["folds"])
         if stages:
             facts["stages"] = stages_text([stage.target for stage in stages])
-            facts["out-of-fold accuracy" if unseen else "training accuracy"] = f"{stages[0].accuracy:.4f}"
+            facts["out-of-fold accuracy" if unseen else "training accuracy"] = f"{stages[0].vote_accuracy:.4f}"
             facts["seconds"] = f"{manifest.cost.seconds or 0:,.1f}"
         else:
             facts["stages"] = "chosen from the scores of an earlier run, without training"

@@ -15,7 +15,7 @@ from unseen_ray.core.outofcore.selection import IdBits
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import is_target, plug_of, refuse_unnamed
 from unseen_ray.pruning.reselect_scores import as_stored, scores_asked_for
-from unseen_ray.pruning.selection import Kept, Picked, features_for, pick, policy_used
+from unseen_ray.pruning.selection import Kept, Picked, choice_by_rule, features_for, pick
 from unseen_ray.pruning.trials.plan import candidates_of
 from unseen_ray.pruning.warnings import check_selection, warn_of_beta
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file
@@ -25,6 +25,7 @@ from unseen_ray.storage.row_streams import in_step
 from unseen_ray.storage.tables import StoredTable, TableWriter, copy_table, write_table
 
 if TYPE_CHECKING:
+    from unseen_ray.core.policies.auto import RuleChoice
     from unseen_ray.runs.manifest import Manifest
 
 __all__ = ["reselect"]
@@ -68,8 +69,9 @@ def reselect(
     scores = scores_asked_for(run, resolved, stored)
     budget = _budget_of(keep, scores.num_rows)
     none = Kept(np.zeros(run.manifest.source.num_classes, np.int64))
-    used = resolved.with_policy(policy_used(config, scores, budget, none.counts_C))
-    _say_what_is_used(run.manifest, config, used.config)
+    by_rule = choice_by_rule(config, scores, budget, none.counts_C)
+    used = resolved if by_rule is None else resolved.with_policy(by_rule.policy)
+    _say_what_is_used(run.manifest, config, used.config, by_rule)
     picked = pick(
         used,
         scores,
@@ -93,12 +95,13 @@ def reselect(
             ),
         }
         cost = Cost(seconds=0.0, chosen_from_s=_stage_zero_s(run.manifest))
-        return new.commit(files=files, cost=cost, finished=True).released()
+        reason = "" if by_rule is None else by_rule.reason
+        return new.commit(files=files, cost=cost, finished=True, policy_reason=reason).released()
 
 
-def _say_what_is_used(before: Manifest, config: PruneConfig, used: PruneConfig) -> None:
-    if used.policy != config.policy:
-        logger.info("policy auto uses %s", used.policy)
+def _say_what_is_used(before: Manifest, config: PruneConfig, used: PruneConfig, by_rule: RuleChoice | None) -> None:
+    if by_rule is not None:
+        logger.info("policy auto uses %s: %s", *by_rule)
     if candidates_of(config):
         logger.warning("select does not train: policy auto decides by its rule instead of by trials.")
     came_with_policy = before.asked.get("guard", "none") == "none" and before.stages and before.stages[0].suspects

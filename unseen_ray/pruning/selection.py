@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from unseen_ray.config.score_columns import CONSISTENCY, score_name
 from unseen_ray.core.outofcore.select import choose, why_not_streamed
-from unseen_ray.core.policies.auto import use_by_rule
+from unseen_ray.core.policies.auto import RuleChoice, use_by_rule
 from unseen_ray.errors import ConfigError, FitError
 from unseen_ray.plugins import offered, plug_of
 from unseen_ray.pruning.suspects import SUSPECT, open_positions, warn_of_needed
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from unseen_ray.runs.run import Run
     from unseen_ray.storage.tables import StoredTable
 
-__all__ = ["Kept", "Picked", "features_for", "pick", "policy_used"]
+__all__ = ["Kept", "Picked", "choice_by_rule", "features_for", "pick"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,8 @@ def pick(
         ConfigError: if the policy reads features, and the run has none.
         FitError: if a user's policy returns something else than `budget` positions.
     """
-    config = (resolved := resolved.with_policy(policy_used(resolved.config, scores, budget, kept.counts_C))).config
+    by_rule = choice_by_rule(resolved.config, scores, budget, kept.counts_C)
+    config = (resolved := resolved if by_rule is None else resolved.with_policy(by_rule.policy)).config
     if (rows := scores.num_rows) > limits.rows_in_memory:
         why = why_not_streamed(*plug_of(config.policy))
         if why is None:
@@ -87,8 +88,8 @@ def pick(
     return lambda: iter((picked,))
 
 
-def policy_used(config: PruneConfig, scores: StoredTable, budget: int, kept_C: IntArray) -> Any:
-    """The run's policy, or the one that the rule of `auto` names; suspects count as candidates, as where there is no guard.
+def choice_by_rule(config: PruneConfig, scores: StoredTable, budget: int, kept_C: IntArray) -> RuleChoice | None:
+    """What the rule of `policy: auto` names, None for other policies; suspects count as candidates, as where there is no guard.
 
     Args:
         config: the run's.
@@ -97,7 +98,7 @@ def policy_used(config: PruneConfig, scores: StoredTable, budget: int, kept_C: I
         kept_C: (C,) what earlier stages kept of each class.
     """
     if plug_of(config.policy)[0] != "auto":
-        return config.policy
+        return None
     right, sizes_C = 0, np.zeros(len(kept_C), np.int64)
     for batch in scores.batches(["label", "pred"]):
         labels_B = batch.column("label").to_numpy()
@@ -116,7 +117,7 @@ def _apply_policy(
             f"policy {policy.name} reads the features of a model, which the run does not hold. If it was made by `select`, "
             f"select from the run that it came from; else prune in a new folder with save_features: true."
         )
-    rows = open_positions(table, budget, seed=config.seed)
+    rows = open_positions(table, budget, guard=resolved.guard_value, seed=config.seed)
     columns = (score_name(config.score), "label", "id", "pred", "p_label")
     scores_M, labels_M, ids_M, pred_M, p_label_M = (table.column(column).to_numpy()[rows] for column in columns)
     more: dict[str, Any] = {"pred_M": pred_M, "p_label_M": p_label_M}
@@ -183,7 +184,7 @@ def _pick_by_passes(
     assert isinstance(policy, str), "why_not_streamed refuses functions"
     read = functools.partial(_chunks, scores, {"score": score_name(config.score)})
     guarded = SUSPECT in scores.schema.names and resolved.guard_value != "none"
-    shards = _without_suspects(config, scores, read, budget) if guarded else read
+    shards = _without_suspects(resolved, scores, read, budget) if guarded else read
     chosen = choose(policy, shards, budget, kept_C=kept_C, seed=config.seed, options=options)
     return lambda: (pa.table(dict(chunk)) for chunk in chosen.rows(shards, ("id", "label", "score")))
 
@@ -194,7 +195,7 @@ def _chunks(scores: StoredTable, called: dict[str, str], columns: Sequence[str])
         yield {name: column.to_numpy(zero_copy_only=False) for name, column in zip(columns, batch.columns, strict=True)}
 
 
-def _without_suspects(config: PruneConfig, scores: StoredTable, read: Shards, budget: int) -> Shards:
+def _without_suspects(resolved: ResolvedRun, scores: StoredTable, read: Shards, budget: int) -> Shards:
     """The shards without the suspects, but for as many of the likeliest of them as the budget needs."""
     total = suspected = 0
     for chunk in read((SUSPECT,)):
@@ -202,14 +203,14 @@ def _without_suspects(config: PruneConfig, scores: StoredTable, read: Shards, bu
     needed = max(budget - (total - suspected), 0)
     let: Chosen | None = None
     if needed:
-        warn_of_needed(suspected, total, budget, needed)
+        warn_of_needed(resolved.guard_value, suspected, total, budget, needed)
         by_label = functools.partial(_chunks, scores, {"score": "p_label"})
 
         def suspects(columns: Sequence[str]) -> Iterator[Chunk]:
             for chunk in by_label((*columns, SUSPECT)):
                 yield {name: chunk[name][chunk[SUSPECT]] for name in columns}
 
-        let = choose("top", suspects, needed, kept_C=np.zeros(1, np.int64), seed=config.seed)
+        let = choose("top", suspects, needed, kept_C=np.zeros(1, np.int64), seed=resolved.config.seed)
 
     def shards(columns: Sequence[str]) -> Iterator[Chunk]:
         more = (SUSPECT,) if let is None else (SUSPECT, "id", "p_label")

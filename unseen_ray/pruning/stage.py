@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from unseen_ray.plugins import jsonable, plug_of
+from unseen_ray.config.score_columns import plug_label
+from unseen_ray.plugins import jsonable
 from unseen_ray.pruning.coreset_builder import CoresetBuilder
 from unseen_ray.pruning.merge import MergeRequest, merge_request, scores_of
 from unseen_ray.pruning.plan import tasks_of
-from unseen_ray.pruning.selection import policy_used
+from unseen_ray.pruning.selection import choice_by_rule
 from unseen_ray.pruning.trials.measured import MeasuredTrainings
 from unseen_ray.pruning.trials.plan import TrialPlan
 from unseen_ray.pruning.trials.rounds import PolicyChoice, choose_policy, measured_by
@@ -83,7 +84,8 @@ class StageRunner:
         merged = executor.merge(self._merge_request(stage, tasks))
         self.run.check_ours()
         scores = scores_of(merged, self.run.folder, stage.index)
-        decision = self._decision(stage, scores)
+        if (decision := self._decision(stage, scores)) is not None:
+            logger.info("policy auto uses %s: %s", plug_label(decision.policy), decision.reason)
         grown = self.builder.extend(self.run, stage, scores, receipts)
         files = {**self.run.manifest.files, **merged.files, **grown}
         for receipt in receipts:
@@ -92,7 +94,8 @@ class StageRunner:
         suggest_weights(self.job.config, entry, samples=merged.summary.rows, size_px=self.job.size_px)
         # Last: a manifest names complete files only, and a restart repeats from the first stage that it does not name.
         stages = [*self.run.manifest.stages, entry]
-        self.run = self.run.commit(stages=stages, files=files, cost=Cost(seconds=self.elapsed_s()))
+        why = {"policy_reason": decision.reason} if decision is not None and not stage.index else {}
+        self.run = self.run.commit(stages=stages, files=files, cost=Cost(seconds=self.elapsed_s()), **why)
 
     def _merge_request(self, stage: Stage, tasks: list[ScoreTask]) -> MergeRequest:
         return merge_request(
@@ -109,12 +112,11 @@ class StageRunner:
 
     def _decision(self, stage: Stage, scores: StoredTable) -> PolicyChoice | None:
         """What `policy: auto` uses; None for other policies, and in stages after the one whose trials decided for them."""
-        if plug_of(self.job.config.policy)[0] != "auto" or (self.trials is not None and stage.index):
+        if self.trials is not None and stage.index:
             return None
         if self.trials is None:
-            by_rule = policy_used(self.job.config, scores, stage.added, self.builder.counts_C)
-            logger.info("policy auto uses %s", by_rule)
-            return PolicyChoice(policy=by_rule)
+            by_rule = choice_by_rule(self.job.config, scores, stage.added, self.builder.counts_C)
+            return None if by_rule is None else PolicyChoice(policy=by_rule.policy, reason=by_rule.reason)
         key, check = measured_by(self.job, self.population), self.run.check_ours
         training = MeasuredTrainings(self.run.folder, key, self.executor, self.observer, check)
         decision = choose_policy(self.job, self.population, self.trials, scores, training)
@@ -203,7 +205,7 @@ def _finished_stage(
         stage.index,
         stage.target,
         stage.added,
-        entry.accuracy,
+        entry.vote_accuracy,
         seconds,
     )
     return entry

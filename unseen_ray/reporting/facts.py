@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from unseen_ray.config.guards import guard_of_stored
+from unseen_ray.config.guards import guard_of_stored, guard_words
 from unseen_ray.config.limits import DEFAULT_LIMITS
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
@@ -94,10 +94,10 @@ def gather(run: Run) -> ReportFacts:
         "samples": counts.samples,
         "kept": counts.kept,
         "left_out": {"holdout": source.holdout, "skipped": len(source.skipped_ids), "copies": source.copies},
-        "keep": run.manifest.config["keep"],
-        "mode": run.manifest.config["mode"],
+        **{name: run.manifest.config[name] for name in ("keep", "mode")},
         "score": score,
         "policy": run.manifest.policy_label,
+        "policy_reason": run.manifest.policy_reason or None,
         "suspects": _suspects(run, counts, names),
         "guarded": guard_of_stored(run.manifest.asked) != "none",
         "model": scored_by(run.manifest.config),
@@ -278,7 +278,7 @@ def _collinearity(table: pa.Table) -> dict[str, Any]:
 
 
 def _suspects(run: Run, counts: Counts, names: list[str]) -> dict[str, Any] | None:
-    """Suspected labels: how many, how many of these were kept, and the least likely ones; None without a guard."""
+    """Suspected labels: how many, how many of these were kept, by which guard, and the least likely ones; None without one."""
     if counts.suspects is None or counts.unlikely is None:
         return None
     unlikely = counts.unlikely
@@ -288,4 +288,4 @@ def _suspects(run: Run, counts: Counts, names: list[str]) -> dict[str, Any] | No
         {"id": i, "key": keys[i], "label": names[a], "pred": names[b], "p_label": p, "kept": bool(kept)}
         for i, a, b, p, kept in zip(*columns, unlikely.stage_M >= 0, strict=True)
     ]
-    return {**counts.suspects, "first": listed}
+    return {**counts.suspects, "guard": guard_words(guard_of_stored(run.manifest.asked)), "first": listed}

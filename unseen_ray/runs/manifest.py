@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 EXACT_SCORES = "exact_scores"
 _OF_FINISHED = {"class_counts", "holdout", "skipped", "skipped_ids"}
+_STORED_IF_SET = {"policy_reason", "generation"}
 _CONFIGURED = {
     "keep",
     "recipe",
@@ -71,6 +72,7 @@ class Manifest(BaseModel):
         environment: versions and hardware.
         cost: seconds, GPU-seconds, samples trained and scored.
         finished: whether coreset.parquet is final.
+        policy_reason: why `policy: auto` used what it used first; stored where it did.
         generation: how often a driver has taken up the folder again; stored once it is not 0.
     """
 
@@ -87,6 +89,7 @@ class Manifest(BaseModel):
     environment: dict[str, Any] = {}
     cost: Cost = Cost()
     finished: bool = False
+    policy_reason: str = ""
     generation: int = 0
 
     @model_validator(mode="after")
@@ -100,9 +103,9 @@ class Manifest(BaseModel):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_first_generation(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = dump(self)
-        return {name: value for name, value in values.items() if name != "generation" or value}
+        return {name: value for name, value in values.items() if name not in _STORED_IF_SET or value}
 
     @property
     def has_exact_scores(self) -> bool:

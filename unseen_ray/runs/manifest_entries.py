@@ -224,7 +224,7 @@ class StageEntry(Entry):
         target, added: samples kept after it, and by it.
         candidates: how many it chose from.
         accuracy: mean over all models, each on the samples that it scored.
-        vote_accuracy: of the majority votes.
+        vote_accuracy: of the majority votes: what summaries show, and what `policy: auto` decides by.
         seconds: of wall time.
         fit_seconds, gpu_seconds: of workers, and of GPUs.
         trained, image_passes, scored: samples, over all tasks.

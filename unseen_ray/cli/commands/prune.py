@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields
-from unseen_ray.cli.output import console_of, print_answer, print_json
+from unseen_ray.cli.output import console_of, print_answer, print_hint, print_json
 from unseen_ray.cli.signals import interruption
 from unseen_ray.config.run import PruneConfig
 
@@ -36,4 +36,5 @@ def prune(run_yaml: str | None, fresh: bool, as_json: bool, **flags: str | None)
     if as_json:
         return print_json(values)
     first, *rest = summary.prune_lines(values)
-    return print_answer([first], summary.stage_table(values), summary.class_table(values), rest)
+    print_answer([first], summary.stage_table(values), summary.class_table(values), rest)
+    return print_hint(*summary.next_step(result))

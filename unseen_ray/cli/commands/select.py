@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from unseen_ray.cli.flags import FieldCommand, field_options, merged_fields
-from unseen_ray.cli.output import print_answer, print_json
+from unseen_ray.cli.output import print_answer, print_hint, print_json
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.errors import ConfigError
 
@@ -33,8 +33,10 @@ def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
     ]
     if missing:
         raise ConfigError(missing)
-    values = summary.prune_values(ur.select(run_dir, **fields))
+    result = ur.select(run_dir, **fields)
+    values = summary.prune_values(result)
     if as_json:
         return print_json(values)
     first, *rest = summary.prune_lines(values)
-    return print_answer([first], summary.class_table(values), rest)
+    print_answer([first], summary.class_table(values), rest)
+    return print_hint(*summary.next_step(result))

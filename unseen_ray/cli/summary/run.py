@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unseen_ray.cli.summary.text import held_out_text, several
 from unseen_ray.cli.tables import Column, Table
+from unseen_ray.config.guards import guard_of_stored, guard_words
 from unseen_ray.config.score_columns import score_name
 from unseen_ray.config.scoring import scored_by
 from unseen_ray.pruning.suspects import suspects_kept
+from unseen_ray.reporting.headline import command_to_measure, is_measurable
 from unseen_ray.runs.layout import CORESET, scores_file
 from unseen_ray.storage.tables import StoredTable
 
 if TYPE_CHECKING:
     from unseen_ray.execution.api import PruneResult
 
-__all__ = ["class_table", "prune_lines", "prune_values", "stage_table"]
+__all__ = ["class_table", "next_step", "prune_lines", "prune_values", "stage_table"]
 
 _CLASSES_SHOWN = 20
 
@@ -43,6 +46,7 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
         "copies": source.copies,
         "score": score_name(manifest.config["score"]),
         "policy": manifest.policy_label,
+        "policy_reason": manifest.policy_reason or None,
         "model": scored_by(manifest.config),
         "precision": manifest.config["recipe"]["precision"],
         "stages": [stage.sizes() for stage in manifest.stages],
@@ -58,9 +62,10 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
     return values
 
 
-def _suspects(result: PruneResult) -> dict[str, int] | None:
-    """How many labels are suspected, and how many of these samples are kept; None without a guard."""
-    return suspects_kept(StoredTable(result.run.folder, scores_file(0), result.manifest.files), result.coreset.ids)
+def _suspects(result: PruneResult) -> dict[str, Any] | None:
+    """How many labels are suspected, how many of these samples are kept, and by which guard; None without one."""
+    found = suspects_kept(StoredTable(result.run.folder, scores_file(0), result.manifest.files), result.coreset.ids)
+    return found and {**found, "guard": guard_words(guard_of_stored(result.manifest.asked))}
 
 
 def prune_lines(values: dict[str, Any]) -> list[str]:
@@ -76,7 +81,7 @@ def prune_lines(values: dict[str, Any]) -> list[str]:
         first = (
             f"{kept} ({values['kept'] / values['num_samples']:.1%}) by {values['score']}, {values['policy']}, in "
             f"{several(len(stages), 'stage')}, with {values['model']} in {values['precision']}; "
-            f"{measured} accuracy {stages[0]['accuracy']:.4f}, {values['cost'].get('seconds', 0):.1f} s{bill}."
+            f"{measured} accuracy {stages[0]['vote_accuracy']:.4f}, {values['cost'].get('seconds', 0):.1f} s{bill}."
         )
     else:
         first = f"{kept} by {values['score']}, {values['policy']}, chosen from the stage-0 scores of an earlier run, without training."
@@ -84,13 +89,21 @@ def prune_lines(values: dict[str, Any]) -> list[str]:
         f"The kept ids are in {values['coreset']}, the scores of each stage in {values['out']}/stage-*/scores.parquet."
     )
     lines = [first]
+    if values.get("policy_reason"):
+        lines.append(f"Policy {values['policy']}, because {values['policy_reason']}.")
     if values.get("copies"):
         lines.append(f"{values['copies']:,} samples were left out because another one of their group is used.")
     if suspects := values.get("suspects"):
-        lines.append(
-            f"The guard suspects that {suspects['found']:,} labels are wrong; {suspects['kept']:,} of these samples are kept."
-        )
+        labels = several(suspects["found"], "label") + (" looks" if suspects["found"] == 1 else " look")
+        lines.append(f"{labels} wrong to {suspects['guard']}; {suspects['kept']:,} of these samples are kept.")
     return [*lines, where]
+
+
+def next_step(result: PruneResult) -> tuple[str, str]:
+    """What may be done with a finished run, and the command that does it."""
+    if is_measurable(result.run):
+        return "To compare it with a random subset", command_to_measure(result.run)
+    return "To hand it to your own training", f"unseen-ray export {shlex.quote(result.path)} --to kept.csv"
 
 
 def stage_table(values: dict[str, Any]) -> Table:
@@ -109,7 +122,7 @@ def stage_table(values: dict[str, Any]) -> Table:
     for stage in values["stages"]:
         # A mean: where not every fold has a model, more models score some candidates than others.
         votes = stage["scored"] / stage["candidates"] if stage["candidates"] else 0
-        table.add(stage["index"], stage["target"], stage["added"], votes, stage["accuracy"], stage["seconds"])
+        table.add(stage["index"], stage["target"], stage["added"], votes, stage["vote_accuracy"], stage["seconds"])
     return table
 
 

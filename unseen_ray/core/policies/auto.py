@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from unseen_ray.core.policies.ccs import ccs
 from unseen_ray.core.stats import is_near_chance
 from unseen_ray.errors import ConfigError
 
-__all__ = ["BY_RULE", "auto", "policy_by_rule", "use_by_rule"]
+__all__ = ["BY_RULE", "RuleChoice", "auto", "use_by_rule"]
 
 _POLICIES: dict[str, Callable[..., Positions]] = {"top": top, "ccs": ccs, "mix": mix, "random": random}
 BY_RULE = tuple(_POLICIES)
@@ -36,6 +36,13 @@ _LEAST_PER_CLASS = 25
 _UNEVEN_FROM = 10
 _UNEVEN_RIGHT_FROM = 0.5
 _UNEVEN_KEEP_FROM = 0.3
+
+
+class RuleChoice(NamedTuple):
+    """What the rule names, and why, in words that follow its name and a colon."""
+
+    policy: str
+    reason: str
 
 
 def auto(
@@ -74,7 +81,7 @@ def auto(
     if pred_M is None:
         raise ConfigError("policy auto reads pred_M, the predicted classes. Pass them too.")
     sizes_C, right = np.bincount(labels_M, minlength=len(kept_C)), int((pred_M == labels_M).sum())
-    use = _POLICIES[use_by_rule(sizes_C, right, budget, kept_C)]
+    use = _POLICIES[use_by_rule(sizes_C, right, budget, kept_C).policy]
     return use(scores_M, labels_M, ids_M, budget, kept_C=kept_C, seed=seed)
 
 
@@ -86,7 +93,7 @@ def _check_options(trials: float, guard: bool) -> None:
         )
 
 
-def use_by_rule(sizes_C: IntArray, right: int, budget: int, kept_C: IntArray) -> str:
+def use_by_rule(sizes_C: IntArray, right: int, budget: int, kept_C: IntArray) -> RuleChoice:
     """The policy for a stage.
 
     Args:
@@ -96,16 +103,19 @@ def use_by_rule(sizes_C: IntArray, right: int, budget: int, kept_C: IntArray) ->
         kept_C: (C,) what earlier stages kept of each class.
     """
     kept, candidates = int(kept_C.sum()) + budget, int(sizes_C.sum())
-    if candidates and is_near_chance(right / candidates, sizes_C):
-        return "random"
+    accuracy = right / max(candidates, 1)
+    known = f"the scoring models are right on {accuracy:.1%} of the samples that they never saw".replace("%", " %")
+    if candidates and is_near_chance(accuracy, sizes_C):
+        largest = f"{sizes_C.max() / candidates:.1%}".replace("%", " %")
+        return RuleChoice("random", f"{known}, and always predicting the largest class is right on {largest}")
     # Budgets are whole numbers: 0.7 of 1,797 samples is 0.6995 of them, and is to be taken for 0.7.
     keep = (kept + 0.5) / max(kept - budget + candidates, 1)
     present = np.sort((all_C := sizes_C + kept_C)[all_C > 0])
     uneven = float(present[-1] / present[(len(present) - 1) // 4]) if len(present) else 1.0
-    return policy_by_rule(right / max(candidates, 1), keep, kept / len(kept_C), uneven)
+    return _by_rule(accuracy, keep, kept / len(kept_C), uneven, known)
 
 
-def policy_by_rule(accuracy: float, keep: float, per_class: float, uneven: float) -> str:
+def _by_rule(accuracy: float, keep: float, per_class: float, uneven: float, known: str) -> RuleChoice:
     """The policy for scoring models that are right on this share of the samples that they never saw, if so much is kept.
 
     Args:
@@ -113,13 +123,20 @@ def policy_by_rule(accuracy: float, keep: float, per_class: float, uneven: float
         keep: 0 to 1.
         per_class: samples kept of a class, on average.
         uneven: size of the largest class, divided by the lower quartile of the sizes.
+        known: the accuracy in words.
     """
     if per_class < _LEAST_PER_CLASS:
-        return "random"
-    if any(accuracy >= least and keep >= share for least, share in _TOP_FROM):
-        return "top"
+        return RuleChoice(
+            "random", f"{per_class:.1f} samples of a class are kept on average, fewer than {_LEAST_PER_CLASS}"
+        )
+    for least, share in _TOP_FROM:
+        if accuracy >= least and keep >= share:
+            return RuleChoice("top", f"{known}, and {100 * share:.0f} % or more are kept")
     if accuracy >= _STRATA_FROM:
-        return "ccs"
+        return RuleChoice("ccs", f"{known}, and too few are kept for the hardest alone")
     if uneven >= _UNEVEN_FROM and accuracy >= _UNEVEN_RIGHT_FROM and keep >= _UNEVEN_KEEP_FROM:
-        return "top"
-    return "mix" if keep >= _MIX_FROM else "random"
+        return RuleChoice("top", f"{known}, and a quarter of the classes are a tenth of the largest or less")
+    known += f", less than {100 * _STRATA_FROM:.0f} %, and"
+    if keep >= _MIX_FROM:
+        return RuleChoice("mix", f"{known} {100 * _MIX_FROM:.0f} % or more are kept")
+    return RuleChoice("random", f"{known} less than {100 * _MIX_FROM:.0f} % are kept")

@@ -48,11 +48,13 @@ class PolicyChoice:
 
     Attributes:
         policy: the policy.
+        reason: why; see `RuleChoice`.
         trials: what each candidate reached; empty where the rule decided.
         results: of the trainings.
     """
 
     policy: Any
+    reason: str
     trials: list[PolicyTrial] = field(default_factory=list)
     results: tuple[EvalResult, ...] = ()
 
@@ -106,16 +108,11 @@ class _Trials:
         (best,) = left
         low, _ = interval(fresh, [0.0] * len(fresh), paired=True)
         policy, final = plan.candidates[best] if low > 0 else RANDOM, statistics.fmean(fresh)
-        logger.info(
-            "policy auto: %s is %+.2f points from random in the %d trainings of the last round, at least %+.2f (95 %%); %s is used",
-            plug_label(plan.candidates[best]),
-            100 * final,
-            len(fresh),
-            100 * low,
-            plug_label(policy),
-        )
+        of_best = f"{plug_label(plan.candidates[best])} is {100 * final:+.2f} points from random"
+        reason = f"{of_best} in the {len(fresh)} trainings of the last round, at least {100 * low:+.2f} (95 %)"
         return PolicyChoice(
             policy=policy,
+            reason=reason,
             trials=[
                 PolicyTrial(
                     policy=jsonable(candidate),
