@@ -145,7 +145,7 @@ def test_a_damaged_manifest_gives_way_to_its_copy(
     if data is not None:
         (out / "manifest.json").write_bytes(data)
     assert ur.load(out).coreset.ids.tolist() == ur.load(undisturbed).coreset.ids.tolist()
-    assert "manifest.json is" in caplog.text and "its copy is used" in caplog.text
+    assert "manifest.json is" in caplog.text and "Its copy is used" in caplog.text
     assert (out / "manifest.copy.json").read_bytes() == whole
 
 

@@ -61,7 +61,7 @@ def test_a_finished_run_on_a_read_only_disk_is_of_use(
     assert ur.export(out, there / "kept.npy") == ur.export(out, there / "data/") == len(done.coreset.ids)
     with pytest.raises(StorageError, match=rf"(?s){read_only}"):
         ur.evaluate(done, seeds=1, model="small_cnn", recipe="quick")
-    with pytest.raises(ur.ConfigError, match=r"page.pdf is no page\. Name a file that ends in .html"):
+    with pytest.raises(ur.ConfigError, match=r"page.pdf is not a page\. Name a file that ends in .html"):
         ur.report(out, to=there / "page.pdf")
 
 

@@ -326,13 +326,13 @@ def test_a_choice_made_again_costs_what_its_votes_did(finished: ur.PruneResult, 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"against": ("randm",)}, "'randm' is no baseline. Allowed: random, random_matched, full, fitting"),
+        ({"against": ("randm",)}, "'randm' is not a baseline. Allowed: random, random_matched, full, fitting"),
         ({"against": ("full", "full")}, "names 'full' more than once"),
         (
             {"against": ("resampled:0.5",)},
-            r"'resampled:0\.5' is no baseline.*, and resampled:fixed=SHARE with a share of 0 or more",
+            r"'resampled:0\.5' is not a baseline.*, and resampled:fixed=SHARE with a share of 0 or more",
         ),
-        ({"against": ("resampled:fixed=1",)}, r"'resampled:fixed=1' is no baseline"),
+        ({"against": ("resampled:fixed=1",)}, r"'resampled:fixed=1' is not a baseline"),
         ({"selections": 0}, "selections=0 must be 1 or more"),
         ({"budget": "steps"}, "budget='steps' is not allowed: it must be epochs, iterations or both"),
     ],

@@ -142,7 +142,7 @@ def test_weights_have_zeros_for_the_holdout_and_draw_with_torch(tmp_path: Path) 
         (
             "kept",
             "tars",
-            r"--as tars is no form of an export\. Allowed: webdataset \(a folder\), weights \(\.npy\), holdout \(\.npy\), "
+            r"--as tars is not a form of an export\. Allowed: webdataset \(a folder\), weights \(\.npy\), holdout \(\.npy\), "
             r"sampler \(\.json\)",
         ),
         ("kept.json", "weights", r"--as weights is for \.npy, and --to .* names a \.json file"),

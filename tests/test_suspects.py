@@ -134,7 +134,7 @@ def test_a_guard_that_leaves_too_few_gives_back_the_likeliest(
     [
         (
             "confident",
-            "guard='confident' is no guard. Allowed: none, aum, confident_learning, label_margin, prune_by_noise_rate",
+            "guard='confident' is not a guard. Allowed: none, aum, confident_learning, label_margin, prune_by_noise_rate",
         ),
         ({"use": "label_margin", "cut": 2}, "guard option cut=2 is not in \\[0, 1\\)"),
         ({"use": "confident_learning", "plain": 1}, "guard option plain=1 is neither true nor false"),

@@ -114,7 +114,7 @@ def test_scores_that_order_alike_are_named(caplog: pytest.LogCaptureFixture) -> 
 def test_pretrained_weights_are_suggested_for_few_photographs(caplog: pytest.LogCaptureFixture) -> None:
     def text(config: PruneConfig, accuracy: float = 0.51, samples: int = 288, size_px: int = 64) -> str:
         caplog.clear()
-        entry = StageEntry.model_construct(index=0, accuracy=accuracy)
+        entry = StageEntry.model_construct(index=0, vote_accuracy=accuracy)
         suggest_weights(config, entry, samples=samples, size_px=size_px)
         return caplog.text
 

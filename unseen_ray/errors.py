@@ -88,7 +88,7 @@ class BadSampleError(DataError):
         )
         super().__init__(
             f"sample {self.keys[0]} cannot be decoded: {reason}.{more} "
-            "Repair or remove them, or set `on_bad_sample: skip` to leave such samples out."
+            f"Repair or remove {'them' if total > 1 else 'it'}, or set `on_bad_sample: skip` to leave such samples out."
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

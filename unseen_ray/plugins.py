@@ -214,11 +214,11 @@ def check_plug(value: Any, *, field: str, names: Iterable[str], kind: str) -> li
     if is_target(value):
         return []
     if not isinstance(value, str):
-        return [f"{field}={value!r} is no {kind}: give a name, package.module:function, or a function."]
+        return [f"{field}={value!r} is not a {kind}: give a name, package.module:function, or a function."]
     if value in names:
         return []
     allowed = ", ".join([*names, "package.module:function"])
-    return [f"{field}={value!r} is no {kind}. Allowed: {allowed}.{did_you_mean(value, names)}"]
+    return [f"{field}={value!r} is not a {kind}. Allowed: {allowed}.{did_you_mean(value, names)}"]
 
 
 def check_function(function: Callable[..., Any], *, field: str) -> list[str]:
@@ -246,7 +246,7 @@ def function_of(value: Any, module: Any, *, field: str, more: Iterable[str] = ()
     if isinstance(use, str):
         function = import_target(use) if is_target(use) else getattr(module, use)
     if not callable(function):
-        raise ConfigError(f"{field}: {name_of(use)} is a {type(function).__name__}, not a function.")
+        raise ConfigError(f"{field}: {name_of(use)} is of type {type(function).__name__}, not a function.")
     bind_options(function, options, field=field, name=name_of(use), more=more)
     return functools.partial(function, **options) if options else function
 

@@ -170,7 +170,7 @@ def test_a_row_that_fits_nowhere_stands_on_its_side() -> None:
     table.add("\tb\nc\x1b[2J", 1, math.nan)
     table.add("dd", None, 1.0)
     assert table.lines(51)[-1] == "dd" + 43 * " " + "100.0%"
-    assert table.lines(50)[-1] == "(too narrow for: share)"
+    assert table.lines(50)[-1].endswith("every column)")
     assert table.lines(24) == [
         "class   a name of a",
         "        class with many",

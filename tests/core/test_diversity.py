@@ -398,7 +398,7 @@ def peak_memory(use: str, count: int) -> int:
         ("d2", {"distances": "cosine"}, r"policy option distances='cosine' is not allowed: write scaled or raw\."),
         ("d2", {"negative": "clip"}, r"policy option negative='clip' is not allowed: write shift or raw\."),
         ("moderate", {"of": "loss"}, r"policy option of='loss' is not allowed: write score or distance\."),
-        ("window", {"start": "best"}, r"start='best' is outside 0 up to 1: it is a share, or auto\."),
+        ("window", {"start": "best"}, r"start='best' is not in \[0, 1\): it is a share, or auto\."),
     ],
 )
 def test_options_outside_their_range_are_refused(use: str, options: dict[str, object], message: str) -> None:

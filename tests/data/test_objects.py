@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -168,6 +169,10 @@ def test_an_interrupted_write_is_not_read_and_is_done_again(tmp_path: Path) -> N
         ([1, 2, 3], "source is of type list, whose samples cannot be read. Accepted are a pair"),
         ((RNG.random((60, 4)), LABELS), "rows of features, which have no pixels"),
         ((IMAGES, LABELS[:7]), "source has 60 images and 7 labels. Give one label for each image"),
+        (
+            pa.table({"image": [b""], "label": [0]}).to_pandas(),
+            "source is of type DataFrame, whose samples cannot be read",
+        ),
         ((IMAGES, LABELS / 2), "the labels of source are float64; they must be integers"),
     ],
 )
@@ -175,6 +180,14 @@ def test_what_is_no_source_is_refused(source: Any, message: str, tmp_path: Path)
     with pytest.raises(ur.ConfigError, match=message):
         ur.prune(source=source, keep=0.5, executor="local", out=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_may_be_the_names_of_classes(tmp_path: Path) -> None:
+    names = np.array(["fly", "ant", "bee"])
+    info = open_source(source_ref(store_samples((IMAGES, names[LABELS % 3]), Folder(str(tmp_path / "data"))))).info
+    assert info.class_names == ("ant", "bee", "fly") and info.labels_N.tolist() == [
+        (2, 0, 1)[label % 3] for label in LABELS
+    ]
 
 
 def test_a_transform_is_refused_by_its_name(tmp_path: Path) -> None:

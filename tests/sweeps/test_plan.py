@@ -94,8 +94,8 @@ def test_every_ready_sweep_is_one(path: Path) -> None:
         ("out", 7, r"^out=7 is not allowed: .*Write '\./7'"),
         ("address", "", r"^address='' is not allowed: it must be an address"),
         ("seed", 2**32, r"^seed: .*less than or equal to 4294967295|^seed=4294967296 .*4294967295"),
-        ("against", 7, r"^against=7 is no baseline of a sweep\. Allowed: random, random_matched, full"),
-        ("against", {"random": 1}, r"^against=\{'random': 1\} is no baseline"),
+        ("against", 7, r"^against=7 is not a baseline of a sweep\. Allowed: random, random_matched, full"),
+        ("against", {"random": 1}, r"^against=\{'random': 1\} is not a baseline"),
     ],
 )
 def test_what_a_sweep_cannot_take_is_refused_by_its_field(field: str, value: object, message: str) -> None:

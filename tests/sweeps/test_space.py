@@ -171,7 +171,7 @@ def test_scores_over_epochs_are_stored_by_all_trials_if_one_asks_for_them() -> N
         ({"scheduler": {"use": "asha", "reduction": 1}}, "scheduler.reduction=1 is not allowed"),
         (
             {"against": ["fulll"]},
-            "against='fulll' is no baseline of a sweep. Allowed: random, random_matched, full. Did you mean 'full'",
+            "against='fulll' is not a baseline of a sweep. Allowed: random, random_matched, full. Did you mean 'full'",
         ),
         ({"search": "bayes"}, "search='bayes' is not allowed"),
         ({"proxies": 3}, "proxies is not a field. Did you mean 'proxy'"),
@@ -188,7 +188,7 @@ def test_what_is_wrong_with_a_sweep_is_said_at_once(fields: dict[str, Any], said
     ("space", "said"),
     [
         ({"folds": [2, 4000]}, r"trial folds=4000: folds=4000 is outside 2..240 \(the number of samples\)"),
-        ({"score": ["entropy", "entropie"]}, "trial score=entropie: score='entropie' is no score"),
+        ({"score": ["entropy", "entropie"]}, "trial score=entropie: score='entropie' is not a score"),
         ({"schedule.stages": [1, 3]}, r"trial schedule.stages=3: schedule needs 'first'"),
         ({"keep": [0.5, 1.5]}, r"trial keep=1.5: keep=1.5 is outside \(0, 1\)"),
     ],

@@ -202,8 +202,8 @@ def test_a_checkpoint_without_its_average_is_of_another_fit() -> None:
             r"weights='DEFAULT' would load.*recipe\.init",
         ),
         ({"scoring": {"model": {"use": "timm/test_vit", "pretrained": True}}}, r"scoring\.model: pretrained=True"),
-        ({"model": "timm/"}, r"model='timm/' is no model"),
-        ({"model": "tim/test_vit"}, r"model='tim/test_vit' is no model\. Allowed: .*timm/NAME"),
+        ({"model": "timm/"}, r"model='timm/' is not a model"),
+        ({"model": "tim/test_vit"}, r"model='tim/test_vit' is not a model\. Allowed: .*timm/NAME"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(fields: dict[str, Any], message: str) -> None:

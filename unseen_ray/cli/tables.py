@@ -99,7 +99,8 @@ class Table:
             style = "dim" if place in self.finished else ""
             lines += [(line, style) for line in self._row([row[c] for c in shown], shown, widths)]
         if left_out := [column.title for c, column in enumerate(self.columns) if c not in shown and column.title]:
-            lines += [(line, "dim") for line in _wrapped(f"(too narrow for: {', '.join(left_out)})", width)]
+            note = f"(too narrow for: {', '.join(left_out)}; a pipe or a file gets every column)"
+            lines += [(line, "dim") for line in _wrapped(note, width)]
         return lines
 
     def _shown_rows(self) -> list[tuple[int, list[str]]]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["allowed_value", "check_names", "field_messages"]
 
+_ELSEWHERE = {"random_state": "seed", "n_splits": "folds", "cv": "folds", "n_jobs": "threads"}  # in scikit-learn
+
 _KINDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -57,6 +59,14 @@ def check_names(field: str, values: Mapping[Any, Any]) -> None:
             raise ValueError(f"{field}.{name} is not a field: names of fields are text, not {name!r}.")
 
 
+def _meant(given: str, fields: Mapping[str, Any], parts: Mapping[str, type[BaseModel]]) -> str:
+    """' Did you mean ...?' for the field that scikit-learn or a part of the configuration calls so, or for the nearest one."""
+    inside = (f"{part}.{given}" for part, model in parts.items() if given in model.model_fields)
+    named = _ELSEWHERE.get(given)
+    found = named if named in fields else next(inside, None)
+    return did_you_mean(given, fields) if found is None else f" Did you mean {found!r}?"
+
+
 def _messages(
     detail: Any, model: type[BaseModel], parts: Mapping[str, type[BaseModel]], hint: str | None, prefix: str
 ) -> list[str]:
@@ -73,7 +83,7 @@ def _messages(
     fields = model.model_fields
     if detail["type"] == "extra_forbidden":
         hint = hint or f"Allowed: {', '.join(fields)}."
-        return [f"{name} is not a field.{did_you_mean(leaf, fields)} {hint}"]
+        return [f"{name} is not a field.{_meant(leaf, fields, parts)} {hint}"]
     if detail["type"] == "invalid_key":
         return [f"{name} is not a field: names of fields are text, not {detail['input']!r}."]
     if detail["type"] == "missing":

@@ -155,7 +155,7 @@ def recipe_values(value: str | Mapping[str, Any] | Recipe, *, base: Recipe | Non
         from unseen_ray.plugins import did_you_mean
 
         raise ValueError(
-            f"recipe={name!r} is no recipe. Allowed: {', '.join(RECIPES)}.{did_you_mean(str(name), RECIPES)}"
+            f"recipe={name!r} is not a recipe. Allowed: {', '.join(RECIPES)}.{did_you_mean(str(name), RECIPES)}"
         )
     if changes.get("epochs") is not None and changes.get("steps") is not None:
         raise ValueError(f"recipe sets epochs={changes['epochs']} and steps={changes['steps']}; set one of the two.")

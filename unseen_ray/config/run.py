@@ -179,7 +179,7 @@ class PruneConfig(BaseModel):
     )
     policy: Any = Field(
         default="auto",
-        description="how samples are chosen by their scores; default in mode: fitting: top; see `unseen-ray list policies`",
+        description="how samples are chosen by their scores, in mode: fitting by top unless you set this; see `unseen-ray list policies`",
         json_schema_extra=listed("choice", "NAME"),
     )
     guard: Any = Field(
@@ -312,6 +312,13 @@ class PruneConfig(BaseModel):
         if problems:
             raise ConfigError(problems)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self).model_fields:
+            raise AttributeError(
+                f"{name} of a configuration cannot be set. Make another one: config.changed({name}={value!r})."
+            )
+        super().__setattr__(name, value)
+
     @field_validator("recipe", mode="before")
     @classmethod
     def _complete_recipe(cls, value: Any) -> Any:
@@ -431,7 +438,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{path} holds a {type(values).__name__}; it must hold fields, one `name: value` per line.")
+        held = "text" if isinstance(values, str) else f"a {type(values).__name__}"
+        raise ConfigError(f"{path} holds {held}; it must hold fields, one `name: value` per line.")
     return values
 
 

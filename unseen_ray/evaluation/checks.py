@@ -102,7 +102,7 @@ def _problems_of_numbers(against: Sequence[str], seeds: int, selections: int, bu
     for name in against:
         if name not in ARMS and fixed_share(name) is None:
             known = f"{', '.join(ARMS)}, and resampled:fixed=SHARE with a share of 0 or more and below 1"
-            yield f"against={name!r} is no baseline. Allowed: {known}.{did_you_mean(name, ARMS)}"
+            yield f"against={name!r} is not a baseline. Allowed: {known}.{did_you_mean(name, ARMS)}"
     if twice := sorted({name for name in against if list(against).count(name) > 1}):
         yield f"against names {twice[0]!r} more than once; name each baseline once."
     if seeds < 1:

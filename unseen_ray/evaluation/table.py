@@ -214,7 +214,7 @@ class Evaluation:
         first, other = self.arms[0], next((arm for arm in self.arms if arm.name == baseline), None)
         if other is None:
             raise ConfigError(
-                f"baseline={baseline!r} is no arm of this evaluation; it has {', '.join(arm.name for arm in self.arms)}."
+                f"baseline={baseline!r} is not in this evaluation; it has {', '.join(arm.name for arm in self.arms)}."
             )
         if first.selections > 1 or len(first.accuracies) < 2:
             return None

@@ -125,7 +125,7 @@ def _budget_of(keep: float, samples: int) -> int:
     budget = round(keep * samples)
     if not 1 <= budget < samples:
         raise ConfigError(
-            f"keep={keep} of {samples:,} samples are {budget:,} samples; a coreset has 1 to {samples - 1:,}. Choose another keep."
+            f"keep={keep} of {samples:,} samples is {budget:,} samples; a coreset has 1 to {samples - 1:,}. Choose another keep."
         )
     return budget
 

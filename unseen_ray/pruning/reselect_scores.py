@@ -61,7 +61,7 @@ def _check_finite(run: Run, stored: StoredTable, name: str) -> None:
     for batch in stored.batches([name]):
         if not np.isfinite(batch.column(name).to_numpy(zero_copy_only=False)).all():
             raise StorageError(
-                f"{run.folder.path(stored.name)} is damaged or forged: its column {name} holds a score that is no finite number. "
+                f"{run.folder.path(stored.name)} is damaged or forged: its column {name} holds a score that is not a finite number. "
                 "Restore it, or prune again in a new folder."
             )
 

@@ -192,7 +192,7 @@ def _copy_files(source: FolderSource, ids: IdArray, folder: Folder) -> None:
     keys = source.keys(ids.tolist())
     for key in keys:
         if any(part in ("", ".", "..") for part in key.split("/")):
-            raise DataError(f"key {key!r} leads out of the folder or is no plain path. Rename the file.")
+            raise DataError(f"key {key!r} leads out of the folder or is not a plain path. Rename the file.")
     # Also classes that keep no image: classes are numbered by their folders, so a missing one would shift the others.
     for name in source.info.class_names:
         fs, path = filesystem_of(folder.path(name))

@@ -141,7 +141,7 @@ def _check_form(form: str | None, kind: str, to: str) -> None:
     if form not in (None, *FORMS):
         known = ", ".join(f"{name} ({goes_with})" for name, goes_with in FORMS.items())
         raise ConfigError(
-            f"--as {form} is no form of an export. Allowed: {known}; without it, what the ending of --to says, or the form of the source."
+            f"--as {form} is not a form of an export. Allowed: {known}; without it, the ending of --to or the form of the source decides."
         )
     if form is not None and kind != FORMS[form]:
         wanted = "a folder, with a slash at its end" if FORMS[form] == "a folder" else f"a file ending in {FORMS[form]}"

@@ -99,7 +99,7 @@ def _page_at(to: str) -> tuple[Folder, str]:
     if problem := path_problem("--to", to):
         raise ConfigError(problem)
     if not to.endswith(".html"):
-        raise ConfigError(f"--to {to} is no page. Name a file that ends in .html.")
+        raise ConfigError(f"--to {to} is not a page. Name a file that ends in .html.")
     above, _, name = (to if is_uri(to) else absolute_path(to)).rpartition("/")
     return Folder(above or "/"), name
 

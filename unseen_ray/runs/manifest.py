@@ -161,7 +161,7 @@ def read_manifest(folder: Folder) -> Manifest | None:
     if manifest is None and damage is not None:
         raise damage
     if manifest is not None:
-        logger.warning("%s; its copy is used", damage or f"{folder.path(MANIFEST)} is missing")
+        logger.warning("%s Its copy is used.", damage or f"{folder.path(MANIFEST)} is missing.")
     return manifest
 
 

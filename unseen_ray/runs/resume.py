@@ -116,7 +116,7 @@ def _found(folder: Folder, asked: dict[str, Any], source: SourceEntry) -> Run | 
         return Run(folder, manifest)
     if manifest is None and any(top_of(name) in others for name in folder.files()):
         raise ConfigError(
-            f"out={folder.root} holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} and no run of ours. "
+            f"out={folder.root} holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} and is not a run. "
             "Name a new or empty folder."
         )
     return None

@@ -198,13 +198,13 @@ def load_run(path: str, *, to_choose: bool = False) -> Run:
         raise ConfigError(str(error)) from None
     if manifest is None:
         raise ConfigError(
-            f"{path} holds no {MANIFEST}: it is no run folder. Give the `out` of a finished `unseen-ray prune`."
+            f"{path} holds no {MANIFEST}: it is not a run folder. Give the `out` of a finished `unseen-ray prune`."
         )
     if manifest.kind == "sweep":
         raise ConfigError(f"{path} holds a sweep; its trials are the folders below {path}/trials, one for each seed.")
     if not manifest.finished:
         raise ConfigError(
-            f"the run in {path} has not finished ({len(manifest.stages)} stages have). Run its `unseen-ray prune` line again first."
+            f"the run in {path} has not finished: stages so far: {len(manifest.stages)}. Run the same `unseen-ray prune` line again first."
         )
     if manifest.kind == "score" and not to_choose:
         raise ConfigError(

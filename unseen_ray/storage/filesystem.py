@@ -130,7 +130,7 @@ def remedy_to_write(error: OSError) -> str:
 
 def remedy_to_read(error: OSError) -> str:
     """What to do where a file cannot be read."""
-    return f"{remedy(error, 'See that the storage answers and that you may read it')}, then run again."
+    return f"{remedy(error, 'Check that the storage can be reached and that you may read it')}, then run again."
 
 
 def real_path(path: str) -> str:

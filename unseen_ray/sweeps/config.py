@@ -166,7 +166,7 @@ class SweepConfig(_Part):
         for name in names:
             if name not in AGAINST:
                 raise ValueError(
-                    f"against={name!r} is no baseline of a sweep. Allowed: {', '.join(AGAINST)}.{did_you_mean(str(name), AGAINST)}"
+                    f"against={name!r} is not a baseline of a sweep. Allowed: {', '.join(AGAINST)}.{did_you_mean(str(name), AGAINST)}"
                 )
         return tuple(dict.fromkeys(names))
 

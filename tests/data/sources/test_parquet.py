@@ -301,9 +301,9 @@ def test_an_image_column_of_another_type_is_refused(tmp_path: Path, column: pa.A
 
 def test_a_missing_column_is_told_with_what_is_there(tmp_path: Path) -> None:
     path = labelled(tmp_path / "a.parquet", [0, 1], image="photo")
-    with pytest.raises(DataError, match=r"has no image column 'image or img'; it has photo, label"):
+    with pytest.raises(DataError, match=r"has no image column \(image or img\); it has photo, label"):
         opened(path)
-    with pytest.raises(DataError, match=r"has no label column 'labels'.*Did you mean 'label'\?"):
+    with pytest.raises(DataError, match=r"has no label column \(labels\).*Did you mean 'label'\?"):
         opened(path, image="photo", label="labels")
     labelled(tmp_path / "b.parquet", [0, 1])
     with pytest.raises(DataError, match=r"b\.parquet of source .* has no image column"):

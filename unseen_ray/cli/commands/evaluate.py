@@ -69,7 +69,7 @@ def evaluate(
     """Train on the coreset and on baselines, and compare them. All have the same recipe, and are measured after the last epoch.
 
     \b
-    unseen-ray evaluate runs/cifar --test cifar10-test.parquet --seeds 3 --against random,full
+    unseen-ray evaluate runs/cifar --test cifar10-test.parquet --seeds 5
     """
 
     import unseen_ray as ur

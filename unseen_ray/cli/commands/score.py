@@ -44,7 +44,7 @@ def score(
 
     \b
     unseen-ray score --probs oof.npy --labels labels.npy --out runs/scores
-    unseen-ray score --probs a.npy --probs b.npy --labels labels.npy --out runs/scores     # NaN rows: not scored by this model
+    unseen-ray score --probs a.npy --probs b.npy --labels labels.npy --out runs/scores
     """
     import unseen_ray as ur
     from unseen_ray.cli.summary.text import several

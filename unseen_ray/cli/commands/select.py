@@ -20,7 +20,7 @@ def select(run_dir: str, as_json: bool, **flags: str | None) -> None:
     """Choose another coreset from stored scores, without training. They are those of stage 0 of a finished run.
 
     \b
-    unseen-ray select runs/digits --keep 0.5 --score margin --policy class_balanced --out runs/digits-half
+    unseen-ray select runs/digits --keep 0.5 --score margin --out runs/half
     """
     import unseen_ray as ur
     from unseen_ray.cli.summary import run as summary

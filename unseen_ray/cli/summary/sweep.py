@@ -154,10 +154,10 @@ def trials_table(result: SweepResult) -> Table:
         [
             *(Column(knob, left=True) for knob in knobs),
             Column("accuracy", 0, ".4f"),
-            Column("std", 1, ".4f"),
-            *(Column(name, 4, ".4f") for name in baselines),
+            Column("std", 2, ".4f"),
+            *(Column(name, 1, ".4f") for name in baselines),
             Column(f"{unit} to choose", 3, ",.0f"),
-            Column("trial", 2, left=True),
+            Column("trial", 4, left=True),
         ]
     )
     for record in done[:_SHOWN]:

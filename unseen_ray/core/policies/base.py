@@ -99,9 +99,7 @@ def weighted_draws(log_weights_M: FloatArray, keys_M: NDArray[np.uint64]) -> NDA
 def check_share(name: str, value: float, *, closed: bool = False) -> None:
     """ConfigError unless an option lies between 0 and 1; `closed` also allows 1 itself."""
     if not _is_number(value) or not (0 <= value <= 1 if closed else 0 <= value < 1):
-        raise ConfigError(
-            f"policy option {name}={value!r} is outside 0 {'to' if closed else 'up to'} 1: it is a share."
-        )
+        raise ConfigError(f"policy option {name}={value!r} is not in [0, 1{']' if closed else ')'}: it is a share.")
 
 
 def check_number(name: str, value: float, *, positive: bool = False) -> None:

@@ -45,7 +45,7 @@ def class_balanced(
         (budget,) positions.
 
     Raises:
-        ConfigError: if `inside` is no policy that can choose within a class, or its options are outside their range.
+        ConfigError: if `inside` is not a policy that can choose within a class, or its options are outside their range.
     """
     quota_C = even_quota(labels_M, budget, kept_C, seed)
     given: Any = {"kept_C": kept_C, "seed": seed, "p_label_M": p_label_M, "consistency_M": consistency_M}

@@ -112,7 +112,7 @@ def window(
         features = given_features(features_MD, "window with start: auto")
         first = best_first_place(order, labels_M, budget, features, classes=len(kept_C))
     elif isinstance(start, str):
-        raise ConfigError(f"policy option start={start!r} is outside 0 up to 1: it is a share, or auto.")
+        raise ConfigError(f"policy option start={start!r} is not in [0, 1): it is a share, or auto.")
     else:
         check_share("start", start)
         first = min(round(start * len(order)), len(order) - budget)

@@ -123,7 +123,8 @@ def _samples_of(source: Any, field: str) -> _Samples:
     if (
         hasattr(source, "__len__")
         and hasattr(source, "__getitem__")
-        and not isinstance(source, (list, tuple, np.ndarray))
+        and not isinstance(source, (list, tuple, np.ndarray, Mapping))
+        and not hasattr(source, "columns")  # a data frame, whose items are its columns
     ):
         return _Samples(len(source), lambda i: _pair(source[i], i), tuple(map(str, getattr(source, "classes", ()))))
     raise ConfigError(f"{field} is of type {type(source).__name__}, whose samples cannot be read. {_ACCEPTED}.")
@@ -141,9 +142,15 @@ def _of_arrays(images: Any, labels: Any, field: str) -> _Samples:
         raise ConfigError(
             f"{field} is a pair of arrays, {images.dtype} of shape {images.shape} and {labels.dtype} of shape {labels.shape}. {_ACCEPTED}."
         )
+    names: tuple[str, ...] = ()
+    if labels.dtype.kind == "U":
+        found, labels = np.unique(labels, return_inverse=True)
+        names = tuple(found.tolist())
     if labels.dtype.kind not in "iu":
-        raise ConfigError(f"the labels of {field} are {labels.dtype}; they must be integers, 0 to C - 1.")
-    return _Samples(len(images), lambda i: (_encoded(images[i], i), int(labels[i]), str(i)))
+        raise ConfigError(
+            f"the labels of {field} are {labels.dtype}; they must be integers, 0 to C - 1, or the names of classes as text."
+        )
+    return _Samples(len(images), lambda i: (_encoded(images[i], i), int(labels[i]), str(i)), names)
 
 
 def _of_table(source: Any, field: str) -> _Samples:

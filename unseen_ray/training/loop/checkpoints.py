@@ -195,7 +195,7 @@ class Checkpoints:
         tensors: dict[str, Tensor] = {}
         for name, digest in head["files"].items():
             if not is_ours(f"{fit_folder(self.key)}/{name}"):
-                raise ValueError(f"{name!r} is no file of a checkpoint")
+                raise ValueError(f"{name!r} is not a file of a checkpoint")
             data = self.folder.read(self._file(name))
             if data is None or sha256_of(data) != digest:
                 raise ValueError(f"{name} is missing or damaged")
@@ -211,7 +211,7 @@ class Checkpoints:
         if head["format"] != _FORMAT or head["key"] != self.key:
             raise ValueError(f"it has format {head['format']} and key {str(head['key'])[:8]}")
         if odd := [name for name in _NUMBERS if not isinstance(head["position"].get(name, 0), (int, float))]:
-            raise ValueError(f"its {odd[0]} is no number")
+            raise ValueError(f"its {odd[0]} is not a number")
         return head
 
     def _file(self, name: str) -> str:

@@ -263,7 +263,7 @@ class TableSource:
             for field, column, hint in (("image", image, " or ".join(wanted)), ("label", self._label, self._label)):
                 if column is None or column not in there:
                     raise DataError(
-                        f"{file.name} of source {self._path} has no {field} column {hint!r}; it has {', '.join(there)}. "
+                        f"{file.name} of source {self._path} has no {field} column ({hint}); it has {', '.join(there)}. "
                         f"Name it: {{use: {self.kind}, path: ..., {field}: <column>}}.{did_you_mean(hint, there)}"
                     )
             kind = file.schema.field(image).type
