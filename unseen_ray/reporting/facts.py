@@ -99,7 +99,7 @@ def gather(run: Run) -> ReportFacts:
         "policy": run.manifest.policy_label,
         "policy_reason": run.manifest.policy_reason or None,
         "suspects": _suspects(run, counts, names),
-        "guarded": guard_of_stored(run.manifest.asked) != "none",
+        **_guard(guard_of_stored(run.manifest.asked)),
         "model": scored_by(run.manifest.config),
         "init": _init(scoring_recipe(run.manifest.config)),
         "stages": [stage.sizes() for stage in run.manifest.stages],
@@ -277,8 +277,12 @@ def _collinearity(table: pa.Table) -> dict[str, Any]:
     return {"scores": names, "rank_correlation": rank_correlations(columns)}
 
 
+def _guard(value: Any) -> dict[str, Any]:
+    return {"guarded": value != "none", "guard": None if value == "none" else guard_words(value)}
+
+
 def _suspects(run: Run, counts: Counts, names: list[str]) -> dict[str, Any] | None:
-    """Suspected labels: how many, how many of these were kept, by which guard, and the least likely ones; None without one."""
+    """Suspected labels: how many, how many of these were kept, and the least likely ones; None without a guard."""
     if counts.suspects is None or counts.unlikely is None:
         return None
     unlikely = counts.unlikely
@@ -288,4 +292,4 @@ def _suspects(run: Run, counts: Counts, names: list[str]) -> dict[str, Any] | No
         {"id": i, "key": keys[i], "label": names[a], "pred": names[b], "p_label": p, "kept": bool(kept)}
         for i, a, b, p, kept in zip(*columns, unlikely.stage_M >= 0, strict=True)
     ]
-    return {**counts.suspects, "guard": guard_words(guard_of_stored(run.manifest.asked)), "first": listed}
+    return {**counts.suspects, "first": listed}
