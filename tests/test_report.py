@@ -16,6 +16,7 @@ import unseen_ray as ur
 from tests.browser import check_in_browser, needs_browser
 from tests.conftest import class_pixels, png_bytes
 from unseen_ray.cli.app import main
+from unseen_ray.cli.summary.run import next_step
 from unseen_ray.evaluation.table import Arm, break_even_of, differences_of
 from unseen_ray.reporting import score_tables
 from unseen_ray.reporting.figures import accuracies
@@ -134,6 +135,30 @@ def test_suspects_are_listed_with_what_became_of_them(tmp_path: Path) -> None:
     shown = " ".join("".join(Page(page_of(result)).text).split())
     assert "The 100 least likely of 120 labels that guard label_margin suspects; 20 of these samples were kept" in shown
     assert f"{suspects['first'][0]['key']} {suspects['first'][0]['id']}" in " ".join(Page(page_of(result)).text)
+
+
+def test_a_run_whose_source_is_not_seen_from_here_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, pixels in enumerate(class_pixels(np.arange(40) % 2, 8, 0)):
+        (tmp_path / "photos" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / str(number % 2) / f"{number}.png").write_bytes(png_bytes(pixels))
+    result = ur.prune(source="photos", keep=0.5, folds=2, recipe=FAST, executor="local", out="run")
+    measure = "unseen-ray evaluate run --against random,full --seeds 5 --test SOURCE --executor local"
+    assert next_step(result) == ("To compare it with a random subset", measure)
+    monkeypatch.chdir(tmp_path / "run")
+    assert "--test SOURCE" in Path(ur.report("../run")).read_text()
+
+
+def test_a_run_without_images_is_not_said_to_be_measured_by_evaluate(tmp_path: Path) -> None:
+    labels = np.arange(60) % 3
+    np.save(tmp_path / "labels.npy", labels)
+    np.save(tmp_path / "probs.npy", np.eye(3, dtype=np.float32)[labels] * 0.7 + 0.1)
+    ur.score(str(tmp_path / "probs.npy"), str(tmp_path / "labels.npy"), out=tmp_path / "scored")
+    result = ur.select(str(tmp_path / "scored"), keep=0.5, out=tmp_path / "half")
+    with pytest.raises(ur.ConfigError, match=r"labels and no images to train on\. Score with --source"):
+        ur.evaluate(result, test="digits")
+    assert next_step(result)[1] == f"unseen-ray export {result.path} --to kept.csv"
+    assert "is not measured: <code>evaluate</code> cannot train" in Path(ur.report(result)).read_text()
 
 
 def test_a_bare_run_shows_what_it_has_and_names_the_command_that_measures_it(tmp_path: Path) -> None:
