@@ -29,7 +29,7 @@ class S3Server:
 
     def __init__(self) -> None:
         self.fault: Fault | None = None
-        self.conditions: Literal["kept", "ignored", "refused"] = "kept"
+        self.conditions: Literal["kept", "kept by writes", "ignored", "refused"] = "kept"
         self.requests = 0
         self._change = threading.Lock()  # moto looks and writes in two steps
         self._lists: dict[str, list[bytes]] = {}
@@ -79,7 +79,8 @@ class S3Server:
 
     def _changed(self, environ: dict[str, Any], start_response: Any, *, is_lost: bool) -> Iterable[bytes]:
         conditions = [name for name in ("HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH") if name in environ]
-        if conditions and self.conditions == "refused":
+        refused = {"refused": ("PUT", "DELETE"), "kept by writes": ("DELETE",)}.get(self.conditions, ())
+        if conditions and environ["REQUEST_METHOD"] in refused:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("501 Not Implemented", [("Content-Type", "application/xml")])
             return [b"<Error><Code>NotImplemented</Code><Message>A header is not implemented</Message></Error>"]

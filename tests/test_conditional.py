@@ -186,6 +186,15 @@ def test_a_store_without_conditions_is_told_once_and_used_as_before(
     assert "loopback" not in caplog.text
 
 
+def test_a_lock_is_removed_from_a_store_that_checks_writes_alone(server: S3Server, caplog: Any) -> None:
+    server.conditions = "kept by writes"
+    for _ in range(2):
+        with held(OUT):
+            pass
+        assert OUT.read(LOCK) is None
+    assert not caplog.records
+
+
 def test_without_boto3_drivers_settle_by_waiting(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3.session", None)
     with pytest.raises(ValueError, match="Invalid value NaN"), held(OUT):
