@@ -232,6 +232,10 @@ def test_an_address_with_a_key_is_refused_and_not_repeated(field: str) -> None:
         ([{"use": "mlflow", "tracking_token": "hidden"}], r"takes no option 'tracking_token'.*MLFLOW_TRACKING_TOKEN"),
         ({"use": "mlflow", "tracking_uri": "https://me:hidden@host"}, r"must not hold a password"),
         (["mlflow", {"use": "mlflow"}], r"names 'mlflow' more than once"),
+        (
+            ["none"],
+            r"log_to='none' is not a logger. Allowed: tensorboard, mlflow, wandb, a list of them, or none alone",
+        ),
         ([["mlflow"]], r"log_to=\['mlflow'\] is not a logger"),
         ({"use": "mlflow", "tags": "mine"}, r"mlflow needs tags as a mapping"),
         ({"use": "wandb", "project": 3}, r"wandb needs project as text"),

@@ -219,10 +219,8 @@ def _check_log_to(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
         options = dict(entry) if isinstance(entry, Mapping) else {"use": entry}
         name = options.pop("use", None)
         if not isinstance(name, str) or name not in LOGGERS:
-            allowed = ", ".join([*LOGGERS, "none"])
-            problems.append(
-                f"log_to={name!r} is not a logger. Allowed: {allowed}, or a list of them.{did_you_mean(str(name), LOGGERS)}"
-            )
+            allowed = f"{', '.join(LOGGERS)}, a list of them, or none alone"
+            problems.append(f"log_to={name!r} is not a logger. Allowed: {allowed}.{did_you_mean(str(name), LOGGERS)}")
             continue
         if name in names:
             problems.append(f"log_to names {name!r} more than once; name each logger once.")
