@@ -54,6 +54,20 @@ def test_the_probe_sees_what_is_loaded(tmp_path: Path) -> None:
     assert "torch" in loaded_by(f"import torch; {LOADED}", cwd=tmp_path)[1]
 
 
+def test_where_ray_cannot_be_imported_the_error_names_the_executor_that_needs_none(tmp_path: Path) -> None:
+    code = """
+import sys
+sys.modules["ray"] = None
+import unseen_ray as ur
+try:
+    ur.prune(source="digits", keep=0.5, out="run")
+except ur.ConfigError as error:
+    print(error)
+"""
+    assert "or set executor='local', which needs none" in python("-c", code, cwd=tmp_path).stdout
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "code", ["import unseen_ray", "import unseen_ray as ur; ur.PruneConfig; ur.prune; ur.plan_folds"]
 )

@@ -255,8 +255,12 @@ def executor_for(config: PruneConfig, tasks: int) -> Iterator[Executor]:
 
         executor: Executor = LocalExecutor()
     else:
-        from unseen_ray.execution.ray.executor import RayExecutor
-
+        try:
+            from unseen_ray.execution.ray.executor import RayExecutor
+        except ImportError as error:
+            raise ConfigError(
+                f"executor='ray' needs Ray, and Python cannot import it: {error}. Install ray, or set executor='local', which needs none."
+            ) from error
         executor = RayExecutor(address=config.address, tasks=tasks)
     try:
         yield executor
