@@ -23,7 +23,7 @@ from typing import Any
 
 from gpu_checks import CHECKS, ROOT, Check, Place, write_whole
 
-GRACE_S = 8.0  # from the request to end to SIGKILL
+GRACE_S = 5.0  # for what is asked to end, and again for what is killed
 LEAST_S = 60.0  # that is worth starting a check for which resumes
 SAME = ("device", "torch", "code")
 DONE, OPEN = ("passed", "failed", "crashed"), ("timed out", "broken off")
@@ -74,8 +74,10 @@ class Evidence:
         if record is not None:
             return float(record["seconds"]) * (1.5 if record["status"] in OPEN else 1.2)
         said = check.small_s if self.place.small else check.seconds
-        alike = [other for other in self.checks if other.call == check.call and other.name in self.records]
-        ratios = [self.records[other.name]["seconds"] / self.records[other.name]["said_s"] for other in alike]
+        alike = [
+            self.records[other.name] for other in self.checks if other.call == check.call and other.name in self.records
+        ]
+        ratios = [known["seconds"] / known["said_s"] for known in alike if known["status"] == "passed"]
         return said * min(max(statistics.median(ratios), 0.5), 3.0) if ratios else said
 
     def run(self, check: Check, left_s: float) -> None:
@@ -155,14 +157,21 @@ def _run_within(limit_s: float, line: list[str], log: Path) -> int | None:
         try:
             return process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_S)
+            _end(process, signal.SIGTERM)  # runs store where they are
             return None
         finally:
-            with contextlib.suppress(ProcessLookupError):  # nothing of it may hold the GPU's memory
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _end(process, signal.SIGKILL)  # nothing of it may hold the GPU's memory
+
+
+def _end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to a process and all of its group, and wait until they are gone, for a while."""
+    ends = time.monotonic() + GRACE_S
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+        while time.monotonic() < ends:
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
 
 
 def conditions_of_machine(state: Path) -> dict[str, Any]:
@@ -180,7 +189,7 @@ def collect(evidence: Evidence, ends: float) -> None:
     for check in evidence.checks:
         if not evidence.is_due(check) or evidence.lacks(check):
             continue
-        left, estimate = ends - time.monotonic() - GRACE_S, evidence.estimate(check)
+        left, estimate = ends - time.monotonic() - 2 * GRACE_S, evidence.estimate(check)
         if left < (min(estimate, LEAST_S) if check.resumes else estimate):
             continue
         print(f"{check.name}: about {estimate:.0f} of {left:.0f} s", flush=True)
@@ -199,14 +208,17 @@ def main() -> None:
     parser.add_argument("--budget_s", type=float, default=480, help="seconds that this call may take")
     parser.add_argument("--state", type=Path, required=True, help="folder of what is known, and of runs that resume")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("UNSEEN_DATA", "data")))
-    parser.add_argument("--small", action="store_true", help="all of it in little, on a CPU too")
+    parser.add_argument("--small", action="store_true", help="all of it in little, on a CPU too; its state is apart")
     parser.add_argument("--only", default="", metavar="WORD", help="checks whose name holds this")
     parser.add_argument(
         "--again", action="store_true", help="also checks that failed, or ran on other code, torch or card"
     )
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
-    place = Place(args.state.absolute(), args.data.absolute(), args.small)
+    # so that the check under way is ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    state = args.state.absolute() / "small" if args.small else args.state.absolute()
+    place = Place(state, args.data.absolute(), args.small)
     asked = [check for check in CHECKS if args.only in check.name and (check.in_small or not args.small)]
     conditions = conditions_of_machine(place.state)
     write_whole(place.state / "conditions.json", conditions)

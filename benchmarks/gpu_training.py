@@ -94,7 +94,7 @@ def counted_waits() -> Iterator[Callable[[], int]]:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            yield lambda: sum("synchroniz" in str(each.message) for each in said)
+            yield lambda: sum("called a synchronizing" in str(each.message) for each in said)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -64,8 +64,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """End without the interpreter's tear-down, in which threads of pyarrow that wait for a silent storage may crash."""
     status = config.stash.get(_STATUS, None)
     if status is not None:
-        if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
+        if (ray := sys.modules.get("ray")) is not None:
+            ray.shutdown()
         if config.pluginmanager.has_plugin("terminalreporter"):  # a worker of pytest-xdist has none
             config.get_terminal_writer().flush()
         for each in gc.get_objects():  # wandb has left its own to the tear-down

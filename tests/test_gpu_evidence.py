@@ -36,13 +36,14 @@ def evidence(module: Any, state: Path, *names: str, again: bool = False, **chang
 
 def test_a_check_that_crashes_is_recorded_and_the_next_one_runs(gpu_evidence: Any, tmp_path: Path) -> None:
     found = evidence(gpu_evidence, tmp_path, "abort", "hang", "limits out of memory")
-    gpu_evidence.collect(found, time.monotonic() + 2 + gpu_evidence.GRACE_S)
+    began = time.monotonic()
+    gpu_evidence.collect(found, began + 2 + 2 * gpu_evidence.GRACE_S)
+    assert time.monotonic() - began < 2 + 2 * gpu_evidence.GRACE_S
     record = json.loads((tmp_path / "abort.json").read_text())
     assert (record["status"], record["tries"], record["found"]) == ("crashed", 1, {"half": True})
     assert "about to abort" in record["last_lines"]
     hanging = json.loads((tmp_path / "hang.json").read_text())
     assert hanging["status"] == "timed out"
-    assert hanging["seconds"] < 2 + gpu_evidence.GRACE_S
     assert any("out of memory" in row and "skipped: it needs a CUDA device" in row for row in found.rows())
 
     later = evidence(gpu_evidence, tmp_path, "abort", "hang")
@@ -66,7 +67,7 @@ def test_what_another_card_or_code_gave_is_shown_as_such_and_run_again_only_if_a
 
 def test_a_check_that_does_not_fit_is_not_started(gpu_evidence: Any, tmp_path: Path) -> None:
     found = evidence(gpu_evidence, tmp_path, "abort")
-    gpu_evidence.collect(found, time.monotonic() + gpu_evidence.GRACE_S)
+    gpu_evidence.collect(found, time.monotonic() + 2 * gpu_evidence.GRACE_S)
     assert not found.records
     assert "not run: it takes about" in found.rows()[0]
 
