@@ -33,12 +33,12 @@ kit=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export GPU_SITE=${GPU_SITE:-/tmp/gpu-site} UNSEEN_DATA=$kit/data RAY_USAGE_STATS_ENABLED=0
 export PYTHONPATH=$GPU_SITE${PYTHONPATH:+:$PYTHONPATH}
 install() { python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$GPU_SITE" --upgrade "$@"; }
-[ -d "$GPU_SITE/pydantic" ] || install "$kit"/wheels/*.whl
-wheel=$(cut -c67- "$kit/ray/sha256")
-if [ ! -d "$GPU_SITE/ray" ] && cat "$kit"/ray/part* 2>/dev/null >"/tmp/$wheel" && (cd /tmp && sha256sum --status -c "$kit/ray/sha256"); then
-    install "/tmp/$wheel"
+[ -f "$GPU_SITE/.wheels" ] || { install "$kit"/wheels/*.whl && touch "$GPU_SITE/.wheels"; }
+ray=$GPU_SITE/$(cut -c67- "$kit/ray/sha256")
+if [ ! -d "$GPU_SITE/ray" ] && cat "$kit"/ray/part* >"$ray" 2>/dev/null && (cd "$GPU_SITE" && sha256sum --status -c "$kit/ray/sha256"); then
+    install "$ray"
 fi
-rm -f "/tmp/$wheel"
+rm -f "$ray"
 """
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,45 @@ def test_a_check_that_does_not_fit_is_not_started(gpu_evidence: Any, tmp_path: P
     gpu_evidence.collect(found, time.monotonic() + 2 * gpu_evidence.GRACE_S)
     assert not found.records
     assert "not run: it takes about" in found.rows()[0]
+
+
+def write_wheel(path: Path) -> Path:
+    """A wheel of one module, named as its distribution."""
+    name, version, *_ = path.name.split("-")
+    info = f"{name}-{version}.dist-info"
+    path.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{name}/__init__.py", "")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def test_the_kit_installs_ray_once_all_of_its_parts_have_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_kit  # type: ignore[import-not-found]
+
+    kit, site = tmp_path / "the kit", tmp_path / "site"
+    site.mkdir()
+    (site / ".wheels").touch()  # the others are there
+    gpu_kit.split(write_wheel(kit / "ray-2.0-py3-none-any.whl"), kit / "ray", 200)
+    (kit / "setup.sh").write_text(gpu_kit.SETUP)
+    last = max((kit / "ray").glob("part*"))
+    late = last.rename(tmp_path / last.name)
+    installed = []
+    for _ in range(2):
+        line = ["bash", "-ec", f'. "{kit}/setup.sh"; echo $PYTHONPATH']
+        done = subprocess.run(
+            line, env={**os.environ, "GPU_SITE": str(site)}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(str(site))
+        installed.append((site / "ray" / "__init__.py").exists())
+        assert not list(site.glob("*.whl"))
+        if late.exists():
+            late.rename(last)
+    assert installed == [False, True]
 
 
 @pytest.mark.slow
