@@ -68,7 +68,7 @@ def test_suspects_are_named_and_not_chosen(guarded: ur.PruneResult) -> None:
     assert not suspects[guarded.coreset.ids].any()  # in no stage
     assert (values["suspects"]["found"], values["suspects"]["kept"]) == (suspects.sum(), 0)
     page = Path(ur.report(guarded)).read_text()
-    assert f"suspects that {suspects.sum():,} labels are wrong; 0 of these samples were kept" in page
+    assert f"{suspects.sum():,} labels look wrong to guard confident_learning; 0 of these samples were kept" in page
 
 
 def test_another_guard_is_chosen_afterwards(guarded: ur.PruneResult, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_a_gpu_that_is_not_there_is_refused_before_ray_starts(tmp_path: Path) ->
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 2, done.stderr
-    assert "CPU and 0 GPU. Lower" in done.stderr and "starting" not in done.stderr
+    assert "CPU and 0 GPU. Set gpus_per_fold=0" in done.stderr and "starting" not in done.stderr
 
 
 def test_a_missing_optuna_is_refused_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
@@ -11,7 +11,6 @@ import numpy as np
 
 from unseen_ray.data.sources.info import RawImage, SourceInfo, check_labels, fingerprint_of
 from unseen_ray.errors import DataError
-from unseen_ray.plugins import plug_of
 from unseen_ray.storage.filesystem import filesystem_of, read_file
 from unseen_ray.storage.npy import array_of_npy
 
@@ -57,8 +56,8 @@ class LabelsSource:
 
 
 def has_labels_alone(source: Any) -> bool:
-    """Whether the `source` of a configuration has labels and no images."""
-    return bool(plug_of(source)[0] == "labels")
+    """Whether the `source` of a configuration, which may be a path alone, has labels and no images."""
+    return isinstance(source, Mapping) and source.get("use") == "labels"
 
 
 def read_npy(path: str) -> np.ndarray:
