@@ -38,7 +38,7 @@ class Check:
     name: str
     call: str
     seconds: float
-    small_s: float = 20
+    small_s: float = 30
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()  # cuda, a module, or a file of the data folder
     resumes: bool = False
