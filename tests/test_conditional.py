@@ -7,11 +7,13 @@ import logging
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+import botocore.config
 import pytest
 
 import unseen_ray as ur
@@ -28,6 +30,7 @@ from unseen_ray.storage.filesystem import Folder, filesystem_of
 from unseen_ray.storage.lock import held
 from unseen_ray.storage.remote import conditional
 from unseen_ray.storage.remote.conditional import conditional_file
+from unseen_ray.storage.retry import is_transient
 
 OUT = Folder("s3://runs/run")
 MOMENTS = [
@@ -43,6 +46,7 @@ ROUNDS = 8
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     monkeypatch.setattr(conditional, "_unconditional", set())
+    monkeypatch.setattr(conditional, "_reached", set())
     monkeypatch.setattr(lock, "_BEAT_S", 0.05)
     monkeypatch.setattr(lock, "_SETTLE_S", float("nan"))  # nobody sleeps for so long
     with s3_server(monkeypatch) as server:
@@ -203,6 +207,42 @@ def test_without_boto3_drivers_settle_by_waiting(server: S3Server, monkeypatch: 
     with held(Folder("s3://runs/other")) as own:
         write_manifest(own.folder, manifest())
         own.check()
+
+
+def test_a_boto3_that_knows_no_conditions_is_as_none(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    config = botocore.config.Config
+    known = {name: value for name, value in config.OPTION_DEFAULTS.items() if "checksum" not in name}
+    monkeypatch.setattr(config, "OPTION_DEFAULTS", OrderedDict(known))  # as it was before 1.36
+    monkeypatch.setenv("AWS_NEW_CLIENT", "1")
+    OUT.write("a", b"1", conditional=True)
+    OUT.write("a", b"2", conditional=True)
+    assert OUT.read("a") == b"2"
+    said = [each.getMessage() for each in caplog.records]
+    assert len(said) == 1 and "boto3 is too old" in said[0] and "pip install 'boto3>=1.36'" in said[0]
+
+
+def test_an_outage_does_not_end_conditions(server: S3Server) -> None:
+    OUT.write("a", b"1", conditional=True)
+    fs, _ = filesystem_of(OUT.root)
+    file = conditional_file(OUT.path("a"), fs.region)
+    assert file is not None
+    server.close()
+    for reason in ("ConnectionClosedError", "EndpointConnectionError"):  # of the open connection, then of a new one
+        with pytest.raises(OSError, match=f"{reason} during head_object") as error:
+            file.etag()
+        assert is_transient(error.value)
+    assert conditional_file(OUT.path("a"), fs.region) is not None
+
+
+def test_where_boto3_never_came_through_pyarrow_writes(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")  # which pyarrow does not ask
+    monkeypatch.setenv("AWS_NEW_CLIENT", "2")
+    OUT.write("a", b"1", conditional=True)
+    assert OUT.read("a") == b"1" and "no conditional requests to s3://runs: ProxyConnectionError" in caplog.text
 
 
 def test_conditional_requests_go_where_pyarrow_goes(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

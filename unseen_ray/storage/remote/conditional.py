@@ -23,6 +23,7 @@ _OTHER_ETAG = f'"{"0" * 32}"'
 _ANSWER_S = 20  # for a file of kilobytes
 _PASSING = (408, 429)  # and all from 500 on, but for 501
 _unconditional: set[str] = set()  # buckets, by their address
+_reached: set[str] = set()  # those that have answered boto3
 
 
 class _ConditionError(Exception):
@@ -90,18 +91,22 @@ class ConditionalFile:
             raise _ConditionError from None
 
     def _ask(self, operation: str, **arguments: Any) -> Any:
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+        from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 
         try:
-            return getattr(self.client, operation)(Bucket=self.bucket, Key=self.key, **arguments)
+            answer = getattr(self.client, operation)(Bucket=self.bucket, Key=self.key, **arguments)
+            _reached.add(self.place)
+            return answer
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             code = error.response.get("Error", {}).get("Code", "")
             why = f"AWS Error {code} (HTTP status {status}) during {operation}"
-        except HTTPClientError as error:
-            raise OSError(errno.ECONNABORTED, f"{operation} was not answered: {type(error).__name__}") from None
         except BotoCoreError as error:
             status, code, why = 0, "", f"{type(error).__name__} during {operation}"
+            # Where boto3 has never come through, pyarrow may, by other certificates and without proxies; else this is an outage.
+            is_outage = isinstance(error, ConnectionError) and self.place in _reached
+            if is_outage or isinstance(error, HTTPClientError):
+                raise OSError(errno.ECONNABORTED, why) from None
         if status in (409, 412):
             raise _ConditionError
         if status == 404 and code != "NoSuchBucket":
@@ -149,19 +154,22 @@ def _client(region: str, process: int, variables: tuple[tuple[str, str], ...]) -
     except ImportError:
         return None
     endpoint = variable("AWS_ENDPOINT_URL_S3") or variable("AWS_ENDPOINT_URL")
-    config = Config(
-        connect_timeout=_ANSWER_S,
-        read_timeout=_ANSWER_S,
-        retries={"total_max_attempts": 1},  # `retry.retried` asks again
-        s3={"addressing_style": "path" if endpoint else "auto"},
-        request_checksum_calculation="when_required",  # stores other than Amazon's may not know the others
-        response_checksum_validation="when_required",
-        ignore_configured_endpoint_urls=True,
-    )
     try:
+        config = Config(
+            connect_timeout=_ANSWER_S,
+            read_timeout=_ANSWER_S,
+            retries={"total_max_attempts": 1},  # `retry.retried` asks again
+            s3={"addressing_style": "path" if endpoint else "auto"},
+            request_checksum_calculation="when_required",  # stores other than Amazon's may not know the others
+            response_checksum_validation="when_required",
+            ignore_configured_endpoint_urls=True,
+        )
         session = Session()
         if session.get_credentials() is None:
             return None
         return session.client("s3", region_name=region, endpoint_url=endpoint, config=config)
+    except TypeError as error:
+        logger.warning("boto3 is too old for conditional requests: %s. Run pip install 'boto3>=1.36'.", error)
+        return None
     except (BotoCoreError, ValueError):
         return None
