@@ -33,15 +33,12 @@ class GivenVotes:
     Attributes:
         models: the probabilities of each, float32 rows that sum to 1.
         parts: for each task of the stage its model's place, and (N,) bool, which samples it scored.
+        each: votes of a sample.
     """
 
     models: list[RowBlocks]
     parts: list[tuple[int, NDArray[np.bool_]]]
-
-    @property
-    def each(self) -> int:
-        """Votes of a sample."""
-        return sum(int(scored_N.sum()) for _, scored_N in self.parts) // self.models[0].shape[0]
+    each: int
 
     def read(self) -> Iterator[tuple[slice, list[tuple[IntArray, FloatArray]]]]:
         """Blocks of samples, and for each task the ids of a block that it scored with their probabilities."""
@@ -76,7 +73,8 @@ def given_votes(given: Sequence[RowBlocks], names: Sequence[str], folds: Numbers
     """
     scored = [_scored_rows(matrix, name) for matrix, name in zip(given, names, strict=True)]
     models = [RowBlocks(each.shape, partial(_read_cleaned, each)) for each in given]
-    return GivenVotes(models, _parts_of(scored, folds))
+    parts = _parts_of(scored, folds)
+    return GivenVotes(models, parts, each=sum(int(scored_N[0]) for _, scored_N in parts))
 
 
 def numbers_of(given: Numbers) -> np.ndarray:
