@@ -162,6 +162,16 @@ def test_folders_that_hold_something_else_are_refused(tmp_path: Path) -> None:
     refuse(folder, r"is a folder that holds \.npy and \.parquet")
 
 
+def test_parts_whose_numbers_are_not_in_the_order_of_their_names_are_refused(tmp_path: Path) -> None:
+    probs = distributions()
+    for name, width in (("bare", 1), ("padded", 2)):
+        (tmp_path / name).mkdir()
+        for number, rows in enumerate(np.array_split(probs, 11)):
+            np.save(tmp_path / name / f"part-{number:0{width}}-of-11.npy", rows)
+    refuse(tmp_path / "bare", r"part-10-of-11\.npy comes before part-2-of-11\.npy by name, but after it by number")
+    assert np.array_equal(matrices.matrix_of(str(tmp_path / "padded"), "").whole(), probs)
+
+
 @pytest.mark.parametrize("rule", ["mean", "rank_mean", "mean_prob"])
 def test_a_merge_in_pieces_is_the_same(tmp_path: Path, rule: str) -> None:
     fields = {"source": {"use": "digits", "limit": 300}, "keep": 0.5, "folds": 3, "policy": "top", "executor": "local"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -123,6 +125,12 @@ def _of_parts(path: str) -> RowBlocks:
             f"{path} is a folder that holds {others[0] if others else ' and '.join(sorted(kinds)) or 'nothing'}. Give a folder of .npy "
             "files alone, or of .parquet files alone, whose rows follow each other in the order of the names."
         )
+    for before, after in itertools.pairwise(names):
+        if _words_and_numbers(before) > _words_and_numbers(after):
+            raise DataError(
+                f"{path}: {before} comes before {after} by name, but after it by number, and rows are read in the order of the names. "
+                "Pad the numbers with zeros."
+            )
     parts = [matrix_of(Folder(path).path(name), name) for name in names]
     wide = next((number for number, part in enumerate(parts) if part.shape[1] != parts[0].shape[1]), None)
     if wide is not None:
@@ -132,6 +140,11 @@ def _of_parts(path: str) -> RowBlocks:
         )
     shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
     return RowBlocks(shape, lambda: (block for part in parts for block in part.read()))
+
+
+def _words_and_numbers(name: str) -> list[str | int]:
+    """Words and numbers in turn, so that names compare by their numbers."""
+    return [int(word) if word.isdecimal() else word for word in re.split(r"(\d+)", name)]
 
 
 def _of_parquet(path: str) -> RowBlocks:
