@@ -120,6 +120,22 @@ def test_a_long_file_of_a_slow_storage_is_waited_for_while_it_comes(
     assert time.monotonic() - began > 2.5
 
 
+def test_a_long_file_that_fails_late_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STORAGE_WAIT_S, "1")
+    attempts = iter(range(2))
+
+    def rows() -> Iterator[np.ndarray]:
+        attempt = next(attempts)
+        for row in range(3):
+            time.sleep(0.4)
+            yield np.full((1, 2), row, np.float32)
+        if not attempt:
+            raise OSError(errno.ECONNRESET, "connection reset")
+
+    Folder(str(tmp_path)).write_rows("long.npy", (3, 2), rows)
+    assert np.load(tmp_path / "long.npy").tolist() == [[0, 0], [1, 1], [2, 2]]
+
+
 def test_a_storage_that_never_answers_is_given_up(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Folder("s3://runs/silent")
     fs, image = filesystem_of(folder.path("image"))

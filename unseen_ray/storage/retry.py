@@ -7,10 +7,11 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
 
 from unseen_ray.storage.environment import storage_wait_s
 from unseen_ray.storage.plain_text import reason_of
@@ -78,10 +79,15 @@ def retried(what: str, do: Callable[[], _T], *, known: bool = False) -> _T:
             this node remembers; so it is looked for again there.
 
     Raises:
-        OSError: if `do` fails for good (a full disk, no permission, a missing file), or for longer than `storage_wait_s`.
+        OSError: if `do` fails for good (a full disk, no permission, a missing file), or for longer than `storage_wait_s` from its first
+            failure on.
         SilentStorageError: if one call took longer than `storage_wait_s`; its thread is left running.
     """
-    limit = storage_wait_s()
+    limit, failures = storage_wait_s(), list[float]()
+
+    def is_over(state: RetryCallState) -> bool:
+        failures.append(time.monotonic())  # a long file may be written for longer than the limit before anything fails
+        return failures[-1] - failures[0] + state.upcoming_sleep >= limit
 
     def log(state: RetryCallState) -> None:
         assert state.outcome is not None
@@ -90,7 +96,7 @@ def retried(what: str, do: Callable[[], _T], *, known: bool = False) -> _T:
     retries = Retrying(
         retry=retry_if_exception(lambda error: _is_transient(error) or (known and _is_denied(what, error))),
         wait=wait_exponential(_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S),
-        stop=stop_before_delay(limit),
+        stop=is_over,
         before_sleep=log,
         reraise=True,
     )
