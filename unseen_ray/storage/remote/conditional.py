@@ -21,7 +21,11 @@ logger = logging.getLogger(__name__)
 
 _OTHER_ETAG = f'"{"0" * 32}"'
 _ANSWER_S = 20  # for a file of kilobytes
-_PASSING = (408, 429)  # and all from 500 on, but for 501
+_PASSING = (
+    408,
+    409,
+    429,
+)  # and all from 500 on, but for 501; 409 leaves open which of several requests at once has won
 _unconditional: set[str] = set()  # buckets, by their address
 _reached: set[str] = set()  # those that have answered boto3
 
@@ -107,7 +111,7 @@ class ConditionalFile:
             is_outage = isinstance(error, ConnectionError) and self.place in _reached
             if is_outage or isinstance(error, HTTPClientError):
                 raise OSError(errno.ECONNABORTED, why) from None
-        if status in (409, 412):
+        if status == 412:
             raise _ConditionError
         if status == 404 and code != "NoSuchBucket":
             raise FileNotFoundError(errno.ENOENT, "it does not exist")
