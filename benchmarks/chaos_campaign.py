@@ -36,6 +36,7 @@ FIELDS: dict[str, Any] = {
     "log_to": "none",
 }
 PATIENCE_S = 240.0
+MOST_STARTS = 40  # of the same line without a fault, all of which end at once
 IDLE_RUNS = 6
 
 
@@ -162,8 +163,12 @@ class Campaign:
 
     def _goes_on(self, run: Run, since: float, *, hasty: bool) -> bool:
         """Wait until the run has got on since then, or has just been started if `hasty`; whether it is not done yet."""
-        end = time.monotonic() + PATIENCE_S
+        end, before = time.monotonic() + PATIENCE_S, len(run.drivers)
         while run.keep_going():
+            if len(run.drivers) > before + MOST_STARTS:
+                words = [driver.words()[-1000:] for driver in run.drivers[-4:-1]]
+                run.failures.append(f"goes no further, its holder is {run.holder()}:\n" + "\n".join(words))
+                return False
             if self.left > 0 and (hasty or run.got_on_at(since)):
                 return True
             if time.monotonic() > max(end, run.began + PATIENCE_S):
