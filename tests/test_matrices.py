@@ -185,3 +185,18 @@ def test_a_merge_in_pieces_is_the_same(tmp_path: Path, rule: str) -> None:
     assert found[0][0].equals(found[1][0])
     assert found[0][1:] == found[1][1:]
     assert "suspect" in found[0][0].column_names
+
+
+def test_a_part_may_have_no_rows_or_none_that_was_scored(tmp_path: Path) -> None:
+    probs = distributions()
+    probs[30:60] = np.nan
+    for name, save in (
+        ("npy", lambda path, rows: np.save(f"{path}.npy", rows)),
+        ("parquet", lambda path, rows: pq.write_table(as_lists(rows, pa.list_(pa.float32())), f"{path}.parquet")),
+    ):
+        (tmp_path / name).mkdir()
+        for number, rows in enumerate((probs[:0], probs[:30], probs[30:60], probs[60:])):
+            save(tmp_path / name / f"part-{number}", rows)
+        assert np.array_equal(matrices.matrix_of(str(tmp_path / name), name).whole(), probs, equal_nan=True)
+    pq.write_table(as_lists(probs[30:60], pa.list_(pa.float32())), tmp_path / "null.parquet")
+    refuse(tmp_path / "null.parquet", r"null\.parquet holds float32 of shape \(30, 0\)")

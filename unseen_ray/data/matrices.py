@@ -45,7 +45,7 @@ def matrix_of(given: str | np.ndarray, name: str) -> RowBlocks:
     fs, inner = filesystem_of(given)
     if _opened(given, fs, lambda: fs.get_file_info(inner)).type == FileType.Directory:
         return _of_parts(given)
-    return _of_parquet(given) if given.endswith(".parquet") else _of_npy(given, DataError)
+    return _of_file(given)
 
 
 def stored_matrix(folder: Folder, name: str) -> RowBlocks:
@@ -72,8 +72,17 @@ def side_by_side(matrices: Sequence[RowBlocks]) -> Iterator[tuple[slice, list[Fl
         ]
 
 
-def _checked(dtype: np.dtype, shape: Sequence[int], name: str, read: Callable[[], Iterator[FloatArray]]) -> RowBlocks:
-    if len(shape) != 2 or dtype.kind != "f" or shape[1] < 2 or not shape[0]:
+def _checked(
+    dtype: np.dtype,
+    shape: Sequence[int],
+    name: str,
+    read: Callable[[], Iterator[FloatArray]],
+    *,
+    is_part: bool = False,
+) -> RowBlocks:
+    """The blocks of an array; a part of one may have no rows, or none that a model scored, and then no columns."""
+    is_bare = is_part and len(shape) == 2 and 0 in shape
+    if len(shape) != 2 or dtype.kind != "f" or not (is_bare or (shape[1] > 1 and shape[0])):
         raise DataError(
             f"{name} holds {'text' if dtype.kind in 'US' else dtype} of shape {tuple(shape)}. Give floating-point "
             "probabilities of shape (N, C), one row a sample; a list is taken as one such array for each model."
@@ -82,7 +91,7 @@ def _checked(dtype: np.dtype, shape: Sequence[int], name: str, read: Callable[[]
 
 
 def _rows_at_once(num_classes: int, itemsize: int) -> int:
-    return max(_BLOCK // (num_classes * itemsize), 1)
+    return max(_BLOCK // max(num_classes * itemsize, 1), 1)
 
 
 def _slices(array: np.ndarray) -> Iterator[FloatArray]:
@@ -91,7 +100,13 @@ def _slices(array: np.ndarray) -> Iterator[FloatArray]:
         yield array[start : start + step]
 
 
-def _of_npy(path: str, error: type[UnseenError]) -> RowBlocks:
+def _of_file(path: str, *, is_part: bool = False) -> RowBlocks:
+    return (
+        _of_parquet(path, is_part=is_part) if path.endswith(".parquet") else _of_npy(path, DataError, is_part=is_part)
+    )
+
+
+def _of_npy(path: str, error: type[UnseenError], *, is_part: bool = False) -> RowBlocks:
     fs, inner = filesystem_of(path)
 
     def header() -> tuple[tuple[int, ...], bool, np.dtype, int]:
@@ -101,7 +116,7 @@ def _of_npy(path: str, error: type[UnseenError]) -> RowBlocks:
     shape, by_column, dtype, start = _opened(path, fs, header, error)
     if by_column and len(shape) == 2:  # a row is spread over all of the file
         whole = _opened(path, fs, lambda: array_of_npy(read_file(fs, inner)), error)
-        return _checked(dtype, shape, path, lambda: _slices(whole))
+        return _checked(dtype, shape, path, lambda: _slices(whole), is_part=is_part)
 
     def rows(first: int, count: int) -> FloatArray:
         with fs.open_input_file(inner) as stream:
@@ -113,7 +128,7 @@ def _of_npy(path: str, error: type[UnseenError]) -> RowBlocks:
         for first in range(0, shape[0], step):
             yield _opened(path, fs, functools.partial(rows, first, min(step, shape[0] - first)), error)
 
-    return _checked(dtype, shape, path, read)
+    return _checked(dtype, shape, path, read, is_part=is_part)
 
 
 def _of_parts(path: str) -> RowBlocks:
@@ -131,15 +146,22 @@ def _of_parts(path: str) -> RowBlocks:
                 f"{path}: {before} comes before {after} by name, but after it by number, and rows are read in the order of the names. "
                 "Pad the numbers with zeros."
             )
-    parts = [matrix_of(Folder(path).path(name), name) for name in names]
-    wide = next((number for number, part in enumerate(parts) if part.shape[1] != parts[0].shape[1]), None)
+    parts = {name: _of_file(Folder(path).path(name), is_part=True) for name in names}
+    widths = {name: part.shape[1] for name, part in parts.items() if part.shape[1]}
+    first = next(iter(widths), names[0])
+    wide = next((name for name in widths if widths[name] != widths[first]), None)
     if wide is not None:
         raise DataError(
-            f"{path}: {names[wide]} has {parts[wide].shape[1]} columns, but {names[0]} has {parts[0].shape[1]}. "
-            "Give all parts the same classes."
+            f"{path}: {wide} has {widths[wide]} columns, but {first} has {widths[first]}. Give all parts the same classes."
         )
-    shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
-    return RowBlocks(shape, lambda: (block for part in parts for block in part.read()))
+    num_classes = parts[first].shape[1]
+
+    def read() -> Iterator[FloatArray]:
+        for part in parts.values():
+            for block in part.read():
+                yield block if part.shape[1] else np.full((len(block), num_classes), np.nan, np.float32)
+
+    return _checked(np.dtype(np.float32), (sum(part.shape[0] for part in parts.values()), num_classes), path, read)
 
 
 def _words_and_numbers(name: str) -> list[str | int]:
@@ -147,7 +169,7 @@ def _words_and_numbers(name: str) -> list[str | int]:
     return [int(word) if word.isdecimal() else word for word in re.split(r"(\d+)", name)]
 
 
-def _of_parquet(path: str) -> RowBlocks:
+def _of_parquet(path: str, *, is_part: bool = False) -> RowBlocks:
     fs, inner = filesystem_of(path)
 
     def header() -> tuple[pa.Schema, int, int]:
@@ -166,15 +188,19 @@ def _of_parquet(path: str) -> RowBlocks:
     def read() -> Iterator[FloatArray]:
         step = _rows_at_once(num_classes, numbers[0].itemsize)
         with _explained(path), fs.open_input_file(inner) as stream, pq.ParquetFile(stream) as file:
-            for batch in file.iter_batches(batch_size=step):
+            for batch in file.iter_batches(batch_size=step, use_threads=False):
                 yield _array_of(batch, num_classes, path)
 
-    return _checked(np.result_type(*numbers), (num_rows, num_classes), path, read)
+    return _checked(np.result_type(*numbers), (num_rows, num_classes), path, read, is_part=is_part)
 
 
 def _length_of_lists(file: pq.ParquetFile) -> int:
     """How many numbers the first list holds that is not null; 0 if there is none."""
-    for batch in file.iter_batches(batch_size=1024):
+    kind = file.schema_arrow[0].type
+    if isinstance(kind, pa.FixedSizeListType):
+        return int(kind.list_size)
+    # without threads, which would still read ahead when a list was found
+    for batch in file.iter_batches(batch_size=1024, use_threads=False):
         if len(lists := batch.column(0).drop_null()):
             return len(lists[0])
     return 0
@@ -197,6 +223,8 @@ def _array_of(batch: pa.RecordBatch, num_classes: int, path: str) -> FloatArray:
     if batch.num_columns > 1:
         return np.column_stack([column.to_numpy(zero_copy_only=False) for column in batch.columns])
     lists = batch.column(0)
+    if not num_classes:  # all of them are null
+        return np.empty((len(lists), 0), np.float32)
     values = lists.flatten().to_numpy(zero_copy_only=False)
     present = lists.is_valid().to_numpy(zero_copy_only=False)
     lengths = lists.value_lengths().fill_null(num_classes).to_numpy(zero_copy_only=False)
