@@ -316,3 +316,12 @@ def test_too_small_a_disk_is_told_of_and_images_are_decoded_at_every_read(
     fields = {**FIELDS, "pixel_memory_gb": 0, "out": tmp_path / "run"}
     ur.prune(ur.PruneConfig(source=str(tmp_path / "a.parquet"), **fields))
     assert "images are decoded whenever they are read. Free space, or name another disk by pixel_folder" in caplog.text
+
+
+def test_an_image_that_is_not_there_is_no_other_image() -> None:
+    held = MemoryPixelStore(np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1).repeat(3, axis=3))
+    out = np.empty((2, 1, 1, 3), np.uint8)
+    assert held.images(np.array([2, 0]), out)[:, 0, 0, 0].tolist() == [2, 0]
+    for ids in ([1, 3], [-1, 0]):
+        with pytest.raises(IndexError, match="of 3 images"):
+            held.images(np.array(ids), out)

@@ -75,6 +75,8 @@ class MemoryPixelStore:
         """A copy of these images."""
         if out is None:
             return self.pixels_NHWC[ids_B]
+        if len(ids_B) and not 0 <= ids_B.min() <= ids_B.max() < len(self):
+            raise IndexError(f"ids {ids_B.min()} to {ids_B.max()} of {len(self)} images")
         return self.pixels_NHWC.take(ids_B, axis=0, out=out, mode="clip")  # another mode would copy twice
 
 
