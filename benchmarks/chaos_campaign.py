@@ -168,6 +168,7 @@ class Campaign:
             if len(run.drivers) > before + MOST_STARTS:
                 words = [driver.words()[-1000:] for driver in run.drivers[-4:-1]]
                 run.failures.append(f"goes no further, its holder is {run.holder()}:\n" + "\n".join(words))
+                run.given_up = True
                 return False
             if self.left > 0 and (hasty or run.got_on_at(since)):
                 return True
@@ -183,12 +184,8 @@ class Campaign:
 
     def _account(self, run: Run, faults: list[Fault]) -> None:
         charge(faults, run.events(), self.setting.epoch_s)
-        ids = ids_of(run)
-        if ids != self.setting.wanted:
-            run.failures.append(f"other ids: {ids}")
-        strangers = set(run.files()) - set(json.loads(run.read(MANIFEST) or b"{}").get("files", {}))
-        if left := strangers - {MANIFEST, MANIFEST_COPY}:
-            run.failures.append(f"left behind: {sorted(left)}")
+        if not run.given_up:
+            run.failures += self._found_wrong(run)
         struck = ", ".join(fault.kind for fault in faults)
         with self._lock:
             self.faults += faults
@@ -197,6 +194,15 @@ class Campaign:
             self.failures += [f"run {run.number} after {struck} {failure}" for failure in run.failures]
             starts = f"campaign {self.number}, run {run.number}, {len(run.drivers)} starts"
             print(f"{starts}: {struck}", *run.failures, sep="\n", flush=True)
+
+    def _found_wrong(self, run: Run) -> Iterator[str]:
+        """What a finished run should not have kept, or left behind."""
+        ids = ids_of(run)
+        if ids != self.setting.wanted:
+            yield f"other ids: {ids}"
+        strangers = set(run.files()) - set(json.loads(run.read(MANIFEST) or b"{}").get("files", {}))
+        if left := strangers - {MANIFEST, MANIFEST_COPY}:
+            yield f"left behind: {sorted(left)}"
 
     def _take(self) -> bool:
         with self._lock:

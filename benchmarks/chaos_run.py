@@ -151,6 +151,7 @@ class Run:
         program: see `Driver`.
         failures: what should not have happened.
         messages: what failed starts ended with.
+        given_up: whether its line failed again and again.
     """
 
     number: int
@@ -160,6 +161,7 @@ class Run:
     program: bool = False
     failures: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
+    given_up: bool = False
     drivers: list[Driver] = field(init=False, default_factory=list)
     _deposed: dict[int, float] = field(init=False, default_factory=dict)
 
