@@ -20,6 +20,7 @@ from chaos_cluster import Cluster, descendants
 from chaos_run import Run
 
 from tests.s3 import BUCKET, S3Server
+from unseen_ray.runs.layout import MANIFEST, MANIFEST_COPY
 from unseen_ray.storage.fence import LOCK
 
 LONGER_THAN_THE_LOCK_S = 62.0
@@ -140,8 +141,10 @@ class Faults:
         return True
 
     def cut(self, run: Run) -> bool:
-        """Cut a file of the run in half."""
+        """Cut a file of the run in half, but never the manifest and its copy both: one of the two must be whole."""
         names = [name for name in run.files() if not name.endswith(".tmp")]
+        if run.read(MANIFEST) != run.read(MANIFEST_COPY):
+            names = [name for name in names if name not in (MANIFEST, MANIFEST_COPY)]
         name = self.rng.choice(names) if names else ""
         data = run.read(name) if names else None
         if data:
