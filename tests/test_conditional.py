@@ -81,7 +81,9 @@ def taken_by_another() -> bytes:
     return data
 
 
-@pytest.mark.parametrize("silent", [False, True], ids=["a new run", "a silent driver's"])
+@pytest.mark.parametrize(
+    "silent", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["a new run", "a silent driver's"]
+)
 def test_of_drivers_that_begin_at_once_one_gets_the_run_and_none_waits(server: S3Server, silent: bool) -> None:
     def drive(barrier: threading.Barrier) -> str:
         barrier.wait()

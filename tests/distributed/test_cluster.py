@@ -61,6 +61,7 @@ def test_a_request_that_no_node_can_meet_is_refused(
         run(tmp_path, fit="tests.plugs:centroids", **fields)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU")
 def test_a_gpu_that_torch_cannot_use_is_refused(simulated: Path, tmp_path: Path) -> None:
     said = r"a training on node .* is to use a GPU, and torch cannot.*gpus_per_fold=0 to train on CPUs. Torch says: .*(NVIDIA|CUDA)"
@@ -98,6 +99,7 @@ def test_a_bug_of_the_users_fails_at_once_with_its_own_traceback(simulated: Path
     assert len((tmp_path / "calls").read_text()) <= 2
 
 
+@pytest.mark.slow
 def test_a_fold_whose_gpu_fails_moves_to_another(simulated: Path, tmp_path: Path) -> None:
     fit = {"use": "tests.plugs:fails_on_one_gpu", "log": str(tmp_path)}
     result = run(tmp_path / "run", folds=4, fit=fit, max_retries=1, gpus_per_fold=0.5)
