@@ -129,7 +129,7 @@ def test_the_bill_counts_the_trials_and_they_stay_within_their_price(better: ur.
     assert better.manifest.cost.fit_seconds == better.manifest.stages[0].fit_seconds
 
 
-@pytest.mark.parametrize("stop_after", [1, 5, 11])
+@pytest.mark.parametrize("stop_after", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 11)), 5])
 def test_an_interrupted_trial_is_resumed_and_decides_the_same(
     tmp_path: Path, better: ur.PruneResult, stop_after: int
 ) -> None:
