@@ -15,6 +15,7 @@ from unseen_ray.errors import StorageError
 from unseen_ray.runs.layout import vote_file
 from unseen_ray.runs.votes import check_content, columns_of, content_of, part_of, probs_of
 from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.npy import npy_header
 from unseen_ray.storage.tables import group_ends, sha256_of_file, with_file, with_parquet
 
 __all__ = ["VoteFile", "check_votes", "open_votes"]
@@ -105,8 +106,10 @@ def _rows(folder: Folder, name: str, start: int, stop: int) -> FloatArray:
     """Some rows of a .npy file of probabilities."""
 
     def read(stream: pa.NativeFile) -> FloatArray:
-        np.lib.format.read_magic(stream)
-        shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
+        try:
+            shape, by_column, dtype = npy_header(stream, stream.size())
+        except ValueError as error:
+            raise StorageError(f"{folder.path(name)} is damaged: {error}.") from None
         if by_column:
             raise StorageError(
                 f"{folder.path(name)} is stored in Fortran order, so rows cannot be read one by one: unseen_ray did not write it."

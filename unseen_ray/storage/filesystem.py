@@ -421,9 +421,7 @@ class Folder:
         if file is not None and not callable(data):
             file.put(data, seen, new=new)
         elif fs.type_name != "local":
-            with fs.open_output_stream(path) as stream:
-                for piece in data() if callable(data) else [data]:
-                    stream.write(piece)
+            _fill(fs, path, data)
         else:
             self._rename_into_place(fs, path, data, durable=durable, new=new)
 
@@ -433,9 +431,7 @@ class Folder:
         aside = f"{path}{mark}" if len(os.fsencode(own)) + len(mark) <= _LONGEST_NAME else f"{above}/{mark}"
         try:
             fs.create_dir(os.path.dirname(path), recursive=True)
-            with fs.open_output_stream(aside) as stream:
-                for piece in data() if callable(data) else [data]:
-                    stream.write(piece)
+            _fill(fs, aside, data)
             if durable:
                 _sync(aside)
             # Whoever takes over writes its lock and then removes all files aside, so one that is still there after this was in time.
@@ -448,6 +444,12 @@ class Folder:
             if os.path.exists(aside):
                 os.unlink(aside)
             raise
+
+
+def _fill(fs: FileSystem, path: str, data: _Content) -> None:
+    with fs.open_output_stream(path) as stream:
+        for piece in data() if callable(data) else [data]:
+            stream.write(piece)
 
 
 def _local_files(_: FileSystem, path: str) -> list[str]:
