@@ -141,10 +141,12 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"probs": [[0.5, 0.5], [1.0]]}), tmp_path / "ragged.parquet")
     refuse(tmp_path / "ragged.parquet", "has a row of 1 probabilities, but its first has 2")
     pq.write_table(pa.table({"id": [1, 2], "probs": [[0.5, 0.5], [1.0, 0.0]]}), tmp_path / "more.parquet")
-    refuse(tmp_path / "more.parquet", "has the columns id, probs. Give one column of lists")
+    refuse(tmp_path / "more.parquet", "has the columns id, probs. Give probabilities alone: .* without id")
+    pq.write_table(pa.table({"label": [0, 1], "a": [0.5, 1.0], "b": [0.5, 0.0]}), tmp_path / "labelled.parquet")
+    refuse(tmp_path / "labelled.parquet", "has the columns label, a, b. Give probabilities alone: .* without label")
     pq.write_table(pa.table({"a": ["x"], "b": ["y"]}), tmp_path / "words.parquet")
-    refuse(tmp_path / "words.parquet", r"words\.parquet holds object of shape \(1, 2\)")
-    pq.write_table(pa.table({"a": [1], "b": [2]}), tmp_path / "whole.parquet")
+    refuse(tmp_path / "words.parquet", r"words\.parquet has the columns a, b\. Give probabilities alone")
+    pq.write_table(pa.table({"probs": [[1, 0]]}), tmp_path / "whole.parquet")
     refuse(tmp_path / "whole.parquet", r"holds int64 of shape \(1, 2\)")
 
 

@@ -180,9 +180,11 @@ def _of_parquet(path: str, *, is_part: bool = False) -> RowBlocks:
 
     schema, num_classes, num_rows = _opened(path, fs, header)
     numbers = [_numbers_of(field.type) for field in schema]
-    if len(schema) > 1 and any(_is_list(field.type) for field in schema):
+    others = [name for name, kind in zip(schema.names, numbers, strict=True) if kind.kind != "f"]
+    if len(schema) > 1 and (others or any(_is_list(field.type) for field in schema)):
         raise DataError(
-            f"{path} has the columns {', '.join(schema.names)}. Give one column of lists, or a column of numbers for each class."
+            f"{path} has the columns {', '.join(schema.names)}. Give probabilities alone: one column of lists, or a column of "
+            f"floating-point numbers for each class{f', without {others[0]}' if others else ''}."
         )
 
     def read() -> Iterator[FloatArray]:
