@@ -119,8 +119,8 @@ def _warn_of_guard(config: PruneConfig, table: pa.Table, *, right: np.ndarray) -
     if suspects.mean() > _MOST_SUSPECTS:
         logger.warning(
             "%s suspects %.0f %% of all labels, and the scoring models agree with %.0f %%: many suspects are mistakes of the "
-            "models, and a choice without them can be worse than a random subset. Train the scoring models longer (scoring.share, "
-            "recipe.epochs), or choose with guard: none.",
+            "models, and a choice without them can be worse than a random subset. Score with models that were trained longer (prune: "
+            "scoring.share, recipe.epochs), or choose with guard: none.",
             guard_words(guard_value(config.guard, policy=config.policy, mode=config.mode)),
             100 * suspects.mean(),
             100 * right.mean(),
