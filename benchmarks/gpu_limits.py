@@ -82,7 +82,7 @@ def _losses(replicas: int) -> list[float]:
     inputs = torch.randn(32, 3, 32, 32).to(DEVICE).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(32, device=DEVICE) % 10
     settings = recipe(32, precision="float32")
-    trainer = Trainer(model_of("small_cnn", 10), settings, num_classes=10, device=DEVICE, replicas=replicas)
+    trainer = Trainer(model_of("small_cnn", 10), settings, steps=4, num_classes=10, device=DEVICE, replicas=replicas)
     return [round(float(trainer.step(inputs, labels, 0.002)[0]), 4) for _ in range(4)]
 
 

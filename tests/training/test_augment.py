@@ -37,7 +37,7 @@ def epoch(pixels: Pixels, augment: str, *, batch: int, **fields: object) -> torc
 def drawn(augment: str, size_px: int, count: int = 24) -> tuple[np.ndarray, Draws]:
     rng = np.random.default_rng(SEED)
     order = rng.permutation(count)
-    return order, draw(augment, size_px, count, rng)  # type: ignore[arg-type]
+    return order, draw(Recipe(augment=augment), size_px, order, rng)  # type: ignore[arg-type]
 
 
 def one_by_one(stack: np.ndarray, augment: str, pad: str = "reflect") -> torch.Tensor:

@@ -23,7 +23,7 @@ from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.training.hardware import numerics
 from unseen_ray.training.initial_weights import start_from
-from unseen_ray.training.loop.averages import WeightAverage
+from unseen_ray.training.loop.averages import average_of
 from unseen_ray.training.loop.batches import BatchLoader, hold_pixels, measure
 from unseen_ray.training.loop.epochs import EpochStats
 from unseen_ray.training.loop.fit import FitPlan, fit
@@ -100,7 +100,8 @@ def test_adamw_steps_as_torch_s_with_a_rate_for_each_layer(layer_decay: float) -
 
 def test_the_average_is_that_of_the_formula() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    average, expected = WeightAverage(model, 0.5), model.state_dict()["0.weight"].clone()
+    average, expected = average_of(model, Recipe(ema=0.5), 8), model.state_dict()["0.weight"].clone()
+    assert average is not None
     for step in range(1, 9):
         with torch.no_grad():
             model[0].weight += 1.0
@@ -180,7 +181,8 @@ def test_scores_over_epochs_are_of_the_average_and_training_goes_on_from_the_las
 def test_a_checkpoint_without_its_average_is_of_another_fit() -> None:
     torch.manual_seed(0)
     with_it, without = (
-        Trainer(net(), recipe(1, **fields), num_classes=10, device=CPU, replicas=1) for fields in ({"ema": 0.9}, {})
+        Trainer(net(), recipe(1, **fields), steps=9, num_classes=10, device=CPU, replicas=1)
+        for fields in ({"ema": 0.9}, {})
     )
     with pytest.raises(ValueError, match="of another model"):
         with_it.restore(without.tensors(), {})

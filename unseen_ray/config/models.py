@@ -36,7 +36,8 @@ class ModelEntry:
         body: number of weights before the last layer.
         features: number of inputs of the last layer.
         statistics: bytes that a checkpoint holds of what is no weight, such as the statistics of norms.
-        macs: multiply-accumulate operations of the convolutions for each pixel of an image.
+        macs: multiply-accumulate operations of the convolutions for each pixel of an image, of 32 px where it matters.
+        head_bias: whether the last layer has a bias.
     """
 
     target: str
@@ -45,14 +46,15 @@ class ModelEntry:
     features: int
     statistics: int
     macs: int
+    head_bias: bool = True
 
     def weights(self, num_classes: int) -> int:
         """Number of weights of the model."""
-        return self.body + (self.features + 1) * num_classes
+        return self.body + (self.features + self.head_bias) * num_classes
 
     def checkpoint_bytes(self, num_classes: int, recipe: Recipe) -> int:
         """Bytes of a checkpoint."""
-        averaged = self.statistics if recipe.ema else 0
+        averaged = self.statistics if recipe.averages else 0
         return 4 * recipe.values_per_weight * self.weights(num_classes) + self.statistics + averaged
 
 

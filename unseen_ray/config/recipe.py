@@ -35,7 +35,10 @@ Optimizer = Literal["sgd", "adamw"]
 _AUGMENT_FROM_PX, _SMALL_PX = 16, 64
 _SGD_RATES = 0.05  # AdamW moves each weight by about the learning rate a step: no rate above trains
 # fields that older stored runs do not have
-_LATER = ("init", "init_saw", "init_sha256", "optimizer", "layer_decay", "ema", "mixup", "cutmix")
+_LATER = (
+    *("init", "init_saw", "init_sha256", "optimizer", "layer_decay", "ema", "mixup", "cutmix"),
+    *("bias_lr", "lookahead", "flip", "shift"),
+)
 
 
 def refuse_boolean(model: type[BaseModel], name: str | None, value: Any) -> Any:
@@ -102,6 +105,12 @@ class Recipe(BaseModel):
         description="factor by which the learning rate falls from each layer to the one below; the last layer has lr",
         json_schema_extra=listed("training", rare=True),
     )
+    bias_lr: float = Field(
+        default=1.0,
+        gt=0,
+        description="factor of the learning rate, but not of the weight decay, of the biases of norms",
+        json_schema_extra=listed("training", rare=True),
+    )
     min_lr: float = Field(
         default=0.0, ge=0, description="final learning rate", json_schema_extra=listed("training", rare=True)
     )
@@ -157,6 +166,13 @@ class Recipe(BaseModel):
         description="decay of an exponential moving average of the weights, which then makes the predictions; 0 for none",
         json_schema_extra=listed("training", rare=True),
     )
+    lookahead: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="decay a step, reached by the end, of an average of the weights to which they return every 5 steps; 0 for none",
+        json_schema_extra=listed("training", rare=True),
+    )
     precision: Precision = Field(
         default="auto",
         description="auto: bf16 if the hardware supports it",
@@ -167,6 +183,18 @@ class Recipe(BaseModel):
         description="none, flip, crop, crop_flip, crop_flip_cutout or resized_crop_flip; auto: none below 16 px, crop_flip up to 64, "
         "resized_crop_flip above",
         json_schema_extra=listed("training", "NAME"),
+    )
+    flip: Literal["random", "alternating"] = Field(
+        default="random",
+        description="which images an epoch mirrors: alternating mirrors those that the epoch before did not",
+        json_schema_extra=listed("training", rare=True),
+    )
+    shift: float = Field(
+        default=0.125,
+        gt=0,
+        le=0.5,
+        description="how far crop moves an image at most, as a share of its side",
+        json_schema_extra=listed("training", rare=True),
     )
     pad: Literal["reflect", "zeros"] = Field(
         default="reflect",
@@ -273,16 +301,29 @@ class Recipe(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_average(self) -> Self:
+        if self.ema and self.lookahead:
+            raise ValueError(
+                f"recipe.ema={self.ema} and recipe.lookahead={self.lookahead} both average the weights. Set one of them to 0."
+            )
+        return self
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
         return refuse_boolean(cls, info.field_name, value)
 
     @property
+    def averages(self) -> bool:
+        """Whether a training holds an average of its weights."""
+        return self.ema > 0 or self.lookahead > 0
+
+    @property
     def values_per_weight(self) -> int:
-        """Numbers that a training holds for each weight: itself, the optimiser's state, and the moving average."""
+        """Numbers that a training holds for each weight: itself, the optimiser's state, and the average."""
         states = 2 if self.optimizer == "adamw" else int(self.momentum > 0)
-        return 1 + states + (self.ema > 0)
+        return 1 + states + self.averages
 
     def augment_at(self, size_px: int) -> Augment:
         """The augmentation for images of this size."""

@@ -94,7 +94,8 @@ def measure_rates(config: PruneConfig, source: Source) -> MeasuredRates:
         model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         pixel_store = MemoryPixelStore(pixels)
         loader = BatchLoader(hold_pixels(pixel_store, device), measure(pixel_store, places))
-        trainer = Trainer(model, recipe, num_classes=source.info.num_classes, device=device, replicas=1)
+        _, steps = recipe.plan(len(source.info))
+        trainer = Trainer(model, recipe, steps=steps, num_classes=source.info.num_classes, device=device, replicas=1)
         training = _training_rate(trainer, loader, labels, recipe)
         some = places[: 2 * batch]
         scoring = _rate(lambda: sum(len(answers.ids_B) for answers in predict(model, loader, some, recipe)), device)

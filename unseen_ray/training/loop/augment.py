@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from unseen_ray.config.recipe import Augment
+    from unseen_ray.config.recipe import Recipe
+    from unseen_ray.core.arrays import IntArray
 
 __all__ = ["Draws", "cut_out", "draw", "outside", "pixel_index", "resize_crops"]
 
-_REACH = 8  # a crop shifts by up to an eighth of the side: 4 px at 32
 _CUT = 2  # a cutout is half as wide as the image: 16 px at 32
 _AREA, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 
@@ -55,20 +55,30 @@ class Draws:
         return self.flip_M, self.shift_M2, self.centre_M2, self.box_M4
 
 
-def draw(kind: Augment, size_px: int, count: int, rng: np.random.Generator) -> Draws:
-    """Draw the changes of `count` samples.
+def draw(
+    recipe: Recipe,
+    size_px: int,
+    order_M: IntArray,
+    rng: np.random.Generator,
+    mirrored_N: NDArray[np.bool_] | None = None,
+) -> Draws:
+    """Draw the changes of an epoch's samples.
 
     Args:
-        kind: a resolved augmentation.
+        recipe: how to augment.
         size_px: side of the images.
-        count: M.
+        order_M: places of the samples in `mirrored_N`.
         rng: where the draws come from, on the host: they are the same whatever the device.
+        mirrored_N: which ones to mirror, where the augmentation does; None to draw them.
     """
-    parts = kind.split("_")
-    resized = kind.startswith("resized")
-    reach, random = size_px // _REACH, torch.from_numpy
+    kind, count = recipe.augment_at(size_px), len(order_M)
+    parts, resized = kind.split("_"), kind.startswith("resized")
+    reach, random = int(size_px * recipe.shift), torch.from_numpy
+    flip_M = None
+    if "flip" in parts:
+        flip_M = random(rng.random(count) < 0.5 if mirrored_N is None else mirrored_N[order_M])
     return Draws(
-        flip_M=random(rng.random(count) < 0.5) if "flip" in parts else None,
+        flip_M=flip_M,
         shift_M2=random(rng.integers(-reach, reach + 1, (count, 2))) if "crop" in parts and not resized else None,
         centre_M2=random(rng.integers(0, size_px, (count, 2))) if "cutout" in parts else None,
         box_M4=random(_boxes(size_px, count, rng)) if resized else None,
@@ -100,7 +110,7 @@ def _reflected_lines(size_px: int, device: torch.device) -> Tensor:
 
     One look-up takes a GPU less than the dozen small steps that lead to its result.
     """
-    reach, line = size_px // _REACH, torch.arange(size_px, device=device)
+    reach, line = size_px // 2, torch.arange(size_px, device=device)
     shift_S = torch.arange(-reach, reach + 1, device=device).roll(-reach)
     return _reflect(torch.stack([line, line.flip(0)])[:, None, :] + shift_S[:, None], size_px)
 

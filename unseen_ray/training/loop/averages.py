@@ -1,34 +1,68 @@
-"""A moving average of a model's weights, which predicts better than the weights of the last step."""
+"""A moving average of a model's weights, which predicts better than the weights of the last step, or which they return to."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-__all__ = ["WeightAverage"]
+if TYPE_CHECKING:
+    from unseen_ray.config.recipe import Recipe
+
+__all__ = ["WeightAverage", "average_of"]
 
 _PREFIX, _STEPS = "average.", "average_steps"
+_PULLED = 5  # steps of Lookahead's fast weights
+
+
+def average_of(model: nn.Module, recipe: Recipe, steps: int) -> WeightAverage | None:
+    """The average that a training of so many steps holds by its recipe; None for none.
+
+    Of `ema`, the first weights are soon forgotten: the decay of step t is at most (1 + t) / (10 + t). That of `lookahead` grows
+    with the cube of t, because weights that learn fast are not to be held back, and begins with the weights after five steps.
+
+    Source: Tarvainen and Valpola, "Mean teachers are better role models" (NeurIPS 2017); Zhang et al., "Lookahead Optimizer"
+    (NeurIPS 2019), with the decay of Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024).
+    """
+    if recipe.ema:
+        return WeightAverage(model, lambda step: min(recipe.ema, (1 + step) / (10 + step)))
+    if not recipe.lookahead:
+        return None
+    end = recipe.lookahead**_PULLED
+    return WeightAverage(
+        model,
+        lambda step: end * (step / steps) ** 3 if step > _PULLED else 0.0,
+        every=_PULLED,
+        last=steps,
+        pulls=True,
+    )
 
 
 class WeightAverage:
     """The exponential moving average of all weights and of the statistics of norms.
 
-    The decay of step t, from 1, is at most (1 + t) / (10 + t), so that the first weights are soon forgotten.
-
     Args:
-        model: in training; its weights stay where they are.
-        decay: the share of the average that a step keeps.
-
-    Source: Tarvainen and Valpola, "Mean teachers are better role models" (NeurIPS 2017).
+        model: in training.
+        decay: of a step, from 1: the share of the average that it keeps.
+        every: the number of steps between those that the average takes in.
+        last: the step that it takes in whatever its number.
+        pulls: whether the weights become the average whenever it was changed; else they stay where they are.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self._decay = decay
+    def __init__(
+        self,
+        model: nn.Module,
+        decay: Callable[[int], float],
+        *,
+        every: int = 1,
+        last: int | None = None,
+        pulls: bool = False,
+    ) -> None:
+        self._decay, self._every, self._last, self._pulls = decay, every, last, pulls
         self._steps = torch.zeros((), dtype=torch.int64)
         self._current = {
             name: value
@@ -41,9 +75,13 @@ class WeightAverage:
         """Take in the weights after a step."""
         self._steps += 1
         steps = int(self._steps)
+        if steps % self._every and steps != self._last:
+            return
         with torch.no_grad():
-            average: Any = get_ema_multi_avg_fn(min(self._decay, (1 + steps) / (10 + steps)))  # type: ignore[no-untyped-call]
+            average: Any = get_ema_multi_avg_fn(self._decay(steps))  # type: ignore[no-untyped-call]
             average(list(self._average.values()), list(self._current.values()), steps)
+        if self._pulls:
+            self.put_in_place()
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

@@ -31,6 +31,7 @@ __all__ = ["BatchLoader", "Normalisation", "Pixels", "WorkerShare", "hold_pixels
 logger = logging.getLogger(__name__)
 
 _MEASURED = 10_000  # training images that channel statistics are taken from
+_LOOKED_AT = 5_000  # of them, that a model may be fitted to before its training
 _GPU_SHARE = 0.5  # of the GPU memory that a process may use
 
 
@@ -148,9 +149,7 @@ def measure(pixel_store: PixelStore, train_ids: IdArray) -> Normalisation:
 
     From all of up to 10,000 samples, else from 10,000 spread evenly over them. Exact integer sums.
     """
-    ids = train_ids
-    if len(ids) > _MEASURED:
-        ids = ids[np.linspace(0, len(ids) - 1, _MEASURED).astype(np.int64)]
+    ids = _spread(train_ids, _MEASURED)
     total_3, squares_3 = np.zeros(3, np.int64), np.zeros(3, np.int64)
     for images in fetched_ahead(pixel_store, [ids[start:stop] for start, stop in chunks_of(len(ids))]):
         flat = images.reshape(len(images), -1)
@@ -163,6 +162,11 @@ def measure(pixel_store: PixelStore, train_ids: IdArray) -> Normalisation:
     variance = squares_3 / count - np.square(mean)
     std = np.sqrt(np.maximum(variance, 1.0))
     return Normalisation(mean=tuple(map(float, mean)), std=tuple(map(float, std)))  # type: ignore[arg-type]
+
+
+def _spread(ids: IdArray, most: int) -> IdArray:
+    """At most so many of the ids, evenly over them."""
+    return ids if len(ids) <= most else ids[np.linspace(0, len(ids) - 1, most).astype(np.int64)]
 
 
 class BatchLoader:
@@ -191,28 +195,29 @@ class BatchLoader:
         shard: WorkerShare,
         progress: tuple[int, int] = (0, 1),
         first: int = 0,
+        mirrored_M: NDArray[np.bool_] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Augmented batches of one epoch in an order drawn from `rng`, which every worker of a fit draws alike.
 
         Args:
-            ids_M: the training ids.
-            labels_M: their classes.
+            ids_M, labels_M: the training ids and their classes.
             recipe: how to augment.
             shape: (steps, batch size).
             rng: for this epoch alone.
             shard: which part of each batch to give.
             progress: which epoch it is, from 0, of how many: crops may grow.
             first: the step to begin with, where those before it were done.
+            mirrored_M: (M,) which images to mirror, where the recipe does; None to draw them.
 
         Yields:
             (B, 3, H, W) float32 inputs, channels_last in memory, and (B,) int64 labels.
         """
         device, size_px = self.pixels.device, self.pixels.pixel_store.size_px
         steps, size = shape
-        kind, crop_px = recipe.augment_at(size_px), recipe.crop_px(*progress, size_px)
+        crop_px = recipe.crop_px(*progress, size_px)
         # All draws of the epoch come at once and on the host: neither the device nor the step to resume from changes them.
         order = rng.permutation(len(ids_M))[: steps * size]
-        draws = draw(kind, size_px, len(order), rng).to(device)
+        draws = draw(recipe, size_px, order, rng, mirrored_M).to(device)
         labels = torch.from_numpy(labels_M[order]).to(device)
         starts = range(first * size + shard.rank, len(order), size)
         parts = [slice(start, start - shard.rank + size, shard.workers) for start in starts]
@@ -225,6 +230,11 @@ class BatchLoader:
         parts = [slice(start, stop) for start, stop in chunks_of(len(ids_M), batch_size)]
         for part, (stack, places) in zip(parts, self.pixels.stacks(ids_M, parts), strict=True):
             yield ids_M[part], self._normalised(stack.index_select(0, places))
+
+    def first_look(self, train_ids: IdArray, batch_size: int) -> Iterator[Tensor]:
+        """Inputs for `fit_to_images`: all, or 5,000 spread evenly over the training samples, in batches as those of `scoring`."""
+        for _, inputs in self.scoring(_spread(train_ids, _LOOKED_AT), batch_size):
+            yield inputs
 
     def _augmented(self, stack: Tensor, places: Tensor, draws: Draws, recipe: Recipe, crop_px: int) -> Tensor:
         """(B, S, S, 3), uint8 or float32."""

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unseen_ray.core.seeds import rng_for, torch_seed_for
+from unseen_ray.core.seeds import derive, rng_for, tie_keys, torch_seed_for
 from unseen_ray.errors import FitError, StorageError
 from unseen_ray.training.hardware import seed_generators
 from unseen_ray.training.loop.batches import BatchLoader, WorkerShare
@@ -63,6 +65,13 @@ class FitPlan:
         taken = self.draw.positions(self.ids_M, epoch)
         return self.ids_M[taken], self.labels_M[taken]
 
+    def mirrored(self, ids_M: IdArray, epoch: int) -> NDArray[np.bool_] | None:
+        """(M,) which samples an epoch mirrors, by their ids and whether its number is even; None where each epoch draws it."""
+        if self.recipe.flip == "random":
+            return None
+        side_M = (tie_keys(ids_M, derive(self.seed, "flip")) & np.uint64(1)).astype(bool)
+        return side_M ^ bool(epoch % 2)
+
     def sizes(self) -> tuple[int, int, int]:
         """Batch size over all workers, steps of an epoch, steps in all."""
         batch, per_epoch = self.recipe.epoch_plan(self.samples, workers=self.shard.workers)
@@ -101,7 +110,8 @@ def fit(
         FitError: if the loss is no longer finite, or the model's logits have another shape than (B, C).
     """
     device = loader.pixels.device
-    trainer = Trainer(model, plan.recipe, num_classes=plan.num_classes, device=device, replicas=plan.shard.workers)
+    _fit_to_images(model, loader, plan)
+    trainer = _trainer(model, loader, plan, replicas=plan.shard.workers)
     state, writer = TrainState(EpochStats(epoch=0, epochs=plan.epochs)), None
     if checkpoints is not None:
         state = resumed(trainer, checkpoints, state, rank=plan.shard.rank, recorder=recorder)
@@ -122,7 +132,7 @@ def finished_fit(model: nn.Module, loader: BatchLoader, plan: FitPlan, checkpoin
     Raises:
         StorageError: if there is none, or it is not of the last epoch.
     """
-    trainer = Trainer(model, plan.recipe, num_classes=plan.num_classes, device=loader.pixels.device, replicas=1)
+    trainer = _trainer(model, loader, plan, replicas=1)
     stats = resumed(trainer, checkpoints, TrainState(EpochStats(epoch=0, epochs=1))).stats
     if stats.epoch < stats.epochs:
         raise StorageError(
@@ -130,6 +140,20 @@ def finished_fit(model: nn.Module, loader: BatchLoader, plan: FitPlan, checkpoin
             "node shares? Run the same line again."
         )
     return _after(trainer, stats)
+
+
+def _trainer(model: nn.Module, loader: BatchLoader, plan: FitPlan, *, replicas: int) -> Trainer:
+    _, _, steps = plan.sizes()
+    device = loader.pixels.device
+    return Trainer(model, plan.recipe, steps=steps, num_classes=plan.num_classes, device=device, replicas=replicas)
+
+
+def _fit_to_images(model: nn.Module, loader: BatchLoader, plan: FitPlan) -> None:
+    """Show a fresh model what it will be trained on, if it has a method for that; weights of `recipe.init` stay as they are."""
+    method = getattr(model, "fit_to_images", None)
+    if method is not None and plan.recipe.init is None:
+        with torch.no_grad():
+            method(loader.first_look(plan.ids_M, plan.recipe.batch_size))
 
 
 def _after(trainer: Trainer, stats: EpochStats) -> EpochStats:
@@ -195,14 +219,17 @@ def _batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of an epoch that are left to train on."""
     epoch = state.stats.epoch
+    ids_M, labels_M = plan.of_epoch(epoch)
     return loader.epoch(
-        *plan.of_epoch(epoch),
+        ids_M,
+        labels_M,
         plan.recipe,
         shape=shape,
         rng=rng_for(plan.seed, epoch),
         shard=plan.shard,
         progress=(epoch, plan.epochs),
         first=state.steps,
+        mirrored_M=plan.mirrored(ids_M, epoch),
     )
 
 

@@ -15,6 +15,7 @@ __all__ = ["layers_of", "make_optimizer", "optimizer_tensors", "restore_optimize
 
 _SLOTS = {"momentum.": "momentum_buffer", "exp_avg.": "exp_avg", "exp_avg_sq.": "exp_avg_sq", "adam_step.": "step"}
 """What a checkpoint calls the tensors that an optimiser keeps for a weight."""
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -87,15 +88,11 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
     shares = {
         weight: recipe.layer_decay**depth for depth, layer in enumerate(reversed(layers_of(model))) for weight in layer
     }
-    # Norms and biases have one dimension; decaying them costs accuracy (He et al., Bag of Tricks, CVPR 2019).
-    kinds: dict[tuple[bool, float], list[Tensor]] = {(True, 1.0): [], (False, 1.0): []}
+    biases = {module.bias for module in model.modules() if isinstance(module, _NORMS)}
+    kinds: dict[tuple[float, float], list[Tensor]] = {(1.0, recipe.weight_decay): []}
     for weight, share in shares.items():
-        kinds.setdefault((weight.ndim > 1, share), []).append(weight)
-    return [
-        {
-            "params": weights,
-            "share": share,
-            "weight_decay": recipe.weight_decay if matrix or recipe.decay_norms else 0.0,
-        }
-        for (matrix, share), weights in kinds.items()
-    ]
+        faster = recipe.bias_lr if weight in biases else 1.0
+        # Norms and biases have one dimension; decaying them costs accuracy (He et al., Bag of Tricks, CVPR 2019).
+        decay = recipe.weight_decay / faster if weight.ndim > 1 or recipe.decay_norms else 0.0
+        kinds.setdefault((share * faster, decay), []).append(weight)
+    return [{"params": weights, "share": share, "weight_decay": decay} for (share, decay), weights in kinds.items()]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unseen_ray.config.crops import CropSizes
 from unseen_ray.errors import FitError
-from unseen_ray.training.loop.averages import WeightAverage
+from unseen_ray.training.loop.averages import average_of
 from unseen_ray.training.loop.mixing import mix_of
 from unseen_ray.training.loop.optimizer import make_optimizer, optimizer_tensors, restore_optimizer, set_rate
 
@@ -54,17 +54,18 @@ class Trainer:
     Args:
         model: on its device, channels_last.
         recipe: with `precision` resolved.
+        steps: how many it makes in all.
         num_classes: C, the width of the model's logits.
         device: the model's.
         replicas: among how many workers each batch is divided; more than one are averaged by torch.distributed.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, *, num_classes: int, device: torch.device, replicas: int
+        self, model: nn.Module, recipe: Recipe, *, steps: int, num_classes: int, device: torch.device, replicas: int
     ) -> None:
         self.model, self._recipe, self._num_classes, self._device = model, recipe, num_classes, device
         self._optimizer = make_optimizer(model, recipe)
-        self._average = WeightAverage(model, recipe.ema) if recipe.ema else None
+        self._average = average_of(model, recipe, steps)
         self._mix = mix_of(recipe, num_classes)
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16" and device.type == "cuda")
         self._criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
@@ -96,7 +97,7 @@ class Trainer:
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
-        """The model with the weights that predict: their moving average, where the recipe has one."""
+        """The model with the weights that predict: their average, where the recipe has one."""
         return contextlib.nullcontext() if self._average is None else self._average.in_place()
 
     def finish(self) -> None:
@@ -105,7 +106,7 @@ class Trainer:
             self._average.put_in_place()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, statistics, the optimiser's state and the moving average by name, as they are."""
+        """Weights, statistics, the optimiser's state and the average by name, as they are."""
         average = {} if self._average is None else self._average.tensors()
         return {**self._model_tensors(), **optimizer_tensors(self.model, self._optimizer), **average}
 
