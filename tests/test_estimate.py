@@ -206,9 +206,9 @@ def test_gradients_are_moved_where_workers_share_a_training() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
-    "fields", [{}, {"momentum": 0.0}, {"use": "finetune"}, {"use": "finetune", "ema": 0.9}]
+    "fields", [{}, {"momentum": 0.0}, {"use": "finetune"}, {"use": "finetune", "ema": 0.9}, "airbench-94"]
 )
-def test_the_sizes_of_named_models_are_those_of_the_models(name: str, fields: dict[str, Any]) -> None:
+def test_the_sizes_of_named_models_are_those_of_the_models(name: str, fields: dict[str, Any] | str) -> None:
     model, recipe = model_builder(name)(num_classes=7), Recipe(**recipe_values(fields))
     assert MODELS[name].weights(7) == sum(weight.numel() for weight in model.parameters())
     trainer = Trainer(model, recipe, steps=9, num_classes=7, device=torch.device("cpu"), replicas=1)

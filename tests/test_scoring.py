@@ -313,8 +313,8 @@ def test_the_costs_of_named_models_are_those_of_their_convolutions() -> None:
             if isinstance(layer, nn.Conv2d):
                 layer.register_forward_hook(count)
         with torch.inference_mode():
-            model(torch.zeros(1, 3, 64, 64))
-        assert sum(counted) / 64**2 == entry.macs, name
+            model(torch.zeros(1, 3, 32, 32))
+        assert round(sum(counted) / 32**2) == entry.macs, name
 
 
 def test_an_evaluation_trains_the_runs_own_model_and_the_fitting_baseline_has_no_votes_to_cap(tmp_path: Path) -> None:

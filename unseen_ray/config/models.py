@@ -67,6 +67,15 @@ MODELS = {
         statistics=1_816,
         macs=10_080,
     ),
+    "airbench": ModelEntry(
+        "unseen_ray.training.models:airbench",
+        "7 convolutions, the first one made from the images, for about 32 px; with recipe airbench-94",
+        body=1_968_792,
+        features=256,
+        statistics=10_416,
+        macs=115_376,
+        head_bias=False,
+    ),
     "resnet9": ModelEntry(
         "unseen_ray.training.models:resnet9",
         "8 convolutions with two skips, for images up to 64 px",
