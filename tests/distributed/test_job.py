@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 import unseen_ray as ur
 from tests.distributed.jobs import done, epochs, followed, ours, places_of, rays, until, until_checkpoint, votes
@@ -54,6 +55,7 @@ def cluster() -> Iterator[dict[str, str]]:
         ):  # one after the other: two that start at once may hinder each other
             log = scratch / f"worker-{number}.log"
             worker = [f"--address=127.0.0.1:{gcs}", "--num-cpus=1", f"--dashboard-agent-listen-port={agent}"]
+            worker += [f"--labels=worker={number}"]
             nodes.append(start(env, log, *worker))
             wait_for(log, "Ray runtime started")
         yield {
@@ -107,6 +109,7 @@ def test_submit_follows_the_run_and_leaves_the_token_nowhere(
     cluster: dict[str, str], folder: Path, local: ur.PruneResult, tmp_path: Path
 ) -> None:
     line = ours(folder, str(folder / "run.yaml"), "--out", str(tmp_path / "run"), "--submission-id", "ours")
+    line += ["--placement.driver", "{worker: '1'}"]
     token, seen = Path(cluster["RAY_AUTH_TOKEN_PATH"]).read_text(), 0
     with (
         (tmp_path / "said.log").open("w") as said,
@@ -124,6 +127,12 @@ def test_submit_follows_the_run_and_leaves_the_token_nowhere(
     assert f"ray job stop --address {cluster['RAY_API_SERVER_ADDRESS']} ours" in text
     assert "requires no token" not in text
     assert ur.load(tmp_path / "run").coreset.ids.tolist() == local.coreset.ids.tolist()
+    client = JobSubmissionClient(
+        cluster["RAY_API_SERVER_ADDRESS"], headers={"Authorization": f"Bearer {token}"}, verify=False
+    )
+    driver = client.get_job_info("ours").driver_node_id
+    nodes = client._do_request("GET", "/api/v0/nodes?detail=1").json()["data"]["result"]["result"]
+    assert [node["node_id"] for node in nodes if node["labels"].get("worker") == "1"] == [driver]
     ur.report(tmp_path / "run")
     token_file = Path(cluster["RAY_AUTH_TOKEN_PATH"])
     assert places_of(token, Path(cluster["SCRATCH"]), tmp_path) == [token_file]
@@ -146,6 +155,10 @@ def test_submit_refuses_what_the_cluster_cannot_bring(cluster: dict[str, str], f
     done = submit_ours(cluster, folder, *line, "--gpus_per_fold", "1")
     assert done.returncode == 2
     assert "a fold asks for 1 CPU and 1 GPU on one node, but the largest node has 1 CPU and 0 GPU" in done.stderr
+    done = submit_ours(cluster, folder, *line, "--placement", "{driver: {worker: a}, fits: {worker: 'in(b, c)'}}")
+    assert done.returncode == 2
+    for part in ("driver={'worker': 'a'}", "fits={'worker': 'in(b, c)'}"):
+        assert f"placement.{part} matches no node of the cluster; its nodes have worker: 0 (1 of 3)" in done.stderr
     assert done.stdout == ""
 
 

@@ -31,7 +31,20 @@ __all__ = [
 ]
 
 # Fields whose value may be a mapping, so that `--score.skip 0.1` sets an option of the score.
-_NESTED = ("source", "test", "schedule", "score", "policy", "guard", "model", "scoring", "fit", "log_to", "group")
+_NESTED = (
+    "source",
+    "test",
+    "schedule",
+    "score",
+    "policy",
+    "guard",
+    "model",
+    "scoring",
+    "fit",
+    "log_to",
+    "group",
+    "placement",
+)
 # Read as text: YAML would turn a folder named 2026 into a number, and one named `on` into a boolean.
 _TEXT = ("source", "test", "out", "reuse", "address", "pixel_folder")
 _NESTED_VALUES = "unseen_ray.nested"

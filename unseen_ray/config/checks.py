@@ -6,6 +6,7 @@ Each check takes the values of its fields and the fields that were set, and retu
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -19,6 +20,9 @@ from unseen_ray.storage.plain_text import holds_secret, secret_problem
 __all__ = ["CHECKS", "check_schedule", "keep_message"]
 
 _MOST_STAGES = 10_000  # each one trains at least one model
+_NAME = "[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+_LABEL = re.compile(f"(?:[a-zA-Z0-9.-]{{1,253}}/)?{_NAME}")  # as Ray and Kubernetes have them
+_SELECTED = re.compile(rf"!?(?:{_NAME}|in\({_NAME}(?:, ?{_NAME})*\))")
 
 
 def keep_message(given: Any) -> str:
@@ -209,6 +213,44 @@ def _check_init(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str
     ]
 
 
+def _check_placement(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    placement = values["placement"]
+    if placement is None:
+        return []
+    if values["executor"] == "local":
+        return ["placement has no effect with executor: local, which is one process. Remove one of the two."]
+    allowed = ("fits", "fallback", "aggregator", "driver")
+    problems = [
+        f"placement has no field {name!r}; it takes {', '.join(allowed)}.{did_you_mean(name, allowed)}"
+        for name in placement
+        if name not in allowed
+    ]
+    fallback = placement.get("fallback", [])
+    if not isinstance(fallback, list) or (fallback and not placement.get("fits")):
+        problems.append(
+            f"placement.fallback={fallback!r} must be a list of mappings of labels, for where no node of placement.fits is free."
+        )
+        fallback = []
+    selectors = {f"placement.{name}": placement[name] for name in allowed if name in placement and name != "fallback"}
+    selectors |= {f"placement.fallback[{index}]": each for index, each in enumerate(fallback)}
+    return problems + [problem for field, each in selectors.items() for problem in _check_selector(field, each)]
+
+
+def _check_selector(field: str, selector: Any) -> list[str]:
+    """The problems of one selector of nodes, which Ray would name one at a time and only as it starts an actor."""
+    if not isinstance(selector, Mapping) or not selector:
+        return [f"{field}={selector!r} must be a mapping of labels, such as {{ray.io/accelerator-type: H100}}."]
+    return [
+        f"{field}: {label}={value!r} must be text: a value, !value, in(a, b) or !in(a, b); numbers, true and false in quotes."
+        for label, value in selector.items()
+        if not isinstance(value, str) or not _SELECTED.fullmatch(value)
+    ] + [
+        f"{field}: {label!r} is not the name of a label, such as market or ray.io/market-type."
+        for label in selector
+        if not isinstance(label, str) or not _LABEL.fullmatch(label)
+    ]
+
+
 def _check_log_to(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     asked = values["log_to"]
     if asked is None or asked == "none":
@@ -265,6 +307,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("gpus_per_fit", "recipe", "scoring"), _check_share),
     (("mode", "recipe", "scoring"), _check_init),
     (("scoring", "folds", "mode", "train_on", "recipe", "fit"), check_scoring),
+    (("placement", "executor"), _check_placement),
     (("log_to",), _check_log_to),
     (("source", "test", "group", "out", "reuse", "pixel_folder", "address"), _check_no_password),
 )

@@ -37,7 +37,7 @@ __all__ = [
 
 NAMED_FIELDS = ("source", "score", "also_score", "policy", "guard", "scoring", "fit")
 """Fields that may name the user's own functions, which `evaluate` takes again: a run's folder alone never causes an import."""
-EXECUTOR_FIELDS = ("executor", "address", "cpus_per_fold", "gpus_per_fold", "max_retries", "wait_s")
+EXECUTOR_FIELDS = ("executor", "address", "cpus_per_fold", "gpus_per_fold", "placement", "max_retries", "wait_s")
 """Fields that say where and how to run, but not what to compute."""
 
 UNSEEN_FIELDS = ("folds", "train_on", "stratify", "schedule", "guard")
@@ -256,6 +256,12 @@ class PruneConfig(BaseModel):
         description="GPUs (or CPU workers) that share one training in later stages and in evaluate",
         json_schema_extra=listed("cluster", rare=True),
     )
+    placement: dict[str, Any] | None = Field(
+        default=None,
+        description="labels of the nodes to use: {fits: {LABEL: VALUE}} for trainings, fallback: a list of others for them where none is "
+        "free, aggregator for merges, driver for the job of submit; a value is a, !a, in(a, b) or !in(a, b)",
+        json_schema_extra=listed("cluster", "MAPPING", rare=True),
+    )
     max_retries: int = Field(
         default=3,
         ge=0,
@@ -369,7 +375,7 @@ class PruneConfig(BaseModel):
         return {
             name: jsonable(values[name])
             for name in type(self).model_fields
-            if name not in ("scoring", "group") or values[name]  # older stored runs do not have them
+            if name not in ("scoring", "group", "placement") or values[name]  # older stored runs do not have them
         }
 
     def changed(self, **values: Unpack[RunFields]) -> PruneConfig:

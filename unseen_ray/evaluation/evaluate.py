@@ -151,7 +151,7 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
         asked["recipe"] = recipe_values(recipe, base=done.config.recipe)
     # The run's values of these mean something only on Ray, and one process refuses them.
     if asked.get("executor") == "local":
-        asked = {"address": None, "gpus_per_fit": 1, **asked}
+        asked = {"address": None, "gpus_per_fit": 1, "placement": None, **asked}
     if done.config.fit is not None and "model" in changes:
         asked["fit"] = None
     config = done.config.changed(**asked)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["html_card", "stages_text", "text_card"]
+__all__ = ["html_card", "placement_texts", "stages_text", "text_card"]
 
 
 def text_card(title: str, facts: Mapping[str, str]) -> str:
@@ -27,3 +28,22 @@ def stages_text(targets: Sequence[int]) -> str:
     """Samples kept after each stage, in words."""
     kept = ", ".join(f"{target:,}" for target in targets)
     return f"1, keeps {kept}" if len(targets) == 1 else f"{len(targets)}, keep {kept} in all"
+
+
+def placement_texts(placement: Mapping[str, Any] | None) -> list[str]:
+    """Which nodes do what, where the configuration says so.
+
+    >>> placement_texts({"fits": {"zone": "a"}, "fallback": [{"zone": "!b"}]})
+    ['trainings on nodes with zone: a, else zone: !b']
+    """
+    given = placement or {}
+    selectors = {
+        "trainings": [given.get("fits"), *given.get("fallback", ())],
+        "merges": [given.get("aggregator")],
+        "the job of submit": [given.get("driver")],
+    }
+    texts = {
+        part: [", ".join(f"{label}: {value}" for label, value in each.items()) for each in wanted if each]
+        for part, wanted in selectors.items()
+    }
+    return [f"{part} on nodes with {', else '.join(each)}" for part, each in texts.items() if each]

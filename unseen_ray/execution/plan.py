@@ -13,7 +13,7 @@ from unseen_ray.config.scoring import scored_by
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.data.related.grouping import with_groups
 from unseen_ray.data.sources.registry import Source, SourceInfo, open_source, source_ref
-from unseen_ray.execution.cards import html_card, stages_text, text_card
+from unseen_ray.execution.cards import html_card, placement_texts, stages_text, text_card
 from unseen_ray.execution.estimate.estimate import check_asked, estimate
 from unseen_ray.execution.estimate.plan_json import values_of
 from unseen_ray.pruning.plan import RunPlan, plan_run
@@ -58,6 +58,7 @@ class Plan(NamedTuple):
             "trainings": f"{sum(task.models for task in run.tasks):,}, of {scored_by(config.to_json())}",
             "cost": "" if bill is None else f"{bill:.1%} of one training on all samples",
             "holdout": f"{run.num_holdout:,} samples, in neither number above" if run.num_holdout else "",
+            "placement": "; ".join(placement_texts(config.placement)),
             "folder": config.out or "none yet: set out",
             "warnings": "; ".join(run.warnings),
         }

@@ -21,7 +21,7 @@ from unseen_ray.config.resolved import ResolvedRun, with_model
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.data.sources.registry import Source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.execution.ray.capacity import Capacity, check_fits, slots, survey, this_machine
+from unseen_ray.execution.ray.capacity import Capacity, check_fits, fit_selectors, slots, survey, this_machine
 from unseen_ray.execution.ray.connect import ray_session, starts_private
 from unseen_ray.execution.ray.executor import RayExecutor
 from unseen_ray.plugins import jsonable
@@ -127,7 +127,8 @@ def _check_all_fit(sweep: SweepConfig, trials: Sequence[Trial], capacity: Capaci
     room = 1
     for trial in trials:
         try:
-            room = max(room, slots(capacity, check_fits(trial.runs[0], capacity)))
+            run = trial.runs[0]
+            room = max(room, slots(capacity.having(fit_selectors(run)), check_fits(run, capacity)))
         except ConfigError as error:
             problems += [f"trial {trial.said}: {problem}" for problem in error.problems]
     if problems:

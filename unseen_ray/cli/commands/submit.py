@@ -60,7 +60,8 @@ def submit(
     client = submission.connect(address)
     submission.check_cluster(client, config)
     arguments = ["prune", *yaml, *given_flags(flags), *(["--fresh"] if fresh else [])]
-    job = submission.submit(client, arguments, working_dir=working_dir, submission_id=submission_id)
+    driver = (config.placement or {}).get("driver")
+    job = submission.submit(client, arguments, working_dir=working_dir, submission_id=submission_id, placed=driver)
     say(f"submitted job {job}\n{_hints(job, address)}", err=True)
     say(f"  its progress:  unseen-ray watch {shlex.quote(str(config.out))}", err=True)
     if no_wait:

@@ -9,6 +9,7 @@ from unseen_ray.cli.summary.text import bytes_text, held_out_text, hours_text, s
 from unseen_ray.cli.tables import Column, Table
 from unseen_ray.config.named_recipes import recipe_name
 from unseen_ray.config.run import PruneConfig
+from unseen_ray.execution.cards import placement_texts
 from unseen_ray.plugins import name_of, plug_of
 
 __all__ = ["plan_lines", "plan_table"]
@@ -40,7 +41,7 @@ def plan_lines(values: dict[str, Any], config: PruneConfig, *, chosen: bool) -> 
         ]
     else:
         lines.append(f"{several(values['models'], 'training')}, {values['images_scored']:,} samples scored")
-    lines += _time_lines(values)
+    lines += [*_time_lines(values), *placement_texts(config.placement)]
     where = _PIXELS_HELD[values["pixels_held"]]
     lines.append(
         f"pixels take {bytes_text(values['pixel_bytes'])} ({where}), the run's files about {bytes_text(values['disk_bytes'])}"

@@ -78,6 +78,7 @@ class CommonFields(ScoreFields, total=False):
     cpus_per_fold: float | None
     gpus_per_fold: float | None
     gpus_per_fit: int
+    placement: Mapping[str, Any] | None
     max_retries: int
     wait_s: float
     executor: Literal["ray", "local"]
@@ -105,6 +106,7 @@ class MeasureFields(TypedDict, total=False):
     address: str | None
     cpus_per_fold: float | None
     gpus_per_fold: float | None
+    placement: Mapping[str, Any] | None
     max_retries: int
     wait_s: float
 

@@ -62,6 +62,7 @@ def values_of(
         "rates": asdict(rates),
         "cluster": None if cluster is None else asdict(cluster),
         "needs": [asdict(need) for need in needs],
+        **({"placement": config.placement} if config.placement else {}),
         "warnings": list(plan.warnings),
     }
 

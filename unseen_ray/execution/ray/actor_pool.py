@@ -16,7 +16,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unseen_ray.errors import FoldFailedError
 from unseen_ray.execution.ray.actors import start_fold_worker
-from unseen_ray.execution.ray.capacity import Capacity, Resources, computes_alike, plain_nodes, slots, survey
+from unseen_ray.execution.ray.capacity import (
+    GPU_LABEL,
+    Capacity,
+    Resources,
+    Selector,
+    computes_alike,
+    plain_nodes,
+    slots,
+    survey,
+)
 from unseen_ray.execution.ray.connect import check_private
 from unseen_ray.execution.ray.failures import (
     Attempts,
@@ -67,6 +76,7 @@ class FoldPool:
         capacity: the cluster's, as it was at the start.
         precision: the configuration's, which the first actor resolves for the run.
         deterministic: whether all actors must be on one model of GPU.
+        selectors: labels of the nodes to use, the preferred ones first; empty for all nodes.
         max_retries: how often in a row a task is started again after its actor was lost, and an actor replaced.
         wait_s: how long to wait for a node that an actor fits on.
         out: the run's folder, which each actor must see.
@@ -86,11 +96,15 @@ class FoldPool:
     wait_s: float
     out: str
     deterministic: bool = False
+    selectors: tuple[Selector, ...] = ()
     user_fit: bool = False
     is_private: bool = False
     on_retry: Callable[[str], None] = lambda name: None
     worker_infos: list[dict[str, Any]] = field(default_factory=list)
     lost_at_start: int = 0
+    _gpu_label: dict[str, str] = field(
+        default_factory=dict
+    )  # of the first actor's node, where all must have its model of GPU
     _idle: list[Any] = field(default_factory=list)
     # Unused, but they keep Ray from placing another actor on their node.
     _parked: list[Any] = field(default_factory=list)
@@ -109,7 +123,7 @@ class FoldPool:
             ray.kill(self._coming.popitem()[1])
         for _ in range(limit - len(self._idle) - len(self._busy) - len(self._coming)):
             node, strategy = self._placement()
-            actor = start_fold_worker(self.request, strategy)
+            actor = start_fold_worker(self.request, strategy, self._wanted())
             self._nodes[actor] = node
             self._coming[actor.describe.remote(self.precision, self.out, self.user_fit)] = actor
 
@@ -212,12 +226,27 @@ class FoldPool:
         return node, NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
 
     def room(self, request: Resources) -> int:
-        """How many workers of this size fit on the present nodes, beside actors that are not used."""
+        """How many workers of this size fit on the preferred nodes now, beside actors that are not used."""
         self._survey()
-        return slots(self.capacity, request) - len(self._parked)
+        return slots(self.capacity.having(self._wanted()[:1]), request) - len(self._parked)
 
     def _room(self) -> int:
         return slots(self.capacity, self.request) - len(self._parked)
+
+    def _wanted(self) -> tuple[Selector, ...]:
+        """Labels of the nodes to use."""
+        return (
+            tuple({**each, **self._gpu_label} for each in self.selectors or ({},))
+            if self._gpu_label
+            else self.selectors
+        )
+
+    def _settle_gpu(self, node_id: str) -> None:
+        """Ask for the first actor's model of GPU alone, where its node is labelled with it: another's would not be used."""
+        labels = dict(zip(self.capacity.node_ids, self.capacity.labels, strict=True)).get(node_id, {})
+        if self.deterministic and self.request["GPU"] > 0 and GPU_LABEL in labels:
+            self._gpu_label = {GPU_LABEL: labels[GPU_LABEL]}
+            self._survey_soon()
 
     def _survey_soon(self) -> None:
         self._last_survey = -math.inf
@@ -229,13 +258,13 @@ class FoldPool:
         now = time.monotonic()
         if now - self._last_survey < _SURVEY_EVERY_S:
             return
-        before, self.capacity, self._last_survey = self.capacity, survey(), now
+        before, self.capacity, self._last_survey = self.capacity, survey().having(self._wanted()), now
         here = set(self.capacity.node_ids)
         self._idle = [actor for actor in self._idle if self._nodes[actor] in here]
         self._parked = [actor for actor in self._parked if self._nodes[actor] in here]
         if here != set(before.node_ids):
             room = slots(self.capacity, self.request)
-            logger.info("the cluster has %d nodes now, with room for %d folds", len(here), room)
+            logger.info("folds may use %d nodes now, with room for %d of them", len(here), room)
 
     def _wait(self) -> Wait:
         return Wait(requested=_text(self.request), wait_s=self.wait_s)
@@ -270,6 +299,8 @@ class FoldPool:
                         first["device"],
                     )
                     continue
+                if not self.worker_infos:
+                    self._settle_gpu(self._nodes[actor])
                 self.worker_infos.append(info)
                 self._idle.append(actor)
                 self.lost_at_start = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unseen_ray.data.images.loading import Held, pixel_store_of
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unseen_ray.config.recipe import Precision
     from unseen_ray.core.arrays import LabelArray
     from unseen_ray.core.tasks import EvalTask, ScoreTask
-    from unseen_ray.execution.ray.capacity import Resources
+    from unseen_ray.execution.ray.capacity import Resources, Selector
     from unseen_ray.runs.manifest_entries import Receipt
     from unseen_ray.runs.tasks import EvalResult, Job, Progress
 
@@ -124,12 +124,13 @@ class Aggregator:
         return self._merger[1]
 
 
-def start_fold_worker(request: Resources, strategy: Any) -> Any:
+def start_fold_worker(request: Resources, strategy: Any, selectors: Sequence[Selector] = ()) -> Any:
     """Request an actor with the CPUs and GPUs of a fold from Ray; it comes up once a node has them free.
 
     Args:
         request: CPUs and GPUs.
         strategy: a scheduling strategy of Ray's.
+        selectors: labels of the nodes to use, the preferred ones first; empty for any node.
     """
     import ray
 
@@ -137,6 +138,8 @@ def start_fold_worker(request: Resources, strategy: Any) -> Any:
         "num_cpus": request["CPU"],
         "num_gpus": request["GPU"],
         "scheduling_strategy": strategy,
+        "label_selector": dict(selectors[0]) if selectors else None,
+        "fallback_strategy": [{"label_selector": dict(each)} for each in selectors[1:]] or None,
         # The pool replaces a lost actor and starts its task again: it counts failures, and knows what is on storage.
         "max_restarts": 0,
         "max_task_retries": 0,

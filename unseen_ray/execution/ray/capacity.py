@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from unseen_ray.errors import ConfigError
@@ -13,14 +14,18 @@ if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
 
 __all__ = [
+    "GPU_LABEL",
     "Capacity",
     "Resources",
+    "Selector",
     "check_enough",
     "check_feasible",
     "check_fits",
+    "check_placement",
     "computes_alike",
     "default_gpus",
     "fit_request",
+    "fit_selectors",
     "fold_request",
     "plain_nodes",
     "slots",
@@ -29,6 +34,12 @@ __all__ = [
 ]
 
 Resources = Mapping[str, float]
+Selector = Mapping[str, str]
+"""Labels of a node with the values that it may have, as Ray writes them: `a`, `!a`, `in(a, b)` or `!in(a, b)`."""
+
+GPU_LABEL = "ray.io/accelerator-type"
+"""Ray's label of the model of a node's GPUs."""
+_NODE_LABEL = "ray.io/node-id"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +51,26 @@ class Capacity:
         groups: resources of each kind of node that the autoscaler may add, if it reports them.
         autoscaling: whether an autoscaler runs.
         node_ids: Ray's ids of `nodes`, or empty if unknown.
+        labels: the labels of each node, or empty if unknown.
     """
 
     nodes: tuple[Resources, ...]
     groups: tuple[Resources, ...] = ()
     autoscaling: bool = False
     node_ids: tuple[str, ...] = ()
+    labels: tuple[Mapping[str, str], ...] = ()
+
+    def having(self, selectors: Sequence[Selector]) -> Capacity:
+        """The same with only the nodes that one of the selectors matches; all where there are none, or labels are unknown."""
+        if not selectors or not self.labels:
+            return self
+        places = [n for n, labels in enumerate(self.labels) if any(_matches(labels, each) for each in selectors)]
+        return replace(
+            self,
+            nodes=tuple(self.nodes[n] for n in places),
+            node_ids=tuple(self.node_ids[n] for n in places) if self.node_ids else (),
+            labels=tuple(self.labels[n] for n in places),
+        )
 
 
 def slots(capacity: Capacity, request: Resources) -> int:
@@ -94,12 +119,43 @@ def fold_request(config: PruneConfig, capacity: Capacity) -> Resources:
     return {"CPU": float(config.cpus_per_fold or config.threads), "GPU": float(gpus)}
 
 
+def fit_selectors(config: PruneConfig) -> tuple[Selector, ...]:
+    """Which nodes trainings may be on, the preferred ones first; empty for all."""
+    placement = config.placement or {}
+    return (placement["fits"], *placement.get("fallback", ())) if "fits" in placement else ()
+
+
+def check_placement(config: PruneConfig, capacity: Capacity, parts: Sequence[str] = ("fits", "aggregator")) -> None:
+    """Refuse a placement that no node of a fixed cluster has the labels for.
+
+    Raises:
+        ConfigError: with the labels that nodes have.
+    """
+    placement = config.placement or {}
+    wanted = {
+        part: fit_selectors(config) if part == "fits" else (placement[part],) for part in parts if part in placement
+    }
+    if capacity.autoscaling or not capacity.labels:  # it does not say which labels its nodes will have
+        return
+    problems = [
+        f"placement.{part}={dict(selectors[0])} matches no node of the cluster"
+        + (", nor does placement.fallback" if len(selectors) > 1 else "")
+        + f"; {_labels_text(capacity)}. Correct placement, or start a node with these labels (ray start --labels)."
+        for part, selectors in wanted.items()
+        if not capacity.having(selectors).labels
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
 def check_fits(config: PruneConfig, capacity: Capacity) -> Resources:
     """Check that the cluster can run a fold, and a fit on several workers; returns the request of a fold.
 
     Raises:
-        ConfigError: with the numbers.
+        ConfigError: with the numbers, or the labels that nodes have.
     """
+    check_placement(config, capacity)
+    capacity = capacity.having(fit_selectors(config))
     request = fold_request(config, capacity)
     check_feasible(capacity, request)
     check_enough(capacity, fit_request(request), config.gpus_per_fit)
@@ -144,7 +200,23 @@ def survey() -> Capacity:
         groups=groups,
         autoscaling=bool(groups) or _autoscaler_reports(),
         node_ids=tuple(node["NodeID"] for node in alive),
+        labels=tuple(node["Labels"] for node in alive),
     )
+
+
+def _matches(labels: Mapping[str, str], selector: Selector) -> bool:
+    """Whether a node's labels are what a selector asks for; a node without a label has another value than any."""
+    for label, wanted in selector.items():
+        allowed = wanted.removeprefix("!").removeprefix("in(").removesuffix(")").replace(" ", "").split(",")
+        if (labels.get(label) in allowed) == wanted.startswith("!"):
+            return False
+    return True
+
+
+def _labels_text(capacity: Capacity) -> str:
+    labels = [f"{label}: {value}" for each in capacity.labels for label, value in each.items() if label != _NODE_LABEL]
+    found = [f"{text} ({count} of {len(capacity.labels)})" for text, count in sorted(Counter(labels).items())]
+    return f"its nodes have {', '.join(found)}" if found else "its nodes have no labels"
 
 
 def _slots_of(node: Resources, request: Resources) -> int:

@@ -7,6 +7,7 @@ resumes from that checkpoint after a worker was lost; Ray Train keeps no checkpo
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -26,7 +27,7 @@ from unseen_ray.training.host import is_gpu_fault
 if TYPE_CHECKING:
     from unseen_ray.core.tasks import EvalTask, ScoreTask
     from unseen_ray.execution.ray.actor_pool import FoldPool
-    from unseen_ray.execution.ray.capacity import Resources
+    from unseen_ray.execution.ray.capacity import Resources, Selector
     from unseen_ray.pruning.executor import Observer
     from unseen_ray.runs.manifest_entries import Receipt
     from unseen_ray.runs.tasks import EvalResult, Job, Progress
@@ -88,7 +89,9 @@ def _attempt(
     driver = _start_driver()
     try:
         storage = Folder(job.out).path(CHECKPOINTS)
-        ended = driver.train.remote(shared, task, job.workers_of(task), fit_request(pool.request), storage)
+        ended = driver.train.remote(
+            shared, task, job.workers_of(task), fit_request(pool.request), storage, pool.selectors[:1]
+        )
         return _follow(driver, ended, job, task, pool, on_event)
     except RayTaskError as error:
         return "error", f"the actor that starts the workers raised an error:\n{error}"
@@ -153,7 +156,13 @@ class TrainDriver:
         return events
 
     def train(
-        self, shared: tuple[Any, ...], task: ScoreTask | EvalTask, workers: int, request: Resources, storage: str
+        self,
+        shared: tuple[Any, ...],
+        task: ScoreTask | EvalTask,
+        workers: int,
+        request: Resources,
+        storage: str,
+        selectors: Sequence[Selector],
     ) -> Outcome:
         """Let the workers train; returns what failed, or None."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -167,6 +176,7 @@ class TrainDriver:
                 scaling_config=ScalingConfig(
                     num_workers=workers,
                     use_gpu=request["GPU"] > 0,
+                    label_selector=dict(selectors[0]) if selectors else None,
                     resources_per_worker={name: amount for name, amount in request.items() if amount > 0},
                 ),
                 run_config=RunConfig(

@@ -18,7 +18,7 @@ from unseen_ray.data.images.memory import fits_in_memory
 from unseen_ray.data.images.pixel_store import BadSample, MemoryPixelStore, chunks_of
 from unseen_ray.execution.pixel_cache import plan_files
 from unseen_ray.execution.ray.actor_pool import FoldPool, PoolTask
-from unseen_ray.execution.ray.capacity import check_fits, survey, this_machine
+from unseen_ray.execution.ray.capacity import check_fits, fit_selectors, survey, this_machine
 from unseen_ray.execution.ray.connect import ray_session, starts_private
 from unseen_ray.execution.ray.data_parallel import train_together
 from unseen_ray.execution.ray.decoding import Wanted, decode_spread
@@ -102,7 +102,8 @@ class RayExecutor:
             known = self._given.worker_info
             pool.worker_infos[:] = [known if requested == "auto" else {**known, "precision": requested}]
             return self._prepared(job, self._given, pool)
-        self._aggregators = Aggregators(max_retries=job.config.max_retries)  # the first comes up while folds train
+        # the first comes up while folds train
+        self._aggregators = Aggregators(max_retries=job.config.max_retries, placement=job.config.placement)
         held, skipped = self._load(job, source, pool)
         self._context = ClusterContext(
             out=job.out,
@@ -181,17 +182,21 @@ class RayExecutor:
         self._open.close()
 
     def _make_pool(self, job: Job) -> FoldPool:
-        capacity = survey()
-        config = job.config
-        request = check_fits(config, capacity)
+        config, capacity = job.config, survey()
+        request, selectors = check_fits(config, capacity), fit_selectors(config)
+        capacity = capacity.having(selectors)
         logger.info(
-            "each fold takes %g CPU and %g GPU%s; the cluster has %s",
+            "each fold takes %g CPU and %g GPU%s; folds may use %s",
             request["CPU"],
             request["GPU"],
             "" if config.gpus_per_fold is not None else " by default",
             "1 node" if len(capacity.nodes) == 1 else f"{len(capacity.nodes)} nodes",
         )
-        if self._shares_pool and self._pool is not None and dict(self._pool.request) == dict(request):
+        if (
+            self._shares_pool
+            and self._pool is not None
+            and ((dict(self._pool.request), self._pool.selectors) == (dict(request), selectors))
+        ):
             return self._pool
         self._shares_pool = False
         self._pool = FoldPool(
@@ -202,6 +207,7 @@ class RayExecutor:
             wait_s=config.wait_s,
             out=job.out if self._given is None else self._given.out,
             deterministic=config.recipe.deterministic,
+            selectors=selectors,
             user_fit=config.fit is not None,
             is_private=self._is_private,
             on_retry=self._meter.retried,

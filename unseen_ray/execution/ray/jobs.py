@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import platform
 import shlex
@@ -19,12 +20,13 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from unseen_ray.errors import ClusterError, ConfigError
-from unseen_ray.execution.ray.capacity import Capacity, check_fits
+from unseen_ray.execution.ray.capacity import Capacity, check_fits, check_placement
 from unseen_ray.execution.ray.connect import api_server, check_reachable
 from unseen_ray.storage.plain_text import reason_of
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
+    from unseen_ray.execution.ray.capacity import Selector
 
 __all__ = ["Ending", "check_cluster", "connect", "follow", "submit", "version_problems"]
 
@@ -90,10 +92,11 @@ def check_cluster(client: JobSubmissionClient, config: PruneConfig) -> None:
     """
     problems = version_problems(_get(client, "/api/v0/cluster_metadata"))
     capacity = _capacity(client)
-    try:
-        check_fits(config, capacity)
-    except ConfigError as error:
-        problems += error.problems
+    for check in (functools.partial(check_placement, parts=("driver",)), check_fits):
+        try:
+            check(config, capacity)
+        except ConfigError as error:
+            problems += error.problems
     if problems:
         raise ConfigError(problems)
 
@@ -113,9 +116,14 @@ def version_problems(cluster: Mapping[str, Any]) -> list[str]:
 
 
 def submit(
-    client: JobSubmissionClient, arguments: Sequence[str], *, working_dir: str, submission_id: str | None = None
+    client: JobSubmissionClient,
+    arguments: Sequence[str],
+    *,
+    working_dir: str,
+    submission_id: str | None = None,
+    placed: Selector | None = None,
 ) -> str:
-    """Submit `unseen-ray ARGUMENTS` with a copy of a folder and return the job's id.
+    """Submit `unseen-ray ARGUMENTS` with a copy of a folder and return the job's id; `placed` are labels of the driver's node.
 
     Raises:
         ConfigError: if the cluster does not accept the job.
@@ -124,7 +132,10 @@ def submit(
     try:
         return str(
             client.submit_job(
-                entrypoint=entrypoint, submission_id=submission_id, runtime_env={"working_dir": working_dir}
+                entrypoint=entrypoint,
+                submission_id=submission_id,
+                runtime_env={"working_dir": working_dir},
+                entrypoint_label_selector=None if placed is None else dict(placed),
             )
         )
     except (RuntimeError, ValueError, OSError) as error:
@@ -224,8 +235,11 @@ def _capacity(client: JobSubmissionClient) -> Capacity:
     # without an autoscaler the head names one type per node, node_ID; version 2 of the autoscaler reports nothing here
     kinds = ((status or {}).get("autoscalerReport") or {}).get("nodeTypeMapping") or {}
     autoscaling = status is None or any(not str(kind).startswith("node_") for kind in kinds.values())
+    alive = [node for node in nodes if node["state"] == "ALIVE"]
     return Capacity(
-        nodes=tuple(node["resources_total"] for node in nodes if node["state"] == "ALIVE"), autoscaling=autoscaling
+        nodes=tuple(node["resources_total"] for node in alive),
+        autoscaling=autoscaling,
+        labels=tuple(node.get("labels") or {} for node in alive),
     )
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
+from unseen_ray.errors import FoldFailedError
 from unseen_ray.execution.ray.actors import Aggregator
-from unseen_ray.execution.ray.supervised_actor import SupervisedActor
+from unseen_ray.execution.ray.capacity import Selector, survey
+from unseen_ray.execution.ray.failures import decide, explain, failure_of, loss_of, raise_own
 from unseen_ray.pruning.merge import Merged, MergeRequest, join_ranges
 from unseen_ray.runs.tasks import Job
 
@@ -28,11 +31,16 @@ class Aggregators:
 
     Args:
         max_retries: how often a call is repeated.
+        placement: the configuration's, whose `aggregator` are labels of the nodes to use.
     """
 
-    def __init__(self, *, max_retries: int) -> None:
+    def __init__(self, *, max_retries: int, placement: Mapping[str, Any] | None = None) -> None:
         self._max_retries = max_retries
-        self._first = SupervisedActor(Aggregator, max_retries=max_retries)
+        self._selector: Selector | None = (placement or {}).get("aggregator")
+        self._first = self._start()
+
+    def _start(self) -> SupervisedActor:
+        return SupervisedActor(Aggregator, max_retries=self._max_retries, selector=self._selector)
 
     def merge(self, shared: Sequence[Any], job: Job, request: MergeRequest) -> Merged:
         """Merge a stage: on one actor, or range by range on several.
@@ -59,9 +67,9 @@ class Aggregators:
     @contextlib.contextmanager
     def _several(self, most: int) -> Iterator[queue.SimpleQueue[SupervisedActor]]:
         """Up to `most` aggregators for a while: at most four a node, and one a CPU."""
-        nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-        count = max(min(most, sum(min(cpus, _MOST_OF_NODE) for cpus in nodes)), 1)
-        more = [SupervisedActor(Aggregator, max_retries=self._max_retries) for _ in range(count - 1)]
+        usable = survey().having([] if self._selector is None else [self._selector])
+        room = sum(min(int(node.get("CPU", 0)), _MOST_OF_NODE) for node in usable.nodes)
+        more = [self._start() for _ in range(max(min(most, room), 1) - 1)]
         free: queue.SimpleQueue[SupervisedActor] = queue.SimpleQueue()
         for aggregator in (self._first, *more):
             free.put(aggregator)
@@ -90,3 +98,53 @@ def _spread(free: queue.SimpleQueue[SupervisedActor], method: str, calls: list[t
         pool.shutdown(cancel_futures=True)
     failed = [future for future in futures if not future.cancelled() and future.exception() is not None]
     return [future.result() for future in failed or futures]  # the first failure raises
+
+
+class SupervisedActor:
+    """One actor of a class that reserves no CPU; a new one replaces it when it is lost.
+
+    Args:
+        cls: the plain class.
+        max_retries: how often a call is repeated.
+        selector: labels of the nodes to use; None for any node.
+    """
+
+    def __init__(self, cls: type, *, max_retries: int, selector: Selector | None = None) -> None:
+        self._cls, self._max_retries, self._selector = cls, max_retries, selector
+        self._actor = self._start()
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method and wait for its result.
+
+        Raises:
+            UnseenError: as the method raised it on the actor.
+            FoldFailedError: if it failed for good.
+        """
+        name = f"{self._cls.__name__}.{method}"
+        for attempt in range(1, self._max_retries + 2):
+            try:
+                return ray.get(getattr(self._actor, method).remote(*args))
+            except RayError as error:
+                failure = failure_of(error)
+                raise_own(error)
+                if decide(failure, failed=attempt, max_retries=self._max_retries) == "give up":
+                    raise FoldFailedError(name, attempt, explain(error, failure)) from None
+                logger.warning("%s: %s; calling it again", name, loss_of(error))
+                self._actor = self._start()
+        raise AssertionError("the loop returns or raises")
+
+    def close(self) -> None:
+        """Kill the actor."""
+        ray.kill(self._actor)
+
+    def _start(self) -> Any:
+        # No CPU: folds may hold all of them, and a merge that waited for one would wait for ever. Retries are ours, to count them.
+        options: dict[str, Any] = {
+            "num_cpus": 0,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "scheduling_strategy": "SPREAD",
+        }
+        if self._selector is not None:
+            options["label_selector"] = dict(self._selector)
+        return ray.remote(self._cls).options(**options).remote()
