@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.fs import LocalFileSystem
 
 import unseen_ray as ur
 from tests.conftest import class_pixels
+from unseen_ray.data.listing.content import sample_of_bytes
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.runs.manifest_entries import Receipt
 
@@ -167,3 +171,47 @@ def test_an_evaluation_is_made_anew_where_the_test_set_shows_something_else(tmp_
         path.write_bytes(path.read_bytes()[:54] + rng.bytes(8 * 8 * 3))
     evaluate()
     assert trained.count("EvalResult") == 2
+
+
+def test_another_column_of_images_is_other_data(tmp_path: Path) -> None:
+    labels = np.arange(40) % 2
+    left, right = (
+        [b"P6\n8 8\n255\n" + pixels.tobytes() for pixels in class_pixels(labels, 8, seed)] for seed in range(2)
+    )
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"left": left, "right": right, "label": labels}), path)
+    done = ur.prune(config(path, tmp_path / "run").changed(source={"path": str(path), "image": "left"}))
+    other = config(path, tmp_path / "run").changed(source={"path": str(path), "image": "right"})
+    with pytest.raises(ur.ConfigError, match="differs in the data itself"):
+        ur.prune(other)
+    with pytest.raises(ur.ConfigError, match="reuse"):
+        ur.prune(other.changed(out=str(tmp_path / "again"), reuse=[done.path]))
+    # The first one keeps the digest that runs of before hold.
+    info = open_source(source_ref({"path": str(path), "image": "left"})).info
+    assert info.sample == sample_of_bytes(LocalFileSystem(), [str(path)], [path.stat().st_size])
+
+
+def test_another_image_of_the_samples_of_a_tar_is_other_data(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for number in range(2):
+            for ending, data in {
+                "left.ppm": b"P6 1 1 255 abc",
+                "right.ppm": b"P6 1 1 255 def",
+                "cls": b"%d" % number,
+            }.items():
+                member = tarfile.TarInfo(f"{number}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    left, right = (
+        open_source(source_ref({"path": str(path), "image": f"{side}.ppm"})).info for side in ("left", "right")
+    )
+    assert left.sample == sample_of_bytes(LocalFileSystem(), [str(path)], [path.stat().st_size])
+    assert right.sample != left.sample
+
+
+def test_a_run_is_not_resumed_with_images_of_another_size(tmp_path: Path) -> None:
+    write_tree(data := tmp_path / "data", 0)
+    ur.prune(config(data, tmp_path / "run"))
+    with pytest.raises(ur.ConfigError, match="the size of the images: 8 px there, 16 px here"):
+        ur.prune(config(data, tmp_path / "run").changed(source={"path": str(data), "size": 16}))

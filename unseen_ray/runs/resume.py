@@ -148,6 +148,8 @@ def _check_same(folder: Folder, manifest: Manifest, asked: dict[str, Any], sourc
         differing.append(f"the data itself ({how})")
     elif manifest.source.groups != source.groups:
         differing.append("which samples belong together (group)")
+    if 0 < manifest.source.size_px != source.size_px:
+        differing.append(f"the size of the images: {manifest.source.size_px} px there, {source.size_px} px here")
     if differing:
         raise ConfigError(
             f"out={folder.root} holds a run with another configuration; it differs in {'; '.join(differing)}. "

@@ -135,7 +135,7 @@ class TableSource:
         probed = np.unique(np.linspace(0, reach - 1, _PROBED).astype(int))
         images = [raw for _, raw in self.read(probed.tolist())]
         size_px, original_px = probe_size(images, self._size)
-        sample = sample_of_bytes(self._fs, [file.path for file in self._files], self._sizes)
+        sample = self._sample(images)
         # the fingerprint covers footers and labels, since reading all images would take too long
         footers, sizes = map(list, zip(*(file.identity() for file in self._files), strict=True))
         return SourceInfo(
@@ -146,7 +146,7 @@ class TableSource:
             original_px=original_px,
             class_names=names,
             fingerprint=fingerprint_of(self.kind, footers, sizes, digest_of_labels(labels), str(len(labels))),
-            sample=fingerprint_of(sample, *map(_as_bytes, images)) if self._names_files else sample,
+            sample=sample,
             times=self._times,
             note=self._note,
         )
@@ -244,6 +244,16 @@ class TableSource:
         ]
         return table.set_column(place, table.schema.field(place), pa.array(rows, kind))
 
+    def _sample(self, images: Sequence[RawImage]) -> str:
+        """What the fingerprint does not tell apart: bytes of the files, the images that rows only name, and one column from another."""
+        found = sample_of_bytes(self._fs, [file.path for file in self._files], self._sizes)
+        if self._names_files:
+            return fingerprint_of(found, *map(_as_bytes, images))
+        schema = self._files[0].schema
+        holding = [field.name for field in schema if _holds_images(field.type)]
+        first = next((name for name in (*self.image_names, *holding) if name in holding), self._image)
+        return found if self._image == first else fingerprint_of(found, self._image)
+
     @cached_property
     def _names_files(self) -> bool:
         """Whether rows name their images instead of holding them, to judge by the first row that there is."""
@@ -267,8 +277,7 @@ class TableSource:
                         f"Name it: {{use: {self.kind}, path: ..., {field}: <column>}}.{did_you_mean(hint, there)}"
                     )
             kind = file.schema.field(image).type
-            place = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
-            if not (_is_binary(kind.field(place).type if place >= 0 else kind) or is_text(kind)):
+            if not (_holds_images(kind) or is_text(kind)):
                 raise DataError(
                     f"column {image!r} of {file.name} is {kind}; it must hold encoded images, as binary or struct<bytes, path>, "
                     "or the paths of image files as text."
@@ -310,6 +319,11 @@ class TableSource:
 
 def _as_bytes(raw: RawImage) -> bytes:
     return raw if isinstance(raw, bytes) else raw.tobytes()
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    place = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
+    return _is_binary(kind.field(place).type if place >= 0 else kind)
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -69,6 +69,7 @@ class WebDatasetSource:
         self._offsets = _joined([index.offsets for index in indices])
         self._image_bytes = _joined([index.sizes for index in indices])
         keys = [key for index in indices for key in index.keys]
+        self._are_first = all(index.is_first for index in indices)
         self._with_tar = len(set(keys)) < len(keys)
         self._keys = pa.array(_with_tars(indices, self.names) if self._with_tar else keys, pa.string())
         self._labels, self._num_classes, self._classes = self._numbered(indices, classes)
@@ -79,6 +80,7 @@ class WebDatasetSource:
         probed = np.unique(np.linspace(0, self._count - 1, _PROBED).astype(int))
         size_px, original_px = probe_size((raw for _, raw in self.read(probed.tolist())), self._size)
         sizes = [stat.size for stat in self._stats]
+        sample = sample_of_bytes(self.fs, self.paths, sizes)
         return SourceInfo(
             name=self._path,
             labels_N=self._labels,
@@ -89,7 +91,8 @@ class WebDatasetSource:
             fingerprint=fingerprint_of(
                 "webdataset", self.names, sizes, self._keys[: self._count].to_pylist(), self._labels.tobytes()
             ),
-            sample=sample_of_bytes(self.fs, self.paths, sizes),
+            # Which of several images of a sample is used, the fingerprint does not tell.
+            sample=sample if self._are_first else fingerprint_of(sample, self._offsets.tobytes()),
             times=times_of(self._stats),
             note=self._note,
         )

@@ -55,12 +55,14 @@ class TarIndex:
         keys: names of the samples, as WebDataset gives them.
         labels: whole numbers or text.
         offsets, sizes: where the image of each lies, in bytes.
+        is_first: whether every image is the first of its sample: the one that is read where none is named, or by ending.
     """
 
     keys: list[str] = field(default_factory=list)
     labels: list[int | str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    is_first: bool = True
 
 
 def index_tar(fs: FileSystem, path: str, columns: Columns, *, name: str) -> TarIndex:
@@ -88,6 +90,7 @@ def index_tar(fs: FileSystem, path: str, columns: Columns, *, name: str) -> TarI
             )
         index.keys.append(key)
         index.labels.append(_label_in(label.data, columns.label, f"{key} of {name}"))
+        index.is_first &= image is (_first_of(members) or image)
         index.offsets.append(image.offset)
         index.sizes.append(image.size)
     return index
@@ -245,6 +248,11 @@ def _image_of(members: dict[str, Member], columns: Columns) -> Member | None:
     if columns.image is not None:
         return next((members[ending] for ending in columns.image.split(";") if ending in members), None)
     return next((members[ending[1:]] for ending in IMAGE_ENDINGS if ending[1:] in members), None)
+
+
+def _first_of(members: dict[str, Member]) -> Member | None:
+    endings = (*(ending[1:] for ending in IMAGE_ENDINGS), *sorted(members))
+    return next((members[name] for name in endings if name in members and f".{name}".endswith(IMAGE_ENDINGS)), None)
 
 
 def _label_in(data: bytes, label: str, where: str) -> int | str:
