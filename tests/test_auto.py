@@ -93,6 +93,16 @@ def better(tmp_path_factory: pytest.TempPathFactory) -> ur.PruneResult:
     return prune(tmp_path_factory.mktemp("better"), auto(USELESS, "top", USEFUL))
 
 
+def test_numbers_without_a_sample_are_no_classes() -> None:
+    gaps = np.zeros(1000, np.int64)
+    gaps[::100] = 1000  # ten of ImageNet's classes, under their numbers there
+    assert (
+        used(gaps, 9500, 7000, np.zeros(1000, np.int64))
+        == used(gaps[::100], 9500, 7000, np.zeros(10, np.int64))
+        == "top"
+    )
+
+
 def test_rounds_halve_and_the_last_one_is_fresh() -> None:
     assert rounds_of(5) == ((5, 1), (2, 2), (1, 4))
     assert rounds_of(1) == ((1, 4),)

@@ -112,7 +112,7 @@ def use_by_rule(sizes_C: IntArray, right: int, budget: int, kept_C: IntArray) ->
     keep = (kept + 0.5) / max(kept - budget + candidates, 1)
     present = np.sort((all_C := sizes_C + kept_C)[all_C > 0])
     uneven = float(present[-1] / present[(len(present) - 1) // 4]) if len(present) else 1.0
-    return _by_rule(accuracy, keep, kept / len(kept_C), uneven, known)
+    return _by_rule(accuracy, keep, kept / max(len(present), 1), uneven, known)
 
 
 def _by_rule(accuracy: float, keep: float, per_class: float, uneven: float, known: str) -> RuleChoice:
