@@ -69,6 +69,7 @@ def test_corners_have_each_value_once_at_least() -> None:
             {"keep": 0.4, "schedule": {"stages": 2, "first": 0.2}},
         ),
         ({"recipe.epochs": 3}, {"recipe": {"epochs": 3}}),
+        ({"recipe.epochs": 3, "recipe": "quick"}, {"recipe": {"use": "quick", "epochs": 3}}),
         (
             {"mode": "fitting", "folds": 8, "schedule.stages": 3, "schedule.first_share": 0.5},
             {"mode": "fitting", "policy": "top"},

@@ -131,7 +131,8 @@ def fields_of(run: Mapping[str, Any], knobs: Knobs) -> dict[str, Any]:
     """
     fields = dict(run)
     schedule = dict(run["schedule"]) if isinstance(run.get("schedule"), Mapping) else {}
-    for knob, value in knobs.items():
+    # A whole field before its parts, whichever the space names first.
+    for knob, value in sorted(knobs.items(), key=lambda item: "." in item[0]):
         group, _, name = knob.partition(".")
         if group == "schedule":
             schedule[name] = value
