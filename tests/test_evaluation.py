@@ -16,13 +16,14 @@ import pytest
 from scipy import stats
 
 import unseen_ray as ur
-from tests.conftest import class_pixels, png_bytes
+from tests.conftest import class_pixels, png_bytes, write_parquet
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.evaluation.arms import eval_tasks
 from unseen_ray.evaluation.evaluate import _chosen_arms
 from unseen_ray.evaluation.table import Arm, arm_of, break_even_of, differences_of
 from unseen_ray.pruning.suspects import drawable_ids
+from unseen_ray.pruning.validate import check_test_set
 from unseen_ray.runs.evaluation_file import stored_tables
 from unseen_ray.runs.tasks import EvalResult, Progress, make_job
 
@@ -278,6 +279,14 @@ def test_a_test_set_that_is_the_source_is_warned_of(tmp_path: Path, caplog: pyte
     table = ur.evaluate(result, test="digits", seeds=1, against=())
     assert table.test == "digits (the very data that is pruned)"
     assert "test digits is the data that you prune" in caplog.text
+
+
+def test_the_files_of_the_source_are_no_test_set_either(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels = np.arange(10) % 2
+    path = write_parquet(tmp_path / "a.parquet", labels, [b"P6\n1 1\n255\n" + bytes([n, 0, 0]) for n in range(10)])
+    some, every = (open_source(source_ref({"path": str(path), "limit": limit})).info for limit in (5, None))
+    check_test_set(every, some)
+    assert "is the data that you prune" in caplog.text
 
 
 @pytest.mark.parametrize("names", [("cat", "wolf"), ("cat", "dog", "eel", "fox")])

@@ -139,7 +139,7 @@ def test_set_of(job: Job, population: Population, info: SourceInfo) -> MeasuredS
         check_test_set(test, info)
         asked = job.config.test
         name = asked if isinstance(asked, str) else test.name
-        if test.fingerprint == info.fingerprint:
+        if test.is_of_same_data(info):
             name += " (the very data that is pruned)"
         return MeasuredSet(name, len(test), test.fingerprint, test.sample, test)
     if not len(population.holdout_ids):

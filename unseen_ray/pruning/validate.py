@@ -141,7 +141,7 @@ def _problems_of_stages(resolved: ResolvedRun) -> list[str]:
 
 def check_test_set(test: SourceInfo, info: SourceInfo) -> None:
     """Refuse a test set with other classes than the source's; warn if it is the source itself."""
-    if test.fingerprint == info.fingerprint:
+    if test.is_of_same_data(info):
         logger.warning(
             "test %s is the data that you prune, so models are measured on their training data. Give a separate test set.",
             test.name,

@@ -82,6 +82,10 @@ class SourceInfo:
         """Digest of all that is known of the source's content, for what outlives a run."""
         return fingerprint_of(self.fingerprint, self.sample, self.times)
 
+    def is_of_same_data(self, other: SourceInfo) -> bool:
+        """Whether both are known to hold the same samples, or the same files, of which they may use other rows or labels."""
+        return self.fingerprint == other.fingerprint or (bool(self.sample) and self.sample == other.sample)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
