@@ -47,7 +47,7 @@ POLICIES: list[Any] = [
 ]
 
 
-LONG = Limits(rows_in_memory=90, rows_of_a_part=32)
+LONG = Limits(rows_in_memory=90, rows_of_a_part=32, votes_of_a_part=32)
 
 
 def config_of(out: Path, **fields: Any) -> PruneConfig:

@@ -162,7 +162,7 @@ def test_a_range_is_that_of_the_whole(tmp_path: Path, small_groups: None) -> Non
     folder = Folder(str(tmp_path))
     whole, file = read_votes(folder, 0, 1), open_votes(folder, 0, 1)
     check_votes(folder, 0, 1)
-    assert len(file.lows) == -(-len(whole.ids_M) // 40)
+    assert len(file.file(vote_file(0, 1)).lows) == -(-len(whole.ids_M) // 40)
     for low, high in ((None, None), (None, 0), (100, 101), (300, 1100), (299, None), (2000, None), (700, 700)):
         rows = (whole.ids_M >= (0 if low is None else low)) & (whole.ids_M < (10**9 if high is None else high))
         part = file.part(low, high)

@@ -29,7 +29,7 @@ from unseen_ray.runs.tasks import make_job
 pytestmark = pytest.mark.usefixtures("session")
 
 
-LONG = Limits(rows_in_memory=90, rows_of_a_part=32, rows_of_a_chunk=64)
+LONG = Limits(rows_in_memory=90, rows_of_a_part=32, rows_of_a_chunk=64, votes_of_a_part=24)
 
 
 @pytest.mark.slow

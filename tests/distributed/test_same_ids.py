@@ -75,7 +75,7 @@ def test_the_scores_are_a_ray_dataset(tmp_path: Path, session: None) -> None:
 
 def test_scores_in_parts_are_a_ray_dataset_that_the_driver_does_not_read(tmp_path: Path, session: None) -> None:
     fields = {**FIELDS, "executor": "local", "folds": 2, "out": str(tmp_path / "lr=0.1" / "run")}
-    result = ur.prune(ur.PruneConfig(**fields), limits=Limits(rows_in_memory=90, rows_of_a_part=32))
+    result = ur.prune(ur.PruneConfig(**fields), limits=Limits(rows_in_memory=90, rows_of_a_part=32, votes_of_a_part=32))
     dataset = result.to_ray_dataset()
     assert "scores" not in vars(result)  # where the property keeps the table that it has read
     blocks: list[pa.Table] = ray.get(dataset.to_arrow_refs())

@@ -377,6 +377,11 @@ class Recipe(BaseModel):
         _, per_epoch = self.epoch_plan(num_samples, workers=workers)
         return max(self.epochs, math.ceil(self.min_steps / per_epoch))
 
+    @property
+    def scoring_batch(self) -> int:
+        """Samples that a model predicts at once."""
+        return 2 * self.batch_size
+
     def epochs_in_all(self, num_samples: int, *, workers: int = 1) -> int:
         """Epochs of a training, counting a last partial one."""
         _, per_epoch = self.epoch_plan(num_samples, workers=workers)

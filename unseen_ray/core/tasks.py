@@ -5,7 +5,7 @@ The K folds of stage 0, the later stages and the fitting baseline all consist of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,6 +25,7 @@ __all__ = [
     "ScoreTask",
     "VotePart",
     "check_unseen",
+    "join_votes",
     "later_tasks",
     "stage_zero_count",
     "stage_zero_tasks",
@@ -117,6 +118,22 @@ class VotePart:
     scores: dict[str, FloatArray] = field(default_factory=dict)
     probs_MC: FloatArray | None = None
     features_ND: FloatArray | None = None
+
+
+def join_votes(parts: Sequence[VotePart]) -> VotePart:
+    """One model's votes from those on ranges of its samples, in the order of these; without features."""
+    if len(parts) == 1:
+        return parts[0]
+    probs = [part.probs_MC for part in parts if part.probs_MC is not None]
+    return VotePart(
+        index=parts[0].index,
+        ids_M=np.concatenate([part.ids_M for part in parts]),
+        pred_M=np.concatenate([part.pred_M for part in parts]),
+        p_top_M=np.concatenate([part.p_top_M for part in parts]),
+        p_label_M=np.concatenate([part.p_label_M for part in parts]),
+        scores={name: np.concatenate([part.scores[name] for part in parts]) for name in parts[0].scores},
+        probs_MC=np.concatenate(probs) if len(probs) == len(parts) else None,
+    )
 
 
 def stage_zero_tasks(

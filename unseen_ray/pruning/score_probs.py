@@ -25,7 +25,7 @@ from unseen_ray.core.combine_votes import ScoreFunction, VoteCombiner, log_of_pr
 from unseen_ray.core.predictions import EpochView
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.schedule import Stage
-from unseen_ray.core.tasks import VotePart
+from unseen_ray.core.tasks import VotePart, join_votes
 from unseen_ray.data.given_votes import GivenVotes, Numbers, given_votes, numbers_of, shown_name
 from unseen_ray.data.matrices import matrix_of
 from unseen_ray.data.sources.info import fingerprint_of
@@ -155,7 +155,7 @@ def _merged(job: Job, labels_N: LabelArray, votes: GivenVotes) -> tuple[pa.Table
         # Ranks are among all that a model scored.
         piece = combiner.combine("mean" if rule == "rank_mean" else rule, functions, scores.of_votes)
         pieces.append(score_columns(piece))
-    table, whole = pa.concat_tables(pieces).combine_chunks(), [_joined(each) for each in parts]
+    table, whole = pa.concat_tables(pieces).combine_chunks(), [join_votes(each) for each in parts]
     if rule == "rank_mean":
         combiner = VoteCombiner(
             ids_M=table.column("id").to_numpy(),
@@ -180,18 +180,6 @@ def _part_of(
         p_label_M=probs_MC[np.arange(len(ids_M)), labels_M],
         scores=_scored(functions, probs_MC, labels_M),
         probs_MC=probs_MC,
-    )
-
-
-def _joined(pieces: Sequence[VotePart]) -> VotePart:
-    """A task's votes from those of each block of samples."""
-    return VotePart(
-        index=pieces[0].index,
-        ids_M=np.concatenate([each.ids_M for each in pieces]),
-        pred_M=np.concatenate([each.pred_M for each in pieces]),
-        p_top_M=np.concatenate([each.p_top_M for each in pieces]),
-        p_label_M=np.concatenate([each.p_label_M for each in pieces]),
-        scores={name: np.concatenate([each.scores[name] for each in pieces]) for name in pieces[0].scores},
     )
 
 

@@ -105,7 +105,11 @@ def _any_of(*patterns: str) -> str:
 
 
 _TABLES = _any_of(*map(_pattern_of, (CORESET, KEYS, _SCORES, _STAGE_CORESET))) + r"(/part-\d{5}(-marked)?\.parquet)?"
-_RESULT = _any_of(_TABLES, *map(_pattern_of, (_PROBS, _FEATURES, _VOTE, _VOTE_PROBS)))
+_VOTES_OF_TASK = (
+    _pattern_of(_VOTE) + r"(/part-\d{5}\.parquet)?",
+    _pattern_of(_VOTE_PROBS) + r"(/part-\d{5}\.npy)?",
+)
+_RESULT = _any_of(_TABLES, *_VOTES_OF_TASK, *map(_pattern_of, (_PROBS, _FEATURES)))
 _BESIDE = map(
     _pattern_of, (MANIFEST, MANIFEST_COPY, LOCK, EVALUATION, REPORT, _CHECKPOINT, _TENSORS, _PIXEL_FILES, *_FOREIGN)
 )
@@ -154,13 +158,13 @@ def votes_folder(stage: int) -> str:
 
 
 def vote_file(stage: int, index: int) -> str:
-    """The votes of a task."""
+    """The votes of a task: a file, or a folder of parts."""
     return _VOTE.format(stage=stage, index=index)
 
 
 def probs_beside(vote_name: str) -> str:
-    """The file of probabilities that belongs to a file of votes."""
-    return vote_name.removesuffix(".parquet") + ".probs.npy"
+    """The file of probabilities that belongs to a file of votes; in a folder of their own where these are a part."""
+    return vote_name.replace(".parquet", ".probs.npy", 1).replace(".parquet", ".npy")
 
 
 def scores_file(stage: int) -> str:

@@ -94,6 +94,15 @@ class Job:
         """Whether a task's model is the one whose features the run keeps: the first of stage 0."""
         return task.stage == 0 and task.index == 0 and self.resolved.keeps_features
 
+    def vote_rows(self, task: ScoreTask, rows: int) -> int:
+        """How many of a task's `rows` votes are scored and stored at a time: all, or a part's of a long task."""
+        if self.keeps_features(
+            task
+        ):  # they take more memory than votes do, and a model that resumes would predict them again
+            return rows
+        batch = 1 if self.config.fit else self.config.recipe.scoring_batch
+        return self.limits.vote_rows(rows, batch=batch, probs=self.num_classes if self.resolved.keeps_probs else 0)
+
     def workers_of(self, task: ScoreTask | EvalTask) -> int:
         """How many workers share a task's fit: `gpus_per_fit` where one model trains alone, 1 for a fold or a trial."""
         alone = task.fold is None if isinstance(task, ScoreTask) else task.measured is None

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unseen_ray.core.arrays import FloatArray
-from unseen_ray.core.tasks import VotePart
+from unseen_ray.core.tasks import VotePart, join_votes
 from unseen_ray.errors import StorageError
-from unseen_ray.runs.layout import vote_file
-from unseen_ray.runs.votes import check_content, columns_of, content_of, part_of, probs_of
+from unseen_ray.runs.layout import probs_beside, vote_file
+from unseen_ray.runs.votes import (
+    check_content,
+    columns_of,
+    content_of,
+    files_in,
+    files_of,
+    part_of,
+    parts_before,
+    probs_of,
+)
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.npy import npy_header
 from unseen_ray.storage.tables import group_ends, sha256_of_file, with_file, with_parquet
 
-__all__ = ["VoteFile", "check_votes", "open_votes"]
+__all__ = ["TaskVotes", "VoteFile", "check_votes", "open_votes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,25 +75,70 @@ class VoteFile:
         return part_of(self.index, some, probs)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskVotes:
+    """A task's votes: a file, or parts, of which only those are opened that a range needs.
+
+    Attributes:
+        folder: the run.
+        index: the task's place in its stage.
+        names: the files, in the order of their ids.
+    """
+
+    folder: Folder
+    index: int
+    names: list[str]
+    _opened: dict[str, VoteFile] = field(default_factory=dict)
+
+    def part(self, low: int | None, high: int | None) -> VotePart:
+        """See `VoteFile.part`."""
+        first = 0 if low is None else max(bisect.bisect_right(self.names, low, key=self._low) - 1, 0)
+        stop = len(self.names) if high is None else bisect.bisect_left(self.names, high, key=self._low)
+        return join_votes([self.file(name).part(low, high) for name in self.names[first : max(stop, first + 1)]])
+
+    def file(self, name: str) -> VoteFile:
+        """One of the files.
+
+        Raises:
+            StorageError: if it is missing or damaged.
+        """
+        if name not in self._opened:
+            self._opened[name] = _open(self.folder, self.index, name)
+        return self._opened[name]
+
+    def _low(self, name: str) -> int:
+        lows = self.file(name).lows
+        return int(lows[0]) if len(lows) else 0
+
+
 def check_votes(folder: Folder, stage: int, index: int) -> None:
-    """Check all of a task's votes against their checksum, in pieces.
+    """Check all of a task's votes against their checksums, in pieces.
 
     Raises:
         StorageError: if they are missing or damaged.
     """
-    name = vote_file(stage, index)
-    schema = with_parquet(folder, name, functools.partial(_checked, folder, name), inline=True)
-    if (beside := probs_of(name, schema)) is not None and sha256_of_file(folder, beside[0], known=True) != beside[1]:
-        raise StorageError(f"{folder.path(beside[0])} is damaged: its checksum differs. Run the same line again.")
+    last = files_of(folder, vote_file(stage, index))[-1]
+    named = files_in(last, with_parquet(folder, last, functools.partial(_checked, folder, last), inline=True))
+    before = parts_before(last, named)
+    for name in (*before, *(named.keys() & set(map(probs_beside, [*before, last])))):
+        if (found := sha256_of_file(folder, name, known=True)) != named[name]:
+            problem = "is missing" if found is None else "is damaged: its checksum differs"
+            raise StorageError(f"{folder.path(name)} {problem}. Run the same line again.")
 
 
-def open_votes(folder: Folder, stage: int, index: int) -> VoteFile:
+def open_votes(folder: Folder, stage: int, index: int) -> TaskVotes:
     """Open a task's votes, already checked by `check_votes`, to read ranges of them.
 
     Raises:
         StorageError: if they are missing or damaged.
     """
-    name = vote_file(stage, index)
+    last = files_of(folder, vote_file(stage, index))[-1]
+    opened = _open(folder, index, last)
+    names = [*parts_before(last, files_in(last, opened.schema)), last]
+    return TaskVotes(folder, index, names, {last: opened})
+
+
+def _open(folder: Folder, index: int, name: str) -> VoteFile:
     schema, groups = with_parquet(folder, name, _footer)
     rows, lows, highs = (
         (np.array(values, np.int64) for values in zip(*groups, strict=True)) if groups else [np.empty(0, np.int64)] * 3

@@ -1,4 +1,8 @@
-"""Files of votes, `stage-NN/votes/FF.parquet`: written, found again by a resumed run, copied to other runs, read."""
+"""A task's votes on storage, `stage-NN/votes/FF.parquet`: written, found again by a resumed run, copied to other runs, read.
+
+They are one file, or parts in a folder of that name, each of a range of the task's ids. What is written last, the file or the last
+part, has the task's receipt, which names all other files with their SHA-256: once it is there, the task is done.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,21 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.fs import FileSystem
+from pyarrow.fs import FileSystem, FileType
 
 from unseen_ray.core.arrays import FloatArray
-from unseen_ray.core.tasks import VotePart
+from unseen_ray.core.tasks import VotePart, join_votes
 from unseen_ray.errors import StorageError
 from unseen_ray.runs.layout import FEATURES, probs_beside, vote_file
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.storage.filesystem import Folder, filesystem_of
 from unseen_ray.storage.plain_text import reason_of
 from unseen_ray.storage.retry import answers_still, is_transient, retried_inline
-from unseen_ray.storage.tables import sha256_of_file, sha256_of_stream
+from unseen_ray.storage.tables import part_file, sha256_of_file, sha256_of_stream
 
 __all__ = [
     "ROW_GROUP",
@@ -27,12 +32,17 @@ __all__ = [
     "columns_of",
     "content_of",
     "copy_votes",
+    "files_in",
+    "files_of",
+    "find_part",
     "find_receipt",
     "part_of",
+    "parts_before",
     "probs_of",
     "read_key",
     "read_receipt",
     "read_votes",
+    "write_part",
     "write_votes",
 ]
 
@@ -45,8 +55,10 @@ _SHA256 = b"unseen_ray.sha256"
 _FIXED = ("id", "pred", "p_top", "p_label")
 
 
-def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: Receipt) -> Receipt:
-    """Write one model's votes unless they are there already; returns the receipt with the files' checksums.
+def write_votes(
+    folder: Folder, stage: int, key: str, part: VotePart, receipt: Receipt, earlier: Mapping[str, str] | None = None
+) -> Receipt:
+    """Write one model's votes, or their last part, unless they are there already; returns the receipt with the files' checksums.
 
     Args:
         folder: the run.
@@ -54,19 +66,51 @@ def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: R
         key: `Job.task_key`, by which a resumed run recognises finished work.
         part: the votes.
         receipt: of the work, stored in the file's footer.
+        earlier: SHA-256 of all files of the parts before, as `write_part` gave them; none where the votes are one file.
     """
-    name = vote_file(stage, part.index)
+    base, earlier = vote_file(stage, part.index), earlier or {}
+    name = part_file(base, sum(file.startswith(base) for file in earlier)) if earlier else base
+    for left in set(files_of(folder, base)) - {base, name, *earlier}:  # by a version that cut votes elsewhere
+        folder.delete(left) if earlier else folder.delete_folder(base)
+    receipt = receipt.model_copy(update={"files": dict(earlier)})
+    written = _write(folder, name, key, part, receipt, lambda: find_receipt(folder, stage, part.index, key))
+    return written if written.reused else _as_stored(folder, stage, key, written)
+
+
+def write_part(folder: Folder, stage: int, key: str, number: int, part: VotePart) -> dict[str, str]:
+    """Write a part of one model's votes, not the last one, unless it is there already; returns the SHA-256 of its files."""
+    base = vote_file(stage, part.index)
+    if files_of(folder, base) == [base]:
+        folder.delete(base)  # a damaged file, where the folder will be
+    name = part_file(base, number)
+    return _write(folder, name, key, part, Receipt(index=part.index), lambda: _find(folder, name, key)).files
+
+
+def _write(
+    folder: Folder, name: str, key: str, part: VotePart, receipt: Receipt, find: Callable[[], Receipt | None]
+) -> Receipt:
     # A worker that was taken for dead may still finish, before or after its replacement. The first whole file stays, because a
     # merge may be using it; so the write is exclusive, unless there is a damaged file to replace.
     fresh = folder.read(name) is None
-    if (present := find_receipt(folder, stage, part.index, key)) is not None:
+    if (present := find()) is not None:
         return present
-    files = {}
+    files = dict(receipt.files)
     if part.probs_MC is not None:
         probs = probs_beside(name)
         files[probs] = folder.write_array(probs, part.probs_MC)
     if part.features_ND is not None:
         files[FEATURES] = folder.write_array(FEATURES, part.features_ND)
+    table = _table_of(part, key, receipt.model_copy(update={"files": files}))
+    try:
+        digest = folder.write_table(name, table, new=fresh, row_group=ROW_GROUP)
+    except FileExistsError:
+        if (present := find()) is not None:
+            return present
+        digest = folder.write_table(name, table, row_group=ROW_GROUP)  # replaces a damaged file, or one of other work
+    return receipt.model_copy(update={"files": {**files, name: digest}})
+
+
+def _table_of(part: VotePart, key: str, receipt: Receipt) -> pa.Table:
     columns = {
         "id": pa.array(part.ids_M),
         "pred": pa.array(part.pred_M),
@@ -74,17 +118,11 @@ def write_votes(folder: Folder, stage: int, key: str, part: VotePart, receipt: R
         "p_label": pa.array(part.p_label_M, pa.float32()),
         **{score: pa.array(values, pa.float32()) for score, values in part.scores.items()},
     }
-    receipt = receipt.model_copy(update={"files": files})
-    metadata = {_KEY: key.encode(), _RECEIPT: json.dumps(receipt.to_json()).encode()}
+    # A part before the last one names its files alone, so that nothing takes it for a finished task.
+    said = receipt.to_json() if receipt.task else {"files": receipt.files}
+    metadata = {_KEY: key.encode(), _RECEIPT: json.dumps(said).encode()}
     table = pa.table(columns).replace_schema_metadata(metadata)
-    table = table.replace_schema_metadata({**metadata, _SHA256: _content_of(table)})
-    try:
-        digest = folder.write_table(name, table, new=fresh, row_group=ROW_GROUP)
-    except FileExistsError:
-        if (present := find_receipt(folder, stage, part.index, key)) is not None:
-            return present
-        digest = folder.write_table(name, table, row_group=ROW_GROUP)  # replaces a damaged file, or one of other work
-    return _as_stored(folder, stage, key, receipt.model_copy(update={"files": {**files, name: digest}}))
+    return table.replace_schema_metadata({**metadata, _SHA256: _content_of(table)})
 
 
 def _as_stored(folder: Folder, stage: int, key: str, receipt: Receipt) -> Receipt:
@@ -96,9 +134,39 @@ def _as_stored(folder: Folder, stage: int, key: str, receipt: Receipt) -> Receip
     return receipt if present is None or present.files == receipt.files else present
 
 
+def files_of(folder: Folder, name: str) -> list[str]:
+    """The files of votes on storage, in order: their parts, or the one file called `name`, whether it is there or not.
+
+    Raises:
+        StorageError: if storage fails.
+    """
+    path = folder.path(name)
+    fs, inner = filesystem_of(path)
+    try:
+        if retried_inline(path, lambda: fs.get_file_info(inner), fs).type != FileType.Directory:
+            return [name]
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {reason_of(error)}.") from None
+    return [f"{name}/{part}" for part in folder.within(name).names() if part.endswith(".parquet")] or [name]
+
+
 def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | None:
     """The receipt of a task whose votes are on storage, undamaged and with this key; else None."""
-    name = vote_file(stage, index)
+    receipt = _find(folder, files_of(folder, vote_file(stage, index))[-1], key)
+    return receipt if receipt is not None and receipt.task else None
+
+
+def find_part(folder: Folder, stage: int, index: int, number: int, key: str) -> tuple[VotePart, dict[str, str]] | None:
+    """A part of a task's votes, but not the last one, without probabilities, and its files; None as for `find_receipt`."""
+    name = part_file(vote_file(stage, index), number)
+    receipt = _find(folder, name, key)
+    if receipt is None or receipt.task:
+        return None
+    return part_of(index, folder.read_table(name, receipt.files[name]), None), receipt.files
+
+
+def _find(folder: Folder, name: str, key: str) -> Receipt | None:
+    """The receipt in a file of votes, if it and all that it names are undamaged."""
     path = folder.path(name)
     fs, inner = filesystem_of(path)
     try:
@@ -110,11 +178,17 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
     if found is None:
         return None
     receipt, digest = found
-    if not receipt.files.keys() <= {probs_beside(name), FEATURES}:
+    before = _all_before(name) if receipt.task else []
+    if not set(before) <= receipt.files.keys() <= {*before, FEATURES, *map(probs_beside, [*before, name])}:
         return None  # no task of ours writes another
-    if any(sha256_of_file(folder, beside) != said for beside, said in receipt.files.items()):
+    if any(sha256_of_file(folder, other) != said for other, said in receipt.files.items()):
         return None
     return receipt.model_copy(update={"files": {**receipt.files, name: digest}, "reused": True})
+
+
+def _all_before(name: str) -> list[str]:
+    base, _, last = name.rpartition("/part-")
+    return [part_file(base, number) for number in range(int(last.removesuffix(".parquet")))] if base else []
 
 
 def _whole_of(fs: FileSystem, inner: str, key: str) -> tuple[Receipt, str] | None:
@@ -125,13 +199,17 @@ def _whole_of(fs: FileSystem, inner: str, key: str) -> tuple[Receipt, str] | Non
                 schema, metadata = file.schema_arrow, file.schema_arrow.metadata or {}
                 if metadata.get(_KEY) != key.encode() or metadata.get(_SHA256) != content_of(schema, columns_of(file)):
                     return None
-                receipt = Receipt.from_json(json.loads(metadata[_RECEIPT]))
+                receipt = _receipt_of(json.loads(metadata[_RECEIPT]))
                 stream.seek(0)
                 return receipt, sha256_of_stream(stream)
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, OSError) and is_transient(error):
                 raise
             return None
+
+
+def _receipt_of(said: dict[str, Any]) -> Receipt:
+    return Receipt(index=0, files=said["files"]) if said.keys() == {"files"} else Receipt.from_json(said)
 
 
 def columns_of(file: pq.ParquetFile) -> Callable[[str], Iterator[pa.ChunkedArray]]:
@@ -140,23 +218,23 @@ def columns_of(file: pq.ParquetFile) -> Callable[[str], Iterator[pa.ChunkedArray
 
 
 def read_receipt(folder: Folder, name: str) -> Receipt | None:
-    """The receipt in the footer of a file of votes; None if there is none."""
+    """The receipt of the votes called `name`; None if there is none, as long as they are not complete."""
     try:
         return Receipt.from_json(json.loads(_footer(folder, name)[_RECEIPT]))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, StorageError):
         return None
 
 
 def read_key(folder: Folder, name: str) -> str | None:
-    """The task key in the footer of a file of votes; None if there is none."""
+    """The task key of the votes called `name`; None if there is none."""
     try:
         return _footer(folder, name)[_KEY].decode()
-    except (pa.ArrowException, OSError, ValueError, KeyError):
+    except (pa.ArrowException, OSError, ValueError, KeyError, StorageError):
         return None
 
 
 def _footer(folder: Folder, name: str) -> dict[bytes, bytes]:
-    fs, path = filesystem_of(folder.path(name))
+    fs, path = filesystem_of(folder.path(files_of(folder, name)[-1]))
 
     def read() -> dict[bytes, bytes]:
         with fs.open_input_file(path) as stream:
@@ -185,22 +263,32 @@ def copy_votes(
         at: stage and index in `origin`, where they differ: the same work may be another task of another run.
         name: the task's name in the run that needs it, where it differs.
     """
-    receipt = find_receipt(origin, *(at or (stage, index)), key)
+    place = at or (stage, index)
+    receipt = find_receipt(origin, *place, key)
     if receipt is None:
         return None
-    if at is None or at == (stage, index):
-        # `files` names the votes last; once they are there, the work counts as done.
+    if place == (stage, index):
+        # `files` names last what has the receipt; once it is there, the work counts as done.
         for file in receipt.files:
             data = origin.read(file)
             if data is None:
                 return None
             folder.write(file, data)
         return receipt.model_copy(update={"task": name or receipt.task})
-    part = replace(read_votes(origin, *at, receipt.files), index=index)
+    moved = receipt.model_copy(update={"index": index, "task": name or receipt.task, "reused": False})
+    return _moved(origin, vote_file(*place), folder, stage, key, moved)
+
+
+def _moved(origin: Folder, base: str, folder: Folder, stage: int, key: str, receipt: Receipt) -> Receipt:
+    """The votes called `base` of another folder, written as those of another task."""
+    earlier: dict[str, str] = {}
+    *before, last = [file for file in receipt.files if file.startswith(base)]
+    for number, file in enumerate(before):
+        earlier |= write_part(folder, stage, key, number, _part(origin, receipt.index, file, receipt.files))
+    part = _part(origin, receipt.index, last, receipt.files)
     for file in receipt.files.keys() & {FEATURES}:
         part = replace(part, features_ND=origin.read_array(file, receipt.files[file]))
-    moved = receipt.model_copy(update={"index": index, "task": name or receipt.task, "reused": False})
-    return write_votes(folder, stage, key, part, moved).model_copy(update={"reused": True})
+    return write_votes(folder, stage, key, part, receipt, earlier).model_copy(update={"reused": True})
 
 
 def read_votes(
@@ -217,10 +305,25 @@ def read_votes(
     Raises:
         StorageError: if they are missing or damaged.
     """
-    name, digests = vote_file(stage, index), digests or {}
+    last = files_of(folder, vote_file(stage, index))[-1]
+    table = _table(folder, last, digests or {})
+    named = files_in(last, table.schema)
+    parts = [_part(folder, index, name, named, probs=probs) for name in parts_before(last, named)]
+    return join_votes([*parts, _with_probs(folder, index, last, table, probs=probs)])
+
+
+def _part(folder: Folder, index: int, name: str, digests: Mapping[str, str], *, probs: bool = True) -> VotePart:
+    return _with_probs(folder, index, name, _table(folder, name, digests), probs=probs)
+
+
+def _table(folder: Folder, name: str, digests: Mapping[str, str]) -> pa.Table:
     table = folder.read_table(name, digests.get(name))
     check_content(folder, name, table.schema, lambda: _content_of(table))
     _check_columns(table, folder.path(name))
+    return table
+
+
+def _with_probs(folder: Folder, index: int, name: str, table: pa.Table, *, probs: bool) -> VotePart:
     beside = probs_of(name, table.schema) if probs else None
     return part_of(index, table, None if beside is None else folder.read_array(*beside))
 
@@ -248,12 +351,22 @@ def _check_columns(table: pa.Table, where: str) -> None:
 
 def probs_of(name: str, schema: pa.Schema) -> tuple[str, str] | None:
     """Name and SHA-256 of the file of probabilities that belongs to a file of votes; None if there is none."""
+    beside = probs_beside(name)
+    digest = files_in(name, schema).get(beside)
+    return None if digest is None else (beside, digest)
+
+
+def parts_before(name: str, files: Mapping[str, str]) -> list[str]:
+    """The parts that the last part of votes names; none for votes that are one file."""
+    return sorted(file for file in files if file.startswith(f"{name.rpartition('/')[0]}/part-"))
+
+
+def files_in(name: str, schema: pa.Schema) -> dict[str, str]:
+    """SHA-256 by name of the files that a file of votes names in its receipt."""
     try:
-        receipt = json.loads((schema.metadata or {}).get(_RECEIPT, b"{}"))
-        digest = receipt.get("files", {}).get(probs_beside(name))
-    except (ValueError, AttributeError, RecursionError):
+        return dict(json.loads((schema.metadata or {}).get(_RECEIPT, b"{}")).get("files", {}))
+    except (ValueError, AttributeError, TypeError, RecursionError):
         raise StorageError(f"{name} is damaged or forged: its receipt cannot be read.") from None
-    return None if digest is None else (probs_beside(name), digest)
 
 
 def part_of(index: int, table: pa.Table, probs_MC: FloatArray | None) -> VotePart:

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from unseen_ray.core.tasks import ScoreTask
     from unseen_ray.data.images.pixel_store import PixelStore
     from unseen_ray.training.task_runner import TaskRunner
-    from unseen_ray.training.vote_buffer import VoteBuffer
 
 __all__ = ["ModelTask", "TestSet", "build_model"]
 
@@ -114,7 +113,8 @@ class ModelTask:
         yield self.runner.begun(task.name)
         with self._numerics():
             fitting = self._fit(scoring.train_ids, task, WorkerShare())
-            recorder = self._recorder(task, fitting, scoring.votes) if self.runner.scores.over_epochs else None
+            recorder = self._recorder(task, fitting, scoring.ids_M) if self.runner.scores.over_epochs else None
+            scoring.over_epochs = None if recorder is None else recorder.columns
             stats = EpochStats(epoch=0, epochs=0)
             for stats in self._train(fitting, task, recorder):
                 yield self.runner.trained(task, len(scoring.train_ids), stats)
@@ -123,20 +123,17 @@ class ModelTask:
                     yield receipt
                     return
             features = FeatureBuffer(self.runner.population.ids_N) if self.runner.job.keeps_features(task) else None
-            for predictions in fitting.predict(scoring.ids_M, features):
-                if recorder is not None:
-                    recorder.add(predictions)
-                yield from scoring.add(predictions)
+            for ids in scoring.left():
+                for predictions in fitting.predict(ids, features):
+                    if recorder is not None:
+                        recorder.add(predictions)
+                    yield from scoring.add(predictions)
             if features is not None:
                 # Only features of one model lie in one space: it also gives those of the samples that it does not score.
                 rest = np.setdiff1d(self.runner.population.ids_N, scoring.ids_M, assume_unique=True)
                 for _ in fitting.predict(rest, features):
                     pass
-        receipt = scoring.write(
-            stats,
-            over_epochs=None if recorder is None else recorder.columns(),
-            features_ND=None if features is None else features.finish(),
-        )
+        receipt = scoring.write(stats, features_ND=None if features is None else features.finish())
         fitting.checkpoints.clear()  # not before the votes are on storage: a crash in between costs no training
         yield receipt
 
@@ -204,7 +201,7 @@ class ModelTask:
                 yield self.runner.trained(task, fitting.plan.samples, stats)
             fitting.checkpoints.check_written()
 
-    def _recorder(self, task: ScoreTask, fitting: _Fit, votes: VoteBuffer) -> TrajectoryRecorder:
+    def _recorder(self, task: ScoreTask, fitting: _Fit, ids_M: IdArray) -> TrajectoryRecorder:
         config, total = self.runner.job.config, len(self.runner.population)
         # Folds differ by a sample, and so may their epochs: all leave out the scores that the shortest training cannot give.
         largest = -(-total // config.folds) if config.train_on == "fold" else total - total // config.folds
@@ -212,8 +209,8 @@ class ModelTask:
         return TrajectoryRecorder(
             fitting.model,
             fitting.loader,
-            votes.ids_M,
-            votes.labels_M,
+            ids_M,
+            self.runner.population.labels_of(ids_M),
             config.recipe,
             scores=self.runner.scores,
             epochs=fitting.plan.epochs,

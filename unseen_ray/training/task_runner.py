@@ -9,17 +9,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from unseen_ray.config.score_columns import StoredScores
 from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import Job, Progress
-from unseen_ray.runs.votes import find_receipt, write_votes
+from unseen_ray.runs.votes import find_part, find_receipt, write_part, write_votes
 from unseen_ray.training.vote_buffer import VoteBuffer
 
 if TYPE_CHECKING:
-    from unseen_ray.core.arrays import FloatArray, LabelArray
+    from unseen_ray.core.arrays import FloatArray, IdArray, LabelArray
     from unseen_ray.core.predictions import Predictions
     from unseen_ray.core.samples.population import Population
+    from unseen_ray.core.tasks import VotePart
     from unseen_ray.data.images.pixel_store import PixelStore
     from unseen_ray.data.sources.info import Source
     from unseen_ray.training.loop.epochs import EpochStats
@@ -95,6 +98,7 @@ class ScoringTask:
         train_ids: (T,) int64 ids to train on.
         ids_M: (M,) int64 ids to score, strictly rising.
         key: the name of its votes, a digest of all that determines them.
+        over_epochs: gives for each score over epochs those of a slice of the ids, whose predictions it has got; None without.
 
     Raises:
         LeakError: if the task would score samples that its model is trained on.
@@ -107,15 +111,38 @@ class ScoringTask:
         self.ids_M = task.scored.resolve(runner.population)
         check_unseen(task, self.ids_M, runner.population)
         self.key = runner.job.task_key(task, runner.population)
+        self.over_epochs: Callable[[slice], Mapping[str, FloatArray]] | None = None
         self._folder = runner.job.folder
+        self._files: dict[int, Mapping[str, str]] = {}  # of the parts
+        self._right = 0
         self._poll = _Interval(_POLL_EVERY_S, at_once=True)
         self._report = _Interval(_REPORT_EVERY_S)
 
     @cached_property
     def votes(self) -> VoteBuffer:
         """The votes so far. Made on first use: a task whose votes are already on storage imports no score function."""
-        labels_M = self.runner.population.labels_of(self.ids_M)
-        return VoteBuffer(self.task, self.ids_M, labels_M, self.runner.job, self.runner.scores)
+        return VoteBuffer(self.task, self.ids_M, self.runner.population, self.runner.job, self.runner.scores)
+
+    def left(self) -> Iterator[IdArray]:
+        """The ids to predict, part by part: those of a long task whose votes are on storage already are left out."""
+        for number, rows in enumerate(self.votes.ranges):
+            if not self._is_stored(number):
+                yield self.ids_M[rows]
+
+    def _is_stored(self, number: int) -> bool:
+        """Whether a part's votes were stored by an earlier start, or by a worker that was taken for dead."""
+        if number == len(self.votes.ranges) - 1:  # is written last: the task would be done
+            return False
+        found = find_part(self._folder, self.task.stage, self.task.index, number, self.key)
+        if found is None or not np.array_equal(found[0].ids_M, self.ids_M[self.votes.ranges[number]]):
+            return False
+        self.votes.skip(number)
+        self._count(number, *found)
+        return True
+
+    def _count(self, number: int, part: VotePart, files: Mapping[str, str]) -> None:
+        self._right += int((part.pred_M == self.runner.population.labels_of(part.ids_M)).sum())
+        self._files[number] = files
 
     def stored_receipt(self) -> Receipt | None:
         """The task's receipt, if its votes are on storage."""
@@ -129,35 +156,39 @@ class ScoringTask:
         return self.stored_receipt() if self._poll.is_over() else None
 
     def add(self, predictions: Predictions) -> Iterator[Progress]:
-        """Score a batch of predictions; yields an event once a second.
+        """Score a batch of predictions, write the parts that it completes, but for the last one; yields an event once a second.
 
         Raises:
             LeakError, FitError: as `VoteBuffer.add`.
         """
-        self.votes.add(predictions, self.runner.population)
+        for number in self.votes.add(predictions):
+            if number < len(self.votes.ranges) - 1:
+                part = self._part(number)
+                self._count(number, part, write_part(self._folder, self.task.stage, self.key, number, part))
         if self._report.is_over():
             yield self.runner.scored(self.task, self.votes.done, len(self.ids_M))
 
-    def write(
-        self,
-        stats: EpochStats | None = None,
-        *,
-        over_epochs: Mapping[str, FloatArray] | None = None,
-        features_ND: FloatArray | None = None,
-    ) -> Receipt:
-        """Write the votes and their receipt, which is returned.
+    def _part(self, number: int, features_ND: FloatArray | None = None) -> VotePart:
+        over_epochs = {} if self.over_epochs is None else self.over_epochs(self.votes.ranges[number])
+        return self.votes.take(number, over_epochs, features_ND)
+
+    def write(self, stats: EpochStats | None = None, *, features_ND: FloatArray | None = None) -> Receipt:
+        """Write the votes, or their last part, and the receipt, which is returned.
 
         Args:
             stats: of the last epoch; None where the user's own fit trains.
-            over_epochs: (M,) for each score over epochs.
             features_ND: (N, D) features of all samples, where this model's are kept.
 
         Raises:
             FitError: if a sample has no prediction, or a score is not finite.
         """
-        part = self.votes.finish(over_epochs or {}, features_ND)
-        accuracy = float((part.pred_M == self.votes.labels_M).mean())
-        return write_votes(self._folder, self.task.stage, self.key, part, self._receipt(accuracy, stats))
+        self.votes.check_complete()
+        last = len(self.votes.ranges) - 1
+        part = self._part(last, features_ND)
+        self._count(last, part, {})
+        receipt = self._receipt(self._right / len(self.ids_M), stats)
+        earlier = {file: digest for number in range(last) for file, digest in self._files[number].items()}
+        return write_votes(self._folder, self.task.stage, self.key, part, receipt, earlier)
 
     def _receipt(self, accuracy: float, stats: EpochStats | None) -> Receipt:
         runner, trained = self.runner, len(self.train_ids)

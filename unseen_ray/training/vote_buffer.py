@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unseen_ray.core.predictions import EpochView
 from unseen_ray.core.scores import OF_ONE_MODEL
 from unseen_ray.core.tasks import ScoreTask, VotePart, check_unseen
+from unseen_ray.data.images.pixel_store import chunks_of
 from unseen_ray.errors import FitError
 
 if TYPE_CHECKING:
     from unseen_ray.config.score_columns import StoredScores
-    from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+    from unseen_ray.core.arrays import FloatArray, IdArray, Positions
     from unseen_ray.core.combine_votes import ScoreFunction
     from unseen_ray.core.predictions import Predictions
     from unseen_ray.core.samples.population import Population
@@ -26,65 +28,108 @@ __all__ = ["FeatureBuffer", "VoteBuffer"]
 
 logger = logging.getLogger(__name__)
 
+_SCORE = "score "  # before the names of scores, which may be those of other columns
+
 
 class VoteBuffer:
-    """The votes of one model, filled in batch by batch.
+    """The votes of one model, filled in batch by batch; those of a long task part by part, each of a range of its ids.
+
+    Memory holds the parts that are begun and not taken: one where batches come in the order of the ids.
 
     Args:
         task: whose votes they are.
         ids_M: (M,) int64 ids to score, strictly rising.
-        labels_M: (M,) their classes.
+        population: the samples of the run.
         job: the run.
         scores: what to store.
 
     Attributes:
+        ranges: the parts, as slices of the ids; one for a task that is not long.
         done: how many samples have a vote.
     """
 
-    def __init__(self, task: ScoreTask, ids_M: IdArray, labels_M: IntArray, job: Job, scores: StoredScores) -> None:
-        self.task, self.ids_M, self.labels_M = task, ids_M, labels_M
+    def __init__(self, task: ScoreTask, ids_M: IdArray, population: Population, job: Job, scores: StoredScores) -> None:
+        self.task, self.ids_M = task, ids_M
+        self._rows = max(job.vote_rows(task, len(ids_M)), 1)
+        self.ranges = [slice(*ends) for ends in chunks_of(len(ids_M), self._rows)]
         self.done = 0
+        self._population, self._keeps_probs = population, job.resolved.keeps_probs
         self._functions = {name: (function, _extras_of(function)) for name, function in scores.single.items()}
         self._requested, self._exact = scores.asked, scores.exact
         self._has_vote = np.zeros(len(ids_M), bool)
-        self._pred = np.empty(len(ids_M), np.int64)
-        self._p_top = np.empty(len(ids_M), np.float32)
-        self._p_label = np.empty(len(ids_M), np.float32)
-        self._scores = {name: np.empty(len(ids_M), np.float32) for name in scores.single}
-        self._probs = np.empty((len(ids_M), job.num_classes), np.float32) if job.resolved.keeps_probs else None
+        self._parts: dict[int, dict[str, NDArray[Any]]] = {}
+        self._left = [rows.stop - rows.start for rows in self.ranges]
+        self._skipped: set[int] = set()
+        self._knows_head = False
 
-    def add(self, predictions: Predictions, population: Population) -> None:
-        """Score a batch of predictions.
+    def add(self, predictions: Predictions) -> list[int]:
+        """Score a batch of predictions; returns the numbers of the parts that are complete with it.
 
         Raises:
             LeakError: if the task may not score one of the samples.
             FitError: if a sample has a vote already, or a score is not finite.
         """
-        ids_B, log_probs_BC = predictions.ids_B, predictions.log_probs_BC
+        ids_B = predictions.ids_B
         places = np.searchsorted(self.ids_M, ids_B)
         # The exact check costs more than a batch may: it runs only where an id is not among those to score.
         if places.size and (places.max() >= len(self.ids_M) or not np.array_equal(self.ids_M[places], ids_B)):
-            check_unseen(self.task, ids_B, population)
+            check_unseen(self.task, ids_B, self._population)
         if self._has_vote[places].any() or len(np.unique(places)) < len(places):
             raise FitError(f"{self.task.name} predicted a sample twice. Yield each of task.unseen_ids once.")
         self._has_vote[places] = True
-        labels = self.labels_M[places]
+        columns = self._scored(predictions)
+        parts_B = places // self._rows
+        numbers = np.unique(parts_B).tolist()
+        complete = []
+        for number in numbers:
+            inside = slice(None) if len(numbers) == 1 else parts_B == number
+            if number not in self._skipped and self._fill(number, places[inside], inside, columns):
+                complete.append(number)
+        return complete
+
+    def _scored(self, predictions: Predictions) -> dict[str, NDArray[Any]]:
+        """The columns of a batch, computed at once: their bits must not depend on where parts end."""
+        log_probs_BC, labels = predictions.log_probs_BC, self._population.labels_of(predictions.ids_B)
         view = EpochView(log_probs_BC, labels, exact=self._exact)
-        self._pred[places] = view.top_B
-        self._p_top[places] = np.exp(view.log_p_top_B)
-        self._p_label[places] = np.exp(view.log_p_label_B)
-        if not self.done:
+        columns: dict[str, NDArray[Any]] = {
+            "pred": view.top_B.astype(np.int64, copy=False),
+            "p_top": np.exp(view.log_p_top_B).astype(np.float32, copy=False),
+            "p_label": np.exp(view.log_p_label_B).astype(np.float32, copy=False),
+        }
+        if not self._knows_head:
             self._drop_head_scores(predictions)
         known = {"head_norm_N": predictions.head_norm_B, "max_logit_N": predictions.max_logit_B, "epoch_view": view}
         for name, (function, extras) in self._functions.items():
             values = function(log_probs_BC, labels, **{extra: known[extra] for extra in extras})
-            self._scores[name][places] = _checked(name, values, len(labels))
-        if self._probs is not None:
-            self._probs[places] = view.probs_BC
-        self.done += len(ids_B)
+            columns[_SCORE + name] = _checked(name, values, len(labels))
+        if self._keeps_probs:
+            columns["probs"] = view.probs_BC.astype(np.float32, copy=False)
+        return columns
+
+    def _fill(
+        self, number: int, places: Positions, inside: slice | NDArray[np.bool_], columns: dict[str, NDArray[Any]]
+    ) -> bool:
+        """Put a batch's votes that are inside a part there; whether it is complete."""
+        start, stop = self.ranges[number].start, self.ranges[number].stop
+        if number not in self._parts:
+            self._parts[number] = {
+                name: np.empty((stop - start, *values.shape[1:]), values.dtype) for name, values in columns.items()
+            }
+        for name, values in columns.items():
+            self._parts[number][name][places - start] = values[inside]
+        self.done += len(places)
+        self._left[number] -= len(places)
+        return not self._left[number]
+
+    def skip(self, number: int) -> None:
+        """Take a part as stored: predictions of it are dropped, or need not come."""
+        self._skipped.add(number)
+        self.done += self._left[number]
+        self._left[number] = 0
 
     def _drop_head_scores(self, predictions: Predictions) -> None:
         """Drop scores of the last linear layer where the model has none; refuse if one of them decides."""
+        self._knows_head = True
         unknown = [name for name, (function, _) in self._functions.items() if _needs_head(function)]
         if predictions.head_norm_B is not None or not unknown:
             return
@@ -96,33 +141,41 @@ class VoteBuffer:
             )
         logger.warning("the model ends in no linear layer: %s is not stored", ", ".join(unknown))
         for name in unknown:
-            del self._functions[name], self._scores[name]
+            del self._functions[name]
 
-    def finish(self, over_epochs: Mapping[str, FloatArray], features_ND: FloatArray | None) -> VotePart:
-        """The votes of all samples, with scores over epochs and features.
+    def check_complete(self) -> None:
+        """FitError if a sample has no vote."""
+        missing = sum(self._left)
+        if missing:
+            first = next(number for number, left in enumerate(self._left) if left)
+            rows = self.ranges[first]
+            place = rows.start + int(np.argmin(self._has_vote[rows]))
+            raise FitError(
+                f"{self.task.name} gave no prediction for {missing} of {len(self.ids_M)} samples; "
+                f"the first is id {self.ids_M[place]}. Yield each of task.unseen_ids once."
+            )
+
+    def take(
+        self, number: int, over_epochs: Mapping[str, FloatArray], features_ND: FloatArray | None = None
+    ) -> VotePart:
+        """The votes of a complete part, which are let go of.
 
         Args:
-            over_epochs: (M,) for each score over epochs.
+            number: which part.
+            over_epochs: for each score over epochs those of the part's samples.
             features_ND: (N, D) features of all samples, where this model's are kept.
-
-        Raises:
-            FitError: if a sample has no vote.
         """
-        missing = np.flatnonzero(~self._has_vote)
-        if missing.size:
-            raise FitError(
-                f"{self.task.name} gave no prediction for {missing.size} of {len(self.ids_M)} samples; "
-                f"the first is id {self.ids_M[missing[0]]}. Yield each of task.unseen_ids once."
-            )
-        checked = {name: _checked(name, values, len(self.ids_M)) for name, values in over_epochs.items()}
+        columns, ids_M = self._parts.pop(number), self.ids_M[self.ranges[number]]
+        checked = {name: _checked(name, values, len(ids_M)) for name, values in over_epochs.items()}
+        single = {name.removeprefix(_SCORE): values for name, values in columns.items() if name.startswith(_SCORE)}
         return VotePart(
             index=self.task.index,
-            ids_M=self.ids_M,
-            pred_M=self._pred,
-            p_top_M=self._p_top,
-            p_label_M=self._p_label,
-            scores={**self._scores, **checked},
-            probs_MC=self._probs,
+            ids_M=ids_M,
+            pred_M=columns["pred"],
+            p_top_M=columns["p_top"],
+            p_label_M=columns["p_label"],
+            scores={**single, **checked},
+            probs_MC=columns.get("probs"),
             features_ND=features_ND,
         )
 

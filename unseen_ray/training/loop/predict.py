@@ -34,7 +34,7 @@ def predict(
     features: bool = False,
     between_epochs: bool = False,
 ) -> Iterator[Predictions]:
-    """Yield the predictions for the ids in their order, in batches of twice the recipe's size.
+    """Yield the predictions for the ids in their order, in batches of `recipe.scoring_batch`.
 
     Args:
         model, loader: the model, and the loader of batches on its device.
@@ -50,7 +50,7 @@ def predict(
     # tensors that a model caches in inference mode could not be used in training afterwards
     quiet = torch.no_grad if between_epochs else torch.inference_mode
     with _head_inputs(model) as head:
-        for ids, inputs in loader.scoring(ids_M, 2 * recipe.batch_size):
+        for ids, inputs in loader.scoring(ids_M, recipe.scoring_batch):
             with quiet(), autocast(recipe, loader.pixels.device):
                 logits = model(inputs).float()
                 log_probs = torch.log_softmax(logits, dim=1)

@@ -85,9 +85,9 @@ class TrajectoryRecorder:
         """Add predictions of the trained model."""
         self._add(predictions, len(self.epochs) - 1)
 
-    def columns(self) -> dict[str, FloatArray]:
-        """(M,) float32 for each score over epochs, after all predictions of the trained model were added."""
-        return {name: reducer.result().astype(np.float32) for name, reducer in self._reducers.items()}
+    def columns(self, rows: slice = slice(None)) -> dict[str, FloatArray]:
+        """(M,) float32 for each score over epochs, or of some rows, after the trained model's predictions of them were added."""
+        return {name: reducer.result()[rows].astype(np.float32) for name, reducer in self._reducers.items()}
 
     def may_stop(self, epoch: int) -> bool:
         """Whether a checkpoint after this epoch has all that is needed to resume."""
