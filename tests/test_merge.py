@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from unseen_ray.runs.layout import vote_file
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import Job
 from unseen_ray.runs.vote_ranges import check_votes, open_votes
-from unseen_ray.runs.votes import read_votes, write_votes
+from unseen_ray.runs.votes import read_votes, write_part, write_votes
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import read_table
 
@@ -57,7 +58,8 @@ def job_of(out: Path, limits: Limits = SMALL, **fields: Any) -> Job:
     )
 
 
-def write(out: Path, index: int, ids: IdArray, *, probs: bool) -> None:
+def write(out: Path, index: int, ids: IdArray, *, probs: bool, rows: int = ROWS) -> None:
+    """The votes of a model, in parts of `rows`."""
     rng = np.random.default_rng(index)
     p = rng.dirichlet(np.ones(CLASSES), len(ids)).astype(np.float32)
     part = VotePart(
@@ -73,13 +75,24 @@ def write(out: Path, index: int, ids: IdArray, *, probs: bool) -> None:
         index=index, task="t", files={}, trained=1, scored=len(ids), image_passes=1, accuracy=0.5, train_accuracy=0.5,
         seconds=1.0, worker_seconds=1.0, gpu_seconds=0.0, node="n", device="cpu",
     )  # fmt: skip
-    write_votes(Folder(str(out)), 0, "key", part, receipt)
+    folder, earlier, first = Folder(str(out)), dict[str, str](), 0
+    for number, first in enumerate(range(rows, len(ids), rows)):
+        earlier |= write_part(folder, 0, "key", number, rows_of(part, first - rows, first))
+    write_votes(folder, 0, "key", rows_of(part, first, len(ids)), receipt, earlier)
 
 
-def stage(out: Path, folds: int, *, probs: bool = False) -> None:
+def rows_of(part: VotePart, start: int, stop: int) -> VotePart:
+    columns = {name: getattr(part, name)[start:stop] for name in ("ids_M", "pred_M", "p_top_M", "p_label_M")}
+    scores = {name: values[start:stop] for name, values in part.scores.items()}
+    return replace(
+        part, **columns, scores=scores, probs_MC=None if part.probs_MC is None else part.probs_MC[start:stop]
+    )
+
+
+def stage(out: Path, folds: int, *, probs: bool = False, rows: int = ROWS) -> None:
     plan = plan_folds(ROWS, folds, 0)
     for index in range(folds):
-        write(out, index, CANDIDATES[plan.fold_of_N != index], probs=probs)
+        write(out, index, CANDIDATES[plan.fold_of_N != index], probs=probs, rows=rows)
 
 
 def asked(job: Job, folds: int = 3, *, stage: int = 0, kept: int = 0) -> MergeRequest:
@@ -157,19 +170,52 @@ def test_what_needs_all_candidates_is_merged_at_once(fields: dict[str, Any], tmp
     assert asked(job_of(tmp_path, guard="label_margin"), stage=1, kept=ROWS - 101).num_ranges == 8
 
 
-def test_a_range_is_that_of_the_whole(tmp_path: Path, small_groups: None) -> None:
-    stage(tmp_path, 3, probs=True)
+@pytest.mark.usefixtures("small_groups")
+def test_a_range_is_that_of_the_whole(tmp_path: Path) -> None:
+    for folder, rows in ((Folder(str(tmp_path / str(rows))), rows) for rows in (ROWS, 70)):
+        stage(Path(folder.root), 3, probs=True, rows=rows)
+        check_votes(folder, 0, 1)
+        whole, file = read_votes(folder, 0, 1), open_votes(folder, 0, 1)
+        assert len(file.file(file.names[0]).lows) == -(-min(len(whole.ids_M), rows) // 40)
+        assert len(file.names) == -(-len(whole.ids_M) // rows)
+        some = [(100, 101), (300, 1100), (299, None), (2000, None), (700, 700), (0, int(whole.ids_M[0]))]
+        ends = [(int(whole.ids_M[70]), int(whole.ids_M[140])), (int(whole.ids_M[69]), int(whole.ids_M[140]) + 1)]
+        for low, high in ((None, None), (None, 0), *some, *ends):
+            inside = (whole.ids_M >= (0 if low is None else low)) & (whole.ids_M < (10**9 if high is None else high))
+            part = file.part(low, high)
+            assert part.ids_M.tolist() == whole.ids_M[inside].tolist()
+            np.testing.assert_array_equal(part.scores["entropy"], whole.scores["entropy"][inside])
+            assert whole.probs_MC is not None and part.probs_MC is not None
+            np.testing.assert_array_equal(part.probs_MC, whole.probs_MC[inside])
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_a_range_opens_only_the_parts_that_it_overlaps(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
-    whole, file = read_votes(folder, 0, 1), open_votes(folder, 0, 1)
-    check_votes(folder, 0, 1)
-    assert len(file.file(vote_file(0, 1)).lows) == -(-len(whole.ids_M) // 40)
-    for low, high in ((None, None), (None, 0), (100, 101), (300, 1100), (299, None), (2000, None), (700, 700)):
-        rows = (whole.ids_M >= (0 if low is None else low)) & (whole.ids_M < (10**9 if high is None else high))
-        part = file.part(low, high)
-        assert part.ids_M.tolist() == whole.ids_M[rows].tolist()
-        np.testing.assert_array_equal(part.scores["entropy"], whole.scores["entropy"][rows])
-        assert whole.probs_MC is not None and part.probs_MC is not None
-        np.testing.assert_array_equal(part.probs_MC, whole.probs_MC[rows])
+    stage(tmp_path, 3, rows=10)
+    ids, (before, *_, last) = read_votes(folder, 0, 1).ids_M, open_votes(folder, 0, 1).names
+    folder.delete(before)
+    some = open_votes(folder, 0, 1)
+    assert some.part(int(ids[200]), int(ids[220])).ids_M.tolist() == ids[200:220].tolist()
+    assert some.part(int(ids[-2]), None).ids_M.tolist() == ids[-2:].tolist()
+    with pytest.raises(StorageError, match=r"part-00000\.parquet is missing"):
+        some.part(None, int(ids[20]))
+    with pytest.raises(StorageError, match=r"part-00000\.parquet is missing"):
+        check_votes(folder, 0, 1)
+    folder.delete(last)
+    with pytest.raises(IncompleteScoreError, match="candidates have fewer or more votes"):
+        merged(job_of(tmp_path))
+
+
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("combine", ["mean", "rank_mean", "mean_prob"])
+def test_parts_give_the_table_that_one_file_gives(combine: str, tmp_path: Path) -> None:
+    tables = []
+    for rows in (ROWS, 70):
+        stage(tmp_path / str(rows), 3, probs=combine == "mean_prob", rows=rows)
+        job = job_of(tmp_path / str(rows), combine=combine)
+        tables.append(read_table(Folder(job.out), "stage-00/scores.parquet", merged(job).files))
+    assert tables[0].equals(tables[1])
 
 
 @pytest.mark.usefixtures("small_groups")
@@ -192,9 +238,11 @@ def test_gaps_strangers_and_damage_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("part", ["", "/part-00001"])
 @pytest.mark.parametrize("name", ["stage-00/votes/01.parquet", "stage-00/votes/01.probs.npy"])
-def test_a_flipped_bit_in_any_range_is_found(name: str, tmp_path: Path) -> None:
-    stage(tmp_path, 3, probs=True)
+def test_a_flipped_bit_in_any_range_is_found(name: str, part: str, tmp_path: Path) -> None:
+    stage(tmp_path, 3, probs=True, rows=70 if part else ROWS)
+    name += part and part + Path(name).suffix
     before = (tmp_path / name).read_bytes()
     for place in (200, len(before) // 2, len(before) - 700):
         (tmp_path / name).write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])

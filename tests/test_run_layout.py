@@ -27,6 +27,8 @@ RESULTS = [
     "stage-00/votes/00.parquet",
     "stage-00/votes/100.parquet",
     "stage-02/votes/00.probs.npy",
+    "stage-00/votes/00.parquet/part-00003.parquet",
+    "stage-00/votes/00.probs.npy/part-00003.npy",
 ]
 BESIDE = [
     "manifest.json",
@@ -58,6 +60,8 @@ STRANGERS = [
     "stage-00/keys.parquet",
     "stage-xx/scores.parquet",
     "stage-00/votes/00.npy",
+    "stage-00/votes/00.parquet/part-00003.npy",
+    "stage-00/votes/00.parquet/part-00003-marked.parquet",
     "stage-00/votes/a.parquet",
     "checkpoints/model.safetensors",
     f"checkpoints/{KEY[:31]}/checkpoint.json",
@@ -95,6 +99,7 @@ def test_every_name_that_is_built_is_known(number: int) -> None:
     tables = [layout.scores_file(number), layout.stage_coreset(number), layout.CORESET, layout.KEYS]
     votes = layout.vote_file(number, number)
     results = [*tables, *(part_file(name, number) for name in tables), votes, layout.probs_beside(votes)]
+    results += [part_file(votes, number), layout.probs_beside(part_file(votes, number))]
     results += [layout.probs_file(number), layout.FEATURES]
     beside = [
         layout.checkpoint_file(KEY),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 import unseen_ray as ur
@@ -17,6 +18,7 @@ from tests.stopping import AFTER, BEFORE, CHECKED, PATIENCE_S, REMOVAL, WRITE, D
 from unseen_ray.errors import RunInUseError, StorageError
 from unseen_ray.runs.manifest import Manifest, read_manifest, write_manifest
 from unseen_ray.runs.run import Run
+from unseen_ray.runs.votes import part_of, write_part
 from unseen_ray.storage.environment import STORAGE_WAIT_S
 from unseen_ray.storage.fence import LOCK
 from unseen_ray.storage.filesystem import Folder, sha256_of
@@ -62,6 +64,7 @@ MOMENTS = {
     "removal of the pixels": Moment(BEFORE, REMOVAL, "pixels"),
     "removal of its lock": Moment(BEFORE, REMOVAL, "lease.json"),
 }
+VOTES = pa.table({"id": [1, 2], "pred": [0, 1], "p_top": [1.0, 1.0], "p_label": [1.0, 1.0]})
 FINISHES = "the manifest that finishes, before the rename"
 OF_EVALUATIONS = {
     "a checkpoint of an arm": Moment(CHECKED, WRITE, "checkpoints/.*json"),
@@ -235,6 +238,7 @@ def test_nothing_is_written_or_deleted_without_the_lock(tmp_path: Path, monkeypa
                 lambda: folder.within("votes").write("00", b"late"),
                 lambda: folder.delete("votes/00"),
                 lambda: folder.delete_folder("votes"),
+                lambda: write_part(folder, 0, "key", 0, part_of(0, VOTES, None)),
             ):
                 with pytest.raises(RunInUseError, match=r"has lost .* and stops"):
                     change()

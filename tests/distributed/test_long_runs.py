@@ -96,12 +96,12 @@ def test_a_stage_whose_votes_are_damaged_is_not_merged(tmp_path: Path) -> None:
     request = merge_request(
         job, job.population(labels), stage=0, kept=AllIds(), num_kept=0, num_parts=3, votes_each=2
     )  # fmt: skip
-    votes = tmp_path / "run" / "stage-00" / "votes" / "01.parquet"
+    votes = tmp_path / "run" / "stage-00" / "votes" / "01.parquet" / "part-00002.parquet"
     before = votes.read_bytes()
     votes.write_bytes(before[:200] + bytes([before[200] ^ 1]) + before[201:])
     aggregators = Aggregators(max_retries=2)
     try:
-        with pytest.raises(StorageError, match=r"01\.parquet is damaged"):
+        with pytest.raises(StorageError, match=r"01\.parquet/part-00002\.parquet is damaged"):
             aggregators.merge(["a run", ray.put(job), ray.put(labels)], job, request)
         votes.write_bytes(before)
         assert len(aggregators.merge(["a run", ray.put(job), ray.put(labels)], job, request).files) == 8
