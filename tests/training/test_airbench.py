@@ -19,6 +19,7 @@ from unseen_ray.config.named_recipes import RECIPES
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.core.seeds import rng_for
 from unseen_ray.data.images.pixel_store import MemoryPixelStore
+from unseen_ray.errors import ConfigError
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.training.hardware import numerics
 from unseen_ray.training.loop.batches import BatchLoader, WorkerShare, hold_pixels, measure
@@ -184,6 +185,15 @@ def test_depth_adds_convolutions_with_a_skip() -> None:
         net = model_builder({**NARROW, "depth": depth})(num_classes=4).eval()
         assert sum(isinstance(module, nn.Conv2d) for module in net.modules()) == 1 + 3 * depth
         assert net(torch.zeros(2, 3, 40, 40)).shape == (2, 4)
+
+
+def test_images_that_are_halved_to_nothing_are_refused() -> None:
+    net = model_builder(NARROW)(num_classes=4).eval()
+    assert net(torch.zeros(2, 3, 9, 9)).shape == (2, 4)
+    with pytest.raises(
+        ConfigError, match=r"airbench halves images of 8 px to nothing; it takes 9 px or more.*small_cnn"
+    ):
+        net(torch.zeros(2, 3, 8, 8))
 
 
 def mirrored(count: int, given: Recipe, epochs: int, ids: np.ndarray | None = None) -> np.ndarray:

@@ -34,17 +34,17 @@ def epoch(pixels: Pixels, augment: str, *, batch: int, **fields: object) -> torc
     return gathered[torch.argsort(torch.cat(labels))]
 
 
-def drawn(augment: str, size_px: int, count: int = 24) -> tuple[np.ndarray, Draws]:
+def drawn(augment: str, size_px: int, count: int = 24, shift: float = 0.125) -> tuple[np.ndarray, Draws]:
     rng = np.random.default_rng(SEED)
     order = rng.permutation(count)
-    return order, draw(Recipe(augment=augment), size_px, order, rng)  # type: ignore[arg-type]
+    return order, draw(Recipe(augment=augment, shift=shift), size_px, order, rng)  # type: ignore[arg-type]
 
 
-def one_by_one(stack: np.ndarray, augment: str, pad: str = "reflect") -> torch.Tensor:
+def one_by_one(stack: np.ndarray, augment: str, pad: str = "reflect", shift: float = 0.125) -> torch.Tensor:
     """Shift, mirror and cut out image by image, with numpy's pad."""
     size = stack.shape[1]
-    order, draws = drawn(augment, size, len(stack))
-    reach = size // 8
+    order, draws = drawn(augment, size, len(stack), shift)
+    reach = int(size * shift)
     result = np.empty_like(stack)
     for place, number in enumerate(order):
         image = np.pad(stack[number], ((reach, reach), (reach, reach), (0, 0)), mode=pad)
@@ -66,6 +66,15 @@ def test_batches_equal_images_changed_one_by_one(augment: str, size_px: int) -> 
     stack = images(24, size_px)
     given = epoch(hold_pixels(MemoryPixelStore(stack), CPU), augment, batch=8)
     assert torch.equal(given, one_by_one(stack, augment))
+
+
+@pytest.mark.parametrize("shift", [0.0625, 0.5])
+def test_shifts_reach_as_far_as_they_are_told(shift: float) -> None:
+    stack = images(24, 32)
+    given = epoch(hold_pixels(MemoryPixelStore(stack), CPU), "crop_flip", batch=8, shift=shift)
+    assert torch.equal(given, one_by_one(stack, "crop_flip", shift=shift))
+    _, draws = drawn("crop_flip", 32, 400, shift)
+    assert draws.shift_M2 is not None and draws.shift_M2.abs().max() == 32 * shift
 
 
 def test_zeros_lie_beyond_the_border_where_they_are_asked_for() -> None:

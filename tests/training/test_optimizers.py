@@ -194,6 +194,14 @@ def test_a_checkpoint_without_its_average_is_of_another_fit() -> None:
         ({"recipe": {"optimizer": "adamw"}}, r"recipe\.lr=0\.1 is a learning rate of SGD.*recipe finetune"),
         ({"recipe": {"optimizer": "lion"}}, r"recipe\.optimizer='lion'"),
         ({"recipe": {"layer_decay": 1.5}}, r"recipe\.layer_decay=1\.5"),
+        ({"recipe": {"lookahead": 1}}, r"recipe\.lookahead=1"),
+        ({"recipe": {"flip": "always"}}, r"recipe\.flip='always'"),
+        ({"recipe": {"shift": 0.6}}, r"recipe\.shift=0\.6"),
+        ({"recipe": {"bias_lr": 0}}, r"recipe\.bias_lr=0"),
+        (
+            {"recipe": {"use": "airbench-94", "ema": 0.99}},
+            r"recipe\.ema=0\.99 and recipe\.lookahead=0\.95 both average the weights. Set one of them to 0",
+        ),
         ({"recipe": {"ema": 1}}, r"recipe\.ema=1"),
         (
             {"model": {"use": "timm/test_vit", "pretrained": True}},

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from unseen_ray.errors import ConfigError
+
 __all__ = ["airbench", "resnet9", "resnet18_cifar", "small_cnn"]
+
+_LEAST_PX = 9  # one pixel less is halved three times
 
 
 def small_cnn(num_classes: int, *, width: int = 32) -> nn.Module:
@@ -58,8 +62,11 @@ def airbench(num_classes: int, *, width: int = 64, depth: int = 2) -> nn.Module:
         width: channels of the first block; the other two have four times as many.
         depth: convolutions of a block; where there are more than two, those after the first have a skip.
 
-    Source: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024), with its global pool for any size from 16 px on, and
-    the factor of its output before the last layer.
+    Source: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024), with a global pool, which is its own at 32 px, and the
+    factor of its output before the last layer, so that features and gradients are those of the layer itself.
+
+    Raises:
+        ConfigError: when it is given images of less than 9 px.
     """
     patches = 2 * _Whitening.patch
     return _Whitened(
@@ -113,6 +120,14 @@ def _conv(channels_in: int, channels_out: int, *before_norm: nn.Module) -> nn.Se
 
 
 class _Whitened(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        if (size_px := min(x.shape[2:])) < _LEAST_PX:
+            raise ConfigError(
+                f"model airbench halves images of {size_px} px to nothing; it takes {_LEAST_PX} px or more. Set model: small_cnn."
+            )
+        logits: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return logits
+
     def fit_to_images(self, batches: Iterator[Tensor]) -> None:
         whitening = self[0]
         assert isinstance(whitening, _Whitening)
