@@ -54,7 +54,25 @@ CIFAR10 = ("cifar10-train.parquet", "cifar10-test.parquet")
 TINY = ("tinyimagenet50-train.parquet", "tinyimagenet50-val.parquet")
 COMPILED = [("resnet18_cifar", batch) for batch in (512, 128, 64, 1024)] + [("small_cnn", batch) for batch in (512, 64)]
 
+FAST = ("airbench", "airbench-94")
+ACCURACY = [
+    Check(
+        f"accuracy {recipe}",
+        "gpu_speed:on_all_of_cifar10",
+        seconds,
+        options={"model": {"use": "airbench", "width": width}, "recipe": recipe, "seeds": seeds},
+        needs=CIFAR10,
+    )
+    for recipe, width, seeds, seconds in (("airbench-94", 64, 5, 90), ("airbench-95", 96, 2, 120))
+]
+
 SPEED = [
+    Check(
+        "speed airbench",
+        "gpu_speed:small_images",
+        25,
+        options={"model": FAST[0], "named": FAST[1], "batches": (1024, 512)},
+    ),
     Check("speed small_cnn", "gpu_speed:small_images", 25, options={"model": "small_cnn"}),
     Check("speed resnet18", "gpu_speed:small_images", 30, options={"model": "resnet18_cifar"}),
     Check("speed resnet50", "gpu_speed:large_images", 70),
@@ -89,7 +107,7 @@ CLAIMS = [
         resumes=True,
         in_small=(seeds, keep) == (1, 0.7),
     )
-    for name, files, seconds in (("cifar10", CIFAR10, 450), ("tinyimagenet50", TINY, 400))
+    for name, files, seconds in (("airbench", CIFAR10, 150), ("cifar10", CIFAR10, 450), ("tinyimagenet50", TINY, 400))
     for seeds in (1, 2, 3)
     for keep in (0.7, 0.5, 0.9, 0.3)
 ]
@@ -102,7 +120,15 @@ LIMITS = [
     Check("limits planned rates", "gpu_limits:planned_rates", 40, needs=CIFAR10[:1]),
 ]
 
-CHECKS = [Check("tests", "gpu_checks:tests", 60, needs=("pytest",)), *SPEED, *IDS, *CLAIMS, *LIMITS]
+CHECKS = [
+    Check("tests", "gpu_checks:tests", 60, needs=("pytest",)),
+    *SPEED[:1],
+    *ACCURACY,
+    *SPEED[1:],
+    *IDS,
+    *CLAIMS,
+    *LIMITS,
+]
 
 
 def tests(place: Place) -> Found:

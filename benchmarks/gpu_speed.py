@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_checks import Found, Place
+from gpu_checks import CIFAR10, FAST, ROOT, Found, Place
 from gpu_training import DEVICE, GPU, Ours, bare_rate, images, matrix_rate, model_of, own_pixels, recipe, with_numerics
 
 from unseen_ray.data.images.pixel_files import FilePixelStore, PixelFiles
@@ -23,19 +25,39 @@ from unseen_ray.training.loop.batches import Pixels, hold_pixels
 BATCHES = (64, 128, 512, 1024)
 
 
-def small_images(place: Place, model: str, batches: tuple[int, ...] = BATCHES, compiled: bool = False) -> Found:
-    """A model at 32 px, its pixels on the device, checkpoints beside it."""
-    model = "small_cnn" if place.small else model
+def small_images(
+    place: Place, model: str, batches: tuple[int, ...] = BATCHES, compiled: bool = False, named: str = "quick"
+) -> Found:
+    """A model at 32 px by a named recipe, its pixels on the device, checkpoints beside it."""
+    model = "small_cnn" if place.small and model != FAST[0] else model
     with with_numerics():
         peak_rate = matrix_rate()
         for batch in (16,) if place.small else batches:
             pixels, labels = images(batch * (4 if place.small else max(40, 20_000 // batch)), 32, 10)
             labels[:10] = np.arange(10)
-            held, settings = hold_pixels(MemoryPixelStore(pixels), DEVICE), recipe(batch, compile=compiled)
+            held, settings = hold_pixels(MemoryPixelStore(pixels), DEVICE), recipe(batch, named, compile=compiled)
             with tempfile.TemporaryDirectory() as folder:
                 training = Ours(model_of(model, 10), held, labels, settings, Path(folder))
                 found = _beside_bare(training, model, 32, 10, peak_rate, seconds=0.1 if place.small else 1.5)
             yield f"batch {batch}: {_said(found)}", {str(batch): found}
+
+
+def on_all_of_cifar10(place: Place, model: dict[str, Any], recipe: str, seeds: int) -> Found:
+    """What a recipe reaches on the test set, and how long a training takes with all that belongs to it."""
+    asked: dict[str, Any] = {"use": recipe}
+    if place.small:
+        model, seeds, asked = {**model, "width": 8}, 1, {**asked, "epochs": 2, "batch_size": 50}
+    table = place.state / "runs" / f"{recipe}.json"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    line = [sys.executable, str(ROOT / "benchmarks" / "train_accuracy.py"), "--json", str(table)]
+    line += ["--source", str(place.data / CIFAR10[0]), "--test", str(place.data / CIFAR10[1])]
+    line += ["--model", json.dumps(model), "--recipe", json.dumps(asked), "--seeds", *map(str, range(seeds))]
+    done = subprocess.run([*line, *(["--limit", "500"] if place.small else [])], check=False)
+    if done.returncode:
+        raise SystemExit(f"train_accuracy.py ended with {done.returncode}")
+    found = json.loads(table.read_text())
+    pairs = zip(found["accuracies"], found["seconds"], strict=True)
+    yield f"mean {found['mean']:.4f}: " + ", ".join(f"{accuracy:.4f} in {s:.1f} s" for accuracy, s in pairs), found
 
 
 def large_images(place: Place) -> Found:

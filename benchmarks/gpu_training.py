@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from unseen_ray.config.named_recipes import RECIPES
 from unseen_ray.config.recipe import Recipe
 from unseen_ray.data.images.pixel_store import PixelStore
 from unseen_ray.storage.filesystem import Folder
@@ -39,10 +40,11 @@ def images(count: int, size_px: int, classes: int) -> tuple[np.ndarray, np.ndarr
     return rng.integers(0, 256, (count, size_px, size_px, 3), np.uint8), rng.integers(0, classes, count)
 
 
-def recipe(batch: int, **more: Any) -> Recipe:
-    """So many epochs that no check comes to the end of them."""
-    named: dict[str, Any] = {"precision": resolve_precision("auto", DEVICE), **more}
-    return Recipe(epochs=100_000, min_steps=0, batch_size=batch, lr=0.01, **named)
+def recipe(batch: int, named: str = "quick", **more: Any) -> Recipe:
+    """A named recipe at a low rate, with so many epochs that no check comes to the end of them."""
+    changes = {"epochs": 100_000, "min_steps": 0, "batch_size": batch, "lr": 0.01, "min_lr": 0.0}
+    precision = resolve_precision("auto", DEVICE)
+    return RECIPES[named][0].model_copy(update={**changes, "precision": precision, **more})
 
 
 def model_of(name: str, classes: int) -> nn.Module:

@@ -37,7 +37,9 @@ def main() -> None:
     parser.add_argument("--source", required=True)
     parser.add_argument("--test", required=True)
     parser.add_argument("--limit", type=int, default=None, help="train on the first so many samples")
-    parser.add_argument("--model", default=None, help="default: by the image size")
+    parser.add_argument(
+        "--model", type=yaml.safe_load, help="a name, or {use: name, option: value}; default: by the size"
+    )
     parser.add_argument("--recipe", type=yaml.safe_load, default="quick", help="a name, or {use: name, field: value}")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
