@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from unseen_ray.errors import ConfigError
+from unseen_ray.execution.ray.internals import autoscaler_groups, autoscaler_kinds, cpus_of_machine, draining_nodes
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
@@ -184,21 +184,21 @@ def check_enough(capacity: Capacity, request: Resources, workers: int) -> None:
 def this_machine() -> Capacity:
     """The capacity of a private cluster on this machine, known before it starts."""
     import torch
-    from ray._private.utils import get_num_cpus
 
-    return Capacity(nodes=({"CPU": float(get_num_cpus()), "GPU": float(torch.cuda.device_count())},))
+    return Capacity(nodes=({"CPU": cpus_of_machine(), "GPU": float(torch.cuda.device_count())},))
 
 
 def survey() -> Capacity:
-    """The capacity of the cluster that this process is connected to."""
+    """The capacity of the cluster that this process is connected to, without nodes that are about to be taken away."""
     import ray
 
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    groups = _autoscaler_groups()
+    leaving, groups = draining_nodes(), autoscaler_groups()
+    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
     return Capacity(
         nodes=tuple(node["Resources"] for node in alive),
         groups=groups,
-        autoscaling=bool(groups) or _autoscaler_reports(),
+        # without an autoscaler, the monitor names the kinds of node after the nodes' ids
+        autoscaling=bool(groups) or any(not kind.startswith("node_") for kind in autoscaler_kinds()),
         node_ids=tuple(node["NodeID"] for node in alive),
         labels=tuple(node["Labels"] for node in alive),
     )
@@ -228,29 +228,6 @@ def _times(name: str, present: float, amount: float) -> int:
     # a share is one of a single GPU; the slack makes ten shares of 0.1 fit, whatever the rounding of the division
     gpus = int(present) if name == "GPU" and amount < 1 else 1
     return gpus * int(present / max(gpus, 1) / amount + 1e-9)
-
-
-def _autoscaler_groups() -> tuple[Resources, ...]:
-    """The kinds of node that the autoscaler may add, as reported by its version 2, which KubeRay runs."""
-    from ray._private.state import state
-
-    config = state.get_cluster_config()
-    groups: Sequence[Any] = config.node_group_configs if config is not None else ()
-    return tuple(
-        {name: float(amount) for name, amount in group.resources.items()} for group in groups if group.max_count != 0
-    )
-
-
-def _autoscaler_reports() -> bool:
-    """Whether an autoscaler of version 1 manages the nodes; without one, the monitor names node types after node ids."""
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    raw = _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
-    if not raw:
-        return False
-    report = json.loads(raw).get("autoscaler_report") or {}
-    return any(not str(kind).startswith("node_") for kind in (report.get("node_type_mapping") or {}).values())
 
 
 def computes_alike(first: Mapping[str, Any], other: Mapping[str, Any], *, deterministic: bool) -> bool:

@@ -15,14 +15,18 @@ import socket
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 
 import ray
-from ray._private.node import Node
-from ray._private.services import canonicalize_bootstrap_address
 
 from unseen_ray.errors import ClusterError, ConfigError
+from unseen_ray.execution.ray.internals import (
+    canonical_address,
+    dead_processes,
+    end_processes,
+    reread_authentication,
+    session_folder,
+)
 from unseen_ray.storage.environment import (
     RAY_API_SERVER,
     RAY_AUTH_MODE,
@@ -94,7 +98,7 @@ def starts_private(address: str | None) -> bool:
 
 def check_private() -> None:
     """ClusterError where the private cluster of this process has ended: no node can join it, and Ray ends the process a minute later."""
-    dead = {kind for kind, _ in ray._private.worker.global_worker.node.dead_processes()} & {"raylet", "gcs_server"}
+    dead = dead_processes() & {"raylet", "gcs_server"}
     if dead:
         raise ClusterError(
             f"the private Ray cluster has ended: its {' and '.join(sorted(dead))} does not run any more. Something killed it, perhaps "
@@ -120,7 +124,7 @@ def _joined(address: str) -> Iterator[None]:
     try:
         # Ray waits for minutes for the cluster that `auto` names if that has ended.
         auto = address == "auto"
-        found = answered(address, lambda: canonicalize_bootstrap_address(address), _REACH_WITHIN_S) if auto else address
+        found = answered(address, lambda: canonical_address(address), _REACH_WITHIN_S) if auto else address
         host, _, port = (found or address).rpartition("://")[2].partition(":")
         if port.isdecimal():
             check_reachable(host, int(port))
@@ -212,9 +216,10 @@ def _start(local: bool) -> str:
                 log_to_driver=False,
                 _temp_dir=folder,
             )
-            return str(ray._private.worker.global_worker.node.get_session_dir_path())
+            return session_folder()
         except BaseException as error:
-            _end_start(error)
+            if (begun := end_processes(error.__traceback__)) is not None:
+                _remove(begun)
             ray.shutdown()
             if not isinstance(error, Exception):  # where its wait has run out, Ray raises just that
                 raise
@@ -230,16 +235,6 @@ def _start(local: bool) -> str:
 
 def _cure(local: bool) -> str:
     return ", or do the same work without Ray: --executor local" if local else ""
-
-
-def _end_start(error: BaseException) -> None:
-    """End what a failed start has left running, and remove its session: Ray would do the former only when this process ends."""
-    frames = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
-    node = next((each for each in frames if isinstance(each, Node)), ray._private.worker._global_node)
-    if node is not None:
-        node.kill_all_processes(check_alive=False, allow_graceful=False)
-        with contextlib.suppress(AttributeError):  # it has none yet
-            _remove(str(node.get_session_dir_path()))
 
 
 def _remove(folder: str) -> None:
@@ -264,15 +259,7 @@ def _short_folder() -> str | None:
 def _environment(values: dict[str, str | None]) -> Iterator[None]:
     try:
         with replaced_variables(values):
-            _reread_authentication()
+            reread_authentication()
             yield
     finally:
-        _reread_authentication()
-
-
-def _reread_authentication() -> None:
-    """Ray reads its authentication variables once, at import; have it read them again, as ray.init itself does."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+        reread_authentication()

@@ -22,6 +22,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from unseen_ray.errors import ClusterError, ConfigError
 from unseen_ray.execution.ray.capacity import Capacity, check_fits, check_placement
 from unseen_ray.execution.ray.connect import api_server, check_reachable
+from unseen_ray.execution.ray.internals import dashboard_get
 from unseen_ray.storage.plain_text import reason_of
 
 if TYPE_CHECKING:
@@ -245,13 +246,10 @@ def _capacity(client: JobSubmissionClient) -> Capacity:
 
 def _get(client: JobSubmissionClient, path: str) -> dict[str, Any]:
     """The data of a response of the dashboard."""
-    try:  # the client's private method sends its token
-        response = client._do_request("GET", path, timeout=_PROBE_S * 3)
-        response.raise_for_status()
-        data: dict[str, Any] = response.json()["data"]
+    try:
+        return dashboard_get(client, path, _PROBE_S * 3)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"the cluster does not answer {path.partition('?')[0]}: {_first_line(error)}") from None
-    return data
 
 
 def _refusal(error: BaseException) -> str:
