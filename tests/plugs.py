@@ -372,3 +372,21 @@ def fails_on_one_gpu(task: Any, *, source: Any, log: str) -> Predictions:
     if used == bad:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     yield from centroids(task, source=source)
+
+
+def noted_steps(num_classes: int, *, log: str, seconds: float) -> Any:
+    """A small net that notes each training step that it begins, by its Ray node, and takes its time over it."""
+    import ray
+    import torch
+
+    from unseen_ray.training.models import small_cnn
+
+    class Noted(torch.nn.Sequential):
+        def forward(self, images: Any) -> Any:
+            if self.training and ray.is_initialized():
+                with Path(log).open("a") as steps:
+                    steps.write(f"{ray.get_runtime_context().get_node_id()} {time.time()}\n")
+                time.sleep(seconds)
+            return super().forward(images)
+
+    return Noted(*small_cnn(num_classes, width=8))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from ray.exceptions import RayActorError, RayTaskError
 
-from unseen_ray.errors import ClusterError, ConfigError
+from unseen_ray.errors import ClusterError, ConfigError, FoldFailedError
 from unseen_ray.execution.ray.capacity import Capacity, check_feasible, computes_alike, default_gpus, plain_nodes, slots
-from unseen_ray.execution.ray.failures import Attempts, decide
+from unseen_ray.execution.ray.failures import Attempts, decide, failure_of, handle_failure
 from unseen_ray.execution.ray.waiting import Wait
 from unseen_ray.runs.tasks import Progress
+from unseen_ray.training.host import PreemptedError
 
 CPU_NODE = {"CPU": 4.0}
 GPU_NODE = {"CPU": 8.0, "GPU": 2.0}
@@ -87,6 +89,19 @@ def test_a_lost_worker_is_retried_and_an_error_is_not(failure: str, failed: int,
 def test_no_retries_means_none() -> None:
     assert decide("worker lost", failed=1, max_retries=0) == "give up"
     assert decide("out of memory", failed=1, max_retries=0) == "give up"
+
+
+def test_a_node_that_is_taken_away_with_notice_is_told_by_type_and_has_a_budget_of_its_own() -> None:
+    own = RayTaskError("score", "a traceback", PreemptedError()).as_instanceof_cause()
+    assert [failure_of(each) for each in (own, RayActorError(preempted=True))] == ["preempted", "preempted"]
+    assert failure_of(RayActorError(error_msg="its node was preempted, as the text alone says")) == "worker lost"
+    attempts = Attempts(max_retries=0, max_preemptions=2)
+    handle_failure(own, "stage 0 fold 1", attempts)
+    handle_failure(RayActorError(preempted=True), "stage 0 fold 1", attempts)
+    with pytest.raises(
+        FoldFailedError, match="taken away more than max_preemptions times in a row before it got further"
+    ):
+        handle_failure(own, "stage 0 fold 1", attempts)
 
 
 def epoch(done: int, doing: str = "train") -> Progress:

@@ -11,13 +11,19 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+import torch
 from ray import PlacementGroupID
+from ray.exceptions import ActorDiedError
+from ray.train import PreemptionError, WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2.api.preemption import PreemptionInfo
 from ray.util.placement_group import PlacementGroup
 
 import unseen_ray as ur
 from unseen_ray.execution.ray.data_parallel import _classify
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import Progress
+from unseen_ray.training.host import PreemptedError
 
 pytestmark = pytest.mark.ray
 
@@ -80,16 +86,22 @@ def test_a_fit_goes_on_from_its_checkpoint_when_a_worker_is_killed(tmp_path: Pat
     assert result.manifest.stages[1]["tasks"][0]["accuracy"] > 0.98
 
 
-def test_a_gpu_that_fails_is_a_lost_worker_and_an_assertion_on_it_is_not() -> None:
-    def kind(**failures: str) -> str:
-        error = RuntimeError("training failed")
-        error.worker_failures = {rank: RuntimeError(text) for rank, text in failures.items()}  # type: ignore[attr-defined]
-        return _classify(error)[0]
+def test_what_ends_a_shared_training_is_told_by_types() -> None:
+    def kind(*failures: Exception) -> str:
+        wrapped = [UserExceptionWithTraceback(failure, "Traceback (most recent call last) ...") for failure in failures]
+        return _classify(WorkerGroupError("training failed", dict(enumerate(wrapped))))[0]
 
-    traceback = "Traceback (most recent call last):\n  ...\ntorch.AcceleratorError: CUDA error: "
-    fault, broken = f"{traceback}uncorrectable ECC error encountered", "DistBackendError: NCCL communicator was aborted"
-    assert kind(first=fault, second=broken) == "worker lost"
-    assert kind(first=f"{traceback}device-side assert triggered", second=broken) == "error"
+    fault = torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+    broken = torch.distributed.DistBackendError("NCCL communicator was aborted")
+    bug = ValueError("RayActorError: DistBackendError: so says a bug of the user's")
+    assert kind(fault, broken) == "worker lost"
+    assert kind(RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"), broken) == "worker lost"
+    assert kind(torch.AcceleratorError("CUDA error: device-side assert triggered"), broken) == "error"
+    assert kind(bug, broken) == kind(bug) == "error"
+    assert kind(PreemptedError(), broken) == "preempted"
+    assert _classify(PreemptionError(PreemptionInfo(0, {"node": [1]})))[0] == "preempted"
+    dead = WorkerHealthCheckFailedError("no answer", ActorDiedError())
+    assert _classify(WorkerGroupError("training failed", {0: dead}))[0] == "worker lost"
 
 
 def test_a_batch_that_cannot_be_shared_and_a_cluster_too_small_are_refused(tmp_path: Path, session: None) -> None:

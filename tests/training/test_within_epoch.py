@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ import yaml
 import unseen_ray as ur
 from tests.training.fitting import TUNED, prepare, recipe, train
 from unseen_ray.storage.filesystem import Folder
+from unseen_ray.training import host
 from unseen_ray.training.hardware import numerics
+from unseen_ray.training.host import PreemptedError, leave_node
 from unseen_ray.training.loop import resume as standing
 from unseen_ray.training.loop.batches import BatchLoader
 from unseen_ray.training.loop.checkpoints import Checkpoints
@@ -77,6 +80,33 @@ def test_it_ends_in_the_same_weights_and_statistics(
         assert torch.equal(value, model.state_dict()[name]), name
     assert stats[-1].loss == expected[-1].loss and stats[-1].accuracy == expected[-1].accuracy
     assert stats[-1].seconds >= saved.position["seconds"] > 0
+
+
+@pytest.mark.parametrize("leave_at", [1, 5, STEPS, STEPS + 4])
+def test_a_fit_whose_node_is_taken_away_stops_after_a_checkpoint_and_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leave_at: int
+) -> None:
+    clean, _ = train(None, recipe(EPOCHS))
+    given, epoch = 0, BatchLoader.epoch
+
+    def counted(self: BatchLoader, *args: Any, **options: Any) -> Any:
+        nonlocal given
+        for batch in epoch(self, *args, **options):
+            given += 1
+            if given == leave_at:
+                leave_node()
+            yield batch
+
+    monkeypatch.setattr(BatchLoader, "epoch", counted)
+    monkeypatch.setattr(host, "_leaving", threading.Event())
+    with pytest.raises(PreemptedError):
+        train(tmp_path, recipe(EPOCHS))
+    assert given == leave_at
+    host._leaving.clear()
+    model, _ = train(tmp_path, recipe(EPOCHS))
+    assert given == EPOCHS * STEPS
+    for name, value in clean.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
 
 
 @pytest.mark.usefixtures("kept_at_every_step")

@@ -37,7 +37,16 @@ __all__ = [
 
 NAMED_FIELDS = ("source", "score", "also_score", "policy", "guard", "scoring", "fit")
 """Fields that may name the user's own functions, which `evaluate` takes again: a run's folder alone never causes an import."""
-EXECUTOR_FIELDS = ("executor", "address", "cpus_per_fold", "gpus_per_fold", "placement", "max_retries", "wait_s")
+EXECUTOR_FIELDS = (
+    "executor",
+    "address",
+    "cpus_per_fold",
+    "gpus_per_fold",
+    "placement",
+    "max_retries",
+    "max_preemptions",
+    "wait_s",
+)
 """Fields that say where and how to run, but not what to compute."""
 
 UNSEEN_FIELDS = ("folds", "train_on", "stratify", "schedule", "guard")
@@ -60,6 +69,9 @@ FREE_FIELDS = (
     *EXECUTOR_FIELDS,
 )
 """Fields that cannot change which ids are selected: a run may be resumed with other values."""
+
+_LATER: dict[str, Any] = {"scoring": {}, "group": None, "placement": None, "max_preemptions": 20}
+"""Fields that older stored runs do not have, with the values by which they are left out."""
 
 _PLACES, _LISTS = {"source", "test", "group"}, {"also_score", "log_to"}
 _FORMS = {*_PLACES, *_LISTS, "score", "policy", "guard", "model", "fit"}
@@ -268,6 +280,12 @@ class PruneConfig(BaseModel):
         description="restarts in a row of a task that loses its worker without making progress",
         json_schema_extra=listed("cluster", rare=True),
     )
+    max_preemptions: int = Field(
+        default=20,
+        ge=0,
+        description="moves in a row of a task off nodes that are taken away with notice, as spot nodes are, without making progress",
+        json_schema_extra=listed("cluster", rare=True),
+    )
     wait_s: float = Field(
         default=600,
         ge=0,
@@ -375,7 +393,7 @@ class PruneConfig(BaseModel):
         return {
             name: jsonable(values[name])
             for name in type(self).model_fields
-            if name not in ("scoring", "group", "placement") or values[name]  # older stored runs do not have them
+            if name not in _LATER or values[name] != _LATER[name]
         }
 
     def changed(self, **values: Unpack[RunFields]) -> PruneConfig:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import threading
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
     from unseen_ray.config.recipe import Precision
 
 __all__ = [
+    "PreemptedError",
     "claim_process",
     "cpu_precision",
     "cpu_precisions",
     "describe_machine",
     "freed_memory_kept",
     "is_gpu_fault",
+    "is_leaving",
+    "leave_node",
     "may_have_gpu",
 ]
 
@@ -29,6 +33,21 @@ _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, the same unde
 _BF16 = "avx512_bf16"
 
 _is_own = False
+_leaving = threading.Event()
+
+
+class PreemptedError(Exception):
+    """A training stopped after a checkpoint, as its node is about to be taken away: it goes on elsewhere, and has not failed."""
+
+
+def leave_node() -> None:
+    """Have the training of this process write a checkpoint at once and stop, as its node is about to be taken away."""
+    _leaving.set()
+
+
+def is_leaving() -> bool:
+    """Whether this process is to leave its node."""
+    return _leaving.is_set()
 
 
 def may_have_gpu() -> bool:

@@ -80,6 +80,7 @@ class CommonFields(ScoreFields, total=False):
     gpus_per_fit: int
     placement: Mapping[str, Any] | None
     max_retries: int
+    max_preemptions: int
     wait_s: float
     executor: Literal["ray", "local"]
     log_to: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
@@ -108,6 +109,7 @@ class MeasureFields(TypedDict, total=False):
     gpus_per_fold: float | None
     placement: Mapping[str, Any] | None
     max_retries: int
+    max_preemptions: int
     wait_s: float
 
 

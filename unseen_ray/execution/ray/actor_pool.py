@@ -14,7 +14,6 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from unseen_ray.errors import FoldFailedError
 from unseen_ray.execution.ray.actors import start_fold_worker
 from unseen_ray.execution.ray.capacity import (
     GPU_LABEL,
@@ -27,15 +26,7 @@ from unseen_ray.execution.ray.capacity import (
     survey,
 )
 from unseen_ray.execution.ray.connect import check_private
-from unseen_ray.execution.ray.failures import (
-    Attempts,
-    decide,
-    explain,
-    failure_of,
-    handle_failure,
-    loss_of,
-    raise_own,
-)
+from unseen_ray.execution.ray.failures import Attempts, failure_of, handle_failure
 from unseen_ray.execution.ray.waiting import Wait
 from unseen_ray.runs.tasks import Progress
 
@@ -78,6 +69,7 @@ class FoldPool:
         deterministic: whether all actors must be on one model of GPU.
         selectors: labels of the nodes to use, the preferred ones first; empty for all nodes.
         max_retries: how often in a row a task is started again after its actor was lost, and an actor replaced.
+        max_preemptions: the same where the node was taken away with notice.
         wait_s: how long to wait for a node that an actor fits on.
         out: the run's folder, which each actor must see.
         user_fit: whether a user's own function trains.
@@ -86,7 +78,6 @@ class FoldPool:
 
     Attributes:
         worker_infos: what each actor said of itself when it came up, the first of which all others must match.
-        lost_at_start: how many actors in a row were lost before they came up.
     """
 
     request: Resources
@@ -95,16 +86,17 @@ class FoldPool:
     max_retries: int
     wait_s: float
     out: str
+    max_preemptions: int = 0
     deterministic: bool = False
     selectors: tuple[Selector, ...] = ()
     user_fit: bool = False
     is_private: bool = False
     on_retry: Callable[[str], None] = lambda name: None
     worker_infos: list[dict[str, Any]] = field(default_factory=list)
-    lost_at_start: int = 0
     _gpu_label: dict[str, str] = field(
         default_factory=dict
     )  # of the first actor's node, where all must have its model of GPU
+    _starts: Attempts = field(init=False)  # since the last actor that came up
     _idle: list[Any] = field(default_factory=list)
     # Unused, but they keep Ray from placing another actor on their node.
     _parked: list[Any] = field(default_factory=list)
@@ -112,6 +104,9 @@ class FoldPool:
     _busy: dict[Any, tuple[Any, int]] = field(default_factory=dict)
     _nodes: dict[Any, str] = field(default_factory=dict)  # of each actor, or the one it was requested on
     _last_survey: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._starts = self._attempts()
 
     def request_actors(self, tasks: int) -> None:
         """Have as many actors up or pending as `tasks` tasks can use, and no more."""
@@ -164,7 +159,7 @@ class FoldPool:
         """Every value that the tasks yield, with the place of the task; see `run`."""
         queue = deque(range(len(tasks)))
         finished: set[int] = set()
-        attempts = [Attempts(self.max_retries) for _ in tasks]
+        attempts = [self._attempts() for _ in tasks]
         waiting = self._wait()
         while queue or self._busy:
             self.request_actors(max(len(queue) + len(self._busy), keep))
@@ -194,6 +189,9 @@ class FoldPool:
                         queue.append(place)
             if queue:
                 self._check(waiting)
+
+    def _attempts(self) -> Attempts:
+        return Attempts(self.max_retries, self.max_preemptions)
 
     def _dismiss(self, actor: Any, error: RayError) -> None:
         """Let an actor go, but keep a GPU that failed from the next one while there is another."""
@@ -303,15 +301,10 @@ class FoldPool:
                     self._settle_gpu(self._nodes[actor])
                 self.worker_infos.append(info)
                 self._idle.append(actor)
-                self.lost_at_start = 0
+                self._starts = self._attempts()
             except RayError as error:
-                raise_own(error)
-                self.lost_at_start += 1
                 self._survey_soon()
-                failure = failure_of(error)
-                if decide(failure, failed=self.lost_at_start, max_retries=self.max_retries) == "give up":
-                    raise FoldFailedError("a fold actor", self.lost_at_start, explain(error, failure)) from None
-                logger.warning("a worker could not start: %s", loss_of(error))
+                handle_failure(error, "a fold actor", self._starts)
 
 
 def _text(request: Resources) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import platform
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +14,12 @@ from unseen_ray.data.images.pixel_files import PixelFiles, write_file
 from unseen_ray.data.images.pixel_store import BadSample, PixelStore, decode_range
 from unseen_ray.data.sources.registry import Source, SourceRef, open_source
 from unseen_ray.errors import ConfigError
+from unseen_ray.execution.ray.internals import draining_nodes
 from unseen_ray.pruning.merge import Merged, Merger, MergeRequest
 from unseen_ray.runs.layout import MANIFEST, MANIFEST_COPY
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.training.host import claim_process
+from unseen_ray.training.host import claim_process, leave_node
 
 if TYPE_CHECKING:
     from unseen_ray.config.recipe import Precision
@@ -25,7 +29,11 @@ if TYPE_CHECKING:
     from unseen_ray.runs.manifest_entries import Receipt
     from unseen_ray.runs.tasks import EvalResult, Job, Progress
 
-__all__ = ["Aggregator", "FoldWorker", "device_of_actor", "start_fold_worker"]
+__all__ = ["Aggregator", "FoldWorker", "device_of_actor", "start_fold_worker", "watch_node"]
+
+logger = logging.getLogger(__name__)
+
+_WATCH_EVERY_S = 2.0  # clouds give notice 30 s or 2 min before
 
 
 class FoldWorker:
@@ -54,10 +62,8 @@ class FoldWorker:
                 f"node {platform.node()} does not see the run's folder: out={out} must be on storage that every node shares, "
                 "under the same path or URI."
             )
-        import ray
-
         claim_process()
-        place = {"node": platform.node(), "node_id": ray.get_runtime_context().get_node_id()}
+        place = {"node": platform.node(), "node_id": watch_node()}
         return {
             **place,
             **(_without_torch(precision) if user_fit and not _has_gpu_of_torch() else _with_torch(precision)),
@@ -122,6 +128,27 @@ class Aggregator:
         if self._merger is None or self._merger[0] != run_id:
             self._merger = run_id, Merger(job, labels_N)
         return self._merger[1]
+
+
+def watch_node() -> str:
+    """Have this process leave its node as soon as Ray has notice that the node is about to be taken away; returns the node's id."""
+    import ray
+
+    node_id: str = ray.get_runtime_context().get_node_id()
+    threading.Thread(target=_watch, args=(node_id,), name="node watch", daemon=True).start()
+    return node_id
+
+
+def _watch(node_id: str) -> None:
+    while True:
+        try:
+            if node_id in draining_nodes():
+                return leave_node()
+        except (
+            Exception
+        ) as error:  # Ray's errors share no base; while its head does not answer, there is no notice either
+            logger.debug("Ray does not tell which nodes are about to be taken away: %s", error)
+        time.sleep(_WATCH_EVERY_S)
 
 
 def start_fold_worker(request: Resources, strategy: Any, selectors: Sequence[Selector] = ()) -> Any:

@@ -17,12 +17,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from unseen_ray.data.images.loading import pixel_store_of
 from unseen_ray.data.sources.registry import open_source
 from unseen_ray.errors import FoldFailedError, UnseenError
+from unseen_ray.execution.ray.actors import watch_node
 from unseen_ray.execution.ray.capacity import fit_request
 from unseen_ray.execution.ray.failures import Attempts, Failure
+from unseen_ray.execution.ray.internals import cause_of, is_unhealthy_worker
 from unseen_ray.execution.ray.waiting import Wait
 from unseen_ray.runs.layout import CHECKPOINTS, RAY_TRAIN
 from unseen_ray.storage.filesystem import Folder
-from unseen_ray.training.host import is_gpu_fault
+from unseen_ray.training.host import PreemptedError, is_gpu_fault
 
 if TYPE_CHECKING:
     from unseen_ray.core.tasks import EvalTask, ScoreTask
@@ -37,14 +39,10 @@ __all__ = ["train_together"]
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
-_BROKEN = (  # the words of torch.distributed and Ray for a connection whose other end is gone
+_BROKEN = (
     "Connection closed by peer",
     "Connection reset by peer",
-    "DistBackendError",
-    "WorkerHealthCheck",
-    "RayActorError",
-    "ActorDied",
-)
+)  # gloo raises a plain RuntimeError where the other end is gone
 
 Outcome = tuple[Failure, str] | None
 
@@ -67,7 +65,7 @@ def train_together(
         FoldFailedError: if workers were lost too often, or a worker's own code raised an error.
     """
     pool.request_actors(0)
-    attempts = Attempts(job.config.max_retries)
+    attempts = Attempts(job.config.max_retries, job.config.max_preemptions)
     logger.info("%s: %d workers train one model together", task.name, job.workers_of(task))
 
     def observe(event: Progress | Receipt | EvalResult) -> None:
@@ -180,7 +178,9 @@ class TrainDriver:
                     resources_per_worker={name: amount for name, amount in request.items() if amount > 0},
                 ),
                 run_config=RunConfig(
-                    name=RAY_TRAIN, storage_path=storage, failure_config=FailureConfig(max_failures=0)
+                    name=RAY_TRAIN,
+                    storage_path=storage,
+                    failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),  # retries are ours
                 ),
             ).fit()
         except Exception as error:  # not every exception can be pickled on its way out
@@ -200,6 +200,7 @@ def _train_shard(config: dict[str, Any]) -> None:
     from unseen_ray.training.task_runner import TaskRunner
 
     claim_process()
+    watch_node()
     context, driver = ray.train.get_context(), config["driver"]
     shard = WorkerShare(context.get_world_rank(), context.get_world_size())
     _, job_ref, labels_ref, pixels_ref = config["shared"]
@@ -225,7 +226,12 @@ def _train_shard(config: dict[str, Any]) -> None:
 
 def _classify(error: Exception) -> tuple[Failure, str]:
     """Whether workers or their GPUs were lost, which breaks the connections of the others too, or a worker's code raised an error."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    from ray.train import PreemptionError, WorkerGroupError
+
+    raised = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    failures = {rank: cause_of(failure) for rank, failure in raised.items()}
+    if isinstance(error, PreemptionError) or any(isinstance(each, PreemptedError) for each in failures.values()):
+        return "preempted", "the node of a worker is taken away"
     lost = {rank: failure for rank, failure in failures.items() if _is_loss(failure)}
     # One error of a worker's own code decides: it broke the others' connections, and would again.
     if lost and len(lost) == len(failures):
@@ -234,7 +240,9 @@ def _classify(error: Exception) -> tuple[Failure, str]:
     return "error", f"its own code raised an error:\n{str(error).strip()}"
 
 
-def _is_loss(failure: Exception) -> bool:
-    if isinstance(failure, RayActorError) or is_gpu_fault(failure):
+def _is_loss(failure: BaseException) -> bool:
+    from torch.distributed import DistError
+
+    if isinstance(failure, (RayActorError, DistError)) or is_unhealthy_worker(failure) or is_gpu_fault(failure):
         return True
-    return any(word in f"{type(failure).__name__} {failure}" for word in _BROKEN)
+    return any(word in str(failure) for word in _BROKEN)

@@ -103,7 +103,7 @@ class RayExecutor:
             pool.worker_infos[:] = [known if requested == "auto" else {**known, "precision": requested}]
             return self._prepared(job, self._given, pool)
         # the first comes up while folds train
-        self._aggregators = Aggregators(max_retries=job.config.max_retries, placement=job.config.placement)
+        self._aggregators = Aggregators(job.config)
         held, skipped = self._load(job, source, pool)
         self._context = ClusterContext(
             out=job.out,
@@ -204,6 +204,7 @@ class RayExecutor:
             capacity=capacity,
             precision=config.recipe.precision,
             max_retries=config.max_retries,
+            max_preemptions=config.max_preemptions,
             wait_s=config.wait_s,
             out=job.out if self._given is None else self._given.out,
             deterministic=config.recipe.deterministic,

@@ -20,7 +20,7 @@ from ray.exceptions import (
 
 from unseen_ray.errors import FoldFailedError, UnseenError
 from unseen_ray.runs.tasks import Progress
-from unseen_ray.training.host import is_gpu_fault
+from unseen_ray.training.host import PreemptedError, is_gpu_fault
 
 __all__ = [
     "Attempts",
@@ -37,14 +37,14 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-Failure = Literal["worker lost", "GPU failed", "out of memory", "error"]
+Failure = Literal["preempted", "worker lost", "GPU failed", "out of memory", "error"]
 Decision = Literal["retry", "give up"]
 
 _MEMORY_RETRIES = 1
 _LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
 
 
-def decide(failure: Failure, *, failed: int, max_retries: int) -> Decision:
+def decide(failure: Failure, *, failed: int, max_retries: int, max_preemptions: int = 0) -> Decision:
     """Whether to start a task again.
 
     A lost worker or a GPU that failed is no fault of the task. A task that ran out of the node's memory may have shared it with a
@@ -53,10 +53,10 @@ def decide(failure: Failure, *, failed: int, max_retries: int) -> Decision:
     Args:
         failure: what happened.
         failed: how often in a row the task has failed in this way, including this time.
-        max_retries: the configuration's.
+        max_retries, max_preemptions: the configuration's; the latter for nodes that were taken away with notice.
     """
-    allowed = {"out of memory": min(_MEMORY_RETRIES, max_retries), "error": 0}.get(failure, max_retries)
-    return "retry" if failed <= allowed else "give up"
+    own = {"preempted": max_preemptions, "out of memory": min(_MEMORY_RETRIES, max_retries), "error": 0}
+    return "retry" if failed <= own.get(failure, max_retries) else "give up"
 
 
 @dataclass(slots=True)
@@ -64,11 +64,12 @@ class Attempts:
     """Counts a task's failures in a row; an epoch further than ever before resets the count.
 
     Attributes:
-        max_retries: the configuration's.
+        max_retries, max_preemptions: the configuration's.
         count: the total number of failures.
     """
 
     max_retries: int
+    max_preemptions: int = 0
     count: int = 0
     _reached: tuple[bool, int] = (False, 0)
     _in_a_row: Counter[Failure] = field(default_factory=Counter)
@@ -86,7 +87,12 @@ class Attempts:
         """Count a failure, and decide what to do."""
         self.count += 1
         self._in_a_row[failure] += 1
-        return decide(failure, failed=self._in_a_row[failure], max_retries=self.max_retries)
+        return decide(
+            failure,
+            failed=self._in_a_row[failure],
+            max_retries=self.max_retries,
+            max_preemptions=self.max_preemptions,
+        )
 
 
 def handle_failure(error: RayError, name: str, attempts: Attempts) -> None:
@@ -100,7 +106,10 @@ def handle_failure(error: RayError, name: str, attempts: Attempts) -> None:
     raise_own(error)
     if attempts.failed(failure) == "give up":
         raise FoldFailedError(name, attempts.count, explain(error, failure)) from None
-    logger.warning("%s: %s; starting it again, attempt %d", name, loss_of(error), attempts.count + 1)
+    if failure == "preempted":
+        logger.info("%s: %s; going on elsewhere, from its checkpoint", name, loss_of(error))
+    else:
+        logger.warning("%s: %s; starting it again, attempt %d", name, loss_of(error), attempts.count + 1)
 
 
 def raise_own(error: RayError) -> None:
@@ -111,6 +120,10 @@ def raise_own(error: RayError) -> None:
 
 def failure_of(error: RayError) -> Failure:
     """The kind of a failure."""
+    if isinstance(getattr(error, "cause", None), PreemptedError):
+        return "preempted"
+    if isinstance(error, RayActorError) and error.preempted:
+        return "preempted"
     if isinstance(error, OutOfMemoryError):
         return "out of memory"
     if is_gpu_fault(error):
@@ -120,6 +133,11 @@ def failure_of(error: RayError) -> Failure:
 
 def explain(error: RayError, failure: Failure) -> str:
     """The user's message about the last failure."""
+    if failure == "preempted":
+        return (
+            "its nodes were taken away more than max_preemptions times in a row before it got further. Raise max_preemptions, or name "
+            "nodes that stay by placement.fits."
+        )
     if failure == "out of memory":
         return "it ran out of memory. Lower recipe.batch_size, or let fewer folds run on a node (higher cpus_per_fold)."
     if failure == "GPU failed":
@@ -132,18 +150,17 @@ def explain(error: RayError, failure: Failure) -> str:
 def loss_of(error: RayError) -> str:
     """What was lost, in words; the log of `-v` has Ray's own, with its ids and states."""
     logger.debug("Ray says: %s", error)
+    if failure_of(error) == "preempted":
+        return "its node is taken away"
     if isinstance(error, OutOfMemoryError):
         return "it ran out of memory"
     if is_gpu_fault(error):
         return f"its GPU failed: {str(error).strip().splitlines()[-1]}"
     if isinstance(error, ActorUnavailableError):
         return "its worker does not answer"
-    # Ray tells a lost node from a lost process in its text alone.
-    if isinstance(error, NodeDiedError) or (isinstance(error, RayActorError) and "node" in str(error).lower()):
-        return "its node was lost"
     if isinstance(error, ObjectLostError):
         return "data that it needs was lost with a node"
-    return "its worker was lost" if isinstance(error, _LOST) else first_line(error)
+    return "its worker was lost, or the node of it" if isinstance(error, _LOST) else first_line(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
 
-from unseen_ray.errors import FoldFailedError
 from unseen_ray.execution.ray.actors import Aggregator
 from unseen_ray.execution.ray.capacity import Selector, survey
-from unseen_ray.execution.ray.failures import decide, explain, failure_of, loss_of, raise_own
+from unseen_ray.execution.ray.failures import Attempts, handle_failure
 from unseen_ray.pruning.merge import Merged, MergeRequest, join_ranges
 from unseen_ray.runs.tasks import Job
+
+if TYPE_CHECKING:
+    from unseen_ray.config.run import PruneConfig
 
 __all__ = ["Aggregators"]
 
@@ -30,17 +32,16 @@ class Aggregators:
     """Merges stages on actors; when one is lost, another repeats its call.
 
     Args:
-        max_retries: how often a call is repeated.
-        placement: the configuration's, whose `aggregator` are labels of the nodes to use.
+        config: the run's, which says how often a call is repeated and which nodes to use.
     """
 
-    def __init__(self, *, max_retries: int, placement: Mapping[str, Any] | None = None) -> None:
-        self._max_retries = max_retries
-        self._selector: Selector | None = (placement or {}).get("aggregator")
+    def __init__(self, config: PruneConfig) -> None:
+        self._retries = config.max_retries, config.max_preemptions
+        self._selector: Selector | None = (config.placement or {}).get("aggregator")
         self._first = self._start()
 
     def _start(self) -> SupervisedActor:
-        return SupervisedActor(Aggregator, max_retries=self._max_retries, selector=self._selector)
+        return SupervisedActor(Aggregator, retries=self._retries, selector=self._selector)
 
     def merge(self, shared: Sequence[Any], job: Job, request: MergeRequest) -> Merged:
         """Merge a stage: on one actor, or range by range on several.
@@ -105,12 +106,12 @@ class SupervisedActor:
 
     Args:
         cls: the plain class.
-        max_retries: how often a call is repeated.
+        retries: how often a call is repeated after a failure, and after its node was taken away.
         selector: labels of the nodes to use; None for any node.
     """
 
-    def __init__(self, cls: type, *, max_retries: int, selector: Selector | None = None) -> None:
-        self._cls, self._max_retries, self._selector = cls, max_retries, selector
+    def __init__(self, cls: type, *, retries: tuple[int, int], selector: Selector | None = None) -> None:
+        self._cls, self._retries, self._selector = cls, retries, selector
         self._actor = self._start()
 
     def call(self, method: str, *args: Any) -> Any:
@@ -120,18 +121,13 @@ class SupervisedActor:
             UnseenError: as the method raised it on the actor.
             FoldFailedError: if it failed for good.
         """
-        name = f"{self._cls.__name__}.{method}"
-        for attempt in range(1, self._max_retries + 2):
+        name, attempts = f"{self._cls.__name__}.{method}", Attempts(*self._retries)
+        while True:
             try:
                 return ray.get(getattr(self._actor, method).remote(*args))
             except RayError as error:
-                failure = failure_of(error)
-                raise_own(error)
-                if decide(failure, failed=attempt, max_retries=self._max_retries) == "give up":
-                    raise FoldFailedError(name, attempt, explain(error, failure)) from None
-                logger.warning("%s: %s; calling it again", name, loss_of(error))
+                handle_failure(error, name, attempts)
                 self._actor = self._start()
-        raise AssertionError("the loop returns or raises")
 
     def close(self) -> None:
         """Kill the actor."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from unseen_ray.training.host import PreemptedError, is_leaving
 from unseen_ray.training.loop.epochs import EpochStats
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _WITHIN_S = 10.0  # a shorter epoch is trained again: that costs less than a checkpoint within it
 _AGREED_STEPS = 16  # asking every worker at every step would cost a round over the network each
+_ONCE, _AND_STOP = 1, 2  # what a worker of a fit asks for
 _SUMS, _CPU, _GPU = "within.sums", "within.cpu", "within.gpu"
 
 
@@ -83,7 +85,7 @@ def _of_worker(name: str, rank: int) -> str:
 
 @dataclass(slots=True, eq=False)
 class CheckpointWriter:
-    """Writes the checkpoints of a fit when they are due.
+    """Writes the checkpoints of a fit when they are due; at once, and as the last thing, where the node of a worker is taken away.
 
     Args:
         trainer: of the model.
@@ -97,34 +99,53 @@ class CheckpointWriter:
     shard: WorkerShare
     recorder: TrajectoryRecorder | None = None
     _last_write: float = field(init=False, default_factory=time.monotonic)
+    _stops: bool = field(init=False, default=False)
 
     def due_within(self, step: int, device: torch.device) -> bool:
-        """Whether a checkpoint is due within the epoch, as the last one is some time ago.
+        """Whether a checkpoint is due within the epoch, as the last one is some time ago or a worker's node is taken away.
 
-        The first worker decides for all that share a fit; they ask it every few steps.
+        The workers of a fit agree on it every few steps.
         """
-        if self.shard.workers == 1:
-            return self._is_due()
-        if (step + 1) % _AGREED_STEPS:
+        if self.shard.workers > 1 and (step + 1) % _AGREED_STEPS:
             return False
-        decision = torch.tensor([self.shard.rank == 0 and self._is_due()], dtype=torch.int32, device=device)
-        torch.distributed.broadcast(decision, 0)
-        return bool(decision)
+        may_stop = self.recorder is None or self.recorder.may_stop_within()
+        overdue = self.shard.rank == 0 and time.monotonic() - self._last_write >= _WITHIN_S
+        asked = self._agreed(_AND_STOP if is_leaving() else _ONCE if overdue else 0, device) if may_stop else 0
+        self._stops = asked == _AND_STOP
+        return asked > 0
 
-    def _is_due(self) -> bool:
-        if time.monotonic() - self._last_write < _WITHIN_S:
-            return False
-        return self.recorder is None or self.recorder.may_stop_within()
+    def _agreed(self, asked: int, device: torch.device) -> int:
+        """The most that a worker of the fit asks for; a collective call."""
+        if self.shard.workers == 1:
+            return asked
+        most = torch.tensor(asked, dtype=torch.int32, device=device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return int(most)
 
     def write(self, state: TrainState) -> None:
-        """Write a checkpoint, unless that would slow the fit down or the fit could not resume from it."""
+        """Write a checkpoint, unless that would slow the fit down or the fit could not resume from it.
+
+        Raises:
+            PreemptedError: once it is written, if the node of a worker is about to be taken away.
+        """
         stats, state = state.stats, state.gathered(self.shard)
         self._last_write = time.monotonic()
-        if self.shard.rank:
-            return  # the first worker writes; the others only had to take part in gathering their states
-        if self.recorder is not None and not state.steps and not self.recorder.may_stop(stats.epoch):
-            return
-        if stats.epoch < stats.epochs and not self.checkpoints.due(stats.trained_s):
+        if not state.steps:
+            may_stop = self.recorder is None or self.recorder.may_stop(stats.epoch)
+            self._stops = may_stop and is_leaving() and self.shard.workers == 1 and stats.epoch < stats.epochs
+            if not may_stop:
+                return
+        if self.shard.rank == 0:  # the others only had to take part in gathering their states
+            self._write(state)
+        if self._stops:
+            self.checkpoints.flush()
+            if self.shard.workers > 1:
+                torch.distributed.barrier()  # Ray Train ends the others once one has stopped
+            raise PreemptedError
+
+    def _write(self, state: TrainState) -> None:
+        stats = state.stats
+        if not self._stops and stats.epoch < stats.epochs and not self.checkpoints.due(stats.trained_s):
             return
         position = {**asdict(stats), "steps": state.steps, "scale": self.trainer.scale()}
         tensors = {**self.trainer.tensors(), **state.tensors()}
