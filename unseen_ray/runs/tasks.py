@@ -96,9 +96,8 @@ class Job:
 
     def vote_rows(self, task: ScoreTask, rows: int) -> int:
         """How many of a task's `rows` votes are scored and stored at a time: all, or a part's of a long task."""
-        if self.keeps_features(
-            task
-        ):  # they take more memory than votes do, and a model that resumes would predict them again
+        # Features take more memory than votes do, and a model that resumes would predict them again.
+        if self.keeps_features(task):
             return rows
         batch = 1 if self.config.fit else self.config.recipe.scoring_batch
         return self.limits.vote_rows(rows, batch=batch, probs=self.num_classes if self.resolved.keeps_probs else 0)

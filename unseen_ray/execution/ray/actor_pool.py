@@ -93,9 +93,8 @@ class FoldPool:
     is_private: bool = False
     on_retry: Callable[[str], None] = lambda name: None
     worker_infos: list[dict[str, Any]] = field(default_factory=list)
-    _gpu_label: dict[str, str] = field(
-        default_factory=dict
-    )  # of the first actor's node, where all must have its model of GPU
+    # Of the first actor's node, where all must have its model of GPU.
+    _gpu_label: dict[str, str] = field(default_factory=dict)
     _starts: Attempts = field(init=False)  # since the last actor that came up
     _idle: list[Any] = field(default_factory=list)
     # Unused, but they keep Ray from placing another actor on their node.

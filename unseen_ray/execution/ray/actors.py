@@ -144,9 +144,8 @@ def _watch(node_id: str) -> None:
         try:
             if node_id in draining_nodes():
                 return leave_node()
-        except (
-            Exception
-        ) as error:  # Ray's errors share no base; while its head does not answer, there is no notice either
+        # Ray's errors share no base; while its head does not answer, there is no notice either.
+        except Exception as error:
             logger.debug("Ray does not tell which nodes are about to be taken away: %s", error)
         time.sleep(_WATCH_EVERY_S)
 
