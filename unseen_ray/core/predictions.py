@@ -126,9 +126,8 @@ class EpochView:
         rows = max(_BLOCK // max(self.log_probs_BC.shape[1], 1), 1)
         for start in range(0, len(norm_B), rows):
             part = slice(start, start + rows)
-            errors_RC = np.exp(
-                self.log_probs_BC[part], dtype=np.float64
-            )  # squares of small float32 errors would vanish
+            # Squares of small float32 errors would vanish.
+            errors_RC = np.exp(self.log_probs_BC[part], dtype=np.float64)
             errors_RC[np.arange(len(errors_RC)), self.labels_B[part]] = self.doubt_label_B[part]
             norm_B[part] = np.sqrt(np.einsum("rc,rc->r", errors_RC, errors_RC))
         return norm_B

@@ -202,9 +202,8 @@ def check_unseen(task: ScoreTask, ids_M: IdArray, population: Population) -> Non
 
 def _scored_by(fold: int, spec: FoldSpec, votes: int | None) -> IdSet:
     """What a fold's model scores: all other folds, or the `votes` folds that follow it."""
-    if (
-        votes is None or votes == spec.num_folds - 1
-    ):  # the rule names stored work, so the same samples need the same rule
+    # The rule names stored work, so the same samples need the same rule.
+    if votes is None or votes == spec.num_folds - 1:
         return Outside(FoldIds(spec, fold))
     return Union(tuple(FoldIds(spec, (fold + step) % spec.num_folds) for step in range(1, votes + 1)))
 

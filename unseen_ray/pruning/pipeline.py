@@ -199,9 +199,8 @@ def _check_unchanged(run: Run, job: Job) -> None:
     """DataError if the source is not what the run began with: models before and after the change would have read two data sets."""
     try:
         info = open_source(job.source).info
-    except (
-        Exception
-    ) as error:  # of any kind, as a source of the user's own may raise; what was read before is none the worse
+    # Of any kind, as a source of the user's own may raise; what was read before is none the worse.
+    except Exception as error:
         logger.warning("the source cannot be opened again, to see whether it changed while the run read it: %s", error)
         return
     if not run.manifest.source.is_same_data(info):

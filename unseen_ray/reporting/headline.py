@@ -76,7 +76,6 @@ def command_to_measure(run: Run, *, seeds: int = 5) -> str:
 def _has_own_test(source: Any) -> bool:
     try:
         return default_test(source_ref(source)) is not None
-    except (
-        ConfigError
-    ):  # a folder that is not seen from here; only sources that have a name have a test set of their own
+    # A folder that is not seen from here; only sources that have a name have a test set of their own.
+    except ConfigError:
         return False

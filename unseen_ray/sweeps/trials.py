@@ -127,10 +127,9 @@ def keeping_for(runs: Sequence[PruneConfig]) -> Keeping:
         for text in scores.named:
             name = score_name(json.loads(text))
             if name in scores.asked:
+                # Two variants of one score share a column: their trials store different ones.
                 if asked.setdefault(name, text) != text:
-                    return Keeping(
-                        **save
-                    )  # two variants of one score share a column: their trials store different ones
+                    return Keeping(**save)
                 wanted[name] = json.loads(text)
             elif name not in scores.over_epochs:
                 wanted.setdefault(name, json.loads(text))

@@ -133,9 +133,8 @@ def write_file(files: PixelFiles, source: Source, start: int) -> list[BadSample]
 def write_files(files: PixelFiles, source: Source) -> list[BadSample]:
     """Write what is missing of the files; the samples that cannot be decoded, by id. See `write_file`."""
     ranges = files.ranges()
-    first = os.getpid() % len(
-        ranges
-    )  # other processes may write the same files: each starts elsewhere, and finds theirs
+    # Other processes may write the same files: each starts elsewhere, and finds theirs.
+    first = os.getpid() % len(ranges)
     bad = [sample for start, _ in ranges[first:] + ranges[:first] for sample in write_file(files, source, start)]
     return sorted(bad, key=lambda sample: sample.id)
 
@@ -169,9 +168,8 @@ class FilePixelStore:
 
         So many threads read at once that the latency of the storage alone would let `_WANTED_PER_S` images a second through.
         """
-        order = np.argsort(
-            ids_B, kind="stable"
-        )  # neighbours in a file become one read, if they are neighbours in the batch
+        # Neighbours in a file become one read, if they are neighbours in the batch.
+        order = np.argsort(ids_B, kind="stable")
         ids = ids_B[order]
         pixels = np.empty((len(ids), self.size_px, self.size_px, 3), np.uint8) if out is None else out
         runs = _runs(ids, order, self.files.rows_each)

@@ -169,9 +169,8 @@ class Meter:
 
     def _progress(self, event: Progress) -> None:
         state, task = self._tasks[event.task], event.task
-        if (
-            event.doing == "train" and not event.done
-        ):  # a start begins; it may resume from a checkpoint of an earlier one
+        # A start begins; it may resume from a checkpoint of an earlier one.
+        if event.doing == "train" and not event.done:
             state.passes, state.scored = None, 0
             state.began = time.monotonic()
         self._set("task_state", task, _TRAINING if event.doing == "train" else _SCORING)
