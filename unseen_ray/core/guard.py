@@ -23,7 +23,7 @@ _ROUNDING = 1e-6
 _CREDIBLE_FROM = 0.4
 _PAIRS = 2**20  # of a sample and a class that are compared at once
 
-_Margins = tuple[IntArray, FloatArray, IntArray]  # pairs of classes, margins, rows
+_Margins = tuple[IntArray, FloatArray, NDArray[np.uint64], IntArray]  # pairs of classes, margins, tie keys, rows or -1
 
 
 def confident_learning(
@@ -37,7 +37,7 @@ def confident_learning(
 
     Args:
         probs_MC: (M, C) mean out-of-fold probabilities, whole or in blocks, which are read twice.
-        labels_M: (M,) int64 given classes.
+        labels_M: (M,) int64 given classes, read by slices as the blocks are.
         plain: suspect those too, as the equation says.
 
     Returns:
@@ -50,9 +50,11 @@ def confident_learning(
     """
     if not isinstance(plain, bool):
         raise ConfigError(f"guard option plain={plain!r} is neither true nor false.")
-    counted_M, is_first_choice_M = _counted_for(as_blocks(probs_MC), labels_M)
-    suspects: NDArray[np.bool_] = (counted_M >= 0) & (counted_M != labels_M)
-    return suspects if plain else suspects & ~is_first_choice_M
+    probs = as_blocks(probs_MC)
+    suspects = np.empty(probs.shape[0], bool)
+    for rows, labels, counted, is_first in _counted_for(probs, labels_M):
+        suspects[rows] = (counted >= 0) & (counted != labels) & (plain | ~is_first)
+    return suspects
 
 
 def prune_by_noise_rate(
@@ -66,8 +68,8 @@ def prune_by_noise_rate(
 
     Args:
         probs_MC: (M, C) mean out-of-fold probabilities, whole or in blocks, which are read three times.
-        labels_M: (M,) int64 given classes.
-        ids_M: (M,) int64 sample ids.
+        labels_M: (M,) int64 given classes, read by slices as the blocks are.
+        ids_M: (M,) int64 sample ids, likewise.
         seed: breaks ties.
 
     Returns:
@@ -76,9 +78,7 @@ def prune_by_noise_rate(
     Source: Northcutt, Jiang and Chuang, Confident Learning (JAIR 2021), equations 1 to 3 and method 3; cleanlab's default filter.
     """
     probs = as_blocks(probs_MC)
-    counted_M, is_first_choice_M = _counted_for(probs, labels_M)
-    counts_CC = _calibrated_counts(counted_M, labels_M, probs.shape[1])
-    return _have_largest_margins(probs, labels_M, counts_CC, tie_keys(ids_M, seed)) & ~is_first_choice_M
+    return _have_largest_margins(probs, labels_M, ids_M, _calibrated_counts(probs, labels_M), seed)
 
 
 def label_margin(*, label_margin_M: FloatArray, ids_M: IdArray, seed: int, cut: float = 0.1) -> NDArray[np.bool_]:
@@ -203,12 +203,13 @@ def allowed(
     return np.sort(np.concatenate([free, held[order[:short]]]))
 
 
-def _calibrated_counts(counted_M: NDArray[np.intp], labels_M: IntArray, num_classes: int) -> NDArray[np.int64]:
+def _calibrated_counts(probs: RowBlocks, labels_M: IntArray) -> NDArray[np.int64]:
     """(C, C) how many samples of each given class (rows) belong to each other class, 0 on the diagonal."""
-    pairs = labels_M[counted_M >= 0] * num_classes + counted_M[counted_M >= 0]
-    joint_CC: NDArray[np.int64] = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    joint_CC, sizes_C = np.zeros((probs.shape[1],) * 2, np.int64), np.zeros(probs.shape[1], np.int64)
+    for _, labels, counted, _ in _counted_for(probs, labels_M):
+        np.add.at(joint_CC, (labels[counted >= 0], counted[counted >= 0]), 1)
+        sizes_C += np.bincount(labels, minlength=len(sizes_C))
     np.fill_diagonal(joint_CC, np.maximum(joint_CC.diagonal(), 1))  # a class holds at least one sample of its own
-    sizes_C = np.bincount(labels_M, minlength=num_classes)
     shares_CC = joint_CC * (sizes_C / joint_CC.sum(axis=1))[:, None]
     counts_CC: NDArray[np.int64] = np.floor(shares_CC).astype(np.int64)
     ranks_CC = np.argsort(np.argsort(counts_CC - shares_CC, axis=1, kind="stable"), axis=1)  # largest remainder first
@@ -217,65 +218,76 @@ def _calibrated_counts(counted_M: NDArray[np.intp], labels_M: IntArray, num_clas
     return counts_CC
 
 
-def _counted_for(probs: RowBlocks, labels_M: IntArray) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """(M,) the most probable class whose threshold a sample reaches, -1 if none; (M,) whether its label is the most probable class."""
-    thresholds_C = _thresholds(probs, labels_M)
-    counted_M, is_first_M = np.empty(len(labels_M), np.intp), np.empty(len(labels_M), bool)
+def _counted_for(
+    probs: RowBlocks, labels_M: IntArray
+) -> Iterator[tuple[slice, IntArray, NDArray[np.intp], NDArray[np.bool_]]]:
+    """By blocks: rows, labels, the most probable class whose threshold a sample reaches, -1 if none, and `_are_first_choice`."""
+    # the mean of equal probabilities may round to just above them; the slack lets such samples reach it
+    thresholds_C = _thresholds(probs, labels_M) - _ROUNDING
     for rows, block in probs:
-        own = block[np.arange(len(block)), labels_M[rows]]
-        is_first_M[rows] = own + _ROUNDING >= block.max(axis=1)  # or as probable but for rounding
-        # the mean of equal probabilities may round to just above them; the slack lets such samples reach it
-        reached = block >= thresholds_C - _ROUNDING
-        counted_M[rows] = np.where(reached.any(axis=1), np.where(reached, block, -1.0).argmax(axis=1), -1)
-    return counted_M, is_first_M
+        labels = labels_M[rows]
+        reached = block >= thresholds_C
+        counted = np.where(reached.any(axis=1), np.where(reached, block, -1.0).argmax(axis=1), -1)
+        yield rows, labels, counted, _are_first_choice(block, labels)
+
+
+def _are_first_choice(probs_BC: FloatArray, labels_B: IntArray) -> NDArray[np.bool_]:
+    """(B,) whether the label is the most probable class, or as probable but for rounding."""
+    first: NDArray[np.bool_] = probs_BC[np.arange(len(probs_BC)), labels_B] + _ROUNDING >= probs_BC.max(axis=1)
+    return first
 
 
 def _thresholds(probs: RowBlocks, labels_M: IntArray) -> NDArray[np.float64]:
     """(C,) mean probability of each class over the samples labelled with it; infinite for a class without samples."""
-    sums_C = np.zeros(probs.shape[1])
+    sums_C, sizes_C = np.zeros(probs.shape[1]), np.zeros(probs.shape[1], np.int64)
     for rows, block in probs:
+        labels = labels_M[rows]
         # one after another, so that the sums do not depend on where blocks end
-        np.add.at(sums_C, labels_M[rows], block[np.arange(len(block)), labels_M[rows]].astype(np.float64))
-    sizes_C = np.bincount(labels_M, minlength=len(sums_C))
+        np.add.at(sums_C, labels, block[np.arange(len(block)), labels].astype(np.float64))
+        sizes_C += np.bincount(labels, minlength=len(sizes_C))
     return np.where(sizes_C > 0, sums_C / np.maximum(sizes_C, 1), np.inf)
 
 
 def _have_largest_margins(
-    probs: RowBlocks, labels_M: IntArray, counts_CC: NDArray[np.int64], keys_M: NDArray[np.uint64]
+    probs: RowBlocks, labels_M: IntArray, ids_M: IdArray, counts_CC: NDArray[np.int64], seed: int
 ) -> NDArray[np.bool_]:
-    """(M,) whether a sample labelled i is, for some j, among the `counts_CC[i, j]` of this label with the largest p_j - p_i."""
+    """(M,) whether a sample labelled i is, for some j, among the `counts_CC[i, j]` of this label with the largest p_j - p_i.
+
+    Those whose label is the most probable class count among them, but are not marked.
+    """
     least_CC = np.where(counts_CC > 0, -np.inf, np.inf)  # what a margin must reach to be among them
-    found: _Margins = np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64)
+    found: _Margins = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.uint64), np.empty(0, np.int64)
     more, count = [found], 0
     for start, block in _narrow(probs):
-        labels = labels_M[start : start + len(block)]
+        rows = slice(start, start + len(block))
+        labels, keys = labels_M[rows], tie_keys(ids_M[rows], seed)
         margins = block - block[np.arange(len(block)), labels][:, None]
         at, other = np.nonzero(margins >= least_CC[labels])
-        more.append((labels[at] * len(counts_CC) + other, margins[at, other], start + at))
+        marked = np.where(_are_first_choice(block, labels), -1, np.arange(rows.start, rows.stop))
+        pairs = np.ravel_multi_index((labels[at], other), counts_CC.shape)
+        more.append((pairs, margins[at, other], keys[at], marked[at]))
         count += len(at)
         if count > max(len(found[0]), _PAIRS):
-            found = _largest(more, counts_CC, keys_M, least_CC)
-            more, count = [found], 0
-    suspects = np.zeros(len(labels_M), bool)
-    suspects[_largest(more, counts_CC, keys_M, least_CC)[2]] = True
-    return suspects
+            found = _largest(more, counts_CC, least_CC)
+            more.append(found)
+            count = 0
+    suspects = np.zeros(probs.shape[0] + 1, bool)  # the last for those that are not marked
+    suspects[_largest(more, counts_CC, least_CC)[3]] = True
+    return suspects[:-1]
 
 
-def _largest(
-    pieces: list[_Margins],
-    counts_CC: NDArray[np.int64],
-    keys_M: NDArray[np.uint64],
-    least_CC: FloatArray,
-) -> _Margins:
-    """Of each pair of classes the largest margins, as many as are counted; raises `least_CC` to the last of them."""
-    pair_L, margin_L, row_L = (np.concatenate(column) for column in zip(*pieces, strict=True))
-    order = np.lexsort((keys_M[row_L], -margin_L, pair_L))
-    pair_L, margin_L, row_L = pair_L[order], margin_L[order], row_L[order]
-    counts_L, rank_L = counts_CC.ravel()[pair_L], np.arange(len(pair_L)) - np.searchsorted(pair_L, pair_L)
-    last = rank_L == counts_L - 1
-    least_CC.ravel()[pair_L[last]] = margin_L[last]
-    held = rank_L < counts_L
-    return pair_L[held], margin_L[held], row_L[held]
+def _largest(pieces: list[_Margins], counts_CC: NDArray[np.int64], least_CC: FloatArray) -> _Margins:
+    """Of each pair of classes the largest margins, as many as are counted; empties `pieces`, raises `least_CC` to the last."""
+    pair_L, margin_L, key_L, row_L = (np.concatenate(column) for column in zip(*pieces, strict=True))
+    pieces.clear()
+    order = np.lexsort((key_L, -margin_L, pair_L))
+    pairs = pair_L[order]
+    left_L = (
+        counts_CC.ravel()[pairs] - np.arange(len(pairs)) + np.searchsorted(pairs, pairs)
+    )  # places to give, with this
+    is_last, held = order[left_L == 1], order[left_L > 0]
+    least_CC.ravel()[pair_L[is_last]] = margin_L[is_last]
+    return pair_L[held], margin_L[held], key_L[held], row_L[held]
 
 
 def _narrow(probs: RowBlocks) -> Iterator[tuple[int, FloatArray]]:
