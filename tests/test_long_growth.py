@@ -184,6 +184,17 @@ def test_a_fit_is_given_int64_labels_of_a_long_source(tmp_path: Path) -> None:
     assert sum(receipt.scored for receipt in executor.score(tasks, lambda _: None)) == 2000
 
 
-def test_a_guard_says_that_it_holds_all_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    ur.prune(config_of(tmp_path / "run", guard="label_margin"), limits=LONG)
-    assert "guard label_margin compares all 240 candidates at once: they are held in memory." in caplog.text
+def unsure(p_label_M: np.ndarray) -> np.ndarray:
+    """A guard of a user's own."""
+    return p_label_M < 0.05
+
+
+def test_a_guard_of_a_users_own_says_that_it_holds_all_in_memory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = ur.prune(config_of(tmp_path / "run", guard=unsure), limits=LONG)
+    assert "unsure compares all 240 candidates at once: they are held in memory." in caplog.text
+    assert found.coreset.ids.tolist() == ur.prune(config_of(tmp_path / "whole", guard=unsure)).coreset.ids.tolist()
+    caplog.clear()
+    ur.prune(config_of(tmp_path / "by-passes", guard="label_margin"), limits=LONG)
+    assert "held in memory" not in caplog.text

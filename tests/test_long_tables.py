@@ -34,6 +34,8 @@ CHOICES: list[dict[str, Any]] = [
     {"keep": 0.95, "policy": "moderate"},  # more than there is without suspects
     {"guard": "none"},
     {"combine": "rank_mean"},
+    {"combine": "rank_mean", "policy": "class_balanced", "guard": "unlikely_label"},
+    {"guard": {"use": "label_margin", "cut": 0.2}},
 ]
 
 
@@ -78,7 +80,8 @@ def test_a_long_run_keeps_the_same_in_parts_that_the_manifest_names(runs: tuple[
             assert len(sizes) == 8 and max(sizes) <= 32
         else:
             assert sizes[:-1] == [32] * (len(sizes) - 1)
-        assert named == [f"{name}/part-{number:05d}.parquet" for number in range(len(sizes))]
+        marked = "-marked" if name == "stage-00/scores.parquet" else ""  # with suspects
+        assert named == [f"{name}/part-{number:05d}{marked}.parquet" for number in range(len(sizes))]
         assert pq.read_table(path).equals(pq.read_table(runs[0] / name))
         assert ds.dataset(path).count_rows() == rows
     assert not list(runs[1].glob("stage-*/coreset.parquet"))
@@ -130,17 +133,19 @@ def test_the_runs_own_parts_are_not_exported_over(runs: tuple[Path, Path], capsy
 
 
 def test_a_damaged_part_is_found_and_mended(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    part = runs[1] / "stage-00" / "scores.parquet" / "part-00003.parquet"
+    part = runs[1] / "stage-00" / "scores.parquet" / "part-00003-marked.parquet"
     before = part.read_bytes()
     part.write_bytes(before[:50] + bytes([before[50] ^ 1]) + before[51:])
     for limits in (LONG, DEFAULT_LIMITS):
-        with pytest.raises(StorageError, match=r"part-00003\.parquet is damaged: it is not what was written"):
+        with pytest.raises(StorageError, match=r"part-00003-marked\.parquet is damaged: it is not what was written"):
             ur.select(runs[1], keep=0.5, out=tmp_path / "damaged", limits=limits)
         assert not (tmp_path / "damaged").exists()
     ur.prune(config_of(runs[1]), limits=LONG)
     assert part.read_bytes() == before
     part.unlink()
-    with pytest.raises(StorageError, match=r"part-00003\.parquet is missing\. Run the same `unseen-ray prune` line"):
+    with pytest.raises(
+        StorageError, match=r"part-00003-marked\.parquet is missing\. Run the same `unseen-ray prune` line"
+    ):
         ur.select(ur.load(runs[1]), keep=0.5, out=tmp_path / "missing", limits=LONG)
     ur.prune(config_of(runs[1]), limits=LONG)
     assert part.read_bytes() == before

@@ -15,13 +15,14 @@ from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.core.arrays import IdArray
 from unseen_ray.core.combine_votes import log_of_probs
 from unseen_ray.core.folds import plan_folds
+from unseen_ray.core.outofcore import ranks
 from unseen_ray.core.samples.id_sets import ArrayIds
-from unseen_ray.core.scores import entropy
+from unseen_ray.core.scores import entropy, label_margin
 from unseen_ray.core.tasks import VotePart
 from unseen_ray.data.sources.registry import source_ref
 from unseen_ray.errors import IncompleteScoreError, StorageError
 from unseen_ray.pruning import merge as merging
-from unseen_ray.pruning.merge import Merged, Merger, MergeRequest, join_ranges, merge_request
+from unseen_ray.pruning.merge import Merged, Merger, MergeRequest, merge_request, with_no_other_parts
 from unseen_ray.runs import votes
 from unseen_ray.runs.layout import vote_file
 from unseen_ray.runs.manifest_entries import Receipt
@@ -36,6 +37,26 @@ SMALL = Limits(rows_in_memory=100, rows_of_a_part=64, rows_merged_at_once=30)
 RNG = np.random.default_rng(3)
 CANDIDATES = np.sort(RNG.permutation(3 * ROWS)[:ROWS])
 LABELS = RNG.integers(0, CLASSES, 3 * ROWS)
+
+OF_ALL: list[dict[str, Any]] = [
+    {"combine": "rank_mean"},
+    {"combine": "mean_prob"},
+    {"save_probs": True},
+    {"save_probs": True, "combine": "rank_mean", "guard": "prune_by_noise_rate"},
+    {"guard": "confident_learning"},
+    {"guard": {"use": "confident_learning", "plain": True}},
+    {"guard": "prune_by_noise_rate"},
+    {"guard": "label_margin"},
+    {"guard": {"use": "label_margin", "cut": 0.3}, "combine": "rank_mean"},
+    {"guard": "unlikely_label"},
+    {"guard": {"use": "unlikely_label", "many": 0.9}},
+    {"guard": "tests.test_merge:likely"},
+]
+
+
+def likely(p_label_M: np.ndarray, probs_MC: np.ndarray) -> np.ndarray:
+    """A guard of a user's own."""
+    return (p_label_M > 0.8) | (probs_MC[:, 0] > 0.9)
 
 
 @pytest.fixture
@@ -68,7 +89,10 @@ def write(out: Path, index: int, ids: IdArray, *, probs: bool, rows: int = ROWS)
         pred_M=p.argmax(axis=1),
         p_top_M=(rng.integers(3, 9, len(ids)) / 8).astype(np.float32),
         p_label_M=p[np.arange(len(ids)), LABELS[ids]],
-        scores={"entropy": entropy(log_of_probs(p), LABELS[ids])},
+        scores={
+            "entropy": entropy(log_of_probs(p), LABELS[ids]),
+            "label_margin": label_margin(log_of_probs(p), LABELS[ids]).round(1),
+        },
         probs_MC=p if probs else None,
     )
     receipt = Receipt(
@@ -141,7 +165,8 @@ def test_ranges_are_merged_in_any_order_and_by_anybody(tmp_path: Path) -> None:
     left = Folder(job.out).path("stage-00/scores.parquet/part-00099.parquet")
     Path(left).write_bytes(b"left by a merge of other ranges")
     again = [Merger(job, LABELS).merge_range(request, number) for number in (5, 0, 7, 3, 1, 2, 6, 4)]
-    assert join_ranges(job, request, again).files == table
+    joined = Merger(job, LABELS).join(request, again)
+    assert with_no_other_parts(Folder(job.out), 0, joined).files == table
     assert not Path(left).exists()
 
 
@@ -159,15 +184,36 @@ def test_no_more_than_a_range_of_votes_is_read_at_once(tmp_path: Path, monkeypat
 
 
 @pytest.mark.usefixtures("small_groups")
-@pytest.mark.parametrize(
-    "fields", [{"combine": "rank_mean"}, {"save_probs": True}, {"guard": "label_margin"}], ids=lambda f: next(iter(f))
-)
-def test_what_needs_all_candidates_is_merged_at_once(fields: dict[str, Any], tmp_path: Path) -> None:
-    assert asked(job_of(tmp_path, **fields)).num_ranges == 1
+@pytest.mark.parametrize("fields", OF_ALL, ids=str)
+def test_what_compares_all_candidates_is_the_same_by_ranges(
+    fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "_CHUNK", 40)
+    monkeypatch.setattr(ranks.add_mean_ranks, "__kwdefaults__", {"most_sorted": 50, "most_counted": 2})
+    stage(tmp_path, 3, probs=True)
+    long, short = job_of(tmp_path, **fields), job_of(tmp_path, DEFAULT_LIMITS, **fields)
+    found = merged(long)
+    table = read_table(Folder(long.out), "stage-00/scores.parquet", found.files)
+    probs = stored_probs(tmp_path)
+    Folder(long.out).delete_folder("stage-00/scores.parquet")
+    at_once = merged(short)
+    assert at_once.table is not None and table.equals(at_once.table)
+    assert found.summary.suspects == at_once.summary.suspects
+    np.testing.assert_array_equal(probs, stored_probs(tmp_path))
+    assert ("stage-00/probs.npy" in found.files) == ("stage-00/probs.npy" in at_once.files)
+
+
+def stored_probs(run: Path) -> np.ndarray:
+    path = run / "stage-00" / "probs.npy"
+    return np.load(path) if path.exists() else np.empty(0)
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_a_stage_of_few_candidates_is_one_range(tmp_path: Path) -> None:
     request = asked(job_of(tmp_path))
     assert (request.range_rows, request.num_ranges) == (64, 8)
     assert asked(job_of(tmp_path), stage=1, kept=ROWS - 100).num_ranges == 1
-    assert asked(job_of(tmp_path, guard="label_margin"), stage=1, kept=ROWS - 101).num_ranges == 8
+    assert asked(job_of(tmp_path), stage=1, kept=ROWS - 101).num_ranges == 8
 
 
 @pytest.mark.usefixtures("small_groups")

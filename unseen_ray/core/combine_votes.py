@@ -166,7 +166,7 @@ class VoteCombiner:
         votes = np.zeros(len(self.ids_M), np.int64)
         for where in at:
             votes += np.bincount(where, minlength=len(self.ids_M))
-        self._check_votes(votes)
+        self.check_votes(votes)
         return parts, at, votes
 
     def _complete(self) -> list[VotePart]:
@@ -180,7 +180,8 @@ class VoteCombiner:
             raise IncompleteScoreError("the tasks of one stage delivered different scores.")
         return parts
 
-    def _check_votes(self, votes_M: NDArray[np.int64]) -> None:
+    def check_votes(self, votes_M: NDArray[np.int64]) -> None:
+        """IncompleteScoreError unless each candidate has (M,) `votes_each` votes."""
         wrong = np.flatnonzero(votes_M != self.votes_each)
         if wrong.size:
             first = wrong[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +11,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from unseen_ray.config.run import PruneConfig
-from unseen_ray.config.score_columns import score_name
 from unseen_ray.core.samples.id_sets import ArrayIds, IdSet
 from unseen_ray.data.sources.registry import Source, key_column
 from unseen_ray.pruning.selection import Kept, features_for, pick
-from unseen_ray.pruning.suspects import SUSPECT, with_suspects
+from unseen_ray.pruning.suspects import with_suspects
 from unseen_ray.pruning.trials.plan import candidates_of, chosen_policy, with_candidate
 from unseen_ray.pruning.warnings import check_selection
 from unseen_ray.runs.id_files import open_id_files
@@ -60,12 +58,6 @@ class CoresetBuilder:
             self._keep(run.stored(stage_coreset(run.manifest.stages[-1].index), hold=not self._is_long))
             if candidates_of(job.config):
                 self.use(chosen_policy(job.config, run.manifest.stages[0].policy))
-        if self._is_long and job.resolved.guard_value != "none" and job.resolved.guards_by_rows is None:
-            logger.warning(
-                "guard %s compares all %d candidates at once: they are held in memory.",
-                score_name(job.resolved.guard_value),
-                len(population),
-            )
 
     @property
     def counts_C(self) -> IntArray:
@@ -137,12 +129,7 @@ class CoresetBuilder:
     def _with_suspects(self, run: Run, stage: Stage, scores: StoredTable) -> StoredTable:
         if self._resolved.guard_value == "none" or not stage.index:
             return scores
-        zero = run.stored(scores_file(0), hold=not self._is_long)
-        if SUSPECT not in zero.schema.names:
-            return scores
-        if self._is_long:
-            logger.warning("suspects of stage 0 are looked up: the scores of both stages are held in memory.")
-        return replace(scores, held=with_suspects(scores.table(), zero.table()))
+        return with_suspects(scores, run.stored(scores_file(0), hold=not self._is_long))
 
     def _keep(self, rows: StoredTable) -> None:
         """Take over the coreset of a stored stage."""

@@ -6,7 +6,7 @@ merged by any worker, in any order, and together hold what one merge of all woul
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,9 +18,11 @@ import pyarrow as pa
 from unseen_ray.config.score_columns import of_probabilities
 from unseen_ray.core.arrays import RowBlocks, as_blocks
 from unseen_ray.core.combine_votes import ScoreFunction, ScoreTable, VoteCombiner, reducible
-from unseen_ray.core.guard import are_credible
 from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside, are_in
-from unseen_ray.pruning.suspects import SUSPECT, count_unlikely, suspects_of, with_unlikely
+from unseen_ray.data.matrices import stored_matrix
+from unseen_ray.pruning.by_parts.scratch import Scratch, changed
+from unseen_ray.pruning.by_parts.vote_pieces import VotePiece, rank_means, rows_at_once, with_votes
+from unseen_ray.pruning.suspects import SUSPECT, suspects_of
 from unseen_ray.runs.layout import probs_file, scores_file
 from unseen_ray.runs.manifest_entries import StageSummary
 from unseen_ray.runs.vote_ranges import check_votes, open_votes
@@ -31,23 +33,25 @@ from unseen_ray.storage.tables import StoredTable, part_file, parts_of, write_ta
 if TYPE_CHECKING:
     from unseen_ray.core.arrays import FloatArray, IntArray, LabelArray
     from unseen_ray.core.samples.population import Population
+    from unseen_ray.pruning.by_parts.scratch import ScratchColumn
     from unseen_ray.runs.tasks import Job
 
 __all__ = [
+    "FIXED",
     "MergeRequest",
     "Merged",
     "Merger",
-    "join_ranges",
     "merge_request",
+    "names_of_scores",
     "score_columns",
     "scores_of",
     "store_stage",
     "summary_of",
-    "with_ranks",
+    "with_no_other_parts",
 ]
 
-_VOTES_AT_ONCE = 2**22  # of a long stage; candidates with more votes are merged in smaller groups
-_LEAST_ROWS = 2**16  # candidates of a group: with fewer, opening the vote files takes longer than reading them
+FIXED = ("id", "label", "votes", "pred", "p_label")
+"""The columns of every table of scores, before those of the scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -102,7 +106,7 @@ def merge_request(
     voters: tuple[IdSet, ...] = (),
     files: Mapping[str, str] | None = None,
 ) -> MergeRequest:
-    """Plan a stage's merge: in several ranges if the stage is long, and nothing needs all of it at once.
+    """Plan a stage's merge: in several ranges if the stage is long.
 
     Args:
         job: the run.
@@ -114,10 +118,7 @@ def merge_request(
         files: SHA-256 of the files of earlier stages.
     """
     compares = stage > 0 and job.resolved.scores.of_stages
-    config, total, rows = job.config, len(population), job.limits.part_rows(len(population) - num_kept)
-    # Ranks are among all that a model scored, most guards compare all candidates, and mean probabilities are one file.
-    compares_all = stage == 0 and job.resolved.guard_value != "none" and job.resolved.guards_by_rows is None
-    needs_all = config.combine == "rank_mean" or config.save_probs or compares_all
+    total, rows = len(population), job.limits.part_rows(len(population) - num_kept)
     return MergeRequest(
         stage=stage,
         candidates=Outside(kept) if num_kept else AllIds(),
@@ -125,7 +126,7 @@ def merge_request(
         votes_each=votes_each,
         voters=voters,
         first_files={part: files[part] for part in parts_of(scores_file(0), files)} if compares and files else {},
-        num_ranges=1 if rows is None or needs_all else -(-total // rows),
+        num_ranges=1 if rows is None else -(-total // rows),
         range_rows=rows or 0,
     )
 
@@ -158,7 +159,7 @@ class Merger:
         for index in range(request.num_parts):
             self.check(request, index)
         ranges = [self.merge_range(request, number) for number in range(request.num_ranges)]
-        return join_ranges(self._job, request, ranges)
+        return with_no_other_parts(self._folder, request.stage, self.join(request, ranges))
 
     def check(self, request: MergeRequest, index: int) -> None:
         """Verify the checksum of a task's votes, as a range reads only some of them; StorageError if it differs."""
@@ -172,30 +173,69 @@ class Merger:
                 self.check(request, index)
         pieces, probs, rows = [], None, 0
         for combiner in self._combiners(request, number):
-            piece = self._combined(combiner)
+            piece = self._combined(combiner, in_pieces=in_pieces)
             pieces.append(score_columns(piece))
             probs, rows = piece.probs_MC, rows + len(piece.ids_M)
         table = pa.concat_tables(pieces)
         if self._job.resolved.scores.of_stages:
             table = self._with_reducible(table, request)
-        if request.num_ranges == 1:
-            if in_pieces and self._job.config.combine == "rank_mean":
-                table = with_ranks(table, self._whole(request, probs=False))
-            means = None if probs is None else as_blocks(probs)
-            if in_pieces and self._job.resolved.keeps_probs:
-                means = RowBlocks((rows, self._job.num_classes), partial(self._mean_probs, request))
-            return store_stage(self._job, request.stage, table, means)
-        name = part_file(scores_file(request.stage), number)
-        files = {name: self._folder.write_table(name, table)} if table.num_rows else {}
-        summary = summary_of(table, self._population.num_classes)
-        if request.stage == 0:
-            unlikely = count_unlikely(self._job.resolved, table, self._sizes_C)
-            summary = replace(summary, suspects=unlikely)
-        return Merged(files=files, summary=summary)
+        if request.num_ranges > 1:
+            name = part_file(scores_file(request.stage), number)
+            files = {name: self._folder.write_table(name, table)} if table.num_rows else {}
+            return Merged(files=files, summary=summary_of(table, self._population.num_classes))
+        means = None if probs is None else as_blocks(probs)
+        if in_pieces:
+            for name, values in self._ranked(request, rows).items():
+                table = table.set_column(table.column_names.index(name), name, pa.array(values[:]))
+            means = self._means(request, rows)
+        return store_stage(self._job, request.stage, table, means)
 
-    @functools.cached_property
-    def _sizes_C(self) -> IntArray:
-        return self._population.class_counts()
+    def join(self, request: MergeRequest, ranges: Iterable[Merged]) -> Merged:
+        """A stage of all its merged ranges, with what compares all candidates: ranks, mean probabilities and suspects.
+
+        It holds a part of the table, of the votes what a range holds, and one byte a candidate where there is a guard. Parts that
+        get other columns are new files, so that whoever merges a range once more changes none.
+        """
+        job, folder, name = self._job, self._folder, scores_file(request.stage)
+        merged = list(ranges)
+        files = {part: digest for each in merged for part, digest in each.files.items()}
+        summary = StageSummary(
+            rows=sum(each.summary.rows for each in merged),
+            right=sum(each.summary.right for each in merged),
+            labels_C=np.sum([each.summary.labels_C for each in merged], axis=0),
+            suspects=None,
+        )
+        columns, probs = self._ranked(request, summary.rows), self._means(request, summary.rows)
+        stored, written = StoredTable(folder, name, files), {}
+        if job.config.save_probs and probs is not None:
+            written = _write_probs(job, request.stage, probs)
+            probs = stored_matrix(folder, probs_file(request.stage))
+        scores = changed(stored, columns, stored.schema.names)
+        if request.stage == 0 and (suspects := suspects_of(job.resolved, scores, probs, job.limits)) is not None:
+            columns[SUSPECT], summary = suspects, replace(summary, suspects=int(suspects.sum()))
+        return Merged(files={**(_with_columns(stored, columns) if columns else files), **written}, summary=summary)
+
+    def _ranked(self, request: MergeRequest, rows: int) -> dict[str, ScratchColumn]:
+        """The scores by ranks among all candidates; none by another rule."""
+        if self._job.config.combine != "rank_mean":
+            return {}
+        votes = (open_votes(self._folder, request.stage, index).part for index in range(request.num_parts))
+        scratch = Scratch(self._job.out, self._job.limits.rows_in_memory)
+        return rank_means(partial(self._all_pieces, request), votes, rows, scratch)
+
+    def _all_pieces(self, request: MergeRequest) -> Iterator[VotePiece]:
+        return itertools.chain.from_iterable(self._pieces(request, number) for number in range(request.num_ranges))
+
+    def _means(self, request: MergeRequest, rows: int) -> RowBlocks | None:
+        """The mean probabilities of all candidates, which are read anew each time; None if the votes have none."""
+        if not self._job.resolved.keeps_probs:
+            return None
+
+        def read() -> Iterator[FloatArray]:
+            votes = [open_votes(self._folder, request.stage, index).part for index in range(request.num_parts)]
+            return (combiner.mean_probs() for combiner in with_votes(self._all_pieces(request), votes))
+
+        return RowBlocks((rows, self._job.num_classes), read)
 
     def _with_reducible(self, table: pa.Table, request: MergeRequest) -> pa.Table:
         loss = table.column("loss").to_numpy()
@@ -212,45 +252,43 @@ class Merger:
         )
 
     def _rows_at_once(self, request: MergeRequest) -> int:
-        rows = min(self._job.limits.rows_merged_at_once, max(_VOTES_AT_ONCE // request.votes_each, _LEAST_ROWS))
+        rows = rows_at_once(self._job.limits, request.votes_each)
         if not self._job.resolved.keeps_probs:
             return rows
         return max(min(rows, self._job.limits.probs_merged_at_once // (self._job.num_classes * request.votes_each)), 1)
 
-    def _combined(self, combiner: VoteCombiner) -> ScoreTable:
+    def _combined(self, combiner: VoteCombiner, *, in_pieces: bool) -> ScoreTable:
         rule, scores = self._job.config.combine, self._job.resolved.scores
+        if in_pieces and rule == "rank_mean":  # ranks are among all candidates
+            rule = "mean"
         return combiner.combine(rule, self._functions, scores.of_votes, exact=self._job.resolved.exact)
-
-    def _mean_probs(self, request: MergeRequest) -> Iterator[FloatArray]:
-        return (combiner.mean_probs() for combiner in self._combiners(request, 0))
-
-    def _whole(self, request: MergeRequest, *, probs: bool = True) -> VoteCombiner:
-        """All votes of a stage, with or without their probabilities."""
-        combiner = self._combiner(request, request.candidates.resolve(self._population))
-        for index in range(request.num_parts):  # read whole: one request a file, which checks it as well
-            combiner.add(read_votes(self._folder, request.stage, index, probs=probs))
-        return combiner
 
     def _combiners(self, request: MergeRequest, number: int) -> Iterator[VoteCombiner]:
         """The votes of a range: all at once, or of a few candidates at a time."""
-        if not self._is_in_pieces(request):
-            yield self._whole(request)
+        if self._is_in_pieces(request):
+            votes = [open_votes(self._folder, request.stage, index).part for index in range(request.num_parts)]
+            yield from with_votes(self._pieces(request, number), votes)
             return
+        combiner = self._combiner(request, request.candidates.resolve(self._population))
+        for index in range(request.num_parts):  # read whole: one request a file, which checks it as well
+            combiner.add(read_votes(self._folder, request.stage, index))
+        yield combiner
+
+    def _pieces(self, request: MergeRequest, number: int) -> Iterator[VotePiece]:
+        """The candidates of a range, a few at a time."""
         population, start = self._population, number * request.range_rows
         last = number == request.num_ranges - 1
         low = None if number == 0 else population.id_at(start)  # the first begins, and the last ends, beyond all votes
         high = None if last else population.id_at(start + request.range_rows)
         ids = request.candidates.within(population, low or 0, len(population.labels_R) if high is None else high)
-        votes = [open_votes(self._folder, request.stage, index) for index in range(request.num_parts)]
         rows = self._rows_at_once(request)
         for first in range(0, max(len(ids), 1), rows):
             some = ids[first : first + rows]
-            combiner = self._combiner(request, some)
-            begin = low if first == 0 else int(some[0])
-            end = int(ids[first + rows]) if first + rows < len(ids) else high
-            for file in votes:
-                combiner.add(file.part(begin, end))
-            yield combiner
+            yield VotePiece(
+                combiner=self._combiner(request, some),
+                low=low if first == 0 else int(some[0]),
+                high=int(ids[first + rows]) if first + rows < len(ids) else high,
+            )
 
     def _combiner(self, request: MergeRequest, ids_M: np.ndarray) -> VoteCombiner:
         votes: int | IntArray = request.votes_each
@@ -266,56 +304,50 @@ class Merger:
 
 def store_stage(job: Job, stage: int, table: pa.Table, probs: RowBlocks | None) -> Merged:
     """Store the scores of a stage that was merged as one range, with suspects and probabilities, which need all of it."""
-    suspects = suspects_of(job.resolved, table, probs) if stage == 0 else None
+    scores = StoredTable(job.folder, scores_file(stage), {}, table)
+    suspects = suspects_of(job.resolved, scores, probs, job.limits) if stage == 0 else None
     if suspects is not None:
         table = table.append_column(SUSPECT, pa.array(suspects))
     part_rows = job.limits.part_rows(table.num_rows)
     files = write_table(job.folder, scores_file(stage), table, part_rows=part_rows)
     if job.config.save_probs and probs is not None:
-        files[probs_file(stage)] = job.folder.write_rows(probs_file(stage), probs.shape, probs.read)
+        files |= _write_probs(job, stage, probs)
     summary = summary_of(table, job.num_classes)
     return Merged(files=files, summary=summary, table=table if part_rows is None else None)
 
 
-def join_ranges(job: Job, request: MergeRequest, ranges: Iterable[Merged]) -> Merged:
-    """Join a stage's merged ranges; delete parts of an earlier merge of other ranges, which readers would take for ours."""
-    merged, folder = list(ranges), job.folder
-    files = {name: digest for each in merged for name, digest in each.files.items()}
-    name = scores_file(request.stage)
+def _write_probs(job: Job, stage: int, probs: RowBlocks) -> dict[str, str]:
+    return {probs_file(stage): job.folder.write_rows(probs_file(stage), probs.shape, probs.read)}
+
+
+def _with_columns(stored: StoredTable, columns: Mapping[str, ScratchColumn]) -> dict[str, str]:
+    """Write the parts of a table anew with other columns, one part in memory at a time; the SHA-256 of each."""
+    files, start = {}, 0
+    for part in parts_of(stored.name, stored.files):
+        rows = StoredTable(stored.folder, part, {part: stored.files[part]}).table()
+        of_part = {name: column[start : start + rows.num_rows] for name, column in columns.items()}
+        names = list(dict.fromkeys([*rows.column_names, *columns]))
+        rows = pa.table(
+            {name: of_part.get(name, rows.column(name) if name in rows.column_names else None) for name in names}
+        )
+        new = f"{part.removesuffix('.parquet')}-marked.parquet"
+        files[new] = stored.folder.write_table(new, rows)
+        start += rows.num_rows
+    return files
+
+
+def with_no_other_parts(folder: Folder, stage: int, merged: Merged) -> Merged:
+    """A stage, once parts that it does not name are deleted: readers would take those of an earlier merge for its own."""
+    name = scores_file(stage)
     for left in Folder(folder.path(name)).names():
-        if f"{name}/{left}" not in files:
+        if f"{name}/{left}" not in merged.files:
             folder.delete(f"{name}/{left}")
-    summaries = [each.summary for each in merged]
-    suspects = [each.suspects for each in summaries if each.suspects is not None]
-    summary = StageSummary(
-        rows=sum(each.rows for each in summaries),
-        right=sum(each.right for each in summaries),
-        labels_C=np.sum([each.labels_C for each in summaries], axis=0),
-        suspects=sum(suspects) if suspects else None,
-    )
-    return _with_suspects_marked(job, Merged(files=files, summary=summary))
-
-
-def _with_suspects_marked(job: Job, merged: Merged) -> Merged:
-    """A stage 0 whose ranges counted what `unlikely_label` suspects, with these marked if so many can be wrong labels."""
-    many, summary = job.resolved.guards_by_rows, merged.summary
-    if many is None or summary.suspects is None:
-        return merged
-    if not are_credible(summary.suspects, summary.right, summary.labels_C, many):
-        return replace(merged, summary=replace(summary, suspects=None))
-    return replace(merged, files=with_unlikely(job.folder, scores_file(0), merged.files, summary.labels_C))
+    return merged
 
 
 def scores_of(merged: Merged, folder: Folder, stage: int) -> StoredTable:
     """The scores of a merged stage."""
     return StoredTable(folder, scores_file(stage), merged.files, merged.table)
-
-
-def with_ranks(table: pa.Table, votes: VoteCombiner) -> pa.Table:
-    """A table that was merged in pieces, with scores combined by `rank_mean`: ranks are among all that a model scored."""
-    for name, values in votes.combine("rank_mean").scores.items():
-        table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.float32()))
-    return table
 
 
 def summary_of(table: pa.Table, num_classes: int) -> StageSummary:
@@ -327,6 +359,12 @@ def summary_of(table: pa.Table, num_classes: int) -> StageSummary:
         labels_C=np.bincount(labels, minlength=num_classes),
         suspects=int(table.column(SUSPECT).to_numpy().sum()) if SUSPECT in table.column_names else None,
     )
+
+
+def names_of_scores(scores: Iterable[str]) -> list[str]:
+    """The columns of some scores."""
+    names = list(scores)
+    return [*names, *(f"std_{name}" for name in names)]
 
 
 def score_columns(table: ScoreTable) -> pa.Table:

@@ -22,7 +22,7 @@ from unseen_ray.runs.layout import CORESET, KEYS, scores_file
 from unseen_ray.runs.manifest_entries import Cost
 from unseen_ray.runs.run import Run, choosing_s, load_run, open_selection
 from unseen_ray.storage.row_streams import in_step
-from unseen_ray.storage.tables import StoredTable, TableWriter, copy_table, write_table
+from unseen_ray.storage.tables import StoredTable, TableWriter, copy_table, write_batches
 
 if TYPE_CHECKING:
     from unseen_ray.core.policies.auto import RuleChoice
@@ -66,7 +66,7 @@ def reselect(
     resolved = ResolvedRun(config)
     warn_of_beta(config)
     keys, stored = _open(run, KEYS, limits), _open(run, scores_file(0), limits)
-    scores = scores_asked_for(run, resolved, stored)
+    scores = scores_asked_for(run, resolved, stored, limits)
     budget = _budget_of(keep, scores.num_rows)
     none = Kept(np.zeros(run.manifest.source.num_classes, np.int64))
     by_rule = choice_by_rule(config, scores, budget, none.counts_C)
@@ -91,7 +91,7 @@ def reselect(
             **(
                 copy_table(new.folder, name, run.folder, known)
                 if as_stored(run, resolved, stored)
-                else write_table(new.folder, name, scores.table(), part_rows=limits.part_rows(scores.num_rows))
+                else write_batches(new.folder, name, scores, part_rows=limits.part_rows(scores.num_rows))
             ),
         }
         cost = Cost(seconds=0.0, chosen_from_s=_stage_zero_s(run.manifest))

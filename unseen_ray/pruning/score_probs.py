@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,16 +33,18 @@ from unseen_ray.data.sources.info import fingerprint_of
 from unseen_ray.data.sources.registry import Source, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.plugins import did_you_mean, offered
-from unseen_ray.pruning.merge import score_columns, store_stage, with_ranks
+from unseen_ray.pruning.by_parts.scratch import Scratch
+from unseen_ray.pruning.by_parts.vote_pieces import pieces_of_table, rank_means, whole_reader
+from unseen_ray.pruning.merge import score_columns, store_stage
 from unseen_ray.pruning.validate import check_functions
 from unseen_ray.pruning.warnings import warn_of_columns
-from unseen_ray.runs.layout import KEYS, vote_file
+from unseen_ray.runs.layout import KEYS, scores_file, vote_file
 from unseen_ray.runs.manifest_entries import Receipt, source_entry, stage_entry, with_population
 from unseen_ray.runs.run import Run, open_scores
 from unseen_ray.runs.tasks import Job
 from unseen_ray.runs.votes import write_votes
 from unseen_ray.storage.filesystem import Folder, absolute_path
-from unseen_ray.storage.tables import write_table
+from unseen_ray.storage.tables import StoredTable, write_table
 
 if TYPE_CHECKING:
     from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, LabelArray
@@ -157,15 +160,13 @@ def _merged(job: Job, labels_N: LabelArray, votes: GivenVotes) -> tuple[pa.Table
         pieces.append(score_columns(piece))
     table, whole = pa.concat_tables(pieces).combine_chunks(), [join_votes(each) for each in parts]
     if rule == "rank_mean":
-        combiner = VoteCombiner(
-            ids_M=table.column("id").to_numpy(),
-            labels_M=table.column("label").to_numpy(),
-            num_parts=len(whole),
-            votes_each=votes.each,
+        stored = StoredTable(job.folder, scores_file(0), {}, table)
+        candidates = partial(pieces_of_table, stored, len(whole), table.num_rows)
+        ranked = rank_means(
+            candidates, map(whole_reader, whole), table.num_rows, Scratch(job.out, job.limits.rows_in_memory)
         )
-        for part in whole:
-            combiner.add(part)
-        table = with_ranks(table, combiner)
+        for name, values in ranked.items():
+            table = table.set_column(table.column_names.index(name), name, pa.array(values[:]))
     return table, whole
 
 

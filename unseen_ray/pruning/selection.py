@@ -16,7 +16,7 @@ from unseen_ray.core.outofcore.select import choose, why_not_streamed
 from unseen_ray.core.policies.auto import RuleChoice, use_by_rule
 from unseen_ray.errors import ConfigError, FitError
 from unseen_ray.plugins import offered, plug_of
-from unseen_ray.pruning.suspects import SUSPECT, open_positions, warn_of_needed
+from unseen_ray.pruning.suspects import SUSPECT, open_positions, score_chunks, warn_of_needed
 from unseen_ray.runs.features import StoredFeatures, load_features
 
 if TYPE_CHECKING:
@@ -182,17 +182,11 @@ def _pick_by_passes(
     config = resolved.config
     policy, options = plug_of(config.policy)
     assert isinstance(policy, str), "why_not_streamed refuses functions"
-    read = functools.partial(_chunks, scores, {"score": score_name(config.score)})
+    read = functools.partial(score_chunks, scores, {"score": score_name(config.score)})
     guarded = SUSPECT in scores.schema.names and resolved.guard_value != "none"
     shards = _without_suspects(resolved, scores, read, budget) if guarded else read
     chosen = choose(policy, shards, budget, kept_C=kept_C, seed=config.seed, options=options)
     return lambda: (pa.table(dict(chunk)) for chunk in chosen.rows(shards, ("id", "label", "score")))
-
-
-def _chunks(scores: StoredTable, called: dict[str, str], columns: Sequence[str]) -> Iterator[Chunk]:
-    """Chunks of the columns, by the names that policies know them by."""
-    for batch in scores.batches([called.get(name, name) for name in columns]):
-        yield {name: column.to_numpy(zero_copy_only=False) for name, column in zip(columns, batch.columns, strict=True)}
 
 
 def _without_suspects(resolved: ResolvedRun, scores: StoredTable, read: Shards, budget: int) -> Shards:
@@ -204,7 +198,7 @@ def _without_suspects(resolved: ResolvedRun, scores: StoredTable, read: Shards, 
     let: Chosen | None = None
     if needed:
         warn_of_needed(resolved.guard_value, suspected, total, budget, needed)
-        by_label = functools.partial(_chunks, scores, {"score": "p_label"})
+        by_label = functools.partial(score_chunks, scores, {"score": "p_label"})
 
         def suspects(columns: Sequence[str]) -> Iterator[Chunk]:
             for chunk in by_label((*columns, SUSPECT)):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,76 +13,114 @@ import pyarrow as pa
 
 from unseen_ray.config.guards import guard_words
 from unseen_ray.config.score_columns import SUSPECT
-from unseen_ray.core.guard import allowed, are_unlikely
+from unseen_ray.core.guard import allowed, are_credible, are_unlikely
+from unseen_ray.core.outofcore.select import choose
+from unseen_ray.core.outofcore.selection import IdBits
+from unseen_ray.pruning.by_parts.scratch import ReadColumn, changed
 from unseen_ray.runs.layout import scores_file
-from unseen_ray.storage.tables import StoredTable, parts_of
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from unseen_ray.config.guards import Guard
+    from unseen_ray.config.limits import Limits
     from unseen_ray.config.resolved import ResolvedRun
-    from unseen_ray.core.arrays import IdArray, IntArray, RowBlocks
+    from unseen_ray.core.arrays import IdArray, RowBlocks
+    from unseen_ray.core.outofcore.chunks import Chunk
     from unseen_ray.runs.run import Run
-    from unseen_ray.storage.filesystem import Folder
+    from unseen_ray.storage.tables import StoredTable
 
 __all__ = [
     "SUSPECT",
-    "count_unlikely",
     "drawable_ids",
     "open_positions",
+    "score_chunks",
     "suspects_kept",
     "suspects_of",
     "warn_of_needed",
     "with_suspects",
-    "with_unlikely",
 ]
 
 logger = logging.getLogger(__name__)
 
 
-def suspects_of(resolved: ResolvedRun, table: pa.Table, probs: RowBlocks | None) -> np.ndarray | None:
+def suspects_of(
+    resolved: ResolvedRun, scores: StoredTable, probs: RowBlocks | None, limits: Limits
+) -> NDArray[np.bool_] | None:
     """(M,) bool over the rows of a score table; None where the run has no guard, or `unlikely_label` finds no more than it allows.
+
+    A table longer than `limits.rows_in_memory` is read in passes, but for a user's own guard, which gets whole columns.
 
     Raises:
         FitError: if a user's guard returns something else.
     """
-    if resolved.guard is None:
+    guard = resolved.guard
+    if guard is None:
         return None
-    columns = {f"{name}_M": table.column(name).to_numpy() for name in table.column_names if name not in ("id", "label")}
-    columns |= {"ids_M": table.column("id").to_numpy(), "labels_M": table.column("label").to_numpy()}
-    found = resolved.guard.suspects({**columns, "probs_MC": probs, "seed": resolved.config.seed}, table.num_rows)
+    is_long = scores.num_rows > limits.rows_in_memory
+    if guard.is_own and is_long:
+        logger.warning(
+            "guard %s compares all %d candidates at once: they are held in memory.", guard.name, scores.num_rows
+        )
+    found = _suspects_by_passes(resolved, guard, scores, probs) if is_long and not guard.is_own else None
+    if found is None:
+        table = scores.table()
+        columns = {
+            f"{name}_M": table.column(name).to_numpy() for name in table.column_names if name not in ("id", "label")
+        }
+        columns |= {"ids_M": table.column("id").to_numpy(), "labels_M": table.column("label").to_numpy()}
+        found = guard.suspects({**columns, "probs_MC": probs, "seed": resolved.config.seed}, table.num_rows)
     return None if resolved.guards_by_rows and not found.any() else found
 
 
-def count_unlikely(resolved: ResolvedRun, rows: pa.Table, sizes_C: IntArray) -> int | None:
-    """How many of some rows of a score table `unlikely_label` suspects; None if the run has another guard, or none."""
-    return None if resolved.guards_by_rows is None else int(_unlikely(rows, sizes_C).sum())
+def _suspects_by_passes(
+    resolved: ResolvedRun, guard: Guard, scores: StoredTable, probs: RowBlocks | None
+) -> NDArray[np.bool_]:
+    """What a guard of the package suspects, in passes over a table; the suspects alone are held, one byte a row."""
+    seed, rows = resolved.config.seed, scores.num_rows
+    if resolved.guards_by_rows is not None:
+        return _unlikely(scores, resolved.guards_by_rows)
+    if guard.scores:  # the highest of a score
+        (name,), cut = guard.scores, inspect.signature(guard.function).parameters["cut"].default
+        read = functools.partial(score_chunks, scores, {"score": name})
+        chosen = choose("top", read, round(cut * rows), kept_C=np.zeros(1, np.int64), seed=seed)
+        return np.concatenate([chosen.takes(chunk) for chunk in read((*chosen.columns, "id"))])
+    columns = {"ids_M": ReadColumn(scores, "id"), "labels_M": ReadColumn(scores, "label")}
+    return guard.suspects({**columns, "probs_MC": probs, "seed": seed}, rows)
 
 
-def with_unlikely(folder: Folder, name: str, files: Mapping[str, str], sizes_C: IntArray) -> dict[str, str]:
-    """Mark in a score table what `unlikely_label` suspects, one part in memory at a time; the SHA-256 of each new part.
-
-    They are new files, so that whoever writes an old part once more, such as a worker that was given up, changes none.
-    """
-    marked = {}
-    for part in parts_of(name, files):
-        rows = StoredTable(folder, part, {part: files[part]}).table()
-        new = f"{part.removesuffix('.parquet')}-marked.parquet"
-        marked[new] = folder.write_table(new, rows.append_column(SUSPECT, pa.array(_unlikely(rows, sizes_C))))
-    for part in parts_of(name, files):
-        folder.delete(part)
-    return marked
-
-
-def _unlikely(rows: pa.Table, sizes_C: IntArray) -> np.ndarray:
-    labels, preds, p_label = (rows.column(name).to_numpy() for name in ("label", "pred", "p_label"))
-    return are_unlikely(labels, preds, p_label, sizes_C)
+def _unlikely(scores: StoredTable, many: float) -> NDArray[np.bool_]:
+    """What `unlikely_label` suspects, in two passes."""
+    sizes_C, right = np.zeros(0, np.int64), 0
+    for chunk in score_chunks(scores, {}, ("label", "pred")):
+        counts_C = np.bincount(chunk["label"], minlength=len(sizes_C))
+        counts_C[: len(sizes_C)] += sizes_C
+        sizes_C, right = counts_C, right + int((chunk["label"] == chunk["pred"]).sum())
+    found = np.concatenate(
+        [
+            are_unlikely(chunk["label"], chunk["pred"], chunk["p_label"], sizes_C)
+            for chunk in score_chunks(scores, {}, ("label", "pred", "p_label"))
+        ]
+    )
+    return found if are_credible(int(found.sum()), right, sizes_C, many) else np.zeros(len(found), bool)
 
 
-def with_suspects(table: pa.Table, zero: pa.Table) -> pa.Table:
+def score_chunks(scores: StoredTable, called: Mapping[str, str], columns: Sequence[str]) -> Iterator[Chunk]:
+    """Chunks of the columns, by the names that policies know them by."""
+    for batch in scores.batches([called.get(name, name) for name in columns]):
+        yield {name: column.to_numpy(zero_copy_only=False) for name, column in zip(columns, batch.columns, strict=True)}
+
+
+def with_suspects(scores: StoredTable, zero: StoredTable) -> StoredTable:
     """A later stage's scores with the suspects of stage 0, where every sample has its votes from models that never saw it."""
-    if SUSPECT not in zero.column_names or SUSPECT in table.column_names:
-        return table
-    places = np.searchsorted(zero.column("id").to_numpy(), table.column("id").to_numpy())
-    return table.append_column(SUSPECT, zero.column(SUSPECT).take(pa.array(places)))
+    names = scores.schema.names
+    if SUSPECT not in zero.schema.names or SUSPECT in names:
+        return scores
+    suspects = IdBits()
+    for chunk in score_chunks(zero, {}, ("id", SUSPECT)):
+        suspects.add(chunk["id"][chunk[SUSPECT]])
+    found = [suspects.has(chunk["id"]) for chunk in score_chunks(scores, {}, ("id",))]
+    return changed(scores, {SUSPECT: np.concatenate([np.empty(0, bool), *found])}, [*names, SUSPECT])
 
 
 def suspects_kept(scores: StoredTable, kept_ids: IdArray) -> dict[str, int] | None:

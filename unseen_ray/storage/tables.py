@@ -41,6 +41,7 @@ __all__ = [
     "sha256_of_stream",
     "with_file",
     "with_parquet",
+    "write_batches",
     "write_table",
 ]
 
@@ -64,6 +65,14 @@ def write_table(folder: Folder, name: str, table: pa.Table, *, part_rows: int | 
     """Write a table and return the SHA-256 of each file; see `TableWriter` and `Folder.write`."""
     writer = TableWriter(folder, name, table.num_rows, part_rows=part_rows)
     writer.add(table)
+    return writer.close()
+
+
+def write_batches(folder: Folder, name: str, table: StoredTable, *, part_rows: int | None) -> dict[str, str]:
+    """Write a table that is read in pieces; see `write_table`."""
+    writer = TableWriter(folder, name, table.num_rows, part_rows=part_rows)
+    for batch in table.batches():
+        writer.add(pa.Table.from_batches([batch]))
     return writer.close()
 
 

@@ -124,6 +124,10 @@ class Aggregator:
         """See `Merger.merge_range`."""
         return self._of(run_id, job, labels_N).merge_range(request, number)
 
+    def join(self, run_id: str, job: Job, labels_N: LabelArray, request: MergeRequest, ranges: list[Merged]) -> Merged:
+        """See `Merger.join`."""
+        return self._of(run_id, job, labels_N).join(request, ranges)
+
     def _of(self, run_id: str, job: Job, labels_N: LabelArray) -> Merger:
         if self._merger is None or self._merger[0] != run_id:
             self._merger = run_id, Merger(job, labels_N)

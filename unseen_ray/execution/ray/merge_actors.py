@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from unseen_ray.execution.ray.actors import Aggregator
 from unseen_ray.execution.ray.capacity import Selector, survey
 from unseen_ray.execution.ray.failures import Attempts, handle_failure
-from unseen_ray.pruning.merge import Merged, MergeRequest, join_ranges
+from unseen_ray.pruning.merge import Merged, MergeRequest, with_no_other_parts
 from unseen_ray.runs.tasks import Job
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class Aggregators:
             logger.info("%d ranges of ids are merged by %d aggregators", request.num_ranges, aggregators.qsize())
             _spread(aggregators, "check", [(*args, index) for index in range(request.num_parts)])
             ranges = _spread(aggregators, "merge_range", [(*args, n) for n in range(request.num_ranges)])
-        return join_ranges(job, request, ranges)
+        joined: Merged = self._first.call("join", *args, ranges)
+        return with_no_other_parts(job.folder, request.stage, joined)
 
     def close(self) -> None:
         """Kill the actor."""

@@ -1,0 +1,1 @@
+"""What long tables need: votes by pieces of the ids, and columns that wait in files."""
