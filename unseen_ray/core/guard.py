@@ -282,9 +282,8 @@ def _largest(pieces: list[_Margins], counts_CC: NDArray[np.int64], least_CC: Flo
     pieces.clear()
     order = np.lexsort((key_L, -margin_L, pair_L))
     pairs = pair_L[order]
-    left_L = (
-        counts_CC.ravel()[pairs] - np.arange(len(pairs)) + np.searchsorted(pairs, pairs)
-    )  # places to give, with this
+    # places to give, with this
+    left_L = counts_CC.ravel()[pairs] - np.arange(len(pairs)) + np.searchsorted(pairs, pairs)
     is_last, held = order[left_L == 1], order[left_L > 0]
     least_CC.ravel()[pair_L[is_last]] = margin_L[is_last]
     return pair_L[held], margin_L[held], key_L[held], row_L[held]
