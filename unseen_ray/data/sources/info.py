@@ -54,7 +54,8 @@ class SourceInfo:
         original_px: (height, width) of the sampled images if they agree, else None.
         class_names: C names, or empty if the source has none.
         fingerprint: changes when labels, names or sizes change.
-        sample: SHA-256 of a sample of the stored bytes; empty where `fingerprint` covers them, or nothing is known of them.
+        sample: SHA-256 of a sample of the stored bytes, and of what tells which of them are used; empty where `fingerprint` covers
+            all of that, or nothing is known of it.
         times: SHA-256 of when the files were modified, which also changes when they are only copied; empty if unknown.
         note: a remark for the user, such as that the source stands in for another one.
         passed_over: in words, what lies beside the samples and is not used; empty if nothing is.
