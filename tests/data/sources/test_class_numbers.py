@@ -41,6 +41,7 @@ def info(labels: Sequence[int], names: Sequence[str] = (), num_classes: int | No
         (info([0, 1], ("cat", "dog")), (), 2, [0, 1]),
         (info([0, 1], ("cat", "dog", "eel")), (), 2, [0, 1]),
         (info([0, 1], ("bee", "eel")), ("cat", "bee", "eel"), 3, [1, 2]),
+        (info([0, 1, 2], ("crane", "dog", "crane")), ("crane", "dog", "crane"), 3, [0, 1, 2]),
     ],
 )
 def test_labels_get_the_numbers_of_the_source(
@@ -58,6 +59,7 @@ def test_labels_get_the_numbers_of_the_source(
         (info([0]), ("1", "2"), 2, r"has label 0, but the source has 2 classes \(1, 2\)"),
         (info([0, 1], ("cat", "dog")), ("cat", "eel"), 2, r"has 'dog', unlike the source"),
         (info([0, 1], ("cat", "Dog")), ("cat", "dog"), 2, r"has 'Dog', unlike"),
+        (info([0, 1], ("crane", "dog")), ("crane", "dog", "crane"), 3, r"'crane' more than once"),
     ],
 )
 def test_classes_that_the_source_does_not_have_are_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,14 +35,21 @@ def numbers_as_in(test: SourceInfo, names: Sequence[str], num_classes: int) -> I
         num_classes: C of the source.
 
     Raises:
-        DataError: if the test set has classes that the source does not have. It may lack some.
+        DataError: if the test set has classes that the source does not have, or a name is that of two. It may lack some.
     """
     theirs, ours = list(test.class_names), list(names)
+    if theirs and theirs == ours:  # also where two classes share a name, as ImageNet's cranes do
+        return None
     if not theirs or not ours:
         theirs, ours = _by_number(theirs, test.num_classes), _by_number(ours, num_classes)
     elif more := sorted(set(theirs) - set(ours)):
         raise DataError(
             f"test {test.name} has {_some(more)}, unlike the source. Give both the same classes, with the same names."
+        )
+    elif twice := sorted({name for each in (theirs, ours) for name, count in Counter(each).items() if count > 1}):
+        raise DataError(
+            f"test {test.name} and the source name their classes in another order, and {_some(twice)} more than once, so that they "
+            "cannot be matched. Give each class its own name."
         )
     place = {name: number for number, name in enumerate(ours)}
     present = _present(test)
