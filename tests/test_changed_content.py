@@ -215,3 +215,28 @@ def test_a_run_is_not_resumed_with_images_of_another_size(tmp_path: Path) -> Non
     ur.prune(config(data, tmp_path / "run"))
     with pytest.raises(ur.ConfigError, match="the size of the images: 8 px there, 16 px here"):
         ur.prune(config(data, tmp_path / "run").changed(source={"path": str(data), "size": 16}))
+
+
+def test_a_function_that_was_edited_since_a_run_began_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    code = tmp_path / "edited_score.py"
+    code.write_text("def gap(log_probs_NC, labels_N):\n    return -log_probs_NC.max(axis=1)\n")
+    write_tree(data := tmp_path / "data", 0)
+    asked = config(data, tmp_path / "run", score="edited_score:gap", policy="top")
+
+    def interrupt(event: Any) -> None:
+        if isinstance(event, Receipt):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ur.prune(asked, on_event=interrupt)
+    code.write_text(code.read_text() + "\n\nOTHER = 1\n")
+    ur.prune(asked)
+    assert "edited" not in caplog.text
+    code.write_text(code.read_text().replace("-log", "log"))
+    for again in (asked, asked.changed(out=str(tmp_path / "other"), reuse=[str(tmp_path / "run")])):
+        caplog.clear()
+        ur.prune(again)
+        assert f"edited_score:gap was edited since the run in {tmp_path / 'run'} began" in caplog.text

@@ -127,6 +127,8 @@ LATER = {
     ".source.sample",
     ".source.times",
     ".environment.exact_scores",
+    ".environment.code",
+    ".environment.code.tests.golden.plugs:exact",
     ".generation",
     ".asked.run.policy",
     ".config.run.policy",

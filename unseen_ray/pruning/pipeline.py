@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from unseen_ray.plugins import is_target
 from unseen_ray.pruning.plan import RunPlan, plan_run
 from unseen_ray.pruning.stage import StageRunner
 from unseen_ray.pruning.validate import check_functions, check_lenders, check_out, check_replaced, check_test
+from unseen_ray.pruning.warnings import CODE, code_of, warn_of_edits
 from unseen_ray.runs.layout import FEATURES, probs_file, stage_coreset
 from unseen_ray.runs.manifest import EXACT_SCORES
 from unseen_ray.runs.manifest_entries import (
@@ -36,6 +37,7 @@ from unseen_ray.storage.tables import parts_of
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
     from unseen_ray.pruning.executor import Executor, Observer
+    from unseen_ray.runs.manifest import Manifest
     from unseen_ray.runs.result_cache import ResultCache
 
 __all__ = [
@@ -84,6 +86,7 @@ def run_pipeline(
     if fresh:
         check_replaced(config)
     with open_run(config, source_entry(info), fresh=fresh) as run:
+        warn_of_edits(run.folder.root, run.manifest.environment, code_of(config))
         if run.manifest.finished:
             return _already_finished(run, config)
         resolved = _as_before(resolved, run)
@@ -162,7 +165,7 @@ def _prepare(
         )
     run = run.commit(
         config=resolved.config.to_json(),
-        environment={**prepared.environment, **({EXACT_SCORES: True} if resolved.exact else {})},
+        environment={**prepared.environment, **_kept_of(run.manifest, resolved)},
         source=with_population(run.manifest.source, population, source, job.skipped_ids),
     )
     runner = StageRunner(
@@ -176,6 +179,12 @@ def _prepare(
         trials=plan.trials,
     )
     return runner, plan
+
+
+def _kept_of(manifest: Manifest, resolved: ResolvedRun) -> dict[str, Any]:
+    """What a run's environment keeps from its first start on."""
+    code = {**code_of(resolved.config), **manifest.environment.get(CODE, {})}
+    return {**({EXACT_SCORES: True} if resolved.exact else {}), **({CODE: code} if code else {})}
 
 
 def _finish(runner: StageRunner, plan: RunPlan, source: Source) -> Run:

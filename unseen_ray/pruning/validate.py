@@ -13,7 +13,7 @@ from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import check_function, function_of, offered
 from unseen_ray.pruning.trials.plan import candidates_of
-from unseen_ray.pruning.warnings import warn_of_beta
+from unseen_ray.pruning.warnings import code_of, warn_of_beta, warn_of_edits
 from unseen_ray.runs.layout import CORESET, KEYS
 from unseen_ray.runs.manifest import read_manifest
 from unseen_ray.storage.filesystem import Folder
@@ -184,6 +184,7 @@ def check_lenders(config: PruneConfig, info: SourceInfo) -> None:
             raise ConfigError(
                 f"reuse={lender} holds a run on {info.name} before the content of its files changed. Leave it out of reuse."
             )
+        warn_of_edits(lender, manifest.environment, code_of(config))
 
 
 def check_replaced(config: PruneConfig) -> None:
