@@ -5,6 +5,10 @@
 #   tail -f unseen-ray-JOBID.log                                   # watch
 #   scancel --signal=TERM --batch JOBID                            # stop; the same line goes on
 #
+# Many runs as an array: a line of points.txt holds the flags of one, such as `--folds 8 --score el2n`, and its folder is --out/LINE.
+#
+#   POINTS=points.txt sbatch --nodes=1 --array=1-"$(wc -l < points.txt)"%8 cluster/slurm.sh run.yaml --out /shared/runs/points
+#
 # Results are in `--out`, on storage that all nodes see. Load or activate the environment with unseen_ray before you call sbatch.
 #SBATCH --job-name=unseen-ray
 #SBATCH --output=unseen-ray-%j.log
@@ -17,6 +21,12 @@
 #SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 set -euo pipefail
+
+if [ -n "${POINTS:-}" ]; then
+    out=$(printf '%s\n' "$@" | sed -n '/^--out$/{n;p;}')
+    mapfile -t point < <(sed -n "${SLURM_ARRAY_TASK_ID:?POINTS needs sbatch --array}p" "$POINTS" | xargs -n 1)
+    set -- "$@" "${point[@]}" --out "${out:?POINTS needs --out FOLDER}/$SLURM_ARRAY_TASK_ID"
+fi
 
 state=$(mktemp --directory "${SLURM_SUBMIT_DIR}/.unseen-ray-${SLURM_JOB_ID}-XXXXXX")
 trap 'kill "${driver:-}" 2>/dev/null || true; kill $(jobs -p) 2>/dev/null || true; rm -rf "$state"' EXIT

@@ -15,11 +15,14 @@ import jsonschema
 import pytest
 import yaml
 
+from unseen_ray.config.run import PruneConfig
+
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
 KUBERAY = Path(os.environ.get("UNSEEN_KUBERAY") or ROOT.parent / "shared" / "kuberay")
 RAY_UP = sorted(CLUSTER.glob("ray-up-*.yaml"))
 KINDS = {"RayCluster": "ray.io_v1_rayclusters", "RayJob": "ray.io_v1_rayjobs"}
+OVERLAYS = [CLUSTER / "overlays" / name for name in ("own", "kueue")]
 KUBE = [CLUSTER / "kuberay-raycluster.yaml", CLUSTER / "kuberay-rayjob.yaml"]
 each_kube = pytest.mark.parametrize("path", KUBE, ids=lambda path: path.stem)
 each_ray_up = pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.stem)
@@ -78,7 +81,12 @@ def test_on_kubernetes_nothing_is_open_and_nothing_is_root(path: Path) -> None:
     manifest = yaml.safe_load(path.read_text())
     spec = cluster_of(manifest)
     assert spec["authOptions"] == {"mode": "token"}
-    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert (
+        spec["headGroupSpec"]["resources"] == {"CPU": "0"} and "num-cpus" not in spec["headGroupSpec"]["rayStartParams"]
+    )
+    assert spec["autoscalerOptions"]["version"] == "v2"  # which alone knows of a group's idleTimeoutSeconds
+    markets = [group["labels"]["ray.io/market-type"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    assert markets == ["on-demand", "spot"]
     assert [group["minReplicas"] for group in spec["workerGroupSpecs"]] == [0]
     assert spec["enableInTreeAutoscaling"]
     for pod in pods_of(manifest):
@@ -99,6 +107,45 @@ def test_both_kuberay_files_have_one_cluster() -> None:
     assert head["volumes"].pop(0) == {"name": "run", "configMap": {"name": "unseen-ray-run"}}
     assert head["containers"][0]["volumeMounts"].pop(0)["name"] == "run"
     assert one == other
+
+
+def test_a_rayjob_ends_by_itself_whatever_becomes_of_it() -> None:
+    """KubeRay refuses deletion rules beside the older fields, and DeleteWorkers where it scales by itself: no schema says so."""
+    spec = yaml.safe_load((CLUSTER / "kuberay-rayjob.yaml").read_text())["spec"]
+    rules = spec["deletionStrategy"]["deletionRules"]
+    assert {(*rule["condition"].values(),)[0] for rule in rules} == {"SUCCEEDED", "FAILED", "Failed"}
+    assert {rule["policy"] for rule in rules} == {"DeleteCluster"}
+    assert not {"shutdownAfterJobFinishes", "ttlSecondsAfterFinished"} & spec.keys()
+    assert 0 < spec["preRunningDeadlineSeconds"] < spec["activeDeadlineSeconds"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_an_overlay_gives_what_kuberay_takes(overlay: Path) -> None:
+    if not shutil.which("kubectl"):
+        pytest.skip("needs kubectl")
+    line = ["kubectl", "kustomize", "--load-restrictor", "LoadRestrictionsNone", str(overlay)]
+    built = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    made = {each["kind"]: each for each in yaml.safe_load_all(built.stdout)}
+    assert made.keys() == {"ConfigMap", "PersistentVolumeClaim", "NetworkPolicy", "RayJob"}
+    assert {each["metadata"]["namespace"] for each in made.values()} == {"unseen-ray"}
+    job = made["RayJob"]
+    assert problems_of(job) == []
+    assert {pod["containers"][0]["image"] for pod in pods_of(job)} == {"REGISTRY/unseen-ray:TAG"}
+    assert made["PersistentVolumeClaim"]["spec"]["storageClassName"] == "STORAGE_CLASS"
+    config = yaml.safe_load(made["ConfigMap"]["data"]["run.yaml"])
+    assert PruneConfig(**config).out == "/shared/runs/mine"
+
+
+def test_kueue_gets_a_cluster_that_it_can_admit_at_once() -> None:
+    """Kueue refuses a RayJob that scales by itself, or that keeps its cluster."""
+    overlay = yaml.safe_load((CLUSTER / "overlays" / "kueue" / "kustomization.yaml").read_text())
+    changes = {each["path"]: each.get("value") for each in yaml.safe_load(overlay["patches"][0]["patch"])}
+    assert changes["/spec/rayClusterSpec/enableInTreeAutoscaling"] is None
+    assert changes["/spec/shutdownAfterJobFinishes"] is True and changes["/spec/deletionStrategy"] is None
+    sizes = {changes[f"/spec/rayClusterSpec/workerGroupSpecs/0/{name}eplicas"] for name in ("r", "minR", "maxR")}
+    assert len(sizes) == 1
+    assert changes["/metadata/labels"].keys() == {"kueue.x-k8s.io/queue-name"}
 
 
 def test_the_network_lets_in_what_kuberay_needs_and_nobody_else() -> None:
@@ -180,6 +227,24 @@ def test_docker_compose_takes_the_compose_file(tmp_path: Path) -> None:
     line = ["docker", "compose", "-f", str(folder / "compose.yaml"), "config", "--quiet"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_slurm_array_does_a_line_of_points_each(tmp_path: Path) -> None:
+    """With stand-ins for the programs of Slurm, and for those that it starts."""
+    for name, does in {"scontrol": "echo here", "srun": ":", "ray": ":", "unseen-ray": 'printf "%s\\n" "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "points.txt").write_text("--folds 4\n--folds 8 --score '{use: el2n}'\n")
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "71"}
+    env |= {"SLURM_JOB_NODELIST": "here", "POINTS": str(tmp_path / "points.txt")}
+    line = ["bash", str(CLUSTER / "slurm.sh"), "run.yaml", "--out", "/shared/points"]
+    done = subprocess.run(line, env={**env, "SLURM_ARRAY_TASK_ID": "2"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    given = ["prune", *line[2:], "--folds", "8", "--score", "{use: el2n}", "--out", "/shared/points/2"]
+    assert done.stdout.splitlines() == [*given, "--address", "here:20071"]
+    refused = subprocess.run(line[:3], env={**env, "SLURM_ARRAY_TASK_ID": "2"}, capture_output=True, text=True)
+    assert refused.returncode != 0 and "POINTS needs --out FOLDER" in refused.stderr
+    assert not list(tmp_path.glob(".unseen-ray-*"))
 
 
 def test_shellcheck_has_nothing_to_say_of_the_slurm_script() -> None:
