@@ -1,10 +1,10 @@
-PYTHON ?= $(firstword $(foreach each,python3.11 python3.12 python3,$(shell command -v $(each))))
+PYTHON ?= $(firstword $(foreach each,python3.11 python3.12 python3.13 python3,$(shell command -v $(each))))
 BIN := .venv/bin
 UNSEEN_DATA ?= $(firstword $(wildcard ../shared/data) data)
 export UNSEEN_DATA
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install demo test test-slow test-gpu check docs format bench wheel audit licences clean
+.PHONY: install demo test test-versions test-slow test-gpu check docs format bench wheel audit licences clean
 
 install: .venv/.installed  ## make .venv with everything in it
 
@@ -20,6 +20,15 @@ demo: install  ## prune the bundled digits on a private Ray cluster (4 folds, 3 
 # Four workers keep two cores busy: they often wait for processes of Ray to come up.
 test: install  ## everything that is quick
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+
+test-versions: PYTHONS ?= $(foreach each,python3.11 python3.12 python3.13,$(if $(shell $(each) -c "print(1)" 2>/dev/null),$(each)))
+test-versions:  ## the same in a new environment of each of PYTHONS, by default of those found; 6 GB each for as long as it takes
+	for python in $(PYTHONS); do \
+	    env=build/versions/$$(basename $$python); rm -rf $$env; $$python -m venv $$env \
+	    && $$env/bin/python -m pip install --quiet --config-settings editable_mode=compat --editable '.[dev]' \
+	    && $$env/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" || exit 1; \
+	    rm -rf $$env; \
+	done
 
 test-slow: install  ## what takes minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"
