@@ -118,9 +118,22 @@ def test_every_recipe_names_itself_and_its_source() -> None:
         assert "ours" in summary or re.search(r"\((\w+ )?20\d\d\)", summary), summary
 
 
-def test_a_size_without_effect_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"recipe.train_px=176 has no effect with augment: crop_flip"):
-        ur.PruneConfig(source="digits", keep=0.5, recipe={"augment": "crop_flip", "train_px": 176})
+@pytest.mark.parametrize(
+    ("name", "value", "augments", "without"),
+    [
+        ("train_px", 176, ["resized_crop_flip", "auto"], ["none", "crop_flip"]),
+        ("flip", "alternating", ["flip", "crop_flip", "resized_crop_flip", "auto"], ["none", "crop"]),
+        ("shift", 0.25, ["crop", "crop_flip", "crop_flip_cutout", "auto"], ["none", "flip", "resized_crop_flip"]),
+    ],
+)
+def test_what_the_augmentation_does_not_use_is_refused(
+    name: str, value: object, augments: list[str], without: list[str]
+) -> None:
+    for augment in augments:
+        ur.PruneConfig(source="digits", keep=0.5, recipe={"augment": augment, name: value})
+    for augment in without:
+        with pytest.raises(ConfigError, match=rf"recipe\.{name}={value} has no effect with augment: {augment}"):
+            ur.PruneConfig(source="digits", keep=0.5, recipe={"augment": augment, name: value})
 
 
 @pytest.mark.parametrize("decay_norms", [False, True])
@@ -152,11 +165,14 @@ def test_a_compiled_model_learns_the_same_and_goes_on_from_a_checkpoint(tmp_path
     assert stats[-1].loss == pytest.approx(plain[-1].loss, rel=2e-2)
 
 
-def test_a_size_of_crops_without_effect_at_the_sources_size_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "value"), [("train_px", 16), ("flip", "alternating")])
+def test_what_has_no_effect_at_the_sources_size_is_refused(tmp_path: Path, name: str, value: object) -> None:
     config = ur.PruneConfig(
-        source="digits", keep=0.5, recipe={"train_px": 16}, executor="local", out=str(tmp_path / "run")
+        source="digits", keep=0.5, recipe={name: value}, executor="local", out=str(tmp_path / "run")
     )
-    with pytest.raises(ConfigError, match=r"recipe.train_px=16 has no effect: images of 8 px are augmented by none"):
+    with pytest.raises(
+        ConfigError, match=rf"recipe.{name}={value} has no effect: images of 8 px are augmented by none"
+    ):
         ur.prune(config)
     assert not (tmp_path / "run").exists()
 

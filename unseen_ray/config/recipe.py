@@ -276,12 +276,9 @@ class Recipe(BaseModel):
         return crops_of(value)
 
     @model_validator(mode="after")
-    def _train_px_has_effect(self) -> Self:
-        if self.train_px is not None and self.augment not in ("auto", "resized_crop_flip"):
-            raise ValueError(
-                f"recipe.train_px={self.train_px} has no effect with augment: {self.augment}; "
-                "only resized_crop_flip trains at another size. Remove one of the two."
-            )
+    def _augment_has_effect(self) -> Self:
+        if self.augment != "auto" and (idle := self.idle_with(self.augment)):
+            raise ValueError(f"recipe.{idle} has no effect with augment: {self.augment}. Remove one of the two.")
         return self
 
     @model_validator(mode="after")
@@ -332,6 +329,16 @@ class Recipe(BaseModel):
         if size_px < _AUGMENT_FROM_PX:
             return "none"
         return "crop_flip" if size_px <= _SMALL_PX else "resized_crop_flip"
+
+    def idle_with(self, augment: Augment) -> str | None:
+        """The first field, and its value, that is set and of which this augmentation makes no use."""
+        users = {"train_px": "resized", "flip": "flip", "shift": "crop"}
+        kinds = ["resized", "flip"] if augment == "resized_crop_flip" else augment.split("_")
+        for name, user in users.items():
+            value = getattr(self, name)
+            if user not in kinds and value != type(self).model_fields[name].default:
+                return f"{name}={value}"
+        return None
 
     def crop_px(self, epoch: int, epochs: int, size_px: int) -> int:
         """Side of the resized training crops in epoch `epoch` (from 0) of `epochs`, for images of `size_px`."""

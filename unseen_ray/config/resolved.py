@@ -195,26 +195,24 @@ def with_model(config: PruneConfig, size_px: int) -> PruneConfig:
     """The configuration with the default model, if it trains one and names none.
 
     Raises:
-        ConfigError: if the `train_px` of a recipe has no effect on images of this size, or is larger than they are.
+        ConfigError: if a recipe sets what has no effect on images of this size, or `train_px` larger than they are.
     """
     for field, recipe in (("recipe", config.recipe), ("scoring.recipe", config.scoring.recipe)):
         if recipe is not None:
-            _check_crops(field, recipe, size_px)
+            _check_augment(field, recipe, size_px)
     if config.fit is not None or config.model is not None:
         return config
     return config.changed(model=default_model(size_px))
 
 
-def _check_crops(field: str, recipe: Recipe, size_px: int) -> None:
+def _check_augment(field: str, recipe: Recipe, size_px: int) -> None:
     augment, largest = recipe.augment_at(size_px), recipe.largest_crop()
-    if largest is None:
-        return
-    if augment != "resized_crop_flip":
+    if idle := recipe.idle_with(augment):
         raise ConfigError(
-            f"{field}.train_px={largest} has no effect: images of {size_px} px are augmented by {augment}. "
-            f"Remove it, or set {field}.augment: resized_crop_flip."
+            f"{field}.{idle} has no effect: images of {size_px} px are augmented by {augment}. "
+            f"Remove it, or set {field}.augment."
         )
-    if largest > size_px:
+    if largest is not None and largest > size_px:
         raise ConfigError(
             f"{field}.train_px={largest} is larger than the images, which have {size_px} px. Store them larger with "
             f"source.size, or set {field}.train_px to at most {size_px}."
