@@ -9,8 +9,9 @@ import scale_dataset
 import scale_imagenet
 import scale_run
 import scale_selection
+import scale_votes
 
-SUBCOMMANDS = [scale_imagenet, scale_run, scale_dataset, scale_selection, scale_cluster]
+SUBCOMMANDS = [scale_imagenet, scale_run, scale_dataset, scale_selection, scale_cluster, scale_votes]
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import unseen_ray as ur
 from tests.plugs import centroids
+from tests.s3 import s3_server
 from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.errors import FitError
 from unseen_ray.execution.local import LocalExecutor
@@ -24,6 +25,7 @@ from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.result_cache import ClaimBook, ResultCache
 from unseen_ray.runs.votes import find_receipt, read_key, read_receipt, read_votes
 from unseen_ray.storage.filesystem import Folder
+from unseen_ray.training.vote_buffer import VoteBuffer
 
 BATCH, PART = 16, 32  # samples that are predicted at once: twice a batch of training; and in a part of at most 40
 SMALL = Limits(votes_of_a_part=40)
@@ -165,6 +167,36 @@ def test_a_fit_of_your_own_may_predict_in_any_order(tmp_path: Path) -> None:
     assert len(names_of(tmp_path / "backwards")) == 3
     with pytest.raises(FitError, match="predicted a sample twice"):
         ur.prune(ur.PruneConfig(**own, fit=repeating, out=tmp_path / "twice"), limits=SMALL)
+
+
+STOPPED, SKIP = [False], VoteBuffer.skip
+
+
+def stopped_once(task: Any, *, source: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`centroids`, interrupted after three quarters, once."""
+    for number, predictions in enumerate(centroids(task, source=source)):
+        if number == 3 and not STOPPED[0]:
+            STOPPED[0] = True
+            raise KeyboardInterrupt
+        yield predictions
+
+
+@pytest.mark.slow
+def test_parts_on_an_object_store_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {name: FIELDS[name] for name in ("source", "keep", "folds", "holdout", "executor")}
+    whole = ur.prune(ur.PruneConfig(**own, fit=centroids, out=tmp_path / "whole"))
+    with s3_server(monkeypatch):
+        out, base = "s3://runs/parts", "stage-00/votes/00.parquet"
+        with pytest.raises(KeyboardInterrupt):
+            ur.prune(ur.PruneConfig(**own, fit=stopped_once, out=out), limits=SMALL)
+        folder = Folder(out)
+        stored = {name: folder.read(f"{base}/{name}") for name in folder.within(base).names()}
+        assert list(stored) == ["part-00000.parquet", "part-00001.parquet"]
+        scored: list[int] = []
+        monkeypatch.setattr(VoteBuffer, "skip", lambda votes, number: (scored.append(number), SKIP(votes, number))[1])
+        found = ur.prune(ur.PruneConfig(**own, fit=stopped_once, out=out), limits=SMALL)
+        assert scored == [0, 1] and found.coreset.ids.tolist() == whole.coreset.ids.tolist()
+        assert {name: folder.read(f"{base}/{name}") for name in stored} == stored
 
 
 def test_what_is_stored_is_taken_only_if_it_is_whole(tmp_path: Path) -> None:
