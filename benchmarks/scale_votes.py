@@ -55,7 +55,8 @@ def score(out: Path, rows: int, killed_at: int | None, answer: Connection) -> No
     pixels = MemoryPixelStore(np.empty((0, 1, 1, 3), np.uint8))
     runner = TaskRunner(job=job, labels_N=labels, pixel_store=pixels, source=lambda: None, device="cpu")  # type: ignore[arg-type, return-value]
     scoring = ScoringTask(runner, task)
-    with_ids = memory("VmRSS") - before
+    held = {"ids_mb": round((memory("VmRSS") - before) / 1e6), "ids_peak_mb": round((memory("VmHWM") - before) / 1e6)}
+    Path("/proc/self/clear_refs").write_text("5")  # begins VmHWM anew
     for ids in scoring.left():
         for each in predictions(ids):
             for _ in scoring.add(each):
@@ -67,7 +68,7 @@ def score(out: Path, rows: int, killed_at: int | None, answer: Connection) -> No
             "scored": scored,
             "files": len(receipt.files),
             "seconds": round(time.perf_counter() - started, 1),
-            "ids_mb": round(with_ids / 1e6),
+            **held,
             "peak_mb": round((memory("VmHWM") - before) / 1e6),
         }
     )

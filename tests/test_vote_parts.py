@@ -29,17 +29,17 @@ from unseen_ray.training.vote_buffer import VoteBuffer
 
 BATCH, PART = 16, 32  # samples that are predicted at once: twice a batch of training; and in a part of at most 40
 SMALL = Limits(votes_of_a_part=40)
+MODEL = "tests.test_vote_parts:noting_model"
 FIELDS: dict[str, Any] = {
     "source": {"use": "digits", "limit": 300},
     "keep": 0.5,
     "folds": 2,
     "holdout": 0.2,
-    "model": "tests.test_vote_parts:noting_model",
+    "model": MODEL,
     "recipe": {"epochs": 3, "min_steps": 0, "precision": "float32", "batch_size": BATCH // 2},
     "also_score": "all",
     "executor": "local",
 }
-NOTES, KILLED_AFTER = "UNSEEN_TEST_NOTES", "UNSEEN_TEST_KILLED_AFTER"
 
 
 _forking = multiprocessing.get_context("forkserver")
@@ -49,24 +49,26 @@ _forking.set_forkserver_preload(["tests.test_vote_parts", "torch._dynamo"])
 class Noting(nn.Module):
     """Notes how many samples it predicts, and kills its process after some."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, notes: str, killed_after: int) -> None:
         super().__init__()
+        self.notes, self.killed_after = Path(notes), killed_after
         self.body, self.head = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU()), nn.Linear(16, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        if not self.training and NOTES in os.environ:
-            notes = Path(os.environ[NOTES])
-            seen = len(notes.read_text().split()) if notes.exists() else 0
-            if seen == int(os.environ.get(KILLED_AFTER, "-1")):
+        if not self.training and self.notes.name:
+            killed = self.notes.with_suffix(".killed")
+            seen = len(self.notes.read_text().split()) if self.notes.exists() else 0
+            if 0 <= self.killed_after <= seen and not killed.exists():
+                killed.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            with notes.open("a") as file:
+            with self.notes.open("a") as file:
                 file.write(f"{len(images)} ")
         scores: Tensor = self.head(self.body(images))
         return scores
 
 
-def noting_model(num_classes: int) -> nn.Module:
-    return Noting(num_classes)
+def noting_model(num_classes: int, *, notes: str = "", killed_after: int = -1) -> nn.Module:
+    return Noting(num_classes, notes, killed_after)
 
 
 def prune(out: Path, limits: Limits = SMALL, **fields: Any) -> ur.PruneResult:
@@ -116,32 +118,44 @@ def test_features_keep_a_task_whole(tmp_path: Path) -> None:
     assert (tmp_path / "run/stage-00/votes/01.parquet").is_dir()
 
 
-def in_a_process(out: Path, variables: dict[str, str], fields: dict[str, Any]) -> int | None:
-    process = _forking.Process(target=_prune, args=(out, variables, fields))
+def in_a_process(out: Path, fields: dict[str, Any]) -> int | None:
+    process = _forking.Process(target=prune, args=(out,), kwargs=fields)
     process.start()
     process.join(120)
     return process.exitcode
 
 
-def _prune(out: Path, variables: dict[str, str], fields: dict[str, Any]) -> None:
-    os.environ.update(variables)
-    prune(out, **fields)
+def noted(notes: Path) -> list[int]:
+    """How many samples were predicted in each batch, once whoever predicts was killed."""
+    assert notes.with_suffix(".killed").exists()
+    return [int(count) for count in notes.read_text().split()]
 
 
 def test_a_scoring_that_was_killed_goes_on_behind_what_is_stored(tmp_path: Path) -> None:
-    fields = {"score": "aum", "also_score": "none"}  # over epochs: the model also predicts after the first two
-    prune(tmp_path / "whole", DEFAULT_LIMITS, **fields)
-    notes, recorded = tmp_path / "notes", 2 * -(-120 // BATCH)
-    killed = {NOTES: str(notes), KILLED_AFTER: str(recorded + 5)}
-    assert in_a_process(tmp_path / "run", killed, fields) == -signal.SIGKILL
+    recorded = 2 * -(-120 // BATCH)  # aum is over epochs: the model also predicts after the first two
+    model = {"use": MODEL, "notes": str(tmp_path / "notes"), "killed_after": recorded + 5}
+    fields = {"score": "aum", "also_score": "none", "model": model}
+    assert in_a_process(tmp_path / "run", fields) == -signal.SIGKILL
     folder, name = Folder(str(tmp_path / "run")), "stage-00/votes/00.parquet"
     key = read_key(folder, name)
     assert folder.within(name).names() == ["part-00000.parquet", "part-00001.parquet"]
     assert key is not None and read_receipt(folder, name) is None and find_receipt(folder, 0, 0, key) is None
-    assert in_a_process(tmp_path / "run", {NOTES: str(notes)}, fields) == 0
-    counts = [int(count) for count in notes.read_text().split()]
+    prune(tmp_path / "run", **fields)
+    counts = noted(tmp_path / "notes")
     assert sum(counts[recorded : recorded + 5]) == 2 * PART + BATCH
     assert sum(counts[recorded + 5 :]) == (120 - 2 * PART) + 3 * 120
+    prune(tmp_path / "whole", DEFAULT_LIMITS, **fields)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_worker_that_was_killed_in_its_scoring_is_replaced_and_goes_on(tmp_path: Path) -> None:
+    model = {"use": MODEL, "notes": str(tmp_path / "notes"), "killed_after": 10}
+    fields = {"score": "entropy", "also_score": "none", "model": model}
+    prune(tmp_path / "run", executor="ray", **fields)
+    assert 240 <= sum(noted(tmp_path / "notes")) <= 240 + PART - BATCH
+    prune(tmp_path / "whole", DEFAULT_LIMITS, **fields)
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 

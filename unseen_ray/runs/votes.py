@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, FileType
 
-from unseen_ray.core.arrays import FloatArray
+from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
 from unseen_ray.core.tasks import VotePart, join_votes
 from unseen_ray.errors import StorageError
 from unseen_ray.runs.layout import FEATURES, probs_beside, vote_file
@@ -24,7 +24,7 @@ from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.storage.filesystem import Folder, filesystem_of
 from unseen_ray.storage.plain_text import reason_of
 from unseen_ray.storage.retry import answers_still, is_transient, retried_inline
-from unseen_ray.storage.tables import part_file, sha256_of_file, sha256_of_stream
+from unseen_ray.storage.tables import part_file, sha256_of_file, sha256_of_stream, with_parquet
 
 __all__ = [
     "ROW_GROUP",
@@ -156,13 +156,16 @@ def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | 
     return receipt if receipt is not None and receipt.task else None
 
 
-def find_part(folder: Folder, stage: int, index: int, number: int, key: str) -> tuple[VotePart, dict[str, str]] | None:
-    """A part of a task's votes, but not the last one, without probabilities, and its files; None as for `find_receipt`."""
+def find_part(
+    folder: Folder, stage: int, index: int, number: int, key: str
+) -> tuple[IdArray, IntArray, dict[str, str]] | None:
+    """Ids and predicted classes of a part of a task's votes, but not of the last one, and its files; None as for `find_receipt`."""
     name = part_file(vote_file(stage, index), number)
     receipt = _find(folder, name, key)
     if receipt is None or receipt.task:
         return None
-    return part_of(index, folder.read_table(name, receipt.files[name]), None), receipt.files
+    table = with_parquet(folder, name, lambda file: file.read(columns=["id", "pred"]))
+    return table.column("id").to_numpy(), table.column("pred").to_numpy(), receipt.files
 
 
 def _find(folder: Folder, name: str, key: str) -> Receipt | None:

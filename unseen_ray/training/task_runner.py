@@ -19,7 +19,7 @@ from unseen_ray.runs.votes import find_part, find_receipt, write_part, write_vot
 from unseen_ray.training.vote_buffer import VoteBuffer
 
 if TYPE_CHECKING:
-    from unseen_ray.core.arrays import FloatArray, IdArray, LabelArray
+    from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, LabelArray
     from unseen_ray.core.predictions import Predictions
     from unseen_ray.core.samples.population import Population
     from unseen_ray.core.tasks import VotePart
@@ -134,14 +134,14 @@ class ScoringTask:
         if number == len(self.votes.ranges) - 1:  # is written last: the task would be done
             return False
         found = find_part(self._folder, self.task.stage, self.task.index, number, self.key)
-        if found is None or not np.array_equal(found[0].ids_M, self.ids_M[self.votes.ranges[number]]):
+        if found is None or not np.array_equal(found[0], self.ids_M[self.votes.ranges[number]]):
             return False
         self.votes.skip(number)
         self._count(number, *found)
         return True
 
-    def _count(self, number: int, part: VotePart, files: Mapping[str, str]) -> None:
-        self._right += int((part.pred_M == self.runner.population.labels_of(part.ids_M)).sum())
+    def _count(self, number: int, ids_M: IdArray, pred_M: IntArray, files: Mapping[str, str]) -> None:
+        self._right += int((pred_M == self.runner.population.labels_of(ids_M)).sum())
         self._files[number] = files
 
     def stored_receipt(self) -> Receipt | None:
@@ -164,7 +164,8 @@ class ScoringTask:
         for number in self.votes.add(predictions):
             if number < len(self.votes.ranges) - 1:
                 part = self._part(number)
-                self._count(number, part, write_part(self._folder, self.task.stage, self.key, number, part))
+                files = write_part(self._folder, self.task.stage, self.key, number, part)
+                self._count(number, part.ids_M, part.pred_M, files)
         if self._report.is_over():
             yield self.runner.scored(self.task, self.votes.done, len(self.ids_M))
 
@@ -185,7 +186,7 @@ class ScoringTask:
         self.votes.check_complete()
         last = len(self.votes.ranges) - 1
         part = self._part(last, features_ND)
-        self._count(last, part, {})
+        self._count(last, part.ids_M, part.pred_M, {})
         receipt = self._receipt(self._right / len(self.ids_M), stats)
         earlier = {file: digest for number in range(last) for file, digest in self._files[number].items()}
         return write_votes(self._folder, self.task.stage, self.key, part, receipt, earlier)

@@ -77,10 +77,11 @@ class VoteBuffer:
         if self._has_vote[places].any() or len(np.unique(places)) < len(places):
             raise FitError(f"{self.task.name} predicted a sample twice. Yield each of task.unseen_ids once.")
         self._has_vote[places] = True
-        columns = self._scored(predictions)
         parts_B = places // self._rows
         numbers = np.unique(parts_B).tolist()
-        complete = []
+        if self._skipped.issuperset(numbers):
+            return []
+        columns, complete = self._scored(predictions), []
         for number in numbers:
             inside = slice(None) if len(numbers) == 1 else parts_B == number
             if number not in self._skipped and self._fill(number, places[inside], inside, columns):
