@@ -138,7 +138,10 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     scratch = args.scratch.resolve() / "scale-votes"
-    report: dict[str, Any] = {"conditions": conditions(torch.device("cpu"), args), "cases": []}
+    report: dict[str, Any] = {
+        "conditions": conditions(torch.device("cpu"), argparse.Namespace(rows=args.rows)),
+        "cases": [],
+    }
     try:
         for rows in args.rows:
             report["cases"].append(in_a_process(scratch / "whole", rows))

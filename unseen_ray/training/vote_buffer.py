@@ -74,19 +74,23 @@ class VoteBuffer:
         # The exact check costs more than a batch may: it runs only where an id is not among those to score.
         if places.size and (places.max() >= len(self.ids_M) or not np.array_equal(self.ids_M[places], ids_B)):
             check_unseen(self.task, ids_B, self._population)
-        if self._has_vote[places].any() or len(np.unique(places)) < len(places):
+        rising = np.unique(places)
+        if self._has_vote[places].any() or len(rising) < len(places):
             raise FitError(f"{self.task.name} predicted a sample twice. Yield each of task.unseen_ids once.")
         self._has_vote[places] = True
-        parts_B = places // self._rows
-        numbers = np.unique(parts_B).tolist()
-        if self._skipped.issuperset(numbers):
+        inside = self._parts_of(places, rising)
+        if self._skipped.issuperset(inside):
             return []
-        columns, complete = self._scored(predictions), []
-        for number in numbers:
-            inside = slice(None) if len(numbers) == 1 else parts_B == number
-            if number not in self._skipped and self._fill(number, places[inside], inside, columns):
-                complete.append(number)
-        return complete
+        columns = self._scored(predictions)
+        numbers = [number for number in inside if number not in self._skipped]
+        return [number for number in numbers if self._fill(number, places[inside[number]], inside[number], columns)]
+
+    def _parts_of(self, places: Positions, rising: Positions) -> dict[int, slice | NDArray[np.bool_]]:
+        """The parts that a batch belongs to, and which of its samples are in each."""
+        if len(rising) and rising[0] // self._rows == rising[-1] // self._rows:
+            return {int(rising[0]) // self._rows: slice(None)}
+        parts_B = places // self._rows
+        return {number: parts_B == number for number in np.unique(parts_B).tolist()}
 
     def _scored(self, predictions: Predictions) -> dict[str, NDArray[Any]]:
         """The columns of a batch, computed at once: their bits must not depend on where parts end."""
