@@ -129,7 +129,7 @@ class PruneResult:
     @cached_property
     def coreset(self) -> KeptSamples:
         """The kept ids, the stage in which each was picked, and the score by which it was; `to_frame()` for all columns."""
-        found = coreset_of(self.run.table(CORESET))
+        found = coreset_of(self.run)
         stored = self.run.stored(CORESET, hold=False)
         return KeptSamples(ids=found.ids, stages=found.stages, scores=found.scores, stored=stored)
 

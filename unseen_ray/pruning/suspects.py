@@ -116,22 +116,25 @@ def with_suspects(scores: StoredTable, zero: StoredTable) -> StoredTable:
     names = scores.schema.names
     if SUSPECT not in zero.schema.names or SUSPECT in names:
         return scores
-    suspects = IdBits()
-    for chunk in score_chunks(zero, {}, ("id", SUSPECT)):
-        suspects.add(chunk["id"][chunk[SUSPECT]])
+    suspects = _suspects_in(zero)
     found = [suspects.has(chunk["id"]) for chunk in score_chunks(scores, {}, ("id",))]
     return changed(scores, {SUSPECT: np.concatenate([np.empty(0, bool), *found])}, [*names, SUSPECT])
 
 
-def suspects_kept(scores: StoredTable, kept_ids: IdArray) -> dict[str, int] | None:
-    """How many suspects a score table has, and how many of them were kept; None where none are marked."""
+def suspects_kept(scores: StoredTable, coreset: StoredTable) -> dict[str, int] | None:
+    """How many suspects a score table has, and how many of them a coreset keeps; None where none are marked."""
     if SUSPECT not in scores.schema.names:
         return None
-    found = kept = 0
-    for batch in scores.batches(["id", SUSPECT]):
-        ids = batch.column("id").to_numpy()[batch.column(SUSPECT).to_numpy(zero_copy_only=False)]
-        found, kept = found + len(ids), kept + int(np.isin(ids, kept_ids).sum())
-    return {"found": found, "kept": kept}
+    suspects = _suspects_in(scores)
+    found = sum(len(ids) for ids in suspects.ids())
+    return {"found": found, "kept": sum(int(suspects.has(c["id"]).sum()) for c in score_chunks(coreset, {}, ("id",)))}
+
+
+def _suspects_in(scores: StoredTable) -> IdBits:
+    suspects = IdBits()
+    for chunk in score_chunks(scores, {}, ("id", SUSPECT)):
+        suspects.add(chunk["id"][chunk[SUSPECT]])
+    return suspects
 
 
 def open_positions(table: pa.Table, budget: int, *, guard: Any, seed: int) -> np.ndarray:

@@ -68,7 +68,7 @@ def pack(run: Run, to: str, form: str | None = None, source: SourceLike | None =
         RunInUseError: if another process writes there.
     """
     _check_place(to, run, source)
-    opened, ids = source_of(run, source), run.table(CORESET).column("id").to_numpy()
+    opened, ids = source_of(run, source), run.table(CORESET, ["id"]).column("id").to_numpy()
     try:
         with _aside(to) as folder:
             if form == "webdataset":

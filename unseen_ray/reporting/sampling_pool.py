@@ -11,7 +11,6 @@ import numpy as np
 from unseen_ray.core.arrays import IdArray, as_ids, positions_of
 from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.pruning.suspects import drawable_ids
-from unseen_ray.runs.layout import CORESET
 from unseen_ray.runs.run import Run, coreset_of
 from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
 from unseen_ray.storage.filesystem import filesystem_of, read_file
@@ -43,7 +42,7 @@ class SamplingPool:
     @classmethod
     def of_run(cls, run: Run) -> SamplingPool:
         """The pool of a finished run; StorageError if one of its files is missing or damaged."""
-        entry, coreset = run.manifest.source, coreset_of(run.table(CORESET))
+        entry, coreset = run.manifest.source, coreset_of(run)
         return cls(
             place=run.folder.root,
             source={"name": entry.name, "fingerprint": entry.fingerprint, "rows": entry.rows},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +19,7 @@ from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.plugins import current_names
 from unseen_ray.runs.layout import (
     CHECKPOINTS,
+    CORESET,
     LOCK,
     MANIFEST,
     MANIFEST_COPY,
@@ -92,9 +93,9 @@ class Run:
         if self.lock is not None:
             self.lock.check()
 
-    def table(self, name: str) -> pa.Table:
-        """A table of the run, from its file or its parts; StorageError if it differs from what was written, or is no such table."""
-        table, source = read_table(self.folder, name, self.manifest.files), self.manifest.source
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A table of the run, or some columns; StorageError if it differs from what was written, or is no such table."""
+        table, source = read_table(self.folder, name, self.manifest.files, columns), self.manifest.source
         check_rows(table, self.folder.path(name), rows=source.rows, num_classes=source.num_classes)
         return table
 
@@ -219,8 +220,9 @@ def choosing_s(manifest: Manifest) -> float | None:
     return cost.chosen_from_s if manifest.kind == "select" else cost.fit_seconds
 
 
-def coreset_of(table: pa.Table) -> Coreset:
-    """A coreset from the columns of coreset.parquet."""
+def coreset_of(run: Run) -> Coreset:
+    """A run's coreset, without keys and labels; StorageError if its file is missing or damaged."""
+    table = run.table(CORESET, ["id", "stage", "score"])
     return Coreset(
         ids=np.asarray(table.column("id")),
         stages=np.asarray(table.column("stage")),

@@ -76,17 +76,23 @@ def write_batches(folder: Folder, name: str, table: StoredTable, *, part_rows: i
     return writer.close()
 
 
-def read_table(folder: Folder, name: str, files: Mapping[str, str]) -> pa.Table:
+def read_table(folder: Folder, name: str, files: Mapping[str, str], columns: Sequence[str] | None = None) -> pa.Table:
     """Read a table from its file or its parts.
 
     Args:
         folder, name: the table, such as `coreset.parquet`.
         files: SHA-256 by file name; files without one are not checked.
+        columns: those to hold; None for all.
 
     Raises:
-        StorageError: if a file is missing or damaged.
+        StorageError: if a file is missing or damaged, or lacks a column.
     """
-    return pa.concat_tables([folder.read_table(part, files.get(part)) for part in parts_of(name, files)])
+
+    def part_of_table(part: str) -> pa.Table:
+        rows = folder.read_table(part, files.get(part))
+        return rows if columns is None else _complete(folder.path(part), rows, columns).select(list(columns))
+
+    return pa.concat_tables([part_of_table(part) for part in parts_of(name, files)])
 
 
 def check_rows(table: pa.Table, where: str, *, rows: int, num_classes: int) -> None:
@@ -255,7 +261,7 @@ class StoredTable:
         """
         wanted = None if columns is None else list(columns)
         if self.held is not None:
-            rows = self._complete(self.name, self.held, wanted)
+            rows = _complete(self.folder.path(self.name), self.held, wanted)
             some = rows if wanted is None else rows.select(wanted)
             yield from some.to_batches(max_chunksize=_BATCH)
             return
@@ -271,7 +277,7 @@ class StoredTable:
             StorageError: if the table lacks one of them, or a file is missing or damaged.
         """
         wanted = ["id", *columns]
-        found = [self._complete(self.name, self.schema.empty_table(), wanted).select(wanted)]
+        found = [_complete(self.folder.path(self.name), self.schema.empty_table(), wanted).select(wanted)]
         whole = [] if self.held is None else [(self.held.select(wanted), ids_M)]
         for rows, some in whole or self._groups_around(ids_M, wanted):
             found.append(rows.filter(pa.array(np.isin(rows.column("id").to_numpy(), some, assume_unique=True))))
@@ -296,21 +302,21 @@ class StoredTable:
 
     def _checked(self, part: str, rows: pa.Table, wanted: list[str] | None) -> pa.Table:
         check_rows(rows, self.folder.path(part), rows=0, num_classes=2**62)
-        return self._complete(part, rows, wanted)
-
-    def _complete(self, part: str, rows: pa.Table, wanted: list[str] | None) -> pa.Table:
-        if missing := set(wanted or ()) - set(rows.column_names):
-            raise StorageError(
-                f"{self.folder.path(part)} is damaged or forged: it lacks the column {min(missing)}. Restore it, or prune again in a "
-                "new folder."
-            )
-        return rows
+        return _complete(self.folder.path(part), rows, wanted)
 
     def _parts(self) -> list[str]:
         return parts_of(self.name, self.files)
 
     def _opened(self, part: str, do: Callable[[pq.ParquetFile], _T]) -> _T:
         return with_parquet(self.folder, part, do)
+
+
+def _complete(where: str, rows: pa.Table, wanted: Sequence[str] | None) -> pa.Table:
+    if missing := set(wanted or ()) - set(rows.column_names):
+        raise StorageError(
+            f"{where} is damaged or forged: it lacks the column {min(missing)}. Restore it, or prune again in a new folder."
+        )
+    return rows
 
 
 def with_parquet(folder: Folder, name: str, do: Callable[[pq.ParquetFile], _T], *, inline: bool = False) -> _T:

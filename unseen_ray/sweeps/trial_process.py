@@ -147,7 +147,7 @@ class _Trial:
                 on_stage=on_stage if self._context.sweep.scheduler is not None else None,
                 checked=True,
             )
-            ids = np.asarray(run.table(CORESET).column("id"))
+            ids = np.asarray(run.table(CORESET, ["id"]).column("id"))
             outcome = self._measure(executor.sharing_pool(), config, ids, run.manifest.stages)
         finally:
             executor.close()

@@ -64,7 +64,8 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
 
 def _suspects(result: PruneResult) -> dict[str, Any] | None:
     """How many labels are suspected, how many of these samples are kept, and by which guard; None without one."""
-    found = suspects_kept(StoredTable(result.run.folder, scores_file(0), result.manifest.files), result.coreset.ids)
+    scores, coreset = (result.run.stored(name, hold=False) for name in (scores_file(0), CORESET))
+    found = suspects_kept(scores, coreset)
     return found and {**found, "guard": guard_words(guard_of_stored(result.manifest.asked))}
 
 
