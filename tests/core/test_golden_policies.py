@@ -269,7 +269,8 @@ def ref_auto(case: Case) -> list[int]:
     """The hardest where the models are right often enough for the share that is kept, else strata, half of them, or none."""
     right = sum(pred == label for pred, label in zip(case.pred, case.labels, strict=True)) / len(case.labels)
     largest = max(map(case.labels.count, range(CLASSES))) / len(case.labels)
-    if case.target < 25 * CLASSES or right < min(2 * largest, 0.9 * largest + 0.1):
+    sizes = sorted(count for c in range(CLASSES) if (count := case.labels.count(c) + case.kept[c]))
+    if case.target < 25 * len(sizes) or right < min(2 * largest, 0.9 * largest + 0.1):
         return ref_random(case)
     keep = (case.target + 0.5) / (len(case.labels) + sum(case.kept))
     least = [share for accuracy, share in ((0.95, 0.4), (0.85, 0.55), (0.75, 0.75)) if right >= accuracy]
@@ -277,7 +278,6 @@ def ref_auto(case: Case) -> list[int]:
         return ref_top(case)
     if right >= 0.75:
         return ref_ccs(case)
-    sizes = sorted(count for c in range(CLASSES) if (count := case.labels.count(c) + case.kept[c]))
     if sizes[-1] >= 10 * sizes[(len(sizes) - 1) // 4] and right >= 0.5 and keep >= 0.3:
         return ref_top(case)
     return ref_mix(case) if keep >= 0.6 else ref_random(case)
