@@ -21,7 +21,8 @@ def one_keep(place: Place, suite: str, data: tuple[str, str], seeds: int, keep: 
     home = place.state / "runs" / suite
     asked = yaml.safe_load((ROOT / "benchmarks" / "suites" / f"{suite}.yaml").read_text())
     asked |= {"seeds": asked["seeds"][:seeds], "rows": [{**row, "keep": [keep]} for row in asked["rows"]]}
-    asked |= {"model": "small_cnn"} if place.small else {}
+    if place.small:
+        asked["model"] = {"use": "airbench", "width": 8} if asked["model"] == "airbench" else "small_cnn"
     home.mkdir(parents=True, exist_ok=True)
     narrowed, table = home / f"{seeds} seeds keep {keep}.yaml", home / f"{seeds} seeds keep {keep}.json"
     narrowed.write_text(yaml.safe_dump(asked))
