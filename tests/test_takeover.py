@@ -20,9 +20,10 @@ from unseen_ray.pruning.pipeline import run_pipeline
 from unseen_ray.runs.layout import vote_file
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import Progress
-from unseen_ray.runs.votes import write_votes
+from unseen_ray.runs.votes import write_part, write_votes
 from unseen_ray.storage.environment import STORAGE_WAIT_S
 from unseen_ray.storage.filesystem import Folder, sha256_of
+from unseen_ray.storage.tables import part_file
 
 FIELDS: dict[str, Any] = {
     "source": {"use": "digits", "limit": 200},
@@ -141,17 +142,15 @@ def test_votes_that_come_before_those_of_whoever_took_over_stand(
     assert_whole(out, undisturbed, caplog)
 
 
-def test_of_votes_that_come_at_the_same_moment_one_file_stands(tmp_path: Path) -> None:
-    folder, together = Folder(str(tmp_path)), threading.Barrier(8)
-    ids = np.arange(50_000)
-    part = VotePart(
-        index=0,
-        ids_M=ids,
-        pred_M=ids % 3,
-        p_top_M=np.ones(len(ids), np.float32),
-        p_label_M=np.ones(len(ids), np.float32),
-        scores={"entropy": np.zeros(len(ids), np.float32)},
+def votes_of(count: int, *, top: float = 1.0) -> VotePart:
+    ids, ones = np.arange(count), np.ones(count, np.float32)
+    return VotePart(
+        index=0, ids_M=ids, pred_M=ids % 3, p_top_M=top * ones, p_label_M=ones, scores={"entropy": 0 * ones}
     )
+
+
+def test_of_votes_that_come_at_the_same_moment_one_file_stands(tmp_path: Path) -> None:
+    folder, together, part = Folder(str(tmp_path)), threading.Barrier(8), votes_of(50_000)
 
     def write(worker: int) -> Receipt:
         together.wait()
@@ -165,3 +164,18 @@ def test_of_votes_that_come_at_the_same_moment_one_file_stands(tmp_path: Path) -
         assert len({receipt.node for receipt in said}) == 1
         assert [receipt.reused for receipt in said].count(False) == 1
         folder.delete(vote_file(0, 0))
+
+
+def test_of_parts_that_come_at_the_same_moment_one_stands(tmp_path: Path) -> None:
+    folder, together = Folder(str(tmp_path)), threading.Barrier(8)
+
+    def write(worker: int) -> dict[str, str]:
+        together.wait()
+        return write_part(folder, 0, "key", 0, votes_of(50_000, top=worker))  # as of workers that round differently
+
+    for _ in range(10):
+        with ThreadPoolExecutor(8) as pool:
+            said = list(pool.map(write, range(8)))
+        name = part_file(vote_file(0, 0), 0)
+        assert said == [{name: sha256_of((tmp_path / name).read_bytes())}] * 8
+        folder.delete_folder(vote_file(0, 0))

@@ -80,7 +80,7 @@ def write_votes(
 def write_part(folder: Folder, stage: int, key: str, number: int, part: VotePart) -> dict[str, str]:
     """Write a part of one model's votes, not the last one, unless it is there already; returns the SHA-256 of its files."""
     base = vote_file(stage, part.index)
-    if files_of(folder, base) == [base]:
+    if _type_of(folder, base) == FileType.File:
         folder.delete(base)  # a damaged file, where the folder will be
     name = part_file(base, number)
     return _write(folder, name, key, part, Receipt(index=part.index), lambda: _find(folder, name, key)).files
@@ -140,14 +140,18 @@ def files_of(folder: Folder, name: str) -> list[str]:
     Raises:
         StorageError: if storage fails.
     """
+    if _type_of(folder, name) != FileType.Directory:
+        return [name]
+    return [f"{name}/{part}" for part in folder.within(name).names() if part.endswith(".parquet")] or [name]
+
+
+def _type_of(folder: Folder, name: str) -> FileType:
     path = folder.path(name)
     fs, inner = filesystem_of(path)
     try:
-        if retried_inline(path, lambda: fs.get_file_info(inner), fs).type != FileType.Directory:
-            return [name]
+        return retried_inline(path, lambda: fs.get_file_info(inner).type, fs)
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {reason_of(error)}.") from None
-    return [f"{name}/{part}" for part in folder.within(name).names() if part.endswith(".parquet")] or [name]
 
 
 def find_receipt(folder: Folder, stage: int, index: int, key: str) -> Receipt | None:
