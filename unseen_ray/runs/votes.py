@@ -91,8 +91,8 @@ def _write(
 ) -> Receipt:
     # A worker that was taken for dead may still finish, before or after its replacement. The first whole file stays, because a
     # merge may be using it; so the write is exclusive, unless there is a damaged file to replace.
-    fresh = folder.read(name) is None
-    if (present := find()) is not None:
+    fresh = _type_of(folder, name) == FileType.NotFound
+    if not fresh and (present := find()) is not None:
         return present
     files = dict(receipt.files)
     if part.probs_MC is not None:
