@@ -73,7 +73,7 @@ def test_an_aggregator_that_is_killed_is_replaced(tmp_path: Path) -> None:
     )
     wanted = Merger(job, info.labels_N).merge(request)
     assert wanted.files.items() <= run.manifest.files.items()
-    aggregators = Aggregators(max_retries=2)
+    aggregators = Aggregators(job.config)
     shared = ["a run", ray.put(job), ray.put(info.labels_N)]
     try:
         assert aggregators.merge(shared, job, request).files == wanted.files
@@ -99,7 +99,7 @@ def test_a_stage_whose_votes_are_damaged_is_not_merged(tmp_path: Path) -> None:
     votes = tmp_path / "run" / "stage-00" / "votes" / "01.parquet" / "part-00002.parquet"
     before = votes.read_bytes()
     votes.write_bytes(before[:200] + bytes([before[200] ^ 1]) + before[201:])
-    aggregators = Aggregators(max_retries=2)
+    aggregators = Aggregators(job.config)
     try:
         with pytest.raises(StorageError, match=r"01\.parquet/part-00002\.parquet is damaged"):
             aggregators.merge(["a run", ray.put(job), ray.put(labels)], job, request)
