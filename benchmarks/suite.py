@@ -315,12 +315,18 @@ def stage_facts(suite: Suite) -> list[dict[str, Any]]:
                     "score": choice.score,
                     "keep": choice.keep,
                     "stage": rows[0]["stage"],
-                    "rank_correlation": float(np.mean([row["rank_correlation"] for row in rows])),
-                    "overlap": float(np.mean([row["overlap"] for row in rows])),
+                    "rank_correlation": mean_of_known([row["rank_correlation"] for row in rows]),
+                    "overlap": mean_of_known([row["overlap"] for row in rows]),
                 }
                 for rows in zip(*reports, strict=True)
             ]
     return found
+
+
+def mean_of_known(values: list[float | None]) -> float | None:
+    """None where no seed has a value, as the rank correlation of scores that are all alike."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def class_facts(arm: Arm, full: Arm, sizes_C: np.ndarray) -> dict[str, Any]:

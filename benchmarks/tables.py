@@ -158,8 +158,12 @@ def ranks(report: dict[str, Any]) -> Iterator[str]:
     yield "| method | score | rank correlation of two seeds | fullest of 20 bins |"
     yield "|---|---|---|---|"
     for facts in report["scores"]:
-        agreement = "" if facts["rank_correlation"] is None else f"{facts['rank_correlation']:.3f}"
-        yield f"| {facts['method']} | {facts['score']} | {agreement} | {facts['fullest_bin']:.3f} |"
+        yield f"| {facts['method']} | {facts['score']} | {agreement(facts)} | {facts['fullest_bin']:.3f} |"
+
+
+def agreement(facts: dict[str, Any]) -> str:
+    """A rank correlation, where there is one."""
+    return "" if facts["rank_correlation"] is None else f"{facts['rank_correlation']:.3f}"
 
 
 def stages(report: dict[str, Any]) -> Iterator[str]:
@@ -167,7 +171,7 @@ def stages(report: dict[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for row in report["stages"]:
         yield (
-            f"| {row['method']} | {row['score']} | {row['keep']:g} | {row['stage']} | {row['rank_correlation']:.3f} "
+            f"| {row['method']} | {row['score']} | {row['keep']:g} | {row['stage']} | {agreement(row)} "
             f"| {100 * row['overlap']:.0f} % |"
         )
 
