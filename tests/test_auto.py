@@ -160,6 +160,7 @@ def test_an_interrupted_trial_is_resumed_and_decides_the_same(
     assert result.coreset.ids.tolist() == better.coreset.ids.tolist()
 
 
+@pytest.mark.slow
 def test_a_later_stage_of_a_resumed_run_uses_what_was_decided(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"keep": 0.18, "schedule": [0.15, 0.18]}
     policy = auto(USEFUL)

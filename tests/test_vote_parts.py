@@ -131,6 +131,7 @@ def noted(notes: Path) -> list[int]:
     return [int(count) for count in notes.read_text().split()]
 
 
+@pytest.mark.slow
 def test_a_scoring_that_was_killed_goes_on_behind_what_is_stored(tmp_path: Path) -> None:
     recorded = 2 * -(-120 // BATCH)  # aum is over epochs: the model also predicts after the first two
     model = {"use": MODEL, "notes": str(tmp_path / "notes"), "killed_after": recorded + 5}

@@ -77,8 +77,10 @@ def test_a_run_is_watched_while_it_trains_is_killed_and_goes_on(
     ]
     assert any(re.match(r"stage 0 fold \d: epoch \d+/60, accuracy", line) for line in lines), lines
     assert any(line.startswith(f"held by process {run.pid} on ") for line in lines), lines
-    assert lines[-2].endswith("finished, kept 180")
-    assert re.fullmatch(r"cost so far: \d+\.\d worker-seconds, 0\.0 GPU-seconds", lines[-1])
+    # The cost comes first where it was known before the run had finished, and is not said again.
+    last, cost = lines[-2:] if lines[-1].startswith("cost") else reversed(lines[-2:])
+    assert last.endswith("finished, kept 180")
+    assert re.fullmatch(r"cost so far: \d+\.\d worker-seconds, 0\.0 GPU-seconds", cost)
     assert len(lines) == len(set(lines))
 
 

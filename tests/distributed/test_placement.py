@@ -44,6 +44,7 @@ def zones(alone: None) -> Iterator[dict[str, str]]:
     cluster.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_folds_run_only_where_placement_says_and_give_the_same_ids(zones: dict[str, str], tmp_path: Path) -> None:
     fit = {"use": "tests.plugs:noted_centroids", "log": str(tmp_path), "together": 2}
@@ -57,6 +58,7 @@ def test_folds_run_only_where_placement_says_and_give_the_same_ids(zones: dict[s
     assert result.coreset.ids.tolist() == local.coreset.ids.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_labels_that_no_node_has_are_refused_with_those_that_nodes_have(zones: dict[str, str], tmp_path: Path) -> None:
     said = r"placement.fits={'zone': 'z'} matches no node of the cluster, nor does placement.fallback; its nodes have "
@@ -67,6 +69,7 @@ def test_labels_that_no_node_has_are_refused_with_those_that_nodes_have(zones: d
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_deterministic_run_asks_for_the_gpu_of_its_first_worker(zones: dict[str, str], tmp_path: Path) -> None:
     """Which model is first is Ray's choice; from then on no node of another one is asked for, or counted."""
