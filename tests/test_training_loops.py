@@ -86,6 +86,7 @@ def test_the_exports(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) 
     assert sorted(names["coreset"]) == names["result"].coreset.ids.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the libraries, about one another
 @pytest.mark.parametrize(
     ("library", "begins", "epochs"),

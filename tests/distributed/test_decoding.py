@@ -158,6 +158,7 @@ def test_what_memory_does_not_hold_is_decoded_into_files_once(mixed: object, tmp
     assert result.scores == local.scores == run(tmp_path / "memory", noted(log), executor="local").scores
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_one_process(mixed: object, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"sample row-4321 of source .* is float64 of shape \(3,\)"):
         run(tmp_path / "run", noted(log_in(tmp_path), broken=4321))

@@ -131,6 +131,7 @@ def test_a_run_without_nodes_ends_after_a_while_and_goes_on_later(cluster: Clust
     assert ur.prune(asked).coreset.ids.tolist() == locally(tmp_path / "local")
 
 
+@pytest.mark.slow
 def test_a_pool_knows_who_left(cluster: Cluster, tmp_path: Path) -> None:
     """Actors that were idle on a node that is gone are forgotten, and count as no failure of the next task."""
     write_manifest(Folder(str(tmp_path)), Manifest(created="", config={}, asked={}, source=NO_SOURCE))
