@@ -341,6 +341,7 @@ def test_long_tables_leave_out_the_same(source: Any, schedule: Any, tmp_path: Pa
     assert long.scores.equals(short.scores)
 
 
+@pytest.mark.slow
 def test_the_rule_is_recorded_for_each_stage(tmp_path: Path) -> None:
     fields = {
         "keep": 0.95,

@@ -365,6 +365,7 @@ def test_a_source_that_changes_under_way_is_noticed(tmp_path: Path, parquet_file
         list(workshop.made_by(1, work, [(shard, None)]))
 
 
+@pytest.mark.slow
 def test_from_object_storage_to_object_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = photos(tmp_path / "photos")
     with s3_server(monkeypatch):
