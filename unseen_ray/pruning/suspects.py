@@ -49,7 +49,7 @@ def suspects_of(
 ) -> NDArray[np.bool_] | None:
     """(M,) bool over the rows of a score table; None where the run has no guard, or `unlikely_label` finds no more than it allows.
 
-    A table longer than `limits.rows_in_memory` is read in passes, but for a user's own guard, which gets whole columns.
+    The table is read in passes, but for a user's own guard, which gets whole columns.
 
     Raises:
         FitError: if a user's guard returns something else.
@@ -57,20 +57,17 @@ def suspects_of(
     guard = resolved.guard
     if guard is None:
         return None
-    is_long = scores.num_rows > limits.rows_in_memory
-    if guard.is_own and is_long:
+    if not guard.is_own:
+        found = _suspects_by_passes(resolved, guard, scores, probs)
+        return None if resolved.guards_by_rows and not found.any() else found
+    if scores.num_rows > limits.rows_in_memory:
         logger.warning(
             "guard %s compares all %d candidates at once: they are held in memory.", guard.name, scores.num_rows
         )
-    found = _suspects_by_passes(resolved, guard, scores, probs) if is_long and not guard.is_own else None
-    if found is None:
-        table = scores.table()
-        columns = {
-            f"{name}_M": table.column(name).to_numpy() for name in table.column_names if name not in ("id", "label")
-        }
-        columns |= {"ids_M": table.column("id").to_numpy(), "labels_M": table.column("label").to_numpy()}
-        found = guard.suspects({**columns, "probs_MC": probs, "seed": resolved.config.seed}, table.num_rows)
-    return None if resolved.guards_by_rows and not found.any() else found
+    table = scores.table()
+    columns = {f"{name}_M": table.column(name).to_numpy() for name in table.column_names if name not in ("id", "label")}
+    columns |= {"ids_M": table.column("id").to_numpy(), "labels_M": table.column("label").to_numpy()}
+    return guard.suspects({**columns, "probs_MC": probs, "seed": resolved.config.seed}, table.num_rows)
 
 
 def _suspects_by_passes(

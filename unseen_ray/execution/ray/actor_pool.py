@@ -232,11 +232,9 @@ class FoldPool:
 
     def _wanted(self) -> tuple[Selector, ...]:
         """Labels of the nodes to use."""
-        return (
-            tuple({**each, **self._gpu_label} for each in self.selectors or ({},))
-            if self._gpu_label
-            else self.selectors
-        )
+        if not self._gpu_label:
+            return self.selectors
+        return tuple({**each, **self._gpu_label} for each in self.selectors or ({},))
 
     def _settle_gpu(self, node_id: str) -> None:
         """Ask for the first actor's model of GPU alone, where its node is labelled with it: another's would not be used."""

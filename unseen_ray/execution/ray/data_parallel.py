@@ -39,10 +39,8 @@ __all__ = ["train_together"]
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
-_BROKEN = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-)  # gloo raises a plain RuntimeError where the other end is gone
+# Gloo raises a plain RuntimeError where the other end is gone.
+_BROKEN = ("Connection closed by peer", "Connection reset by peer")
 
 Outcome = tuple[Failure, str] | None
 

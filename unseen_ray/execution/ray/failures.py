@@ -160,7 +160,7 @@ def loss_of(error: RayError) -> str:
         return "its worker does not answer"
     if isinstance(error, ObjectLostError):
         return "data that it needs was lost with a node"
-    return "its worker was lost, or the node of it" if isinstance(error, _LOST) else first_line(error)
+    return "its worker or that worker's node was lost" if isinstance(error, _LOST) else first_line(error)
 
 
 def first_line(error: BaseException) -> str:

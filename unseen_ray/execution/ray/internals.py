@@ -1,4 +1,4 @@
-"""Every private name of Ray that this package uses, each behind a function; a test calls all of them, and fails where a name has moved."""
+"""The private modules and attributes of Ray that this package uses, each behind a function; a test tells when one has moved."""
 
 from __future__ import annotations
 
