@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import BaseWSGIServer, make_server
+from werkzeug.wsgi import get_input_stream
 
 Fault = Callable[[str, str], "int | float | Literal['old', 'lost'] | None"]
 BUCKET = "runs"
@@ -87,6 +89,8 @@ class S3Server:
         if self.conditions == "ignored":
             for name in conditions:
                 del environ[name]
+        # read before the lock is taken: a client that was stopped amid its request holds up nobody
+        environ["wsgi.input"] = io.BytesIO(get_input_stream(environ).read())
         with self._change:
             answer = list(self._app(environ, start_response))
         if is_lost:
