@@ -160,7 +160,7 @@ def test_an_interrupted_run_ends_though_its_storage_never_answers(
 ) -> None:
     monkeypatch.setenv(STORAGE_WAIT_S, "3")
     fields = {**FIELDS, "model": {"use": "tests.plugs:dozing", "seconds": 0.3}, "executor": "local", "log_to": "none"}
-    fields |= {"recipe": {"epochs": 30, "min_steps": 0}, "out": "s3://runs/silent"}
+    fields |= {"recipe": {"epochs": 30, "min_steps": 0}, "out": "s3://runs/interrupted"}
     (tmp_path / "run.yaml").write_text(json.dumps(fields))
     line = [sys.executable, "-m", "unseen_ray", "prune", str(tmp_path / "run.yaml")]
     run = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
