@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.exceptions import ClientDisconnected
 from werkzeug.serving import BaseWSGIServer, make_server
 from werkzeug.wsgi import get_input_stream
 
@@ -90,7 +91,10 @@ class S3Server:
             for name in conditions:
                 del environ[name]
         # read before the lock is taken: a client that was stopped amid its request holds up nobody
-        environ["wsgi.input"] = io.BytesIO(get_input_stream(environ).read())
+        try:
+            environ["wsgi.input"] = io.BytesIO(get_input_stream(environ).read())
+        except ClientDisconnected as error:
+            raise ConnectionResetError from error
         with self._change:
             answer = list(self._app(environ, start_response))
         if is_lost:
