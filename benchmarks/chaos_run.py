@@ -27,6 +27,7 @@ from unseen_ray.execution import api
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import Progress
 from unseen_ray.storage.fence import LOCK
+from unseen_ray.storage.filesystem import read_file
 
 ENDED = {0, 2, 3, 4, 130}  # the exit codes of the command line
 
@@ -247,8 +248,7 @@ class Run:
         """A file in its folder; None where there is none."""
         fs, root = self._opened()
         try:
-            with fs.open_input_stream(f"{root}/{name}") as stream:
-                return bytes(stream.read())
+            return read_file(fs, f"{root}/{name}")
         except FileNotFoundError:
             return None
 
