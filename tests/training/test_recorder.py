@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -49,7 +50,7 @@ def record(
         model, feed, plan, checkpoints = prepare(folder, plan_of, CPU, samples=SAMPLES)
         labels = prepare_labels()
         scores = ResolvedRun(scored(every, also_score=list(also), score="tdds")).scores
-        sizes = {"epochs": plan.epochs, "least_epochs": plan.epochs, "num_classes": 10}
+        sizes = {"epochs": plan.epochs, "num_classes": 10}
         recording = TrajectoryRecorder(model, feed, UNSEEN, labels, plan_of, scores=scores, **sizes)
         told = [s.epoch for s in itertools.islice(fit(model, feed, plan, checkpoints, recording), stop_after)]
         if stop_after is not None:
@@ -353,3 +354,16 @@ def test_keeping_less_than_before_repeats_nothing(tmp_path: Path, caplog: pytest
     assert again.scores == first.scores
     run(tmp_path / "first", save_probs=True, save_features=True)
     assert "save_probs was not set when the run was made" in caplog.text
+
+
+def test_folds_on_both_sides_of_a_batch_train_for_equally_many_epochs(tmp_path: Path) -> None:
+    fields = {"source": {"use": "digits", "limit": 127}, "score": "forgetting", "executor": "local", "keep": 0.5}
+    config = ur.PruneConfig(
+        **fields, folds=4, recipe={"epochs": 2, "min_steps": 8, "batch_size": 16}, out=str(tmp_path)
+    )
+    assert {(task.trained, task.steps, task.epochs) for task in ur.plan(config).run.tasks} == {(32, 8, 8), (31, 8, 8)}
+    ur.prune(config)
+    votes = [pq.read_table(file)["forgetting"].to_numpy() for file in sorted(tmp_path.glob("stage-00/votes/*.parquet"))]
+    # samples that were never right have the number of scored epochs, in each fold some
+    assert [len(scores) for scores in votes] == [95, 95, 95, 96]
+    assert [scores.max() for scores in votes] == [8, 8, 8, 8]

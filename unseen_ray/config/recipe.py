@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import (
@@ -383,6 +384,10 @@ class Recipe(BaseModel):
         assert self.epochs is not None
         _, per_epoch = self.epoch_plan(num_samples, workers=workers)
         return max(self.epochs, math.ceil(self.min_steps / per_epoch))
+
+    def common_epoch(self, sizes: Sequence[int]) -> int | None:
+        """Samples of an epoch by which trainings on sets of these sizes have equally many epochs; None if they have anyway."""
+        return min(sizes) if len(set(map(self.epochs_in_all, set(sizes)))) > 1 else None
 
     @property
     def scoring_batch(self) -> int:

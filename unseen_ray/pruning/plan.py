@@ -10,13 +10,14 @@ import numpy as np
 
 from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.models import SCORING_SPEEDUP, relative_cost
-from unseen_ray.core.samples.id_sets import FoldSpec, IdSet, grouped_folds
+from unseen_ray.core.samples.id_sets import IdSet, fold_sizes, grouped_folds
 from unseen_ray.core.schedule import Stage, stages_of
 from unseen_ray.core.tasks import ScoreTask, later_tasks, stage_zero_tasks
 from unseen_ray.core.trajectory import scored_epochs
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import name_of, plug_of
 from unseen_ray.pruning.trials.plan import TrialPlan, plan_trials
+from unseen_ray.runs.tasks import fold_spec, train_sizes
 
 if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
@@ -37,7 +38,7 @@ class TaskPlan:
         models: how many are trained.
         trained: samples each trains on.
         scored: samples each scores.
-        batch_size, steps: of each training; 0 with a user's own `fit`.
+        batch_size, steps, epochs: of each training; 0 with a user's own `fit`.
         image_passes: images that go through the training of one model.
         passes: how often a model scores: after each scored epoch, where scores over epochs are stored.
         workers: that share a training.
@@ -50,6 +51,7 @@ class TaskPlan:
     scored: int
     batch_size: int
     steps: int
+    epochs: int
     image_passes: int
     passes: int = 1
     workers: int = 1
@@ -168,13 +170,13 @@ def _fold_problems(config: PruneConfig, population: Population) -> Iterator[str]
         return
     if config.folds > total:
         yield f"folds={config.folds} is outside 2..{total} (the number of samples). Choose fewer folds."
-    elif groups_R is not None and not min(_fold_sizes(config, population)):
+    elif groups_R is not None and not min(fold_sizes(population, fold_spec(config))):
         groups = len(np.unique(groups_R[population.ids_N]))
         yield (
             f"folds={config.folds} leaves a fold empty, because groups are not split and there are {groups:,}. "
             "Choose fewer folds or other groups."
         )
-    elif min(sizes := _train_sizes(config, population)) < 2:
+    elif min(sizes := train_sizes(config, population)) < 2:
         yield (
             f"folds={config.folds} of {total} samples leaves a fold of {min(sizes)} to train on; "
             "a model needs at least 2. Choose fewer folds, or train_on: complement."
@@ -186,19 +188,13 @@ def tasks_of(stage: Stage, config: PruneConfig, coreset: IdSet, *, limits: Limit
     if stage.index == 0:
         return stage_zero_tasks(
             mode=config.mode,
-            spec=_spec_of(config, limits),
+            spec=fold_spec(config, limits),
             train_on=config.train_on,
             repeats=config.repeats,
             votes=config.scoring.votes,
             models=config.scoring.models,
         )
     return later_tasks(stage=stage.index, coreset=coreset, repeats=config.repeats)
-
-
-def _spec_of(config: PruneConfig, limits: Limits = DEFAULT_LIMITS) -> FoldSpec:
-    return FoldSpec(
-        num_folds=config.folds, seed=config.seed, stratify=config.stratify, block_rows=limits.rows_dealt_at_once
-    )
 
 
 def warnings_of(config: PruneConfig, population: Population, stages: Sequence[Stage]) -> list[str]:
@@ -219,7 +215,7 @@ def warnings_of(config: PruneConfig, population: Population, stages: Sequence[St
                 "some folds have no sample of them."
             )
     warnings += _group_warnings(config, population, stages)
-    trained = [len(population)] if config.mode == "fitting" else _train_sizes(config, population)
+    trained = [len(population)] if config.mode == "fitting" else train_sizes(config, population)
     smallest = min([*trained, *(stage.target for stage in stages[:-1])])
     if config.fit is None and smallest < config.recipe.batch_size:
         warnings.append(
@@ -245,7 +241,7 @@ def _group_warnings(config: PruneConfig, population: Population, stages: Sequenc
     if config.mode == "fitting":
         yield f"{said}."
         return
-    fold_of_N, size_K = grouped_folds(population, _spec_of(config))
+    fold_of_N, size_K = grouped_folds(population, fold_spec(config))
     yield f"{said}; folds keep each whole and have {size_K.min():,} to {size_K.max():,} samples."
     places_N = fold_of_N.astype(np.int64) * population.num_classes + population.labels_N
     counts_KC = np.bincount(places_N, minlength=config.folds * population.num_classes).reshape(config.folds, -1)
@@ -272,6 +268,7 @@ def _task_plan_of(trials: TrialPlan, config: PruneConfig) -> TaskPlan:
         scored=trials.set_aside,
         batch_size=batch,
         steps=steps,
+        epochs=trials.epochs,
         image_passes=recipe.image_passes(trials.trained),
         is_trial=True,
     )
@@ -281,10 +278,9 @@ def _problems_over_epochs(resolved: ResolvedRun, stages: Sequence[Stage], popula
     """Scores over epochs that somebody asks for and the trainings have too few epochs for; others are left out."""
     problems: list[str] = []
     scores = resolved.scores
-    for trained in (
-        sorted({task.trained for task in _task_plans(resolved, stages, population)}) if scores.over_epochs else ()
-    ):
-        numbers = scored_epochs(resolved.config.recipe.epochs_in_all(trained), scores.every)
+    tasks = _task_plans(resolved, stages, population) if scores.over_epochs else ()
+    for epochs in sorted({task.epochs for task in tasks}):
+        numbers = scored_epochs(epochs, scores.every)
         for name in sorted(scores.asked & scores.over_epochs.keys()):
             trajectory = scores.over_epochs[name]
             try:
@@ -294,21 +290,9 @@ def _problems_over_epochs(resolved: ResolvedRun, stages: Sequence[Stage], popula
     return list(dict.fromkeys(problems))
 
 
-def _train_sizes(config: PruneConfig, population: Population) -> list[int]:
-    """How many samples the model of each fold trains on."""
-    sizes = _fold_sizes(config, population)
-    return sizes if config.train_on == "fold" else [len(population) - size for size in sizes]
-
-
-def _fold_sizes(config: PruneConfig, population: Population) -> list[int]:
-    total, folds = len(population), config.folds
-    if population.groups_R is None:
-        return [total // folds + (fold < total % folds) for fold in range(folds)]
-    return [int(size) for size in grouped_folds(population, _spec_of(config))[1]]
-
-
 def _task_plans(resolved: ResolvedRun, stages: Sequence[Stage], population: Population) -> list[TaskPlan]:
     plans, config, scores, total = [], resolved.config, resolved.scores, len(population)
+    recipe, own = config.recipe, config.fit is not None
     for stage in stages:
         workers = resolved.workers_of_fit(of_fold=stage.index == 0 and config.mode == "unseen")
         if stage.index > 0:
@@ -316,16 +300,18 @@ def _task_plans(resolved: ResolvedRun, stages: Sequence[Stage], population: Popu
         elif config.mode == "fitting":
             sizes = [(total, total)]
         else:
-            folds = _fold_sizes(config, population)
+            folds = fold_sizes(population, fold_spec(config))
             votes = config.scoring.votes or config.folds - 1
             others = [sum((folds * 2)[fold + 1 : fold + 1 + votes]) for fold in range(config.folds)]
             sizes = (
                 list(zip(folds, others, strict=True)) if config.train_on == "fold" else [(total - n, n) for n in folds]
             )
             sizes = sizes[: config.scoring.models]
+        common = recipe.common_epoch([trained for trained, _ in sizes]) if scores.over_epochs else None
         for trained, scored in sorted(set(sizes), reverse=True):
-            recipe, own = config.recipe, config.fit is not None
-            batch, steps = (0, 0) if own else recipe.plan(trained, workers=workers)
+            samples = common or trained
+            batch, steps = (0, 0) if own else recipe.plan(samples, workers=workers)
+            epochs = 0 if own else recipe.epochs_in_all(samples, workers=workers)
             plans.append(
                 TaskPlan(
                     stage=stage.index,
@@ -334,10 +320,9 @@ def _task_plans(resolved: ResolvedRun, stages: Sequence[Stage], population: Popu
                     scored=scored,
                     batch_size=batch,
                     steps=steps,
-                    image_passes=0 if own else recipe.image_passes(trained, workers=workers),
-                    passes=len(scored_epochs(config.recipe.epochs_in_all(trained), scores.every))
-                    if scores.over_epochs
-                    else 1,
+                    epochs=epochs,
+                    image_passes=0 if own else recipe.image_passes(samples, workers=workers),
+                    passes=len(scored_epochs(epochs, scores.every)) if scores.over_epochs else 1,
                     workers=workers,
                 )
             )

@@ -11,7 +11,7 @@ import numpy as np
 from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.core.arrays import IdArray, LabelArray
 from unseen_ray.core.samples.groups import NO_GROUPS, Groups
-from unseen_ray.core.samples.id_sets import IdSet, digest_of_rule
+from unseen_ray.core.samples.id_sets import FoldSpec, IdSet, digest_of_rule, fold_sizes
 from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.seeds import digest_ids
 from unseen_ray.core.tasks import EvalTask, ScoreTask
@@ -27,7 +27,21 @@ if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
     from unseen_ray.data.images.pixel_files import PixelFiles
 
-__all__ = ["EvalResult", "Job", "Progress", "make_job"]
+__all__ = ["EvalResult", "Job", "Progress", "fold_spec", "make_job", "train_sizes"]
+
+
+def fold_spec(config: PruneConfig, limits: Limits = DEFAULT_LIMITS) -> FoldSpec:
+    """What determines the folds of a run, given its population."""
+    return FoldSpec(
+        num_folds=config.folds, seed=config.seed, stratify=config.stratify, block_rows=limits.rows_dealt_at_once
+    )
+
+
+def train_sizes(config: PruneConfig, population: Population) -> list[int]:
+    """How many samples the model of each fold trains on."""
+    sizes = fold_sizes(population, fold_spec(config))
+    sizes = sizes if config.train_on == "fold" else [len(population) - size for size in sizes]
+    return sizes[: config.scoring.models]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -123,6 +137,16 @@ class Job:
         recipe, epochs = self.config.recipe, task.epochs if isinstance(task, EvalTask) else None
         return recipe if epochs is None else recipe.of_epochs(epochs)
 
+    def common_epoch(self, task: ScoreTask | EvalTask, population: Population) -> int | None:
+        """How many of its samples a fold trains on in each epoch, if its size does not tell.
+
+        Scores over epochs compare only where the folds have equally many epochs, which `min_steps` and `steps` do not give folds
+        that differ by a batch.
+        """
+        if isinstance(task, EvalTask) or task.fold is None or self.config.fit or not self.resolved.scores.over_epochs:
+            return None
+        return self.config.recipe.common_epoch(train_sizes(self.config, population))
+
     def fit_key(self, task: ScoreTask | EvalTask, population: Population) -> str:
         """The name of a task's trained model: a digest of everything that determines it."""
         config = self.config
@@ -135,6 +159,7 @@ class Job:
             "model": None if config.fit else jsonable(config.model),
             "fit": jsonable(config.fit),
             **({"draw": task.draw.rule()} if isinstance(task, EvalTask) and task.draw is not None else {}),
+            **({} if (common := self.common_epoch(task, population)) is None else {"samples_an_epoch": common}),
         }
         return fingerprint_of(
             self.fingerprint,

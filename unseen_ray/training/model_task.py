@@ -113,11 +113,11 @@ class ModelTask:
         yield self.runner.begun(task.name)
         with self._numerics():
             fitting = self._fit(scoring.train_ids, task, WorkerShare())
-            recorder = self._recorder(task, fitting, scoring.ids_M) if self.runner.scores.over_epochs else None
+            recorder = self._recorder(fitting, scoring.ids_M) if self.runner.scores.over_epochs else None
             scoring.over_epochs = None if recorder is None else recorder.columns
             stats = EpochStats(epoch=0, epochs=0)
             for stats in self._train(fitting, task, recorder):
-                yield self.runner.trained(task, len(scoring.train_ids), stats)
+                yield self.runner.trained(task, fitting.plan.samples, stats)
                 if (receipt := scoring.polled_receipt()) is not None:
                     fitting.checkpoints.clear()
                     yield receipt
@@ -201,20 +201,15 @@ class ModelTask:
                 yield self.runner.trained(task, fitting.plan.samples, stats)
             fitting.checkpoints.check_written()
 
-    def _recorder(self, task: ScoreTask, fitting: _Fit, ids_M: IdArray) -> TrajectoryRecorder:
-        config, total = self.runner.job.config, len(self.runner.population)
-        # Folds differ by a sample, and so may their epochs: all leave out the scores that the shortest training cannot give.
-        largest = -(-total // config.folds) if config.train_on == "fold" else total - total // config.folds
-        trained = len(fitting.plan.ids_M) if task.fold is None else largest
+    def _recorder(self, fitting: _Fit, ids_M: IdArray) -> TrajectoryRecorder:
         return TrajectoryRecorder(
             fitting.model,
             fitting.loader,
             ids_M,
             self.runner.population.labels_of(ids_M),
-            config.recipe,
+            fitting.plan.recipe,
             scores=self.runner.scores,
             epochs=fitting.plan.epochs,
-            least_epochs=config.recipe.epochs_in_all(trained),
             num_classes=self.runner.job.num_classes,
         )
 
@@ -240,6 +235,7 @@ class ModelTask:
             seed=seed,
             shard=shard,
             draw=task.draw if isinstance(task, EvalTask) else None,
+            common_epoch=runner.job.common_epoch(task, runner.population),
         )
         loader = BatchLoader(self._pixels_of(runner.pixel_store), measure(runner.pixel_store, train_ids))
         return _Fit(model=model, loader=loader, plan=plan, checkpoints=self._checkpoints(task))

@@ -194,6 +194,7 @@ class ScoringTask:
     def _receipt(self, accuracy: float, stats: EpochStats | None) -> Receipt:
         runner, trained = self.runner, len(self.train_ids)
         job, workers = runner.job, runner.job.workers_of(self.task)
+        epoch = job.common_epoch(self.task, runner.population) or trained
         # A fit that was resumed also took the seconds of its earlier starts, on all of its workers.
         seconds, earlier_s = time.perf_counter() - self._started, 0.0 if stats is None else stats.earlier_s
         worker_seconds = job.worker_seconds(self.task, seconds, earlier_s)
@@ -203,7 +204,7 @@ class ScoringTask:
             files={},
             trained=trained,
             scored=len(self.ids_M),
-            image_passes=0 if job.config.fit else job.config.recipe.image_passes(trained, workers=workers),
+            image_passes=0 if job.config.fit else job.config.recipe.image_passes(epoch, workers=workers),
             accuracy=accuracy,
             train_accuracy=float("nan") if stats is None else stats.accuracy,
             seconds=round(seconds + earlier_s, 3),

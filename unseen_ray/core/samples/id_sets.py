@@ -29,6 +29,7 @@ __all__ = [
     "Union",
     "are_in",
     "digest_of_rule",
+    "fold_sizes",
     "grouped_folds",
 ]
 
@@ -206,6 +207,14 @@ def grouped_folds(population: Population, spec: FoldSpec) -> tuple[LabelArray, I
     assert population.groups_R is not None
     labels_N = population.labels_N if spec.stratify else np.zeros(len(population), np.int64)
     return deal_groups(population.groups_R[population.ids_N], labels_N, spec.num_folds, spec.seed)
+
+
+def fold_sizes(population: Population, spec: FoldSpec) -> list[int]:
+    """How many samples each of the K folds has."""
+    if population.groups_R is not None:
+        return [int(size) for size in grouped_folds(population, spec)[1]]
+    each, left = divmod(len(population), spec.num_folds)
+    return [each + (fold < left) for fold in range(spec.num_folds)]
 
 
 @lru_cache(maxsize=4)

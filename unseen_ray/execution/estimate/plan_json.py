@@ -153,7 +153,7 @@ def _recorded_bytes(plan: RunPlan) -> int:
     scores = plan.resolved.scores
     most = 0
     for task in [task for task in plan.tasks if scores.over_epochs and not task.is_trial]:
-        numbers = scored_epochs(plan.resolved.config.recipe.epochs_in_all(task.trained), scores.every)
+        numbers = scored_epochs(task.epochs, scores.every)
         each = 0
         for trajectory in scores.over_epochs.values():
             with contextlib.suppress(ConfigError):  # too few epochs for this score: it is left out

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
     from unseen_ray.data.sources.registry import Encoded, SourceInfo
     from unseen_ray.execution.estimate.cluster import ClusterCost, Rates
-    from unseen_ray.pruning.plan import RunPlan, TaskPlan
+    from unseen_ray.pruning.plan import RunPlan
 
 __all__ = ["Need", "Needs", "PixelPlace", "disk_bytes_of", "weights_of"]
 
@@ -139,7 +139,7 @@ class Needs:
                 how="= votes written and read once, and scores written",
             ),
         ]
-        epochs = sum(task.models * self._epochs(task) for task in self.plan.tasks)
+        epochs = sum(task.models * task.epochs for task in self.plan.tasks)
         moved = None if checkpoint is None else checkpoint * epochs
         how = f"= {_megabytes(checkpoint)} of a checkpoint x {epochs:,} epochs, at most: short epochs share one"
         rows.append(_need("network_checkpoints", moved, "B", how, "the model's size: --measure finds it"))
@@ -195,11 +195,6 @@ class Needs:
 
     def _pixels(self) -> int:
         return int(len(self.info) * self.info.size_px**2 * 3)
-
-    def _epochs(self, task: TaskPlan) -> int:
-        if task.is_trial and self.plan.trials is not None:
-            return self.plan.trials.epochs
-        return self.config.recipe.epochs_in_all(task.trained, workers=task.workers) if task.steps else 0
 
     def _checkpoint(self) -> float | None:
         if self.checkpoint_bytes is not None or self.config.fit is not None:

@@ -43,6 +43,7 @@ class FitPlan:
         seed: `core.seeds.fit_seed`'s.
         shard: this worker's part of every batch.
         draw: what an epoch takes of the training ids; None for all of them.
+        common_epoch: how many of the training ids an epoch takes, in an order of its own; None for all of them.
     """
 
     ids_M: IdArray
@@ -52,11 +53,12 @@ class FitPlan:
     seed: int
     shard: WorkerShare = field(default_factory=WorkerShare)
     draw: EpochDraw | None = None
+    common_epoch: int | None = None
 
     @property
     def samples(self) -> int:
         """Samples of an epoch."""
-        return len(self.ids_M) if self.draw is None else self.draw.size
+        return self.common_epoch or (len(self.ids_M) if self.draw is None else self.draw.size)
 
     def of_epoch(self, epoch: int) -> tuple[IdArray, IntArray]:
         """Ids and classes of an epoch's samples."""

@@ -45,7 +45,6 @@ class TrajectoryRecorder:
         recipe: the recipe, with `precision` resolved.
         scores: the run's scores; those over epochs are recorded.
         epochs: number of epochs of the training.
-        least_epochs: number of epochs of the stage's shortest training, so that all trainings leave out the same scores.
         num_classes: C.
     """
 
@@ -59,13 +58,12 @@ class TrajectoryRecorder:
         *,
         scores: StoredScores,
         epochs: int,
-        least_epochs: int,
         num_classes: int,
     ) -> None:
         self._model, self._loader, self._ids, self._labels, self._recipe = model, loader, ids_M, labels_M, recipe
         self._scores = scores
         self.epochs = scored_epochs(epochs, scores.every)
-        self._trajectories = sufficient(scores, scored_epochs(least_epochs, scores.every))
+        self._trajectories = sufficient(scores, self.epochs)
         self._reducers: dict[str, Reducer] = {
             name: trajectory.reduce(len(ids_M), self.epochs) for name, trajectory in self._trajectories.items()
         }
