@@ -106,6 +106,11 @@ def test_another_dataset_or_files_of_somebody_else_are_never_taken_or_removed(tm
     other = ray.data.from_items([{"picture": png_bytes(each), "kind": "ant"} for each in PIXELS[::-1]])
     with pytest.raises(ur.ConfigError, match=r"run-source holds another Dataset"):
         ur.prune_dataset(other, image="picture", label="kind", out=tmp_path / "run", **FAST)
+    rows = dataset("bytes").take_all()
+    rows[-1]["kind"] = "ant"  # the last of many: the first ones are the same
+    for changed in (rows, rows[:-1]):
+        with pytest.raises(ur.ConfigError, match=r"run-source holds another Dataset"):
+            ur.prune_dataset(ray.data.from_items(changed), image="picture", label="kind", out=tmp_path / "run", **FAST)
     with pytest.raises(ur.ConfigError, match="keeep"):
         ur.prune_dataset(other, image="picture", label="kind", out=tmp_path / "new", keeep=0.5, **FAST)
     assert not (tmp_path / "new-source").exists()

@@ -26,7 +26,7 @@ from unseen_ray.execution.ray.connect import ensure_session
 from unseen_ray.storage.filesystem import Folder, filesystem_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,7 +40,9 @@ _WRITTEN = "_written.json"  # sources pass over what begins with an underscore
 _WRITING = "_writing.json"
 _OURS = re.compile(r"part-\d{6,}\.parquet")
 _BATCH = 256
-_COMPARED = 16  # rows by which a Dataset is known again
+_FIRST = 16  # rows by which another Dataset is told apart at once
+_DIGEST = "digest of the row"
+_DIGEST_BYTES = 16
 _ROW_GROUP = 1024
 
 
@@ -110,6 +112,8 @@ def store_dataset(
 ) -> None:
     """Write the images and labels of a Dataset as Parquet, in its order, unless the folder holds them already.
 
+    Whether it does, one pass over the Dataset tells, which may give its rows in another order.
+
     Args:
         dataset: with a column of encoded images or of (H, W), (H, W, 1) or (H, W, 3) uint8 arrays, and one of integers or text.
         folder: on storage that every node shares, behind the fence of a lock.
@@ -123,17 +127,17 @@ def store_dataset(
     """
     columns = {"image": image, "label": label, "group": group}
     _check_columns(columns, dataset.columns() or [])
-    first = _digest_of(dataset.take(_COMPARED), columns)
-    if not anew and _is_stored(folder, columns, first):
+    first = _digest_of(dataset.take(_FIRST), columns)
+    if not anew and _is_stored(folder, dataset, columns, first):
         return
     _clear(folder)
-    rows = _write(dataset, folder, columns)
+    rows, digest = _write(dataset, folder, columns)
     seen = sum(_rows_of(folder.path(name)) for name in folder.files() if _OURS.fullmatch(name))
     if seen != rows:
         raise DataError(
             f"{rows} rows were written to {folder.root}, and {seen} can be read from here. Give an out on storage that all nodes share."
         )
-    folder.write(_WRITTEN, json.dumps({**columns, "rows": int(rows), "first": first}).encode())
+    folder.write(_WRITTEN, json.dumps({**columns, "rows": rows, "first": first, "digest": digest}).encode())
 
 
 def _check_columns(columns: dict[str, str | None], names: Sequence[str]) -> None:
@@ -159,50 +163,58 @@ def _clear(folder: Folder) -> None:
             folder.delete(name)
 
 
-def _write(dataset: ray.data.Dataset, folder: Folder, columns: dict[str, str | None]) -> int:
-    """Write a Dataset; how many rows there are."""
+def _write(dataset: ray.data.Dataset, folder: Folder, columns: dict[str, str | None]) -> tuple[int, str]:
+    """Write a Dataset; how many rows there are, and the digest of all."""
     # A copy, as the options of a Dataset are those of all that are made from it.
     stored = ray.data.Dataset.copy(dataset, _deep_copy=True)
     stored.context.execution_options.preserve_order = True
-    named = list(dict.fromkeys(name for name in columns.values() if name is not None))
-    stored = stored.select_columns(named).map_batches(
-        _encoded, fn_kwargs=columns, batch_size=_BATCH, batch_format="pyarrow"
-    )
     parts = _Parts(folder)
     try:
-        stored.write_datasink(parts)
+        _mapped(stored, _encoded, columns).write_datasink(parts)
     except ray.exceptions.RayError as error:
         raise DataError(_reason(error)) from None
-    return parts.rows
+    return parts.rows, parts.digest
+
+
+def _mapped(dataset: ray.data.Dataset, function: Any, columns: dict[str, str | None]) -> ray.data.Dataset:
+    named = list(dict.fromkeys(name for name in columns.values() if name is not None))
+    return dataset.select_columns(named).map_batches(
+        function, fn_kwargs=columns, batch_size=_BATCH, batch_format="pyarrow"
+    )
 
 
 class _Parts(ray.data.Datasink):  # type: ignore[misc]
     """Writes each block as one file, whole or not at all, under a name that its place in the Dataset gives."""
 
     def __init__(self, folder: Folder) -> None:
-        self.rows, self._folder = 0, folder
+        self.rows, self.digest, self._folder = 0, "", folder
 
-    def write(self, blocks: Iterable[Any], ctx: Any) -> None:
-        """Write the blocks of a task; called by Ray's workers."""
+    def write(self, blocks: Iterable[Any], ctx: Any) -> bytes:
+        """Write the blocks of a task, whose digest is returned; called by Ray's workers."""
         tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
-        if any(table.num_rows for table in tables):
-            sink = pa.BufferOutputStream()
-            pq.write_table(pa.concat_tables(tables), sink, row_group_size=_ROW_GROUP)
-            self._folder.write(f"part-{ctx.task_idx:06d}.parquet", memoryview(sink.getvalue()))
+        if not any(table.num_rows for table in tables):
+            return _sum_of([])
+        table, sink = pa.concat_tables(tables), pa.BufferOutputStream()
+        pq.write_table(table.drop_columns(_DIGEST), sink, row_group_size=_ROW_GROUP)
+        self._folder.write(f"part-{ctx.task_idx:06d}.parquet", memoryview(sink.getvalue()))
+        return _sum_of(table.column(_DIGEST).to_pylist())
 
     def on_write_complete(self, write_result: Any) -> None:
-        """Take the number of rows; called in the driver."""
-        self.rows = write_result.num_rows
+        """Take the number of rows and their digest; called in the driver."""
+        self.rows = int(write_result.num_rows)
+        self.digest = _sum_of(write_result.write_returns).hex()
 
 
-def _is_stored(folder: Folder, columns: dict[str, str | None], first: str) -> bool:
-    """Whether a folder holds this Dataset already; ConfigError if it holds another one, as far as its first rows tell."""
+def _is_stored(folder: Folder, dataset: ray.data.Dataset, columns: dict[str, str | None], first: str) -> bool:
+    """Whether a folder holds this Dataset already; ConfigError if it holds another one."""
     if (found := folder.read(_WRITTEN)) is None:
         return False
     known = json.loads(found)
-    if known["first"] != first or any(known.get(field) != name for field, name in columns.items()):
+    same = known["first"] == first and all(known.get(field) == name for field, name in columns.items())
+    # Folders of earlier versions know the first rows alone.
+    if not same or ("digest" in known and known["digest"] != _digest_of_all(dataset, columns)):
         raise ConfigError(
-            f"{folder.root} holds another Dataset, or other columns of it: its first rows differ. Name another out, or set fresh=True."
+            f"{folder.root} holds another Dataset, or other columns of it: its rows differ. Name another out, or set fresh=True."
         )
     logger.info("reusing the Dataset that was written to %s before", folder.root)
     return True
@@ -217,6 +229,38 @@ def _digest_of(rows: list[dict[str, Any]], columns: dict[str, str | None]) -> st
             if (name := columns[field]) is not None:
                 digest.update(repr(row[name]).encode())
     return digest.hexdigest()
+
+
+def _digest_of_all(dataset: ray.data.Dataset, columns: dict[str, str | None]) -> str:
+    """A digest of all rows of a Dataset, in any order."""
+    try:
+        rows = _mapped(dataset, _digests, columns).take_all()
+    except ray.exceptions.RayError as error:
+        raise DataError(_reason(error)) from None
+    return _sum_of(row[_DIGEST] for row in rows).hex()
+
+
+def _digests(batch: pa.Table, **columns: str | None) -> pa.Table:
+    """The digest of a batch in one row."""
+    return pa.table({_DIGEST: pa.array([_sum_of(_each_digest(batch, columns))], pa.binary())})
+
+
+def _each_digest(batch: pa.Table, columns: dict[str, str | None]) -> Iterator[bytes]:
+    """The digest of each row of a batch, of its image as it is given."""
+    image = str(columns["image"])
+    told = [batch.column(name).to_pylist() for field in ("label", "group") if (name := columns[field]) is not None]
+    for value, *others in zip(BlockAccessor.for_block(batch).to_numpy([image])[image], *told, strict=True):
+        raw = _raw_of(value, image)
+        shape = "" if isinstance(raw, bytes) else raw.shape
+        digest = hashlib.blake2b(repr((shape, others)).encode(), digest_size=_DIGEST_BYTES)
+        digest.update(raw if isinstance(raw, bytes) else raw.tobytes())
+        yield digest.digest()
+
+
+def _sum_of(digests: Iterable[bytes]) -> bytes:
+    """The sum of digests, which does not depend on their order."""
+    total = sum(int.from_bytes(each, "big") for each in digests)
+    return int(total % 256**_DIGEST_BYTES).to_bytes(_DIGEST_BYTES, "big")
 
 
 def _rows_of(path: str) -> int:
@@ -241,11 +285,18 @@ def _encoded(batch: pa.Table, *, image: str, label: str, group: str | None) -> p
     stored = {
         "image": pa.array([_bytes_of(value, image) for value in arrays[image]], pa.binary()),
         "label": arrays[label],
+        _DIGEST: pa.array(list(_each_digest(batch, {"image": image, "label": label, "group": group})), pa.binary()),
     }
     return pa.table({**({} if group is None else {group: batch.column(group)}), **stored})
 
 
 def _bytes_of(value: Any, column: str) -> bytes:
+    raw = _raw_of(value, column)
+    return raw if isinstance(raw, bytes) else to_png(raw)
+
+
+def _raw_of(value: Any, column: str) -> bytes | NDArray[np.uint8]:
+    """An image as it is encoded, or as (H, W) or (H, W, 3) pixels; DataError for anything else."""
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         value = value["bytes"]
     if isinstance(value, bytes):
@@ -258,4 +309,4 @@ def _bytes_of(value: Any, column: str) -> bytes:
             f"column {column!r} of the Dataset holds {pixels.dtype} of shape {pixels.shape}; images are encoded (bytes), or uint8 of "
             "shape (H, W), (H, W, 1) or (H, W, 3). Convert them with map_batches first."
         )
-    return to_png(pixels)
+    return pixels
