@@ -10,8 +10,10 @@ import pytest
 
 from unseen_ray.data.sources.custom import CustomSource
 from unseen_ray.data.sources.digits import DigitsSource
+from unseen_ray.data.sources.info import SourceInfo
 from unseen_ray.data.sources.registry import SourceRef, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
+from unseen_ray.runs.manifest_entries import source_entry
 
 
 class Samples:
@@ -36,6 +38,10 @@ class Samples:
 
 def make_samples(*, count: int = 4) -> Samples:
     return Samples(np.arange(count) % 2)
+
+
+def make_shaded(*, shade: int = 0, root: str = "/data") -> Samples:
+    return Samples(image=np.full((6, 6, 3), shade, np.uint8))
 
 
 def make_needing(root: str) -> Samples:
@@ -141,6 +147,17 @@ def test_the_fingerprint_is_of_the_name_the_labels_the_keys_and_the_user_s_own()
     prints.append(CustomSource(Samples(), name="lab:others").info.fingerprint)
     assert len(set(prints)) == len(prints)
     assert opened(Samples()).info.fingerprint == prints[0]
+
+
+def test_other_options_are_other_data_wherever_it_lies() -> None:
+    def of(**options: Any) -> SourceInfo:
+        return open_source(SourceRef(make_shaded, options)).info
+
+    plain, entry = of(), source_entry(of())
+    for same in (of(shade=0), of(root="/elsewhere")):
+        assert plain.content == same.content and entry.is_same_data(same)
+    assert plain.content != of(shade=9).content and not entry.is_same_data(of(shade=9))
+    assert not plain.is_of_same_data(open_source(SourceRef(make_samples)).info)
 
 
 @pytest.mark.parametrize(

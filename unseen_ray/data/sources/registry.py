@@ -269,7 +269,7 @@ def open_source(ref: SourceRef) -> Source:
     """
     if isinstance(ref.use, str) and ref.use in SOURCES:
         return SOURCES[ref.use](**ref.options)
-    from unseen_ray.data.sources.custom import CustomSource
+    from unseen_ray.data.sources.custom import CustomSource, settings_of
 
     function = import_target(ref.use) if isinstance(ref.use, str) else ref.use
     name = name_of(ref.use)
@@ -280,7 +280,7 @@ def open_source(ref: SourceRef) -> Source:
         samples = function(**options)
     except TypeError as error:
         raise ConfigError(f"source {name} could not be called with {options}: {error}.") from error
-    return CustomSource(samples, name=name, size=size)
+    return CustomSource(samples, name=name, size=size, settings=settings_of(function, options))
 
 
 def default_test(ref: SourceRef) -> SourceRef | None:
