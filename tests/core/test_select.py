@@ -484,6 +484,15 @@ def test_class_floor_gives_each_class_its_part_and_the_rest_to_the_highest() -> 
     assert np.bincount(labels[after], minlength=3)[2] == 1
 
 
+@pytest.mark.parametrize("floor", [0.01, 0.07, 0.14, 0.28, 0.29, 0.55, 0.56, 0.57, 0.58])
+def test_class_floor_is_of_the_decimal_number_that_was_given(floor: float) -> None:
+    """0.29 * 100 is 28.999999999999996 in binary numbers."""
+    labels, no_more = np.repeat([0, 1], 200), np.zeros(2, np.int64)
+    scores = np.where(labels == 0, 2.0, 1.0).astype(np.float32)
+    chosen = select.class_floor(scores, labels, np.arange(400), 200, kept_C=no_more, seed=0, floor=floor)
+    assert np.bincount(labels[chosen]).tolist() == [200 - round(100 * floor), round(100 * floor)]
+
+
 @pytest.mark.parametrize("budget", [4, 10, 50, 200, 1900])
 def test_class_floor_at_0_keeps_one_of_each_class_that_has_an_even_share(budget: int) -> None:
     """A class too small for one sample of an even share is promised none: at 10 of 2,000 that is the one of 40."""

@@ -34,7 +34,9 @@ def even_share(candidates_C: IntArray, budget: int, kept_C: IntArray, seed: int)
 def least_quota(candidates_C: IntArray, budget: int, kept_C: IntArray, seed: int, *, floor: float) -> IntArray:
     """(C,) how many candidates of each class `class_floor` grants it, whatever their scores."""
     even_C = even_share(candidates_C, budget, kept_C, seed) + kept_C
-    least_C = np.maximum(np.floor(floor * even_C).astype(np.int64), np.minimum(even_C, 1))
+    share = Fraction(str(floor))  # the decimal number that was given: 0.29 * 100 is below 29 in binary numbers
+    floor_C = np.array([count * share.numerator // share.denominator for count in even_C.tolist()], np.int64)
+    least_C = np.maximum(floor_C, np.minimum(even_C, 1))
     granted_C: IntArray = np.maximum(least_C - kept_C, 0)
     return granted_C
 
