@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -121,6 +122,12 @@ def test_a_driver_elsewhere_is_left_to_its_work_until_it_is_silent(
     write(folder, stranger(90))
     with held(folder):
         assert holder_of(folder)["pid"] == os.getpid()
+
+
+def test_the_age_of_a_report_is_given_where_it_is_known() -> None:
+    assert stranger(90).silence() == "90 s"
+    for beat in (0.0, math.nan, time.time() + 3600):
+        assert replace(stranger(0), beat=beat).silence() == "an unknown time"
 
 
 def test_a_clock_that_is_behind_is_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,10 @@ class Holder:
         """Seconds since it last renewed the lock, by this machine's clock; 0 if its own clock is ahead."""
         return max(time.time() - self.beat, 0.0)
 
+    def silence(self) -> str:
+        """For how long it has been silent, in words."""
+        return f"{self.age_s():.0f} s" if self.beat > 0 and not self.is_ahead() else "an unknown time"
+
     def is_ahead(self) -> bool:
         """Whether its clock is so far ahead of this machine's that its last report is of no time."""
         return not self.beat - time.time() <= _SILENCE_S  # NaN as well
@@ -215,7 +219,7 @@ def _take(folder: Folder) -> Holder:
     else:
         found = _holder_in(data)
         _refuse_if_alive(folder, found)
-        logger.warning("%s was held by %s, silent for %.0f s; taking over", folder.root, found, found.age_s())
+        logger.warning("%s was held by %s, silent for %s; taking over", folder.root, found, found.silence())
         # Of several drivers that take over, the others are to find that the file does not name the silent one any more.
         is_decided = _replace(replace(folder, fence=Fence(absolute_path(folder.root), token_of(data) or "")), mine)
     if not is_decided:
@@ -265,7 +269,7 @@ def _refuse_if_alive(folder: Folder, found: Holder) -> None:
 
 
 def _in_use(folder: Folder, found: Holder | None) -> RunInUseError:
-    who = "another driver" if found is None else f"{found}, which last reported {found.age_s():.0f} s ago"
+    who = "another driver" if found is None else f"{found}, which last reported {found.silence()} ago"
     return RunInUseError(
         f"{folder.root} is held by {who}. Let it finish, stop it, or name another folder; {_SILENCE_S:.0f} s after its last report the "
         "same line takes over."

@@ -107,10 +107,8 @@ def driver(status: RunStatus) -> str:
     if holder is None:
         return "no process is working on it; run the same line again to resume"
     if holder.is_dead() or holder.age_s() > _SILENT_S:
-        return (
-            f"{holder} is gone or silent, last heard from {holder.age_s():.0f} s ago; run the same line again to resume"
-        )
-    return f"held by {holder}, last heard from {holder.age_s():.0f} s ago"
+        return f"{holder} is gone or silent, last heard from {holder.silence()} ago; run the same line again to resume"
+    return f"held by {holder}, last heard from {holder.silence()} ago"
 
 
 def cost(status: RunStatus) -> str:
