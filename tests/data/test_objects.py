@@ -62,6 +62,19 @@ class FourMembers:
         return IMAGES[number]
 
 
+class Listed(torch.utils.data.Dataset[Any]):
+    """Some pairs as a map-style data set."""
+
+    def __init__(self, pairs: list[Any]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.pairs[number]
+
+
 def hf() -> Any:
     import datasets
 
@@ -94,6 +107,26 @@ def test_grey_images_are_taken(tmp_path: Path) -> None:
         source = open_source(source_ref(store_samples((images, LABELS), Folder(str(tmp_path / name)))))
         ((_, raw),) = source.read([5])
         assert np.array_equal(to_pixels(raw, 8)[..., 0], grey[5])
+
+
+def test_sixteen_bits_are_scaled_by_their_type_and_pixels_of_unknown_range_refused(tmp_path: Path) -> None:
+    """Pillow's own conversion would cut 16-bit grey off at 255, and make a float picture black."""
+    deep = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+    samples = [(Image.fromarray(deep), 0), (Image.fromarray(deep[::-1]), 1)]
+    source = open_source(source_ref(store_samples(Listed(samples), Folder(str(tmp_path / "deep")))))
+    ((_, raw),) = source.read([0])
+    assert np.array_equal(to_pixels(raw, 8)[..., 0], deep >> 8)
+    for kind in (np.float32, np.int32):
+        samples[1] = Image.fromarray(deep.astype(kind)), 1
+        with pytest.raises(ur.DataError, match=r"the image of sample 1 cannot be used: its pixels are .*32-bit"):
+            store_samples(Listed(samples), Folder(str(tmp_path / np.dtype(kind).name)))
+
+
+def test_labels_between_two_classes_are_refused(tmp_path: Path) -> None:
+    samples = FourMembers()
+    samples.labels = LABELS + 0.5
+    with pytest.raises(ur.DataError, match=r"the label of sample 0 is .*0\.5.*; it must be an integer"):
+        store_samples(samples, Folder(str(tmp_path / "data")))
 
 
 @pytest.mark.parametrize("number", [0, 1, 31, 59])

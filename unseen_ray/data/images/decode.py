@@ -12,7 +12,7 @@ from unseen_ray.data.images.jpeg import pixels_of_jpeg, scaled
 from unseen_ray.data.images.opening import BROKEN, FORMATS, UndecodableError, opened, quietly
 from unseen_ray.data.sources.info import RawImage
 
-__all__ = ["open_image", "orientation_of", "pixels_of_ppm", "to_pixels"]
+__all__ = ["in_rgb", "open_image", "orientation_of", "pixels_of_ppm", "to_pixels"]
 
 _PPM_HEAD = re.compile(rb"P6\n([1-9]\d{0,5}) ([1-9]\d{0,5})\n255\n")
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -102,7 +102,7 @@ def open_image(raw: RawImage, *, draft_px: int | None = None) -> Image.Image:
                 if not raw.startswith(_PNG):
                     raise
                 image = _decoded(_without_text(raw), draft_px)
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return in_rgb(image)
     except UndecodableError:
         raise
     except BROKEN as error:
@@ -114,7 +114,9 @@ def _decoded(raw: bytes, draft_px: int | None) -> Image.Image:
     kind = image.format
     if draft_px is not None:
         image.draft("RGB", (draft_px, draft_px))
-    return _eight_bit(_upright(_loaded(image, raw)), kind)
+    image = _upright(_loaded(image, raw))
+    image.format = kind
+    return image
 
 
 def _without_text(raw: bytes) -> bytes:
@@ -173,24 +175,20 @@ def _upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-def _eight_bit(image: Image.Image, kind: str | None) -> Image.Image:
-    """Convert 16-bit grey to 8-bit grey by the range of the type, never by what one image holds: images must stay comparable.
-
-    Args:
-        image: as it was decoded.
-        kind: its format.
+def in_rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB, 16-bit grey by the range of the type, never by what one image holds: images must stay comparable.
 
     Raises:
         UndecodableError: for pixels whose type says nothing of the range that is used.
     """
-    if image.mode == "F" or (image.mode == "I" and kind not in _SIXTEEN_BIT_AS_I):
+    if image.mode == "F" or (image.mode == "I" and image.format not in _SIXTEEN_BIT_AS_I):
         what = "32-bit floats" if image.mode == "F" else "signed or 32-bit integers"
         raise UndecodableError(
             f"its pixels are {what}, whose values for black and white are not known. Convert the images to 8 or 16 bits"
         )
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _reason(error: Exception) -> str:

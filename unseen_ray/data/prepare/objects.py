@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unseen_ray.data.images.decode import in_rgb
 from unseen_ray.data.images.encode import to_png
+from unseen_ray.data.images.opening import UndecodableError
 from unseen_ray.data.sources.prepared import PLAN, PREPARED, PREPARING
 from unseen_ray.data.sources.tables.labels import image_schema
 from unseen_ray.errors import ConfigError, DataError
@@ -117,7 +119,7 @@ def _samples_of(source: Any, field: str) -> _Samples:
     if all(hasattr(source, name) for name in ("__len__", "__getitem__", "labels", "keys")):
         names = tuple(map(str, getattr(source, "class_names", ())))
         keys = [str(key) for key in source.keys]
-        return _Samples(len(source), lambda i: (_encoded(source[i], i), int(source.labels[i]), keys[i]), names)
+        return _Samples(len(source), lambda i: (_encoded(source[i], i), _label(source.labels[i], i), keys[i]), names)
     if isinstance(source, (tuple, list)) and len(source) == 2 and all(hasattr(each, "__len__") for each in source):
         return _of_arrays(np.asarray(source[0]), np.asarray(source[1]), field)
     if (
@@ -186,7 +188,10 @@ def _label(value: Any, number: int) -> int:
 
 def _encoded(image: Any, number: int) -> bytes:
     """An image as PNG, which keeps its pixels."""
-    pixels = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+    try:
+        pixels = np.asarray(in_rgb(image) if hasattr(image, "convert") else image)
+    except UndecodableError as error:
+        raise DataError(f"the image of sample {number} cannot be used: {error}.") from None
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
         pixels = pixels.transpose(1, 2, 0)  # torch's order
     if pixels.ndim == 3 and pixels.shape[2] == 1:
