@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Field,
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
@@ -22,7 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from unseen_ray.config.crops import CropSizes, crops_of
 from unseen_ray.config.fields.describe import described
-from unseen_ray.config.fields.listing import listed
+from unseen_ray.config.fields.listing import setting
 from unseen_ray.config.messages import field_messages
 from unseen_ray.errors import ConfigError
 from unseen_ray.storage.path_validation import given_path
@@ -64,180 +63,125 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    use: str = Field(
-        default="quick",
-        description="the named recipe that the other fields change",
-        json_schema_extra=listed("training", "NAME", rare=True),
-    )
-    epochs: int | None = Field(
-        default=15,
-        ge=1,
-        description="passes over the training set, unless steps is set",
-        json_schema_extra=listed("training"),
-    )
-    steps: int | None = Field(
-        default=None, ge=1, description="optimiser steps, in place of epochs", json_schema_extra=listed("training")
-    )
-    min_steps: int = Field(
-        default=300,
-        ge=0,
-        description="fewest steps of a training: a small training set gets more epochs",
-        json_schema_extra=listed("training"),
-    )
-    batch_size: int = Field(
-        default=64,
-        ge=2,
-        description="samples per step, at most the whole training set",
-        json_schema_extra=listed("training"),
-    )
-    optimizer: Optimizer = Field(
-        default="sgd", description="sgd with Nesterov momentum, or adamw", json_schema_extra=listed("training")
-    )
-    lr: float = Field(
-        default=0.1,
-        gt=0,
-        description="peak learning rate, not scaled by the batch size",
-        json_schema_extra=listed("training"),
-    )
-    layer_decay: float = Field(
-        default=1.0,
+    use: str = setting("quick", "the named recipe that the other fields change", "training", "NAME", rare=True)
+    epochs: int | None = setting(15, "passes over the training set, unless steps is set", "training", ge=1)
+    steps: int | None = setting(None, "optimiser steps, in place of epochs", "training", ge=1)
+    min_steps: int = setting(300, "fewest steps of a training: a small training set gets more epochs", "training", ge=0)
+    batch_size: int = setting(64, "samples per step, at most the whole training set", "training", ge=2)
+    optimizer: Optimizer = setting("sgd", "sgd with Nesterov momentum, or adamw", "training")
+    lr: float = setting(0.1, "peak learning rate, not scaled by the batch size", "training", gt=0)
+    layer_decay: float = setting(
+        1.0,
+        "factor by which the learning rate falls from each layer to the one below; the last layer has lr",
+        "training",
+        rare=True,
         gt=0,
         le=1,
-        description="factor by which the learning rate falls from each layer to the one below; the last layer has lr",
-        json_schema_extra=listed("training", rare=True),
     )
-    bias_lr: float = Field(
-        default=1.0,
+    bias_lr: float = setting(
+        1.0,
+        "factor of the learning rate, but not of the weight decay, of the biases of norms",
+        "training",
+        rare=True,
         gt=0,
-        description="factor of the learning rate, but not of the weight decay, of the biases of norms",
-        json_schema_extra=listed("training", rare=True),
     )
-    min_lr: float = Field(
-        default=0.0, ge=0, description="final learning rate", json_schema_extra=listed("training", rare=True)
+    min_lr: float = setting(0.0, "final learning rate", "training", rare=True, ge=0)
+    decay: Decay = setting(
+        "cosine",
+        "how the rate falls from lr to min_lr after the warm-up; linear makes a one-cycle triangle",
+        "training",
+        rare=True,
     )
-    decay: Decay = Field(
-        default="cosine",
-        description="how the rate falls from lr to min_lr after the warm-up; linear makes a one-cycle triangle",
-        json_schema_extra=listed("training", rare=True),
+    momentum: float = setting(0.9, "momentum of SGD, or the first beta of AdamW", "training", rare=True, ge=0, lt=1)
+    weight_decay: float = setting(
+        5e-4,
+        "weight decay, decoupled for adamw; includes norms and biases with decay_norms",
+        "training",
+        rare=True,
+        ge=0,
     )
-    momentum: float = Field(
-        default=0.9,
+    decay_norms: bool = setting(
+        False, "also decay norms and biases, as published ResNet recipes do", "training", rare=True
+    )
+    warmup: float = setting(2.0, "epochs of linear warm-up, at most a fifth of all epochs", "training", rare=True, ge=0)
+    label_smoothing: float = setting(
+        0.0, "share of each label that is spread over all classes", "training", rare=True, ge=0, lt=1
+    )
+    mixup: float = setting(
+        0.0, "alpha of mixup, 0 for none; with cutmix, each batch uses one of the two", "training", rare=True, ge=0
+    )
+    cutmix: float = setting(0.0, "alpha of CutMix; 0 for none", "training", rare=True, ge=0)
+    ema: float = setting(
+        0.0,
+        "decay of an exponential moving average of the weights, which then makes the predictions; 0 for none",
+        "training",
+        rare=True,
         ge=0,
         lt=1,
-        description="momentum of SGD, or the first beta of AdamW",
-        json_schema_extra=listed("training", rare=True),
     )
-    weight_decay: float = Field(
-        default=5e-4,
-        ge=0,
-        description="weight decay, decoupled for adamw; includes norms and biases with decay_norms",
-        json_schema_extra=listed("training", rare=True),
-    )
-    decay_norms: bool = Field(
-        default=False,
-        description="also decay norms and biases, as published ResNet recipes do",
-        json_schema_extra=listed("training", rare=True),
-    )
-    warmup: float = Field(
-        default=2.0,
-        ge=0,
-        description="epochs of linear warm-up, at most a fifth of all epochs",
-        json_schema_extra=listed("training", rare=True),
-    )
-    label_smoothing: float = Field(
-        default=0.0,
+    lookahead: float = setting(
+        0.0,
+        "decay a step, reached by the end, of an average of the weights to which they return every 5 steps; 0 for none",
+        "training",
+        rare=True,
         ge=0,
         lt=1,
-        description="share of each label that is spread over all classes",
-        json_schema_extra=listed("training", rare=True),
     )
-    mixup: float = Field(
-        default=0.0,
-        ge=0,
-        description="alpha of mixup, 0 for none; with cutmix, each batch uses one of the two",
-        json_schema_extra=listed("training", rare=True),
-    )
-    cutmix: float = Field(
-        default=0.0, ge=0, description="alpha of CutMix; 0 for none", json_schema_extra=listed("training", rare=True)
-    )
-    ema: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="decay of an exponential moving average of the weights, which then makes the predictions; 0 for none",
-        json_schema_extra=listed("training", rare=True),
-    )
-    lookahead: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="decay a step, reached by the end, of an average of the weights to which they return every 5 steps; 0 for none",
-        json_schema_extra=listed("training", rare=True),
-    )
-    precision: Precision = Field(
-        default="auto",
-        description="auto: bf16 if the hardware supports it",
-        json_schema_extra=listed("training", rare=True),
-    )
-    augment: Augment = Field(
-        default="auto",
-        description="none, flip, crop, crop_flip, crop_flip_cutout or resized_crop_flip; auto: none below 16 px, crop_flip up to 64, "
+    precision: Precision = setting("auto", "auto: bf16 if the hardware supports it", "training", rare=True)
+    augment: Augment = setting(
+        "auto",
+        "none, flip, crop, crop_flip, crop_flip_cutout or resized_crop_flip; auto: none below 16 px, crop_flip up to 64, "
         "resized_crop_flip above",
-        json_schema_extra=listed("training", "NAME"),
+        "training",
+        "NAME",
     )
-    flip: Literal["random", "alternating"] = Field(
-        default="random",
-        description="which images an epoch mirrors: alternating mirrors those that the epoch before did not",
-        json_schema_extra=listed("training", rare=True),
+    flip: Literal["random", "alternating"] = setting(
+        "random",
+        "which images an epoch mirrors: alternating mirrors those that the epoch before did not",
+        "training",
+        rare=True,
     )
-    shift: float = Field(
-        default=0.125,
-        gt=0,
-        le=0.5,
-        description="how far crop moves an image at most, as a share of its side",
-        json_schema_extra=listed("training", rare=True),
+    shift: float = setting(
+        0.125, "how far crop moves an image at most, as a share of its side", "training", rare=True, gt=0, le=0.5
     )
-    pad: Literal["reflect", "zeros"] = Field(
-        default="reflect",
-        description="padding where a crop reaches beyond the image",
-        json_schema_extra=listed("training", rare=True),
+    pad: Literal["reflect", "zeros"] = setting(
+        "reflect", "padding where a crop reaches beyond the image", "training", rare=True
     )
-    drop_last: bool = Field(
-        default=True,
-        description="skip the last, shorter batch of an epoch; always done if several workers share a training",
-        json_schema_extra=listed("training", rare=True),
+    drop_last: bool = setting(
+        True,
+        "skip the last, shorter batch of an epoch; always done if several workers share a training",
+        "training",
+        rare=True,
     )
-    train_px: int | CropSizes | None = Field(
-        default=None,
-        description="side of the training crops of resized_crop_flip, or {first, last, ramp, step} for one that grows; "
+    train_px: int | CropSizes | None = setting(
+        None,
+        "side of the training crops of resized_crop_flip, or {first, last, ramp, step} for one that grows; "
         "default: the stored size",
-        json_schema_extra=listed("training", "INT|MAPPING", rare=True),
+        "training",
+        "INT|MAPPING",
+        rare=True,
     )
-    compile: bool = Field(
-        default=False,
-        description="use torch.compile, with CUDA graphs on a GPU; results differ slightly",
-        json_schema_extra=listed("training", rare=True),
+    compile: bool = setting(
+        False, "use torch.compile, with CUDA graphs on a GPU; results differ slightly", "training", rare=True
     )
-    deterministic: bool = Field(
-        default=False,
-        description="identical results on GPUs of one model; on CPUs they always are",
-        json_schema_extra=listed("training", rare=True),
+    deterministic: bool = setting(
+        False, "identical results on GPUs of one model; on CPUs they always are", "training", rare=True
     )
-    init: str | None = Field(
-        default=None,
-        description="file of weights to start from, safetensors or torch.save; default: random weights",
-        json_schema_extra=listed("training", "FILE"),
+    init: str | None = setting(
+        None, "file of weights to start from, safetensors or torch.save; default: random weights", "training", "FILE"
     )
-    init_saw: Literal["none"] | None = Field(
-        default=None,
-        description="none: you assert that the weights in init were never trained on a sample of the source; mode: unseen requires it",
-        json_schema_extra=listed("training"),
+    init_saw: Literal["none"] | None = setting(
+        None,
+        "none: you assert that the weights in init were never trained on a sample of the source; mode: unseen requires it",
+        "training",
     )
-    init_sha256: str | None = Field(
-        default=None,
+    init_sha256: str | None = setting(
+        None,
+        "SHA-256 that the file init must have, 64 hexadecimal digits; default: any",
+        "training",
+        "DIGEST",
+        rare=True,
         pattern="^[0-9a-f]{64}$",
-        description="SHA-256 that the file init must have, 64 hexadecimal digits; default: any",
-        json_schema_extra=listed("training", "DIGEST", rare=True),
     )
 
     if not TYPE_CHECKING:  # type checkers read the fields

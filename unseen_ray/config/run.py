@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from unseen_ray.config.checks import CHECKS, check_schedule, keep_message
 from unseen_ray.config.fields.describe import described
-from unseen_ray.config.fields.listing import listed
+from unseen_ray.config.fields.listing import setting
 from unseen_ray.config.fields.yaml_text import parsed_yaml
 from unseen_ray.config.messages import field_messages
 from unseen_ray.config.named_recipes import recipe_values
@@ -91,221 +91,189 @@ class PruneConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
-    source: Any = Field(
-        description="the data to prune (digits, cifar10, cifar100, imagenet, a path or URI, a mapping, or package.module:function)",
-        json_schema_extra=listed("data", "SOURCE"),
+    source: Any = setting(
+        ...,
+        "the data to prune (digits, cifar10, cifar100, imagenet, a path or URI, a mapping, or package.module:function)",
+        "data",
+        "SOURCE",
     )
-    keep: float = Field(
-        description="fraction of the samples to keep, between 0 and 1: keep: 0.7 prunes 30 %",
-        json_schema_extra=listed("choice"),
+    keep: float = setting(..., "fraction of the samples to keep, between 0 and 1: keep: 0.7 prunes 30 %", "choice")
+    out: str | None = setting(
+        None, "folder of the run, a local path or a URI; on a cluster, all nodes must share it", "storage", "FOLDER"
     )
-    out: str | None = Field(
-        default=None,
-        description="folder of the run, a local path or a URI; on a cluster, all nodes must share it",
-        json_schema_extra=listed("storage", "FOLDER"),
+    reuse: list[str] | None = setting(
+        None,
+        "folders of other runs, whose trainings and scores are reused where they would be identical",
+        "storage",
+        "FOLDERS",
+        rare=True,
     )
-    reuse: list[str] | None = Field(
-        default=None,
-        description="folders of other runs, whose trainings and scores are reused where they would be identical",
-        json_schema_extra=listed("storage", "FOLDERS", rare=True),
-    )
-    mode: Literal["unseen", "fitting"] = Field(
-        default="unseen",
-        description="unseen: each model scores only samples that it was not trained on; fitting, the usual baseline: one "
+    mode: Literal["unseen", "fitting"] = setting(
+        "unseen",
+        "unseen: each model scores only samples that it was not trained on; fitting, the usual baseline: one "
         "model trains on all samples and scores them",
-        json_schema_extra=listed("choice"),
+        "choice",
     )
-    folds: int = Field(
-        default=4, ge=2, description="K, the number of folds, from 2 to N", json_schema_extra=listed("choice")
-    )
-    train_on: Literal["fold", "complement"] = Field(
-        default="fold",
-        description="fold: each model trains on one fold and scores the others (UNSEEN); complement: each "
+    folds: int = setting(4, "K, the number of folds, from 2 to N", "choice", ge=2)
+    train_on: Literal["fold", "complement"] = setting(
+        "fold",
+        "fold: each model trains on one fold and scores the others (UNSEEN); complement: each "
         "trains on all folds but one and scores that one",
-        json_schema_extra=listed("choice", rare=True),
+        "choice",
+        rare=True,
     )
-    stratify: bool = Field(
-        default=True,
-        description="spread each class evenly over the folds",
-        json_schema_extra=listed("choice", rare=True),
-    )
-    group: Any = Field(
-        default=None,
-        description="which samples stay together in one fold: a column, such as the patient, or a .npy file with one number "
+    stratify: bool = setting(True, "spread each class evenly over the folds", "choice", rare=True)
+    group: Any = setting(
+        None,
+        "which samples stay together in one fold: a column, such as the patient, or a .npy file with one number "
         "per row; {pattern: REGEX} of the "
         "keys (--group.pattern); with drop: true (--group.drop true) only one of each group is used",
-        json_schema_extra=listed("data", "COLUMN|FILE"),
+        "data",
+        "COLUMN|FILE",
     )
-    combine: Literal["mean", "rank_mean", "mean_prob"] = Field(
-        default="mean",
-        description="how the scores of a sample by several models become one: their mean, the mean of their ranks, or the score "
+    combine: Literal["mean", "rank_mean", "mean_prob"] = setting(
+        "mean",
+        "how the scores of a sample by several models become one: their mean, the mean of their ranks, or the score "
         "of the mean probabilities",
-        json_schema_extra=listed("choice", rare=True),
+        "choice",
+        rare=True,
     )
-    repeats: int = Field(
-        default=1,
-        ge=1,
-        le=10_000,
-        description="models to train in place of each one, with different seeds",
-        json_schema_extra=listed("choice", rare=True),
+    repeats: int = setting(
+        1, "models to train in place of each one, with different seeds", "choice", rare=True, ge=1, le=10_000
     )
-    seed: int = Field(
-        default=0,
-        ge=0,
-        le=LARGEST_SEED,
-        description="random seed of folds, training and ties, from 0 to 2**63 - 1",
-        json_schema_extra=listed("choice"),
+    seed: int = setting(
+        0, "random seed of folds, training and ties, from 0 to 2**63 - 1", "choice", ge=0, le=LARGEST_SEED
     )
-    schedule: Any = Field(
-        default=None,
-        description="choose in stages: fractions of N that end in keep, or {first, stages, spacing: even|geometric}; default: one stage",
-        json_schema_extra=listed("choice", "FRACTIONS"),
+    schedule: Any = setting(
+        None,
+        "choose in stages: fractions of N that end in keep, or {first, stages, spacing: even|geometric}; default: one stage",
+        "choice",
+        "FRACTIONS",
     )
-    test: Any = Field(
-        default=None,
-        description="test set with the same classes, for evaluate; default: the source's own test split",
-        json_schema_extra=listed("data", "SOURCE"),
+    test: Any = setting(
+        None, "test set with the same classes, for evaluate; default: the source's own test split", "data", "SOURCE"
     )
-    holdout: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="fraction of each class to set aside for evaluate: never trained on, scored or kept",
-        json_schema_extra=listed("data"),
+    holdout: float = setting(
+        0.0, "fraction of each class to set aside for evaluate: never trained on, scored or kept", "data", ge=0, lt=1
     )
-    score: Any = Field(
-        default="entropy",
-        description="the score that ranks samples; see `unseen-ray list scores`",
-        json_schema_extra=listed("choice", "NAME"),
+    score: Any = setting("entropy", "the score that ranks samples; see `unseen-ray list scores`", "choice", "NAME")
+    also_score: Any = setting(
+        "all",
+        "other scores to store: all (those that cost nothing extra), none, or a list",
+        "choice",
+        "NAMES",
+        rare=True,
     )
-    also_score: Any = Field(
-        default="all",
-        description="other scores to store: all (those that cost nothing extra), none, or a list",
-        json_schema_extra=listed("choice", "NAMES", rare=True),
+    score_every: int | None = setting(
+        None, "epochs between two records of the scores over epochs; default: 1", "choice", rare=True, ge=1
     )
-    score_every: int | None = Field(
-        default=None,
-        ge=1,
-        description="epochs between two records of the scores over epochs; default: 1",
-        json_schema_extra=listed("choice", rare=True),
+    policy: Any = setting(
+        "auto",
+        "how samples are chosen by their scores, in mode: fitting by top unless you set this; see `unseen-ray list policies`",
+        "choice",
+        "NAME",
     )
-    policy: Any = Field(
-        default="auto",
-        description="how samples are chosen by their scores, in mode: fitting by top unless you set this; see `unseen-ray list policies`",
-        json_schema_extra=listed("choice", "NAME"),
-    )
-    guard: Any = Field(
-        default="none",
-        description="which rule leaves out samples whose labels look wrong: none, or one of `unseen-ray list guards`; policy auto "
+    guard: Any = setting(
+        "none",
+        "which rule leaves out samples whose labels look wrong: none, or one of `unseen-ray list guards`; policy auto "
         "has its own unless you set this",
-        json_schema_extra=listed("choice", "NAME"),
+        "choice",
+        "NAME",
     )
-    on_bad_sample: Literal["error", "skip"] = Field(
-        default="error",
-        description="error: stop at an image that cannot be decoded; skip: leave it out",
-        json_schema_extra=listed("data"),
+    on_bad_sample: Literal["error", "skip"] = setting(
+        "error", "error: stop at an image that cannot be decoded; skip: leave it out", "data"
     )
-    save_probs: bool = Field(
-        default=False,
-        description="store the mean out-of-fold probabilities, an N x C array",
-        json_schema_extra=listed("storage", rare=True),
+    save_probs: bool = setting(False, "store the mean out-of-fold probabilities, an N x C array", "storage", rare=True)
+    save_features: bool = setting(
+        False,
+        "store the features before the last layer of the first model of stage 0, an N x D array",
+        "storage",
+        rare=True,
     )
-    save_features: bool = Field(
-        default=False,
-        description="store the features before the last layer of the first model of stage 0, an N x D array",
-        json_schema_extra=listed("storage", rare=True),
-    )
-    pixel_memory_gb: float = Field(
-        default=4.0,
+    pixel_memory_gb: float = setting(
+        4.0,
+        "GiB of decoded images to hold in memory; a larger source is decoded into files",
+        "storage",
+        rare=True,
         ge=0,
-        description="GiB of decoded images to hold in memory; a larger source is decoded into files",
-        json_schema_extra=listed("storage", rare=True),
     )
-    pixel_folder: str | None = Field(
-        default=None,
-        description="folder for the decoded images that memory has no room for, which runs can share; "
+    pixel_folder: str | None = setting(
+        None,
+        "folder for the decoded images that memory has no room for, which runs can share; "
         "default: in out, until the run is finished; "
         "none: decode at every read",
-        json_schema_extra=listed("storage", "FOLDER", rare=True),
+        "storage",
+        "FOLDER",
+        rare=True,
     )
-    model: Any = Field(
-        default=None,
-        description="model to train; default: by the image size; see `unseen-ray list models`",
-        json_schema_extra=listed("training", "NAME"),
+    model: Any = setting(
+        None, "model to train; default: by the image size; see `unseen-ray list models`", "training", "NAME"
     )
-    recipe: Recipe = Field(
+    recipe: Recipe = setting(
+        ...,
+        "how to train: a name from `unseen-ray list recipes`, or {use: name, field: value}",
+        "training",
+        "NAME",
         default_factory=Recipe,
-        description="how to train: a name from `unseen-ray list recipes`, or {use: name, field: value}",
-        json_schema_extra=listed("training", "NAME"),
     )
-    scoring: Scoring = Field(
-        default_factory=Scoring,
-        description="settings of the scoring models alone: {share, recipe, model, votes, models}; they train for a "
+    scoring: Scoring = setting(
+        ...,
+        "settings of the scoring models alone: {share, recipe, model, votes, models}; they train for a "
         "quarter of the epochs by default, for all with a guard or a score over epochs, and with share: 1",
-        json_schema_extra=listed("training", "MAPPING"),
+        "training",
+        "MAPPING",
+        default_factory=Scoring,
     )
-    fit: Any = Field(
-        default=None,
-        description="your own training function, package.module:function, in place of model and recipe",
-        json_schema_extra=listed("training", "FUNCTION", rare=True),
+    fit: Any = setting(
+        None,
+        "your own training function, package.module:function, in place of model and recipe",
+        "training",
+        "FUNCTION",
+        rare=True,
     )
-    threads: int = Field(default=1, ge=1, description="CPU threads per training", json_schema_extra=listed("cluster"))
-    cpus_per_fold: float | None = Field(
-        default=None,
-        gt=0,
-        description="CPUs to reserve per training; default: threads",
-        json_schema_extra=listed("cluster", rare=True),
+    threads: int = setting(1, "CPU threads per training", "cluster", ge=1)
+    cpus_per_fold: float | None = setting(
+        None, "CPUs to reserve per training; default: threads", "cluster", rare=True, gt=0
     )
-    gpus_per_fold: float | None = Field(
-        default=None,
+    gpus_per_fold: float | None = setting(
+        None,
+        "GPUs per training of a fold, or a share of one; default: 1 if the cluster has GPUs, else 0",
+        "cluster",
         ge=0,
-        description="GPUs per training of a fold, or a share of one; default: 1 if the cluster has GPUs, else 0",
-        json_schema_extra=listed("cluster"),
     )
-    gpus_per_fit: int = Field(
-        default=1,
-        ge=1,
-        description="GPUs (or CPU workers) that share one training in later stages and in evaluate",
-        json_schema_extra=listed("cluster", rare=True),
+    gpus_per_fit: int = setting(
+        1, "GPUs (or CPU workers) that share one training in later stages and in evaluate", "cluster", rare=True, ge=1
     )
-    placement: dict[str, Any] | None = Field(
-        default=None,
-        description="labels of the nodes to use: {fits: {LABEL: VALUE}} for trainings, fallback: a list of others for them where none is "
+    placement: dict[str, Any] | None = setting(
+        None,
+        "labels of the nodes to use: {fits: {LABEL: VALUE}} for trainings, fallback: a list of others for them where none is "
         "free, aggregator for merges, driver for the job of submit; a value is a, !a, in(a, b) or !in(a, b)",
-        json_schema_extra=listed("cluster", "MAPPING", rare=True),
+        "cluster",
+        "MAPPING",
+        rare=True,
     )
-    max_retries: int = Field(
-        default=3,
+    max_retries: int = setting(
+        3, "restarts in a row of a task that loses its worker without making progress", "cluster", rare=True, ge=0
+    )
+    max_preemptions: int = setting(
+        20,
+        "moves in a row of a task off nodes that are taken away with notice, as spot nodes are, without making progress",
+        "cluster",
+        rare=True,
         ge=0,
-        description="restarts in a row of a task that loses its worker without making progress",
-        json_schema_extra=listed("cluster", rare=True),
     )
-    max_preemptions: int = Field(
-        default=20,
-        ge=0,
-        description="moves in a row of a task off nodes that are taken away with notice, as spot nodes are, without making progress",
-        json_schema_extra=listed("cluster", rare=True),
+    wait_s: float = setting(600, "seconds to wait for a node with room for a training", "cluster", rare=True, ge=0)
+    executor: Literal["ray", "local"] = setting(
+        "ray", "ray: on a Ray cluster; local: in this process, without Ray, with the same result", "cluster"
     )
-    wait_s: float = Field(
-        default=600,
-        ge=0,
-        description="seconds to wait for a node with room for a training",
-        json_schema_extra=listed("cluster", rare=True),
+    log_to: Any = setting(
+        None,
+        "where to log every epoch of training: tensorboard (default), mlflow, wandb, a list, or none",
+        "storage",
+        "NAMES",
     )
-    executor: Literal["ray", "local"] = Field(
-        default="ray",
-        description="ray: on a Ray cluster; local: in this process, without Ray, with the same result",
-        json_schema_extra=listed("cluster"),
-    )
-    log_to: Any = Field(
-        default=None,
-        description="where to log every epoch of training: tensorboard (default), mlflow, wandb, a list, or none",
-        json_schema_extra=listed("storage", "NAMES"),
-    )
-    address: str | None = Field(
-        default=None,
-        description="Ray cluster to join; default: RAY_ADDRESS, else a private one on this machine",
-        json_schema_extra=listed("cluster", "ADDRESS"),
+    address: str | None = setting(
+        None, "Ray cluster to join; default: RAY_ADDRESS, else a private one on this machine", "cluster", "ADDRESS"
     )
 
     def __init__(self, /, **fields_given: Unpack[NewRunFields]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pydantic import Field
 from pydantic.fields import FieldInfo
 
-__all__ = ["HELP_GROUPS", "HelpEntry", "help_entry", "listed"]
+__all__ = ["HELP_GROUPS", "HelpEntry", "help_entry", "setting"]
 
 Group = Literal["data", "choice", "training", "cluster", "storage"]
 
@@ -36,9 +37,11 @@ class HelpEntry:
     rare: bool = False
 
 
-def listed(group: Group, metavar: str | None = None, *, rare: bool = False) -> dict[str, Any]:
-    """The `json_schema_extra` of a field; see `HelpEntry`."""
-    return asdict(HelpEntry(group, metavar, rare))
+def setting(
+    default: Any, description: str, group: Group, metavar: str | None = None, *, rare: bool = False, **rest: Any
+) -> Any:
+    """A field of a configuration; the default `...` requires a value. See `HelpEntry`; `rest` goes to `pydantic.Field`."""
+    return Field(default, description=description, json_schema_extra=asdict(HelpEntry(group, metavar, rare)), **rest)
 
 
 def help_entry(field: FieldInfo) -> HelpEntry:
