@@ -15,7 +15,6 @@ from unseen_ray.core.schedule import Stage, stages_of
 from unseen_ray.core.tasks import ScoreTask, later_tasks, stage_zero_tasks
 from unseen_ray.core.trajectory import scored_epochs
 from unseen_ray.errors import ConfigError
-from unseen_ray.plugins import name_of, plug_of
 from unseen_ray.pruning.trials.plan import TrialPlan, plan_trials
 from unseen_ray.runs.tasks import fold_spec, train_sizes
 
@@ -251,11 +250,6 @@ def _group_warnings(config: PruneConfig, population: Population, stages: Sequenc
         yield f"{missing.size} classes are missing from some folds (class {missing[0]} from {folds} of {config.folds})."
     if len(stages) > 1:
         yield "models of later stages train on the coreset, and may score other samples of its groups."
-
-
-def model_name(config: PruneConfig) -> str:
-    """How messages call what is trained."""
-    return name_of(plug_of(config.fit or config.model)[0])
 
 
 def _task_plan_of(trials: TrialPlan, config: PruneConfig) -> TaskPlan:

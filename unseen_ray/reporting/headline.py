@@ -64,13 +64,13 @@ def is_measurable(run: Run) -> bool:
     return config["fit"] is None and not has_labels_alone(config["source"])
 
 
-def command_to_measure(run: Run, *, seeds: int = 5) -> str:
+def command_to_measure(run: Run) -> str:
     """The command line that measures a run against random subsets and the full set."""
     config = run.manifest.config
     known = config["test"] is not None or run.manifest.source.holdout or _has_own_test(run.manifest.asked["source"])
     place = "" if known else " --test SOURCE"
     local = " --executor local" if config["executor"] == "local" else ""
-    return f"unseen-ray evaluate {shlex.quote(run.folder.root)} --against random,full --seeds {seeds}{place}{local}"
+    return f"unseen-ray evaluate {shlex.quote(run.folder.root)} --against random,full --seeds 5{place}{local}"
 
 
 def _has_own_test(source: Any) -> bool:

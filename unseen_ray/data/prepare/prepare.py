@@ -151,18 +151,18 @@ def _make_shards(
 
 def _checked(size: Any, kind: Any, quality: Any, shard_mb: Any, workers: Any, on_bad_sample: Any) -> Form:
     problems = []
-    if not _is_whole(size, 1, 65_500):
+    if not _is_whole(size, 65_500):
         problems.append(f"size={size!r} must be a whole number of pixels, 1 to 65500.")
     if kind not in KINDS:
         known = ", ".join(f"{name} ({what})" for name, what in KINDS.items())
         problems.append(f"as={kind!r} is none of {known}.{did_you_mean(str(kind), KINDS)}")
-    if quality is not None and not _is_whole(quality, 1, 100):
+    if quality is not None and not _is_whole(quality, 100):
         problems.append(f"quality={quality!r} must be a whole number, 1 to 100.")
     if quality is not None and kind == "raw":
         problems.append(f"quality={quality!r} has no effect on raw pixels. Leave it out, or choose jpeg.")
     if isinstance(shard_mb, bool) or not isinstance(shard_mb, (int, float)) or not 0 < shard_mb <= 1024:
         problems.append(f"shard_mb={shard_mb!r} must be a number above 0, at most 1024: the MB of a file.")
-    if workers is not None and not _is_whole(workers, 1, 4096):
+    if workers is not None and not _is_whole(workers, 4096):
         problems.append(f"workers={workers!r} must be a whole number of processes, 1 or more.")
     if on_bad_sample not in ("error", "skip"):
         problems.append(f"on_bad_sample={on_bad_sample!r} must be error or skip.")
@@ -171,8 +171,8 @@ def _checked(size: Any, kind: Any, quality: Any, shard_mb: Any, workers: Any, on
     return Form(kind=kind, size_px=size, quality=None if kind == "raw" else quality or _QUALITY)
 
 
-def _is_whole(value: Any, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+def _is_whole(value: Any, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= high
 
 
 def _check_place(folder: Folder, ref: SourceRef) -> None:
