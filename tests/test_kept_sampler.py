@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import unseen_ray as ur
+from unseen_ray.config.score_columns import SUSPECT
 from unseen_ray.errors import StorageError
-from unseen_ray.pruning.suspects import SUSPECT
 from unseen_ray.reporting.sampling_pool import SamplingPool
 from unseen_ray.storage.checked_json import to_checked_json
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config.score_columns import of_probabilities
+from unseen_ray.config.score_columns import SUSPECT, of_probabilities
 from unseen_ray.core.arrays import RowBlocks, as_blocks
 from unseen_ray.core.combine_votes import ScoreFunction, ScoreTable, VoteCombiner, reducible
 from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside, are_in
 from unseen_ray.data.matrices import stored_matrix
 from unseen_ray.pruning.by_parts.scratch import Scratch, changed
 from unseen_ray.pruning.by_parts.vote_pieces import VotePiece, rank_means, rows_at_once, with_votes
-from unseen_ray.pruning.suspects import SUSPECT, suspects_of
+from unseen_ray.pruning.suspects import suspects_of
 from unseen_ray.runs.layout import probs_file, scores_file
 from unseen_ray.runs.manifest_entries import StageSummary
 from unseen_ray.runs.vote_ranges import check_votes, open_votes

@@ -19,16 +19,19 @@ from unseen_ray.errors import DataError
 from unseen_ray.plugins import is_target
 from unseen_ray.pruning.plan import RunPlan, plan_run
 from unseen_ray.pruning.stage import StageRunner
-from unseen_ray.pruning.validate import check_functions, check_lenders, check_out, check_replaced, check_test
-from unseen_ray.pruning.warnings import CODE, code_of, warn_of_edits
+from unseen_ray.pruning.validate import (
+    CODE,
+    check_functions,
+    check_lenders,
+    check_out,
+    check_replaced,
+    check_test,
+    code_of,
+    warn_of_edits,
+)
 from unseen_ray.runs.layout import FEATURES, probs_file, stage_coreset
 from unseen_ray.runs.manifest import EXACT_SCORES
-from unseen_ray.runs.manifest_entries import (
-    StageEntry,
-    cost_of,
-    source_entry,
-    with_population,
-)
+from unseen_ray.runs.manifest_entries import StageEntry, cost_of, source_entry, with_population
 from unseen_ray.runs.resume import open_run
 from unseen_ray.runs.run import Run, clear_checkpoints, clear_pixels, clear_stages
 from unseen_ray.runs.tasks import Job, make_job

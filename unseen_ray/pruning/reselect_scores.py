@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unseen_ray.config.guards import guard_of_stored
-from unseen_ray.config.score_columns import of_probabilities, score_name
+from unseen_ray.config.score_columns import SUSPECT, of_probabilities, score_name
 from unseen_ray.core import scores as builtin_scores
 from unseen_ray.core.combine_votes import OF_VOTES, log_of_probs
 from unseen_ray.core.predictions import EpochView
@@ -26,7 +26,7 @@ from unseen_ray.pruning.by_parts.vote_pieces import (
     with_votes,
 )
 from unseen_ray.pruning.merge import FIXED, names_of_scores, score_columns
-from unseen_ray.pruning.suspects import SUSPECT, suspects_of
+from unseen_ray.pruning.suspects import suspects_of
 from unseen_ray.runs.layout import probs_file
 from unseen_ray.storage.tables import sha256_of_file
 

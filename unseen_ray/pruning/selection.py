@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from unseen_ray.config.score_columns import CONSISTENCY, score_name
+from unseen_ray.config.score_columns import CONSISTENCY, SUSPECT, score_name
 from unseen_ray.core.outofcore.select import choose, why_not_streamed
 from unseen_ray.core.policies.auto import RuleChoice, use_by_rule
 from unseen_ray.errors import ConfigError, FitError
 from unseen_ray.plugins import offered, plug_of
-from unseen_ray.pruning.suspects import SUSPECT, open_positions, score_chunks, warn_of_needed
+from unseen_ray.pruning.suspects import open_positions, score_chunks, warn_of_needed
 from unseen_ray.runs.features import StoredFeatures, load_features
 
 if TYPE_CHECKING:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from unseen_ray.storage.tables import StoredTable
 
 __all__ = [
-    "SUSPECT",
     "drawable_ids",
     "open_positions",
     "score_chunks",

@@ -1,9 +1,12 @@
-"""Checks before anything starts: functions can be called, the test set matches the source, folders hold runs."""
+"""Checks before anything starts: functions can be called and are as they were, the test set matches the source, folders hold runs."""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,19 +14,32 @@ from unseen_ray.config.score_columns import CONSISTENCY, of_probabilities, score
 from unseen_ray.data.sources.class_numbers import numbers_as_in
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
 from unseen_ray.errors import ConfigError
-from unseen_ray.plugins import check_function, function_of, offered
+from unseen_ray.plugins import check_function, function_of, import_target, is_target, name_of, offered, plug_of
 from unseen_ray.pruning.trials.plan import candidates_of
-from unseen_ray.pruning.warnings import code_of, warn_of_beta, warn_of_edits
+from unseen_ray.pruning.warnings import warn_of_beta
 from unseen_ray.runs.layout import CORESET, KEYS
 from unseen_ray.runs.manifest import read_manifest
-from unseen_ray.storage.filesystem import Folder
+from unseen_ray.storage.filesystem import Folder, sha256_of
 from unseen_ray.storage.patterns import covers
 
 if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
     from unseen_ray.config.run import PruneConfig
 
-__all__ = ["check_functions", "check_lenders", "check_out", "check_replaced", "check_test", "check_test_set"]
+__all__ = [
+    "CODE",
+    "check_functions",
+    "check_lenders",
+    "check_out",
+    "check_replaced",
+    "check_test",
+    "check_test_set",
+    "code_of",
+    "warn_of_edits",
+]
+
+CODE = "code"
+"""What the environment of a manifest calls the digests of the user's own functions."""
 
 logger = logging.getLogger(__name__)
 
@@ -195,3 +211,46 @@ def check_replaced(config: PruneConfig) -> None:
                 f"reuse={lender} lies in out={config.out}, whose run a fresh start removes. Name another out, or leave out fresh: "
                 "a resumed run keeps its own work."
             )
+
+
+def code_of(config: PruneConfig) -> dict[str, str]:
+    """SHA-256 of the source text of each function of your own that a configuration names, by its name, as far as there is one.
+
+    Of the function alone, not of what it calls: who runs a script again has often edited another part of it.
+    """
+    also = config.also_score if isinstance(config.also_score, (list, tuple)) else ()
+    plugs = (
+        config.score,
+        *also,
+        config.policy,
+        *candidates_of(config),
+        config.guard,
+        config.model,
+        config.scoring.model,
+        config.fit,
+    )
+    found = {}
+    for use in (source_ref(config.source).use, *(plug_of(value)[0] for value in plugs)):
+        function = import_target(use) if isinstance(use, str) and is_target(use) else use
+        if callable(function) and not name_of(use).startswith("unseen_ray."):
+            with contextlib.suppress(OSError, TypeError):  # where there is no text, as of a function in C
+                found[name_of(use)] = sha256_of(inspect.getsource(function).encode())
+    return found
+
+
+def warn_of_edits(place: str, environment: Mapping[str, Any], code: Mapping[str, str]) -> None:
+    """Warn where work of a run is taken over that functions of your own have done, and these were edited since.
+
+    Args:
+        place: the folder of the run.
+        environment: of its manifest.
+        code: of the functions now, see `code_of`.
+    """
+    before = environment.get(CODE, {})
+    for name in sorted(name for name, digest in code.items() if before.get(name, digest) != digest):
+        logger.warning(
+            "%s was edited since the run in %s began, and what that has finished is by the code of then. To use the new code for all of "
+            "it, begin anew: with --fresh (fresh=True), or without reuse.",
+            name,
+            place,
+        )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +14,7 @@ from unseen_ray.config.score_columns import SUSPECT, score_name
 from unseen_ray.core.combine_votes import OF_STAGES
 from unseen_ray.core.guard import unlikely_label
 from unseen_ray.core.stats import is_near_chance, rank_correlations
-from unseen_ray.data.sources.registry import source_ref
-from unseen_ray.plugins import import_target, is_target, name_of, plug_of
-from unseen_ray.pruning.trials.plan import candidates_of
-from unseen_ray.storage.filesystem import sha256_of
+from unseen_ray.plugins import plug_of
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
@@ -28,18 +23,12 @@ if TYPE_CHECKING:
     from unseen_ray.storage.tables import StoredTable
 
 __all__ = [
-    "CODE",
     "check_selection",
-    "code_of",
     "suggest_weights",
     "warn_of_beta",
     "warn_of_chance",
     "warn_of_columns",
-    "warn_of_edits",
 ]
-
-CODE = "code"
-"""What the environment of a manifest calls the digests of the user's own functions."""
 
 logger = logging.getLogger(__name__)
 
@@ -202,49 +191,6 @@ def warn_of_chance(entry: StageEntry, summary: StageSummary) -> None:
             entry.index,
             100 * entry.vote_accuracy,
             100 * _largest_share(summary),
-        )
-
-
-def code_of(config: PruneConfig) -> dict[str, str]:
-    """SHA-256 of the source text of each function of your own that a configuration names, by its name, as far as there is one.
-
-    Of the function alone, not of what it calls: who runs a script again has often edited another part of it.
-    """
-    also = config.also_score if isinstance(config.also_score, (list, tuple)) else ()
-    plugs = (
-        config.score,
-        *also,
-        config.policy,
-        *candidates_of(config),
-        config.guard,
-        config.model,
-        config.scoring.model,
-        config.fit,
-    )
-    found = {}
-    for use in (source_ref(config.source).use, *(plug_of(value)[0] for value in plugs)):
-        function = import_target(use) if isinstance(use, str) and is_target(use) else use
-        if callable(function) and not name_of(use).startswith("unseen_ray."):
-            with contextlib.suppress(OSError, TypeError):  # where there is no text, as of a function in C
-                found[name_of(use)] = sha256_of(inspect.getsource(function).encode())
-    return found
-
-
-def warn_of_edits(place: str, environment: Mapping[str, Any], code: Mapping[str, str]) -> None:
-    """Warn where work of a run is taken over that functions of your own have done, and these were edited since.
-
-    Args:
-        place: the folder of the run.
-        environment: of its manifest.
-        code: of the functions now, see `code_of`.
-    """
-    before = environment.get(CODE, {})
-    for name in sorted(name for name, digest in code.items() if before.get(name, digest) != digest):
-        logger.warning(
-            "%s was edited since the run in %s began, and what that has finished is by the code of then. To use the new code for all of "
-            "it, begin anew: with --fresh (fresh=True), or without reuse.",
-            name,
-            place,
         )
 
 
