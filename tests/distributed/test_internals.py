@@ -16,7 +16,10 @@ import unseen_ray
 from unseen_ray.execution.ray import internals
 
 ROOT = Path(unseen_ray.__file__).parent
-PRIVATE = re.compile(r"\bray\.(?:\w+\.)*_[a-z]\w*|from ray\S* import .*\b_[a-z]\w*|_internal_kv|\._do_request")
+PRIVATE = re.compile(
+    r"\bray\.(?:\w+\.)*_[a-z]\w*|from ray\S* import .*\b_[a-z]\w*|_internal_kv|\._do_request"
+    r"|\.worker\.mode\b|\b_(?:temp_dir|spill_on_unavailable)\b"
+)
 
 
 def test_no_other_module_uses_a_private_name_of_ray() -> None:
@@ -32,6 +35,10 @@ def test_what_a_session_tells(session: None) -> None:
     assert internals.dead_processes() == frozenset()
     assert Path(internals.session_folder(), "logs").is_dir()
     assert internals.cpus_of_machine() == ray.cluster_resources()["CPU"]
+    here = internals.preferring(ray.get_runtime_context().get_node_id())
+    assert not internals.is_worker() and ray.get(
+        ray.remote(internals.is_worker).options(scheduling_strategy=here).remote()
+    )
     internals.reread_authentication()
     assert internals.canonical_address(ray.get_runtime_context().gcs_address) == ray.get_runtime_context().gcs_address
 

@@ -3,6 +3,7 @@
 import os
 import sys
 
+from unseen_ray.execution.ray.internals import is_worker
 from unseen_ray.storage.environment import variable
 
 
@@ -12,7 +13,7 @@ def _put_libraries_first() -> None:
     A numpy.py in the working folder would hide numpy; functions of the user's own are found there all the same.
     """
     ray = sys.modules.get("ray")  # imported by a worker already; a driver must set variables before
-    if ray is None or not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
+    if ray is None or not is_worker():
         return
     libraries = os.path.dirname(os.__file__)
     named = [os.path.abspath(path) for path in (variable("PYTHONPATH") or "").split(os.pathsep) if path]

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unseen_ray.execution.ray.actors import start_fold_worker
 from unseen_ray.execution.ray.capacity import (
@@ -27,6 +26,7 @@ from unseen_ray.execution.ray.capacity import (
 )
 from unseen_ray.execution.ray.connect import check_private
 from unseen_ray.execution.ray.failures import Attempts, failure_of, handle_failure
+from unseen_ray.execution.ray.internals import preferring
 from unseen_ray.execution.ray.waiting import Wait
 from unseen_ray.runs.tasks import Progress
 
@@ -220,7 +220,7 @@ class FoldPool:
         node = max(plain, key=lambda node: plain[node] - taken[node], default="")
         if not node or plain[node] <= taken[node]:
             return "", "SPREAD"
-        return node, NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
+        return node, preferring(node)
 
     def room(self, request: Resources) -> int:
         """How many workers of this size fit on the preferred nodes now, beside actors that are not used."""

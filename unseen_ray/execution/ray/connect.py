@@ -26,6 +26,7 @@ from unseen_ray.execution.ray.internals import (
     end_processes,
     reread_authentication,
     session_folder,
+    start_cluster,
 )
 from unseen_ray.storage.environment import (
     RAY_API_SERVER,
@@ -209,13 +210,7 @@ def _start(local: bool) -> str:
     folder = _short_folder()
     for left in reversed(range(_STARTS)):
         try:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                _temp_dir=folder,
-            )
+            start_cluster(folder)
             return session_folder()
         except BaseException as error:
             if (begun := end_processes(error.__traceback__)) is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 __all__ = [
     "autoscaler_groups",
@@ -21,9 +23,35 @@ __all__ = [
     "draining_nodes",
     "end_processes",
     "is_unhealthy_worker",
+    "is_worker",
+    "preferring",
     "reread_authentication",
     "session_folder",
+    "start_cluster",
 ]
+
+
+def is_worker() -> bool:
+    """Whether this process is a worker of Ray, not a driver."""
+    import ray
+
+    return bool(ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
+
+
+def start_cluster(folder: str | None) -> None:
+    """Start a private cluster on this machine, with its session below `folder`; None for Ray's default."""
+    import ray
+
+    ray.init(
+        address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, _temp_dir=folder
+    )
+
+
+def preferring(node: str) -> NodeAffinitySchedulingStrategy:
+    """On this node if it has room at once, else on another; public options would wait for the node."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
 
 
 def draining_nodes() -> frozenset[str]:
