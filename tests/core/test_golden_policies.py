@@ -369,13 +369,3 @@ def test_a_policy_keeps_what_its_formula_keeps(name: str, kind: str) -> None:
             assert sorted(chosen(name, case, **options)) == sorted(REFERENCES[name](case, **options)), (case, options)
             done += 1
     assert done > 100
-
-
-def test_quotas_that_mind_sizes_alone_are_balanced_ones() -> None:
-    """Classes with equal remainders are told apart by their hash, not by a rounding error."""
-    for sizes in ([50, 30, 15, 5], [10, 30, 50, 70], [7, 7, 7, 7]):
-        labels = [c for c, size in enumerate(sizes) for _ in range(size)]
-        count, rng = len(labels), np.random.default_rng(0)
-        for budget, seed in product(range(1, count, 7), range(5)):
-            case = Case(rng.random(count).tolist(), labels, list(range(count)), [0.5] * count, budget, seed=seed)
-            assert sorted(chosen("class_quota", case, strength=0)) == sorted(chosen("class_balanced", case))

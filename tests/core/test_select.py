@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from fractions import Fraction
-from itertools import combinations, product
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -84,11 +84,6 @@ def assert_fair_above_the_floor(quota: np.ndarray, sizes: np.ndarray, kept: np.n
     assert lowest < highest
 
 
-def test_there_are_policies() -> None:
-    assert NAMES
-    assert {"top", "class_balanced", "random"} <= set(NAMES)
-
-
 @each_policy
 @pytest.mark.parametrize("levels", [None, 3, 1])
 @pytest.mark.parametrize("count", [1, 10, 97])
@@ -138,15 +133,6 @@ def test_equal_scores_favour_no_ids(name: str) -> None:
     assert all(400 < len(np.intersect1d(choices[0], chosen)) < 600 for chosen in choices[1:])
 
 
-@pytest.mark.parametrize("levels", [None, 5, 1])
-@pytest.mark.parametrize("seed", [0, 9])
-def test_top_keeps_the_highest_and_breaks_ties_by_key(levels: int | None, seed: int) -> None:
-    scores, labels, ids = candidates(97, levels=levels)
-    for budget in (0, 1, 30, 97):
-        wanted = np.lexsort((tie_keys(ids, seed), -scores))[:budget]
-        np.testing.assert_array_equal(choose("top", (scores, labels, ids), budget, seed=seed), wanted)
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_the_first_of_an_order_are_those_of_a_sort_by_two_keys(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -169,57 +155,10 @@ def test_many_equal_scores_are_told_apart_by_the_whole_key(levels: int) -> None:
     np.testing.assert_array_equal(best_first(scores, ids, 4), np.lexsort((keys, -scores)))
 
 
-def test_top_does_not_part_the_two_zeros() -> None:
-    ids, labels = np.arange(100), np.zeros(100, np.int64)
-    mixed = np.where(ids % 2, 0.0, -0.0).astype(np.float32)
-    plain = choose("top", (np.zeros(100, np.float32), labels, ids), 50)
-    np.testing.assert_array_equal(choose("top", (mixed, labels, ids), 50), plain)
-
-
-@pytest.mark.parametrize("levels", [None, 3])
-def test_class_balanced_keeps_the_highest_of_each_class(levels: int | None) -> None:
-    scores, labels, ids = candidates(97, levels=levels)
-    chosen = choose("class_balanced", (scores, labels, ids), 40, seed=5)
-    for number in range(CLASSES):
-        members = np.flatnonzero(labels == number)
-        ranked = members[np.lexsort((tie_keys(ids[members], 5), -scores[members]))]
-        mine = chosen[labels[chosen] == number]
-        assert set(mine.tolist()) == set(ranked[: len(mine)].tolist())
-
-
-def test_random_ignores_scores_and_labels_and_minds_the_seed() -> None:
-    scores, labels, ids = candidates(97)
-    plain = choose("random", (scores, labels, ids), 40)
-    np.testing.assert_array_equal(choose("random", (-scores, labels[::-1], ids), 40), plain)
-    assert set(choose("random", (scores, labels, ids), 40, seed=1).tolist()) != set(plain.tolist())
-
-
 def test_random_does_not_share_its_order_with_the_ties_of_top() -> None:
     columns = np.ones(1000, np.float32), np.zeros(1000, np.int64), np.arange(1000)
     both = np.intersect1d(choose("random", columns, 500), choose("top", columns, 500))
     assert 180 < len(both) < 320
-
-
-@pytest.mark.parametrize("levels", [None, 3, 1])
-def test_mix_goes_from_random_to_top(levels: int | None) -> None:
-    columns, given = candidates(97, levels=levels), {"kept_C": np.zeros(CLASSES, np.int64), "seed": 5}
-    for budget in (0, 1, 40, 97):
-        highest, drawn = select.top(*columns, budget, **given), select.random(*columns, budget, **given)
-        np.testing.assert_array_equal(select.mix(*columns, budget, share=1, **given), highest)
-        np.testing.assert_array_equal(select.mix(*columns, budget, share=0, **given), drawn)
-        for share in (0.25, 0.5, 0.9):
-            chosen, by_score = select.mix(*columns, budget, share=share, **given), round(share * budget)
-            np.testing.assert_array_equal(chosen[:by_score], highest[:by_score])
-            assert set(drawn[: budget - by_score].tolist()) <= set(chosen.tolist())
-
-
-def test_mix_draws_every_other_sample_equally_often() -> None:
-    scores, labels, ids = np.arange(200, dtype=np.float32), np.zeros(200, np.int64), np.arange(200)
-    counts = np.zeros(200)
-    for seed in range(400):
-        counts[select.mix(scores, labels, ids, 100, kept_C=np.zeros(1, np.int64), seed=seed, share=0.4)] += 1
-    assert (counts[160:] == 400).all()
-    assert counts[:160].std() < 15  # of draws with p = 60 / 160 it is 9.7
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -231,17 +170,6 @@ def test_mix_at_its_ends_does_not_mind_how_many_stages_there_are(share: float) -
     left = np.setdiff1d(np.arange(97), first)
     then = left[select.mix(*(column[left] for column in columns), 20, **given)]
     assert {*first.tolist(), *then.tolist()} == set(select.mix(*columns, 50, **given).tolist())
-
-
-@pytest.mark.parametrize("levels", [None, 3])
-def test_power_0_is_random_and_so_are_equal_scores(levels: int | None) -> None:
-    columns, given = candidates(97, levels=levels), {"kept_C": np.zeros(CLASSES, np.int64), "seed": 5}
-    equal = np.full(97, -2.5, np.float32), *columns[1:]
-    for budget, of in product((0, 1, 40, 97), ("rank", "score")):
-        drawn = select.random(*columns, budget, **given)
-        np.testing.assert_array_equal(select.power(*columns, budget, gamma=0, of=of, **given), drawn)
-        for gamma in (-1.0, 0.5, 2.0):
-            np.testing.assert_array_equal(select.power(*equal, budget, gamma=gamma, of=of, **given), drawn)
 
 
 @pytest.mark.parametrize("gamma", [-1.0, 0.5, 1.0, 2.0])
@@ -258,16 +186,6 @@ def test_power_draws_in_proportion_to_the_weights(of: str, gamma: float) -> None
         found[select.power(scores, labels, ids, budget, kept_C=kept_C, seed=seed, gamma=gamma, of=of)] += 1
     for part in np.array_split(np.argsort(weights), 10):
         assert abs(wanted[part].mean() - found[part].mean()) / turns < 0.02
-
-
-def test_power_of_the_rank_minds_no_scale_and_that_of_the_score_a_shift_alone_below_0() -> None:
-    columns, given = candidates(97), {"kept_C": np.zeros(CLASSES, np.int64), "seed": 0, "gamma": 1.5}
-    other = np.exp(columns[0]), *columns[1:]
-    np.testing.assert_array_equal(select.power(*other, 40, **given), select.power(*columns, 40, **given))
-    shifted = columns[0].astype(np.float64) - columns[0].min(), *columns[1:]
-    by_score = select.power(*columns, 40, of="score", **given)
-    np.testing.assert_array_equal(select.power(*shifted, 40, of="score", **given), by_score)
-    assert set(select.power(*other, 40, of="score", **given).tolist()) != set(by_score.tolist())
 
 
 @repeatable
@@ -337,22 +255,6 @@ def test_class_balanced_totals_over_stages(sizes: list[int], seed: int, data: st
         kept_C, left = total_C, np.delete(left, picked)
 
 
-@repeatable
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=2, max_size=6), st.data())
-def test_class_balanced_after_any_kept(pairs: list[tuple[int, int]], data: st.DataObject) -> None:
-    """Whatever earlier stages kept: a class above its share gets nothing, and the budget stays exact."""
-    sizes = np.array([max(pair) for pair in pairs])
-    kept = np.array([min(pair) for pair in pairs])
-    labels = np.repeat(np.arange(len(pairs)), sizes - kept)
-    budget = data.draw(st.integers(0, len(labels)))
-    columns = np.zeros(len(labels), np.float32), labels, np.arange(len(labels))
-    picked = choose("class_balanced", columns, budget, kept=kept)
-    added = np.bincount(labels[picked], minlength=len(pairs))
-    assert len(set(picked.tolist())) == len(picked) == budget
-    assert (added <= sizes - kept).all()
-    assert_fair_above_the_floor(kept + added, sizes, kept)
-
-
 def test_class_balanced_shares_by_hand() -> None:
     labels = np.repeat([0, 1, 2], [60, 30, 10])
     columns = np.zeros(100, np.float32), labels, np.arange(100)
@@ -360,65 +262,6 @@ def test_class_balanced_shares_by_hand() -> None:
         left = np.concatenate([np.flatnonzero(labels == number)[count:] for number, count in enumerate(kept)])
         picked = choose("class_balanced", tuple(c[left] for c in columns), sum(added), kept=np.array(kept))
         assert np.bincount(labels[left][picked], minlength=3).tolist() == added
-
-
-def ccs_in_words(scores: np.ndarray, ids: np.ndarray, budget: int, strata: int, cut: float) -> dict[int, int]:
-    """How many CCS takes of each stratum, sample by sample as its paper says; by the stratum's number."""
-    order = sorted(range(len(scores)), key=lambda place: -scores[place])
-    left = order[min(round(cut * len(order)), len(order) - budget) :]
-    low, high = min(scores[place] for place in left), max(scores[place] for place in left)
-    members: dict[int, list[int]] = {number: [] for number in range(strata)}
-    for place in left:
-        number = 0 if high == low else int((float(scores[place]) - float(low)) / ((float(high) - float(low)) / strata))
-        members[min(number, strata - 1)].append(place)
-    takes, rest = {}, budget
-    for done, (number, its) in enumerate(sorted(members.items(), key=lambda item: len(item[1]))):
-        takes[number] = min(len(its), rest // (strata - done))
-        rest -= takes[number]
-    assert rest == 0
-    return takes
-
-
-@pytest.mark.parametrize("cut", [0.0, 0.1, 0.5])
-@pytest.mark.parametrize("strata", [1, 4, 50])
-@pytest.mark.parametrize("shift", [0.0, -5.0])
-def test_ccs_takes_as_much_of_each_stratum_as_its_paper_says(strata: int, cut: float, shift: float) -> None:
-    scores, labels, ids = candidates(97)
-    scores = (scores + np.float32(shift)).astype(np.float32)
-    for budget in (1, 20, 48, 60, 97):
-        columns, kept_C = (scores, labels, ids), np.zeros(CLASSES, np.int64)
-        chosen = select.ccs(*columns, budget, kept_C=kept_C, seed=0, strata=strata, cut=cut)
-        left = np.sort(scores)[::-1][min(round(cut * 97), 97 - budget) :].astype(np.float64)
-        width = (left.max() - left.min()) / strata
-        numbers = np.minimum(
-            ((scores[chosen].astype(np.float64) - left.min()) / (width or 1.0)).astype(int), strata - 1
-        )
-        found = dict(enumerate(np.bincount(numbers, minlength=strata).tolist()))
-        assert found == ccs_in_words(scores, ids, budget, strata, cut)
-
-
-def test_ccs_leaves_out_the_hardest_and_covers_the_rest() -> None:
-    scores = np.linspace(-1, 1, 1000).astype(np.float32)
-    columns = (scores, np.zeros(1000, np.int64), np.arange(1000))
-    kept = select.ccs(*columns, 200, kept_C=np.zeros(1, np.int64), seed=0, cut=0.3)
-    assert kept.max() < 700
-    assert np.bincount(kept // 14, minlength=50).tolist() == [4] * 50
-
-
-def test_window_leaves_out_the_very_hardest_and_is_top_without_a_start() -> None:
-    columns = candidates(97)
-    kept_C = np.zeros(CLASSES, np.int64)
-    order = select.top(*columns, 97, kept_C=kept_C, seed=0)
-    np.testing.assert_array_equal(select.window(*columns, 30, kept_C=kept_C, seed=0, start=0.2), order[19:49])
-    np.testing.assert_array_equal(select.window(*columns, 90, kept_C=kept_C, seed=0, start=0.2), order[7:])
-    np.testing.assert_array_equal(select.window(*columns, 30, kept_C=kept_C, seed=0, start=0), order[:30])
-
-
-def test_moderate_leaves_out_as_many_at_either_end() -> None:
-    columns = candidates(97)
-    order = choose("top", columns, 97)
-    np.testing.assert_array_equal(choose("moderate", columns, 47), order[25:72])
-    np.testing.assert_array_equal(choose("moderate", columns, 48), order[24:72])
 
 
 @pytest.mark.parametrize("budget", [100, 400, 700])
@@ -447,43 +290,6 @@ def test_beta_draws_by_score_and_density(budget: int, c: float) -> None:
         assert abs(share - other) < 0.02
 
 
-def test_beta_favours_easier_samples_the_less_is_kept() -> None:
-    ids, labels = np.arange(2000), np.zeros(2000, np.int64)
-    p = ((ids + 0.5) / 2000).astype(np.float32)
-    scores = 1 - np.abs(2 * p - 1)  # those in the middle matter most
-    means = []
-    for budget in (1400, 600, 200):
-        kept = select.beta(scores, labels, ids, budget, kept_C=np.zeros(1, np.int64), seed=0, p_label_M=p)
-        means.append(float(p[kept].mean()))
-    assert means[0] < means[1] - 0.05 < means[2] - 0.1
-
-
-def test_beta_with_mu_of_the_hardest_is_beta_and_a_lower_mu_draws_harder_samples() -> None:
-    rng, given = np.random.default_rng(0), {"kept_C": np.zeros(1, np.int64), "seed": 0}
-    p = rng.random(2000).astype(np.float32)
-    columns = (1 - p) * rng.random(2000).astype(np.float32), np.zeros(2000, np.int64), np.arange(2000)
-    hardest = p[select.top(*columns, 10, **given)].astype(np.float64).mean()
-    chosen = select.beta(*columns, 600, p_label_M=p, **given)
-    np.testing.assert_array_equal(select.beta(*columns, 600, p_label_M=p, mu=float(hardest), **given), chosen)
-    means = [p[select.beta(*columns, 600, p_label_M=p, mu=mu, **given)].mean() for mu in (0.0, 0.25, 0.5, 0.75)]
-    assert hardest < 0.1
-    assert means[0] < means[1] < means[2] < means[3]
-
-
-def test_class_floor_gives_each_class_its_part_and_the_rest_to_the_highest() -> None:
-    labels = np.repeat([0, 1, 2], [60, 30, 10])
-    scores = np.where(labels == 0, 2.0, 1.0).astype(np.float32) + np.linspace(0, 0.5, 100, dtype=np.float32)
-    columns = scores, labels, np.arange(100)
-    for floor, shares in ((0.0, [48, 1, 1]), (0.5, [41, 7, 2]), (1.0, [30, 15, 5])):
-        chosen = select.class_floor(*columns, 50, kept_C=np.zeros(3, np.int64), seed=0, floor=floor)
-        assert np.bincount(labels[chosen], minlength=3).tolist() == shares
-        for number, share in enumerate(shares):
-            mine = chosen[labels[chosen] == number]
-            assert scores[mine].min() == np.sort(scores[labels == number])[::-1][share - 1]
-    after = select.class_floor(*columns, 20, kept_C=np.array([0, 30, 0]), seed=0, floor=0.5)
-    assert np.bincount(labels[after], minlength=3)[2] == 1
-
-
 @pytest.mark.parametrize("floor", [0.01, 0.07, 0.14, 0.28, 0.29, 0.55, 0.56, 0.57, 0.58])
 def test_class_floor_is_of_the_decimal_number_that_was_given(floor: float) -> None:
     """0.29 * 100 is 28.999999999999996 in binary numbers."""
@@ -508,21 +314,6 @@ def test_class_floor_at_0_keeps_one_of_each_class_that_has_an_even_share(budget:
     assert len(missing) <= 3  # but for one sample a class it is `top`
     if budget == 10:
         assert even[3] == kept[3] == 0 < min(kept[:3])
-
-
-def test_class_quota_gives_harder_classes_more() -> None:
-    labels = np.repeat([0, 1, 2], [100, 100, 100])
-    scores = np.repeat([1.0, 2.0, 3.0], 100).astype(np.float32)
-    columns = scores, labels, np.arange(300)
-    kept_C = np.zeros(3, np.int64)
-    for budget, strength, shares in (
-        (60, 1.0, [10, 20, 30]),
-        (60, 0.0, [20, 20, 20]),
-        (240, 1.0, [47, 93, 100]),
-        (140, 2.0, [10, 40, 90]),
-    ):
-        chosen = select.class_quota(*columns, budget, kept_C=kept_C, seed=0, strength=strength)
-        assert np.bincount(labels[chosen], minlength=3).tolist() == shares
 
 
 def drop_in_words(sizes: list[int], recalls: list[Fraction], budget: int) -> list[Fraction]:
