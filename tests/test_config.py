@@ -367,22 +367,6 @@ def test_fractions_are_the_targets_as_shares_of_n() -> None:
     assert config(keep=0.5, schedule={"first": 0.5, "stages": 1}).fractions() == [0.5]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    first=st.floats(0.01, 0.4),
-    keep=st.floats(0.41, 0.99),
-    stages=st.integers(2, 9),
-    spacing=st.sampled_from(["even", "geometric"]),
-)
-def test_spaced_fractions_rise_from_first_to_keep(first: float, keep: float, stages: int, spacing: str) -> None:
-    fractions = config(keep=keep, schedule={"first": first, "stages": stages, "spacing": spacing}).fractions()
-    assert len(fractions) == stages
-    assert fractions[0] == pytest.approx(first) and fractions[-1] == keep
-    steps = np.diff(fractions) if spacing == "even" else np.diff(np.log(fractions))
-    np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
-    assert (steps > 0).all()
-
-
 @pytest.mark.parametrize(
     "fields",
     [

@@ -284,9 +284,3 @@ def test_rows_come_some_thousand_at_a_time(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": rows, "label": [0, 1] * 2500}), tmp_path / "data.parquet")
     source = ParquetSource(path=str(tmp_path / "data.parquet"))
     assert [table.num_rows for _, table in source.tables(range(5000))] == [2048, 2048, 904]
-
-
-def test_a_function_of_the_users_is_not_called(tmp_path: Path) -> None:
-    result = prune("tests.plugs:noise", tmp_path / "run")
-    with pytest.raises(ur.ConfigError, match="which is not imported for a run folder"):
-        ur.export(result, tmp_path / "pruned")
