@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -17,10 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from processes import watched
+from scale_pruned import reported
 from scale_run import run
-from timing import conditions, write
 
 import unseen_ray as ur
 
@@ -72,22 +70,19 @@ def add_to(subparsers: Any) -> None:
     parser.set_defaults(run=main)
 
 
+def read(scratch: Path, samples: int) -> dict[str, Any]:
+    """Make the run, read it in a process of its own, and say what that held."""
+    run(scratch, samples)
+    process = subprocess.Popen([sys.executable, __file__, str(scratch)], cwd=Path(__file__).parent)
+    peaks = watched(process)
+    if process.returncode:
+        raise SystemExit(f"reading the Dataset ended with {process.returncode}")
+    return {**json.loads((scratch / _STEPS).read_text()), "peak_gb": peaks}
+
+
 def main(args: argparse.Namespace) -> None:
-    """Make the run, read it in a process of its own, print what that held, and clean up."""
-    scratch = args.scratch.resolve() / "scale-dataset"
-    try:
-        run(scratch, args.samples)
-        process = subprocess.Popen([sys.executable, __file__, str(scratch)], cwd=Path(__file__).parent)
-        peaks = watched(process)
-        if process.returncode:
-            raise SystemExit(f"reading the Dataset ended with {process.returncode}")
-        report = {**json.loads((scratch / _STEPS).read_text()), "peak_gb": peaks}
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    print(json.dumps(report, indent=1))
-    write(
-        args.json, {"conditions": conditions(torch.device("cpu"), argparse.Namespace(samples=args.samples)), **report}
-    )
+    """Read it, print what that held, and clean up."""
+    reported(args, "scale-dataset", lambda scratch: read(scratch, args.samples))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,7 @@ there are 128 different images, and the model learns next to nothing in its one 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,13 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from processes import watched
-from timing import conditions, write
-
-from unseen_ray.core.policies.base import best_first
+from scale_pruned import checked, prune, reported
 
 IMAGENET = 1_281_167
-KEEP, FIRST = 0.7, 0.35
 
 
 def tiny(num_classes: int) -> torch.nn.Module:
@@ -61,65 +53,26 @@ def run(scratch: Path, sample: Path, count: int, size_px: int) -> dict[str, Any]
     data = build(scratch / "set", sample, count)
     built_s = time.monotonic() - began
     out, pixels = scratch / "run", scratch / "pixels"
-    line = [
-        sys.executable,
-        "-m",
-        "unseen_ray",
-        "prune",
-        "--policy",
-        "top",
-        "--source.use",
-        "parquet",
-        "--source.path",
-        str(data),
-    ]
-    line += ["--source.size", str(size_px), "--keep", str(KEEP), "--schedule", f"[{FIRST},{KEEP}]", "--folds", "4"]
-    line += ["--model", "scale_imagenet:tiny", "--recipe.epochs", "1", "--recipe.min_steps", "0"]
-    line += ["--recipe.batch_size", "256", "--recipe.augment", "flip", "--also_score", "none"]
-    line += ["--pixel_memory_gb", "0", "--pixel_folder", str(pixels), "--out", str(out)]
-    started = time.time()
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, cwd=Path(__file__).parent)
-    peaks = watched(process)
-    total_s = time.time() - started
-    if process.returncode:
-        raise SystemExit(f"prune ended with {process.returncode}")
-    heads = [path.stat().st_mtime for path in pixels.rglob("*.json")]
-    manifest = json.loads((out / "manifest.json").read_text())
-    stages = [stage["seconds"] for stage in manifest["stages"]]
-    decoded_s = max(heads) - started
+    recipe = {"epochs": 1, "min_steps": 0, "batch_size": 256, "augment": "flip"}
+    fields = {"source.size": size_px, "folds": 4, "model": "scale_imagenet:tiny", "pixel_folder": pixels}
+    done = prune(data, out, **fields, **{f"recipe.{name}": value for name, value in recipe.items()})
+    stages = [stage["seconds"] for stage in done.stages]
+    decoded_s = max(path.stat().st_mtime for path in pixels.rglob("*.json")) - done.started
     return {
         "samples": count,
         "size_px": size_px,
-        "kept": _checked(out, count),
+        "kept": checked(out, count, votes_0=3),
         "seconds": {
             "make the set": built_s,
             "open and decode": decoded_s,
             **{f"stage {number}": seconds for number, seconds in enumerate(stages)},
-            "the rest": total_s - decoded_s - sum(stages),
-            "prune in all": total_s,
+            "the rest": done.total_s - decoded_s - sum(stages),
+            "prune in all": done.total_s,
         },
         "decoded_per_s": count / decoded_s,
         "pixel_gb": sum(path.stat().st_size for path in pixels.rglob("*.pixels")) / 1e9,
-        "peak_gb": {name: held["resident"] for name, held in peaks.items()},
+        "peak_gb": {name: held["resident"] for name, held in done.peaks.items()},
     }
-
-
-def _checked(out: Path, count: int) -> int:
-    """How many are kept, once they are found to be those that the stored scores name, by plain numpy."""
-    coreset = pq.read_table(out / "coreset.parquet")
-    ids, stages = coreset.column("id").to_numpy(), coreset.column("stage").to_numpy()
-    first, target = round(FIRST * count), round(KEEP * count)
-    if len(ids) != target or not (np.diff(ids) > 0).all():
-        raise SystemExit(f"{len(ids)} ids instead of {target}, or not in order")
-    for stage, budget in ((0, first), (1, target - first)):
-        table = pq.read_table(out / f"stage-{stage:02d}" / "scores.parquet")
-        candidates, votes = table.column("id").to_numpy(), table.column("votes").to_numpy()
-        if not (votes == (3 if stage == 0 else 1)).all() or len(candidates) != count - (first if stage else 0):
-            raise SystemExit(f"stage {stage} has other votes or candidates than it must have")
-        best = best_first(table.column("entropy").to_numpy(), candidates, 0)[:budget]
-        if not np.array_equal(np.sort(candidates[best]), ids[stages == stage]):
-            raise SystemExit(f"stage {stage} kept others than its highest scores")
-    return len(ids)
 
 
 def add_to(subparsers: Any) -> None:
@@ -137,11 +90,5 @@ def add_to(subparsers: Any) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run it, print what it took, and clean up."""
-    scratch, sample = args.scratch.resolve() / "scale-imagenet", args.source.resolve() / "imagenet-sample128.parquet"
-    try:
-        report = run(scratch, sample, args.samples, args.size)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    called = argparse.Namespace(samples=args.samples, size=args.size)
-    print(json.dumps(report, indent=1))
-    write(args.json, {"conditions": conditions(torch.device("cpu"), called), **report})
+    sample = args.source.resolve() / "imagenet-sample128.parquet"
+    reported(args, "scale-imagenet", lambda scratch: run(scratch, sample, args.samples, args.size))
