@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
+from unseen_ray.storage.checked_json import from_checked_json, to_checked_json, write_checked_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -38,3 +40,14 @@ def test_a_changed_entry_is_found() -> None:
 
 def test_a_file_without_a_digest_is_taken_as_it_is() -> None:
     assert from_checked_json(json.dumps({"a": 1}).encode()) == {"a": 1}
+
+
+@given(st.dictionaries(st.text(max_size=3).filter(lambda name: name != "sha256"), JSON, max_size=3), st.data())
+def test_lists_that_are_written_in_pieces_are_read_back(values: dict[str, object], data: st.DataObject) -> None:
+    lists = {name: data.draw(st.lists(st.lists(st.integers(-9, 9)))) for name in ("a", "z", "\n")}
+    stream = io.BytesIO()
+    values = {name: value for name, value in values.items() if name not in lists}
+    pieces = {name: map(np.array, its) for name, its in lists.items()}
+    write_checked_json(stream, values, pieces)
+    joined = {name: [number for piece in its for number in piece] for name, its in lists.items()}
+    assert from_checked_json(stream.getvalue()) == values | joined

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 import unseen_ray as ur
 from unseen_ray.config.score_columns import SUSPECT
 from unseen_ray.errors import StorageError
-from unseen_ray.reporting.sampling_pool import SamplingPool
+from unseen_ray.reporting.sampling_pool import SamplingPool, write_pool
 from unseen_ray.storage.checked_json import to_checked_json
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -234,9 +234,9 @@ def test_any_ids_and_order_are_read_as_they_were_written(data: st.DataObject) ->
     picked = np.array(data.draw(st.lists(st.sampled_from(ids.tolist()), unique=True, min_size=1)))
     rows = int(ids[-1]) + data.draw(st.integers(1, 3))
     about = {"source": {"name": "é", "fingerprint": "", "rows": rows}, "num_samples": rows}
-    pool = SamplingPool(place="", ids_L=ids, picked_M=picked, **about)
+    cuts = [np.array(data.draw(st.lists(st.integers(0, 60), max_size=3).map(sorted)), np.int64) for _ in range(2)]
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        file.write(pool.to_json())
+        write_pool(file, **about, drawable=np.split(ids, cuts[0]), picked=np.split(picked, cuts[1]))
         file.flush()
         found = SamplingPool.of_file(file.name)
     assert found.ids_L.tolist() == ids.tolist() and found.picked_M.tolist() == picked.tolist()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "drawable_ids",
+    "drawable_pieces",
     "open_positions",
     "score_chunks",
     "suspects_kept",
@@ -151,14 +152,18 @@ def drawable_ids(run: Run, kept_ids: IdArray) -> IdArray:
     Raises:
         StorageError: if the scores of stage 0 are missing or damaged.
     """
+    kept = IdBits()
+    kept.add(kept_ids)
+    return np.concatenate(list(drawable_pieces(run, kept)))
+
+
+def drawable_pieces(run: Run, kept: IdBits) -> Iterator[IdArray]:
+    """What `drawable_ids` gives, in pieces."""
     scores = run.stored(scores_file(0), hold=False).verified()
     if SUSPECT not in scores.schema.names:
-        return np.concatenate([batch.column("id").to_numpy() for batch in scores.batches(["id"])])
-    pieces = (
-        (batch.column("id").to_numpy(), batch.column(SUSPECT).to_numpy(zero_copy_only=False))
-        for batch in scores.batches(["id", SUSPECT])
-    )
-    return np.union1d(kept_ids, np.concatenate([ids[~suspects] for ids, suspects in pieces]))
+        return (chunk["id"] for chunk in score_chunks(scores, {}, ("id",)))
+    chunks = score_chunks(scores, {}, ("id", SUSPECT))
+    return (chunk["id"][~chunk[SUSPECT] | kept.has(chunk["id"])] for chunk in chunks)
 
 
 def warn_of_needed(guard: Any, suspected: int, candidates: int, budget: int, needed: int) -> None:

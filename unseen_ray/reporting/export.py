@@ -18,7 +18,7 @@ from unseen_ray.errors import ConfigError, StorageError
 from unseen_ray.execution.api import PruneResult, load
 from unseen_ray.plugins import did_you_mean
 from unseen_ray.reporting.dataset import check_file, own_function, pack, source_of
-from unseen_ray.reporting.sampling_pool import SamplingPool
+from unseen_ray.reporting.sampling_pool import write_pool_of_run
 from unseen_ray.runs.layout import CORESET
 from unseen_ray.storage.filesystem import DEFAULT_ROW_GROUP, absolute_path, filesystem_of, is_uri
 from unseen_ray.storage.path_validation import as_text, path_problem
@@ -269,7 +269,7 @@ def _write_parquet(run: Run, table: StoredTable, stream: IO[bytes]) -> None:
 
 
 def _write_sampler(run: Run, table: StoredTable, stream: IO[bytes]) -> None:
-    stream.write(SamplingPool.of_run(run).to_json())
+    write_pool_of_run(run, stream)
 
 
 def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from unseen_ray.core.arrays import IdArray, as_ids, positions_of
+from unseen_ray.core.outofcore.best_first import ids_best_first
+from unseen_ray.core.outofcore.selection import IdBits
 from unseen_ray.errors import ConfigError, StorageError
-from unseen_ray.pruning.suspects import drawable_ids
+from unseen_ray.pruning.suspects import drawable_ids, drawable_pieces, score_chunks
+from unseen_ray.runs.layout import CORESET
 from unseen_ray.runs.run import Run, coreset_of
-from unseen_ray.storage.checked_json import from_checked_json, to_checked_json
+from unseen_ray.storage.checked_json import from_checked_json, write_checked_json
 from unseen_ray.storage.filesystem import filesystem_of, read_file
 from unseen_ray.storage.plain_text import reason_of
 
-__all__ = ["SamplingPool"]
+__all__ = ["SamplingPool", "write_pool", "write_pool_of_run"]
 
 _KIND, _VERSION = "sampler", 1
 
@@ -42,18 +47,18 @@ class SamplingPool:
     @classmethod
     def of_run(cls, run: Run) -> SamplingPool:
         """The pool of a finished run; StorageError if one of its files is missing or damaged."""
-        entry, coreset = run.manifest.source, coreset_of(run)
+        coreset = coreset_of(run)
         return cls(
             place=run.folder.root,
-            source={"name": entry.name, "fingerprint": entry.fingerprint, "rows": entry.rows},
-            num_samples=entry.num_samples,
+            source=_source_of(run),
+            num_samples=run.manifest.source.num_samples,
             ids_L=drawable_ids(run, coreset.ids),
             picked_M=coreset.in_order(run.manifest.config["seed"]),
         )
 
     @classmethod
     def of_file(cls, path: str) -> SamplingPool:
-        """The pool that `to_json` serialised.
+        """The pool that `write_pool` wrote.
 
         Raises:
             ConfigError: if the file cannot be read, is none of these, or is of a newer unseen_ray.
@@ -87,26 +92,53 @@ class SamplingPool:
             raise ValueError(f"{len(ids_L)} of its {num_samples} samples can be drawn")
         return cls(place=path, source=source, num_samples=num_samples, ids_L=ids_L, picked_M=picked_M)
 
-    def to_json(self) -> bytes:
-        """All of it but the place; the ids that can be drawn as pairs [start, stop)."""
-        return to_checked_json(
-            {
-                "kind": _KIND,
-                "schema_version": _VERSION,
-                "source": self.source,
-                "num_samples": self.num_samples,
-                "drawable": _pairs(self.ids_L).tolist(),
-                "picked": self.picked_M.tolist(),
-            },
-            indent=None,
-        )
+
+def write_pool_of_run(run: Run, stream: IO[bytes]) -> None:
+    """Write the pool of a finished run as JSON, a piece at a time; StorageError if one of its files is missing or damaged."""
+    coreset, kept = run.stored(CORESET, hold=False), IdBits()
+    for chunk in score_chunks(coreset, {}, ("id",)):
+        kept.add(chunk["id"])
+    picked = ids_best_first(
+        functools.partial(score_chunks, coreset, {}), max(len(run.manifest.stages), 1), run.manifest.config["seed"]
+    )
+    write_pool(stream, _source_of(run), run.manifest.source.num_samples, drawable_pieces(run, kept), picked)
 
 
-def _pairs(ids_L: IdArray) -> np.ndarray:
-    """(P, 2) starts and stops of the gapless stretches of sorted ids."""
-    first = np.flatnonzero(np.diff(ids_L, prepend=-2) > 1)
-    last = np.append(first[1:], len(ids_L)) - 1
-    return np.stack([ids_L[first], ids_L[last] + 1], axis=1)
+def write_pool(
+    stream: IO[bytes],
+    source: dict[str, Any],
+    num_samples: int,
+    drawable: Iterable[IdArray],
+    picked: Iterable[IdArray],
+) -> None:
+    """Write a pool as JSON, the ids that can be drawn as pairs [start, stop).
+
+    Args:
+        stream: where to write.
+        source, num_samples: see `SamplingPool`.
+        drawable: the sorted ids that draws may take, in pieces.
+        picked: the ids of the coreset, the first picked first, in pieces.
+    """
+    values = {"kind": _KIND, "schema_version": _VERSION, "source": source, "num_samples": num_samples}
+    write_checked_json(stream, values, {"drawable": _pairs(drawable), "picked": picked})
+
+
+def _source_of(run: Run) -> dict[str, Any]:
+    entry = run.manifest.source
+    return {"name": entry.name, "fingerprint": entry.fingerprint, "rows": entry.rows}
+
+
+def _pairs(pieces: Iterable[IdArray]) -> Iterator[np.ndarray]:
+    """(P, 2) starts and stops of the gapless stretches of sorted ids, in pieces."""
+    last = np.empty((0, 2), np.int64)
+    for ids in (ids for ids in pieces if len(ids)):
+        first = np.flatnonzero(np.diff(ids, prepend=-2) > 1)
+        pairs = np.stack([ids[first], ids[np.append(first[1:], len(ids)) - 1] + 1], axis=1)
+        if len(last) and last[0, 1] == pairs[0, 0]:
+            pairs[0, 0], last = last[0, 0], last[:0]
+        yield np.concatenate([last, pairs[:-1]])
+        last = pairs[-1:]
+    yield last
 
 
 def _ids_in(pairs: Any, rows: int) -> IdArray:

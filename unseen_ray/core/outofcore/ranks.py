@@ -18,9 +18,11 @@ from unseen_ray.core.arrays import IntArray, Positions
 from unseen_ray.core.outofcore.sort_keys import Keys, best_first_keys
 from unseen_ray.core.stats import mean_ranks
 
-__all__ = ["Sliced", "add_mean_ranks"]
+__all__ = ["HALF", "Sliced", "add_mean_ranks", "key_groups"]
 
-_HALF = 16  # bits
+HALF = 16
+"""Bits of the upper half of a float32's key."""
+
 _CHUNK = 2**18  # values read at once
 _SORTED = 2**20  # values of a group, if it is sorted
 _COUNTED = 2**9  # upper halves of a group, if it is counted: 256 MB
@@ -51,11 +53,11 @@ def add_mean_ranks(values: Sliced, totals: Sliced, *, most_sorted: int = _SORTED
         some[present] += mean_ranks(block[present])
         totals[:] = some
         return
-    counts_H = np.zeros(1 << _HALF, np.int64)
+    counts_H = np.zeros(1 << HALF, np.int64)
     for _, _, keys in _chunks(values):
-        counts_H += np.bincount(keys >> _HALF, minlength=len(counts_H))
+        counts_H += np.bincount(keys >> HALF, minlength=len(counts_H))
     before, count = 0, int(counts_H.sum())
-    for first, last in _groups(counts_H, most_sorted, most_counted):
+    for first, last in key_groups(counts_H, most_sorted, most_counted):
         size = int(counts_H[first:last].sum())
         twice = (_sorted if size <= most_sorted else _counted)(values, first, last)
         for rows, places, keys in _chunks(values, first, last):
@@ -65,21 +67,21 @@ def add_mean_ranks(values: Sliced, totals: Sliced, *, most_sorted: int = _SORTED
         before += size
 
 
-def _chunks(values: Sliced, first: int = 0, last: int = 1 << _HALF) -> Iterator[tuple[slice, Positions, Keys]]:
+def _chunks(values: Sliced, first: int = 0, last: int = 1 << HALF) -> Iterator[tuple[slice, Positions, Keys]]:
     """Rows, the places among them of the values whose upper half is in [first, last), and their keys."""
     for start in range(0, len(values), _CHUNK):
         rows = slice(start, min(start + _CHUNK, len(values)))
         block = values[rows]
         places = np.flatnonzero(~np.isnan(block))
         keys = ~best_first_keys(block[places])
-        if last - first < 1 << _HALF:
-            inside = (keys - np.uint32(first << _HALF)) >> _HALF < last - first  # lower keys wrap around
+        if last - first < 1 << HALF:
+            inside = (keys - np.uint32(first << HALF)) >> HALF < last - first  # lower keys wrap around
             places, keys = places[inside], keys[inside]
         yield rows, places, keys
 
 
-def _groups(counts_H: IntArray, most_sorted: int, most_counted: int) -> Iterator[tuple[int, int]]:
-    """Ranges of upper halves, each as long as it can be sorted, or counted if that is longer; none without values."""
+def key_groups(counts_H: IntArray, most_sorted: int, most_counted: int = 1) -> Iterator[tuple[int, int]]:
+    """Ranges [first, last) of upper halves, each as long as it can be sorted, or counted if that is longer; none without values."""
     ends_H = np.cumsum(counts_H)
     first = int(np.searchsorted(ends_H, 0, side="right"))
     while first < len(counts_H):
@@ -97,12 +99,12 @@ def _sorted(values: Sliced, first: int, last: int) -> _Twice:
 
 
 def _counted(values: Sliced, first: int, last: int) -> _Twice:
-    cells, low = np.zeros((last - first) << _HALF, np.int64), np.uint32(first << _HALF)
+    cells, low = np.zeros((last - first) << HALF, np.int64), np.uint32(first << HALF)
     for _, _, keys in _chunks(values, first, last):
         np.add.at(cells, (keys - low).astype(np.intp), 1)
     before = 0
-    for start in range(0, len(cells), 1 << _HALF):  # in place: counts become twice the mean ranks
-        counts = cells[start : start + (1 << _HALF)].copy()
+    for start in range(0, len(cells), 1 << HALF):  # in place: counts become twice the mean ranks
+        counts = cells[start : start + (1 << HALF)].copy()
         ends = before + np.cumsum(counts)
         cells[start : start + len(counts)] = 2 * ends - counts
         before = int(ends[-1])
