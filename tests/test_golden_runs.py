@@ -124,6 +124,7 @@ THEN: dict[str, Any] = {"policy": "top", "scoring": {"share": 1}}
 """What was the default of 0.1.0, and is not any more."""
 LATER = {
     ".cost.bill",
+    ".cost.waiting_seconds",
     ".source.sample",
     ".source.times",
     ".environment.exact_scores",

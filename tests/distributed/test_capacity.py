@@ -44,10 +44,10 @@ def test_bits_are_asked_of_one_model_of_gpu_and_of_any_that_has_the_precision_ot
 def test_waiting_ends_where_there_is_no_hope_and_not_while_others_hold_what_is_asked_for() -> None:
     waiting = Wait(requested="a GPU", wait_s=-1)  # any moment is too long
     for came, may_come in ((True, False), (False, True), (True, True)):
-        waiting.check(came=came, may_come=may_come, otherwise="no GPU came")
+        waiting.check(came=came, may_come=may_come, is_busy=may_come, otherwise="no GPU came")
     with pytest.raises(ClusterError, match="no GPU came"):
-        waiting.check(came=False, may_come=False, otherwise="no GPU came")
-    Wait(requested="a GPU", wait_s=60).check(came=False, may_come=False, otherwise="no GPU came")
+        waiting.check(came=False, may_come=False, is_busy=False, otherwise="no GPU came")
+    Wait(requested="a GPU", wait_s=60).check(came=False, may_come=False, is_busy=False, otherwise="no GPU came")
 
 
 def test_folds_take_a_gpu_where_there_is_one_or_may_be_one() -> None:

@@ -103,6 +103,10 @@ class LocalExecutor:
     def rest(self) -> None:
         """Nothing waits in one process."""
 
+    def waited_s(self) -> float:
+        """None: this process is free."""
+        return 0.0
+
     def close(self) -> None:
         """Let go of the pixels."""
         self._worker = None

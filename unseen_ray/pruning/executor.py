@@ -55,6 +55,10 @@ class Executor(Protocol):
         """Release idle machines; later tasks request them again."""
         ...
 
+    def waited_s(self) -> float:
+        """Seconds so far in which no task could run for want of a machine."""
+        ...
+
     def close(self) -> None:
         """Release machines and pixels."""
         ...

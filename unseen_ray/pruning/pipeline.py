@@ -200,7 +200,7 @@ def _finish(runner: StageRunner, plan: RunPlan, source: Source) -> Run:
     stages, before = run.manifest.stages, run.manifest.files
     grown = {part for stage in stages for part in parts_of(stage_coreset(stage.index), before)}
     kept = {name: digest for name, digest in before.items() if name not in grown}
-    run = run.commit(files={**kept, **files}, cost=cost_of(stages, runner.elapsed_s(), bill=plan.bill()), finished=True)
+    run = run.commit(files={**kept, **files}, cost=cost_of(stages, runner.elapsed(), bill=plan.bill()), finished=True)
     clear_stages(run)
     clear_checkpoints(run.folder)
     clear_pixels(run.folder)

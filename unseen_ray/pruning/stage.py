@@ -61,15 +61,17 @@ class StageRunner:
     started: float
     trials: TrialPlan | None = None
     builder: CoresetBuilder = field(init=False)
-    _earlier_s: float = field(init=False)
+    _earlier: Cost = field(init=False)
 
     def __post_init__(self) -> None:
         self.builder = CoresetBuilder(self.run, self.job, self.population)
-        self._earlier_s = self.run.manifest.cost.seconds  # earlier starts, up to their last finished stage
+        self._earlier = self.run.manifest.cost  # earlier starts, up to their last finished stage
 
-    def elapsed_s(self) -> float:
-        """Seconds that the run has taken, those of earlier starts included."""
-        return round(self._earlier_s + time.monotonic() - self.started, 3)
+    def elapsed(self) -> Cost:
+        """The time that the run has taken, with that of earlier starts."""
+        seconds = round(self._earlier.seconds + time.monotonic() - self.started, 3)
+        waited = round((self._earlier.waiting_seconds or 0.0) + self.executor.waited_s(), 3)
+        return Cost(seconds=seconds, **({"waiting_seconds": waited} if waited else {}))
 
     def extend(self, stage: Stage) -> None:
         """Run a stage: score its candidates, merge their scores, add the top, commit."""
@@ -95,7 +97,7 @@ class StageRunner:
         # Last: a manifest names complete files only, and a restart repeats from the first stage that it does not name.
         stages = [*self.run.manifest.stages, entry]
         why = {"policy_reason": decision.reason} if decision is not None and not stage.index else {}
-        self.run = self.run.commit(stages=stages, files=files, cost=Cost(seconds=self.elapsed_s()), **why)
+        self.run = self.run.commit(stages=stages, files=files, cost=self.elapsed(), **why)
 
     def _merge_request(self, stage: Stage, tasks: list[ScoreTask]) -> MergeRequest:
         return merge_request(

@@ -273,6 +273,7 @@ class Cost(Entry):
 
     Attributes:
         seconds: of wall time, over all starts up to the last finished stage.
+        waiting_seconds: of these, with no worker to train on, mostly because other work on the cluster held all; not there if none.
         fit_seconds, gpu_seconds, trained, image_passes, scored: sums over the stages; None until the run is finished.
         stages: each one's.
         bill: the cost of the choice as a share of one training of the run's model on all samples, by the images that go through
@@ -281,6 +282,7 @@ class Cost(Entry):
     """
 
     seconds: Amount = 0.0
+    waiting_seconds: Amount | None = None
     fit_seconds: Amount | None = None
     gpu_seconds: Amount | None = None
     trained: Count | None = None
@@ -370,11 +372,11 @@ def stage_entry(stage: Stage, summary: StageSummary, receipts: list[Receipt], se
     )
 
 
-def cost_of(stages: list[StageEntry], seconds: float, *, bill: float | None) -> Cost:
-    """The cost of a run with these stages, in total and per stage; `bill` is that of its plan."""
+def cost_of(stages: list[StageEntry], elapsed: Cost, *, bill: float | None) -> Cost:
+    """The cost of a run that took this time for these stages, in total and per stage; `bill` is that of its plan."""
     return Cost(
         **({} if bill is None else {"bill": round(bill, 4)}),
-        seconds=seconds,
+        **elapsed.to_json(),
         **{name: round(sum(getattr(stage, name) for stage in stages), 3) for name in _SUMMED},
         stages=[StageCost(**stage.model_dump(include={"index", "seconds", *_SUMMED})) for stage in stages],
     )

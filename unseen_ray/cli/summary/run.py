@@ -79,10 +79,12 @@ def prune_lines(values: dict[str, Any]) -> list[str]:
         measured = "out-of-fold" if values["mode"] == "unseen" else "training"
         share = values["cost"].get("bill")
         bill = "" if share is None else f", at the cost of {share:.1%} of one training on all data"
+        waited = values["cost"].get("waiting_seconds")
+        waiting = "" if waited is None else f", {waited:.1f} s of them waiting for a worker"
         first = (
             f"{kept} ({values['kept'] / values['num_samples']:.1%}) by {values['score']}, {values['policy']}, in "
             f"{several(len(stages), 'stage')}, with {values['model']} in {values['precision']}; "
-            f"{measured} accuracy {stages[0]['vote_accuracy']:.4f}, {values['cost'].get('seconds', 0):.1f} s{bill}."
+            f"{measured} accuracy {stages[0]['vote_accuracy']:.4f}, {values['cost'].get('seconds', 0):.1f} s{waiting}{bill}."
         )
     else:
         first = f"{kept} by {values['score']}, {values['policy']}, chosen from the stage-0 scores of an earlier run, without training."

@@ -23,6 +23,7 @@ from unseen_ray.execution.ray.capacity import (
     plain_nodes,
     slots,
     survey,
+    waiting_for,
 )
 from unseen_ray.execution.ray.connect import check_private
 from unseen_ray.execution.ray.failures import Attempts, failure_of, handle_failure
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 1.0
 _SURVEY_EVERY_S = 3.0
+_TURN_S = 30.0  # a worker that makes room takes seconds to replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,8 @@ class FoldPool:
 
     The pool requests an actor for each task, up to what fits on a fixed cluster: an autoscaler sees that demand. The first
     actor to come up takes the next task; actors that are still pending when the queue is empty are killed. The pool surveys
-    the cluster every few seconds while it works, as nodes may join and leave.
+    the cluster every few seconds while it works, as nodes may join and leave. Where other work on the cluster waits for what the
+    actors hold, an actor that has had half a minute is killed between two tasks, and requested again behind that work.
 
     Args:
         request: CPUs and GPUs of one actor.
@@ -78,6 +81,7 @@ class FoldPool:
 
     Attributes:
         worker_infos: what each actor said of itself when it came up, the first of which all others must match.
+        waited_s: seconds without any worker, because other work held them all or no node had room.
     """
 
     request: Resources
@@ -93,6 +97,7 @@ class FoldPool:
     is_private: bool = False
     on_retry: Callable[[str], None] = lambda name: None
     worker_infos: list[dict[str, Any]] = field(default_factory=list)
+    waited_s: float = 0.0
     # Of the first actor's node, where all must have its model of GPU.
     _gpu_label: dict[str, str] = field(default_factory=dict)
     _starts: Attempts = field(init=False)  # since the last actor that came up
@@ -102,6 +107,11 @@ class FoldPool:
     _coming: dict[Any, Any] = field(default_factory=dict)
     _busy: dict[Any, tuple[Any, int]] = field(default_factory=dict)
     _nodes: dict[Any, str] = field(default_factory=dict)  # of each actor, or the one it was requested on
+    _placed: dict[Any, Any] = field(
+        default_factory=dict
+    )  # of each of these, a reference that is ready once Ray has a place
+    _up_since: dict[Any, float] = field(default_factory=dict)
+    _gave_way: int = 0  # actors since the last survey
     _last_survey: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -111,15 +121,44 @@ class FoldPool:
         """Have as many actors up or pending as `tasks` tasks can use, and no more."""
         self._survey()
         limit = tasks if self.capacity.autoscaling else min(tasks, max(self._room(), 1))
+        if self._give_way() and not self.has_actors():
+            time.sleep(_POLL_S)  # or Ray might give this run what has just become free
+        elif self._others() > 0 and self.has_actors():
+            limit = min(limit, len(self._idle) + len(self._busy) + len(self._coming))
         while len(self._idle) + len(self._busy) > limit and self._idle:
             ray.kill(self._idle.pop())
         while len(self._idle) + len(self._busy) + len(self._coming) > limit and self._coming:
-            ray.kill(self._coming.popitem()[1])
+            actor = self._coming.popitem()[1]
+            del self._placed[actor]
+            ray.kill(actor)
         for _ in range(limit - len(self._idle) - len(self._busy) - len(self._coming)):
             node, strategy = self._placement()
             actor = start_fold_worker(self.request, strategy, self._wanted())
             self._nodes[actor] = node
+            self._placed[actor] = actor.__ray_ready__.remote()
             self._coming[actor.describe.remote(self.precision, self.out, self.user_fit)] = actor
+
+    def share(self) -> None:
+        """Let idle actors go that other work waits for; call it now and then while the pool has no tasks."""
+        self._survey()
+        self._admit(ray.wait(list(self._coming), timeout=0)[0] if self._coming else [])
+        self._give_way()
+
+    def _others(self) -> int:
+        """How many workers of other work wait for what this pool's actors hold."""
+        return waiting_for(self.capacity, self.request) - len(self._coming)
+
+    def _give_way(self) -> bool:
+        """Kill idle actors that have had their turn, one for each worker that other work waits for; whether there were any."""
+        now = time.monotonic()
+        had_turn = [actor for actor in self._idle if now - self._up_since[actor] >= _TURN_S]
+        going = had_turn[: max(self._others() - self._gave_way, 0)]
+        for actor in going:
+            logger.info("other work on the cluster waits for %s: this run makes room", _text(self.request))
+            self._idle.remove(actor)
+            ray.kill(actor)
+        self._gave_way += len(going)
+        return bool(going)
 
     def first_worker(self) -> dict[str, Any]:
         """Wait for the first actor; returns what it says of itself.
@@ -204,7 +243,7 @@ class FoldPool:
         """Kill every actor."""
         for actor in [*self._idle, *self._parked, *self._coming.values(), *(actor for actor, _ in self._busy.values())]:
             ray.kill(actor)
-        self._idle, self._parked, self._coming, self._busy, self._nodes = [], [], {}, {}, {}
+        self._idle, self._parked, self._coming, self._busy, self._nodes, self._placed = [], [], {}, {}, {}, {}
 
     def has_actors(self) -> bool:
         """Whether an actor is up."""
@@ -254,6 +293,7 @@ class FoldPool:
         if now - self._last_survey < _SURVEY_EVERY_S:
             return
         before, self.capacity, self._last_survey = self.capacity, survey().having(self._wanted()), now
+        self._gave_way = 0
         here = set(self.capacity.node_ids)
         self._idle = [actor for actor in self._idle if self._nodes[actor] in here]
         self._parked = [actor for actor in self._parked if self._nodes[actor] in here]
@@ -274,11 +314,22 @@ class FoldPool:
             else f"no node with {requested} is left, and none joined the cluster within wait_s={self.wait_s:g} s. Start such nodes again "
             "(ray start --address), or raise wait_s; then run the same line again: what was finished is kept."
         )
-        waiting.check(came=self.has_actors(), may_come=self._room() > 0, otherwise=otherwise)
+        self.waited_s += waiting.check(
+            came=self.has_actors(),
+            may_come=self._room() > 0,
+            is_busy=waiting_for(self.capacity, self.request) > 0 and not self._is_starting(),
+            otherwise=otherwise,
+        )
+
+    def _is_starting(self) -> bool:
+        """Whether an actor that has not come up yet has got its place."""
+        placed = [self._placed[actor] for actor in self._coming.values()]
+        return bool(placed and ray.wait(placed, timeout=0)[0])
 
     def _admit(self, ready: Sequence[Any]) -> None:
         for ref in ready:
             actor = self._coming.pop(ref)
+            del self._placed[actor]
             try:
                 info = ray.get(ref)
                 self._nodes[actor] = info.pop("node_id")
@@ -298,6 +349,7 @@ class FoldPool:
                     self._settle_gpu(self._nodes[actor])
                 self.worker_infos.append(info)
                 self._idle.append(actor)
+                self._up_since[actor] = time.monotonic()
                 self._starts = self._attempts()
             except RayError as error:
                 self._survey_soon()

@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from unseen_ray.errors import ConfigError
-from unseen_ray.execution.ray.internals import autoscaler_groups, autoscaler_kinds, cpus_of_machine, draining_nodes
+from unseen_ray.execution.ray.internals import (
+    autoscaler_groups,
+    autoscaler_kinds,
+    cpus_of_machine,
+    draining_nodes,
+    pending_requests,
+)
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
@@ -31,6 +37,7 @@ __all__ = [
     "slots",
     "survey",
     "this_machine",
+    "waiting_for",
 ]
 
 Resources = Mapping[str, float]
@@ -52,6 +59,7 @@ class Capacity:
         autoscaling: whether an autoscaler runs.
         node_ids: Ray's ids of `nodes`, or empty if unknown.
         labels: the labels of each node, or empty if unknown.
+        pending: requests of all work on the cluster that wait for resources, and how many there are of each size.
     """
 
     nodes: tuple[Resources, ...]
@@ -59,6 +67,7 @@ class Capacity:
     autoscaling: bool = False
     node_ids: tuple[str, ...] = ()
     labels: tuple[Mapping[str, str], ...] = ()
+    pending: tuple[tuple[Resources, int], ...] = ()
 
     def having(self, selectors: Sequence[Selector]) -> Capacity:
         """The same with only the nodes that one of the selectors matches; all where there are none, or labels are unknown."""
@@ -76,6 +85,13 @@ class Capacity:
 def slots(capacity: Capacity, request: Resources) -> int:
     """Number of workers of this size that fit on the live nodes."""
     return sum(_slots_of(node, request) for node in capacity.nodes)
+
+
+def waiting_for(capacity: Capacity, request: Resources) -> int:
+    """How many workers of all work on the cluster wait for what such a worker holds: GPUs if it has one, else CPUs alone."""
+    kind = "GPU" if request["GPU"] > 0 else "CPU"
+    rivals = [(each, count) for each, count in capacity.pending if each.get(kind, 0) > 0]
+    return sum(count for each, count in rivals if (kind == "GPU" or not each.get("GPU")) and slots(capacity, each))
 
 
 def plain_nodes(capacity: Capacity, request: Resources) -> dict[str, int]:
@@ -201,6 +217,7 @@ def survey() -> Capacity:
         autoscaling=bool(groups) or any(not kind.startswith("node_") for kind in autoscaler_kinds()),
         node_ids=tuple(node["NodeID"] for node in alive),
         labels=tuple(node["Labels"] for node in alive),
+        pending=pending_requests(),
     )
 
 

@@ -18,7 +18,7 @@ from unseen_ray.data.images.loading import pixel_store_of
 from unseen_ray.data.sources.registry import open_source
 from unseen_ray.errors import FoldFailedError, UnseenError
 from unseen_ray.execution.ray.actors import watch_node
-from unseen_ray.execution.ray.capacity import fit_request
+from unseen_ray.execution.ray.capacity import fit_request, waiting_for
 from unseen_ray.execution.ray.failures import Attempts, Failure
 from unseen_ray.execution.ray.internals import cause_of, is_unhealthy_worker
 from unseen_ray.execution.ray.waiting import Wait
@@ -133,7 +133,8 @@ def _follow(
             outcome: Outcome = ray.get(ended)
             return outcome
         may_come = has_started or pool.room(request) >= count  # other work may hold what they need
-        waiting.check(came=has_started, may_come=may_come, otherwise=otherwise)
+        is_busy = waiting_for(pool.capacity, request) > 0
+        pool.waited_s += waiting.check(came=has_started, may_come=may_come, is_busy=is_busy, otherwise=otherwise)
 
 
 class TrainDriver:

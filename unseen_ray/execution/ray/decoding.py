@@ -84,6 +84,7 @@ def decode_spread(
     if pool.request["GPU"] > 0:
         for place, decoded in _CpuNodes(ref, ranges, wanted, max_retries=pool.max_retries).decoded():
             del left[place]
+            pool.share()
             yield place, decoded
     if not left:
         return

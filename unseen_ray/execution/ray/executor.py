@@ -153,6 +153,8 @@ class RayExecutor:
         if self._given is not None:
             return Merger(self._job, ray.get(self._given.labels)).merge(request)
         assert self._aggregators is not None, "prepare started them"
+        if request.num_ranges > 1:  # which may take minutes
+            self.rest()
         return self._aggregators.merge(self._shared[:3], self._job, request)
 
     def evaluate(self, tasks: list[EvalTask], on_event: Observer) -> list[EvalResult]:
@@ -171,6 +173,10 @@ class RayExecutor:
         """Kill the actors that wait for work."""
         if self._pool is not None:
             self._pool.request_actors(0)
+
+    def waited_s(self) -> float:
+        """Seconds in which other work held all workers that the cluster has for this run, or it had none."""
+        return 0.0 if self._pool is None else self._pool.waited_s
 
     def close(self) -> None:
         """Kill the actors, and end the cluster if it is private."""

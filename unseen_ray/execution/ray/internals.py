@@ -24,6 +24,7 @@ __all__ = [
     "end_processes",
     "is_unhealthy_worker",
     "is_worker",
+    "pending_requests",
     "preferring",
     "reread_authentication",
     "session_folder",
@@ -83,6 +84,16 @@ def autoscaler_kinds() -> tuple[str, ...]:
     raw = _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
     report = (json.loads(raw).get("autoscaler_report") if raw else None) or {}
     return tuple(map(str, (report.get("node_type_mapping") or {}).values()))
+
+
+def pending_requests() -> tuple[tuple[Mapping[str, float], int], ...]:
+    """What the actors, tasks and placement groups of the whole cluster that have yet to start ask for, and how many ask for it."""
+    import ray
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    demands = get_cluster_status(ray.get_runtime_context().gcs_address).resource_demands
+    asking = [*demands.ray_task_actor_demand, *demands.placement_group_demand]
+    return tuple((each.bundle, each.count) for demand in asking for each in demand.bundles_by_count)
 
 
 def cpus_of_machine() -> float:

@@ -17,7 +17,9 @@ _LOG_EVERY_S = 60.0
 
 @dataclass(slots=True, kw_only=True)
 class Wait:
-    """Logs once a minute what is still missing, and gives up after `wait_s` in which the cluster could not provide it.
+    """Logs that the run waits, and gives up after `wait_s` in which the cluster could not provide what it waits for.
+
+    It says once that other work holds it, and once a minute that no node has it.
 
     Args:
         requested: what for, as messages call it.
@@ -27,27 +29,46 @@ class Wait:
     requested: str
     wait_s: float
     _since: float = field(default_factory=time.monotonic)
+    _last_check: float = field(default_factory=time.monotonic)
     _last_log: float = field(default_factory=time.monotonic)
     _last_chance: float = field(default_factory=time.monotonic)
+    _busy_s: float = 0.0
 
-    def check(self, *, came: bool, may_come: bool, otherwise: str) -> None:
+    def check(self, *, came: bool, may_come: bool, is_busy: bool, otherwise: str) -> float:
         """Note the present state; call it at every poll.
 
         Args:
             came: whether it has come.
             may_come: whether the cluster could provide it: it has the resources, though others use them now.
+            is_busy: whether Ray has yet to find a place for it.
             otherwise: the error's message.
+
+        Returns:
+            The seconds since the last call, if they were spent waiting; 0 while workers start or work.
 
         Raises:
             ClusterError: if it neither came nor could have come for `wait_s`.
         """
         now = time.monotonic()
+        passed, self._last_check = now - self._last_check, now
         if came or may_come:
             self._last_chance = now
         if came:
-            self._since = self._last_log = now
-        elif not may_come and now - self._last_chance > self.wait_s:
+            if self._busy_s:
+                logger.info("waited %.0f s for %s", self._busy_s, self.requested)
+            self._since, self._last_log, self._busy_s = now, now, 0.0
+            return 0.0
+        if may_come:
+            return self._note_busy(passed) if is_busy else 0.0
+        if now - self._last_chance > self.wait_s:
             raise ClusterError(otherwise)
-        elif now - self._last_log >= _LOG_EVERY_S:
+        if now - self._last_log >= _LOG_EVERY_S:
             self._last_log = now
             logger.warning("waiting for %s, %.0f s so far", self.requested, now - self._since)
+        return passed
+
+    def _note_busy(self, passed: float) -> float:
+        if not self._busy_s:
+            logger.info("waiting for %s: other work on the cluster holds all that fit", self.requested)
+        self._busy_s += passed
+        return passed
