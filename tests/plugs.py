@@ -44,14 +44,17 @@ def waiting_centroids(task: Any, *, source: Any, until: str, limit_s: float = 12
     yield from centroids(task, source=source)
 
 
-def noted_centroids(task: Any, *, source: Any, log: str, together: int, limit_s: float = 120.0) -> Predictions:
-    """`centroids`, begun when `together` tasks have begun, noting when, on which Ray node and on which GPU it ran."""
+def noted_centroids(
+    task: Any, *, source: Any, log: str, together: int, limit_s: float = 120.0, seconds: float = 0.0
+) -> Predictions:
+    """`centroids` in so many seconds from when `together` tasks have begun, noting when, on which Ray node and on which GPU it ran."""
     import ray
 
     began = time.time()
     (Path(log) / f"begun-{task.fold}").touch()
     while len(list(Path(log).glob("begun-*"))) < together and time.time() < began + limit_s:
         time.sleep(0.02)
+    time.sleep(seconds)
     yield from centroids(task, source=source)
     note = {
         "fold": task.fold,

@@ -31,6 +31,7 @@ def test_no_other_module_uses_a_private_name_of_ray() -> None:
 def test_what_a_session_tells(session: None) -> None:
     assert internals.draining_nodes() == frozenset()
     assert internals.autoscaler_groups() == ()
+    assert internals.pending_requests() == ()
     assert all(kind.startswith("node_") for kind in internals.autoscaler_kinds())
     assert internals.dead_processes() == frozenset()
     assert Path(internals.session_folder(), "logs").is_dir()

@@ -92,7 +92,7 @@ class RayExecutor:
         if self._is_private:
             check_fits(job.config, this_machine())  # a refusal needs no cluster
         self._open.enter_context(ray_session(self._address))
-        self._meter = Meter(job.out)
+        self._meter = Meter(job.out, waited_s=self.waited_s)
         pool = self._make_pool(job)
         if self._tasks:  # an executor that shares a pool requests nothing yet, which would kill the pool's actors
             pool.request_actors(self._tasks)

@@ -37,7 +37,9 @@ GAUGES = {
     "worker_seconds": "worker seconds that a task has used",
     "gpu_seconds": "worker seconds on GPUs",
     "stage": "the current stage; -1 during an evaluation",
+    "waiting_seconds": "seconds that the run has waited for a worker",
 }
+_OF_RUN = ("stage", "waiting_seconds")  # their only label is `run`
 _WAITING, _TRAINING, _SCORING, _DONE = 0, 1, 2, 3
 _EVALUATION = -1
 _SHOW_EVERY_S = 1.0
@@ -90,10 +92,12 @@ class Meter:
     Args:
         run: the run's folder, a tag of every metric.
         gpu_share: the part of a GPU that a fold takes; 1 on CPUs.
+        waited_s: tells how long the run has waited.
     """
 
     run: str
     gpu_share: float = 1.0
+    waited_s: Callable[[], float] = lambda: 0.0
     broken: bool = False
     _made: dict[str, Any] = field(default_factory=dict)
     _tasks: dict[str, _TaskState] = field(default_factory=dict)
@@ -153,6 +157,7 @@ class Meter:
 
     @_harmless
     def _show_again(self) -> None:
+        self._set("waiting_seconds", "", self.waited_s())
         for (name, task), value in list(self._shown.items()):
             self._made[name].set(value, self._tags(name, task))
 
@@ -164,7 +169,7 @@ class Meter:
         for name, about in {**COUNTERS, **GAUGES}.items():
             if name not in self._made:
                 kind = Counter if name in COUNTERS else Gauge
-                tags = ("run",) if name == "stage" else ("run", "stage", "task")
+                tags = ("run",) if name in _OF_RUN else ("run", "stage", "task")
                 self._made[name] = kind(f"unseen_ray_{name}", description=about, tag_keys=tags)
 
     def _progress(self, event: Progress) -> None:
@@ -207,5 +212,5 @@ class Meter:
             self._made[name].inc(value, self._tags(name, task))
 
     def _tags(self, name: str, task: str) -> dict[str, str]:
-        of_task = {} if name == "stage" else {"stage": self._tasks[task].stage, "task": task}
+        of_task = {} if name in _OF_RUN else {"stage": self._tasks[task].stage, "task": task}
         return {"run": self.run, **of_task}
