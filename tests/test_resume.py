@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -10,7 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 import unseen_ray as ur
@@ -260,3 +263,36 @@ def test_a_training_that_goes_on_from_a_checkpoint_says_so(tmp_path: Path) -> No
         with pytest.raises(KeyboardInterrupt):
             ur.prune(ur.PruneConfig(**fields, out=tmp_path), on_event=until_resumed)
     assert re.search(r"stage 0 fold 0 \(\S+, .+\): resuming after epoch \d+/400\n", said.getvalue())
+
+
+def test_samples_that_were_skipped_stay_out_and_none_that_was_used_may_go(tmp_path: Path) -> None:
+    """Reading may fail for a while, of an image that is not among those by which changed data is noticed."""
+    tree, rng = tmp_path / "tree", np.random.default_rng(0)
+    for number in range(200):
+        (tree / f"c{number % 2}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tree / f"c{number % 2}" / f"{number:03d}.png")
+    victim, fields = (
+        tree / "c1" / "011.png",
+        {"source": str(tree), "on_bad_sample": "skip", "folds": 2, "policy": "top"},
+    )
+    whole, times = victim.read_bytes(), victim.stat().st_mtime_ns
+
+    def put(content: bytes) -> None:
+        victim.write_bytes(content)
+        os.utime(victim, ns=(times, times))
+
+    broken = whole[:40] + bytes(len(whole) - 40)
+    put(broken)
+    without, _ = run(tmp_path / "without", **fields)
+    assert without.manifest.source.skipped == ["c1/011.png"]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "restored", 3, **fields)
+    put(whole)
+    assert run(tmp_path / "restored", **fields)[0].coreset.ids.tolist() == without.coreset.ids.tolist()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "lost", 3, **fields)
+    put(broken)
+    with pytest.raises(
+        ur.DataError, match=r"images that could be read before cannot be read now: 1, the first of sample c1/011\.png"
+    ):
+        run(tmp_path / "lost", **fields)

@@ -19,6 +19,7 @@ from unseen_ray.evaluation.table import Arm, AskedBudget, Budget, Evaluation, ar
 from unseen_ray.execution.pixel_cache import plan_files
 from unseen_ray.plugins import jsonable
 from unseen_ray.pruning.trials.measured import MeasuredTrainings
+from unseen_ray.pruning.validate import check_readable
 from unseen_ray.runs.evaluation_file import store_results, stored_tables, with_table
 from unseen_ray.runs.layout import CHECKPOINTS
 from unseen_ray.runs.run import clear_checkpoints, clear_pixels
@@ -170,6 +171,7 @@ def _prepared(
         job = replace(job, test_pixels=plan_files(job, test.source))
     budgeted, budgets = _budgeted(resolved, budget, len(population))
     prepared = executor.prepare(job.prepared(budgeted, skipped_ids), source)
+    check_readable(source, job, prepared.job)
     work = _Trainings(
         job=prepared.job, info=info, population=population, test=test, chosen=chosen, arms=arms, budgets=budgets
     )

@@ -24,6 +24,7 @@ from unseen_ray.pruning.validate import (
     check_functions,
     check_lenders,
     check_out,
+    check_readable,
     check_replaced,
     check_test,
     code_of,
@@ -93,7 +94,7 @@ def run_pipeline(
         if run.manifest.finished:
             return _already_finished(run, config)
         resolved = _as_before(resolved, run)
-        job = make_job(resolved.for_scoring(), info, limits, run.folder.fence)
+        job = _without_skipped(make_job(resolved.for_scoring(), info, limits, run.folder.fence), run)
         runner, plan = _prepare(run, resolved, job, source, executor, on_event, cache)
         for stage in plan.stages[len(run.manifest.stages) :]:
             if on_stage is not None and stage.index:
@@ -144,6 +145,14 @@ def _already_finished(run: Run, config: PruneConfig) -> Run:
     return run.released()
 
 
+def _without_skipped(job: Job, run: Run) -> Job:
+    """The job without the samples that could not be read when the run began: they would join its later stages alone."""
+    if not (skipped := run.manifest.source.skipped_ids):
+        return job
+    logger.warning("samples that could not be read when the run began stay left out: %d", len(skipped))
+    return job.prepared(job.resolved, np.array(skipped, np.int64))
+
+
 def _prepare(
     run: Run,
     resolved: ResolvedRun,
@@ -156,6 +165,8 @@ def _prepare(
     """Get the executor ready and commit what that resolved; what runs the stages, and the plan of them."""
     started = time.monotonic()
     prepared = executor.prepare(job, source)
+    if run.manifest.stages:
+        check_readable(source, job, prepared.job)
     job = prepared.job
     population = job.population(source.info.labels_N)
     plan = plan_run(resolved := resolved.on_hardware_of(job.config), population)

@@ -13,7 +13,7 @@ import numpy as np
 from unseen_ray.config.score_columns import CONSISTENCY, of_probabilities, score_name
 from unseen_ray.data.sources.class_numbers import numbers_as_in
 from unseen_ray.data.sources.registry import SourceInfo, open_source, source_ref
-from unseen_ray.errors import ConfigError
+from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.plugins import check_function, function_of, import_target, is_target, name_of, offered, plug_of
 from unseen_ray.pruning.trials.plan import candidates_of
 from unseen_ray.pruning.warnings import warn_of_beta
@@ -25,12 +25,15 @@ from unseen_ray.storage.patterns import covers
 if TYPE_CHECKING:
     from unseen_ray.config.resolved import ResolvedRun
     from unseen_ray.config.run import PruneConfig
+    from unseen_ray.data.sources.registry import Source
+    from unseen_ray.runs.tasks import Job
 
 __all__ = [
     "CODE",
     "check_functions",
     "check_lenders",
     "check_out",
+    "check_readable",
     "check_replaced",
     "check_test",
     "check_test_set",
@@ -253,4 +256,13 @@ def warn_of_edits(place: str, environment: Mapping[str, Any], code: Mapping[str,
             "it, begin anew: with --fresh (fresh=True), or without reuse.",
             name,
             place,
+        )
+
+
+def check_readable(source: Source, begun: Job, now: Job) -> None:
+    """Refuse to go on without samples that finished work has used; DataError if one cannot be read any more."""
+    if len(lost := np.setdiff1d(now.skipped_ids, begun.skipped_ids)):
+        raise DataError(
+            f"images that could be read before cannot be read now: {len(lost)}, the first of sample {source.keys(lost[:1].tolist())[0]}. "
+            "Restore them and run the same line again, or prune anew in another folder."
         )

@@ -101,8 +101,8 @@ class Job:
         return self.resolved.config
 
     def prepared(self, resolved: ResolvedRun, skipped_ids: IdArray) -> Job:
-        """The job once an executor knows what depends on the hardware, and which images cannot be decoded."""
-        return replace(self, resolved=resolved, skipped_ids=skipped_ids)
+        """The job once an executor knows what depends on the hardware, and which more images cannot be decoded."""
+        return replace(self, resolved=resolved, skipped_ids=np.union1d(self.skipped_ids, skipped_ids).astype(np.int64))
 
     def keeps_features(self, task: ScoreTask) -> bool:
         """Whether a task's model is the one whose features the run keeps: the first of stage 0."""
