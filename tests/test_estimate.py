@@ -355,3 +355,14 @@ def test_a_source_may_say_what_it_stands_for(caplog: pytest.LogCaptureFixture, c
     text = capsys.readouterr().out
     assert "note: counts alone" in text
     assert "as the source says" in text
+
+
+def test_a_holdout_that_is_empty_is_refused_and_one_of_another_size_told() -> None:
+    fields = {"source": {"use": "digits", "limit": 60}, "keep": 0.5, "folds": 2}  # 6 or so of each class
+    with pytest.raises(ur.ConfigError, match=r"holdout=0\.04 is empty: its share of every class rounds to 0"):
+        ur.plan(ur.PruneConfig(**fields, holdout=0.04))
+    plan = ur.plan(ur.PruneConfig(**fields, holdout=0.25))
+    said = "the holdout has 17 samples instead of 15, because each class gives a whole number."
+    assert plan.run.num_holdout == 17 and said in plan.run.warnings
+    exact = ur.plan(ur.PruneConfig(source="digits", keep=0.5, holdout=0.2))
+    assert not any("the holdout has" in warning for warning in exact.run.warnings)

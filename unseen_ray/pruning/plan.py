@@ -163,8 +163,9 @@ def plan_run(resolved: ResolvedRun, population: Population) -> RunPlan:
 def _fold_problems(config: PruneConfig, population: Population) -> Iterator[str]:
     """What is wrong with the folds and the holdout of this data."""
     total, groups_R = len(population), population.groups_R
-    if config.holdout and groups_R is not None and not len(population.holdout_ids):
-        yield f"holdout={config.holdout:g} is empty: every group is larger than it. Raise it, or give a test set."
+    if config.holdout and not len(population.holdout_ids):
+        why = "its share of every class rounds to 0" if groups_R is None else "every group is larger than it"
+        yield f"holdout={config.holdout:g} is empty: {why}. Raise it, or give a test set."
     if config.mode != "unseen":
         return
     if config.folds > total:
@@ -213,6 +214,10 @@ def warnings_of(config: PruneConfig, population: Population, stages: Sequence[St
                 f"{few.size} classes have fewer samples than the {config.folds} folds (class {few[0]} has {counts_C[few[0]]}): "
                 "some folds have no sample of them."
             )
+    asked, held = round(config.holdout * (len(population) + len(population.holdout_ids))), len(population.holdout_ids)
+    if abs(held - asked) > _NOTABLE * asked:
+        why = "each class gives a whole number" if population.groups_R is None else "groups are not split"
+        warnings.append(f"the holdout has {held:,} samples instead of {asked:,}, because {why}.")
     warnings += _group_warnings(config, population, stages)
     trained = [len(population)] if config.mode == "fitting" else train_sizes(config, population)
     smallest = min([*trained, *(stage.target for stage in stages[:-1])])
@@ -230,9 +235,6 @@ def _group_warnings(config: PruneConfig, population: Population, stages: Sequenc
         yield f"{left_out:,} samples are left out because another one of their group is used; which class that one has is left to chance."
     if population.groups_R is None:
         return
-    asked, held = round(config.holdout * (len(population) + len(population.holdout_ids))), len(population.holdout_ids)
-    if abs(held - asked) > _NOTABLE * asked:
-        yield f"the holdout has {held:,} samples instead of {asked:,}, because groups are not split."
     _, members_G = np.unique(population.groups_R[population.ids_N], return_counts=True)
     many = members_G[members_G > 1]
     alone = f", {(members_G == 1).sum():,} samples are alone" if (members_G == 1).any() else ""
