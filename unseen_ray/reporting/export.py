@@ -24,7 +24,7 @@ from unseen_ray.storage.filesystem import DEFAULT_ROW_GROUP, absolute_path, file
 from unseen_ray.storage.path_validation import as_text, path_problem
 from unseen_ray.storage.plain_text import as_cells, reason_of
 from unseen_ray.storage.retry import retried
-from unseen_ray.storage.tables import StoredTable, check_rows
+from unseen_ray.storage.tables import StoredTable, check_rows, joined
 
 if TYPE_CHECKING:
     from torch.utils.data import Subset
@@ -99,11 +99,8 @@ def export(
 def _write_file(run: Run, to: str, kind: str) -> int:
     table = StoredTable(run.folder, CORESET, run.manifest.files).verified()
     _check_rows(run, table)
-    try:
-        with _put_in_place(to) as stream:
-            _WRITERS[kind](run, table, stream)
-    except OSError as error:
-        raise ConfigError(f"--to {to} cannot be written: {reason_of(error)}.") from None
+    with _put_in_place(to) as stream:
+        _WRITERS[kind](run, table, stream)
     return table.num_rows
 
 
@@ -113,11 +110,8 @@ def _write_holdout(done: PruneResult, to: str) -> int:
             f"the run in {done.path} has no holdout to export. Prune with holdout: 0.1 to set a part aside."
         )
     ids = done.holdout_ids
-    try:
-        with _put_in_place(to) as stream:
-            np.save(stream, ids)
-    except OSError as error:
-        raise ConfigError(f"--to {to} cannot be written: {reason_of(error)}.") from None
+    with _put_in_place(to) as stream:
+        np.save(stream, ids)
     return len(ids)
 
 
@@ -190,7 +184,14 @@ def torch_subset(
 
 @contextlib.contextmanager
 def _put_in_place(to: str) -> Iterator[IO[bytes]]:
-    """A file to write, which stands in its place, whole, in the end; what fails leaves there what was there."""
+    """A file to write, which stands in its place, whole, in the end; what fails leaves there what was there, with ConfigError."""
+    try:
+        yield from _opened(to)
+    except OSError as error:
+        raise ConfigError(f"--to {to} cannot be written: {reason_of(error)}.") from None
+
+
+def _opened(to: str) -> Iterator[IO[bytes]]:
     if is_uri(to):
         with tempfile.TemporaryDirectory(prefix="unseen-ray-export-") as scratch:
             with open(os.path.join(scratch, "file"), "xb") as stream:
@@ -264,24 +265,13 @@ def _write_parquet(run: Run, table: StoredTable, stream: IO[bytes]) -> None:
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(stream, table.schema, compression="zstd") as writer:
-        for group in _groups(table.batches()):
+        # Whole row groups, so that a file has few of them, as if it had been written at once.
+        for group in joined(table.batches(), DEFAULT_ROW_GROUP):
             writer.write_table(group)
 
 
 def _write_sampler(run: Run, table: StoredTable, stream: IO[bytes]) -> None:
     write_pool_of_run(run, stream)
-
-
-def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Batches put together to row groups, so that a file has few of them, as if it had been written at once."""
-    held: list[pa.RecordBatch] = []
-    for batch in batches:
-        held.append(batch)
-        if sum(each.num_rows for each in held) >= DEFAULT_ROW_GROUP:
-            yield pa.Table.from_batches(held)
-            held = []
-    if held:
-        yield pa.Table.from_batches(held)
 
 
 _WRITERS: dict[str, Callable[[Run, StoredTable, IO[bytes]], None]] = {

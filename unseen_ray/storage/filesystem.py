@@ -362,21 +362,19 @@ class Folder:
         """Sorted names of the files and folders directly in it; empty if it does not exist."""
         from pyarrow.fs import FileSelector
 
-        fs, path = filesystem_of(self.root)
-        selector = FileSelector(path, allow_not_found=True)
-        try:
-            return sorted(entry.base_name for entry in retried(self.root, lambda: fs.get_file_info(selector)))
-        except OSError as error:
-            raise ConfigError(
-                f"{self.root} cannot be read as a folder: {reason_of(error)}. {remedy_to_read(error)}"
-            ) from None
+        def names(fs: FileSystem, path: str) -> list[str]:
+            return [entry.base_name for entry in fs.get_file_info(FileSelector(path, allow_not_found=True))]
+
+        return self._listed(names)
 
     def files(self) -> list[str]:
         """Sorted names of all files in it and below, but for those behind a link; empty if it does not exist."""
+        return self._listed(_files_below)
+
+    def _listed(self, names: Callable[[FileSystem, str], list[str]]) -> list[str]:
         fs, path = filesystem_of(self.root)
-        listed = _local_files if fs.type_name == "local" else _remote_files
         try:
-            return sorted(name[len(path.rstrip("/")) + 1 :] for name in retried(self.root, lambda: listed(fs, path)))
+            return sorted(retried(self.root, lambda: names(fs, path)))
         except OSError as error:
             raise ConfigError(
                 f"{self.root} cannot be read as a folder: {reason_of(error)}. {remedy_to_read(error)}"
@@ -452,7 +450,12 @@ def _fill(fs: FileSystem, path: str, data: _Content) -> None:
             stream.write(piece)
 
 
-def _local_files(_: FileSystem, path: str) -> list[str]:
+def _files_below(fs: FileSystem, path: str) -> list[str]:
+    found = _local_files(path) if fs.type_name == "local" else _remote_files(fs, path)
+    return [name[len(path.rstrip("/")) + 1 :] for name in found]
+
+
+def _local_files(path: str) -> list[str]:
     def fail(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
             raise error

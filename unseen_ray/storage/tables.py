@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -34,6 +34,7 @@ __all__ = [
     "check_rows",
     "copy_table",
     "group_ends",
+    "joined",
     "part_file",
     "parts_of",
     "read_table",
@@ -144,6 +145,18 @@ _OF_TYPE: dict[str, Callable[[pa.DataType], bool]] = {
 def copy_table(folder: Folder, name: str, lender: Folder, files: Mapping[str, str]) -> dict[str, str]:
     """Copy a table from another folder file by file and return the SHA-256 of each."""
     return {part: folder.copy(part, lender, files.get(part)) for part in parts_of(name, files)}
+
+
+def joined(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """Batches put together to tables of at least so many rows, but for the last."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(each.num_rows for each in held) >= rows:
+            yield pa.Table.from_batches(held)
+            held = []
+    if held:
+        yield pa.Table.from_batches(held)
 
 
 class TableWriter:

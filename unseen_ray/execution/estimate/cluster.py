@@ -93,8 +93,6 @@ def cluster_cost(plan: RunPlan, config: PruneConfig, rates: Rates, workers: int)
     Raises:
         ConfigError: if there are fewer workers than one training needs.
     """
-    if workers < 1:
-        raise ConfigError(f"workers={workers} must be 1 or more: the GPUs, or CPU workers, of the cluster.")
     if max(task.workers for task in plan.tasks) > workers:
         raise ConfigError(
             f"workers={workers} is less than gpus_per_fit={config.gpus_per_fit}, the workers that share a training. Lower gpus_per_fit, "

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from unseen_ray.core.arrays import positions_of
 from unseen_ray.core.combine_votes import VoteCombiner
@@ -16,6 +15,7 @@ from unseen_ray.core.outofcore.ranks import add_mean_ranks
 from unseen_ray.errors import IncompleteScoreError
 from unseen_ray.runs.vote_ranges import check_votes, open_votes
 from unseen_ray.runs.votes import read_votes
+from unseen_ray.storage.tables import joined
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,19 +71,8 @@ def pieces_of_table(scores: StoredTable, num_parts: int, rows: int) -> Iterator[
         num_parts: models that vote.
         rows: of a piece, about.
     """
-
-    def tables() -> Iterator[pa.Table]:
-        held: list[pa.RecordBatch] = []
-        for batch in scores.batches(["id", "label", "votes"]):
-            held.append(batch)
-            if sum(each.num_rows for each in held) >= rows:
-                yield pa.Table.from_batches(held)
-                held = []
-        if held:
-            yield pa.Table.from_batches(held)
-
-    low = None
-    for table, following in itertools.pairwise(itertools.chain(tables(), [None])):
+    low, tables = None, joined(scores.batches(["id", "label", "votes"]), rows)
+    for table, following in itertools.pairwise(itertools.chain(tables, [None])):
         ids_M, labels_M, votes_M = (column.to_numpy() for column in table.columns)
         high = None if following is None else int(following.column("id")[0].as_py())
         combiner = VoteCombiner(

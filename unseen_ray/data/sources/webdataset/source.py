@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,8 @@ __all__ = ["WebDatasetSource"]
 _AT_ONCE = 8
 _PROBED = 64
 _NAMED = 3
+
+_T = TypeVar("_T")
 
 
 class WebDatasetSource:
@@ -135,17 +137,12 @@ class WebDatasetSource:
         return np.searchsorted(self._starts, ids_M, side="right") - 1
 
     def _open(self, tar: int) -> Any:
-        try:
-            return retried_inline(self.paths[tar], lambda: self.fs.open_input_file(self.paths[tar]), self.fs)
-        except OSError as error:
-            raise DataError(f"{self.names[tar]} of source {self._path} cannot be read: {reason_of(error)}.") from None
+        path = self.paths[tar]
+        return self._of_storage(path, self.names[tar], lambda: self.fs.open_input_file(path))
 
     def _read(self, file: Any, tar: int, number: int) -> bytes:
         size, offset = int(self._image_bytes[number]), int(self._offsets[number])
-        try:
-            data = bytes(retried_inline(self.paths[tar], lambda: file.read_at(size, offset), self.fs))
-        except OSError as error:
-            raise DataError(f"{self.names[tar]} of source {self._path} cannot be read: {reason_of(error)}.") from None
+        data = bytes(self._of_storage(self.paths[tar], self.names[tar], lambda: file.read_at(size, offset)))
         if len(data) < size:
             raise DataError(
                 f"{self.names[tar]} of source {self._path} is truncated: {self.keys([number])[0]} is incomplete."
@@ -154,10 +151,14 @@ class WebDatasetSource:
 
     def _index(self, path: str, name: str) -> TarIndex:
         where = f"{name} of source {self._path}"
+        return self._of_storage(path, name, lambda: index_tar(self.fs, path, self.columns, name=where))
+
+    def _of_storage(self, path: str, name: str, do: Callable[[], _T]) -> _T:
+        """What storage answers, asked again after a failure that may pass; DataError if it fails for good."""
         try:
-            return retried_inline(path, lambda: index_tar(self.fs, path, self.columns, name=where), self.fs)
+            return retried_inline(path, do, self.fs)
         except OSError as error:
-            raise DataError(f"{where} cannot be read: {reason_of(error)}.") from None
+            raise DataError(f"{name} of source {self._path} cannot be read: {reason_of(error)}.") from None
 
     def _numbered(self, indices: Sequence[TarIndex], classes: str | None) -> tuple[IntArray, int, tuple[str, ...]]:
         labels = [label for index in indices for label in index.labels]
