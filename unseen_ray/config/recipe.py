@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     SerializerFunctionWrapHandler,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from unseen_ray.config.crops import CropSizes, crops_of
+from unseen_ray.config.fields.base import Fields
 from unseen_ray.config.fields.describe import described
 from unseen_ray.config.fields.listing import setting
 from unseen_ray.config.messages import field_messages
 from unseen_ray.errors import ConfigError
 from unseen_ray.storage.path_validation import given_path
 
-__all__ = ["Augment", "Precision", "Recipe", "refuse_boolean"]
+__all__ = ["Augment", "Precision", "Recipe"]
 
 Precision = Literal["auto", "bf16", "fp16", "float32"]
 Augment = Literal["auto", "none", "flip", "crop", "crop_flip", "crop_flip_cutout", "resized_crop_flip"]
@@ -41,27 +37,13 @@ _LATER = (
 )
 
 
-def refuse_boolean(model: type[BaseModel], name: str | None, value: Any) -> Any:
-    """Part of a validator: refuse true and false for numbers, although Python treats them as 1 and 0.
-
-    Raises:
-        PydanticCustomError: if a numeric field is given a boolean.
-    """
-    field = model.model_fields[name or ""]
-    if isinstance(value, bool) and re.match(r"<class '(int|float)'>|(int|float) \| None", str(field.annotation)):
-        raise PydanticCustomError("boolean", "a number is allowed, not true or false")
-    return value
-
-
 @described
-class Recipe(BaseModel):
+class Recipe(Fields):
     """A training recipe; in a configuration, fields that are not set are those of the recipe that `use` names.
 
     Raises:
         ConfigError: with every problem at once.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     use: str = setting("quick", "the named recipe that the other fields change", "training", "NAME", rare=True)
     epochs: int | None = setting(15, "passes over the training set, unless steps is set", "training", ge=1)
@@ -250,11 +232,6 @@ class Recipe(BaseModel):
                 f"recipe.ema={self.ema} and recipe.lookahead={self.lookahead} both average the weights. Set one of them to 0."
             )
         return self
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
-        return refuse_boolean(cls, info.field_name, value)
 
     @property
     def averages(self) -> bool:

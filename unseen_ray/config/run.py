@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
 
 from unseen_ray.config.checks import CHECKS, check_schedule, keep_message
+from unseen_ray.config.fields.base import Fields
 from unseen_ray.config.fields.describe import described
 from unseen_ray.config.fields.listing import setting
 from unseen_ray.config.fields.yaml_text import parsed_yaml
 from unseen_ray.config.messages import field_messages
 from unseen_ray.config.named_recipes import recipe_values
-from unseen_ray.config.recipe import Recipe, refuse_boolean
+from unseen_ray.config.recipe import Recipe
 from unseen_ray.config.scoring import Scoring, scoring_by_default, scoring_stored, scoring_values
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import jsonable, named
@@ -79,7 +80,7 @@ _FORMS = {*_PLACES, *_LISTS, "score", "policy", "guard", "model", "fit"}
 
 
 @described
-class PruneConfig(BaseModel):
+class PruneConfig(Fields):
     """What to prune, and how.
 
     Raises:
@@ -88,8 +89,6 @@ class PruneConfig(BaseModel):
     >>> PruneConfig(source="digits", keep=0.7).folds
     4
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
     source: Any = setting(
         ...,
@@ -322,11 +321,6 @@ class PruneConfig(BaseModel):
     @classmethod
     def _complete_scoring(cls, value: Any, info: ValidationInfo) -> Any:
         return scoring_values(value, info.data.get("recipe"))
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
-        return refuse_boolean(cls, info.field_name, value)
 
     @field_validator("reuse", mode="before")
     @classmethod

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field
 
+from unseen_ray.config.fields.base import Fields
 from unseen_ray.config.fields.describe import described
 from unseen_ray.config.models import check_model
 from unseen_ray.config.named_recipes import recipe_values
-from unseen_ray.config.recipe import Recipe, refuse_boolean
+from unseen_ray.config.recipe import Recipe
 from unseen_ray.core import dynamics
 from unseen_ray.plugins import jsonable
 
@@ -43,10 +44,8 @@ _RANDOM: dict[str, None] = dict.fromkeys(("init", "init_saw", "init_sha256"))
 
 
 @described
-class Scoring(BaseModel):
+class Scoring(Fields):
     """What the scoring models have of their own; by default they train as `model` and `recipe` say, for a quarter as long."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
     share: float = Field(
         default=_CHEAP,
@@ -70,11 +69,6 @@ class Scoring(BaseModel):
         ge=2,
         description="folds that get a model, from 2 to K; the samples of the other folds are only scored; default: K",
     )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
-        return refuse_boolean(cls, info.field_name, value)
 
     def to_json(self) -> dict[str, Any]:
         """The fields that differ from those of a run older than them, whose scoring models trained to the end, as JSON values."""

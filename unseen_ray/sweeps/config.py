@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
+from unseen_ray.config.fields.base import Fields
 from unseen_ray.config.fields.describe import described
 from unseen_ray.config.messages import field_messages
-from unseen_ray.config.recipe import refuse_boolean
 from unseen_ray.config.run import PruneConfig, load_yaml
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import did_you_mean, jsonable
@@ -29,16 +29,7 @@ _NOT_SHARED = {
 }
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
-        return refuse_boolean(cls, info.field_name, value)
-
-
-class Proxy(_Part):
+class Proxy(Fields):
     """The proxy: one model and recipe that measures the coreset of every trial."""
 
     model: Any = Field(default=None, description="model trained on each coreset; default the run's")
@@ -46,7 +37,7 @@ class Proxy(_Part):
     trainings: int = Field(default=1, ge=1, description="trainings of each coreset, with different seeds")
 
 
-class Halving(_Part):
+class Halving(Fields):
     """Asynchronous successive halving (ASHA): after a stage, trials whose coreset measures badly are stopped."""
 
     use: Literal["asha"] = Field(default="asha", description="Ray Tune's ASHAScheduler")
@@ -76,7 +67,7 @@ class SweepFields(TypedDict, total=False):
 
 
 @described
-class SweepConfig(_Part):
+class SweepConfig(Fields):
     """A sweep.
 
     Raises:
