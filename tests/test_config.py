@@ -415,35 +415,6 @@ def test_an_unknown_fit_says_what_to_write() -> None:
     assert "Allowed: ," not in problem
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "",
-        5,
-        ["digits"],
-        {},
-        {"limit": 3},
-        {"use": "parquet"},
-        {"use": "folder"},
-        {"use": "digits", "root": "data"},
-        {"use": "digits", "limit": 0},
-        {"use": "digits", "limit": 2.5},
-        {"use": "digits", "limit": True},
-        {"use": "digits", "limit": "many"},
-        {"use": "parquet", "path": 5},
-        {"use": "parquet", "path": "x.parquet", "label": 3},
-        {"use": "parquet", "path": "x.parquet", "size": -1},
-        {"use": "digits", 1: 2},
-        {1: 2, "a": 3},
-        {"path": "x.parquet", None: 2},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("field", ["source", "test"])
-def test_a_source_of_the_wrong_form_is_refused_by_field(field: str, source: Any) -> None:
-    assert field in only_problem(**{field: source})
-
-
 def test_functions_are_accepted_wherever_a_name_is() -> None:
     made = config(source=a_function, score=a_function, policy=a_function, model=a_function, test=a_function)
     assert made.score is a_function and made.source is a_function

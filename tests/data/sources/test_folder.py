@@ -84,35 +84,11 @@ def test_endings_count_in_upper_case_too(tmp_path: Path) -> None:
     assert opened(tmp_path).keys(range(len(names) + 1)) == [*names, "dog/a.Png"]
 
 
-def test_other_files_are_ignored(tmp_path: Path) -> None:
-    put(tmp_path, "cat/0.png", "dog/1.png", "loose.png")
-    for name in ("cat/notes.txt", "cat/png", "cat/0.png.bak", "README.md"):
-        (tmp_path / name).write_text("no image")
-    source = opened(tmp_path)
-    assert source.keys(range(len(source.info))) == ["cat/0.png", "dog/1.png"]
-
-
 def test_a_class_without_images_keeps_its_number(tmp_path: Path) -> None:
     put(tmp_path, "a/0.png", "c/1.png")
     (tmp_path / "b").mkdir()
     info = opened(tmp_path).info
     assert info.num_classes == 3 and info.labels_N.tolist() == [0, 2]
-
-
-@pytest.mark.parametrize("names", [("train", "val"), ("train", "test"), ("training", "validation", "test")])
-def test_a_folder_of_splits_is_refused_with_the_remedy(tmp_path: Path, names: tuple[str, ...]) -> None:
-    for name in names:
-        put(tmp_path, f"{name}/cat/0.png", f"{name}/dog/1.png")
-    with pytest.raises(
-        DataError, match=rf"holds the splits .*, not classes\. Set source: {tmp_path}/{names[0]} \(and test:"
-    ):
-        opened(tmp_path)
-    assert opened(tmp_path / names[0]).info.class_names == ("cat", "dog")
-
-
-def test_a_class_that_is_called_like_a_split_is_a_class(tmp_path: Path) -> None:
-    put(tmp_path, "bus/0.png", "train/1.png", "bullet test/2.png")
-    assert opened(tmp_path).info.class_names == ("bullet test", "bus", "train")
 
 
 def test_no_images_in_class_folders_are_told_with_the_layout(tmp_path: Path) -> None:
