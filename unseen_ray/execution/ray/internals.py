@@ -40,12 +40,22 @@ def is_worker() -> bool:
 
 
 def start_cluster(folder: str | None) -> None:
-    """Start a private cluster on this machine, with its session below `folder`; None for Ray's default."""
-    import ray
+    """Start a private cluster on this machine, with its session below `folder`; None for Ray's default.
 
-    ray.init(
-        address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, _temp_dir=folder
-    )
+    Its workers are in this process's environment and folder. Under `uv run`, Ray would give them a copy of the folder each, in which
+    uv makes another environment.
+    """
+    import ray
+    from ray._private import ray_constants
+
+    follow_uv = ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+    try:
+        ray.init(
+            address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, _temp_dir=folder
+        )
+    finally:
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = follow_uv
 
 
 def preferring(node: str) -> NodeAffinitySchedulingStrategy:
