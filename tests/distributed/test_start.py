@@ -100,3 +100,21 @@ def test_a_private_ray_that_loses_its_own_processes_ends_the_run_with_one_messag
             run.kill()
     last = (tmp_path / "log").read_text().splitlines()[-1]
     assert last.startswith(f"error: the private Ray cluster has ended: its {killed} does not run any more.")
+
+
+@pytest.mark.slow
+def test_workers_of_a_private_ray_stay_where_uv_run_has_put_their_driver(tmp_path: Path) -> None:
+    """Below a process that calls itself `uv run`, as Ray looks for one; it would start its workers with uv, in a copy of the folder."""
+    (tmp_path / "run").write_text('"$@"\nexit $?\n')
+    line = [*LINE, "--source.limit", "200", "--fit", "tests.plugs:centroids", "--out", "here"]
+    done = subprocess.run(
+        ["uv", "run", *line],
+        executable="/bin/sh",
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(ur.__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "here" / "coreset.parquet").exists()

@@ -58,14 +58,15 @@ class Wait:
                 logger.info("waited %.0f s for %s", self._busy_s, self.requested)
             self._since, self._last_log, self._busy_s = now, now, 0.0
             return 0.0
-        if may_come:
-            return self._note_busy(passed) if is_busy else 0.0
-        if now - self._last_chance > self.wait_s:
+        if may_come and is_busy:
+            return self._note_busy(passed)
+        if not may_come and now - self._last_chance > self.wait_s:
             raise ClusterError(otherwise)
         if now - self._last_log >= _LOG_EVERY_S:
             self._last_log = now
-            logger.warning("waiting for %s, %.0f s so far", self.requested, now - self._since)
-        return passed
+            what = "Ray to start a worker with " if may_come else ""
+            logger.warning("waiting for %s%s, %.0f s so far", what, self.requested, now - self._since)
+        return 0.0 if may_come else passed
 
     def _note_busy(self, passed: float) -> float:
         if not self._busy_s:
