@@ -253,6 +253,15 @@ def test_files_that_are_not_what_they_should_be(tmp_path: Path, arrays: dict[str
     assert not (tmp_path / "scored").exists()
 
 
+@pytest.mark.parametrize("labels", [LABELS.astype(object), LABELS.astype(float), LABELS > 1, LABELS - 1])
+def test_labels_that_are_none_are_not_written_in_the_place_of_the_right_ones(
+    tmp_path: Path, labels: np.ndarray
+) -> None:
+    with pytest.raises(ur.DataError, match=r"labels are 0 to C - 1|must be one integer per sample"):
+        ur.score(distributions(), labels, out=tmp_path / "scored")
+    assert ur.score(distributions(), LABELS, out=tmp_path / "scored")["votes"] == 1
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("holdout", 0.2), ("repeats", 2), ("policy", "random"), ("keep", 0.3), ("recipe", "quick"), ("scoer", "margin")],

@@ -29,7 +29,7 @@ from unseen_ray.core.schedule import Stage
 from unseen_ray.core.tasks import VotePart, join_votes
 from unseen_ray.data.given_votes import GivenVotes, Numbers, given_votes, numbers_of, shown_name
 from unseen_ray.data.matrices import matrix_of
-from unseen_ray.data.sources.info import fingerprint_of
+from unseen_ray.data.sources.info import check_labels, fingerprint_of
 from unseen_ray.data.sources.registry import Source, open_source, source_ref
 from unseen_ray.errors import ConfigError, DataError
 from unseen_ray.plugins import did_you_mean, offered
@@ -199,6 +199,7 @@ def _stored_labels(labels: Numbers, labels_N: np.ndarray, out: str) -> str:
         return labels
     above, name = os.path.split(f"{absolute_path(out)}-labels.npy")
     folder, buffer = Folder(above), io.BytesIO()
+    check_labels(labels_N, where="labels")  # before a file of them would stand in the way of the right ones
     np.save(buffer, labels_N, allow_pickle=False)
     if folder.read(name) is None:
         with contextlib.suppress(FileExistsError):  # of a process that began at the same time
