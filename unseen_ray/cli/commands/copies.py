@@ -30,16 +30,10 @@ _MANY = 0.1  # of all samples in one group: no copies any more
 @click.command(cls=FieldCommand)
 @click.argument("place", metavar="SOURCE", required=False)
 @field_options(only=("source",))
-@click.option(
-    "--to",
-    default=None,
-    metavar="FILE",
-    help="write a .npy file for `--group`: for each row, the first row of its group",
-)
+@click.option("--to", metavar="FILE", help="write a .npy file for `--group`: for each row, the first row of its group")
 @click.option(
     "--near",
     type=float,
-    default=None,
     metavar="NUMBER",
     help="also group images that look alike: cosine similarity of thumbnails, such as 0.97  [default: identical pixels only]",
 )

@@ -16,23 +16,15 @@ __all__ = ["evaluate"]
 
 @click.command(cls=FieldCommand)
 @click.argument("run_dir")
-@click.option(
-    "--seeds",
-    type=int,
-    default=None,
-    metavar="INT",
-    help="trainings per subset; with --until, the fewest  [default: 3]",
-)
+@click.option("--seeds", type=int, metavar="INT", help="trainings per subset; with --until, the fewest  [default: 3]")
 @click.option(
     "--until",
     type=float,
-    default=None,
     metavar="POINTS",
     help="more trainings, up to 20 of each subset, until the interval of the lead over random is at most ± this many percentage points",
 )
 @click.option(
     "--against",
-    default=None,
     metavar="NAMES",
     help="baselines: random, random_matched (with the coreset's class counts), full, fitting, resampled (random, drawn anew every "
     "epoch), resampled:fixed=0.5 (half of it always the first of the coreset, as KeptSampler)  [default: random,full]",
@@ -40,13 +32,11 @@ __all__ = ["evaluate"]
 @click.option(
     "--selections",
     type=int,
-    default=None,
     metavar="INT",
     help="coresets to compare: each after the first prunes again with another seed  [default: 1]",
 )
 @click.option(
     "--budget",
-    default=None,
     metavar="WHAT",
     help="epochs: as many epochs on every subset; iterations: as many steps on every subset as on all samples; both: the two in one "
     "table  [default: epochs]",

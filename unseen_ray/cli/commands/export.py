@@ -28,12 +28,7 @@ __all__ = ["export"]
     help="webdataset: a folder of tars, weights: .npy of 1 or 0 for each row of the source, holdout: .npy of the ids set aside, "
     "sampler: .json  [default: as the source is, or as the ending says]",
 )
-@click.option(
-    "--source",
-    default=None,
-    metavar="PLACE",
-    help="where the data is now, if it has moved; only where --to is a folder",
-)
+@click.option("--source", metavar="PLACE", help="where the data is now, if it has moved; only where --to is a folder")
 def export(run_dir: str, to: str, form: Any, source: str | None) -> None:
     """Write the kept ids, keys or weights, or the pruned data set. --as, or the ending of --to, says which.
 

@@ -36,7 +36,7 @@ def _cluster_options(command: Command) -> Command:
         "--measure", is_flag=True, help="measure the missing rates on this machine; takes half a minute"
     )(command)
     for name, kind, metavar, text in reversed(rows):
-        command = click.option(name, type=kind, default=None, metavar=metavar, help=text)(command)
+        command = click.option(name, type=kind, metavar=metavar, help=text)(command)
     return command
 
 

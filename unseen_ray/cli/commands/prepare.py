@@ -19,26 +19,22 @@ _NEEDED = {"source": "name what to pack, such as a folder of class folders", "ou
 @click.command(cls=FieldCommand)
 @click.argument("place", metavar="SOURCE", required=False)
 @field_options(only=("source",))
-@click.option("--out", default=None, metavar="DIR", help="a new folder or URI; an unfinished one is resumed")
+@click.option("--out", metavar="DIR", help="a new folder or URI; an unfinished one is resumed")
 @click.option(
     "--size",
     type=int,
-    default=None,
     metavar="INT",
     help="jpeg: pixels of the short side, images are never enlarged; raw: side of the square  [default: 256]",
 )
 @click.option(
     "--as",
     "kind",
-    default=None,
     metavar="jpeg|raw",
     help="jpeg: upright, RGB, scaled; raw: the decoded pixels that a run of this size uses  [default: jpeg]",
 )
-@click.option("--quality", type=int, default=None, metavar="INT", help="JPEG quality, 1 to 100  [default: 90]")
-@click.option(
-    "--shard_mb", type=float, default=None, metavar="NUMBER", help="approximate size of a file in MB  [default: 128]"
-)
-@click.option("--workers", type=int, default=None, metavar="INT", help="number of processes  [default: one per core]")
+@click.option("--quality", type=int, metavar="INT", help="JPEG quality, 1 to 100  [default: 90]")
+@click.option("--shard_mb", type=float, metavar="NUMBER", help="approximate size of a file in MB  [default: 128]")
+@click.option("--workers", type=int, metavar="INT", help="number of processes  [default: one per core]")
 @field_options(only=("on_bad_sample",))
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def prepare(place: str | None, as_json: bool, **flags: Any) -> None:

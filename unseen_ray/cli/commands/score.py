@@ -22,10 +22,7 @@ __all__ = ["score"]
 )
 @click.option("--labels", required=True, metavar="FILE", help=".npy of (N,) integer labels")
 @click.option(
-    "--folds",
-    default=None,
-    metavar="FILE",
-    help=".npy of (N,) fold numbers, if one file holds the predictions of all folds",
+    "--folds", metavar="FILE", help=".npy of (N,) fold numbers, if one file holds the predictions of all folds"
 )
 @click.option(
     "--save_probs",

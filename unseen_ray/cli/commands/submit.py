@@ -26,7 +26,7 @@ _FIELDS = [name for name in PruneConfig.model_fields if name not in ("address", 
 @click.argument("run_yaml", required=False)
 @field_options(only=_FIELDS)
 @click.option("--fresh", is_flag=True, help="delete the run in out and start over; refused if out holds anything else")
-@click.option("--address", default=None, metavar="URL", help="the head's dashboard  [default: RAY_API_SERVER_ADDRESS]")
+@click.option("--address", metavar="URL", help="the head's dashboard  [default: RAY_API_SERVER_ADDRESS]")
 @click.option(
     "--working_dir",
     default=".",
@@ -34,7 +34,7 @@ _FIELDS = [name for name in PruneConfig.model_fields if name not in ("address", 
     help="folder that is copied to the cluster: the YAML and your own functions  [default: .]",
 )
 @click.option("--no_wait", is_flag=True, help="print the job's id and exit, without following its log")
-@click.option("--submission_id", default=None, metavar="ID", help="the job's id  [default: made by Ray]")
+@click.option("--submission_id", metavar="ID", help="the job's id  [default: made by Ray]")
 def submit(
     run_yaml: str | None,
     fresh: bool,

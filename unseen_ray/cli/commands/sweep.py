@@ -23,18 +23,14 @@ _OF_TRIALS = [name for name in PruneConfig.model_fields if name not in _LEFT_OUT
 @click.command(cls=FieldCommand)
 @click.argument("sweep_yaml")
 @field_options(only=_OF_TRIALS)
-@click.option("--out", default=None, metavar="DIR", help="folder of the sweep; give it again to resume")
-@click.option("--trials", type=int, default=None, metavar="INT", help="how many configurations random and optuna try")
-@click.option("--seeds", type=int, default=None, metavar="INT", help="runs of each configuration  [default: 1]")
+@click.option("--out", metavar="DIR", help="folder of the sweep; give it again to resume")
+@click.option("--trials", type=int, metavar="INT", help="how many configurations random and optuna try")
+@click.option("--seeds", type=int, metavar="INT", help="runs of each configuration  [default: 1]")
 @click.option(
-    "--seed",
-    type=int,
-    default=None,
-    metavar="INT",
-    help="seed of the first of these runs, and of the search  [default: 0]",
+    "--seed", type=int, metavar="INT", help="seed of the first of these runs, and of the search  [default: 0]"
 )
-@click.option("--max_concurrent_trials", type=int, default=None, metavar="INT", help="trials that run at the same time")
-@click.option("--address", default=None, metavar="ADDRESS", help="the Ray cluster to join  [default: RAY_ADDRESS]")
+@click.option("--max_concurrent_trials", type=int, metavar="INT", help="trials that run at the same time")
+@click.option("--address", metavar="ADDRESS", help="the Ray cluster to join  [default: RAY_ADDRESS]")
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def sweep(
     sweep_yaml: str,
