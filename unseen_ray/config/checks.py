@@ -17,7 +17,10 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import check_plug, did_you_mean, plug_of
 from unseen_ray.storage.plain_text import holds_secret, secret_problem
 
-__all__ = ["CHECKS", "check_schedule", "keep_message"]
+__all__ = ["CHECKS", "UNSEEN_FIELDS", "check_schedule", "keep_message"]
+
+UNSEEN_FIELDS = ("folds", "train_on", "stratify", "schedule", "guard")
+"""Fields that mode: fitting refuses because they have no effect there."""
 
 _MOST_STAGES = 10_000  # each one trains at least one model
 _NAME = "[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
@@ -150,8 +153,8 @@ def _check_effect(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
             problems.append(
                 "policy auto needs the accuracy on unseen samples, which mode: fitting does not measure. Name another policy."
             )
-        for field in ("folds", "train_on", "stratify", "schedule"):
-            if given.get(field) is not None:
+        for field in UNSEEN_FIELDS:
+            if field != "guard" and given.get(field) is not None:
                 problems.append(
                     f"{field}={given[field]!r} has no effect in mode: fitting, which trains once on all data. Remove one of the two."
                 )

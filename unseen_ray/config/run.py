@@ -31,7 +31,6 @@ __all__ = [
     "LARGEST_SEED",
     "NAMED_FIELDS",
     "SCORE_FIELDS",
-    "UNSEEN_FIELDS",
     "PruneConfig",
     "load_yaml",
 ]
@@ -49,9 +48,6 @@ EXECUTOR_FIELDS = (
     "wait_s",
 )
 """Fields that say where and how to run, but not what to compute."""
-
-UNSEEN_FIELDS = ("folds", "train_on", "stratify", "schedule", "guard")
-"""Fields that mode: fitting refuses because they have no effect there."""
 
 SCORE_FIELDS = ("score", "also_score", "combine", "guard", "seed")
 """Fields that `score` shares with a run."""

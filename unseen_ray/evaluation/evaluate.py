@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from unseen_ray.config.checks import UNSEEN_FIELDS
 from unseen_ray.config.fields.keywords import MeasureFields, SourceLike, with_keywords
 from unseen_ray.config.named_recipes import recipe_values
 from unseen_ray.config.resolved import ResolvedRun
-from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS, UNSEEN_FIELDS, PruneConfig
+from unseen_ray.config.run import EXECUTOR_FIELDS, NAMED_FIELDS, PruneConfig
 from unseen_ray.config.scoring import Scoring, scoring_given, scoring_stored
 from unseen_ray.core.samples.dealing import digest_of_groups
 from unseen_ray.core.samples.epoch_draw import EpochDraw

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from unseen_ray.config.checks import UNSEEN_FIELDS
 from unseen_ray.config.recipe import Recipe
-from unseen_ray.config.run import UNSEEN_FIELDS
 from unseen_ray.config.scoring import scoring_by_default
 from unseen_ray.core.seeds import derive, rng_for
 from unseen_ray.plugins import did_you_mean, jsonable
