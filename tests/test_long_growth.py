@@ -85,6 +85,32 @@ def test_a_long_run_keeps_what_a_short_one_does(policy: Any, tmp_path: Path) -> 
     assert not list((tmp_path / "long").glob("stage-*/coreset.parquet"))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"policy": policy} for policy in ("top", "random", "beta", {"use": "power", "of": "rank"})),
+        {"combine": "rank_mean", "guard": "unlikely_label"},
+        {"combine": "mean_prob", "guard": "confident_learning", "policy": "class_balanced"},
+    ],
+    ids=str,
+)
+def test_a_run_of_one_file_that_is_not_held_writes_the_same_bytes_by_the_same_tasks(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    held = ur.prune(config_of(tmp_path / "held", **fields))
+    limits = Limits(rows_held=90, rows_merged_at_once=70)
+    other = ur.prune(config_of(tmp_path / "other", reuse=[str(tmp_path / "held")], **fields), limits=limits)
+    assert all(task.reused for stage in other.manifest.stages for task in stage.tasks)
+    names = {name for name in held.manifest.files if "votes" not in name}
+    assert {"coreset.parquet", "keys.parquet", *(f"stage-{stage:02d}/scores.parquet" for stage in range(3))} <= names
+    assert {name: held.manifest.files[name] for name in names} == {name: other.manifest.files[name] for name in names}
+    chosen = [
+        ur.select(run.path, keep=0.5, out=tmp_path / f"chosen-{place}", limits=its, combine="mean")
+        for place, (run, its) in enumerate(((held, Limits()), (other, limits)))
+    ]
+    assert chosen[0].manifest.files == chosen[1].manifest.files
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_long_run_goes_on_from_what_is_stored(stage: int, tmp_path: Path) -> None:
     undisturbed = ur.prune(config_of(tmp_path / "undisturbed"), limits=LONG)

@@ -16,8 +16,9 @@ class Limits:
     """Sizes in rows; a run gets one such value and passes it to its workers in the `Job`.
 
     Attributes:
-        rows_in_memory: longer tables are stored in parts, read in pieces and selected from in several passes, and their
-            tasks name samples by rules. Part of the file format: README promises one file up to this size.
+        rows_in_memory: longer tables are stored in parts, and their tasks name samples by rules. Part of the file format: README
+            promises one file up to this size.
+        rows_held: longer tables, in one file or in parts, are read in pieces and selected from in several passes.
         rows_of_a_part: rows per part of such a table. It determines where the files are cut and what a merge holds.
         votes_of_a_part: rows per part of a model's votes, where they are more, in short runs as well. A vote takes 24 bytes and 4 a
             score: a part takes 220 MB of memory with the default scores, and less than 400 MB with all.
@@ -30,12 +31,18 @@ class Limits:
     """
 
     rows_in_memory: int = ROWS_IN_MEMORY
+    rows_held: int = 2**22
     rows_of_a_part: int = 2**22
     votes_of_a_part: int = 2**22
     rows_merged_at_once: int = 2**20
     probs_merged_at_once: int = 2**25
     rows_of_a_chunk: int = ROWS_OF_A_CHUNK
     rows_dealt_at_once: int = ROWS_DEALT_AT_ONCE
+
+    @property
+    def most_held(self) -> int:
+        """Rows of the longest table that is held; one in parts never is."""
+        return min(self.rows_held, self.rows_in_memory)
 
     def part_rows(self, rows: int) -> int | None:
         """Rows per part of a table with `rows` rows; None if it is one file."""

@@ -50,7 +50,7 @@ class CoresetBuilder:
 
     def __init__(self, run: Run, job: Job, population: Population) -> None:
         self._resolved, self._limits, self._population = job.resolved, job.limits, population
-        self._is_long = len(population) > job.limits.rows_in_memory
+        self._is_long = len(population) > job.limits.most_held
         self.ids: IdSet = ArrayIds(np.empty(0, np.int64))
         self.count = 0
         self._kept = Kept(np.zeros(population.num_classes, np.int64))

@@ -220,7 +220,7 @@ class Merger:
         if self._job.config.combine != "rank_mean":
             return {}
         votes = (open_votes(self._folder, request.stage, index).part for index in range(request.num_parts))
-        scratch = Scratch(self._job.out, self._job.limits.rows_in_memory)
+        scratch = Scratch(self._job.out, self._job.limits.most_held)
         return rank_means(partial(self._all_pieces, request), votes, rows, scratch)
 
     def _all_pieces(self, request: MergeRequest) -> Iterator[VotePiece]:
@@ -247,9 +247,8 @@ class Merger:
 
     def _is_in_pieces(self, request: MergeRequest) -> bool:
         """Whether a range is merged a few candidates at a time: it is long, or its probabilities are large."""
-        return request.num_ranges > 1 or (
-            self._job.resolved.keeps_probs and len(self._population) > self._rows_at_once(request)
-        )
+        most = self._rows_at_once(request) if self._job.resolved.keeps_probs else self._job.limits.most_held
+        return request.num_ranges > 1 or len(self._population) > most
 
     def _rows_at_once(self, request: MergeRequest) -> int:
         rows = rows_at_once(self._job.limits, request.votes_each)
@@ -313,7 +312,7 @@ def store_stage(job: Job, stage: int, table: pa.Table, probs: RowBlocks | None) 
     if job.config.save_probs and probs is not None:
         files |= _write_probs(job, stage, probs)
     summary = summary_of(table, job.num_classes)
-    return Merged(files=files, summary=summary, table=table if part_rows is None else None)
+    return Merged(files=files, summary=summary, table=table if table.num_rows <= job.limits.most_held else None)
 
 
 def _write_probs(job: Job, stage: int, probs: RowBlocks) -> dict[str, str]:

@@ -115,7 +115,7 @@ def _say_what_is_used(before: Manifest, config: PruneConfig, used: PruneConfig, 
 
 def _open(run: Run, name: str, limits: Limits) -> StoredTable:
     """A table of the run with its checksums verified; a short one is held in memory."""
-    if run.manifest.source.num_samples <= limits.rows_in_memory:
+    if run.manifest.source.num_samples <= limits.most_held:
         return run.stored(name, hold=True)
     return run.stored(name, hold=False).verified()
 

@@ -59,7 +59,7 @@ def scores_asked_for(run: Run, resolved: ResolvedRun, stored: StoredTable, limit
         _check_score(run, config, _score_names(stored.schema.names))
         _check_finite(run, stored, score_name(config.score))
         return stored
-    scratch = Scratch(str(config.out), limits.rows_in_memory)
+    scratch = Scratch(str(config.out), limits.most_held)
     combined = _combined(run, config, stored, scratch, limits)
     _check_score(run, config, _score_names(combined.schema.names))
     return _guarded(run, resolved, combined, stored, limits)

@@ -163,7 +163,7 @@ def _merged(job: Job, labels_N: LabelArray, votes: GivenVotes) -> tuple[pa.Table
         stored = StoredTable(job.folder, scores_file(0), {}, table)
         candidates = partial(pieces_of_table, stored, len(whole), table.num_rows)
         ranked = rank_means(
-            candidates, map(whole_reader, whole), table.num_rows, Scratch(job.out, job.limits.rows_in_memory)
+            candidates, map(whole_reader, whole), table.num_rows, Scratch(job.out, job.limits.most_held)
         )
         for name, values in ranked.items():
             table = table.set_column(table.column_names.index(name), name, pa.array(values[:]))

@@ -58,7 +58,7 @@ def pick(
     """Pick `budget` rows of a score table, without its suspects if the run has a guard, by the run's policy.
 
     This is the one place that decides between `core.select`, which sorts a table in memory, and `core.outofcore`, which picks the
-    same rows in a few passes over a table that is longer than `limits.rows_in_memory`.
+    same rows in a few passes over a table that is longer than `limits.most_held`.
 
     Args:
         resolved: the run's configuration.
@@ -74,11 +74,12 @@ def pick(
     """
     by_rule = choice_by_rule(resolved.config, scores, budget, kept.counts_C)
     config = (resolved := resolved if by_rule is None else resolved.with_policy(by_rule.policy)).config
-    if (rows := scores.num_rows) > limits.rows_in_memory:
+    if (rows := scores.num_rows) > limits.most_held:
         why = why_not_streamed(*plug_of(config.policy))
         if why is None:
             return _pick_by_passes(resolved, scores, budget=budget, kept_C=kept.counts_C)
-        logger.warning("%s All %d candidates are held in memory for it.", why, rows)
+        if rows > limits.rows_in_memory:
+            logger.warning("%s All %d candidates are held in memory for it.", why, rows)
     table = scores.table()
     if resolved.guard_value == "none" and SUSPECT in table.column_names:
         table = table.drop_columns([SUSPECT])

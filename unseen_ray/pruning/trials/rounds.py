@@ -161,7 +161,7 @@ class _Trials:
             budget=round(self._plan.trained * table.num_rows / (self._table.num_rows - self._plan.set_aside)),
             kept=Kept(np.zeros(self._population.num_classes, np.int64)),
             features=None,
-            limits=replace(self._job.limits, rows_in_memory=table.num_rows),
+            limits=replace(self._job.limits, rows_in_memory=table.num_rows, rows_held=table.num_rows),
         )
         ids: IdArray = pa.concat_tables(picked()).column("id").to_numpy()
         return ids
