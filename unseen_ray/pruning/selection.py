@@ -75,8 +75,7 @@ def pick(
     by_rule = choice_by_rule(resolved.config, scores, budget, kept.counts_C)
     config = (resolved := resolved if by_rule is None else resolved.with_policy(by_rule.policy)).config
     if (rows := scores.num_rows) > limits.most_held:
-        why = why_not_streamed(*plug_of(config.policy))
-        if why is None:
+        if (why := why_not_streamed(*plug_of(config.policy))) is None:
             return _pick_by_passes(resolved, scores, budget=budget, kept_C=kept.counts_C)
         if rows > limits.rows_in_memory:
             logger.warning("%s All %d candidates are held in memory for it.", why, rows)
