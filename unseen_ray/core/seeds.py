@@ -40,7 +40,7 @@ def derive(seed: int, purpose: str) -> int:
 
 def digest_ids(ids_M: IdArray) -> str:
     """SHA-256 of sorted ids as little-endian int64, in hexadecimal: the name of a set of samples."""
-    return hashlib.sha256(np.ascontiguousarray(ids_M, dtype="<i8").tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(ids_M, dtype="<i8").data).hexdigest()
 
 
 def fit_seed(seed: int, train_digest: str, repeat: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unseen_ray.core.arrays import IdArray, IntArray
+from unseen_ray.core.samples.id_sets import ByRange
 from unseen_ray.core.samples.population import Population
 from unseen_ray.storage.filesystem import Folder, absolute_path
 from unseen_ray.storage.tables import StoredTable, group_ends, parts_of, with_parquet
@@ -20,7 +22,7 @@ __all__ = ["IdFiles", "open_id_files"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IdFiles:
+class IdFiles(ByRange):
     """The column `id` of a table of a run, strictly rising.
 
     Attributes:
@@ -45,10 +47,10 @@ class IdFiles:
         found = [with_parquet(Folder(self.root), name, read) for name, _ in self.files[begin:end]]
         return np.concatenate([np.empty(0, np.int64), *found])
 
-    def resolve(self, population: Population) -> IdArray:
-        """All ids; StorageError if a file differs from what was written."""
-        tables = (Folder(self.root).read_table(name, digest) for name, digest in self.files)
-        return np.concatenate([np.empty(0, np.int64), *(table.column("id").to_numpy() for table in tables)])
+    def pieces(self, population: Population) -> Iterator[IdArray]:
+        """The ids of each file; StorageError if one differs from what was written."""
+        for name, digest in self.files:
+            yield Folder(self.root).read_table(name, digest).column("id").to_numpy()
 
     def rule(self) -> str:
         """The digest of the ids, wherever their files are."""

@@ -16,6 +16,7 @@ from unseen_ray.core.tasks import EvalTask, ScoreTask, check_unseen
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import Job, Progress
 from unseen_ray.runs.votes import find_part, find_receipt, write_part, write_votes
+from unseen_ray.training.mapped_ids import ids_of
 from unseen_ray.training.vote_buffer import VoteBuffer
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ class ScoringTask:
     def __init__(self, runner: TaskRunner, task: ScoreTask) -> None:
         self.runner, self.task = runner, task
         self._started = time.perf_counter()
-        self.train_ids = task.train.resolve(runner.population)
-        self.ids_M = task.scored.resolve(runner.population)
+        most = runner.job.limits.rows_in_memory
+        self.train_ids, self.ids_M = (ids_of(each, runner.population, most) for each in (task.train, task.scored))
         check_unseen(task, self.ids_M, runner.population)
         self.key = runner.job.task_key(task, runner.population)
         self.over_epochs: Callable[[slice], Mapping[str, FloatArray]] | None = None

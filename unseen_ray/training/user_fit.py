@@ -18,6 +18,7 @@ from unseen_ray.errors import FitError
 from unseen_ray.plugins import function_of, name_of, plug_of
 from unseen_ray.runs.layout import user_fit_folder
 from unseen_ray.storage.filesystem import Folder, filesystem_of
+from unseen_ray.training.mapped_ids import own_ids
 
 if TYPE_CHECKING:
     from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, LabelArray
@@ -100,8 +101,9 @@ def user_predictions(scoring: ScoringTask) -> Iterator[Predictions]:
     name = name_of(plug_of(config.fit)[0])
     with tempfile.TemporaryDirectory(prefix="unseen_ray_fit_") as scratch:
         fit_task = FitTask(
-            train_ids=scoring.train_ids.copy(),  # the function may shuffle its ids in place
-            unseen_ids=scoring.ids_M.copy(),
+            # copies: the function may shuffle its ids in place
+            train_ids=own_ids(scoring.train_ids, job.limits.rows_in_memory),
+            unseen_ids=own_ids(scoring.ids_M, job.limits.rows_in_memory),
             seed=torch_seed_for(fit_seed(config.seed, digest_ids(scoring.train_ids), task.repeat)),
             num_classes=job.num_classes,
             stage=task.stage,

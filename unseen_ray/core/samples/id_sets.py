@@ -6,6 +6,7 @@ plan is four numbers for any data set. A range of a set is found without the res
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
@@ -22,6 +23,7 @@ from unseen_ray.core.seeds import digest_ids
 __all__ = [
     "AllIds",
     "ArrayIds",
+    "ByRange",
     "FoldIds",
     "FoldSpec",
     "IdSet",
@@ -41,6 +43,10 @@ class IdSet(Protocol):
         """(M,) int64 its ids in [low, high), strictly increasing."""
         ...
 
+    def pieces(self, population: Population) -> Iterator[IdArray]:
+        """All its ids, strictly increasing, in pieces whose size is bounded."""
+        ...
+
     def resolve(self, population: Population) -> IdArray:
         """(M,) int64 all its ids, strictly increasing."""
         ...
@@ -48,6 +54,22 @@ class IdSet(Protocol):
     def rule(self) -> str:
         """A text that determines it, given the population; it is hashed into the names of stored work."""
         ...
+
+
+class ByRange:
+    """What a set whose ranges are found one by one is as a whole."""
+
+    __slots__ = ()
+
+    def pieces(self: IdSet, population: Population) -> Iterator[IdArray]:
+        """All ids in pieces, each of a range of the rows."""
+        rows = population.chunk_rows
+        for start in range(0, len(population.labels_R), rows):
+            yield self.within(population, start, start + rows)
+
+    def resolve(self: IdSet, population: Population) -> IdArray:
+        """All ids."""
+        return np.concatenate([np.empty(0, np.int64), *self.pieces(population)])
 
 
 def are_in(ids_M: IdArray, of: IdSet, population: Population) -> NDArray[np.bool_]:
@@ -86,7 +108,7 @@ class FoldSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class AllIds:
+class AllIds(ByRange):
     """Everything in the population."""
 
     def within(self, population: Population, low: int, high: int) -> IdArray:
@@ -103,7 +125,7 @@ class AllIds:
 
 
 @dataclass(frozen=True, slots=True)
-class FoldIds:
+class FoldIds(ByRange):
     """The samples of one fold of a plan."""
 
     spec: FoldSpec
@@ -122,17 +144,13 @@ class FoldIds:
             found.append(ids[begin : begin + len(folds_M)][folds_M == self.fold])
         return np.concatenate(found)
 
-    def resolve(self, population: Population) -> IdArray:
-        """The fold's ids."""
-        return self.within(population, 0, len(population.labels_R))
-
     def rule(self) -> str:
         """The plan and the fold's number."""
         return f"fold {self.fold} of {self.spec}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ArrayIds:
+class ArrayIds(ByRange):
     """The ids of an array."""
 
     ids_M: IdArray
@@ -152,7 +170,7 @@ class ArrayIds:
 
 
 @dataclass(frozen=True, slots=True)
-class Outside:
+class Outside(ByRange):
     """Everything in the population that is not in another set."""
 
     other: IdSet
@@ -162,19 +180,13 @@ class Outside:
         ids = population.ids_within(low, high)
         return ids[~are_in(ids, self.other, population)]
 
-    def resolve(self, population: Population) -> IdArray:
-        """The complement."""
-        rows = population.chunk_rows
-        starts = range(0, len(population.labels_R), rows)
-        return np.concatenate([self.within(population, start, start + rows) for start in starts])
-
     def rule(self) -> str:
         """The rule of the other set, negated."""
         return f"outside {self.other.rule()}"
 
 
 @dataclass(frozen=True, slots=True)
-class Union:
+class Union(ByRange):
     """Everything in any of several disjoint sets."""
 
     sets: tuple[IdSet, ...]
@@ -183,17 +195,13 @@ class Union:
         """The ids of a range that are in one of the sets."""
         return np.sort(np.concatenate([each.within(population, low, high) for each in self.sets]))
 
-    def resolve(self, population: Population) -> IdArray:
-        """The union."""
-        return self.within(population, 0, len(population.labels_R))
-
     def rule(self) -> str:
         """The rules of the sets."""
         return f"any of ({', '.join(each.rule() for each in self.sets)})"
 
 
-# populations hash by identity, so an entry never serves another run
-@lru_cache(maxsize=64)
+# populations hash by identity, so an entry never serves another run; blocks are gone through in order
+@lru_cache(maxsize=8)
 def _folds(population: Population, spec: FoldSpec, block: int) -> LabelArray:
     """The fold of each sample of a block."""
     if population.groups_R is not None:
