@@ -57,7 +57,7 @@ def ran(name: str, line: list[str]) -> dict[str, Any]:
         peak = watched(process)["driver"]
     row = {"command": name, "seconds": round(time.perf_counter() - began, 1)}
     row |= {"ended_with": process.returncode} if process.returncode else {}
-    row |= {f"{kind}_gb": round(size, 2) for kind, size in peak.items()}
+    row |= peak
     print(row, flush=True)
     return row
 

@@ -15,24 +15,29 @@ _SHOWN = 6
 
 
 def watched(process: subprocess.Popen[bytes]) -> dict[str, dict[str, float]]:
-    """Wait for a command, and say what it and the processes below it held at most, in GB, the largest of each name.
+    """Wait for a command, and say what it and the processes below it held at most, the largest of each name, and computed.
 
     Returns:
-        By name, `driver` for the command itself, `resident` with what is shared or mapped from files, and `own` without.
+        By name, `driver` for the command itself, `resident_gb` with what is shared or mapped from files, `own_gb` without, and `cpu_s`
+        of all processes of the name.
     """
     peaks: dict[str, dict[str, float]] = {}
+    computed: dict[tuple[str, int], float] = {}
     while process.poll() is None:
-        for name, held in _held(process.pid):
+        for name, pid, cpu_s, held in _held(process.pid):
             peak = peaks.setdefault(name, dict.fromkeys(held, 0.0))
             for kind, size in held.items():
-                peak[kind] = max(peak[kind], size)
+                peak[kind] = max(peak[kind], round(size, 3))
+            computed[name, pid] = cpu_s
         time.sleep(_POLL_S)
     process.wait()
-    largest = sorted(peaks.items(), key=lambda item: (item[0] != "driver", -item[1]["resident"]))
+    for name, peak in peaks.items():
+        peak["cpu_s"] = round(sum(cpu_s for (whose, _), cpu_s in computed.items() if whose == name), 1)
+    largest = sorted(peaks.items(), key=lambda item: (item[0] != "driver", -item[1]["resident_gb"]))
     return dict(largest[:_SHOWN])
 
 
-def _held(pid: int) -> list[tuple[str, dict[str, float]]]:
+def _held(pid: int) -> list[tuple[str, int, float, dict[str, float]]]:
     found = []
     try:
         root = psutil.Process(pid)
@@ -41,12 +46,14 @@ def _held(pid: int) -> list[tuple[str, dict[str, float]]]:
         return []
     for each in processes:
         try:
+            cpu_s = sum(each.cpu_times()[:2])
             status = Path(f"/proc/{each.pid}/status").read_text()
-            name = "driver" if each.pid == pid else each.name()
+            name = "driver" if each.pid == pid else each.name().split(".")[0]  # an actor's, without the call
         except (OSError, psutil.NoSuchProcess):
             continue
         sizes = dict(row.split(":", 1) for row in status.splitlines() if row.startswith(("VmHWM", "RssAnon")))
         if len(sizes) == 2:
             kb = {kind: int(value.split()[0]) for kind, value in sizes.items()}
-            found.append((name, {"resident": kb["VmHWM"] * 1024 / 1e9, "own": kb["RssAnon"] * 1024 / 1e9}))
+            sizes_gb = {"resident_gb": kb["VmHWM"] * 1024 / 1e9, "own_gb": kb["RssAnon"] * 1024 / 1e9}
+            found.append((name, each.pid, cpu_s, sizes_gb))
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+import scale_after
 import scale_cluster
 import scale_dataset
 import scale_imagenet
@@ -11,7 +12,15 @@ import scale_run
 import scale_selection
 import scale_votes
 
-SUBCOMMANDS = [scale_imagenet, scale_run, scale_dataset, scale_selection, scale_cluster, scale_votes]
+SUBCOMMANDS = [
+    scale_imagenet,
+    scale_run,
+    scale_after,
+    scale_dataset,
+    scale_selection,
+    scale_cluster,
+    scale_votes,
+]
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def run(scratch: Path, sample: Path, count: int, size_px: int) -> dict[str, Any]
         },
         "decoded_per_s": count / decoded_s,
         "pixel_gb": sum(path.stat().st_size for path in pixels.rglob("*.pixels")) / 1e9,
-        "peak_gb": {name: held["resident"] for name, held in done.peaks.items()},
+        "peak_gb": {name: held["resident_gb"] for name, held in done.peaks.items()},
     }
 
 

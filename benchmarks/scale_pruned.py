@@ -7,11 +7,12 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,16 +20,17 @@ import torch
 from processes import watched
 from timing import conditions, write
 
-from unseen_ray.core.policies.base import best_first
+from unseen_ray.core.seeds import tie_keys
 
 KEEP, FIRST = 0.7, 0.35
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """When a run began, by the clock, how long it took, what its processes held at most, and its stages in the manifest."""
+    """When a run began and its stages ended, by the clock, what it took, what its processes held, and its stages in the manifest."""
 
     started: float
+    ends: list[float]
     total_s: float
     peaks: dict[str, dict[str, float]]
     stages: list[dict[str, Any]]
@@ -41,12 +43,26 @@ def prune(data: Path, out: Path, **fields: object) -> Pruned:
     line += ["--pixel_memory_gb", "0", "--out", str(out)]
     line += [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     started = time.time()
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, cwd=Path(__file__).parent)
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=Path(__file__).parent)
+    assert process.stderr is not None
+    ends: list[float] = []
+    listener = threading.Thread(target=_listen, args=(process.stderr, ends))
+    listener.start()
     peaks = watched(process)
     total_s = time.time() - started
+    listener.join()
     if process.returncode:
         raise SystemExit(f"prune ended with {process.returncode}")
-    return Pruned(started, total_s, peaks, json.loads((out / "manifest.json").read_text())["stages"])
+    return Pruned(started, ends, total_s, peaks, json.loads((out / "manifest.json").read_text())["stages"])
+
+
+def _listen(log: IO[bytes], ends: list[float]) -> None:
+    """Pass on what a run says, and note when each stage ended."""
+    for line in log:
+        if b" stage=" in line:
+            ends.append(time.time())
+        sys.stderr.buffer.write(line)
+        sys.stderr.flush()
 
 
 def checked(out: Path, count: int, votes_0: int, check: Callable[[int, Any, Any], None] = lambda *_: None) -> int:
@@ -69,20 +85,28 @@ def checked(out: Path, count: int, votes_0: int, check: Callable[[int, Any, Any]
         if not (votes == (1 if stage else votes_0)).all() or len(candidates) != count - (first if stage else 0):
             raise SystemExit(f"stage {stage} has other votes or candidates than it must have")
         check(stage, candidates, scores)
-        best = best_first(scores, candidates, 0)[:budget]
-        if not np.array_equal(np.sort(candidates[best]), ids[stages == stage]):
+        if not np.array_equal(_best(scores, candidates, budget), ids[stages == stage]):
             raise SystemExit(f"stage {stage} kept others than its highest scores")
-        del table, candidates, votes, scores, best
+        del table, candidates, votes, scores
     return len(ids)
 
 
+def _best(scores: np.ndarray, ids: np.ndarray, budget: int) -> np.ndarray:
+    """The ids of the highest scores, ties by their hash."""
+    lowest = np.partition(scores, len(scores) - budget)[len(scores) - budget]
+    best, tied = scores > lowest, np.flatnonzero(scores == lowest)
+    best[tied[np.argsort(tie_keys(ids[tied], 0))][: budget - np.count_nonzero(best)]] = True
+    return ids[best]
+
+
 def reported(args: argparse.Namespace, name: str, run: Callable[[Path], dict[str, Any]]) -> None:
-    """Run it in a folder that is removed in the end, print what it took, and write that with the conditions."""
+    """Run it in a folder that is removed in the end unless `args.leave`, print what it took, and write that with the conditions."""
     scratch = args.scratch.resolve() / name
     try:
         report = run(scratch)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if not getattr(args, "leave", False):
+            shutil.rmtree(scratch, ignore_errors=True)
     print(json.dumps(report, indent=1))
     called = {name: value for name, value in vars(args).items() if name in ("samples", "size")}
     write(args.json, {"conditions": conditions(torch.device("cpu"), argparse.Namespace(**called)), **report})

@@ -1,15 +1,19 @@
 """A whole run of more samples than its driver may hold: folds, votes, ranges merged by several actors, growth on storage.
 
-    python benchmarks/scale.py run --samples 120000000 --scratch /big/disk --json benchmarks/results/scale_run_cpu.json
+    python benchmarks/scale.py run --scratch /big/disk --json benchmarks/results/scale_run_cpu.json
 
 What is real: Ray, the source's label column, folds, votes, merge, selection, two stages, storage. What is not: nothing is trained, no
-image is read; a function answers for each sample by a hash of its id.
+image is read; a function answers for each sample by a hash of its id. The first size is small: what its processes hold is imports.
+A stage is scored until its last vote is on storage, merged until its last score is, and the rest of it is the choice.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,9 @@ from unseen_ray.core.seeds import tie_keys
 CLASSES, FOLDS = 10, 3
 _ANSWERED = 2**18
 _FILE_ROWS = 2**24
+_ALL, _SOME = 20_000_000, 100_000  # up to so many samples all scores are made anew, else those of so many
+_PHASES = ("scoring", "merging", "choosing")
+_WORKING = ("driver", "ray::FoldWorker", "ray::Aggregator")
 _PIXEL = b"P6\n1 1\n255\n\0\0\0"
 
 
@@ -58,44 +65,99 @@ def build(folder: Path, count: int) -> Path:
 
 
 def run(scratch: Path, count: int) -> dict[str, Any]:
-    """Build the set, prune it, check the ids, and say what each stage and process took."""
+    """Build the set, prune it, check scores and ids, and say what each phase and process took."""
+    shutil.rmtree(scratch, ignore_errors=True)
     data = build(scratch / "set", count)
     out = scratch / "run"
     done = prune(data, out, folds=FOLDS, fit="scale_run:hashed")
-    stages = [stage["seconds"] for stage in done.stages]
-    return {
+    case = {
         "samples": count,
-        "folds": FOLDS,
-        "kept": checked(out, count, FOLDS - 1, _as_answered),
+        "kept": checked(out, count, FOLDS - 1, partial(_as_answered, out, count)),
         "seconds": {
-            **{f"stage {number}": seconds for number, seconds in enumerate(stages)},
-            "the rest": done.total_s - sum(stages),
-            "prune in all": done.total_s,
+            "stages": [_phases(out, *each) for each in zip(done.stages, done.ends, strict=True)],
+            "the rest": round(done.total_s - sum(stage["seconds"] for stage in done.stages), 1),
+            "prune in all": round(done.total_s, 1),
         },
-        "fit_seconds": [stage["fit_seconds"] for stage in done.stages],
-        "run_gb": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e9,
-        "peak_gb": done.peaks,
+        "run_gb": round(sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e9, 2),
+        "processes": done.peaks,
+    }
+    print(json.dumps(case), flush=True)
+    return case
+
+
+def _phases(out: Path, stage: dict[str, Any], end: float) -> dict[str, float]:
+    folder = out / f"stage-{stage['index']:02d}"
+    voted, merged = (_written(folder, name) for name in ("votes", "scores"))
+    scored_s = stage["seconds"] - (end - voted)
+    return {"scoring": round(scored_s, 1), "merging": round(merged - voted, 1), "choosing": round(end - merged, 1)}
+
+
+def _written(folder: Path, name: str) -> float:
+    """When the last file was written of those that begin so, or lie in such a folder."""
+    return max(path.stat().st_mtime for top in folder.glob(f"{name}*") for path in (top, *top.rglob("*.parquet")))
+
+
+def exponents(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The slopes of lines through the logarithms of sizes and of seconds: of each phase, and of what each process computed.
+
+    What the first, small case takes is what starts take, and is not counted.
+    """
+    first, *long = cases
+    sizes = np.log([case["samples"] for case in long])
+
+    def slopes(of: Callable[[dict[str, Any]], dict[str, float]]) -> dict[str, float]:
+        least, found = of(first), [of(case) for case in long]
+        return {
+            name: round(float(np.polyfit(sizes, np.log([its[name] - least[name] for its in found]), 1)[0]), 3)
+            for name in least
+        }
+
+    return {
+        "seconds": slopes(lambda case: {p: sum(s[p] for s in case["seconds"]["stages"]) for p in _PHASES}),
+        "cpu_s": slopes(lambda case: {name: case["processes"][name]["cpu_s"] for name in _WORKING}),
     }
 
 
-def _as_answered(stage: int, candidates: np.ndarray, scores: np.ndarray) -> None:
-    """Refuse a last stage with other scores than the one model's answers tell."""
-    if stage == 1:
-        some = np.linspace(0, len(candidates) - 1, 100_000).astype(int)
-        told = entropy(answers(candidates[some], 1000), np.zeros(len(some), np.int64))
-        if not np.array_equal(scores[some], told):
-            raise SystemExit("stage 1 has other scores than its answers tell")
+def _as_answered(out: Path, count: int, stage: int, candidates: np.ndarray, scores: np.ndarray) -> None:
+    """Refuse a stage with other scores than its models' answers tell."""
+    some = candidates if count <= _ALL else candidates[np.linspace(0, len(candidates) - 1, _SOME).astype(int)]
+    if not np.array_equal(scores[np.searchsorted(candidates, some)], _means(out, stage, some)):
+        raise SystemExit(f"stage {stage} has other scores than its answers tell")
+
+
+def _means(out: Path, stage: int, ids: np.ndarray) -> np.ndarray:
+    """The mean, of the models that have a vote on each id on storage, of the scores of what they answer for it."""
+    totals, voters = np.zeros(len(ids)), np.zeros(len(ids))
+    for votes in sorted((out / f"stage-{stage:02d}" / "votes").iterdir()):
+        seed = 1000 * stage + (int(votes.stem) + 1 if stage == 0 else 0)
+        voted = np.zeros(len(ids), bool)
+        for file in sorted(votes.iterdir()) if votes.is_dir() else [votes]:
+            its = pq.read_table(file, columns=["id"]).column("id").to_numpy()
+            first, last = np.searchsorted(ids, (its[0], its[-1] + 1))
+            places = np.minimum(np.searchsorted(its, ids[first:last]), len(its) - 1)
+            voted[first:last] = its[places] == ids[first:last]
+        for start in range(0, len(ids), _ANSWERED):
+            of = np.arange(start, min(start + _ANSWERED, len(ids)))[voted[start : start + _ANSWERED]]
+            totals[of] += entropy(answers(ids[of], seed), np.zeros(len(of), np.int64))
+        voters += voted
+    return (totals / voters).astype(np.float32)
 
 
 def add_to(subparsers: Any) -> None:
     """The subcommand `run` of scale.py."""
-    parser = subparsers.add_parser("run", help="a whole run of more samples than its driver may hold, without images")
-    parser.add_argument("--samples", type=int, default=120_000_000)
+    parser = subparsers.add_parser("run", help="whole runs of more samples than their driver may hold, without images")
+    parser.add_argument("--samples", type=float, nargs="+", default=[1e5, 1e7, 1e8])
     parser.add_argument("--scratch", type=Path, required=True, help="a folder for some 10 GB, removed in the end")
+    parser.add_argument("--leave", action="store_true", help="leave the last run in the folder, for `scale.py after`")
     parser.add_argument("--json", type=Path)
     parser.set_defaults(run=main)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run it, print what it took, and clean up."""
-    reported(args, "scale-run", lambda scratch: run(scratch, args.samples))
+    """Make a run of each size, print what they took, and clean up."""
+
+    def all_sizes(scratch: Path) -> dict[str, Any]:
+        cases = [run(scratch, int(count)) for count in args.samples]
+        return {"folds": FOLDS, "cases": cases, "exponents": exponents(cases) if len(cases) > 2 else None}
+
+    reported(args, "scale-run", all_sizes)
