@@ -17,7 +17,7 @@ from unseen_ray.config.recipe import Recipe
 from unseen_ray.config.resolved import ResolvedRun, with_model
 from unseen_ray.config.run import PruneConfig
 from unseen_ray.core.samples.id_sets import ArrayIds
-from unseen_ray.core.samples.population import Population, make_population
+from unseen_ray.core.samples.population import Population
 from unseen_ray.core.tasks import ScoreTask
 from unseen_ray.data.related.grouping import with_groups
 from unseen_ray.data.sources.info import fingerprint_of
@@ -28,7 +28,7 @@ from unseen_ray.plugins import jsonable
 from unseen_ray.pruning.plan import RunPlan, plan_run, tasks_of
 from unseen_ray.runs.tasks import make_job
 from unseen_ray.sweeps.config import SweepConfig, SweepFields
-from unseen_ray.sweeps.trials import planned_trials
+from unseen_ray.sweeps.trials import planned_trials, populations_by_run
 
 __all__ = ["PlannedTrainings", "SweepPlan", "plan_sweep", "sweep_plan_values"]
 
@@ -101,18 +101,11 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
     """
     info = with_groups(open_source(source_ref(sweep.run["source"])), sweep.run.get("group"))
     trials, _ = planned_trials(sweep, info)
-    summary, populations = _Tally(), {}
+    summary, population_of = _Tally(), populations_by_run(info)
     for trial in trials:
-        for asked in trial.runs:
-            run = with_model(asked, info.size_px)
-            place = run.holdout, run.seed
-            # Labels are partitioned once for each holdout and seed, not for each trial.
-            if place not in populations:
-                populations[place] = make_population(
-                    info.labels_N, info.num_classes, holdout=run.holdout, seed=run.seed, groups=info.groups
-                )
-            _add_run(summary, sweep, run, info, populations[place])
-    first = populations[next(iter(populations))]
+        for run in trial.runs:
+            _add_run(summary, sweep, with_model(run, info.size_px), info, population_of(run))
+    first = population_of(trials[0].runs[0])
     open_search = sweep.search == "optuna"
     return SweepPlan(
         num_samples=len(first),

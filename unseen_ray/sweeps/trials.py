@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from unseen_ray.storage.filesystem import absolute_path
 from unseen_ray.sweeps.config import SweepConfig
 from unseen_ray.sweeps.space import Knobs, corners, draws, fields_of, grid
 
-__all__ = ["Keeping", "Trial", "keeping_for", "planned_trials", "trial_of"]
+__all__ = ["Keeping", "Trial", "keeping_for", "planned_trials", "populations_by_run", "trial_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,14 +81,14 @@ def planned_trials(sweep: SweepConfig, info: SourceInfo) -> tuple[list[Trial], K
         combinations = draws(sweep.space, sweep.trials, sweep.seed)
     else:
         combinations = corners(sweep.space)
-    populations: dict[tuple[float, int], Population] = {}
+    population_of = populations_by_run(info)
     plain: dict[str, tuple[Knobs, list[PruneConfig]]] = {}
     problems: dict[str, str] = {}
     for knobs in combinations:
         try:
             runs = _runs_of(sweep, knobs, Keeping())
             for run in runs:
-                _check(run, info, populations)
+                _check(run, info, population_of)
             plain.setdefault(_named(sweep, runs), (knobs, runs))
         except ConfigError as error:
             said = ", ".join(f"{knob}={value}" for knob, value in knobs.items())
@@ -97,6 +98,16 @@ def planned_trials(sweep: SweepConfig, info: SourceInfo) -> tuple[list[Trial], K
         raise ConfigError([f"trial {said}: {problem}" for problem, said in problems.items()])
     keeping = keeping_for([runs[0] for _, runs in plain.values()])
     return [trial_of(sweep, knobs, keeping) for knobs, _ in plain.values()], keeping
+
+
+def populations_by_run(info: SourceInfo) -> Callable[[PruneConfig], Population]:
+    """A function that gives a run's samples; labels are partitioned once for each holdout and seed, not for each run."""
+
+    @functools.cache
+    def made(holdout: float, seed: int) -> Population:
+        return make_population(info.labels_N, info.num_classes, holdout=holdout, seed=seed, groups=info.groups)
+
+    return lambda run: made(run.holdout, run.seed)
 
 
 def trial_of(sweep: SweepConfig, knobs: Knobs, keeping: Keeping) -> Trial:
@@ -152,7 +163,7 @@ def _named(sweep: SweepConfig, runs: Sequence[PruneConfig]) -> str:
     return fingerprint_of(*said, json.dumps(jsonable(sweep.proxy.model_dump()), sort_keys=True))[:12]
 
 
-def _check(run: PruneConfig, info: SourceInfo, populations: dict[tuple[float, int], Population]) -> None:
+def _check(run: PruneConfig, info: SourceInfo, population_of: Callable[[PruneConfig], Population]) -> None:
     recipes = {"recipe.init": run.recipe, "scoring.recipe.init": run.scoring.recipe}
     files = {field: recipe.init for field, recipe in recipes.items() if recipe is not None}
     if run.group is not None:
@@ -164,9 +175,4 @@ def _check(run: PruneConfig, info: SourceInfo, populations: dict[tuple[float, in
             )
     resolved = ResolvedRun.of(run, info.size_px)
     check_functions(resolved)
-    place = run.holdout, run.seed
-    if place not in populations:
-        populations[place] = make_population(
-            info.labels_N, info.num_classes, holdout=run.holdout, seed=run.seed, groups=info.groups
-        )
-    plan_run(resolved, populations[place])
+    plan_run(resolved, population_of(run))
