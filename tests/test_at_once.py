@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,20 +18,7 @@ from tests.conftest import class_pixels, png_bytes, write_parquet
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.lock import held
 
-LINE = [
-    "--keep",
-    "0.5",
-    "--folds",
-    "2",
-    "--executor",
-    "local",
-    "--recipe.epochs",
-    "3",
-    "--recipe.min_steps",
-    "0",
-    "--log_to",
-    "none",
-]
+LINE = shlex.split("--keep 0.5 --folds 2 --executor local --recipe.epochs 3 --recipe.min_steps 0 --log_to none")
 
 
 @pytest.fixture

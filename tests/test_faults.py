@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import signal
 import subprocess
 import sys
@@ -123,18 +124,7 @@ def test_mean_prob_of_a_users_own_score_is_refused_when_choosing_again(tmp_path:
 @pytest.mark.parametrize("sent", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_signal_ends_with_130_and_the_line_resumes(tmp_path: Path, sent: signal.Signals) -> None:
     line = [sys.executable, "-m", "unseen_ray", "prune", *DIGITS]
-    line += [
-        "--scoring.share",
-        "1",
-        "--recipe.epochs",
-        "30",
-        "--recipe.min_steps",
-        "0",
-        "--folds",
-        "3",
-        "--out",
-        str(tmp_path),
-    ]
+    line += shlex.split(f"--scoring.share 1 --recipe.epochs 30 --recipe.min_steps 0 --folds 3 --out {tmp_path}")
     restore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **restore)
     deadline = time.monotonic() + 120
@@ -166,19 +156,8 @@ def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path: Path) -> None:
 
 def test_a_signal_that_python_drops_ends_the_run_nevertheless(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "unseen_ray", "prune", *DIGITS]
-    line += [
-        "--recipe.epochs",
-        "1",
-        "--recipe.min_steps",
-        "0",
-        "--folds",
-        "2",
-        "--score",
-        "tests.plugs:terminating",
-        "--out",
-        str(tmp_path),
-    ]
-    ended = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    line += shlex.split("--recipe.epochs 1 --recipe.min_steps 0 --folds 2 --score tests.plugs:terminating --out")
+    ended = subprocess.run([*line, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 130, ended.stderr
     assert "interrupted; run the same line again to resume" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -19,7 +19,8 @@ import unseen_ray as ur
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 TIMES = 20
-FIELDS = ["--source", "digits", "--keep", "0.5", "--folds", "2", "--recipe.batch_size", "8", "--recipe.min_steps", "0"]
+FIELDS = "--source digits --keep 0.5 --folds 2 --recipe.batch_size 8 --recipe.min_steps 0 --scoring.share 1"
+LINE = [sys.executable, "-m", "unseen_ray", "prune", *FIELDS.split()]
 
 
 def stop(line: list[str], log: Path, sent: signal.Signals, wait_s: float) -> tuple[float, float, int]:
@@ -49,19 +50,7 @@ def test_a_stopped_driver_ends_at_once_and_takes_its_cluster_along(tmp_path: Pat
     rng = random.Random(0)
     seconds, saved = [], []
     out, log = tmp_path / "run", tmp_path / "log"
-    line = [
-        sys.executable,
-        "-m",
-        "unseen_ray",
-        "prune",
-        *FIELDS,
-        "--recipe.epochs",
-        "2000",
-        "--scoring.share",
-        "1",
-        "--out",
-        str(out),
-    ]
+    line = [*LINE, "--recipe.epochs", "2000", "--out", str(out)]
     for turn in range(TIMES):
         sent = (signal.SIGTERM, signal.SIGINT)[turn % 2]
         wrote, took, code = stop(line, log, sent, rng.uniform(0, 3))
@@ -78,18 +67,7 @@ def test_a_stopped_driver_ends_at_once_and_takes_its_cluster_along(tmp_path: Pat
 
 
 def test_a_stopped_run_ends_in_the_same_ids(tmp_path: Path) -> None:
-    line = [
-        sys.executable,
-        "-m",
-        "unseen_ray",
-        "prune",
-        *FIELDS,
-        "--recipe.epochs",
-        "40",
-        "--scoring.share",
-        "1",
-        "--out",
-    ]
+    line = [*LINE, "--recipe.epochs", "40", "--out"]
     for turn in range(3):
         *_, code = stop([*line, str(tmp_path / "stopped")], tmp_path / "log", signal.SIGTERM, float(turn))
         assert code == 130, (tmp_path / "log").read_text()

@@ -523,13 +523,7 @@ def test_a_limit_of_memory_too_low_for_torch_is_named(tmp_path: Path) -> None:
             sys.executable,
             "-m",
             "unseen_ray",
-            "prune",
-            "--source",
-            "digits",
-            "--keep",
-            "0.5",
-            "--out",
-            str(tmp_path / "run"),
+            *shlex.split(f"prune --source digits --keep 0.5 --out {tmp_path / 'run'}"),
         ],
         capture_output=True,
         text=True,
@@ -541,19 +535,8 @@ def test_a_limit_of_memory_too_low_for_torch_is_named(tmp_path: Path) -> None:
 
 def test_a_limit_of_open_files_too_low_for_python_is_named(tmp_path: Path) -> None:
     script = "import resource, sys; from unseen_ray.cli import main; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); main(sys.argv[1:])"
-    line = [
-        sys.executable,
-        "-c",
-        script,
-        "prune",
-        "--source",
-        "digits",
-        "--keep",
-        "0.5",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    done = subprocess.run(line, capture_output=True, text=True)
+    line = shlex.split(f"prune --source digits --keep 0.5 --out {tmp_path / 'run'}")
+    done = subprocess.run([sys.executable, "-c", script, *line], capture_output=True, text=True)
     assert done.returncode == 4, done.stderr
     assert re.fullmatch(
         r"error: this process may open no more files: .* Raise the limit of open files \(`ulimit -n`\); the same line .*\n",

@@ -16,6 +16,7 @@ from unseen_ray.cli import main
 
 SOURCE = ["--source", "digits", "--source.limit", "300"]
 QUICK = ["--recipe.epochs", "3", "--recipe.min_steps", "0", "--executor", "local"]
+GROWN = ["prune", *SOURCE, "--keep", "0.6", "--schedule", "[0.4,0.5,0.6]", "--holdout", "0.2", *QUICK, "--out"]
 
 
 def answer(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -27,21 +28,7 @@ def answer(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three stages with a holdout."""
     out = tmp_path_factory.mktemp("runs") / "digits"
-    main(
-        [
-            "prune",
-            *SOURCE,
-            "--keep",
-            "0.6",
-            "--schedule",
-            "[0.4,0.5,0.6]",
-            "--holdout",
-            "0.2",
-            *QUICK,
-            "--out",
-            str(out),
-        ]
-    )
+    main([*GROWN, str(out)])
     return out
 
 
@@ -110,20 +97,7 @@ def test_scores_have_a_row_a_candidate(finished: Path) -> None:
 
 def test_running_the_line_again_does_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "manifest.json").read_bytes()
-    line = [
-        "prune",
-        *SOURCE,
-        "--keep",
-        "0.6",
-        "--schedule",
-        "[0.4,0.5,0.6]",
-        "--holdout",
-        "0.2",
-        *QUICK,
-        "--out",
-        str(finished),
-    ]
-    assert "Kept" in answer(capsys, *line)
+    assert "Kept" in answer(capsys, *GROWN, str(finished))
     assert (finished / "manifest.json").read_bytes() == before
 
 

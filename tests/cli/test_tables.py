@@ -6,6 +6,7 @@ import fcntl
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -203,19 +204,7 @@ def test_names_of_many_columns_take_their_width_from_the_terminal() -> None:
 
 @pytest.mark.slow
 def test_a_live_table_neither_folds_nor_stays_twice(tmp_path: Path) -> None:
-    line = [
-        "prune",
-        "--source",
-        "digits",
-        "--keep",
-        "0.5",
-        "--folds",
-        "2",
-        "--recipe.epochs",
-        "2000",
-        "--scoring.share",
-        "1",
-    ]
+    line = shlex.split("prune --source digits --keep 0.5 --folds 2 --recipe.epochs 2000 --scoring.share 1")
     environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
     with terminal(80) as (ours, stream, read):
         run = subprocess.Popen(

@@ -164,20 +164,8 @@ def test_files_in_the_working_folder_hide_no_library_of_the_workers_and_are_foun
     for name in ("numpy", "torch", "PIL", "pyarrow", "statistics"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('hidden')")
     (tmp_path / "my_lab.py").write_text("def least(log_probs_NC, labels_N):\n    return -log_probs_NC.max(axis=1)\n")
-    line = [
-        sys.executable,
-        "-P",
-        "-m",
-        "unseen_ray",
-        "prune",
-        "--source",
-        "digits",
-        "--source.limit",
-        "100",
-        "--keep",
-        "0.5",
-    ]
-    line += ["--folds", "2", "--recipe.epochs", "1", "--score", "my_lab:least", "--log_to", "none", "--out", "run"]
+    fields = "--source digits --source.limit 100 --keep 0.5 --folds 2 --recipe.epochs 1 --score my_lab:least --log_to none --out run"
+    line = [sys.executable, "-P", "-m", "unseen_ray", "prune", *fields.split()]
     environment = {**os.environ, "PYTHONPATH": str(Path(ur.__file__).parents[1])}
     ended = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
