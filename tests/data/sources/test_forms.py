@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import pickle
@@ -29,6 +30,7 @@ LABELS = np.repeat(np.arange(3), COUNT // 3)
 IMAGES = [png_bytes(pixels) for pixels in class_pixels(LABELS, 8)]
 KEYS = [f"{NAMES[label]}/{number:03d}.png" for number, label in enumerate(LABELS)]
 FAST = {"keep": 0.5, "folds": 2, "recipe": {"epochs": 1, "min_steps": 0}, "executor": "local"}
+Pruned = Callable[[str], tuple[Any, ur.PruneResult]]
 
 
 def tar_of(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
@@ -104,6 +106,19 @@ FORMS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Pruned:
+    """The samples in a form, and what is kept of them; each made once."""
+    root = tmp_path_factory.mktemp("pruned")
+
+    @functools.cache
+    def of(form: str) -> tuple[Any, ur.PruneResult]:
+        source = {"use": "digits", "limit": COUNT} if form == "digits" else FORMS[form](root / form)
+        return source, ur.prune(ur.PruneConfig(source=source, out=root / f"run-{form}", **FAST))
+
+    return of
+
+
 def opened(value: Any) -> Source:
     return open_source(source_ref(value))
 
@@ -123,11 +138,8 @@ def test_every_form_holds_the_same_samples_in_the_same_order(tmp_path: Path, for
     assert [raw for _, raw in pickle.loads(pickle.dumps(source)).read([59, 0])] == [IMAGES[59], IMAGES[0]]
 
 
-def test_every_form_keeps_the_same_samples(tmp_path: Path) -> None:
-    kept = {}
-    for form, make in FORMS.items():
-        result = ur.prune(ur.PruneConfig(source=make(tmp_path / form), out=tmp_path / f"run-{form}", **FAST))
-        kept[form] = result.coreset.ids.tolist()
+def test_every_form_keeps_the_same_samples(pruned: Pruned) -> None:
+    kept = {form: pruned(form)[1].coreset.ids.tolist() for form in FORMS}
     assert len(kept["folder"]) == COUNT // 2
     assert all(ids == kept["folder"] for ids in kept.values())
 
@@ -136,10 +148,10 @@ def test_every_form_keeps_the_same_samples(tmp_path: Path) -> None:
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # webdataset's own
 @pytest.mark.parametrize("form", ["folder", "parquet", "saved", "tars", "csv"])
-def test_what_is_kept_goes_out_as_tars_that_webdataset_reads(tmp_path: Path, form: str) -> None:
+def test_what_is_kept_goes_out_as_tars_that_webdataset_reads(tmp_path: Path, pruned: Pruned, form: str) -> None:
     import webdataset as wds
 
-    result = ur.prune(ur.PruneConfig(source=FORMS[form](tmp_path / "data"), out=tmp_path / "run", **FAST))
+    source, result = pruned(form)
     ids = result.coreset.ids.tolist()
     assert ur.export(result, f"{tmp_path}/kept/", form="webdataset") == len(ids)
     index = json.loads((tmp_path / "kept" / "index.json").read_text())
@@ -148,9 +160,7 @@ def test_what_is_kept_goes_out_as_tars_that_webdataset_reads(tmp_path: Path, for
     assert [row["png"] for row in rows] == [IMAGES[number] for number in ids]
     assert [int(row["cls"]) for row in rows] == LABELS[ids].tolist()
     assert sum(shard["nsamples"] for shard in index["shardlist"]) == len(ids)
-    assert (tmp_path / "kept" / "keys.txt").read_text().splitlines() == opened(FORMS[form](tmp_path / "again")).keys(
-        ids
-    )
+    assert (tmp_path / "kept" / "keys.txt").read_text().splitlines() == opened(source).keys(ids)
     if form == "tars":
         assert all(row["json"] == b'{"a": 1}' for row in rows)
         assert [row["__key__"] for row in rows] == [f"{number:06d}" for number in ids]
@@ -159,11 +169,10 @@ def test_what_is_kept_goes_out_as_tars_that_webdataset_reads(tmp_path: Path, for
 
 
 @pytest.mark.parametrize("form", ["digits", "folder", "parquet", "saved", "csv"])
-def test_what_is_kept_is_read_by_datasets_as_images_and_classes(tmp_path: Path, form: str) -> None:
+def test_what_is_kept_is_read_by_datasets_as_images_and_classes(tmp_path: Path, pruned: Pruned, form: str) -> None:
     from datasets import load_dataset
 
-    source = {"use": "digits", "limit": 60} if form == "digits" else FORMS[form](tmp_path / "data")
-    result = ur.prune(ur.PruneConfig(source=source, out=tmp_path / "run", **FAST))
+    source, result = pruned(form)
     ur.export(result, f"{tmp_path}/kept/")
     loaded = load_dataset(f"{tmp_path}/kept", split="train", cache_dir=str(tmp_path / "cache"))
     info, ids = opened(source).info, result.coreset.ids.tolist()
@@ -179,10 +188,10 @@ def test_what_is_kept_is_read_by_datasets_as_images_and_classes(tmp_path: Path, 
         assert sorted(found) == sorted(expected)
 
 
-def test_what_is_kept_is_read_by_torchvision(tmp_path: Path) -> None:
+def test_what_is_kept_is_read_by_torchvision(tmp_path: Path, pruned: Pruned) -> None:
     from torchvision.datasets import ImageFolder
 
-    result = ur.prune(ur.PruneConfig(source=as_folder(tmp_path / "data"), out=tmp_path / "run", **FAST))
+    _, result = pruned("folder")
     ur.export(result, f"{tmp_path}/kept/")
     loaded, ids = ImageFolder(f"{tmp_path}/kept", allow_empty=True), result.coreset.ids.tolist()
     assert loaded.targets == LABELS[ids].tolist()
