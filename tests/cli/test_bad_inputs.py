@@ -466,19 +466,17 @@ def test_the_line_goes_through_in_the_same_folder_once_it_is_put_right(
     assert (tmp_path / "run" / "coreset.parquet").exists()
 
 
-@pytest.mark.parametrize("rows", [12, COUNT, COUNT + 8])
-def test_evaluate_refuses_data_that_is_no_longer_the_run_s(
-    rows: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_refuses_data_that_is_no_longer_the_run_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = parquet()(tmp_path)
     main(shlex.split(f"prune --source {data} --keep 0.5 --out {tmp_path / 'run'} {FAST}"))
-    parquet((np.arange(rows) + 1) % CLASSES)(tmp_path)
-    capsys.readouterr()
-    assert exit_code(shlex.split(f"evaluate {tmp_path / 'run'} --seeds 1 --test {data} {FAST}")) in (2, 3)
-    out, err = capsys.readouterr()
-    assert out == "" and "Traceback" not in err
-    assert re.search(r"the data|fingerprint", err)
-    assert not (tmp_path / "run" / "evaluation.json").exists()
+    for rows in (12, COUNT, COUNT + 8):
+        parquet((np.arange(rows) + 1) % CLASSES)(tmp_path)
+        capsys.readouterr()
+        assert exit_code(shlex.split(f"evaluate {tmp_path / 'run'} --seeds 1 --test {data} {FAST}")) in (2, 3)
+        out, err = capsys.readouterr()
+        assert out == "" and "Traceback" not in err
+        assert re.search(r"the data|fingerprint", err)
+        assert not (tmp_path / "run" / "evaluation.json").exists()
 
 
 def test_a_run_is_selected_from_wherever_one_stands_and_without_its_data(
@@ -497,7 +495,7 @@ def test_a_run_is_selected_from_wherever_one_stands_and_without_its_data(
     assert pq.read_table("chosen/coreset.parquet").num_rows == 12
 
 
-@pytest.mark.parametrize("name", ["2026-10-17", "123", "1e3", "true", "null", "3:25"])
+@pytest.mark.parametrize("name", ["2026-10-17", "1e3", "null"])
 def test_a_folder_may_be_called_what_yaml_would_read_as_something_else(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
