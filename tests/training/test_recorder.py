@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -356,14 +357,35 @@ def test_keeping_less_than_before_repeats_nothing(tmp_path: Path, caplog: pytest
     assert "save_probs was not set when the run was made" in caplog.text
 
 
-def test_folds_on_both_sides_of_a_batch_train_for_equally_many_epochs(tmp_path: Path) -> None:
-    fields = {"source": {"use": "digits", "limit": 127}, "score": "forgetting", "executor": "local", "keep": 0.5}
-    config = ur.PruneConfig(
-        **fields, folds=4, recipe={"epochs": 2, "min_steps": 8, "batch_size": 16}, out=str(tmp_path)
-    )
-    assert {(task.trained, task.steps, task.epochs) for task in ur.plan(config).run.tasks} == {(32, 8, 8), (31, 8, 8)}
-    ur.prune(config)
-    votes = [pq.read_table(file)["forgetting"].to_numpy() for file in sorted(tmp_path.glob("stage-00/votes/*.parquet"))]
-    # samples that were never right have the number of scored epochs, in each fold some
-    assert [len(scores) for scores in votes] == [95, 95, 95, 96]
-    assert [scores.max() for scores in votes] == [8, 8, 8, 8]
+def test_folds_on_both_sides_of_a_batch_train_alike(tmp_path: Path) -> None:
+    """Of 32, 32, 32 and 31 samples, the last one's model would take half the steps, or twice the epochs with `min_steps`."""
+    fields = {"source": {"use": "digits", "limit": 127}, "executor": "local", "keep": 0.5, "policy": "top"}
+    lengths = {"epochs": 2, "min_steps": 8, "batch_size": 16}, {"epochs": 12, "min_steps": 0, "batch_size": 16}
+    for recipe_, steps, epochs in zip(lengths, (8, 24), (4, 12), strict=True):
+        config = ur.PruneConfig(
+            **fields,
+            folds=4,
+            recipe=recipe_,
+            score="forgetting",
+            also_score=["entropy"],
+            out=str(tmp_path / str(steps)),
+        )
+        planned = {(task.trained, task.steps, task.epochs) for task in ur.plan(config).run.tasks}
+        assert planned == {(32, steps, epochs), (31, steps, epochs)}
+        ur.prune(config)
+        files = sorted((tmp_path / str(steps) / "stage-00" / "votes").glob("*.parquet"))
+        votes = [pq.read_table(file) for file in files]
+        assert [len(each) for each in votes] == [95, 95, 95, 96]
+        # samples that were never right have the number of scored epochs, in each fold some
+        assert {pc.max(each["forgetting"]).as_py() for each in votes} == {epochs}
+        unsure = [pc.mean(each["entropy"]).as_py() for each in votes]
+        assert unsure[-1] < 1.5 * max(unsure[:-1])  # with half the steps: twice as unsure
+
+
+def test_an_epoch_is_common_where_sets_differ_by_a_sample_or_must_have_equally_many_epochs() -> None:
+    by_epochs, by_steps = Recipe(epochs=15, min_steps=0), Recipe(epochs=15, min_steps=300)
+    for sizes, over, common in (([450, 449], False, None), ([128, 127], False, 128), ([128, 127, 128], True, 128)):
+        assert by_epochs.common_epoch(sizes, over_epochs=over) == common
+    assert by_epochs.model_copy(update={"drop_last": False}).common_epoch([129, 128], over_epochs=False) == 128
+    for asked, over, common in ((by_epochs, True, None), (by_steps, False, None), (by_steps, True, 300)):
+        assert asked.common_epoch([900, 300], over_epochs=over) == common  # as groups divide samples

@@ -306,9 +306,20 @@ class Recipe(Fields):
         _, per_epoch = self.epoch_plan(num_samples, workers=workers)
         return max(self.epochs, math.ceil(self.min_steps / per_epoch))
 
-    def common_epoch(self, sizes: Sequence[int]) -> int | None:
-        """Samples of an epoch by which trainings on sets of these sizes have equally many epochs; None if they have anyway."""
-        return min(sizes) if len(set(map(self.epochs_in_all, set(sizes)))) > 1 else None
+    def common_epoch(self, sizes: Sequence[int], *, over_epochs: bool) -> int | None:
+        """Samples of an epoch by which trainings on sets of these sizes are equally long; None if each has its own length.
+
+        Sets that differ by a sample always take as many steps: where one has a batch more, the larger set leaves a sample out, or the
+        last batch of the smaller one lacks one.
+
+        Args:
+            sizes: of the sets.
+            over_epochs: whether the trainings must have equally many epochs, too, where the sets differ by more.
+        """
+        small, large = min(sizes), max(sizes)
+        if large - small == 1 and self.epoch_plan(small)[1] != self.epoch_plan(large)[1]:
+            return large if self.drop_last else small
+        return small if over_epochs and len(set(map(self.epochs_in_all, set(sizes)))) > 1 else None
 
     @property
     def scoring_batch(self) -> int:

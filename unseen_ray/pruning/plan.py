@@ -303,7 +303,7 @@ def _task_plans(resolved: ResolvedRun, stages: Sequence[Stage], population: Popu
                 list(zip(folds, others, strict=True)) if config.train_on == "fold" else [(total - n, n) for n in folds]
             )
             sizes = sizes[: config.scoring.models]
-        common = recipe.common_epoch([trained for trained, _ in sizes]) if scores.over_epochs else None
+        common = recipe.common_epoch([trained for trained, _ in sizes], over_epochs=bool(scores.over_epochs))
         for trained, scored in sorted(set(sizes), reverse=True):
             samples = common or trained
             batch, steps = (0, 0) if own else recipe.plan(samples, workers=workers)

@@ -138,14 +138,14 @@ class Job:
         return recipe if epochs is None else recipe.of_epochs(epochs)
 
     def common_epoch(self, task: ScoreTask | EvalTask, population: Population) -> int | None:
-        """How many of its samples a fold trains on in each epoch, if its size does not tell.
+        """The samples by which an epoch of every fold is planned, if not by the fold's own; see `Recipe.common_epoch`.
 
-        Scores over epochs compare only where the folds have equally many epochs, which `min_steps` and `steps` do not give folds
-        that differ by a batch.
+        Votes compare only where the models are trained alike: one that takes half the steps is unsure of everything.
         """
-        if isinstance(task, EvalTask) or task.fold is None or self.config.fit or not self.resolved.scores.over_epochs:
+        if isinstance(task, EvalTask) or task.fold is None or self.config.fit:
             return None
-        return self.config.recipe.common_epoch(train_sizes(self.config, population))
+        over_epochs = bool(self.resolved.scores.over_epochs)
+        return self.config.recipe.common_epoch(train_sizes(self.config, population), over_epochs=over_epochs)
 
     def fit_key(self, task: ScoreTask | EvalTask, population: Population) -> str:
         """The name of a task's trained model: a digest of everything that determines it."""

@@ -43,7 +43,7 @@ class FitPlan:
         seed: `core.seeds.fit_seed`'s.
         shard: this worker's part of every batch.
         draw: what an epoch takes of the training ids; None for all of them.
-        common_epoch: how many of the training ids an epoch takes, in an order of its own; None for all of them.
+        common_epoch: the samples by which its length is planned; None for those of an epoch.
     """
 
     ids_M: IdArray
@@ -57,7 +57,7 @@ class FitPlan:
 
     @property
     def samples(self) -> int:
-        """Samples of an epoch."""
+        """Samples by which the length is planned: of an epoch, unless `common_epoch` says otherwise."""
         return self.common_epoch or (len(self.ids_M) if self.draw is None else self.draw.size)
 
     def of_epoch(self, epoch: int) -> tuple[IdArray, IntArray]:
@@ -177,7 +177,7 @@ def _epoch(
     started, before, epoch, shard = time.perf_counter(), state.stats, state.stats.epoch, plan.shard
     device, (batch, per_epoch, total) = loader.pixels.device, plan.sizes()
     steps = min(per_epoch, total - epoch * per_epoch)
-    samples = min(steps * batch, plan.samples)
+    samples = min(steps * batch, plan.samples, len(plan.ids_M))
     sums = _begin_epoch(trainer, plan, state, device)
     for step, (inputs, labels) in enumerate(_batches(loader, plan, state, (steps, batch)), start=state.steps):
         rate = learning_rate(epoch * per_epoch + step, total, per_epoch, plan.recipe)
