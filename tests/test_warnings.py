@@ -21,7 +21,7 @@ RIGHT = np.arange(400) >= 100
 def table(p_label: np.ndarray | float = 0.5, **more: np.ndarray) -> pa.Table:
     preds = np.where(RIGHT, LABELS, (LABELS + 1) % 4)
     columns = {"id": np.arange(400), "label": LABELS, "pred": preds, "p_label": np.broadcast_to(p_label, 400)}
-    return pa.table({**columns, "entropy": np.linspace(1, 0, 400), **more})
+    return pa.table({**columns, "votes": np.full(400, 3), "entropy": np.linspace(1, 0, 400), **more})
 
 
 def config(**fields: object) -> PruneConfig:
@@ -72,6 +72,15 @@ def test_beta_by_another_score_than_its_own_is_warned_of(
     warn_of_beta(config(policy={"use": "beta", "mu": 0.5}))
     warn_of_beta(config(policy="ccs"))
     assert not caplog.text
+
+
+def test_a_choice_by_the_number_of_votes_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    votes = table(votes=1 + np.arange(400) // 200)
+    of_one, alike = np.arange(150), np.flatnonzero(np.arange(400) % 8 < 4)
+    text = said(caplog, config(policy="random"), votes, of_one, ())
+    assert "75 % of those with 1 are kept, and 0 % of those with 2" in text
+    assert not said(caplog, config(policy="random"), votes, alike, ())
+    assert "votes" not in said(caplog, config(policy="random"), table(), of_one, ())
 
 
 def test_classes_left_almost_empty_are_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -130,7 +139,8 @@ def test_classes_of_a_long_run_are_judged_by_their_sizes(tmp_path: Path, caplog:
     rng = np.random.default_rng(0)
     labels, kept = rng.integers(0, 100, 6000), np.sort(rng.permutation(6000)[:1800])
     columns = {"id": np.arange(6000), "label": labels, "pred": labels, "p_label": np.full(6000, 0.5, np.float32)}
-    scores = pa.table({**columns, "entropy": rng.random(6000, np.float32), "std_entropy": np.zeros(6000, np.float32)})
+    values = {"votes": np.full(6000, 3), "entropy": rng.random(6000, np.float32)}
+    scores = pa.table({**columns, **values, "std_entropy": np.zeros(6000, np.float32)})
     files = write_table(Folder(str(tmp_path)), "scores.parquet", scores, part_rows=1000)
     long = StoredTable(Folder(str(tmp_path)), "scores.parquet", files)
 
