@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import ray
 import torch
 from ray import PlacementGroupID
+from ray.cluster_utils import Cluster
 from ray.exceptions import ActorDiedError
 from ray.train import PreemptionError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
@@ -20,6 +22,7 @@ from ray.train.v2.api.preemption import PreemptionInfo
 from ray.util.placement_group import PlacementGroup
 
 import unseen_ray as ur
+from unseen_ray.execution.ray import data_parallel
 from unseen_ray.execution.ray.data_parallel import _classify
 from unseen_ray.runs.manifest_entries import Receipt
 from unseen_ray.runs.tasks import Progress
@@ -107,6 +110,10 @@ def test_what_ends_a_shared_training_is_told_by_types() -> None:
 def test_a_batch_that_cannot_be_shared_and_a_cluster_too_small_are_refused(tmp_path: Path, session: None) -> None:
     with pytest.raises(ur.ConfigError, match=r"recipe.batch_size=64 is not divisible by gpus_per_fit=3. Use 63"):
         ur.PruneConfig(**FIELDS, out=str(tmp_path), gpus_per_fit=3)
+    with pytest.raises(ur.ConfigError, match=r"min_gpus_per_fit=1 has no effect with recipe.deterministic: true"):
+        ur.PruneConfig(**FIELDS, gpus_per_fit=2, min_gpus_per_fit=1, recipe={"deterministic": True})
+    with pytest.raises(ur.ConfigError, match=r"min_gpus_per_fit=2 must be less than gpus_per_fit=2"):
+        ur.PruneConfig(**FIELDS, gpus_per_fit=2, min_gpus_per_fit=2)
     with pytest.raises(ur.ConfigError, match=r"gpus_per_fit=64 workers of 1 CPU and 0 GPU do not fit on the cluster"):
         ur.prune(ur.PruneConfig(**FIELDS, out=str(tmp_path), gpus_per_fit=64))
 
@@ -170,3 +177,40 @@ def test_workers_end_when_nobody_waits_for_them(tmp_path: Path, session: None) -
     # Ray Train's cleaner asks the dashboard whether its controller lives; this cluster has none, and other tests need the CPUs.
     for name in ray.util.placement_group_table():
         ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
+
+
+@pytest.mark.slow
+def test_a_fit_goes_on_with_fewer_workers_and_takes_more_again(
+    alone: None, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From four workers to two, as a node is lost, and back to four, as one joins."""
+    caplog.set_level("INFO", "unseen_ray")
+    monkeypatch.setattr(data_parallel, "_RESIZE_AFTER_S", 5.0)
+    small = {"include_dashboard": False, "object_store_memory": 200 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, **small})
+    nodes = [cluster.add_node(num_cpus=2, num_gpus=0, **small)]
+    epochs: list[int] = []
+
+    def observe(event: object) -> None:
+        if isinstance(event, Progress) and event.task == "stage 1" and event.doing == "train" and event.done:
+            epochs.append(event.done)
+            if event.done >= 20 and len(nodes) == 1:
+                cluster.remove_node(nodes[0], allow_graceful=False)
+                nodes.append(None)
+            if event.done > 60 and nodes[-1] is None:
+                nodes[-1] = cluster.add_node(num_cpus=2, num_gpus=0, **small)
+
+    try:
+        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+        cluster.wait_for_nodes()
+        shared = {"gpus_per_fit": 4, "min_gpus_per_fit": 2, "recipe": {"epochs": 400}}
+        result = ur.prune(ur.PruneConfig(**FIELDS, **shared, out=str(tmp_path)), on_event=observe)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    sizes = re.findall(r"stage 1: (\d) workers train one model together", caplog.text)
+    assert sizes[0] == "4" and sizes[-1] == "4" and "2" in sizes, caplog.text
+    assert epochs.count(1) == 1 and epochs[-1] == 400
+    receipt = result.manifest.stages[1]["tasks"][0]
+    assert receipt["accuracy"] > 0.98
+    assert 2 * receipt["seconds"] < receipt["worker_seconds"] < 4 * receipt["seconds"]

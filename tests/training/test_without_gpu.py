@@ -83,11 +83,11 @@ def test_folds_that_share_a_gpu_cost_their_part_of_it_and_a_fit_on_several_all_o
     later = ScoreTask(stage=1, index=0, fold=None, repeat=0, train=ids, scored=ids)
     measured = EvalTask(index=0, arm="coreset", selection=0, repeat=0, train=ids)
     shared = job_of(tmp_path, gpus_per_fold=0.25)
-    assert [shared.worker_seconds(task, 100, 20) for task in (fold, later, measured)] == [30, 30, 30]
+    assert [shared.worker_seconds(task, 100, 20, 0) for task in (fold, later, measured)] == [30, 30, 30]
     together = job_of(tmp_path, gpus_per_fold=0.25, gpus_per_fit=2)
-    assert [together.worker_seconds(task, 100, 20) for task in (fold, later, measured)] == [30, 65, 65]
+    assert [together.worker_seconds(task, 100, 20, 40) for task in (fold, later, measured)] == [30, 65, 65]
     on_cpus = job_of(tmp_path, gpus_per_fold=0)
-    assert on_cpus.worker_seconds(fold, 100, 20) == 120
+    assert on_cpus.worker_seconds(fold, 100, 20, 20) == 120
 
 
 def test_a_deterministic_run_that_goes_on_on_another_device_says_so(

@@ -185,10 +185,20 @@ def _is_number(value: Any) -> bool:
 
 def _check_share(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Workers must share a batch evenly, so that the mean of their gradients is the gradient of the batch."""
-    workers, recipes = values["gpus_per_fit"], {"recipe": values["recipe"]}
+    workers, fewest, recipes = values["gpus_per_fit"], values["min_gpus_per_fit"], {"recipe": values["recipe"]}
     recipes["scoring.recipe"] = getattr(values["scoring"], "recipe", None)
     sizes = {field: getattr(recipe, "batch_size", None) for field, recipe in recipes.items()}
-    return [
+    problems = []
+    if fewest is not None and fewest >= workers:
+        problems.append(
+            f"min_gpus_per_fit={fewest} must be less than gpus_per_fit={workers}. Lower it or leave it out."
+        )
+    if fewest is not None and getattr(values["recipe"], "deterministic", False):
+        problems.append(
+            f"min_gpus_per_fit={fewest} has no effect with recipe.deterministic: true: another number of workers computes other bits. "
+            "Remove one of the two."
+        )
+    return problems + [
         f"{field}.batch_size={size} is not divisible by gpus_per_fit={workers}. Use {max(size // workers, 1) * workers}, for example."
         for field, size in sizes.items()
         if size is not None and size % workers
@@ -307,7 +317,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("score", "also_score", "policy", "guard", "model", "fit"), _check_plugs),
     (("source", "test"), _check_sources),
     (("mode", "fit", "executor", "guard", "policy"), _check_effect),
-    (("gpus_per_fit", "recipe", "scoring"), _check_share),
+    (("gpus_per_fit", "min_gpus_per_fit", "recipe", "scoring"), _check_share),
     (("mode", "recipe", "scoring"), _check_init),
     (("scoring", "folds", "mode", "train_on", "recipe", "fit"), check_scoring),
     (("placement", "executor"), _check_placement),

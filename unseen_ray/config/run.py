@@ -67,7 +67,13 @@ FREE_FIELDS = (
 )
 """Fields that cannot change which ids are selected: a run may be resumed with other values."""
 
-_LATER: dict[str, Any] = {"scoring": {}, "group": None, "placement": None, "max_preemptions": 20}
+_LATER: dict[str, Any] = {
+    "scoring": {},
+    "group": None,
+    "placement": None,
+    "max_preemptions": 20,
+    "min_gpus_per_fit": None,
+}
 """Fields that older stored runs do not have, with the values by which they are left out."""
 
 _PLACES, _LISTS = {"source", "test", "group"}, {"also_score", "log_to"}
@@ -238,6 +244,13 @@ class PruneConfig(Fields):
     )
     gpus_per_fit: int = setting(
         1, "GPUs (or CPU workers) that share one training in later stages and in evaluate", "cluster", rare=True, ge=1
+    )
+    min_gpus_per_fit: int | None = setting(
+        None,
+        "fewest of gpus_per_fit with which such a training goes on when workers are lost, until they come back; default: all of them",
+        "cluster",
+        rare=True,
+        ge=1,
     )
     placement: dict[str, Any] | None = setting(
         None,

@@ -42,7 +42,7 @@ __all__ = ["evaluate"]
 
 logger = logging.getLogger(__name__)
 
-_CHANGES = ("model", "recipe", "threads", "gpus_per_fit", "log_to", "group", *EXECUTOR_FIELDS)
+_CHANGES = ("model", "recipe", "threads", "gpus_per_fit", "min_gpus_per_fit", "log_to", "group", *EXECUTOR_FIELDS)
 
 
 @with_keywords(MeasureFields)
@@ -152,7 +152,7 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
         asked["recipe"] = recipe_values(recipe, base=done.config.recipe)
     # The run's values of these mean something only on Ray, and one process refuses them.
     if asked.get("executor") == "local":
-        asked = {"address": None, "gpus_per_fit": 1, "placement": None, **asked}
+        asked = {"address": None, "gpus_per_fit": 1, "min_gpus_per_fit": None, "placement": None, **asked}
     if done.config.fit is not None and "model" in changes:
         asked["fit"] = None
     config = done.config.changed(**asked)
@@ -272,6 +272,7 @@ def _given(done: PruneResult, config: PruneConfig) -> dict[str, Any]:
     given["scoring"] = scoring.model_copy(update={"share": scoring.share})
     if config.executor == "local":
         given.pop("gpus_per_fit", None)
+        given.pop("min_gpus_per_fit", None)
     return given | {name: getattr(config, name) for name in ("log_to", *EXECUTOR_FIELDS)}
 
 
@@ -279,4 +280,5 @@ def _digest(config: PruneConfig) -> str:
     """Six hexadecimal digits that differ between evaluations of one run that train or measure differently."""
     values = config.to_json()
     said = [values[name] for name in ("model", "recipe", "threads", "test", "gpus_per_fit")]
+    said += [] if config.min_gpus_per_fit is None else [config.min_gpus_per_fit]
     return sha256_of(json.dumps(said, sort_keys=True).encode())[:6]

@@ -121,16 +121,17 @@ class Job:
         alone = task.fold is None if isinstance(task, ScoreTask) else task.measured is None
         return self.resolved.workers_of_fit(of_fold=not alone)
 
-    def worker_seconds(self, task: ScoreTask | EvalTask, seconds: float, earlier_s: float) -> float:
+    def worker_seconds(self, task: ScoreTask | EvalTask, seconds: float, earlier_s: float, shared_s: float) -> float:
         """Seconds of workers that a task took; of a GPU that folds share, a fold's part.
 
         Args:
             task: the task.
             seconds: of the worker that ended it.
-            earlier_s: before, of each worker of its fit.
+            earlier_s: before, where one worker trained it.
+            shared_s: before, of all workers of a fit that several shared.
         """
-        share, workers = self.config.gpus_per_fold or 1.0, self.workers_of(task)
-        return round(seconds * share + earlier_s * (workers if workers > 1 else share), 3)
+        share = self.config.gpus_per_fold or 1.0
+        return round(seconds * share + (shared_s if self.workers_of(task) > 1 else earlier_s * share), 3)
 
     def recipe_of(self, task: ScoreTask | EvalTask) -> Recipe:
         """The recipe of a task's model: the run's, with the task's own number of epochs if it has one."""
@@ -155,6 +156,7 @@ class Job:
             "seed": config.seed,
             "threads": config.threads,
             "workers": self.workers_of(task),
+            **({} if config.min_gpus_per_fit is None else {"fewest_workers": config.min_gpus_per_fit}),
             "recipe": None if config.fit else _determining(self.recipe_of(task)),
             "model": None if config.fit else jsonable(config.model),
             "fit": jsonable(config.fit),

@@ -186,7 +186,7 @@ class ModelTask:
             accuracy=float(is_right.mean()),
             class_accuracy=tuple(float(c / n) if n else math.nan for c, n in zip(correct, present, strict=True)),
             seconds=round(seconds + stats.earlier_s, 3),
-            worker_seconds=job.worker_seconds(task, seconds, stats.earlier_s),
+            worker_seconds=job.worker_seconds(task, seconds, stats.earlier_s, stats.shared_s),
             node=platform.node(),
             device=self.runner.device,
         )
@@ -234,6 +234,7 @@ class ModelTask:
             recipe=runner.job.recipe_of(task),
             seed=seed,
             shard=shard,
+            workers=runner.job.workers_of(task),
             draw=task.draw if isinstance(task, EvalTask) else None,
             common_epoch=runner.job.common_epoch(task, runner.population),
         )

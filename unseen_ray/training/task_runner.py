@@ -198,7 +198,8 @@ class ScoringTask:
         epoch = job.common_epoch(self.task, runner.population) or trained
         # A fit that was resumed also took the seconds of its earlier starts, on all of its workers.
         seconds, earlier_s = time.perf_counter() - self._started, 0.0 if stats is None else stats.earlier_s
-        worker_seconds = job.worker_seconds(self.task, seconds, earlier_s)
+        shared_s = 0.0 if stats is None else stats.shared_s
+        worker_seconds = job.worker_seconds(self.task, seconds, earlier_s, shared_s)
         return Receipt(
             index=self.task.index,
             task=self.task.name,

@@ -42,7 +42,18 @@ __all__ = ["evaluate"]
     "table  [default: epochs]",
 )
 @field_options(
-    only=("test", "model", "recipe", "threads", "gpus_per_fit", "log_to", "group", *EXECUTOR_FIELDS, *NAMED_FIELDS),
+    only=(
+        "test",
+        "model",
+        "recipe",
+        "threads",
+        "gpus_per_fit",
+        "min_gpus_per_fit",
+        "log_to",
+        "group",
+        *EXECUTOR_FIELDS,
+        *NAMED_FIELDS,
+    ),
     inherited=True,
 )
 @click.option("--json", "as_json", is_flag=True, help="print the table as JSON")

@@ -78,6 +78,7 @@ class CommonFields(ScoreFields, total=False):
     cpus_per_fold: float | None
     gpus_per_fold: float | None
     gpus_per_fit: int
+    min_gpus_per_fit: int | None
     placement: Mapping[str, Any] | None
     max_retries: int
     max_preemptions: int
@@ -101,6 +102,7 @@ class MeasureFields(TypedDict, total=False):
     recipe: str | Mapping[str, Any] | Recipe
     threads: int
     gpus_per_fit: int
+    min_gpus_per_fit: int | None
     log_to: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
     group: PathLike | Mapping[str, Any] | None
     executor: Literal["ray", "local"]

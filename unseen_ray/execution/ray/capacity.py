@@ -174,7 +174,7 @@ def check_fits(config: PruneConfig, capacity: Capacity) -> Resources:
     capacity = capacity.having(fit_selectors(config))
     request = fold_request(config, capacity)
     check_feasible(capacity, request)
-    check_enough(capacity, fit_request(request), config.gpus_per_fit)
+    check_enough(capacity, fit_request(request), config.min_gpus_per_fit or config.gpus_per_fit)
     return request
 
 

@@ -7,6 +7,7 @@ resumes from that checkpoint after a worker was lost; Ray Train keeps no checkpo
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +43,18 @@ _POLL_S = 0.5
 # Gloo raises a plain RuntimeError where the other end is gone.
 _BROKEN = ("Connection closed by peer", "Connection reset by peer")
 
+_RESIZE_AFTER_S = 300.0  # to start workers anew takes half a minute
+_RESIZED: tuple[Failure, str] = ("preempted", "the cluster has room for another number of workers")  # no failure
+
 Outcome = tuple[Failure, str] | None
 
 
 def train_together(
     job: Job, shared: tuple[Any, ...], task: ScoreTask | EvalTask, pool: FoldPool, on_event: Observer
 ) -> None:
-    """Train a task's model on `gpus_per_fit` workers, which leave it in the fit's last checkpoint.
+    """Train a task's model on several workers, which leave it in the fit's last checkpoint.
+
+    They are `gpus_per_fit`, or with `min_gpus_per_fit` as many of them as the cluster has room for; a change of that starts others.
 
     Args:
         job: with the hardware resolved.
@@ -64,13 +70,17 @@ def train_together(
     """
     pool.request_actors(0)
     attempts = Attempts(job.config.max_retries, job.config.max_preemptions)
-    logger.info("%s: %d workers train one model together", task.name, job.workers_of(task))
 
     def observe(event: Progress | Receipt | EvalResult) -> None:
         attempts.note(event)
         on_event(event)
 
     while (outcome := _attempt(job, shared, task, pool, observe)) is not None:
+        if outcome is _RESIZED:
+            logger.info(
+                "%s: the cluster has room for another number of workers; resuming from its checkpoint", task.name
+            )
+            continue
         kind, reason = outcome
         if attempts.failed(kind) == "give up":
             raise FoldFailedError(task.name, attempts.count, reason)
@@ -82,19 +92,28 @@ def _attempt(
     job: Job, shared: tuple[Any, ...], task: ScoreTask | EvalTask, pool: FoldPool, on_event: Observer
 ) -> Outcome:
     """Start the workers once and follow them; returns what failed, or None."""
+    workers = _workers(job, task, pool)
+    logger.info("%s: %d workers train one model together", task.name, workers)
     driver = _start_driver()
     try:
         storage = Folder(job.out).path(CHECKPOINTS)
-        ended = driver.train.remote(
-            shared, task, job.workers_of(task), fit_request(pool.request), storage, pool.selectors[:1]
-        )
-        return _follow(driver, ended, job, task, pool, on_event)
+        ended = driver.train.remote(shared, task, workers, fit_request(pool.request), storage, pool.selectors[:1])
+        return _follow(driver, ended, job, task, pool, workers, on_event)
     except RayTaskError as error:
         return "error", f"the actor that starts the workers raised an error:\n{error}"
     except RayError as error:
         return "worker lost", f"the actor that starts the workers: {type(error).__name__}"
     finally:
         ray.kill(driver)  # this also ends Ray Train's controller and workers, should they still run
+
+
+def _workers(job: Job, task: ScoreTask | EvalTask, pool: FoldPool) -> int:
+    """How many workers to start: as many as fit now, of the numbers that divide a batch evenly; at least the fewest allowed."""
+    most = job.workers_of(task)
+    fewest = job.config.min_gpus_per_fit or most
+    allowed = [number for number in range(fewest, most + 1) if most % number == 0]
+    room = pool.room(fit_request(pool.request))
+    return max((number for number in allowed if number <= room), default=allowed[0])
 
 
 def _start_driver() -> Any:
@@ -112,16 +131,16 @@ def _start_driver() -> Any:
 
 
 def _follow(
-    driver: Any, ended: Any, job: Job, task: ScoreTask | EvalTask, pool: FoldPool, on_event: Observer
+    driver: Any, ended: Any, job: Job, task: ScoreTask | EvalTask, pool: FoldPool, count: int, on_event: Observer
 ) -> Outcome:
-    """Pass on the workers' events until they have ended; ClusterError if the cluster has no room for them for too long."""
-    count, request = job.workers_of(task), fit_request(pool.request)
+    """Pass on the workers' events until they have ended, or another number of them fits; ClusterError if none fits for too long."""
+    request = fit_request(pool.request)
     workers = f"{count} workers of {request['CPU']:g} CPU and {request['GPU']:g} GPU"
     otherwise = (
         f"{task.name} requested {workers}, for which the cluster had no room for wait_s={job.config.wait_s:g} s. Raise wait_s, "
         "lower gpus_per_fit, or start more nodes (ray start --address); then run the same line again: what was finished is kept."
     )
-    waiting, has_started = Wait(requested=workers, wait_s=job.config.wait_s), False
+    waiting, has_started, began = Wait(requested=workers, wait_s=job.config.wait_s), False, time.monotonic()
     while True:
         done, _ = ray.wait([ended], timeout=_POLL_S)
         for event in ray.get(driver.take.remote()):
@@ -132,6 +151,9 @@ def _follow(
         if done:
             outcome: Outcome = ray.get(ended)
             return outcome
+        fit_now, is_due = _workers(job, task, pool), time.monotonic() - began > _RESIZE_AFTER_S
+        if (fit_now > count and is_due) if has_started else fit_now < count:
+            return _RESIZED
         may_come = has_started or pool.room(request) >= count  # other work may hold what they need
         is_busy = waiting_for(pool.capacity, request) > 0
         pool.waited_s += waiting.check(came=has_started, may_come=may_come, is_busy=is_busy, otherwise=otherwise)

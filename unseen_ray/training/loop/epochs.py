@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["EpochStats"]
 
@@ -20,6 +20,7 @@ class EpochStats:
         images_per_s: training speed.
         seconds: of all epochs so far, over all starts of the fit.
         earlier_s: of these, spent by earlier starts or other workers.
+        shared_s: seconds of all workers, where several share the fit.
     """
 
     epoch: int
@@ -29,6 +30,11 @@ class EpochStats:
     images_per_s: float = math.nan
     seconds: float = 0.0
     earlier_s: float = 0.0
+    shared_s: float = 0.0
+
+    def after(self, seconds: float, workers: int) -> EpochStats:
+        """The same after so many more seconds of so many workers."""
+        return replace(self, seconds=self.seconds + seconds, shared_s=self.shared_s + seconds * workers)
 
     @property
     def trained_s(self) -> float:

@@ -42,6 +42,7 @@ class FitPlan:
         recipe: with `precision` resolved.
         seed: `core.seeds.fit_seed`'s.
         shard: this worker's part of every batch.
+        workers: by how many every batch can be divided evenly, which is what sizes follow; `shard` may be of fewer.
         draw: what an epoch takes of the training ids; None for all of them.
         common_epoch: the samples by which its length is planned; None for those of an epoch.
     """
@@ -52,6 +53,7 @@ class FitPlan:
     recipe: Recipe
     seed: int
     shard: WorkerShare = field(default_factory=WorkerShare)
+    workers: int = 1
     draw: EpochDraw | None = None
     common_epoch: int | None = None
 
@@ -76,14 +78,14 @@ class FitPlan:
 
     def sizes(self) -> tuple[int, int, int]:
         """Batch size over all workers, steps of an epoch, steps in all."""
-        batch, per_epoch = self.recipe.epoch_plan(self.samples, workers=self.shard.workers)
-        _, total = self.recipe.plan(self.samples, workers=self.shard.workers)
+        batch, per_epoch = self.recipe.epoch_plan(self.samples, workers=self.workers)
+        _, total = self.recipe.plan(self.samples, workers=self.workers)
         return batch, per_epoch, total
 
     @property
     def epochs(self) -> int:
         """How many epochs it has, the last one perhaps cut short."""
-        return self.recipe.epochs_in_all(self.samples, workers=self.shard.workers)
+        return self.recipe.epochs_in_all(self.samples, workers=self.workers)
 
 
 def fit(
@@ -116,7 +118,7 @@ def fit(
     trainer = _trainer(model, loader, plan, replicas=plan.shard.workers)
     state, writer = TrainState(EpochStats(epoch=0, epochs=plan.epochs)), None
     if checkpoints is not None:
-        state = resumed(trainer, checkpoints, state, rank=plan.shard.rank, recorder=recorder)
+        state = resumed(trainer, checkpoints, state, shard=plan.shard, recorder=recorder)
         _check_same_state(state, plan.shard, device)
         writer = CheckpointWriter(trainer, checkpoints, plan.shard, recorder)
         if state.stats.epoch:
@@ -135,7 +137,7 @@ def finished_fit(model: nn.Module, loader: BatchLoader, plan: FitPlan, checkpoin
         StorageError: if there is none, or it is not of the last epoch.
     """
     trainer = _trainer(model, loader, plan, replicas=1)
-    stats = resumed(trainer, checkpoints, TrainState(EpochStats(epoch=0, epochs=1))).stats
+    stats = resumed(trainer, checkpoints, TrainState(EpochStats(epoch=0, epochs=1)), shard=WorkerShare()).stats
     if stats.epoch < stats.epochs:
         raise StorageError(
             f"the model that several workers trained is not in {checkpoints.path()}. Is `out` on storage that every "
@@ -186,8 +188,8 @@ def _epoch(
         sums[0] += loss / shard.workers
         sums[1] += right
         if writer is not None and step + 1 < steps and writer.due_within(step, device):
-            spent = before.seconds + time.perf_counter() - started
-            writer.write(TrainState.within(replace(before, seconds=spent), step + 1, sums, device))
+            now = before.after(time.perf_counter() - started, shard.workers)
+            writer.write(TrainState.within(now, step + 1, sums, device))
     if shard.workers > 1:
         torch.distributed.all_reduce(sums)
     mean_loss = _finite(float(sums[0]) / steps, epoch, plan.recipe)
@@ -195,14 +197,12 @@ def _epoch(
     if recorder is not None:
         with trainer.averaged():
             recorder.record(epoch + 1)
-    return EpochStats(
+    return replace(
+        before.after(time.perf_counter() - started, shard.workers),  # with the recording, which is no training speed
         epoch=epoch + 1,
-        epochs=before.epochs,
         loss=mean_loss,
         accuracy=float(sums[1]) / samples,
         images_per_s=(samples - min(state.steps * batch, samples)) / seconds,
-        seconds=before.seconds + time.perf_counter() - started,  # with the recording, which is no training speed
-        earlier_s=before.earlier_s,
     )
 
 

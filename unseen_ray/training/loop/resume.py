@@ -14,6 +14,8 @@ from unseen_ray.training.host import PreemptedError, is_leaving
 from unseen_ray.training.loop.epochs import EpochStats
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from unseen_ray.training.loop.batches import WorkerShare
     from unseen_ray.training.loop.checkpoints import Checkpoints
     from unseen_ray.training.loop.trainer import Trainer
@@ -155,12 +157,19 @@ class CheckpointWriter:
         self.checkpoints.write(tensors, position)
 
 
+def _sums(tensors: Mapping[str, Tensor], shard: WorkerShare) -> Tensor:
+    """This worker's sums; those of workers that are there no more go to the first, so that none is lost."""
+    ranks = [shard.rank] if shard.rank else [0, *range(shard.workers, len(tensors))]
+    found = [tensors[name] for name in (_of_worker(_SUMS, rank) for rank in ranks) if name in tensors]
+    return torch.stack([torch.zeros(2), *found]).sum(0)
+
+
 def resumed(
     trainer: Trainer,
     checkpoints: Checkpoints,
     fresh: TrainState,
     *,
-    rank: int = 0,
+    shard: WorkerShare,
     recorder: TrajectoryRecorder | None = None,
 ) -> TrainState:
     """The state of the last checkpoint, restored into the trainer; `fresh` where no checkpoint can be used.
@@ -169,7 +178,7 @@ def resumed(
         trainer: of the model; left as it is if no checkpoint can be used.
         checkpoints: the fit's.
         fresh: the state before the first epoch.
-        rank: of this worker among those of the fit.
+        shard: this worker's part of the fit; there may be more workers now than when it was written, or fewer.
         recorder: of scores over epochs, if there are any.
     """
     saved = checkpoints.read()
@@ -182,9 +191,9 @@ def resumed(
         stats = EpochStats(**{**position, "earlier_s": position["seconds"]})
         if recorder is not None and not (recorded == recorder.key() and recorder.fits(tensors, stats.epoch)):
             raise ValueError("it holds other scores over epochs")
-        own = {name: _of_worker(name, rank) for name in (_CPU, _GPU)}
+        own = {name: _of_worker(name, shard.rank) for name in (_CPU, _GPU)}
         generators = {name: tensors[kept] for name, kept in own.items() if kept in tensors}
-        state = TrainState(stats, steps, tensors[_of_worker(_SUMS, rank)], generators) if steps else TrainState(stats)
+        state = TrainState(stats, steps, _sums(tensors, shard), generators) if steps else TrainState(stats)
         trainer.restore(tensors, scale)
         if recorder is not None:
             with trainer.averaged():  # what predicted before predicts again
