@@ -19,7 +19,9 @@ import unseen_ray as ur
 from tests.training.fitting import fetch, recipe, train, train_and_save
 from unseen_ray.errors import StorageError
 from unseen_ray.storage.filesystem import Folder
+from unseen_ray.training.loop.batches import WorkerShare
 from unseen_ray.training.loop.checkpoints import Checkpoints
+from unseen_ray.training.loop.resume import _sums
 
 EPOCHS, KILLS = 120, 20
 
@@ -266,3 +268,12 @@ def test_a_model_that_was_trained_elsewhere_and_is_not_there_is_named(tmp_path: 
     fetched, stats = fetch(tmp_path, recipe(3))
     assert stats.epoch == 3
     assert torch.equal(trained[6].weight, fetched[6].weight)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+def test_what_workers_had_counted_is_kept_with_fewer_or_more_of_them(workers: int) -> None:
+    """Within an epoch each holds its own sums: those of workers that are gone go to the first one, a new one begins at zero."""
+    saved = {f"within.sums{f'.{rank}' if rank else ''}": torch.tensor([1.0, 10.0]) * 2**rank for rank in range(4)}
+    found = torch.stack([_sums(saved, WorkerShare(rank, workers)) for rank in range(workers)])
+    assert found.sum(0).tolist() == [15.0, 150.0]
+    assert [found[rank, 0].item() for rank in range(1, workers)] == [2.0, 4.0, 8.0, 0.0, 0.0, 0.0, 0.0][: workers - 1]
