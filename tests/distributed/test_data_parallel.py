@@ -197,20 +197,20 @@ def test_a_fit_goes_on_with_fewer_workers_and_takes_more_again(
             if event.done >= 20 and len(nodes) == 1:
                 cluster.remove_node(nodes[0], allow_graceful=False)
                 nodes.append(None)
-            if event.done > 60 and nodes[-1] is None:
+            if event.done > 40 and nodes[-1] is None:
                 nodes[-1] = cluster.add_node(num_cpus=2, num_gpus=0, **small)
 
     try:
         ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
         cluster.wait_for_nodes()
-        shared = {"gpus_per_fit": 4, "min_gpus_per_fit": 2, "recipe": {"epochs": 300}}
+        shared = {"gpus_per_fit": 4, "min_gpus_per_fit": 2, "recipe": {"epochs": 150, "batch_size": 32}}
         result = ur.prune(ur.PruneConfig(**FIELDS, **shared, out=str(tmp_path)), on_event=observe)
     finally:
         ray.shutdown()
         cluster.shutdown()
     sizes = re.findall(r"stage 1: (\d) workers train one model together", caplog.text)
     assert sizes[0] == "4" and sizes[-1] == "4" and "2" in sizes, caplog.text
-    assert epochs.count(1) == 1 and epochs[-1] == 300
+    assert epochs.count(1) == 1 and epochs[-1] == 150
     receipt = result.manifest.stages[1]["tasks"][0]
     assert receipt["accuracy"] > 0.98
     assert 2 * receipt["seconds"] < receipt["worker_seconds"] < 4 * receipt["seconds"]

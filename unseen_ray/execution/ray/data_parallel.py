@@ -141,6 +141,7 @@ def _follow(
         "lower gpus_per_fit, or start more nodes (ray start --address); then run the same line again: what was finished is kept."
     )
     waiting, has_started, began = Wait(requested=workers, wait_s=job.config.wait_s), False, time.monotonic()
+    leaves: Any = None
     while True:
         done, _ = ray.wait([ended], timeout=_POLL_S)
         for event in ray.get(driver.take.remote()):
@@ -150,10 +151,12 @@ def _follow(
             on_event(event)
         if done:
             outcome: Outcome = ray.get(ended)
-            return outcome
-        fit_now, is_due = _workers(job, task, pool), time.monotonic() - began > _RESIZE_AFTER_S
-        if (fit_now > count and is_due) if has_started else fit_now < count:
+            return _RESIZED if leaves and outcome is not None and outcome[0] == "preempted" else outcome
+        fit_now = _workers(job, task, pool)
+        if fit_now < count and not has_started:
             return _RESIZED
+        if fit_now > count and not leaves and time.monotonic() - began > _RESIZE_AFTER_S:
+            leaves = driver.leave.remote()
         may_come = has_started or pool.room(request) >= count  # other work may hold what they need
         is_busy = waiting_for(pool.capacity, request) > 0
         pool.waited_s += waiting.check(came=has_started, may_come=may_come, is_busy=is_busy, otherwise=otherwise)
@@ -164,10 +167,16 @@ class TrainDriver:
 
     def __init__(self) -> None:
         self._events: list[Progress | UnseenError] = []
+        self._leaves = False
 
-    def put(self, event: Progress | UnseenError) -> None:
-        """Take a worker's event."""
+    def put(self, event: Progress | UnseenError) -> bool:
+        """Take a worker's event; whether the workers shall write a checkpoint and stop."""
         self._events.append(event)
+        return self._leaves
+
+    def leave(self) -> None:
+        """Have the workers write a checkpoint and stop. To kill this actor would leave what Ray has reserved for them reserved."""
+        self._leaves = True
 
     def take(self) -> list[Progress | UnseenError]:
         """The events since the last call, in order."""
@@ -215,7 +224,7 @@ def _train_shard(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     from unseen_ray.training.hardware import device_name
-    from unseen_ray.training.host import claim_process
+    from unseen_ray.training.host import claim_process, leave_node
     from unseen_ray.training.loop.batches import WorkerShare
     from unseen_ray.training.model_task import ModelTask
     from unseen_ray.training.task_runner import TaskRunner
@@ -238,8 +247,8 @@ def _train_shard(config: dict[str, Any]) -> None:
             device=device_name(device),
         )
         for progress in ModelTask(runner=runner, device=device).train_shard(config["task"], shard):
-            if shard.rank == 0:
-                ray.get(driver.put.remote(progress))
+            if shard.rank == 0 and ray.get(driver.put.remote(progress)):
+                leave_node()
     except UnseenError as error:
         ray.get(driver.put.remote(error))
         raise
