@@ -15,7 +15,7 @@ from unseen_ray.core.policies.base import best_first
 __all__ = ["ids_best_first"]
 
 
-def ids_best_first(shards: Shards, stages: int, seed: int, *, most_sorted: int = 2**24) -> Iterator[IdArray]:
+def ids_best_first(shards: Shards, stages: int, seed: int, *, most_sorted: int = 2**23) -> Iterator[IdArray]:
     """The ids in the order in which they were picked, in pieces: by stage, then by score, ties by the seeded hash of the id.
 
     Args:
