@@ -270,6 +270,27 @@ def scale_selection(report: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def scale_run(report: dict[str, Any]) -> Iterator[str]:
+    yield "| samples | scoring, s | merging, s | choosing, s | in all, s | driver, GB | fold actor, GB | aggregator, GB |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for case in report["cases"]:
+        stages = case["seconds"]["stages"]
+        seconds = [sum(stage[phase] for stage in stages) for phase in ("scoring", "merging", "choosing")]
+        held = [case["processes"][name]["resident_gb"] for name in ("driver", "ray::FoldWorker", "ray::Aggregator")]
+        cells = [
+            *(f"{each:,.0f}" for each in (*seconds, case["seconds"]["prune in all"])),
+            *(f"{gb:.2f}" for gb in held),
+        ]
+        yield f"| {case['samples']:,} | {' | '.join(cells)} |"
+
+
+def scale_after(report: dict[str, Any]) -> Iterator[str]:
+    yield f"| {report['samples']:,} samples | seconds | peak, GB | written, GB |"
+    yield "|---|---|---|---|"
+    for row in report["rows"]:
+        yield f"| `{row['command']}` | {row['seconds']:,.0f} | {row['resident_gb']:.2f} | {row['written_gb']:.2f} |"
+
+
 def decode_speed(report: dict[str, Any]) -> Iterator[str]:
     loops = [name for name in report["rows"][0]["images_per_s"] if name != "ours"]
     titles = [
@@ -326,6 +347,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "scores_cost": scores_cost,
     "select_speed": select_speed,
     "scale_selection": scale_selection,
+    "scale_run": scale_run,
+    "scale_after": scale_after,
     "chaos": chaos,
     "decode_speed": decode_speed,
 }
