@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,7 @@ class Driver:
 
     def __init__(self, line: Sequence[str], events: str, log: Path, env: dict[str, str], *, program: bool) -> None:
         self._log = Pipe(log)
+        self._polling = threading.Lock()  # of two threads that ask at once, one would be told 255
         if program:
             with open(log, "wb") as stream:
                 begun = [sys.executable, __file__, events, *line]
@@ -116,7 +118,8 @@ class Driver:
 
     def poll(self) -> int | None:
         """Its exit code, the negative number of the signal that ended it, or None while it lives."""
-        return self._forked.exitcode if self._program is None else self._program.poll()
+        with self._polling:
+            return self._forked.exitcode if self._program is None else self._program.poll()
 
     def wait(self, seconds: float) -> int | None:
         """The same, once it has ended or the time is over."""
