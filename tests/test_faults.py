@@ -101,7 +101,10 @@ def test_a_changed_recipe_starts_from_the_runs_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("score", "message"),
     [
-        ({"use": "tests.plugs:needy_score"}, "cannot be called as a score is: missing a required argument: 'weight'"),
+        (
+            {"use": "tests.plugs:needy_score"},
+            "cannot be called as a score is: missing a required (keyword-only )?argument: 'weight'",
+        ),
         ("tests.plugs:label", "a score called 'label' would replace another column"),
         ("tests.plugs:entropy", "two scores are called 'entropy'|is the name of their column"),
     ],
