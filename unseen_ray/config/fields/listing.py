@@ -40,7 +40,10 @@ class HelpEntry:
 def setting(
     default: Any, description: str, group: Group, metavar: str | None = None, *, rare: bool = False, **rest: Any
 ) -> Any:
-    """A field of a configuration; the default `...` requires a value. See `HelpEntry`; `rest` goes to `pydantic.Field`."""
+    """A field of a configuration, see `HelpEntry`; `rest` goes to `pydantic.Field`.
+
+    The default `...` is of fields that are required or have a `default_factory`.
+    """
     return Field(default, description=description, json_schema_extra=asdict(HelpEntry(group, metavar, rare)), **rest)
 
 
