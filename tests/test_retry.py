@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from unseen_ray.errors import StorageError
 from unseen_ray.runs.votes import find_receipt
 from unseen_ray.storage.environment import STORAGE_WAIT_S
 from unseen_ray.storage.filesystem import Folder, filesystem_of, read_file, sha256_of
-from unseen_ray.storage.retry import is_on_network, is_transient, retried
+from unseen_ray.storage.retry import is_on_network, is_transient, retried, retried_inline
 from unseen_ray.storage.tables import sha256_of_file, with_parquet
 
 FIELDS = {
@@ -43,6 +43,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with s3_server(monkeypatch) as server:
         yield server
+
+
+@pytest.mark.parametrize("call", [retried, lambda what, do: retried_inline(what, do, None)])
+def test_a_call_that_finds_no_memory_is_no_failure_of_storage(call: Callable[[str, Callable[[], None]], None]) -> None:
+    def do() -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory", "scores.parquet")
+
+    with pytest.raises(MemoryError, match=r"scores\.parquet: cannot allocate memory"):
+        call("scores.parquet", do)
 
 
 OUTAGE_S = 0.7  # tried again after 0.2, 0.6 and 1.4 s

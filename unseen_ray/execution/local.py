@@ -125,10 +125,14 @@ def _device(job: Job) -> torch.device:
 
 @contextlib.contextmanager
 def _fold_errors(name: str) -> Iterator[None]:
-    """Within, what the code of a task's model, score or `fit` raises becomes a FoldFailedError, as it does on a cluster."""
+    """Within, what the code of a task's model, score or `fit` raises becomes a FoldFailedError, as it does on a cluster.
+
+    Raises:
+        MemoryError: as it came, since here it is this process that has no more.
+    """
     try:
         yield
-    except UnseenError:
+    except (UnseenError, MemoryError):
         raise
     except Exception as error:
         if said := no_more_files(error):

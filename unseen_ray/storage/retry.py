@@ -8,7 +8,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
@@ -82,6 +83,7 @@ def retried(what: str, do: Callable[[], _T], *, known: bool = False) -> _T:
         OSError: if `do` fails for good (a full disk, no permission, a missing file), or for longer than `storage_wait_s` from its first
             failure on.
         SilentStorageError: if one call took longer than `storage_wait_s`; its thread is left running.
+        MemoryError: if the system had no memory for the call: the storage is not at fault.
     """
     limit, failures = storage_wait_s(), list[float]()
 
@@ -100,8 +102,20 @@ def retried(what: str, do: Callable[[], _T], *, known: bool = False) -> _T:
         before_sleep=log,
         reraise=True,
     )
-    answer: _T = retries(answered, what, do, limit)
+    with _memory_named(what):
+        answer: _T = retries(answered, what, do, limit)
     return answer
+
+
+@contextmanager
+def _memory_named(path: str) -> Iterator[None]:
+    """Let a call to storage that found no memory fail by that name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise MemoryError(f"{path}: {reason_of(error)}") from error
 
 
 def _is_denied(path: str, error: BaseException) -> bool:
@@ -167,11 +181,12 @@ def retried_inline(what: str, do: Callable[[], _T], fs: FileSystem | None, *, kn
             a call, and of one to a local file system, runs in this thread and may hang as long as the storage does.
 
     Raises:
-        OSError: see `retried`.
+        OSError, MemoryError: see `retried`.
     """
     is_far = fs is not None and fs.type_name != "local"
     try:
-        return answered(what, do, storage_wait_s()) if is_far else do()
+        with _memory_named(what):
+            return answered(what, do, storage_wait_s()) if is_far else do()
     except OSError as error:
         if not (is_transient(error) or (known and _is_denied(what, error))):
             raise
