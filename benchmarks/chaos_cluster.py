@@ -16,7 +16,7 @@ class Cluster:
     """A head without CPUs, which the driver connects to, and workers that come and go; all are real processes."""
 
     def __init__(self, env: dict[str, str], folder: Path) -> None:
-        self._env, self._folder, self._count = env, folder, 0
+        self.env, self._folder, self._count = env, folder, 0
         (self._port,) = free_ports(1)
         self._head = self._start(
             "--head", f"--port={self._port}", f"--temp-dir={folder}/r", "--num-cpus=0", "--include-dashboard=false"
@@ -33,10 +33,15 @@ class Cluster:
     def address(self) -> str:
         return f"127.0.0.1:{self._port}"
 
+    @property
+    def nodes(self) -> list[subprocess.Popen[bytes]]:
+        """The head and the workers."""
+        return [self._head, *self.workers]
+
     def processes(self, title: str) -> list[psutil.Process]:
         """Processes of the cluster whose title begins so."""
         found = []
-        for node in (self._head, *self.workers):
+        for node in self.nodes:
             for process in descendants(node.pid):
                 try:
                     if " ".join(process.cmdline()).startswith(title) or process.name() == title:
@@ -52,7 +57,7 @@ class Cluster:
         self.workers.append(self._add())
 
     def close(self) -> None:
-        for node in (*self.workers, self._head):
+        for node in reversed(self.nodes):
             kill_all(node)
 
     def _add(self) -> subprocess.Popen[bytes]:
@@ -62,7 +67,7 @@ class Cluster:
         self._count += 1
         log = self._folder / f"node-{self._count}.log"
         (port,) = free_ports(1)
-        node = start(self._env, log, *args, f"--dashboard-agent-listen-port={port}")
+        node = start(self.env, log, *args, f"--dashboard-agent-listen-port={port}")
         wait_for(log, "Ray runtime started")
         return node
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -14,8 +16,14 @@ _POLL_S = 0.5
 _SHOWN = 6
 
 
-def watched(process: subprocess.Popen[bytes]) -> dict[str, dict[str, float]]:
+def watched(
+    process: subprocess.Popen[bytes], others: Sequence[subprocess.Popen[bytes]] = ()
+) -> dict[str, dict[str, float]]:
     """Wait for a command, and say what it and the processes below it held at most, the largest of each name, and computed.
+
+    Args:
+        process: of the command.
+        others: whose processes below are counted, too: nodes that work for it.
 
     Returns:
         By name, `driver` for the command itself, `resident_gb` with what is shared or mapped from files, `own_gb` without, and `cpu_s`
@@ -24,7 +32,7 @@ def watched(process: subprocess.Popen[bytes]) -> dict[str, dict[str, float]]:
     peaks: dict[str, dict[str, float]] = {}
     computed: dict[tuple[str, int], float] = {}
     while process.poll() is None:
-        for name, pid, cpu_s, held in _held(process.pid):
+        for name, pid, cpu_s, held in _held(process.pid, [each.pid for each in others]):
             peak = peaks.setdefault(name, dict.fromkeys(held, 0.0))
             for kind, size in held.items():
                 peak[kind] = max(peak[kind], round(size, 3))
@@ -37,14 +45,9 @@ def watched(process: subprocess.Popen[bytes]) -> dict[str, dict[str, float]]:
     return dict(largest[:_SHOWN])
 
 
-def _held(pid: int) -> list[tuple[str, int, float, dict[str, float]]]:
+def _held(pid: int, others: Sequence[int]) -> list[tuple[str, int, float, dict[str, float]]]:
     found = []
-    try:
-        root = psutil.Process(pid)
-        processes = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-    for each in processes:
+    for each in itertools.chain.from_iterable(map(_below, (pid, *others))):
         try:
             cpu_s = sum(each.cpu_times()[:2])
             status = Path(f"/proc/{each.pid}/status").read_text()
@@ -57,3 +60,11 @@ def _held(pid: int) -> list[tuple[str, int, float, dict[str, float]]]:
             sizes_gb = {"resident_gb": kb["VmHWM"] * 1024 / 1e9, "own_gb": kb["RssAnon"] * 1024 / 1e9}
             found.append((name, each.pid, cpu_s, sizes_gb))
     return found
+
+
+def _below(pid: int) -> list[psutil.Process]:
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,7 +22,11 @@ from timing import conditions, write
 
 from unseen_ray.core.seeds import tie_keys
 
+if TYPE_CHECKING:
+    from chaos_cluster import Cluster
+
 KEEP, FIRST = 0.7, 0.35
+_HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -36,19 +40,26 @@ class Pruned:
     stages: list[dict[str, Any]]
 
 
-def prune(data: Path, out: Path, **fields: object) -> Pruned:
-    """Prune Parquet files in two stages by `unseen-ray prune` with these fields, which may name modules of this folder."""
+def prune(data: Path, out: Path, cluster: Cluster | None = None, **fields: object) -> Pruned:
+    """Prune Parquet files in two stages by `unseen-ray prune` with these fields, which may name modules of this folder.
+
+    Without a cluster the run has a Ray of its own.
+    """
+    if cluster is not None:
+        fields["address"] = cluster.address
     line = [sys.executable, "-m", "unseen_ray", "prune", "--source.use", "parquet", "--source.path", str(data)]
     line += ["--keep", str(KEEP), "--schedule", f"[{FIRST},{KEEP}]", "--policy", "top", "--also_score", "none"]
     line += ["--pixel_memory_gb", "0", "--out", str(out)]
     line += [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     started = time.time()
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=Path(__file__).parent)
+    process = subprocess.Popen(
+        line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=_HERE, env=cluster and cluster.env
+    )
     assert process.stderr is not None
     ends: list[float] = []
     listener = threading.Thread(target=_listen, args=(process.stderr, ends))
     listener.start()
-    peaks = watched(process)
+    peaks = watched(process, cluster.nodes if cluster else ())
     total_s = time.time() - started
     listener.join()
     if process.returncode:
@@ -108,5 +119,5 @@ def reported(args: argparse.Namespace, name: str, run: Callable[[Path], dict[str
         if not getattr(args, "leave", False):
             shutil.rmtree(scratch, ignore_errors=True)
     print(json.dumps(report, indent=1))
-    called = {name: value for name, value in vars(args).items() if name in ("samples", "size")}
+    called = {name: value for name, value in vars(args).items() if name in ("samples", "size", "two_nodes")}
     write(args.json, {"conditions": conditions(torch.device("cpu"), argparse.Namespace(**called)), **report})

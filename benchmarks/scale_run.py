@@ -10,12 +10,16 @@ A stage is scored until its last vote is on storage, merged until its last score
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +28,9 @@ from scale_pruned import checked, prune, reported
 
 from unseen_ray.core.scores import entropy
 from unseen_ray.core.seeds import tie_keys
+
+if TYPE_CHECKING:
+    from chaos_cluster import Cluster
 
 CLASSES, FOLDS = 10, 3
 _ANSWERED = 2**18
@@ -64,12 +71,30 @@ def build(folder: Path, count: int) -> Path:
     return folder
 
 
-def run(scratch: Path, count: int) -> dict[str, Any]:
+@contextlib.contextmanager
+def two_nodes() -> Iterator[Cluster]:
+    """Two Ray nodes of one CPU, and a head without any beside the driver; all on this machine."""
+    here = Path(__file__).resolve().parent
+    sys.path.append(str(here.parent))
+    from chaos_cluster import Cluster
+
+    from tests.distributed.nodes import client_environment
+
+    with tempfile.TemporaryDirectory(prefix="ur") as folder:
+        env = client_environment(Path(folder)) | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+        cluster = Cluster(env, Path(folder))
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+
+
+def run(scratch: Path, count: int, cluster: Cluster | None) -> dict[str, Any]:
     """Build the set, prune it, check scores and ids, and say what each phase and process took."""
     shutil.rmtree(scratch, ignore_errors=True)
     data = build(scratch / "set", count)
     out = scratch / "run"
-    done = prune(data, out, folds=FOLDS, fit="scale_run:hashed")
+    done = prune(data, out, cluster, folds=FOLDS, fit="scale_run:hashed")
     case = {
         "samples": count,
         "kept": checked(out, count, FOLDS - 1, partial(_as_answered, out, count)),
@@ -148,6 +173,9 @@ def add_to(subparsers: Any) -> None:
     parser = subparsers.add_parser("run", help="whole runs of more samples than their driver may hold, without images")
     parser.add_argument("--samples", type=float, nargs="+", default=[1e5, 1e7, 1e8])
     parser.add_argument("--scratch", type=Path, required=True, help="a folder for some 10 GB, removed in the end")
+    parser.add_argument(
+        "--two_nodes", action="store_true", help="on a Ray cluster of two nodes instead of one of the run's own"
+    )
     parser.add_argument("--leave", action="store_true", help="leave the last run in the folder, for `scale.py after`")
     parser.add_argument("--json", type=Path)
     parser.set_defaults(run=main)
@@ -157,7 +185,8 @@ def main(args: argparse.Namespace) -> None:
     """Make a run of each size, print what they took, and clean up."""
 
     def all_sizes(scratch: Path) -> dict[str, Any]:
-        cases = [run(scratch, int(count)) for count in args.samples]
+        with two_nodes() if args.two_nodes else contextlib.nullcontext() as cluster:
+            cases = [run(scratch, int(count), cluster) for count in args.samples]
         return {"folds": FOLDS, "cases": cases, "exponents": exponents(cases) if len(cases) > 2 else None}
 
     reported(args, "scale-run", all_sizes)
