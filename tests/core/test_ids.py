@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
+import tempfile
+from typing import NoReturn
 
 import numpy as np
 import pytest
 
-from unseen_ray.core.folds import plan_folds
+from unseen_ray.core.arrays import LabelArray
+from unseen_ray.core.folds import Dealing, plan_folds
 from unseen_ray.core.samples.id_sets import AllIds, ArrayIds, FoldIds, FoldSpec, IdSet, Outside, are_in, digest_of_rule
 from unseen_ray.core.samples.population import Population, make_population
 from unseen_ray.core.tasks import stage_zero_tasks
@@ -96,6 +101,29 @@ def test_blocks_are_dealt_out_as_evenly_as_one(population: Population, folds: in
     spec = FoldSpec(num_folds=folds, seed=11, stratify=stratify, block_rows=16)
     for fold in range(folds):
         np.testing.assert_array_equal(FoldIds(spec, fold).resolve(population), population.ids_N[plan.train_ids(fold)])
+
+
+@pytest.mark.parametrize("disk", ["with room", "full", "none"])
+def test_each_block_of_a_long_population_is_dealt_once(disk: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    population, dealt = population_of(640 + 7), list[int]()
+    deal = Dealing.folds_of
+
+    def counted(dealing: Dealing, block: int, labels_M: LabelArray) -> LabelArray:
+        dealt.append(block)
+        return deal(dealing, block, labels_M)
+
+    def refused(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Dealing, "folds_of", counted)
+    if disk != "with room":
+        monkeypatch.setattr(*((os, "pwrite") if disk == "full" else (tempfile, "TemporaryFile")), refused)
+    spec = FoldSpec(num_folds=3, seed=2, block_rows=32)
+    plan = plan_folds(len(population), 3, 2, labels=population.labels_N, block_rows=32)
+    dealt.clear()
+    for fold in (0, 1, 2, 0):
+        np.testing.assert_array_equal(FoldIds(spec, fold).resolve(population), plan.train_ids(fold))
+    assert dealt == (list(range(21)) if disk == "with room" else 4 * list(range(21)))
 
 
 @pytest.mark.parametrize("population", POPULATIONS, ids=["all", "holdout", "holdout and skipped"])

@@ -56,7 +56,7 @@ class VoteBuffer:
         self._population, self._keeps_probs = population, job.resolved.keeps_probs
         self._functions = {name: (function, _extras_of(function)) for name, function in scores.single.items()}
         self._requested, self._exact = scores.asked, scores.exact
-        self._has_vote = np.zeros(len(ids_M), bool)
+        self._has_vote: dict[int, NDArray[np.bool_]] = {}  # of the parts that are begun
         self._parts: dict[int, dict[str, NDArray[Any]]] = {}
         self._left = [rows.stop - rows.start for rows in self.ranges]
         self._skipped: set[int] = set()
@@ -75,10 +75,9 @@ class VoteBuffer:
         if places.size and (places.max() >= len(self.ids_M) or not np.array_equal(self.ids_M[places], ids_B)):
             check_unseen(self.task, ids_B, self._population)
         rising = np.unique(places)
-        if self._has_vote[places].any() or len(rising) < len(places):
-            raise FitError(f"{self.task.name} predicted a sample twice. Yield each of task.unseen_ids once.")
-        self._has_vote[places] = True
         inside = self._parts_of(places, rising)
+        if len(rising) < len(places) or not all(self._mark(number, places[inside[number]]) for number in inside):
+            raise FitError(f"{self.task.name} predicted a sample twice. Yield each of task.unseen_ids once.")
         if self._skipped.issuperset(inside):
             return []
         columns = self._scored(predictions)
@@ -91,6 +90,22 @@ class VoteBuffer:
             return {int(rising[0]) // self._rows: slice(None)}
         parts_B = places // self._rows
         return {number: parts_B == number for number in np.unique(parts_B).tolist()}
+
+    def _mark(self, number: int, places: Positions) -> bool:
+        """Note that samples of a part are predicted; whether none of them was before."""
+        rows, left = self.ranges[number], self._left[number] - len(places)
+        if left < 0:
+            return False
+        if number not in self._has_vote:
+            self._has_vote[number] = np.zeros(rows.stop - rows.start, bool)
+        seen = self._has_vote[number]
+        if seen[places - rows.start].any():
+            return False
+        seen[places - rows.start] = True
+        self._left[number] = left
+        if not left:
+            del self._has_vote[number]
+        return True
 
     def _scored(self, predictions: Predictions) -> dict[str, NDArray[Any]]:
         """The columns of a batch, computed at once: their bits must not depend on where parts end."""
@@ -123,14 +138,12 @@ class VoteBuffer:
         for name, values in columns.items():
             self._parts[number][name][places - start] = values[inside]
         self.done += len(places)
-        self._left[number] -= len(places)
         return not self._left[number]
 
     def skip(self, number: int) -> None:
         """Take a part as stored: predictions of it are dropped, or need not come."""
         self._skipped.add(number)
         self.done += self._left[number]
-        self._left[number] = 0
 
     def _drop_head_scores(self, predictions: Predictions) -> None:
         """Drop scores of the last linear layer where the model has none; refuse if one of them decides."""
@@ -150,13 +163,13 @@ class VoteBuffer:
 
     def check_complete(self) -> None:
         """FitError if a sample has no vote."""
-        missing = sum(self._left)
+        missing = {number: left for number, left in enumerate(self._left) if left and number not in self._skipped}
         if missing:
-            first = next(number for number, left in enumerate(self._left) if left)
-            rows = self.ranges[first]
-            place = rows.start + int(np.argmin(self._has_vote[rows]))
+            first = min(missing)
+            place = self.ranges[first].start
+            place += int(np.argmin(self._has_vote[first])) if first in self._has_vote else 0
             raise FitError(
-                f"{self.task.name} gave no prediction for {missing} of {len(self.ids_M)} samples; "
+                f"{self.task.name} gave no prediction for {sum(missing.values())} of {len(self.ids_M)} samples; "
                 f"the first is id {self.ids_M[place]}. Yield each of task.unseen_ids once."
             )
 

@@ -6,16 +6,20 @@ plan is four numbers for any data set. A range of a set is found without the res
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray, IntArray, LabelArray
-from unseen_ray.core.folds import ROWS_DEALT_AT_ONCE, Dealing, begin_dealing, blocks_of
+from unseen_ray.core.folds import ROWS_DEALT_AT_ONCE, begin_dealing, blocks_of
 from unseen_ray.core.samples.dealing import deal_groups
 from unseen_ray.core.samples.population import Population
 from unseen_ray.core.seeds import digest_ids
@@ -34,6 +38,8 @@ __all__ = [
     "fold_sizes",
     "grouped_folds",
 ]
+
+_HELD_BLOCKS = 8
 
 
 class IdSet(Protocol):
@@ -201,12 +207,12 @@ class Union(ByRange):
 
 
 # populations hash by identity, so an entry never serves another run; blocks are gone through in order
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=_HELD_BLOCKS)
 def _folds(population: Population, spec: FoldSpec, block: int) -> LabelArray:
     """The fold of each sample of a block."""
     if population.groups_R is not None:
         return grouped_folds(population, spec)[0][block * spec.block_rows :][: spec.block_rows]
-    return _dealing(population, spec).folds_of(block, _classes(population, spec, block))
+    return _dealt(population, spec).folds_of(block)
 
 
 @lru_cache(maxsize=4)
@@ -226,10 +232,36 @@ def fold_sizes(population: Population, spec: FoldSpec) -> list[int]:
 
 
 @lru_cache(maxsize=4)
-def _dealing(population: Population, spec: FoldSpec) -> Dealing:
-    blocks = range(len(blocks_of(len(population), spec.block_rows)))
-    classes = (_classes(population, spec, block) for block in blocks)
-    return begin_dealing(spec.num_folds, spec.seed, classes, spec.block_rows)
+def _dealt(population: Population, spec: FoldSpec) -> _DealtBlocks:
+    return _DealtBlocks(population, spec)
+
+
+class _DealtBlocks:
+    """The folds of a population by blocks. Dealing one takes seconds, so those of a long population wait in a file without a name."""
+
+    def __init__(self, population: Population, spec: FoldSpec) -> None:
+        blocks = range(len(blocks_of(len(population), spec.block_rows)))
+        self._population, self._spec, self._waiting = population, spec, set[int]()
+        classes = (_classes(population, spec, block) for block in blocks)
+        self._dealing = begin_dealing(spec.num_folds, spec.seed, classes, spec.block_rows)
+        self._file: IO[bytes] | None = None
+        if len(blocks) > _HELD_BLOCKS:
+            with contextlib.suppress(OSError):  # a disk without room costs time alone
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed with this
+                weakref.finalize(self, self._file.close)
+
+    def folds_of(self, block: int) -> LabelArray:
+        """(M,) the fold of each sample of a block."""
+        place = block * self._spec.block_rows
+        if self._file is not None and block in self._waiting:
+            rows = min(self._spec.block_rows, len(self._population) - place)
+            return np.frombuffer(os.pread(self._file.fileno(), rows, place), np.uint8)
+        folds_M = self._dealing.folds_of(block, _classes(self._population, self._spec, block))
+        if self._file is not None and folds_M.dtype == np.uint8:
+            with contextlib.suppress(OSError):
+                if os.pwrite(self._file.fileno(), folds_M.data, place) == len(folds_M):
+                    self._waiting.add(block)
+        return folds_M
 
 
 def _classes(population: Population, spec: FoldSpec, block: int) -> LabelArray:
