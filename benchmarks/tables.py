@@ -271,16 +271,15 @@ def scale_selection(report: dict[str, Any]) -> Iterator[str]:
 
 
 def scale_run(report: dict[str, Any]) -> Iterator[str]:
-    yield "| samples | scoring, s | merging, s | choosing, s | in all, s | driver, GB | fold actor, GB | its own, GB | aggregator, GB |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "| samples | scoring, s | merging, s | choosing, s | in all, s | driver, GB (its own) | fold actor | aggregator |"
+    yield "|---|---|---|---|---|---|---|---|"
     for case in report["cases"]:
         stages = case["seconds"]["stages"]
         seconds = [sum(stage[phase] for stage in stages) for phase in ("scoring", "merging", "choosing")]
-        driver, fold, aggregator = (case["processes"][name] for name in ("driver", "ray::FoldWorker", "ray::Aggregator"))
-        held = [driver["resident_gb"], fold["resident_gb"], fold["own_gb"], aggregator["resident_gb"]]
+        held = [case["processes"][name] for name in ("driver", "ray::FoldWorker", "ray::Aggregator")]
         cells = [
             *(f"{each:,.0f}" for each in (*seconds, case["seconds"]["prune in all"])),
-            *(f"{gb:.2f}" for gb in held),
+            *(f"{each['resident_gb']:.2f} ({each['own_gb']:.2f})" for each in held),
         ]
         yield f"| {case['samples']:,} | {' | '.join(cells)} |"
 
