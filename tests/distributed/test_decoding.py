@@ -219,6 +219,7 @@ def test_fold_actors_decode_where_no_node_is_without_gpu_or_folds_use_none(
     assert set(read_on(log)) == set(mixed[2])  # no other node has two CPUs
 
 
+@pytest.mark.slow
 def test_a_lost_node_costs_what_it_was_decoding(
     mixed: tuple[Cluster, list[str], list[str]], pool: Callable[..., FoldPool], tmp_path: Path
 ) -> None:

@@ -58,6 +58,7 @@ def test_the_driver_of_a_long_run_holds_no_array_of_all_samples(
     assert merges == [f"8 ranges of ids are merged by {count} aggregators"] * 3
 
 
+@pytest.mark.slow
 def test_an_aggregator_that_is_killed_is_replaced(tmp_path: Path) -> None:
     run = ur.prune(config_of(tmp_path / "run"), limits=LONG)
     info = open_source(source_ref({"use": "digits", "limit": 300})).info
