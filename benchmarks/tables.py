@@ -291,6 +291,13 @@ def scale_after(report: dict[str, Any]) -> Iterator[str]:
         yield f"| `{row['command']}` | {row['seconds']:,.0f} | {row['resident_gb']:.2f} | {row['written_gb']:.2f} |"
 
 
+def given_probs(report: dict[str, Any]) -> Iterator[str]:
+    yield "| command | seconds | peak, GB |"
+    yield "|---|---|---|"
+    for row in report["rows"]:
+        yield f"| `{row['command']}` | {row['seconds']:,.0f} | {row['resident_gb']:.2f} |"
+
+
 def decode_speed(report: dict[str, Any]) -> Iterator[str]:
     loops = [name for name in report["rows"][0]["images_per_s"] if name != "ours"]
     titles = [
@@ -349,6 +356,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "scale_selection": scale_selection,
     "scale_run": scale_run,
     "scale_after": scale_after,
+    "given_probs": given_probs,
     "chaos": chaos,
     "decode_speed": decode_speed,
 }
