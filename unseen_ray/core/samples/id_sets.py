@@ -39,7 +39,7 @@ __all__ = [
     "grouped_folds",
 ]
 
-_HELD_BLOCKS = 8
+_HELD_BLOCKS = 8  # of 2^24 samples, a byte each
 
 
 class IdSet(Protocol):
@@ -241,7 +241,7 @@ class _DealtBlocks:
 
     def __init__(self, population: Population, spec: FoldSpec) -> None:
         blocks = range(len(blocks_of(len(population), spec.block_rows)))
-        self._population, self._spec, self._waiting = population, spec, set[int]()
+        self._population, self._spec, self._in_file = population, spec, set[int]()
         classes = (_classes(population, spec, block) for block in blocks)
         self._dealing = begin_dealing(spec.num_folds, spec.seed, classes, spec.block_rows)
         self._file: IO[bytes] | None = None
@@ -253,14 +253,14 @@ class _DealtBlocks:
     def folds_of(self, block: int) -> LabelArray:
         """(M,) the fold of each sample of a block."""
         place = block * self._spec.block_rows
-        if self._file is not None and block in self._waiting:
+        if self._file is not None and block in self._in_file:
             rows = min(self._spec.block_rows, len(self._population) - place)
             return np.frombuffer(os.pread(self._file.fileno(), rows, place), np.uint8)
         folds_M = self._dealing.folds_of(block, _classes(self._population, self._spec, block))
         if self._file is not None and folds_M.dtype == np.uint8:
             with contextlib.suppress(OSError):
                 if os.pwrite(self._file.fileno(), folds_M.data, place) == len(folds_M):
-                    self._waiting.add(block)
+                    self._in_file.add(block)
         return folds_M
 
 
