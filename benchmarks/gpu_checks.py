@@ -74,6 +74,12 @@ SPEED = [
         options={"model": FAST[0], "named": FAST[1], "batches": (1024, 512)},
     ),
     Check("speed small_cnn", "gpu_speed:small_images", 25, options={"model": "small_cnn"}),
+    Check(
+        "speed small_cnn without graphs",
+        "gpu_speed:small_images",
+        15,
+        options={"model": "small_cnn", "graphs": False, "batches": (64, 512)},
+    ),
     Check("speed resnet18", "gpu_speed:small_images", 30, options={"model": "resnet18_cifar"}),
     Check("speed resnet50", "gpu_speed:large_images", 70),
     *(

@@ -26,7 +26,12 @@ BATCHES = (64, 128, 512, 1024)
 
 
 def small_images(
-    place: Place, model: str, batches: tuple[int, ...] = BATCHES, compiled: bool = False, named: str = "quick"
+    place: Place,
+    model: str,
+    batches: tuple[int, ...] = BATCHES,
+    compiled: bool = False,
+    graphs: bool = True,
+    named: str = "quick",
 ) -> Found:
     """A model at 32 px by a named recipe, its pixels on the device, checkpoints beside it."""
     model = "small_cnn" if place.small and model != FAST[0] else model
@@ -35,7 +40,8 @@ def small_images(
         for batch in (16,) if place.small else batches:
             pixels, labels = images(batch * (4 if place.small else max(40, 20_000 // batch)), 32, 10)
             labels[:10] = np.arange(10)
-            held, settings = hold_pixels(MemoryPixelStore(pixels), DEVICE), recipe(batch, named, compile=compiled)
+            held = hold_pixels(MemoryPixelStore(pixels), DEVICE)
+            settings = recipe(batch, named, compile=compiled, cuda_graphs=graphs)
             with tempfile.TemporaryDirectory() as folder:
                 training = Ours(model_of(model, 10), held, labels, settings, Path(folder))
                 found = _beside_bare(training, model, 32, 10, peak_rate, seconds=0.1 if place.small else 1.5)

@@ -33,7 +33,7 @@ _SGD_RATES = 0.05  # AdamW moves each weight by about the learning rate a step: 
 # fields that older stored runs do not have
 _LATER = (
     *("init", "init_saw", "init_sha256", "optimizer", "layer_decay", "ema", "mixup", "cutmix"),
-    *("bias_lr", "lookahead", "flip", "shift"),
+    *("bias_lr", "lookahead", "flip", "shift", "cuda_graphs"),
 )
 
 
@@ -145,6 +145,12 @@ class Recipe(Fields):
     )
     compile: bool = setting(
         False, "use torch.compile, with CUDA graphs on a GPU; results differ slightly", "training", rare=True
+    )
+    cuda_graphs: bool = setting(
+        True,
+        "on a GPU, replay the steps of a small model from a CUDA graph where that is faster; results stay the same",
+        "training",
+        rare=True,
     )
     deterministic: bool = setting(
         False, "identical results on GPUs of one model; on CPUs they always are", "training", rare=True

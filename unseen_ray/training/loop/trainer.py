@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unseen_ray.config.crops import CropSizes
 from unseen_ray.errors import FitError
+from unseen_ray.training.graphs import GraphedPasses, Passes, can_be_graphed
 from unseen_ray.training.loop.averages import average_of
 from unseen_ray.training.loop.mixing import mix_of
 from unseen_ray.training.loop.optimizer import make_optimizer, optimizer_tensors, restore_optimizer, set_rate
@@ -63,13 +64,12 @@ class Trainer:
     def __init__(
         self, model: nn.Module, recipe: Recipe, *, steps: int, num_classes: int, device: torch.device, replicas: int
     ) -> None:
-        self.model, self._recipe, self._num_classes, self._device = model, recipe, num_classes, device
+        self.model = model
         self._optimizer = make_optimizer(model, recipe)
         self._average = average_of(model, recipe, steps)
         self._mix = mix_of(recipe, num_classes)
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16" and device.type == "cuda")
-        self._criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-        self._forward: Callable[[Tensor], Any] = _forward(model, recipe, device, replicas)
+        self._passes = _passes(model, recipe, self._scaler, num_classes=num_classes, device=device, replicas=replicas)
 
     def step(self, inputs: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         """One step; the batch's mean loss and how many it had right, left on the device.
@@ -84,17 +84,13 @@ class Trainer:
         if self._mix is not None:
             inputs, targets = self._mix(inputs, labels)
             labels = targets.argmax(1)
-        with autocast(self._recipe, self._device):
-            logits = self._forward(inputs)
-            _check_logits(logits, len(labels), self._num_classes)
-            loss = self._criterion(logits.float(), targets)
-        self._scaler.scale(loss).backward()
+        loss, logits = self._passes(inputs, targets)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)  # no gradients beside the activations of the next step
         if self._average is not None:
             self._average.update()
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+        return loss, (logits.argmax(1) == labels).sum()
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """The model with the weights that predict: their average, where the recipe has one."""
@@ -138,6 +134,31 @@ class Trainer:
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def _passes(
+    model: nn.Module,
+    recipe: Recipe,
+    scaler: torch.amp.GradScaler,
+    *,
+    num_classes: int,
+    device: torch.device,
+    replicas: int,
+) -> Passes:
+    """Forward and backward pass by a recipe, from a CUDA graph where that pays."""
+    forward = _forward(model, recipe, device, replicas)
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+
+    def run(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(recipe, device):
+            logits = forward(inputs)
+            _check_logits(logits, len(targets), num_classes)
+            loss = criterion(logits.float(), targets)
+        scaler.scale(loss).backward()
+        return loss.detach(), logits.detach()
+
+    alone = device.type == "cuda" and replicas == 1 and not recipe.compile
+    return GraphedPasses(model, run) if alone and recipe.cuda_graphs and can_be_graphed(model) else run
 
 
 def _forward(model: nn.Module, recipe: Recipe, device: torch.device, replicas: int) -> Callable[[Tensor], Any]:
