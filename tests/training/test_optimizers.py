@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -57,6 +58,11 @@ def test_layers_go_from_the_input_to_the_head() -> None:
         *["layer4"] * 2,
         "fc",
     ]
+    sizes = {"image_size": 8, "patch_size": 4, "num_layers": 3, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 16}
+    encoder = names_of(torchvision.models.VisionTransformer(**sizes, num_classes=10))
+    assert encoder[0] == ["class_token", "encoder.pos_embedding", "conv_proj.weight", "conv_proj.bias"]
+    assert [layer[0] for layer in encoder[1:4]] == [f"encoder.layers.encoder_layer_{i}.ln_1.weight" for i in range(3)]
+    assert [layer[0] for layer in encoder[4:]] == ["encoder.ln.weight", "heads.head.weight"]
     pytest.importorskip("timm")
     vit = names_of(model_builder({"use": "timm/test_vit", "img_size": 32, "patch_size": 4})(num_classes=10))
     assert vit[0] == ["cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"]

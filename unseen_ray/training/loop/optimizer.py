@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ __all__ = ["layers_of", "make_optimizer", "optimizer_tensors", "restore_optimize
 
 _SLOTS = {"momentum.": "momentum_buffer", "exp_avg.": "exp_avg", "exp_avg_sq.": "exp_avg_sq", "adam_step.": "step"}
 """What a checkpoint calls the tensors that an optimiser keeps for a weight."""
+_SEQUENCES = (nn.Sequential, nn.ModuleList)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -46,17 +47,20 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def layers_of(model: nn.Module) -> list[list[nn.Parameter]]:
     """The trained weights in layers, from the input on: the model's children in their order, and those of its sequences one by one.
 
-    Weights of the model itself, such as a class token or the embedding of positions, are part of the first layer.
+    A child with more than half of all weights and sequences in it, as the encoder of a transformer, counts as its own children do. Weights
+    of the model or of such a child itself, as a class token or the embedding of positions, are part of the first layer.
     """
-    layers: list[list[nn.Parameter]] = [[]]
-    known: set[nn.Parameter] = set()
-    for weights in (model.parameters(recurse=False), *(block.parameters() for block in _blocks(model))):
-        new = [weight for weight in weights if weight.requires_grad and weight not in known]
+    bodies = list(_bodies(model))
+    own = [weight for body in bodies for weight in body.parameters(recurse=False) if weight.requires_grad]
+    layers: list[list[nn.Parameter]] = []
+    known = set(own)
+    for block in _blocks(model, bodies):
+        new = [weight for weight in block.parameters() if weight.requires_grad and weight not in known]
         known.update(new)
         if new:
             layers.append(new)
-    own = any(True for _ in model.parameters(recurse=False))
-    return [layers[1] + layers[2], *layers[3:]] if own and len(layers) > 2 else layers[1:]
+    first = own + (layers[0] if layers else [])
+    return [first, *layers[1:]] if first else []
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -76,10 +80,30 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
             value.copy_(tensors[name])
 
 
-def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+def _bodies(model: nn.Module) -> Iterator[nn.Module]:
+    """The model, and within it one after the other the child that holds most of its weights in sequences."""
+    body: nn.Module | None = model
+    while body is not None:
+        yield body
+        half = sum(weight.numel() for weight in body.parameters()) / 2
+        body = next(
+            (
+                child
+                for child in body.children()
+                if not isinstance(child, _SEQUENCES)
+                and any(isinstance(part, _SEQUENCES) for part in child.children())
+                and sum(weight.numel() for weight in child.parameters()) > half
+            ),
+            None,
+        )
+
+
+def _blocks(model: nn.Module, bodies: Sequence[nn.Module]) -> Iterator[nn.Module]:
     for child in model.children():
-        if isinstance(child, (nn.Sequential, nn.ModuleList)):
+        if isinstance(child, _SEQUENCES):
             yield from child
+        elif child in bodies:
+            yield from _blocks(child, bodies)
         yield child  # a sequence may have weights beside those of its modules
 
 
