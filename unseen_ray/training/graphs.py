@@ -135,16 +135,17 @@ def capture(
         RuntimeError: of torch, if it does something that cannot be captured.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP):
+    with torch.cuda.device(device):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                prepare()
+                run()
             prepare()
-            run()
-        prepare()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    # batches of this process are copied by other threads meanwhile, which may allocate
-    with _capturing, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        results = run()
+        torch.cuda.current_stream().wait_stream(stream)
+        # batches of this process are copied by other threads meanwhile, which may allocate
+        with _capturing, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            results = run()
     return graph.replay, results
 
 
