@@ -34,7 +34,7 @@ def everything(result: ur.PruneResult) -> dict[str, object]:
     return tables
 
 
-QUICK = [("fold", 5, 2)]
+QUICK = [("fold", 3, 2)]
 EVERY = [*product(("fold", "complement"), (2, 3, 5), (1, 2))]
 
 
