@@ -149,3 +149,21 @@ def test_on_a_gpu_graphs_are_taken_and_change_no_bit(precision: str, caplog: pyt
     assert "CUDA graph for batches of" in caplog.text
     assert ": yes: " in caplog.text
     assert_same(plain, graphed)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("within", ["warm-up", "capture"])
+def test_on_a_gpu_passes_that_wait_for_it_are_refused_and_leave_the_stream(within: str) -> None:
+    ones = torch.ones(2, device=GPU)
+
+    def run() -> tuple[Tensor, Tensor]:
+        if within == "warm-up" or torch.cuda.is_current_stream_capturing():
+            ones.sum().item()
+        return ones + 1, ones + 2
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            graphs.capture(run, lambda: None, GPU)
+        assert torch.cuda.current_stream(GPU) == torch.cuda.default_stream(GPU)
+        assert torch.cuda.get_sync_debug_mode() == 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -134,19 +137,42 @@ def capture(
     Raises:
         RuntimeError: of torch, if it does something that cannot be captured.
     """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    with torch.cuda.device(device):
+    graph, stream = torch.cuda.CUDAGraph(), _capture_stream(device)
+    with _capturing, torch.cuda.device(device):
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
+        try:
+            # Around the capture: where that fails, torch leaves its stream the current one.
+            with torch.cuda.stream(stream):
+                with _refusing_waits():
+                    for _ in range(_WARM_UP):
+                        prepare()
+                        run()
                 prepare()
-                run()
-            prepare()
-        torch.cuda.current_stream().wait_stream(stream)
-        # batches of this process are copied by other threads meanwhile, which may allocate
-        with _capturing, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            results = run()
+                # batches of this process are copied by other threads meanwhile, which may allocate
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    results = run()
+        finally:
+            torch.cuda.current_stream().wait_stream(stream)
     return graph.replay, results
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all fits of a process: cuBLAS keeps a workspace for each stream that it was ever used on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _refusing_waits() -> Iterator[None]:
+    """Within, what waits for the GPU is a RuntimeError, as in a capture: one that it breaks off leaves torch 2.11 unable to free memory."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class _Before:
