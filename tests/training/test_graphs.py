@@ -128,14 +128,40 @@ def test_our_models_can_be_graphed(name: str) -> None:
     assert can_be_graphed(build_model(name, 10))
 
 
-def test_modules_whose_code_is_not_known_are_not_graphed() -> None:
-    class Own(nn.Module):
-        pass
+class _Own(nn.Module):
+    pass
 
-    hooked = nn.Linear(2, 2)
-    hooked.register_forward_hook(lambda *_: None)
-    assert not can_be_graphed(nn.Sequential(nn.Linear(2, 2), Own()))
-    assert not can_be_graphed(nn.Sequential(hooked))
+
+def _with_own_forward() -> nn.Module:
+    model = nn.Linear(2, 2)
+    model.forward = lambda inputs: inputs  # type: ignore[method-assign]
+    return model
+
+
+def _hooked(register: str) -> nn.Module:
+    model = nn.Linear(2, 2)
+    getattr(model, register)(lambda *_: None)
+    return model
+
+
+def _with_weight_hooked(register: str) -> nn.Module:
+    model = nn.Linear(2, 2)
+    getattr(model.weight, register)(lambda _: None)
+    return model
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        _Own(),
+        _with_own_forward(),
+        torch.jit.ScriptModule(),
+        *map(_hooked, ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook")),
+        *map(_with_weight_hooked, ("register_hook", "register_post_accumulate_grad_hook")),
+    ],
+)
+def test_modules_whose_code_is_not_known_are_not_graphed(module: nn.Module) -> None:
+    assert not can_be_graphed(nn.Sequential(nn.Linear(2, 2), module))
 
 
 @pytest.mark.gpu

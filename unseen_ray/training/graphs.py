@@ -27,15 +27,21 @@ _FAR = 0.01  # of a tensor's largest value
 _LONG_S = 0.02  # of a pass: launching its kernels takes a tenth of it at most
 _ROOM = 1 / 8  # of the free memory: a graph holds all that its passes take of it until the end of the fit
 _capturing = threading.Lock()  # torch takes one capture at a time in a process
-_OWN = ("torch", "torchvision", "unseen_ray")
+_OWN = ("torch.nn.", "torchvision.", "unseen_ray.")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_WEIGHT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def can_be_graphed(model: nn.Module) -> bool:
-    """Whether a graph can stand for the model's Python code: modules of a user may decide anew in each step, which a graph does not."""
-    return all(
-        type(module).__module__.partition(".")[0] in _OWN and not (module._forward_hooks or module._forward_pre_hooks)
-        for module in model.modules()
+    """Whether a graph can stand for the model's Python code: that of a user may decide anew in each step, which a graph does not."""
+    return all(_is_ours(module) for module in model.modules()) and not any(
+        getattr(weight, hooks) for weight in model.parameters() for hooks in _WEIGHT_HOOKS
     )
+
+
+def _is_ours(module: nn.Module) -> bool:
+    is_as_made = "forward" not in vars(module) and not any(getattr(module, hooks) for hooks in _HOOKS)
+    return is_as_made and type(module).__module__.startswith(_OWN)
 
 
 @dataclass(slots=True, eq=False)
