@@ -115,12 +115,15 @@ def test_a_graph_that_is_wrong_or_does_not_pay_is_not_taken(
     assert_same(plain, model)
 
 
-def test_a_model_that_needs_much_memory_stays_without(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("gib", "captured"), [(2, 0), (1, 1), (0.5, 2)])
+def test_graphs_together_hold_an_eighth_of_the_memory(
+    monkeypatch: pytest.MonkeyPatch, gib: float, captured: int
+) -> None:
     pretended = Pretended(monkeypatch)
-    monkeypatch.setattr(graphs._Before, "memory", lambda before, passes: 2 * 2**30)
+    monkeypatch.setattr(graphs._Before, "memory", lambda before, passes: int(gib * 2**30))
     monkeypatch.setattr(graphs, "_free", lambda device: 10 * 2**30)
-    train(None, recipe(1))
-    assert pretended.captured == 0
+    train(None, recipe(1, drop_last=False, batch_size=64))  # batches of two sizes
+    assert pretended.captured == captured
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "resnet9", "airbench", "resnet18_cifar"])

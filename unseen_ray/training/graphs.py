@@ -25,7 +25,7 @@ _WARM_UP = 3  # passes in which libraries choose their kernels, which they may n
 _TIMED = 5
 _FAR = 0.01  # of a tensor's largest value
 _LONG_S = 0.02  # of a pass: launching its kernels takes a tenth of it at most
-_ROOM = 1 / 8  # of the free memory: a graph holds all that its passes take of it until the end of the fit
+_ROOM = 1 / 8  # of the free memory: graphs hold all that their passes take of it until the end of the fit
 _capturing = threading.Lock()  # torch takes one capture at a time in a process
 _OWN = ("torch.nn.", "torchvision.", "unseen_ray.")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -59,6 +59,7 @@ class GraphedPasses:
     model: nn.Module
     run: Passes
     _graphs: dict[tuple[object, ...], _Graph | None] = field(default_factory=dict)
+    _held: int = 0  # bytes, by the graphs together
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """As `run`; what it gives is overwritten by the next call."""
@@ -89,8 +90,8 @@ class GraphedPasses:
         plain_s, needed = before.seconds(passes), before.memory(passes)
         if plain_s > _LONG_S:
             return None, f"a pass takes {1000 * plain_s:.0f} ms"
-        if needed > _ROOM * _free(inputs.device):
-            return None, f"it would hold {needed / 2**30:.1f} GiB"
+        if self._held + needed > _ROOM * _free(inputs.device):
+            return None, f"it would hold {needed / 2**30:.1f} GiB, beside {self._held / 2**30:.1f} GiB of others"
         first, second = before.after(passes), before.after(passes)
         graph = _Graph.of(before, self.run, inputs, targets)
         replayed = before.after(lambda: graph(inputs, targets))
@@ -99,7 +100,10 @@ class GraphedPasses:
             return None, f"its results are {off:.2g} off, those of plain passes {own:.2g}"
         graph_s = before.seconds(lambda: graph(inputs, targets))
         said = f"{1000 * graph_s:.2f} ms instead of {1000 * plain_s:.2f}"
-        return (graph if graph_s < plain_s else None), said
+        if graph_s >= plain_s:
+            return None, said
+        self._held += needed
+        return graph, said
 
 
 @dataclass(slots=True, eq=False)
