@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ import pytest
 import unseen_ray as ur
 from tests.s3 import s3_server
 from unseen_ray.errors import RunInUseError
-from unseen_ray.storage import lock
+from unseen_ray.storage import filesystem, lock
 from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.lock import LOCK, Holder, held
 
@@ -201,6 +202,22 @@ def test_a_driver_that_storage_has_silenced_goes_on_if_the_run_is_still_its_own(
                     write(folder, stranger(0))
                 time.sleep(0.05)
                 mine.check()
+
+
+def test_a_driver_that_finds_no_memory_for_a_renewal_renews_its_lock_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(path: str) -> bytes:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory", path)
+
+    monkeypatch.setattr(lock, "_BEAT_S", 0.05)
+    with held(Folder(str(tmp_path))):
+        with monkeypatch.context() as patch:
+            patch.setattr(filesystem, "_get", no_memory)
+            time.sleep(0.3)
+        first = json.loads((tmp_path / LOCK).read_bytes())["beat"]
+        time.sleep(0.3)
+        assert json.loads((tmp_path / LOCK).read_bytes())["beat"] > first
 
 
 ODD = [time.time() + 86_400, float("inf"), float("nan"), 1e300, -1e300, "x", None, [1], 10**400]

@@ -175,7 +175,7 @@ class RunLock:
         while not self._over.wait(_BEAT_S) and not self._lost:
             try:
                 self._lost = self._renewed()
-            except (StorageError, RunInUseError) as error:
+            except Exception as error:  # for want of memory, too: with this thread, the next renewals would be lost
                 logger.warning("the run's lock was not renewed: %s", error)
 
 
