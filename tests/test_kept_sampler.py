@@ -139,6 +139,15 @@ def test_a_loader_without_workers_resumes_after_any_batch(drop_last: bool) -> No
         assert [[batch.tolist() for batch in batches] for _ in range(2)] == [wanted[0][done:], wanted[1]]
 
 
+@pytest.mark.parametrize("size", [None, 50])
+def test_a_loader_with_workers_goes_on_after_a_whole_epoch(size: int | None) -> None:
+    sampler = ur.KeptSampler(RUN)
+    whole = {"epoch": 0, "given": len(list(sampler))}
+    sampler.load_state_dict(whole)
+    loader = DataLoader(range(300), sampler=sampler, batch_size=size, num_workers=1)  # type: ignore
+    assert [np.hstack([[], *loader]).tolist() for _ in range(2)] == [[], epochs(2)[1]]
+
+
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
 @pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}])
 def test_torchdata_resumes_after_any_batch_of_any_epoch(options: dict[str, Any]) -> None:

@@ -94,8 +94,6 @@ class KeptSampler:
         ids = self._ids_L[self._draw.positions(self._ids_L, epoch)]
         order = np.argsort(tie_keys(ids, derive(self._draw.seed, f"order {epoch}")))
         left = ids[order][self._rank :: self._num_replicas][given : len(self)].tolist()
-        if not left:
-            self._next = epoch + 1, 0
         return self._give(left, epoch, given)
 
     def _give(self, ids: list[int], epoch: int, given: int) -> Iterator[int]:
