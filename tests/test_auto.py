@@ -402,8 +402,10 @@ def test_the_fitting_baseline_chooses_by_the_policy_that_was_used(tmp_path: Path
 
 
 def test_what_a_manifest_names_is_not_imported() -> None:
-    config = ur.PruneConfig(**FIELDS, policy=auto("top"))
-    assert chosen_policy(config, "top") == "top"
+    config = ur.PruneConfig(**FIELDS, policy=auto("top", {"use": "ccs", "cut": 0.1}))
+    # of what trials tried, and of what the rule names where `select` chooses again
+    for policy in ({"use": "ccs", "cut": 0.1}, "top", "mix", "random"):
+        assert chosen_policy(config, policy) == policy
     with pytest.raises(StorageError, match=r"policy auto used 'os:remove', which it cannot have"):
         chosen_policy(config, "os:remove")
 

@@ -89,8 +89,10 @@ def chosen_policy(config: PruneConfig, stored: Any) -> Any:
     Raises:
         StorageError: if it is no candidate, or none that the rule may name.
     """
-    candidates = candidates_of(config)
-    for candidate in (*candidates, RANDOM) if candidates else BY_RULE:
+    for candidate in (
+        *candidates_of(config),
+        *BY_RULE,
+    ):  # `select` goes by the rule, whatever the run that it chooses from tried
         if jsonable(candidate) == stored:
             return candidate
     raise StorageError(
