@@ -424,6 +424,7 @@ def test_a_choice_made_again_goes_by_the_rule(
     caplog.set_level(logging.WARNING)
     again = ur.select(better, keep=0.15, out=str(tmp_path / "again"))
     assert "policy auto decides by its rule instead of by trials" in caplog.text
+    assert again.config.policy == "auto", "as another seed of it is to choose, too"
     drawn = ur.select(better, keep=0.15, out=str(tmp_path / "drawn"), policy="random", guard=MANY)
     assert again.coreset.ids.tolist() == drawn.coreset.ids.tolist()
 

@@ -16,7 +16,6 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import is_target, plug_of, refuse_unnamed
 from unseen_ray.pruning.reselect_scores import as_stored, scores_asked_for
 from unseen_ray.pruning.selection import Kept, Picked, choice_by_rule, features_for, pick
-from unseen_ray.pruning.trials.plan import candidates_of
 from unseen_ray.pruning.warnings import check_selection, warn_of_beta
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file
 from unseen_ray.runs.manifest_entries import Cost
@@ -102,8 +101,6 @@ def reselect(
 def _say_what_is_used(before: Manifest, config: PruneConfig, used: PruneConfig, by_rule: RuleChoice | None) -> None:
     if by_rule is not None:
         logger.info("policy auto uses %s: %s", *by_rule)
-    if candidates_of(config):
-        logger.warning("select does not train: policy auto decides by its rule instead of by trials.")
     came_with_policy = before.asked.get("guard", "none") == "none" and before.stages and before.stages[0].suspects
     if came_with_policy and used.guard == "none" and config.policy != before.asked["policy"]:
         logger.warning(
@@ -167,6 +164,10 @@ def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
     own = {field: plug_of(kept.get(field))[0] for field in ("policy", "guard") if field not in changed}
     refuse_unnamed((field, str(use)) for field, use in own.items() if is_target(use))
     use, options = plug_of(changed.get("policy", kept.get("policy")))
+    if use == "auto" and options.get("trials"):
+        logger.warning("select does not train: policy auto decides by its rule instead of by trials.")
+        options = {name: value for name, value in options.items() if name not in ("trials", "candidates")}
+        changed["policy"] = {**options, "use": use} if options else use
     if changed.get("guard") == "none" and use == "auto":  # which has a guard of its own
         changed["policy"] = {**options, "use": use, "guard": False}
     before, also = kept["score"], kept.get("also_score")
