@@ -270,6 +270,13 @@ def test_the_rule_keeps_the_hardest_of_classes_of_unlike_size() -> None:
             "right on 12.5 % of the samples that they never saw, and always predicting the largest class is right on 10.0 %",
         ),
         (3900, 240, "random", "24.0 samples of a class are kept on average, fewer than 25"),
+        (3900, 249, "random", "24.9 samples of a class are kept on average, fewer than 25"),
+        (
+            2999,
+            2800,
+            "mix",
+            "right on 74.9 % of the samples that they never saw, less than 75 %, and 60 % or more are kept",
+        ),
         (3900, 2800, "top", "right on 97.5 % of the samples that they never saw, and 40 % or more are kept"),
         (
             3900,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -104,10 +105,10 @@ def use_by_rule(sizes_C: IntArray, right: int, budget: int, kept_C: IntArray) ->
     """
     kept, candidates = int(kept_C.sum()) + budget, int(sizes_C.sum())
     accuracy = right / max(candidates, 1)
-    known = f"the scoring models are right on {accuracy:.1%} of the samples that they never saw".replace("%", " %")
+    known = f"the scoring models are right on {_down(100 * accuracy)} % of the samples that they never saw"
     if candidates and is_near_chance(accuracy, sizes_C):
-        largest = f"{sizes_C.max() / candidates:.1%}".replace("%", " %")
-        return RuleChoice("random", f"{known}, and always predicting the largest class is right on {largest}")
+        largest = _down(100 * float(sizes_C.max()) / candidates)
+        return RuleChoice("random", f"{known}, and always predicting the largest class is right on {largest} %")
     # Budgets are whole numbers: 0.7 of 1,797 samples is 0.6995 of them, and is to be taken for 0.7.
     keep = (kept + 0.5) / max(kept - budget + candidates, 1)
     present = np.sort((all_C := sizes_C + kept_C)[all_C > 0])
@@ -127,7 +128,7 @@ def _by_rule(accuracy: float, keep: float, per_class: float, uneven: float, know
     """
     if per_class < _LEAST_PER_CLASS:
         return RuleChoice(
-            "random", f"{per_class:.1f} samples of a class are kept on average, fewer than {_LEAST_PER_CLASS}"
+            "random", f"{_down(per_class)} samples of a class are kept on average, fewer than {_LEAST_PER_CLASS}"
         )
     for least, share in _TOP_FROM:
         if accuracy >= least and keep >= share:
@@ -140,3 +141,8 @@ def _by_rule(accuracy: float, keep: float, per_class: float, uneven: float, know
     if keep >= _MIX_FROM:
         return RuleChoice("mix", f"{known} {100 * _MIX_FROM:.0f} % or more are kept")
     return RuleChoice("random", f"{known} less than {100 * _MIX_FROM:.0f} % are kept")
+
+
+def _down(value: float) -> str:
+    """A number with one decimal, rounded down: one that is below a limit must not read as the limit."""
+    return f"{math.floor(10 * value + 1e-6) / 10:.1f}"
