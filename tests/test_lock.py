@@ -204,12 +204,21 @@ def test_a_driver_that_storage_has_silenced_goes_on_if_the_run_is_still_its_own(
                 mine.check()
 
 
+def no_memory(path: str) -> bytes:
+    raise OSError(errno.ENOMEM, "Cannot allocate memory", path)
+
+
+def test_a_driver_that_finds_no_memory_for_its_lock_fails_by_its_own_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ur.UnseenError, match="of its own"), held(Folder(str(tmp_path))):
+        monkeypatch.setattr(filesystem, "_get", no_memory)
+        raise ur.UnseenError("of its own")
+
+
 def test_a_driver_that_finds_no_memory_for_a_renewal_renews_its_lock_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(path: str) -> bytes:
-        raise OSError(errno.ENOMEM, "Cannot allocate memory", path)
-
     monkeypatch.setattr(lock, "_BEAT_S", 0.05)
     with held(Folder(str(tmp_path))):
         with monkeypatch.context() as patch:

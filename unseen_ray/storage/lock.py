@@ -129,7 +129,7 @@ class RunLock:
 
         Whoever takes over removes and replaces files, so that this driver may fail before it next looks at the lock.
         """
-        with contextlib.suppress(OSError, StorageError):
+        with contextlib.suppress(OSError, StorageError, MemoryError):
             answered(self.folder.path(LOCK), self.folder.confirm, _GLANCE_S)
 
     def _regain(self, silent_s: float) -> str:
@@ -166,7 +166,7 @@ class RunLock:
         self._over.set()
         # A renewal that arrives after the delete would lock the folder for a minute.
         self._thread.join(_BEAT_S)
-        with contextlib.suppress(StorageError, RunInUseError):
+        with contextlib.suppress(StorageError, RunInUseError, MemoryError):
             found = _read(self.folder)
             if found is not None and found.token == self._holder.token:
                 self.folder.delete(LOCK, conditional=True)
