@@ -108,7 +108,7 @@ def test_a_graph_that_is_wrong_or_does_not_pay_is_not_taken(
     plain, _ = train(None, recipe(2))
     pretended = Pretended(monkeypatch, **times)
     pretended.fault = fault
-    with caplog.at_level("INFO", logger="unseen_ray"):
+    with caplog.at_level("DEBUG", logger="unseen_ray"):
         model, _ = train(None, recipe(2))
     assert pretended.replayed <= 2, "tried, and not used"
     assert said in caplog.text
@@ -173,7 +173,7 @@ def test_modules_whose_code_is_not_known_are_not_graphed(module: nn.Module) -> N
 def test_on_a_gpu_graphs_are_taken_and_change_no_bit(precision: str, caplog: pytest.LogCaptureFixture) -> None:
     settings = {"precision": precision, "deterministic": True}
     plain, _ = train(None, recipe(3, cuda_graphs=False, **settings), device=GPU)
-    with caplog.at_level("INFO", logger="unseen_ray"):
+    with caplog.at_level("DEBUG", logger="unseen_ray"):
         graphed, _ = train(None, recipe(3, **settings), device=GPU)
     assert "CUDA graph for batches of" in caplog.text
     assert ": yes: " in caplog.text

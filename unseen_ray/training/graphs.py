@@ -77,7 +77,7 @@ class GraphedPasses:
         except RuntimeError as error:  # a kernel that no capture takes, or no memory
             graph, said = None, str(error).strip().partition("\n")[0]
         before.restore()
-        logger.info("CUDA graph for batches of %d: %s: %s", len(inputs), "no" if graph is None else "yes", said)
+        logger.debug("CUDA graph for batches of %d: %s: %s", len(inputs), "no" if graph is None else "yes", said)
         return graph
 
     def _tried(self, before: _Before, inputs: Tensor, targets: Tensor) -> tuple[_Graph | None, str]:

@@ -89,10 +89,8 @@ def chosen_policy(config: PruneConfig, stored: Any) -> Any:
     Raises:
         StorageError: if it is no candidate, or none that the rule may name.
     """
-    for candidate in (
-        *candidates_of(config),
-        *BY_RULE,
-    ):  # `select` goes by the rule, whatever the run that it chooses from tried
+    # `select` goes by the rule, whatever the run that it chooses from tried
+    for candidate in (*candidates_of(config), *BY_RULE):
         if jsonable(candidate) == stored:
             return candidate
     raise StorageError(
