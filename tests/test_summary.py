@@ -31,7 +31,11 @@ def test_the_holdout_is_counted_beside_what_is_kept() -> None:
     }  # fmt: skip
     assert prune_lines(values)[0].startswith("Kept 1,007 of 1,438 samples (359 held out of 1,797) of digits")
     assert prune_lines({**values, "holdout": 0})[0].startswith("Kept 1,007 of 1,438 samples of digits")
-    assert "(359 held out of 1,800)" in prune_lines({**values, "skipped": 1, "copies": 2})[0]
+    lines = prune_lines({**values, "skipped": 1, "copies": 2})
+    assert (
+        "(359 held out of 1,800)" in lines[0]
+        and lines[1] == "Left out, as unreadable: 1 sample, which manifest.json lists."
+    )
 
 
 def test_a_recipe_is_called_by_what_it_changes() -> None:
