@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from unseen_ray.cli.summary.run import class_table, prune_lines
+from unseen_ray.cli.summary.text import accuracy_text
 from unseen_ray.config.named_recipes import RECIPES, recipe_name
+from unseen_ray.core.samples.id_sets import FoldSpec
+from unseen_ray.core.tasks import stage_zero_tasks
 
 
 def test_names_of_classes_are_no_markup() -> None:
@@ -22,6 +25,9 @@ def test_accuracy_on_what_was_fitted_is_not_called_out_of_fold() -> None:
     }  # fmt: skip
     assert "out-of-fold accuracy 0.9000" in prune_lines({**values, "mode": "unseen"})[0]
     assert "training accuracy 0.9000" in prune_lines({**values, "mode": "fitting"})[0]
+    for mode, said in (("unseen", "0.968 unseen"), ("fitting", "0.968 trained")):
+        tasks = stage_zero_tasks(mode=mode, spec=FoldSpec(num_folds=2, seed=0), train_on="fold", repeats=2)
+        assert {accuracy_text(0.968, task.name) for task in tasks} == {said}
 
 
 def test_the_holdout_is_counted_beside_what_is_kept() -> None:
