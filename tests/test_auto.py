@@ -282,7 +282,7 @@ def test_the_rule_keeps_the_hardest_of_classes_of_unlike_size() -> None:
             3900,
             800,
             "ccs",
-            "right on 97.5 % of the samples that they never saw, and too few are kept for the hardest alone",
+            "right on 97.5 % of the samples that they never saw, and less than 40 % are kept",
         ),
         (
             2000,
@@ -360,7 +360,8 @@ def test_the_rule_is_recorded_for_each_stage(tmp_path: Path) -> None:
     right = (result.scores.column("pred").to_numpy() == result.scores.column("label").to_numpy()).mean()
     assert right > 0.95
     assert [stage.policy for stage in result.manifest.stages] == ["ccs", "top"]
-    assert ur.report_values(result)["policy"] == "auto: ccs"
+    assert ur.report_values(result)["policy"] == "auto: ccs, then top"
+    assert ur.report_values(result)["policy_reason"].startswith("at first the scoring models are right on")
     first = ur.select(result, keep=0.35, out=str(tmp_path / "select")).coreset.ids
     assert first.tolist() == result.coreset.ids[result.coreset.stages == 0].tolist()
 

@@ -133,7 +133,10 @@ def test_suspects_are_listed_with_what_became_of_them(tmp_path: Path) -> None:
         assert flags[ids == row["id"]] and row["kept"] == (row["id"] in result.coreset.ids)
         assert row["label"] == NAMES[row["id"] % len(NAMES)]
     shown = " ".join("".join(Page(page_of(result)).text).split())
-    assert "The 100 least likely of 120 labels that guard label_margin suspects; 20 of these samples were kept" in shown
+    assert (
+        "The 100 least likely of 120 labels that guard label_margin (always a share of 0.6) suspects; 20 of these samples were kept"
+        in shown
+    )
     assert f"{suspects['first'][0]['key']} {suspects['first'][0]['id']}" in " ".join(Page(page_of(result)).text)
 
 
@@ -144,7 +147,7 @@ def test_a_run_whose_source_is_not_seen_from_here_is_reported(tmp_path: Path, mo
         (tmp_path / "photos" / str(number % 2) / f"{number}.png").write_bytes(png_bytes(pixels))
     result = ur.prune(source="photos", keep=0.5, folds=2, recipe=FAST, executor="local", out="run")
     measure = "unseen-ray evaluate run --against random,full --seeds 5 --test SOURCE --executor local"
-    assert next_step(result) == ("To compare it with a random subset", measure)
+    assert next_step(result) == ("To compare it with a random subset and with everything", measure)
     monkeypatch.chdir(tmp_path / "run")
     assert "--test SOURCE" in Path(ur.report("../run")).read_text()
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from unseen_ray.cli.summary.run import class_table, prune_lines
+from unseen_ray.cli.summary.text import accuracy_text
 from unseen_ray.config.named_recipes import RECIPES, recipe_name
+from unseen_ray.core.samples.id_sets import FoldSpec
+from unseen_ray.core.tasks import stage_zero_tasks
 
 
 def test_names_of_classes_are_no_markup() -> None:
@@ -22,6 +25,9 @@ def test_accuracy_on_what_was_fitted_is_not_called_out_of_fold() -> None:
     }  # fmt: skip
     assert "out-of-fold accuracy 0.9000" in prune_lines({**values, "mode": "unseen"})[0]
     assert "training accuracy 0.9000" in prune_lines({**values, "mode": "fitting"})[0]
+    for mode, said in (("unseen", "0.968 unseen"), ("fitting", "0.968 trained")):
+        tasks = stage_zero_tasks(mode=mode, spec=FoldSpec(num_folds=2, seed=0), train_on="fold", repeats=2)
+        assert {accuracy_text(0.968, task.name) for task in tasks} == {said}
 
 
 def test_the_holdout_is_counted_beside_what_is_kept() -> None:
@@ -31,7 +37,11 @@ def test_the_holdout_is_counted_beside_what_is_kept() -> None:
     }  # fmt: skip
     assert prune_lines(values)[0].startswith("Kept 1,007 of 1,438 samples (359 held out of 1,797) of digits")
     assert prune_lines({**values, "holdout": 0})[0].startswith("Kept 1,007 of 1,438 samples of digits")
-    assert "(359 held out of 1,800)" in prune_lines({**values, "skipped": 1, "copies": 2})[0]
+    lines = prune_lines({**values, "skipped": 1, "copies": 2})
+    assert (
+        "(359 held out of 1,800)" in lines[0]
+        and lines[1] == "Left out, as unreadable: 1 sample, which manifest.json lists."
+    )
 
 
 def test_a_recipe_is_called_by_what_it_changes() -> None:

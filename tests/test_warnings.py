@@ -104,7 +104,10 @@ def test_a_choice_full_of_suspects_is_warned_of(caplog: pytest.LogCaptureFixture
 def test_a_guard_that_suspects_too_many_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     kept = np.arange(100, 300)
     text = said(caplog, config(guard="label_margin"), table(suspect=np.arange(400) < 200), kept, ())
-    assert "guard label_margin suspects 50 % of all labels, and the scoring models agree with 75 %" in text
+    assert (
+        "guard label_margin (always a share of 0.1) suspects 50 % of all labels, and the scoring models agree with 75 %"
+        in text
+    )
     assert not said(caplog, config(guard="label_margin"), table(suspect=np.arange(400) < 130), kept, ())
 
 

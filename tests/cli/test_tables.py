@@ -105,7 +105,7 @@ def test_no_word_of_a_table_is_broken(
         assert len(found) == len(expected)
         for text, rows in zip(found, expected, strict=True):
             assert max(map(len, text)) <= columns, (columns, text)
-            table = "\n".join(text).partition("\n(too narrow")[0].splitlines()
+            table = "\n".join(text).partition("\n(a wider terminal")[0].splitlines()
             plain = [line for line in table if not line.startswith("... ")]
             assert words(plain) <= words([cell for row in rows for cell in row]), (columns, plain)
             assert all(any(line.startswith(row[0]) for line in plain) for row in [*rows[1:10], rows[-1]]), (
@@ -158,12 +158,12 @@ def test_what_does_not_fit_is_left_out_by_rank_or_turned(columns: int, tmp_path:
         assert max(map(len, lines)) <= columns, lines
         text = "\n".join(lines)
         known = words([cell for line in table.tsv() for cell in line.split("\t")])
-        assert words(text.partition("(too narrow")[0].splitlines()) <= known
+        assert words(text.partition("(a wider terminal")[0].splitlines()) <= known
         for row in table.rows:
             for column, cell in zip(table.columns, row, strict=True):
                 if column.rank == 0:
                     assert words([column.text(cell)]) <= words(lines), (column.title, cell)
-    assert "class std" not in "\n".join(wide_tables(tmp_path)[0].lines(80)).partition("(too")[0]
+    assert "class std" not in "\n".join(wide_tables(tmp_path)[0].lines(80)).partition("(a wider")[0]
 
 
 def test_a_row_that_fits_nowhere_stands_on_its_side() -> None:
@@ -172,7 +172,7 @@ def test_a_row_that_fits_nowhere_stands_on_its_side() -> None:
     table.add("\tb\nc\x1b[2J", 1, math.nan)
     table.add("dd", None, 1.0)
     assert table.lines(51)[-1] == "dd" + 43 * " " + "100.0%"
-    assert table.lines(50)[-1].endswith("every column)")
+    assert table.lines(50)[-1].endswith("also shows: share)")
     assert table.lines(24) == [
         "class   a name of a",
         "        class with many",

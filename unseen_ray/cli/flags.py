@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import NoneType
 from typing import Any, TypeVar, get_args
 
@@ -127,12 +128,16 @@ _HELP_ALL = _HelpAllOption(
 )
 
 
-def field_options(*, only: Iterable[str] | None = None, inherited: bool = False) -> Callable[[Command], Command]:
+def field_options(
+    *, only: Iterable[str] | None = None, inherited: bool = False, text: str | None = None, rare: bool = False
+) -> Callable[[Command], Command]:
     """A decorator that adds a flag for each field, with its description and default.
 
     Args:
         only: names of the fields; None for all, the recipe's included.
         inherited: fields that are not given come from a finished run, not from the defaults.
+        text: what the help says of each, where a field has another use than in a run; None for its description.
+        rare: whether only `--help-all` lists them, whatever the fields say.
     """
     names = list(PruneConfig.model_fields) if only is None else list(only)
     rows = [(name, PruneConfig.model_fields[name], "") for name in names]
@@ -147,9 +152,9 @@ def field_options(*, only: Iterable[str] | None = None, inherited: bool = False)
                 # Python names cannot hold a dot.
                 f"{prefix}{name}".replace(".", "__"),
                 cls=FieldOption,
-                listing=help_entry(field),
+                listing=replace(help_entry(field), rare=rare or help_entry(field).rare),
                 metavar=_metavar(field),
-                help=_help(field, inherited=inherited),
+                help=text or _help(field, inherited=inherited),
                 default=None,
             )
             command = option(command)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from unseen_ray.cli.live_log import beside_control_c, logging_above
+from unseen_ray.cli.summary.text import accuracy_text
 from unseen_ray.cli.tables import Cell, Column, Table
 from unseen_ray.execution.progress import resumes, sentence_of
 from unseen_ray.runs.manifest_entries import Receipt
@@ -125,7 +126,7 @@ def _cells(row: _Row) -> tuple[Cell, ...]:
     last = row.last
     if isinstance(row.result, Receipt):
         said = "done before" if row.result.reused else "done"
-        return said, None, f"{row.result.accuracy:.3f} unseen", None, f"{row.result.seconds:.1f} s"
+        return said, None, accuracy_text(row.result.accuracy, row.result.task), None, f"{row.result.seconds:.1f} s"
     if isinstance(row.result, EvalResult):
         return "done", None, f"{row.result.accuracy:.3f} test", None, f"{row.result.seconds:.1f} s"
     if last.doing == "score":

@@ -99,7 +99,7 @@ class Table:
             style = "dim" if place in self.finished else ""
             lines += [(line, style) for line in self._row([row[c] for c in shown], shown, widths)]
         if left_out := [column.title for c, column in enumerate(self.columns) if c not in shown and column.title]:
-            note = f"(too narrow for: {', '.join(left_out)}; a pipe or a file gets every column)"
+            note = f"(a wider terminal, or a pipe, also shows: {', '.join(left_out)})"
             lines += [(line, "dim") for line in _wrapped(note, width)]
         return lines
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Guard", "guard_of", "guard_of_stored", "guard_value", "guard_words"]
 
 _OF_AUTO = {"use": "unlikely_label", "many": 0.1}  # of all candidates
+_OF_SHARES = ("aum", "label_margin")  # they suspect as many of any data
 _SCORES = (*scores.__all__, *dynamics.__all__)
 
 
@@ -87,7 +88,14 @@ def guard_of_stored(asked: Mapping[str, Any]) -> Any:
 
 def guard_words(value: Any) -> str:
     """A guard in a sentence, which tells the one that comes with `policy: auto` from one that was asked for."""
-    return "the guard of policy auto" if value == _OF_AUTO else f"guard {name_of(plug_of(value)[0])}"
+    if value == _OF_AUTO:
+        return "the guard of policy auto"
+    use, options = plug_of(value)
+    words = f"guard {name_of(use)}"
+    if use not in _OF_SHARES:
+        return words
+    cut = options.get("cut", inspect.signature(getattr(builtin_guards, use)).parameters["cut"].default)
+    return f"{words} (always a share of {cut:g})"
 
 
 def guard_of(config: PruneConfig) -> Guard | None:

@@ -48,7 +48,12 @@ class Recipe(Fields):
     use: str = setting("quick", "the named recipe that the other fields change", "training", "NAME", rare=True)
     epochs: int | None = setting(15, "passes over the training set, unless steps is set", "training", ge=1)
     steps: int | None = setting(None, "optimiser steps, in place of epochs", "training", ge=1)
-    min_steps: int = setting(300, "fewest steps of a training: a small training set gets more epochs", "training", ge=0)
+    min_steps: int = setting(
+        300,
+        "fewest steps of a training, for which a small set gets more epochs; in evaluate, of the full set's",
+        "training",
+        ge=0,
+    )
     batch_size: int = setting(64, "samples per step, at most the whole training set", "training", ge=2)
     optimizer: Optimizer = setting("sgd", "sgd with Nesterov momentum, or adamw", "training")
     lr: float = setting(0.1, "peak learning rate, not scaled by the batch size", "training", gt=0)
@@ -103,7 +108,8 @@ class Recipe(Fields):
     )
     lookahead: float = setting(
         0.0,
-        "decay a step, reached by the end, of an average of the weights to which they return every 5 steps; 0 for none",
+        "Lookahead: every 5 steps the weights return to a moving average of themselves; its decay a step at the end of the training; "
+        "0 for none",
         "training",
         rare=True,
         ge=0,

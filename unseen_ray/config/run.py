@@ -98,7 +98,7 @@ class PruneConfig(Fields):
         "data",
         "SOURCE",
     )
-    keep: float = setting(..., "fraction of the samples to keep, between 0 and 1: keep: 0.7 prunes 30 %", "choice")
+    keep: float = setting(..., "fraction of the samples to keep, between 0 and 1; 0.7 prunes 30 %", "choice")
     out: str | None = setting(
         None, "folder of the run, a local path or a URI; on a cluster, all nodes must share it", "storage", "FOLDER"
     )
@@ -170,7 +170,7 @@ class PruneConfig(Fields):
     )
     policy: Any = setting(
         "auto",
-        "how samples are chosen by their scores, in mode: fitting by top unless you set this; see `unseen-ray list policies`",
+        "how samples are chosen by their scores; see `unseen-ray list policies`; in mode: fitting, top unless you set it",
         "choice",
         "NAME",
     )

@@ -193,7 +193,7 @@ class VoteCombiner:
 
 
 def disagreement(mean_probs_MC: FloatArray, mean_entropies_M: FloatArray) -> FloatArray:
-    """What the models disagree on: the entropy of their mean probabilities less the mean entropy of each; needs N x C.
+    """What the models disagree on: the entropy of their mean probabilities less the mean entropy of each; needs N x C probabilities.
 
     It is the mutual information of the prediction and the model: high where models contradict each other, 0 where all say the same,
     however uncertain. Every sample needs two votes or more. It is stored where it is named.

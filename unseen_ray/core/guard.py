@@ -29,7 +29,7 @@ _Margins = tuple[IntArray, FloatArray, NDArray[np.uint64], IntArray]  # pairs of
 def confident_learning(
     *, probs_MC: FloatArray | RowBlocks, labels_M: IntArray, plain: bool = False
 ) -> NDArray[np.bool_]:
-    """Suspect samples that are confidently predicted as another class (the off-diagonal of the confident joint); needs N x C.
+    """Suspect samples that are confidently predicted as another class (the off-diagonal of the confident joint); needs N x C probabilities.
 
     The threshold of a class is the mean probability of this class over the samples labelled with it. A sample is counted for the
     most probable class whose threshold it reaches, and suspected if that is not its label. Samples whose label is the most probable
@@ -60,7 +60,7 @@ def confident_learning(
 def prune_by_noise_rate(
     *, probs_MC: FloatArray | RowBlocks, labels_M: IntArray, ids_M: IdArray, seed: int
 ) -> NDArray[np.bool_]:
-    """Suspect of each pair of classes as many samples as the calibrated confident joint counts, by margin; needs N x C.
+    """Suspect of each pair of classes as many samples as the calibrated confident joint counts, by margin; needs N x C probabilities.
 
     The counts of `confident_learning` leave out samples that reach no threshold. Here each class's counts are scaled to the number of
     its samples, and for n counts of label i as class j the n samples labelled i with the largest p_j - p_i are suspected, but for

@@ -103,7 +103,7 @@ class PruneResult:
         asked, unseen = manifest.config, manifest.config["mode"] == "unseen"
         facts = {"chosen by": f"{score_name(asked['score'])}, policy {manifest.policy_label}"}
         if manifest.policy_reason:
-            facts["because"] = manifest.policy_reason
+            facts["because"] = manifest.policy_why
         if unseen:
             facts["folds"] = str(asked["folds"])
         if stages:

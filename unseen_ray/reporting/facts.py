@@ -97,7 +97,7 @@ def gather(run: Run) -> ReportFacts:
         **{name: run.manifest.config[name] for name in ("keep", "mode")},
         "score": score,
         "policy": run.manifest.policy_label,
-        "policy_reason": run.manifest.policy_reason or None,
+        "policy_reason": run.manifest.policy_why or None,
         "suspects": _suspects(run, counts, names),
         **_guard(guard_of_stored(run.manifest.asked)),
         "model": scored_by(run.manifest.config),

@@ -1,4 +1,4 @@
-"""Sample images of each class: the easiest, the hardest, those on either side of the cut, the suspected wrong labels."""
+"""Sample images of each class: the easiest, the hardest, the lowest kept, the highest dropped, the suspected wrong labels."""
 
 from __future__ import annotations
 
@@ -28,12 +28,19 @@ _CLASSES = 20
 _EACH = 4
 _SIDE_PX, _BLOCKY_PX = 112, 48
 GROUPS = {
-    "easiest": "lowest score, whether predicted right or wrong",
-    "hardest": "highest score",
-    "kept last": "lowest score, by the last stage's models, among the samples that this stage kept",
-    "dropped first": "highest score, by the last stage's models, among the samples that were not kept",
-    "suspected mislabelled": "by the guard; without one: predicted as another class, with the label less than half as probable as chance",
+    "easiest": ("easiest", "lowest score, whether predicted right or wrong"),
+    "hardest": ("hardest", "highest score"),
+    "kept last": ("lowest kept", "lowest score, by the last stage's models, among the samples that this stage kept"),
+    "dropped first": (
+        "highest dropped",
+        "highest score, by the last stage's models, among the samples that were not kept",
+    ),
+    "suspected mislabelled": (
+        "suspected mislabelled",
+        "by the guard; without one: predicted as another class, with the label less than half as probable as chance",
+    ),
 }
+"""By the name of a group: its caption on the page, and what it shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import groupby
 from typing import Any
 
 from pydantic import (
@@ -120,9 +121,21 @@ class Manifest(BaseModel):
 
     @property
     def policy_label(self) -> str:
-        """The policy in words, with the one that `auto` used first."""
-        asked, used = self.asked["policy"], self.policy_used
-        return score_name(asked) if used == asked else f"{score_name(asked)}: {plug_label(used)}"
+        """The policy in words, with those that `auto` used, in the order of the stages."""
+        asked = self.asked["policy"]
+        return (
+            score_name(asked) if self.policy_used == asked else f"{score_name(asked)}: {', then '.join(self._used())}"
+        )
+
+    @property
+    def policy_why(self) -> str:
+        """Why `auto` used what it used first, as a clause; empty for other policies."""
+        return "at first " * (len(self._used()) > 1) + self.policy_reason
+
+    def _used(self) -> list[str]:
+        """The policies that the stages used, in words, each once in a row."""
+        used = [self.policy_used, *(stage.policy for stage in self.stages[1:] if stage.policy is not None)]
+        return [label for label, _ in groupby(map(plug_label, used))]
 
     def changed(self, **values: Any) -> Manifest:
         """A manifest with some fields changed, checked again."""

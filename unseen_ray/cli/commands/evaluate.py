@@ -50,11 +50,18 @@ __all__ = ["evaluate"]
         "gpus_per_fit",
         "min_gpus_per_fit",
         "log_to",
-        "group",
         *EXECUTOR_FIELDS,
-        *NAMED_FIELDS,
     ),
     inherited=True,
+)
+@field_options(
+    only=("source", "group"),
+    text="where it is now, if it has moved since the run; or the run's own function, named again",
+)
+@field_options(
+    only=[name for name in NAMED_FIELDS if name != "source"],
+    text="the run's, named again where it is a function of yours: a run's folder alone never has one imported",
+    rare=True,
 )
 @click.option("--json", "as_json", is_flag=True, help="print the table as JSON")
 def evaluate(

@@ -32,7 +32,12 @@ __all__ = ["score"]
     show_default=True,
     help="store the mean probabilities, by which `select` can combine and guard in other ways",
 )
-@field_options(only=("out", "source", *SCORE_FIELDS))
+@field_options(only=("out",))
+@field_options(
+    only=("source",),
+    text="the data that the rows are of, in their order, for export and report  [default: labels alone]",
+)
+@field_options(only=SCORE_FIELDS)
 @click.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
 def score(
     probs: tuple[str, ...], labels: str, folds: str | None, save_probs: bool, as_json: bool, **flags: str | None

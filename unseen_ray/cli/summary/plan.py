@@ -93,7 +93,7 @@ def _work_line(values: dict[str, Any]) -> str:
     trials = f" ({values['trials_bill']:.1%} for the trials of policies)" if "trials_bill" in values else ""
     return (
         f"{several(values['models'], 'training')}, {values['images_trained']:,} images through training, "
-        f"{values['images_scored']:,} through scoring: the choice costs {bill} of one training on all data{trials}"
+        f"{values['images_scored']:,} through scoring: the choice costs {bill} of one training on all data, counted in images{trials}"
     )
 
 
@@ -120,8 +120,8 @@ def _raised_lines(values: dict[str, Any]) -> list[str]:
     if not recipe["epochs"] or epochs <= recipe["epochs"]:
         return []
     return [
-        f"recipe.min_steps, {recipe['min_steps']} for scoring models, raises {recipe['epochs']} epochs to {epochs} "
-        f"for the smallest training set of {smallest:,} samples; lower it for a quicker run"
+        f"scoring models train for {epochs} epochs instead of {recipe['epochs']} on the smallest training set, {smallest:,} samples, "
+        f"because recipe.min_steps is {recipe['min_steps']} for them; lower it for a quicker run"
     ]
 
 

@@ -46,7 +46,7 @@ def prune_values(result: PruneResult) -> dict[str, Any]:
         "copies": source.copies,
         "score": score_name(manifest.config["score"]),
         "policy": manifest.policy_label,
-        "policy_reason": manifest.policy_reason or None,
+        "policy_reason": manifest.policy_why or None,
         "model": scored_by(manifest.config),
         "precision": manifest.config["recipe"]["precision"],
         "stages": [stage.sizes() for stage in manifest.stages],
@@ -76,24 +76,29 @@ def prune_lines(values: dict[str, Any]) -> list[str]:
     kept = f"Kept {values['kept']:,} of {values['num_samples']:,} samples{held_out} of {values['source']}"
     stages = values["stages"]
     if stages:
-        measured = "out-of-fold" if values["mode"] == "unseen" else "training"
+        measured, by = ("out-of-fold", " by majority vote") if values["mode"] == "unseen" else ("training", "")
         share = values["cost"].get("bill")
-        bill = "" if share is None else f", at the cost of {share:.1%} of one training on all data"
+        bill = "" if share is None else f", at the cost of {share:.1%} of one training on all data, counted in images"
         waited = values["cost"].get("waiting_seconds")
         waiting = "" if waited is None else f", {waited:.1f} s of them waiting for a worker"
         first = (
-            f"{kept} ({values['kept'] / values['num_samples']:.1%}) by {values['score']}, {values['policy']}, in "
+            f"{kept} ({values['kept'] / values['num_samples']:.1%}) by score {values['score']} and policy {values['policy']}, in "
             f"{several(len(stages), 'stage')}, with {values['model']} in {values['precision']}; "
-            f"{measured} accuracy {stages[0]['vote_accuracy']:.4f}, {values['cost'].get('seconds', 0):.1f} s{waiting}{bill}."
+            f"{measured} accuracy {stages[0]['vote_accuracy']:.4f}{by}, {values['cost'].get('seconds', 0):.1f} s{waiting}{bill}."
         )
     else:
-        first = f"{kept} by {values['score']}, {values['policy']}, chosen from the stage-0 scores of an earlier run, without training."
+        first = (
+            f"{kept} by score {values['score']} and policy {values['policy']}, chosen from the stage-0 scores of an earlier run, "
+            "without training."
+        )
     where = (
         f"The kept ids are in {values['coreset']}, the scores of each stage in {values['out']}/stage-*/scores.parquet."
     )
     lines = [first]
     if values.get("policy_reason"):
         lines.append(f"Policy {values['policy']}, because {values['policy_reason']}.")
+    if values.get("skipped"):
+        lines.append(f"Left out, as unreadable: {several(values['skipped'], 'sample')}, which manifest.json lists.")
     if values.get("copies"):
         lines.append(f"{values['copies']:,} samples were left out because another one of their group is used.")
     if suspects := values.get("suspects"):
@@ -105,7 +110,7 @@ def prune_lines(values: dict[str, Any]) -> list[str]:
 def next_step(result: PruneResult) -> tuple[str, str]:
     """What may be done with a finished run, and the command that does it."""
     if is_measurable(result.run):
-        return "To compare it with a random subset", command_to_measure(result.run)
+        return "To compare it with a random subset and with everything", command_to_measure(result.run)
     return "To hand it to your own training", f"unseen-ray export {shlex.quote(result.path)} --to kept.csv"
 
 

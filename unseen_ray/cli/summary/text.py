@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["bytes_text", "held_out_text", "hours_text", "several"]
+__all__ = ["accuracy_text", "bytes_text", "held_out_text", "hours_text", "several"]
+
+
+def accuracy_text(accuracy: float, task: str) -> str:
+    """'0.968 unseen' for a finished task of this name; 'trained' where its model was trained on what it scored."""
+    return f"{accuracy:.3f} {'trained' if ' fitting' in task else 'unseen'}"
 
 
 def several(count: int, what: str) -> str:

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from unseen_ray.cli.live_log import beside_control_c
-from unseen_ray.cli.summary.text import held_out_text
+from unseen_ray.cli.summary.text import accuracy_text, held_out_text
 from unseen_ray.cli.tables import Cell, Column, Table
 
 if TYPE_CHECKING:
@@ -162,6 +162,6 @@ class _Changes:
 
 def _cells(task: TaskStatus) -> tuple[Cell, ...]:
     if task.done:
-        return "done", f"{task.accuracy:.3f} unseen", None, task.seconds, None
+        return "done", accuracy_text(task.accuracy, task.name), None, task.seconds, None
     age = None if math.isnan(task.age_s) else f"{task.age_s:.0f} s ago"
     return f"{task.epoch}/{task.epochs}", task.accuracy, task.images_per_s, task.seconds, age

@@ -130,11 +130,11 @@ def _by_rule(accuracy: float, keep: float, per_class: float, uneven: float, know
         return RuleChoice(
             "random", f"{_down(per_class)} samples of a class are kept on average, fewer than {_LEAST_PER_CLASS}"
         )
-    for least, share in _TOP_FROM:
-        if accuracy >= least and keep >= share:
-            return RuleChoice("top", f"{known}, and {100 * share:.0f} % or more are kept")
     if accuracy >= _STRATA_FROM:
-        return RuleChoice("ccs", f"{known}, and too few are kept for the hardest alone")
+        share = min(share for least, share in _TOP_FROM if accuracy >= least)
+        if keep >= share:
+            return RuleChoice("top", f"{known}, and {100 * share:.0f} % or more are kept")
+        return RuleChoice("ccs", f"{known}, and less than {100 * share:.0f} % are kept")
     if uneven >= _UNEVEN_FROM and accuracy >= _UNEVEN_RIGHT_FROM and keep >= _UNEVEN_KEEP_FROM:
         return RuleChoice("top", f"{known}, and a quarter of the classes are a tenth of the largest or less")
     known += f", less than {100 * _STRATA_FROM:.0f} %, and"
