@@ -47,7 +47,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     )
     assert good.returncode == 0, good.stderr[-3000:]
     assert good.stdout.startswith("2 of 2 trials finished.\n")
-    assert re.search(r"stage 0 +8 +4 +4", good.stdout)
+    assert "stage 0\t8\t4\t4\n" in good.stdout
     assert re.search(r"trial 1 \(score=\w+\) finished: accuracy 0\.\d{4} of 29 samples kept", good.stderr)
     assert "Traceback" not in good.stderr
     assert np.isfinite(pq.read_table(tmp_path / "y" / "sweep.parquet").column("accuracy").to_numpy()).all()
