@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tests.distributed.jobs import done, epochs, followed, ours, places_of, rays
 from tests.distributed.nodes import BIN, client_environment, command_lines, free_ports, start, stop, wait_for
 from unseen_ray.cli import main
 from unseen_ray.config.run import load_yaml
+from unseen_ray.execution.ray.jobs import follow
 
 pytestmark = pytest.mark.ray
 
@@ -139,6 +141,26 @@ def test_submit_follows_the_run_and_leaves_the_token_nowhere(
     again = subprocess.run(line, env=cluster, capture_output=True, text=True, timeout=60)
     assert again.returncode == 2
     assert "--submission-id ours belongs to another job" in again.stderr
+
+
+class Breaking(JobSubmissionClient):
+    """Its streams end, without an error, after the first piece of a log and when the job has ended, as those of a busy node may."""
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        async for text in super().tail_job_logs(job_id):
+            yield text
+            while not self.get_job_info(job_id).status.is_terminal():
+                await asyncio.sleep(0.1)
+            return
+
+
+def test_a_log_is_whole_although_its_stream_broke_as_the_job_ended(cluster: dict[str, str]) -> None:
+    token, pieces = Path(cluster["RAY_AUTH_TOKEN_PATH"]).read_text(), list[str]()
+    client = Breaking(cluster["RAY_API_SERVER_ADDRESS"], headers={"Authorization": f"Bearer {token}"}, verify=False)
+    job = client.submit_job(entrypoint="echo begun; sleep 3; echo ended")
+    assert follow(client, job, pieces.append).code == 0
+    assert len(pieces) == 2 and pieces[1] == "ended\n"
+    assert "".join(pieces) == client.get_job_logs(job)
 
 
 @pytest.mark.slow

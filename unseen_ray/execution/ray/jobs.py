@@ -167,6 +167,7 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) 
             info = client.get_job_info(job)
             failing_since = 0.0
             if info.status.is_terminal():
+                log.complete(client, job)
                 return _ending(info)
         except BrokenPipeError:  # from `write`, not from the cluster
             raise
@@ -195,11 +196,23 @@ class _Log:
         before = 0
         async for text in client.tail_job_logs(job):
             self.received_at = time.monotonic()
-            fresh = text[max(self.seen - before, 0) :]
+            self._add(text, before)
             before += len(text)
-            self.seen = max(self.seen, before)
-            if fresh:
-                self.write(fresh)
+
+    def complete(self, client: JobSubmissionClient, job: str) -> None:
+        """Write what a stream left out that broke as the job ended: to the client it looks like one that was read to its end."""
+        try:
+            text = client.get_job_logs(job)
+        except Exception as error:  # as in `follow`; a node that is gone took its log along
+            logger.warning("the end of the job's log cannot be read: %s", _first_line(error))
+        else:
+            self._add(text, 0)
+
+    def _add(self, text: str, before: int) -> None:
+        fresh = text[max(self.seen - before, 0) :]
+        self.seen = max(self.seen, before + len(text))
+        if fresh:
+            self.write(fresh)
 
 
 def _ending(info: Any) -> Ending:
