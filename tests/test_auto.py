@@ -318,7 +318,7 @@ def test_a_selection_says_what_it_used_and_is_evaluated_by_it(tmp_path: Path, ca
     assert f"policy auto uses random: {again.manifest.policy_reason}" in caplog.text
     assert any(reason in line for line in prune_lines(prune_values(again)))
     asked = ur.select(again, keep=0.5, policy="top", out=tmp_path / "asked")
-    assert asked.manifest.policy_reason == "" and "policy_reason" not in asked.manifest.model_dump()
+    assert asked.manifest.policy_why == "" and "policy_reason" not in asked.manifest.model_dump()
     ur.evaluate(again, against=["fitting"], seeds=1)
     assert ur.load(tmp_path / "again" / "fitting").config.policy == "random"
     noisy = prune(tmp_path / "noisy", "auto", recipe={"epochs": 30, "min_steps": 0, "batch_size": 24})

@@ -78,6 +78,7 @@ def test_a_lost_worker_is_replaced(simulated: Path, tmp_path: Path) -> None:
     assert result.coreset.ids.tolist() == undisturbed.coreset.ids.tolist()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_always_lost_ends_the_run_and_keeps_what_was_finished(simulated: Path, tmp_path: Path) -> None:
     with pytest.raises(FoldFailedError, match="stage 0 fold 1 failed after it was started 2 times") as failure:
         run(tmp_path, folds=3, fit="tests.plugs:dies_always", max_retries=1)

@@ -146,6 +146,7 @@ def test_every_pixel_and_every_bad_sample_are_those_of_one_process(
             assert pixels is None or np.array_equal(pixels, pixel_store.pixels_NHWC[slice(*ranges[place])])
 
 
+@pytest.mark.slow
 def test_what_memory_does_not_hold_is_decoded_into_files_once(mixed: object, tmp_path: Path) -> None:
     log = log_in(tmp_path)
     fields = {"pixel_memory_gb": 0, "pixel_folder": str(tmp_path / "pixels")}

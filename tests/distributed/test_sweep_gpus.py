@@ -27,6 +27,7 @@ def test_trials_side_by_side_hold_each_gpu_once(four_gpus: Path, tmp_path: Path)
         assert apart or one["pid"] == other["pid"] or (one["node"], one["gpu"]) != (other["node"], other["gpu"])
 
 
+@pytest.mark.slow
 def test_a_trial_that_can_never_fit_is_refused_before_the_first_starts(four_gpus: Path, tmp_path: Path) -> None:
     with pytest.raises(ur.ConfigError, match=r"trial cpus_per_fold=64: a fold asks for 64 CPU and 1 GPU on one node"):
         ur.sweep(config(tmp_path, space={"cpus_per_fold": [1, 64]}))

@@ -130,7 +130,7 @@ class Manifest(BaseModel):
     @property
     def policy_why(self) -> str:
         """Why `auto` used what it used first, as a clause; empty for other policies."""
-        return "at first " * (len(self._used()) > 1) + self.policy_reason
+        return self.policy_reason and "at first " * (len(self._used()) > 1) + self.policy_reason
 
     def _used(self) -> list[str]:
         """The policies that the stages used, in words, each once in a row."""

@@ -70,7 +70,7 @@ def evaluation_lines(evaluation: Evaluation, until: float | None = None) -> list
     recipe, tables = recipe_name(evaluation.recipe), evaluation.by_budget.values()
     lines = [
         f"{evaluation.model}, recipe {recipe}, {' and '.join(_budget(table) for table in tables)}, measured after the last epoch "
-        f"on {evaluation.test_samples:,} samples of {'the ' * evaluation.test.startswith('holdout of ')}{evaluation.test}"
+        f"on {evaluation.test} ({evaluation.test_samples:,} samples)"
     ]
     coreset = evaluation.arms[0]
     # With one training of each set there are no intervals to explain.
