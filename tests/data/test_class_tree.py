@@ -233,9 +233,10 @@ def test_the_folder_that_a_refusal_names_is_accepted_where_it_has_classes(name: 
 
 
 def test_everything_that_is_no_image_of_a_class_is_counted_and_named() -> None:
-    names = [*under(TWO), "cat/a.heic", "cat/b.heic", "dog/notes.txt", "loose.png", "annotations/a.csv"]
+    names = [*under(TWO), "cat/a.heic", "cat/b.heic", "dog/notes.txt", "loose.png", "labels.csv", "annotations/a.csv"]
     assert tree_of(names).passed_over.split("; ") == [
         "1 image beside the class folders",
+        "1 file beside the class folders that is not an image (1 .csv)",
         "3 files in class folders that are not images (2 .heic, 1 .txt)",
         "1 folder without images (annotations)",
     ]
