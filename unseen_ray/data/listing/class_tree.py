@@ -175,10 +175,10 @@ def _passed_over(listing: Listing, images: set[str], classes: set[str], loose: i
     others = [name for name in listing.files if name not in images and not _is_junk(name)]
     folders = {name.split("/", 1)[0] for name in (*listing.files, *listing.folders) if "/" in name} - classes
     within = [name for name in others if name.split("/", 1)[0] in classes]
-    beside = [name for name in others if "/" not in name]
+    top = [name for name in others if "/" not in name]
     parts = [
         *([_count(loose, "image") + " beside the class folders"] if loose else []),
-        *([f"{_count(len(beside), 'file')} beside the class folders that {_are_no_images(beside)} ({_by_ending(beside)})"] if beside else []),
+        *([f"{_count(len(top), 'file')} beside the class folders that {_are_no_images(top)} ({_by_ending(top)})"] if top else []),
         *([f"{_count(len(within), 'file')} in class folders that {_are_no_images(within)} ({_by_ending(within)})"] if within else []),
         *([f"{_count(len(folders), 'folder')} without images ({_some(sorted(folders))})"] if folders else []),
         *([f"{_count(len(links), 'link')} to a folder listed already ({_some(links)})"] if (links := sorted(listing.repeated)) else []),
