@@ -139,7 +139,7 @@ def test_a_host_that_is_cut_off_loses_its_fold_and_comes_back(
         )
         lost, finished = in_training(run, cut.name), votes(out)
         cluster.net.cut(cut)
-        until(lambda: run.found(f"{lost}: its (node|worker) was lost"), "the node is not given up", 60)
+        until(lambda: run.found(f"{lost}: its .* was lost"), "the node is not given up", 60)
         # A host that is cut off trains on and stores its checkpoints: of the whole training, only the scoring may be left.
         until(
             lambda: run.found(rf"{lost} \(ur-one, cpu\): (?:resuming|done)|{lost} \(ur-two, cpu\): done"),
@@ -164,7 +164,9 @@ def test_a_worker_that_wakes_up_after_its_training_was_taken_over_harms_nothing(
     line = [*cluster.head.on, *rays(images, "run.yaml", "--out", str(out), "--reuse", str(lender))]
     with followed(line, cluster.env, tmp_path / "run.log") as run:
         until(lambda: epochs(out).get("stage 1", 0) >= 2, "stage 1 does not train", 240)
-        (name,) = run.found(r"stage 1 \((\S+), cpu\): started")
+        started = r"stage 1 \((\S+), cpu\): started"
+        until(lambda: run.found(started), "the log does not say where it trains")
+        (name,) = run.found(started)
         cut = cluster.host(name)
         worker = told(cut, "pgrep -f ^ray::FoldWorker.score").split()[0]
         told(cut, f"kill -STOP {worker}")
