@@ -205,16 +205,21 @@ def test_a_logger_that_fails_is_told_no_more(caplog: pytest.LogCaptureFixture) -
     ]
 
 
-def test_a_logger_that_hangs_holds_nobody_up(caplog: pytest.LogCaptureFixture) -> None:
-    hangs = threading.Event()
-    background = BackgroundLogger("service", Told(hangs.wait))
+def test_a_logger_that_hangs_holds_nobody_up(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unseen_ray.execution.tracking._END_S", 1.0)
+    hangs, hanging = threading.Event(), threading.Event()
+    background = BackgroundLogger("service", Told(lambda: hanging.set() or hangs.wait()))
+    background.submit("log_trial_result", iteration=1)
+    assert hanging.wait(10)
     began = time.monotonic()
     for _ in range(2000):
         background.submit("log_trial_result", iteration=1)
     assert time.monotonic() - began < 1
     assert "service stops logging this run: it does not keep up" in caplog.text
+    began = time.monotonic()
+    background.close()  # its queue is full, and nothing takes from it
+    assert time.monotonic() - began < 1.5
     hangs.set()
-    background.close()
 
 
 @pytest.mark.parametrize("field", ["source", "test", "out", "reuse"])

@@ -217,7 +217,7 @@ def test_a_live_table_neither_folds_nor_stays_twice(tmp_path: Path) -> None:
             assert run.poll() is None and time.monotonic() < end, "".join(read)
             time.sleep(0.05)
         os.write(ours, b"\x03")  # as the key does: the terminal echoes ^C, and signals
-        assert run.wait(60) == 130
+        assert run.wait(90) == 130
     lines = screen("".join(read), 80)
     assert sum(line.startswith("task") for line in lines) == 1, lines
     assert sum(line.startswith("stage 0 fold 0 ") for line in lines) == 1, lines

@@ -14,6 +14,7 @@ import queue
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -155,9 +156,10 @@ class BackgroundLogger:
 
     def close(self) -> None:
         """Wait until the queue is empty, at most half a minute."""
+        end = time.monotonic() + _END_S
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=_END_S)
-        self._thread.join(_END_S)
+        self._thread.join(max(end - time.monotonic(), 0))
         if self._thread.is_alive() and not self._over.is_set():
             self._give_up("it did not accept everything within half a minute")
 
