@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "K=4, a quarter, 2 models": {"folds": 4, "scoring": {"share": 0.25, "models": 2}},
     "K=8, a quarter": {"folds": 8, "scoring": {"share": 0.25}},
     "K=8, a quarter, 4 votes": {"folds": 8, "scoring": {"share": 0.25, "votes": 4}},
+    "K=16, a quarter, 4 votes": {"folds": 16, "scoring": {"share": 0.25, "votes": 4}},
 }
 SCORES = ("entropy", "margin", "el2n", "loss")
 
