@@ -318,7 +318,7 @@ def test_a_selection_says_what_it_used_and_is_evaluated_by_it(tmp_path: Path, ca
     assert f"policy auto uses random: {again.manifest.policy_reason}" in caplog.text
     assert any(reason in line for line in prune_lines(prune_values(again)))
     asked = ur.select(again, keep=0.5, policy="top", out=tmp_path / "asked")
-    assert asked.manifest.policy_why == "" and "policy_reason" not in asked.manifest.model_dump()
+    assert asked.manifest.policy_reason == "" and "policy_reason" not in asked.manifest.model_dump()
     ur.evaluate(again, against=["fitting"], seeds=1)
     assert ur.load(tmp_path / "again" / "fitting").config.policy == "random"
     noisy = prune(tmp_path / "noisy", "auto", recipe={"epochs": 30, "min_steps": 0, "batch_size": 24})
@@ -362,6 +362,7 @@ def test_the_rule_is_recorded_for_each_stage(tmp_path: Path) -> None:
     assert [stage.policy for stage in result.manifest.stages] == ["ccs", "top"]
     assert ur.report_values(result)["policy"] == "auto: ccs, then top"
     assert ur.report_values(result)["policy_reason"].startswith("at first the scoring models are right on")
+    assert result.manifest.changed(policy_reason="").policy_why == ""
     first = ur.select(result, keep=0.35, out=str(tmp_path / "select")).coreset.ids
     assert first.tolist() == result.coreset.ids[result.coreset.stages == 0].tolist()
 

@@ -24,6 +24,7 @@ from unseen_ray.execution.ray.capacity import Capacity, check_fits, check_placem
 from unseen_ray.execution.ray.connect import api_server, check_reachable
 from unseen_ray.execution.ray.internals import dashboard_get
 from unseen_ray.storage.plain_text import reason_of
+from unseen_ray.storage.retry import answered
 
 if TYPE_CHECKING:
     from unseen_ray.config.run import PruneConfig
@@ -202,7 +203,7 @@ class _Log:
     def complete(self, client: JobSubmissionClient, job: str) -> None:
         """Write what a stream left out that broke as the job ended: to the client it looks like one that was read to its end."""
         try:
-            text = client.get_job_logs(job)
+            text = answered(f"log of {job}", lambda: client.get_job_logs(job), _PROBE_S)
         except Exception as error:  # as in `follow`; a node that is gone took its log along
             logger.warning("the end of the job's log cannot be read: %s", _first_line(error))
         else:
