@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from scipy import stats
 import unseen_ray as ur
 from tests.conftest import class_pixels, png_bytes, write_parquet
 from unseen_ray.config.resolved import ResolvedRun
+from unseen_ray.core.samples.population import make_population
+from unseen_ray.core.seeds import digest_ids, fit_seed
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.evaluation.arms import eval_tasks
 from unseen_ray.evaluation.evaluate import _chosen_arms
@@ -231,6 +234,15 @@ def test_an_arm_of_draws_is_another_training_for_every_seed_and_share(finished: 
     tasks = eval_tasks(chosen, ["resampled", "resampled:fixed=0.3", "full"], population, 2, 0)
     keys = {task.name: job.fit_key(task, population) for task in tasks}
     assert len(set(keys.values())) == len(keys) == 6
+
+
+def test_no_two_trainings_of_an_arm_of_draws_start_alike(finished: ur.PruneResult) -> None:
+    population = make_population(open_source(source_ref(finished.config.source)).info.labels_N, 10)
+    once = _chosen_arms(finished, finished.config, ("resampled",), 1, None)["resampled"]
+    twice = replace(once, subsets=once.subsets * 2, draws=once.draws * 2)
+    tasks = eval_tasks({"resampled": twice}, ["resampled"], population, 3, 0)
+    seeds = [fit_seed(0, digest_ids(task.train.resolve(population)), task.repeat) for task in tasks]
+    assert len(set(seeds)) == len(seeds) == 6
 
 
 def test_iterations_give_every_arm_the_steps_of_everything(finished: ur.PruneResult) -> None:

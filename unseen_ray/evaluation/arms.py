@@ -62,14 +62,15 @@ def eval_tasks(
     """
     coresets = next(iter(chosen.values())).subsets
     tasks: list[EvalTask] = []
+    # What a training starts from follows from its ids and its repeat: where selections share their ids, each needs repeats of its own.
     for arm, selection, each in itertools.product(arms, range(len(coresets)), range(seeds)):
         repeat, draw = each, None
         if arm in chosen:
             train: IdSet = ArrayIds(chosen[arm].subsets[selection])
-            if chosen[arm].draws:
-                drawn = _drawn_by(seed, "evaluate resampled", selection, repeat)
-                draw = replace(chosen[arm].draws[selection], seed=drawn)
-        elif arm == "full":  # one set: every training of it has another seed
+            if chosen[arm].draws:  # of one pool as a rule
+                drawn = _drawn_by(seed, "evaluate resampled", selection, each)
+                draw, repeat = replace(chosen[arm].draws[selection], seed=drawn), selection * seeds + each
+        elif arm == "full":
             train, repeat = AllIds(), selection * seeds + each
         else:  # drawn anew for every training
             train = ArrayIds(_drawn(arm, coresets[selection], population, seed, selection, repeat))
