@@ -33,7 +33,7 @@ __all__ = ["evaluate"]
     "--selections",
     type=int,
     metavar="INT",
-    help="coresets to compare: each after the first prunes again with another seed  [default: 1]",
+    help="coresets to compare: each after the first prunes again with another seed, for which the run must have no holdout  [default: 1]",
 )
 @click.option(
     "--budget",
@@ -93,5 +93,5 @@ def evaluate(
         evaluation = ur.evaluate(run_dir, on_event=interruption.interruptible(observer), **asked)
     if as_json:
         return print_json(evaluation.to_json())
-    first, *rest = summary.evaluation_lines(evaluation, until)
+    first, *rest = summary.evaluation_lines(evaluation, until, ur.load(run_dir).manifest.policy_label)
     return print_answer([first], summary.evaluation_table(evaluation), rest)

@@ -60,12 +60,13 @@ def _rows(evaluation: Evaluation) -> Iterator[tuple[Cell, ...]]:
         )
 
 
-def evaluation_lines(evaluation: Evaluation, until: float | None = None) -> list[str]:
+def evaluation_lines(evaluation: Evaluation, until: float | None = None, policy: str = "") -> list[str]:
     """The line above the table, then the lines below it.
 
     Args:
         evaluation: the table, or those of several budgets.
         until: the half-width that was asked for, in percentage points; None for none.
+        policy: what chose the coreset, as `Manifest.policy_label`; not said if it is empty.
     """
     recipe, tables = recipe_name(evaluation.recipe), evaluation.by_budget.values()
     lines = [
@@ -78,6 +79,11 @@ def evaluation_lines(evaluation: Evaluation, until: float | None = None) -> list
         of = f"over its {coreset.selections} selections" if coreset.selections > 1 else "for this one selection"
         lines.append(
             f"The lead of the coreset is its accuracy minus the baseline's, with a 95 % confidence interval {of}."
+        )
+    if policy in ("random", "auto: random"):
+        lines.append(
+            f"The coreset is a random subset itself (policy {policy}): its lead over others is the luck of one draw, which more seeds "
+            "do not change."
         )
     for table in tables:
         under = f"Under {table.budget}: " if evaluation.others else ""
@@ -122,7 +128,7 @@ def _precision(evaluation: Evaluation, found: Difference, until: float | None) -
     """How well the lead over random is known, and how many seeds a given half-width takes."""
     points, seeds = until or _POINTS, len(evaluation.arms[0].accuracies)
     known = f"The lead over random is known to ±{100 * found.half_width:.2f} points by {several(seeds, 'seed')}"
-    if 100 * found.half_width <= points:
+    if round(100 * found.half_width, 2) <= points:
         return f"{known}."
     needed = evaluation.seeds_for(points)
     takes = "more than 10,000" if needed is None else f"about {max(needed, seeds + 1)}"
