@@ -75,7 +75,7 @@ def test_a_run_is_watched_while_it_trains_is_killed_and_goes_on(
         *(f"stage 0 fold {fold}" for fold in range(3)),
         "stage 1",
     ]
-    assert any(re.match(r"stage 0 fold \d: epoch \d+/60, accuracy", line) for line in lines), lines
+    assert any(re.match(r"stage 0 fold \d: epoch \d+/60, training accuracy", line) for line in lines), lines
     assert any(line.startswith(f"held by process {run.pid} on ") for line in lines), lines
     # The cost comes first where it was known before the run had finished, and is not said again.
     last, cost = lines[-2:] if lines[-1].startswith("cost") else reversed(lines[-2:])

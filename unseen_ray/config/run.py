@@ -177,7 +177,7 @@ class PruneConfig(Fields):
     guard: Any = setting(
         "none",
         "which rule leaves out samples whose labels look wrong: none, or one of `unseen-ray list guards`; policy auto "
-        "has its own unless you set this",
+        "brings its own unless you set this, be it to none",
         "choice",
         "NAME",
     )

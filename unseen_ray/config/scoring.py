@@ -51,12 +51,12 @@ class Scoring(Fields):
         default=_CHEAP,
         gt=0,
         le=1,
-        description="fraction of the recipe's epochs or steps for which scoring models train; default: 0.25, or 1 with a guard "
-        "or a score over epochs",
+        description="fraction of the recipe's epochs or steps for which scoring models train; default: 0.25, or 1 with a guard, "
+        "a score over epochs or a scoring.recipe",
     )
     recipe: Recipe | None = Field(
         default=None,
-        description="recipe of the scoring models, or the fields that differ from the run's; default: the run's",
+        description="recipe of the scoring models, or the fields that differ from the run's, for all of its epochs; default: the run's",
     )
     model: Any = Field(default=None, description="the scoring model; default: the run's model")
     votes: int | None = Field(

@@ -128,5 +128,5 @@ def _check_replaced(page: str, reason: str) -> None:
         raise ConfigError(
             f"{page} has images, and a new page would have none: {reason} "
             "Say where the data is now (--source PLACE; in Python source=...), or ask for a page without images "
-            "(--no-images; images=False)."
+            "(--no_images; images=False)."
         )

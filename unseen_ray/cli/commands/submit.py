@@ -48,7 +48,7 @@ def submit(
 
     \b
     unseen-ray submit run.yaml --out /shared/runs/mine --address http://127.0.0.1:8265
-    unseen-ray submit run.yaml --out s3://bucket/runs/mine --no-wait
+    unseen-ray submit run.yaml --out s3://bucket/runs/mine --no_wait
     """
     from unseen_ray.execution.job_checks import shippable
 

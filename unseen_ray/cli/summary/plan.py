@@ -121,7 +121,8 @@ def _raised_lines(values: dict[str, Any]) -> list[str]:
         return []
     return [
         f"scoring models train for {epochs} epochs instead of {recipe['epochs']} on the smallest training set, {smallest:,} samples, "
-        f"because recipe.min_steps is {recipe['min_steps']} for them; lower it for a quicker run"
+        f"because they take {recipe['min_steps']} steps at least: recipe.min_steps is {values['recipe']['min_steps']}; less makes the "
+        "choice cheaper, and the trainings of evaluate shorter, too"
     ]
 
 

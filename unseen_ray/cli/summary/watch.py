@@ -131,10 +131,10 @@ class _Changes:
         for task in status.tasks:
             if task.done and task.name not in self.done:
                 self.done.add(task.name)
-                yield f"{task.name} ({task.node}): done, accuracy {task.accuracy:.4f}, {task.seconds:.1f} s"
+                yield f"{task.name} ({task.node}): done, accuracy {accuracy_text(task.accuracy, task.name)}, {task.seconds:.1f} s"
             elif not task.done and self._is_news(task):
                 yield (
-                    f"{task.name}: epoch {task.epoch}/{task.epochs}, accuracy {task.accuracy:.3f}, "
+                    f"{task.name}: epoch {task.epoch}/{task.epochs}, training accuracy {task.accuracy:.3f}, "
                     f"{task.images_per_s:,.0f} images/s, {task.seconds:.1f} s"
                 )
         who = driver(status)

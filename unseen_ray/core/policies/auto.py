@@ -144,5 +144,5 @@ def _by_rule(accuracy: float, keep: float, per_class: float, uneven: float, know
 
 
 def _down(value: float) -> str:
-    """A number with one decimal, rounded down: one that is below a limit must not read as the limit."""
-    return f"{math.floor(10 * value + 1e-6) / 10:.1f}"
+    """A number with two decimals at most, rounded down: one that is below a limit must not read as the limit."""
+    return f"{math.floor(100 * value + 1e-6) / 100:g}"
