@@ -82,7 +82,7 @@ def test_epochs_are_numbered_and_can_be_set() -> None:
     assert list(pickle.loads(pickle.dumps(sampler))) == third
     sampler.set_epoch(0)
     assert list(sampler) == first
-    with pytest.raises(ur.ConfigError, match="epoch=-1 must be 0 or more"):
+    with pytest.raises(ur.ConfigError, match="epoch=-1 must be a whole number, 0 or more"):
         sampler.set_epoch(-1)
     assert epochs(1, seed=1) != [first]
 
@@ -145,7 +145,8 @@ def test_a_loader_with_workers_goes_on_after_a_whole_epoch(size: int | None) -> 
     whole = {"epoch": 0, "given": len(list(sampler))}
     sampler.load_state_dict(whole)
     loader = DataLoader(range(300), sampler=sampler, batch_size=size, num_workers=1)  # type: ignore
-    assert [np.hstack([[], *loader]).tolist() for _ in range(2)] == [[], epochs(2)[1]]
+    given = [np.hstack([[], *loader]).tolist() for _ in range(3)]
+    assert [ids for ids in given if ids][:2] == epochs(3)[1:]
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
@@ -169,6 +170,21 @@ def test_torchdata_resumes_after_any_batch_of_any_epoch(options: dict[str, Any])
         resumed.load_state_dict(begun.state_dict())
         assert batches(left) == batches(resumed) == wanted[1][done:]
         assert batches(resumed) == wanted[2]
+    begun, resumed = loader(), loader()
+    assert batches(begun) == wanted[0]
+    resumed.load_state_dict(begun.state_dict())  # of a whole epoch, after its loop has ended
+    assert [batches(resumed) for _ in range(2)] == wanted[1:]
+
+
+def test_a_loop_that_sets_its_epochs_goes_on_after_a_whole_epoch() -> None:
+    sampler, resumed = ur.KeptSampler(RUN), ur.KeptSampler(RUN)
+    first = list(sampler)
+    resumed.load_state_dict(sampler.state_dict())
+    given = []
+    for epoch in (1, 2):
+        resumed.set_epoch(epoch)
+        given.append(list(resumed))
+    assert [first, *given] == epochs(3)
 
 
 @pytest.mark.parametrize("state", [{}, {"epoch": 1}, {"epoch": -1, "given": 0}, {"epoch": 0, "given": 145}])
@@ -205,6 +221,11 @@ def test_a_loader_reads_these_rows_of_the_source() -> None:
         ({"fixed": -0.1}, r"fixed=-0\.1 must be 0 to 1"),
         ({"fixed": 1.5, "seed": -1}, r"2 problems[\s\S]*fixed=1\.5[\s\S]*seed=-1 must be 0 or more"),
         ({"num_replicas": 0}, "num_replicas=0 must be 1 or more"),
+        (
+            {"fixed": "a", "seed": 1.5},
+            r"2 problems[\s\S]*fixed='a' must be a number[\s\S]*seed=1\.5 must be a whole number",
+        ),
+        ({"num_replicas": 2, "rank": 0.5}, r"rank=0\.5 must be a whole number"),
         ({"num_replicas": 2, "rank": 2}, "rank=2 must be 0 to 1, below num_replicas=2"),
         (
             {"keep": 0.9, "fixed": 0.9},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -91,6 +92,8 @@ class KeptSampler:
     def __iter__(self) -> Iterator[int]:
         """The ids of an epoch for this rank; the next iteration gives those of the next epoch."""
         epoch, given = self._now = self._next
+        if given == len(self):  # torchdata drops the iterator in which it finds this, and begins another
+            self._next = epoch + 1, 0
         ids = self._ids_L[self._draw.positions(self._ids_L, epoch)]
         order = np.argsort(tie_keys(ids, derive(self._draw.seed, f"order {epoch}")))
         left = ids[order][self._rank :: self._num_replicas][given : len(self)].tolist()
@@ -109,8 +112,8 @@ class KeptSampler:
 
         An epoch within which `load_state_dict` resumes goes on there.
         """
-        if epoch < 0:
-            raise ConfigError(f"epoch={epoch} must be 0 or more.")
+        if not isinstance(epoch, Integral) or epoch < 0:
+            raise ConfigError(f"epoch={epoch!r} must be a whole number, 0 or more.")
         if epoch != self._next[0]:
             self._now = self._next = epoch, 0
 
@@ -125,6 +128,9 @@ class KeptSampler:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Let the next iteration give what was left of an epoch; then come the following epochs.
+
+        After a whole epoch nothing was left: call `set_epoch` with the next one, so that the next iteration is not empty. A
+        `StatefulDataLoader` needs no such call.
 
         Args:
             state: from `state_dict` of a sampler with the same arguments, on any rank that was given as many.
@@ -150,7 +156,14 @@ def _pool_of(result: PruneResult | str | os.PathLike[str]) -> SamplingPool:
 
 
 def _check_ranges(keep: float | None, fixed: float, seed: int, num_replicas: int, rank: int) -> None:
-    problems = []
+    numbers = {"keep": 1 if keep is None else keep, "fixed": fixed}
+    problems = [f"{name}={value!r} must be a number." for name, value in numbers.items() if not isinstance(value, Real)]
+    counts = {"seed": seed, "num_replicas": num_replicas, "rank": rank}
+    problems += [
+        f"{name}={value!r} must be a whole number." for name, value in counts.items() if not isinstance(value, Integral)
+    ]
+    if problems:
+        raise ConfigError(problems)
     if keep is not None and not 0 < keep <= 1:
         problems.append(f"keep={keep} must be above 0 and at most 1: the fraction of the run's samples in an epoch.")
     if not 0 <= fixed <= 1:
