@@ -149,7 +149,9 @@ def recipe_name(values: Mapping[str, Any]) -> str:
     changed = [
         f"{name} {_as_text(value)}"
         for name, value in values.items()
-        if name not in ("use", "precision", "min_steps", "init_saw", "init_sha256") and named.get(name) != value
+        if name not in ("use", "precision", "min_steps", "init_saw", "init_sha256")
+        and value is not None
+        and named.get(name) != value
     ]
     return str(values["use"]) + (f" ({', '.join(changed)})" if changed else "")
 
