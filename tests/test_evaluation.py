@@ -88,7 +88,7 @@ def test_trainings_of_one_choice_are_two_samples() -> None:
     test = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((test.low, test.high))
     (equal,) = differences_of([arm("coreset", [0.5, 0.5]), arm("full", [0.4, 0.4])])
-    assert (equal.low, equal.mean, equal.high) == pytest.approx((0.1, 0.1, 0.1))
+    assert equal.mean == pytest.approx(0.1) and math.isnan(equal.low) and math.isnan(equal.high)
 
 
 def test_an_interval_over_choices_covers_what_choosing_again_would_give() -> None:
@@ -145,7 +145,7 @@ def test_break_even_is_the_cost_over_what_a_training_saves(
 
 def test_a_difference_in_the_noise_of_the_clock_is_no_saving() -> None:
     full = arm("full", [0.5] * 4, seconds_each=2.0, seconds_std=1.2)
-    for seconds, trainings in ((0.9, None), (0.7, pytest.approx(12 / 1.3))):
+    for seconds, trainings in ((0.9, None), (0.4, pytest.approx(12 / 1.6))):
         even = break_even_of([arm("coreset", [0.5] * 4, seconds_each=seconds, choosing_s=12.0), full])
         assert even is not None
         assert even.trainings == trainings

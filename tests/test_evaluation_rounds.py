@@ -131,8 +131,8 @@ def test_the_seeds_that_an_interval_takes(spreads: tuple[float, float], half_wid
     assert needed == 2 or width(needed - 1) > half_width
 
 
-def test_equal_trainings_take_two_and_an_interval_out_of_reach_has_no_number() -> None:
-    assert seeds_for([0.5, 0.5], [0.4, 0.4], 1e-9) == 2
+def test_equal_trainings_and_an_interval_out_of_reach_have_no_number() -> None:
+    assert seeds_for([0.5, 0.5], [0.4, 0.4], 1e-9) is None
     assert seeds_for([0.5, 0.6], [0.4, 0.5], 1e-6) is None
 
 

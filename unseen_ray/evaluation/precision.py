@@ -28,13 +28,13 @@ def seeds_for(ours: Sequence[float], theirs: Sequence[float], half_width: float)
         half_width: in the unit of the accuracies, above 0.
 
     Returns:
-        2 or more; None beyond 10,000.
+        2 or more; None beyond 10,000, and where all trainings of each set came out alike.
     """
     from scipy.stats import t
 
     a, b = statistics.variance(ours), statistics.variance(theirs)
     if a + b == 0:
-        return 2
+        return None
     counts = np.arange(2, _MOST + 1)
     freedom = (counts - 1) * ((a + b) ** 2 / (a**2 + b**2))
     enough = t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt((a + b) / counts) <= half_width
@@ -49,7 +49,7 @@ def next_seeds(seeds: int, half_widths: Sequence[float], needed: Sequence[int | 
 
     Args:
         seeds: trainings of each subset so far.
-        half_widths: of the intervals; NaN for one training.
+        half_widths: of the intervals; NaN for one training, and where all came out alike.
         needed: what `seeds_for` says of each.
         until: the half-width to reach.
     """

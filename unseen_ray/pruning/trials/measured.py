@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -106,12 +107,13 @@ class MeasuredTrainings:
 
 
 def interval(ours: Sequence[float], theirs: Sequence[float], *, paired: bool) -> tuple[float, float]:
-    """The 95 % interval of the difference of two means, by the paired t-test or by Welch's; NaN for a single value of each."""
+    """The 95 % interval of the difference of two means, by the paired t-test or by Welch's; NaN where the values tell of no spread."""
     from scipy.stats import ttest_ind, ttest_rel
 
-    # scipy warns about a single training and about equal results; its answers, NaN and an empty interval, are what we want.
+    # scipy warns about a single training, of which NaN is what we want, and about equal results.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         test = ttest_rel(ours, theirs) if paired else ttest_ind(ours, theirs, equal_var=False)
         found = test.confidence_interval(LEVEL)
-    return float(found.low), float(found.high)
+    # Trainings that came out alike, as on a small test set, do not show that all would.
+    return (float(found.low), float(found.high)) if found.low < found.high else (math.nan, math.nan)

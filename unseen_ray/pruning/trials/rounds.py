@@ -109,7 +109,8 @@ class _Trials:
         low, _ = interval(fresh, [0.0] * len(fresh), paired=True)
         policy, final = plan.candidates[best] if low > 0 else RANDOM, statistics.fmean(fresh)
         of_best = f"{plug_label(plan.candidates[best])} is {100 * final:+.2f} points from random"
-        reason = f"{of_best} in the {len(fresh)} trainings of the last round, at least {100 * low:+.2f} (95 %)"
+        least = f"at least {100 * low:+.2f} (95 %)" if low == low else "with no spread to tell how surely"
+        reason = f"{of_best} in the {len(fresh)} trainings of the last round, {least}"
         return PolicyChoice(
             policy=policy,
             reason=reason,
@@ -118,7 +119,7 @@ class _Trials:
                     policy=jsonable(candidate),
                     seeds=len(gains[place]),
                     gain=statistics.fmean(gains[place]),
-                    **({"final_gain": final, "final_low": low} if place == best else {}),
+                    **({"final_gain": final, "final_low": low} if place == best and low == low else {}),
                 )
                 for place, candidate in enumerate(plan.candidates)
             ],
