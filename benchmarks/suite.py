@@ -34,18 +34,16 @@ from timing import conditions, write
 
 import unseen_ray as ur
 from unseen_ray.config.resolved import ResolvedRun
-from unseen_ray.core.samples.epoch_draw import EpochDraw
 from unseen_ray.core.samples.population import make_population
 from unseen_ray.core.seeds import derive
 from unseen_ray.core.stats import common_range, correlation, fullest_bin, rank_correlation
 from unseen_ray.data.sources.registry import open_source, source_ref
 from unseen_ray.evaluation.arms import ArmSubsets
 from unseen_ray.evaluation.baselines import random_subset
+from unseen_ray.evaluation.evaluate import resampled_arm, subsets_of
 from unseen_ray.evaluation.table import Arm, Evaluation, break_even_of, differences_of
 from unseen_ray.evaluation.trainings import train_and_measure
-from unseen_ray.execution.api import executor_for, run_of
-from unseen_ray.reporting.sampling_pool import SamplingPool
-from unseen_ray.runs.run import choosing_s
+from unseen_ray.execution.api import executor_for
 from unseen_ray.runs.tasks import Progress
 from unseen_ray.storage.checked_json import without_nan
 
@@ -188,27 +186,13 @@ def schedule(asked: dict[str, Any], keep: float) -> dict[str, Any]:
 
 def chosen_by(suite: Suite, choice: Choice) -> ArmSubsets:
     """The ids of a choice, for each seed, and what one cost."""
-    subsets: list[np.ndarray] = []
-    costs: list[float | None] = []
-    draws: list[EpochDraw] = []
-    for seed in suite.seeds:
-        if choice.method == RANDOM:
-            ids_N = make_population(suite.info.labels_N, suite.info.num_classes).ids_N
-            subsets.append(random_subset(ids_N, round(choice.keep * len(ids_N)), derive(seed, "suite random")))
-            costs.append(0.0)
-            continue
-        result = result_of(suite, choice, seed)
-        costs.append(choosing_s(result.manifest))
-        if (share := suite.asked["methods"][choice.method].get("resampled")) is None:
-            subsets.append(result.coreset.ids)
-            continue
-        budget, pool = len(result.coreset), SamplingPool.of_run(run_of(result))
-        draws.append(EpochDraw(fixed_ids=result.coreset.first(round(share * budget), seed), size=budget, seed=0))
-        subsets.append(pool.ids_L)
-        if share == 0 and len(pool.ids_L) == pool.num_samples:
-            costs[-1] = 0.0  # it would draw the same without a run
-    known = [cost for cost in costs if cost is not None]
-    return ArmSubsets(tuple(subsets), sum(known) / len(known) if len(known) == len(costs) else None, draws=tuple(draws))
+    if choice.method == RANDOM:
+        ids_N = make_population(suite.info.labels_N, suite.info.num_classes).ids_N
+        size = round(choice.keep * len(ids_N))
+        return ArmSubsets(tuple(random_subset(ids_N, size, derive(seed, "suite random")) for seed in suite.seeds), 0.0)
+    runs = [result_of(suite, choice, seed) for seed in suite.seeds]
+    share = suite.asked["methods"][choice.method].get("resampled")
+    return subsets_of(runs) if share is None else resampled_arm(runs, share)
 
 
 def result_of(suite: Suite, choice: Choice, seed: int) -> ur.PruneResult:

@@ -220,7 +220,8 @@ def test_resampled_arms_never_draw_a_suspect(tmp_path: Path) -> None:
     run = ur.load(shutil.copytree(golden, tmp_path / "run"))
     drawable = drawable_ids(run.run, run.coreset.ids)
     assert len(run.coreset) < len(drawable) < run.scores.num_rows
-    chosen = _chosen_arms(run, run.config, ("resampled:fixed=0.25",), 1, None)
+    chosen = _chosen_arms(run, run.config, ("resampled", "resampled:fixed=0.25"), 1, None)
+    assert chosen["resampled"].seconds == chosen["coreset"].seconds != 0  # to know the suspects took scores
     (train,), (draw,) = chosen["resampled:fixed=0.25"].subsets, chosen["resampled:fixed=0.25"].draws
     assert train.tolist() == drawable.tolist()
     assert draw.fixed_ids.tolist() == run.coreset.first(round(0.25 * len(run.coreset)), 3).tolist()

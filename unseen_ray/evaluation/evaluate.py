@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from unseen_ray.evaluation.table import AskedBudget, Evaluation
     from unseen_ray.pruning.executor import Observer
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "resampled_arm", "subsets_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -121,24 +121,33 @@ def _chosen_arms(
 ) -> dict[str, ArmSubsets]:
     """The arms whose subsets a run chooses, each pruned now unless its folder holds it: the coreset, and `fitting`."""
     runs = [done, *(_again(done, config, number, on_event) for number in range(1, selections))]
-    chosen = {"coreset": _subsets_of(runs)}
+    chosen = {"coreset": subsets_of(runs)}
     if "fitting" in against:
-        chosen["fitting"] = _subsets_of([_fitting(run, config, on_event) for run in runs])
+        chosen["fitting"] = subsets_of([_fitting(run, config, on_event) for run in runs])
     shares = {arm: share for arm in against if (share := fixed_share(arm)) is not None}
-    return chosen | {arm: _resampled(runs, share, chosen["coreset"]) for arm, share in shares.items()}
+    return chosen | {arm: resampled_arm(runs, share) for arm, share in shares.items()}
 
 
-def _resampled(runs: Sequence[PruneResult], share: float, coreset: ArmSubsets) -> ArmSubsets:
+def resampled_arm(runs: Sequence[PruneResult], share: float) -> ArmSubsets:
     """As many samples as each coreset has, of which `share` are always those picked first, and the others drawn anew every epoch."""
-    kept = [run.coreset for run in runs]
+    chosen = subsets_of(runs)
     draws = tuple(
-        EpochDraw(fixed_ids=each.first(round(share * len(each)), run.config.seed), size=len(each), seed=0)
-        for run, each in zip(runs, kept, strict=True)
+        EpochDraw(fixed_ids=run.coreset.first(round(share * len(ids)), run.config.seed), size=len(ids), seed=0)
+        for run, ids in zip(runs, chosen.subsets, strict=True)
     )
-    subsets = tuple(drawable_ids(run.run, each.ids) for run, each in zip(runs, kept, strict=True))
-    return (
-        ArmSubsets(subsets, coreset.seconds, coreset.devices, draws) if share else ArmSubsets(subsets, 0.0, (), draws)
-    )
+    subsets = tuple(drawable_ids(run.run, ids) for run, ids in zip(runs, chosen.subsets, strict=True))
+    if not share and all(len(ids) == run.manifest.source.num_samples for run, ids in zip(runs, subsets, strict=True)):
+        return ArmSubsets(subsets, 0.0, (), draws)  # it would draw the same without a run
+    return ArmSubsets(subsets, chosen.seconds, chosen.devices, draws)
+
+
+def subsets_of(runs: Sequence[PruneResult]) -> ArmSubsets:
+    """The coresets of runs, with the mean time of a choice."""
+    costs = [choosing_s(run.manifest) for run in runs]
+    known = [cost for cost in costs if cost is not None]
+    mean = sum(known) / len(runs) if len(known) == len(runs) else None
+    devices = {task.device for run in runs for stage in run.manifest.stages for task in stage.tasks}
+    return ArmSubsets(tuple(run.coreset.ids for run in runs), mean, tuple(sorted(devices)))
 
 
 def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes: bool) -> ResolvedRun:
@@ -236,14 +245,6 @@ def _is_named(name: str, given: dict[str, Any]) -> bool:
 
 def _use_of(value: Any) -> Any:
     return value.get("use") if isinstance(value, dict) else value
-
-
-def _subsets_of(runs: Sequence[PruneResult]) -> ArmSubsets:
-    costs = [choosing_s(run.manifest) for run in runs]
-    known = [cost for cost in costs if cost is not None]
-    mean = sum(known) / len(runs) if len(known) == len(runs) else None
-    devices = {task.device for run in runs for stage in run.manifest.stages for task in stage.tasks}
-    return ArmSubsets(tuple(run.coreset.ids for run in runs), mean, tuple(sorted(devices)))
 
 
 def _again(done: PruneResult, config: PruneConfig, number: int, on_event: Observer | None) -> PruneResult:
