@@ -165,7 +165,7 @@ def alone(folder: str, policy: str, samples: int, classes: int, threads: int) ->
         given = {"kept_C": np.zeros(classes, np.int64), "seed": SEED, "options": CHOICES[policy]}
         shards = functools.partial(chunks, table)
         chosen = choose(policy, shards, round(KEEP * samples), **given, memory=Memory(threads=threads))
-        found = sum(len(ids) for ids in chosen.ids(shards, threads=threads))
+        found = sum(len(chunk["id"]) for chunk in chosen.rows(shards, ("id",)))
         assert found == round(KEEP * samples)
     else:
         for _ in table.batches():
@@ -199,7 +199,7 @@ def compared(args: argparse.Namespace) -> dict[str, bool]:
             more = {"p_label_M": probs} if policy == "beta" else {}
             picked = getattr(select, policy)(scores, labels, ids, budget, **given, **more, **options)
             chosen = choose(policy, shards, budget, **given, options=options)
-            found = np.concatenate(list(chosen.ids(shards, threads=args.threads)))
+            found = np.concatenate([chunk["id"] for chunk in chosen.rows(shards, ("id",))])
             equal[policy] = bool(np.array_equal(found, np.sort(ids[picked])))
             print(
                 f"{samples:,} samples, {policy}: {'as' if equal[policy] else 'NOT AS'} from the whole table", flush=True

@@ -145,8 +145,8 @@ def unlikely_label(
         ConfigError: if `many` is outside its range.
     """
     _check_share("many", many)
-    suspects = are_unlikely(labels_M, pred_M, p_label_M, np.bincount(labels_M))
     sizes_C, right = np.bincount(labels_M), int((pred_M == labels_M).sum())
+    suspects = are_unlikely(labels_M, pred_M, p_label_M, sizes_C)
     return suspects if are_credible(int(suspects.sum()), right, sizes_C, many) else np.zeros(len(suspects), bool)
 
 
@@ -199,8 +199,7 @@ def allowed(
     if short <= 0:
         return free
     held = np.flatnonzero(suspects_M)
-    order = np.lexsort((tie_keys(ids_M[held], seed), -p_label_M[held]))
-    return np.sort(np.concatenate([free, held[order[:short]]]))
+    return np.sort(np.concatenate([free, held[best_first(p_label_M[held], ids_M[held], seed, short)]]))
 
 
 def _calibrated_counts(probs: RowBlocks, labels_M: IntArray) -> NDArray[np.int64]:
@@ -300,7 +299,7 @@ def _narrow(probs: RowBlocks) -> Iterator[tuple[int, FloatArray]]:
 def _highest(scores_M: FloatArray, ids_M: IdArray, seed: int, cut: float) -> NDArray[np.bool_]:
     _check_share("cut", cut)
     suspects = np.zeros(len(ids_M), bool)
-    suspects[best_first(scores_M, ids_M, seed)[: round(cut * len(ids_M))]] = True
+    suspects[best_first(scores_M, ids_M, seed, round(cut * len(ids_M)))] = True
     return suspects
 
 

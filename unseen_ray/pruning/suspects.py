@@ -123,7 +123,7 @@ def suspects_kept(scores: StoredTable, coreset: StoredTable) -> dict[str, int] |
     if SUSPECT not in scores.schema.names:
         return None
     suspects = _suspects_in(scores)
-    found = sum(len(ids) for ids in suspects.ids())
+    found = sum(int(chunk[SUSPECT].sum()) for chunk in score_chunks(scores, {}, (SUSPECT,)))
     return {"found": found, "kept": sum(int(suspects.has(c["id"]).sum()) for c in score_chunks(coreset, {}, ("id",)))}
 
 

@@ -20,36 +20,27 @@ __all__ = ["choose_balanced", "choose_floor", "choose_quota"]
 
 def choose_balanced(request: Request) -> Chosen:
     """See `core.select.class_balanced`."""
-
-    def ranks(sizes_C: IntArray) -> IntArray:
-        request.checked(sizes_C)
-        return even_share(sizes_C, request.budget, request.kept_C, request.seed)[None]
-
-    return request.before(_inside(request), ranks)
+    return request.before(
+        _inside(request), lambda sizes_C: even_share(sizes_C, request.budget, request.kept_C, request.seed)
+    )
 
 
 def choose_floor(request: Request) -> Chosen:
     """See `core.select.class_floor`."""
-
-    def ranks(sizes_C: IntArray) -> IntArray:
-        request.checked(sizes_C)
-        return least_quota(sizes_C, request.budget, request.kept_C, request.seed, floor=request.options["floor"])[None]
-
-    granted = request.before(request.in_classes(request.order()), ranks)
+    given, floor = (request.budget, request.kept_C, request.seed), request.options["floor"]
+    granted = request.before(
+        request.in_classes(request.order()), lambda sizes_C: least_quota(sizes_C, *given, floor=floor)
+    )
     return request.filled_up(granted, request.order())
 
 
 def choose_quota(request: Request) -> Chosen:
     """See `core.select.class_quota`."""
     sums, lowest = (_misses if request.options["by"] == "recall" else _scores)(request)
-
-    def ranks(sizes_C: IntArray) -> IntArray:
-        request.checked(sizes_C)
-        strength = request.options["strength"]
-        given = (sizes_C, request.budget, request.kept_C, request.seed)
-        return quota_by_mean(sums, lowest, *given, strength=strength)[None]
-
-    return request.before(_inside(request), ranks)
+    given, strength = (request.budget, request.kept_C, request.seed), request.options["strength"]
+    return request.before(
+        _inside(request), lambda sizes_C: quota_by_mean(sums, lowest, sizes_C, *given, strength=strength)
+    )
 
 
 def _scores(request: Request) -> tuple[list[Fraction], float]:

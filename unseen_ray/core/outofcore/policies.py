@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +18,11 @@ from unseen_ray.core.outofcore.request import Request, score_keys
 from unseen_ray.core.outofcore.selection import Chosen
 from unseen_ray.core.outofcore.sort_keys import Keys, best_first_keys, value_of_key
 from unseen_ray.core.outofcore.threshold_search import Order
-from unseen_ray.core.policies.base import from_zero
+from unseen_ray.core.policies.base import best_first, from_zero
 from unseen_ray.core.policies.beta import HARDEST, beta_draws, beta_shape
 from unseen_ray.core.policies.ccs import filled, strata_of
 from unseen_ray.core.policies.power import power_draws
-from unseen_ray.core.seeds import derive, tie_keys
+from unseen_ray.core.seeds import derive
 
 __all__ = ["POLICIES"]
 
@@ -53,11 +52,10 @@ def _random(request: Request) -> Chosen:
 
 
 def _mix(request: Request) -> Chosen:
-    def ranks(sizes_G: IntArray) -> IntArray:
-        request.checked(sizes_G)
-        return np.array([[round(request.options["share"] * request.budget)]])
-
-    return request.filled_up(request.before(request.order(), ranks), request.by_hash("random"))
+    count = round(request.options["share"] * request.budget)
+    return request.filled_up(
+        request.before(request.order(), lambda sizes_G: np.array([count])), request.by_hash("random")
+    )
 
 
 def _power(request: Request) -> Chosen:
@@ -65,8 +63,7 @@ def _power(request: Request) -> Chosen:
 
     def keys(chunk: Chunk) -> Keys:
         score_keys(chunk)
-        _, draws = power_draws(from_zero(chunk["score"], low), chunk["id"], gamma, request.seed)
-        return best_first_keys(draws)
+        return best_first_keys(power_draws(from_zero(chunk["score"], low), chunk["id"], gamma, request.seed))
 
     return request.first(Order(columns=("score", "id"), keys=keys, bits=64, seed=derive(request.seed, "random")))
 
@@ -91,38 +88,31 @@ class _Survey:
 
 
 def _survey(request: Request, *, probs: bool) -> _Survey:
-    def look(chunk: Chunk) -> dict[str, NDArray[Any]]:
-        keys = score_keys(chunk)
-        found = {"count": np.array([len(keys)]), "ends": keys[:0]}
-        if len(keys):
-            found["ends"] = np.array([keys.min(), keys.max()])
-        if probs:
-            found |= _best(keys, chunk, request.seed)
-        return found
+    def look(chunk: Chunk) -> tuple[int, FloatArray, Chunk]:
+        score_keys(chunk)  # checks them
+        scores = chunk["score"]
+        ends = np.array([scores.min(), scores.max()]) if len(scores) else scores
+        return len(scores), ends, _best(chunk, request.seed) if probs else {}
 
     columns = ("score", "p_label", "id") if probs else ("score",)
     parts = list(spread(request.shards(columns), look, request.memory.threads))
-    ends = np.concatenate([part["ends"] for part in parts]) if parts else np.empty(0, np.uint32)
+    ends = np.concatenate([ends for _, ends, _ in parts]) if parts else np.empty(0, np.float32)
     hardest = np.empty(0, np.float32)
     if probs and parts:
-        every = {name: np.concatenate([part[name] for part in parts]) for name in ("keys", "id", "p_label")}
-        hardest = _best(every["keys"], every, request.seed)["p_label"]
+        every = {name: np.concatenate([best[name] for _, _, best in parts]) for name in ("score", "id", "p_label")}
+        hardest = _best(every, request.seed)["p_label"]
     return _Survey(
-        count=int(sum(part["count"][0] for part in parts)),
-        low=value_of_key(int(ends.max()), np.float32) if len(ends) else 0.0,
-        high=value_of_key(int(ends.min()), np.float32) if len(ends) else 0.0,
+        count=sum(count for count, _, _ in parts),
+        low=float(ends.min()) if len(ends) else 0.0,
+        high=float(ends.max()) if len(ends) else 0.0,
         hardest=hardest,
     )
 
 
-def _best(keys: Keys, chunk: Chunk, seed: int) -> dict[str, NDArray[Any]]:
+def _best(chunk: Chunk, seed: int) -> Chunk:
     """The hardest rows of a chunk, in order."""
-    rows = np.arange(len(keys))
-    if len(keys) > HARDEST:
-        # All ties of the last place, so that their hashes decide, as they do in a whole table.
-        rows = np.flatnonzero(keys <= np.partition(keys, HARDEST - 1)[HARDEST - 1])
-    order = rows[np.lexsort((tie_keys(chunk["id"][rows], seed), keys[rows]))][:HARDEST]
-    return {"keys": keys[order], "id": chunk["id"][order], "p_label": chunk["p_label"][order]}
+    rows = best_first(chunk["score"], chunk["id"], seed, HARDEST)
+    return {name: chunk[name][rows] for name in ("score", "id", "p_label")}
 
 
 def _ccs(request: Request) -> Chosen:
@@ -134,8 +124,6 @@ def _ccs(request: Request) -> Chosen:
     if 0 < first < survey.count:
         (out,) = request.cuts(request.order(), lambda sizes_G: np.array([[first]]))
         high = value_of_key(int(out.keys_G[0]), np.float32)  # a cut lies at the first row that is left
-    elif first == survey.count:
-        return Chosen(count=0, columns=("score",), takes=lambda chunk: np.zeros(len(chunk["score"]), bool))
 
     def left(chunk: Chunk) -> NDArray[np.bool_]:
         score_keys(chunk)
@@ -148,7 +136,7 @@ def _ccs(request: Request) -> Chosen:
         group=lambda chunk: strata_of(chunk["score"], survey.low, high, strata),
         among=left if out is not None else None,
     )
-    return request.before(order, lambda sizes_G: filled(sizes_G, request.budget)[None])
+    return request.before(order, lambda sizes_G: filled(sizes_G, request.budget))
 
 
 def _beta(request: Request) -> Chosen:
@@ -163,7 +151,7 @@ def _beta(request: Request) -> Chosen:
 
     def keys(chunk: Chunk) -> Keys:
         ends = {"low": survey.low, "high": survey.high}
-        draws, _ = beta_draws(chunk["score"], chunk["p_label"], chunk["id"], b=b, **ends, seed=request.seed)
+        draws = beta_draws(chunk["score"], chunk["p_label"], chunk["id"], b=b, **ends, seed=request.seed)
         return best_first_keys(draws)
 
     return request.first(

@@ -5,7 +5,7 @@ Shapes: M rows of a chunk, C classes, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,19 +67,23 @@ class Request:
         """Where `ranks` cuts an order."""
         return find_cuts(self.shards, order, ranks, self.memory)
 
-    def before(self, order: Order, ranks: Ranks) -> Chosen:
-        """The candidates before the single cut of an order."""
-        (cut,) = self.cuts(order, ranks)
+    def before(self, order: Order, ranks: Callable[[IntArray], IntArray]) -> Chosen:
+        """The candidates before the single cut of an order: (G,) ranks, from (G,) sizes.
+
+        Raises:
+            DataError: if the candidates are fewer than the budget.
+        """
+
+        def checked(sizes_G: IntArray) -> IntArray:
+            self.checked(sizes_G)
+            return ranks(sizes_G)[None]
+
+        (cut,) = self.cuts(order, checked)
         return Chosen(count=cut.count, columns=order.columns, takes=cut.before)
 
     def first(self, order: Order) -> Chosen:
         """The first candidates of an order, as many as the budget."""
-
-        def ranks(sizes_G: IntArray) -> IntArray:
-            self.checked(sizes_G)
-            return np.array([[self.budget]])
-
-        return self.before(order, ranks)
+        return self.before(order, lambda sizes_G: np.array([self.budget]))
 
     def filled_up(self, some: Chosen, order: Order) -> Chosen:
         """A choice, and the first others of an order that fill the budget."""

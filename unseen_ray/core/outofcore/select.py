@@ -1,7 +1,6 @@
 """Policies on score tables larger than memory: the same ids as from `core.select`, by several passes over shards.
 
-At once, memory holds a few chunks per thread, the bins and the buffer of `Memory` and, if the shards are not sorted by id, one bit
-for each number up to the highest id.
+At once, memory holds a few chunks per thread, and the bins and the buffer of `Memory`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A selection from score shards: a rule that tells which rows are selected, and their ids in ascending order."""
+"""A selection from score shards: a rule that tells which rows are selected; and sets of ids as bits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import IdArray
-from unseen_ray.core.outofcore.chunks import Chunk, Shards, spread
+from unseen_ray.core.outofcore.chunks import Chunk, Shards
 from unseen_ray.errors import DataError
 
 __all__ = ["Chosen", "IdBits"]
-
-_BLOCK = 2**17  # bytes of a mask that are unpacked at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,25 +28,6 @@ class Chosen:
     count: int
     columns: tuple[str, ...]
     takes: Callable[[Chunk], NDArray[np.bool_]]
-
-    def ids(self, shards: Shards, *, rising: bool = True, threads: int = 1) -> Iterator[IdArray]:
-        """The selected ids in ascending order, in pieces, after one more pass.
-
-        Args:
-            shards: the shards that the policy selected from.
-            rising: whether the shards are sorted by id; if not, a bit mask sorts the ids.
-            threads: number of threads.
-
-        Raises:
-            DataError: if the ids are not ascending, or the shards no longer hold each selected id once.
-        """
-        found = self._found(shards, rising, threads)
-        count = 0
-        for ids in found if rising else _in_order(found):
-            count += len(ids)
-            if len(ids):
-                yield ids
-        self._check(count)
 
     def rows(self, shards: Shards, columns: Sequence[str]) -> Iterator[Chunk]:
         """Columns of the selected rows, in the order of the shards, after one more pass.
@@ -69,23 +48,6 @@ class Chosen:
                 f"the score shards hold {count} of the {self.count} selected samples: they have changed since, or an id occurs twice. "
                 "Let nothing write to them, and select again."
             )
-
-    def _found(self, shards: Shards, rising: bool, threads: int) -> Iterator[IdArray]:
-        def chosen(chunk: Chunk) -> tuple[IdArray, tuple[int, int] | None]:
-            ids = chunk["id"]
-            if not len(ids):
-                return ids, None
-            if rising and (falls := np.flatnonzero(ids[1:] <= ids[:-1])).size:
-                raise DataError(_fall(ids[falls[0]], ids[falls[0] + 1]))
-            return ids[self.takes(chunk)], (int(ids[0]), int(ids[-1]))
-
-        last = -1
-        for ids, ends in spread(shards(tuple(dict.fromkeys((*self.columns, "id")))), chosen, threads):
-            if rising and ends is not None:
-                if ends[0] <= last:
-                    raise DataError(_fall(last, ends[0]))
-                last = ends[1]
-            yield ids
 
 
 class IdBits:
@@ -111,20 +73,3 @@ class IdBits:
         found = np.zeros(len(ids_M), bool)
         found[inside] = self._bits[ids_M[inside] >> 3] >> (ids_M[inside] & 7).astype(np.uint8) & 1
         return found
-
-    def ids(self) -> Iterator[IdArray]:
-        """All ids in ascending order, in pieces."""
-        for start in range(0, len(self._bits), _BLOCK):
-            block = np.unpackbits(self._bits[start : start + _BLOCK], bitorder="little")
-            yield np.flatnonzero(block).astype(np.int64) + 8 * start
-
-
-def _fall(before: int, after: int) -> str:
-    return f"the ids of the score shards are not ascending: {after} comes after {before}. Sort the shards by id, or pass rising=False."
-
-
-def _in_order(found: Iterator[IdArray]) -> Iterator[IdArray]:
-    bits = IdBits()
-    for ids in found:
-        bits.add(ids)
-    yield from bits.ids()

@@ -59,8 +59,8 @@ def beta(
         return np.empty(0, np.intp)
     hardest = probs_M[best_first(scores_M, ids_M, seed, HARDEST)] if mu is None else np.array([mu])
     b = beta_shape(hardest, candidates=len(ids_M), budget=budget, kept=int(kept_C.sum()), c=c)
-    draws, keys = beta_draws(scores_M, probs_M, ids_M, b=b, low=scores_M.min(), high=scores_M.max(), seed=seed)
-    return np.lexsort((keys, -draws))[:budget]
+    draws = beta_draws(scores_M, probs_M, ids_M, b=b, low=scores_M.min(), high=scores_M.max(), seed=seed)
+    return best_first(draws, ids_M, derive(seed, "beta"), budget)
 
 
 def _chosen_probs(
@@ -97,8 +97,8 @@ def beta_shape(p_of_hardest: FloatArray, *, candidates: int, budget: int, kept: 
 
 def beta_draws(
     scores_M: FloatArray, probs_M: FloatArray, ids_M: IdArray, *, b: float, low: float, high: float, seed: int
-) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
-    """The keys that `beta` sorts by: (M,) draws, the highest first, and (M,) hashes of the ids, the lowest first.
+) -> NDArray[np.float64]:
+    """(M,) draws of `beta`, of which it takes the highest.
 
     Args:
         scores_M: (M,) scores.
@@ -115,8 +115,7 @@ def beta_draws(
         scores += 1.0
     with np.errstate(divide="ignore"):
         log_weights = (15 - b) * np.log(p) + (b - 1) * np.log1p(-p) + np.log(scores)
-    keys = tie_keys(ids_M, derive(seed, "beta"))
-    return weighted_draws(log_weights, keys), keys
+    return weighted_draws(log_weights, tie_keys(ids_M, derive(seed, "beta")))
 
 
 def _clipped(probs_M: FloatArray) -> NDArray[np.float64]:

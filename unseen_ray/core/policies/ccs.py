@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
+from unseen_ray.core.arrays import FloatArray, IdArray, IntArray, first_of_each_class
 from unseen_ray.core.policies.base import Positions, best_first, check_count, check_share
 from unseen_ray.core.seeds import derive, tie_keys
 
@@ -53,12 +53,8 @@ def _from_strata(scores_L: FloatArray, ids_L: IdArray, budget: int, seed: int, s
     """(budget,) positions into the candidates that the cut of `ccs` leaves, at least one."""
     stratum_L = strata_of(scores_L, float(scores_L.min()), float(scores_L.max()), strata)
     # The first of a stratum by a seeded hash are a random draw that does not depend on the order of the candidates.
-    by_key = np.lexsort((tie_keys(ids_L, derive(seed, "strata")), stratum_L))
-    sizes = np.bincount(stratum_L, minlength=strata)
-    starts = np.cumsum(sizes) - sizes
-    takes = filled(sizes, budget)
-    chosen: Positions = np.concatenate([by_key[a : a + take] for a, take in zip(starts, takes, strict=True)])
-    return chosen
+    by_key = np.argsort(tie_keys(ids_L, derive(seed, "strata")))
+    return first_of_each_class(by_key, stratum_L, filled(np.bincount(stratum_L, minlength=strata), budget))
 
 
 # The two below are also called for chunks of a table, by `core.outofcore`.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unseen_ray.core.arrays import FloatArray, IdArray, IntArray
-from unseen_ray.core.policies.base import Positions, check_choice, check_finite, from_zero, weighted_draws
+from unseen_ray.core.policies.base import Positions, best_first, check_choice, check_finite, from_zero, weighted_draws
 from unseen_ray.core.seeds import derive, tie_keys
 from unseen_ray.core.stats import mean_ranks
 
@@ -49,17 +49,14 @@ def power(
     check_choice("of", of, ("rank", "score"))
     low = float(scores_M.min(initial=0.0))
     weights_M = mean_ranks(scores_M) if of == "rank" else from_zero(scores_M, low)
-    keys, draws = power_draws(weights_M, ids_M, gamma, seed)
-    return np.lexsort((keys, -draws))[:budget]
+    return best_first(power_draws(weights_M, ids_M, gamma, seed), ids_M, derive(seed, "random"), budget)
 
 
 # Also called for chunks of a table, by `core.outofcore`.
-def power_draws(
-    weights_M: FloatArray, ids_M: IdArray, gamma: float, seed: int
-) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
-    """The keys that `power` sorts by: (M,) hashes of the ids, the lowest first, and before them (M,) draws, the highest first."""
+def power_draws(weights_M: FloatArray, ids_M: IdArray, gamma: float, seed: int) -> NDArray[np.float64]:
+    """(M,) draws of `power`, of which it takes the highest."""
     keys = tie_keys(ids_M, derive(seed, "random"))
     with np.errstate(divide="ignore"):
         log_weights_M = gamma * np.log(weights_M) if gamma else np.zeros(len(ids_M))
     # Inverted, so that equal weights give the order of `random`, lowest key first.
-    return keys, weighted_draws(log_weights_M, ~keys)
+    return weighted_draws(log_weights_M, ~keys)

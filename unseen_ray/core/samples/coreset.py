@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unseen_ray.core.arrays import FloatArray, IdArray, as_ids
+from unseen_ray.core.arrays import FloatArray, IdArray
 from unseen_ray.core.seeds import tie_keys
 
 __all__ = ["Coreset"]
@@ -15,7 +15,7 @@ __all__ = ["Coreset"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Coreset:
-    """A growing selection.
+    """The kept samples of a run.
 
     Attributes:
         ids: (M,) int64, strictly increasing.
@@ -27,22 +27,8 @@ class Coreset:
     stages: NDArray[np.int32]
     scores: FloatArray
 
-    @classmethod
-    def empty(cls) -> Coreset:
-        """A coreset without samples."""
-        return cls(ids=np.empty(0, np.int64), stages=np.empty(0, np.int32), scores=np.empty(0, np.float32))
-
     def __len__(self) -> int:
         return len(self.ids)
-
-    def extend(self, stage: int, ids_M: IdArray, scores_M: FloatArray) -> Coreset:
-        """A coreset with `ids_M` added in `stage`; ValueError if it already holds one of them."""
-        ids = np.concatenate([self.ids, ids_M])
-        as_ids(ids, name="the extended coreset")
-        order = np.argsort(ids)
-        stages = np.concatenate([self.stages, np.full(len(ids_M), stage, np.int32)])
-        scores = np.concatenate([self.scores, scores_M.astype(np.float32)])
-        return Coreset(ids=ids[order], stages=stages[order], scores=scores[order])
 
     def in_order(self, seed: int) -> IdArray:
         """(M,) ids in the order in which they were picked: by stage, then by score, ties by the seeded hash of the id."""
