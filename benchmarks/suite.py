@@ -380,7 +380,7 @@ def noted_start(out: Path, device: torch.device) -> list[dict[str, Any]]:
     starts.append({name: now[name] for name in ("date", "commit") if name in now})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(starts, indent=1))
-    return list(starts)
+    return starts
 
 
 def measured(arm: Arm) -> dict[str, Any]:
@@ -388,7 +388,7 @@ def measured(arm: Arm) -> dict[str, Any]:
         "samples": arm.samples,
         "accuracies": arm.accuracies,
         "mean": arm.mean,
-        "std": arm.std if len(arm.accuracies) > 1 else None,
+        "std": arm.std,
         "seconds": round(arm.seconds, 1),
         "seconds_each": round(arm.seconds_each, 2),
         "choosing_s": None if arm.choosing_s is None else round(arm.choosing_s, 2),
@@ -400,8 +400,7 @@ def against(arm: Arm, arms: dict[str, Arm], other: Choice) -> dict[str, float | 
     if other.name not in arms or other.name == arm.name:
         return None
     (found,) = differences_of([arm, arms[other.name]])
-    known = found.low == found.low
-    return {"mean": found.mean, "low": found.low if known else None, "high": found.high if known else None}
+    return {"mean": found.mean, "low": found.low, "high": found.high}
 
 
 def lines_of(report: dict[str, Any]) -> Sequence[str]:
@@ -449,9 +448,10 @@ def main() -> None:
         },
         **report,
     }
+    report = without_nan(json.loads(json.dumps(report, default=str)))
     for line in lines_of(report):
         print(line)
-    write(args.json, without_nan(json.loads(json.dumps(report, default=str))))
+    write(args.json, report)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,14 +21,20 @@ MARKED = re.compile(r"(<!-- table (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTAL
 
 
 def train_speed(report: dict[str, Any]) -> Iterator[str]:
-    yield "| images/s | usual loop (a) | bare loop (b) | ours (c) | ours in a Ray actor (d) | bare scoring (e) | ours (f) |"
-    yield "|---|---|---|---|---|---|---|"
+    yield from head(
+        "images/s",
+        "usual loop (a)",
+        "bare loop (b)",
+        "ours (c)",
+        "ours in a Ray actor (d)",
+        "bare scoring (e)",
+        "ours (f)",
+    )
     for name, case in report["cases"].items():
         speeds = [case["images_per_s"].get(loop) for loop in "abcdef"]
         yield f"| `{name}` | " + " | ".join("" if s is None else whole(s["median"]) for s in speeds) + " |"
     yield ""
-    yield "| ratio, median (quartiles) | c/a | c/b | d/c | f/e | rounds |"
-    yield "|---|---|---|---|---|---|"
+    yield from head("ratio, median (quartiles)", "c/a", "c/b", "d/c", "f/e", "rounds")
     for name, case in report["cases"].items():
         ratios = [case["ratios"].get(pair) for pair in ("c/a", "c/b", "d/c", "f/e")]
         cells = ["" if r is None else f"{r['median']:.2f} ({r['q1']:.2f} to {r['q3']:.2f})" for r in ratios]
@@ -36,16 +42,14 @@ def train_speed(report: dict[str, Any]) -> Iterator[str]:
 
 
 def train_memory(report: dict[str, Any]) -> Iterator[str]:
-    yield "| MB | data | model | activations | peak | peak / sum |"
-    yield "|---|---|---|---|---|---|"
+    yield from head("MB", "data", "model", "activations", "peak", "peak / sum")
     for name, case in report["cases"].items():
         sizes = " | ".join(f"{case[part] / 1e6:,.0f}" for part in ("data", "model", "activations", "peak"))
         yield f"| `{name}` | {sizes} | {case['peak/held']:.2f} |"
 
 
 def train_accuracy(report: dict[str, Any]) -> Iterator[str]:
-    yield "| model | recipe | samples | accuracy | seeds | seconds a training |"
-    yield "|---|---|---|---|---|---|"
+    yield from head("model", "recipe", "samples", "accuracy", "seeds", "seconds a training")
     std = "" if report["std"] is None else f" ± {report['std']:.4f}"
     seconds = sum(report["seconds"]) / len(report["seconds"])
     yield (
@@ -57,8 +61,7 @@ def train_accuracy(report: dict[str, Any]) -> Iterator[str]:
 def bill(report: dict[str, Any]) -> Iterator[str]:
     """What each way to score costs, and how its ranks agree."""
     scores = list(report["rows"][0]["scores"])
-    yield "| scoring models | cost of the choice | votes | " + " | ".join(f"`{score}`" for score in scores) + " |"
-    yield "|---" * (len(scores) + 3) + "|"
+    yield from head("scoring models", "cost of the choice", "votes", *(f"`{score}`" for score in scores))
     for row in report["rows"]:
         cost = "" if row["bill"] is None else f"{row['bill']:.2f}"
         ranks = (f"{its['seed_to_seed']:.2f}, {its['with_full']:.2f}" for its in row["scores"].values())
@@ -69,8 +72,7 @@ def sweep(report: dict[str, Any]) -> Iterator[str]:
     """Every trial, the most accurate first."""
     knobs = [name for name, values in report["sweep"]["space"].items() if len(values) > 1]
     baselines = list(report["trials"][0]["baselines"])
-    yield "| " + " | ".join([*(f"`{knob}`" for knob in knobs), "accuracy", *baselines, "seconds to choose"]) + " |"
-    yield "|---" * (len(knobs) + len(baselines) + 2) + "|"
+    yield from head(*(f"`{knob}`" for knob in knobs), "accuracy", *baselines, "seconds to choose")
     done = [trial for trial in report["trials"] if trial["status"] == "finished"]
     for trial in sorted(done, key=lambda trial: (-fmean(trial["accuracies"]), trial["choosing_seconds"])):
         cells = [str(trial["knobs"][knob]) for knob in knobs]
@@ -82,8 +84,7 @@ def sweep(report: dict[str, Any]) -> Iterator[str]:
 
 def knobs(report: dict[str, Any]) -> Iterator[str]:
     """What each value of each knob is worth."""
-    yield "| knob | share of the variance | value | trials | accuracy |"
-    yield "|---|---|---|---|---|"
+    yield from head("knob", "share of the variance", "value", "trials", "accuracy")
     for each in report["importances"]:
         share = f"{max(each['share'], 0):.2f} ({max(each['low'], 0):.2f} to {max(each['high'], 0):.2f})"
         for place, effect in enumerate(each["effects"]):
@@ -94,15 +95,15 @@ def knobs(report: dict[str, Any]) -> Iterator[str]:
 
 def trainings(report: dict[str, Any]) -> Iterator[str]:
     """What the trials needed, and how much of it was different work."""
-    yield "| trainings | asked for | done | reused |"
-    yield "|---|---|---|---|"
+    yield from head("trainings", "asked for", "done", "reused")
     for row in report["trainings"]:
         yield f"| {row['of']} | {row['asked']} | {row['needed']} | {row['asked'] - row['needed']} |"
 
 
 def suite(report: dict[str, Any]) -> Iterator[str]:
-    yield ("| method | score | keep | accuracy | less random | less fitting | spread of classes | share by accuracy |")
-    yield "|---|---|---|---|---|---|---|---|"
+    yield from head(
+        "method", "score", "keep", "accuracy", "less random", "less fitting", "spread of classes", "share by accuracy"
+    )
     full = report["full"]
     yield f"| full | | 1 | {mean_std(full)} | | | {full['class_spread']:.3f} | |"
     for row in sorted(report["rows"], key=lambda row: -row["keep"]):
@@ -118,8 +119,7 @@ def keeps(report: dict[str, Any]) -> Iterator[str]:
     score = next(row["score"] for row in report["rows"] if row["score"])
     rows = [row for row in report["rows"] if row["score"] in (None, score)]
     columns = sorted({row["keep"] for row in rows}, reverse=True)
-    yield f"| {score} | " + " | ".join(f"keep {keep:g}" for keep in columns) + " |"
-    yield "|---|" + "---|" * len(columns)
+    yield from head(score, *(f"keep {keep:g}" for keep in columns))
     found = {(row["method"], row["keep"]): row for row in rows}
     for method in dict.fromkeys(row["method"] for row in rows):
         cells = [mean_std(found[method, keep]) if (method, keep) in found else "" for keep in columns]
@@ -130,8 +130,7 @@ def keeps(report: dict[str, Any]) -> Iterator[str]:
 def leads(report: dict[str, Any]) -> Iterator[str]:
     """What each choice costs as a share of a training on everything, and by how many points it is above random at each keep."""
     columns = sorted({row["keep"] for row in report["rows"]}, reverse=True)
-    yield "| method | score | cost | " + " | ".join(f"keep {keep:g}" for keep in columns) + " |"
-    yield "|---|---|---|" + "---|" * len(columns)
+    yield from head("method", "score", "cost", *(f"keep {keep:g}" for keep in columns))
     found = {(row["method"], row["score"], row["keep"]): row for row in report["rows"]}
     for method, score in dict.fromkeys((row["method"], row["score"]) for row in report["rows"]):
         cells = [points(found.get((method, score, keep))) for keep in columns]
@@ -143,9 +142,7 @@ def points(row: dict[str, Any] | None) -> str:
     """The lead over random in points with its interval; of random itself the accuracy."""
     if row is None:
         return ""
-    if (found := row["less_random"]) is None:
-        return mean_std(row)
-    return f"{100 * found['mean']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
+    return mean_std(row) if row["less_random"] is None else lead(row["less_random"], 100, 1)
 
 
 def cost(report: dict[str, Any], method: str) -> str:
@@ -155,8 +152,7 @@ def cost(report: dict[str, Any], method: str) -> str:
 
 
 def ranks(report: dict[str, Any]) -> Iterator[str]:
-    yield "| method | score | rank correlation of two seeds | fullest of 20 bins |"
-    yield "|---|---|---|---|"
+    yield from head("method", "score", "rank correlation of two seeds", "fullest of 20 bins")
     for facts in report["scores"]:
         yield f"| {facts['method']} | {facts['score']} | {agreement(facts)} | {facts['fullest_bin']:.3f} |"
 
@@ -167,8 +163,9 @@ def agreement(facts: dict[str, Any]) -> str:
 
 
 def stages(report: dict[str, Any]) -> Iterator[str]:
-    yield "| method | score | keep | stage | rank correlation with stage 0 | of the added, stage 0 would have added |"
-    yield "|---|---|---|---|---|---|"
+    yield from head(
+        "method", "score", "keep", "stage", "rank correlation with stage 0", "of the added, stage 0 would have added"
+    )
     for row in report["stages"]:
         yield (
             f"| {row['method']} | {row['score']} | {row['keep']:g} | {row['stage']} | {agreement(row)} "
@@ -178,14 +175,14 @@ def stages(report: dict[str, Any]) -> Iterator[str]:
 
 def noise(report: dict[str, Any]) -> Iterator[str]:
     """Which flips the guards find, then what the choices hold of them and lead to."""
-    yield "| noise | guard | suspects | recall of the flips | precision |"
-    yield "|---|---|---|---|---|"
+    yield from head("noise", "guard", "suspects", "recall of the flips", "precision")
     for row in report["guards"]:
         suspects, recall, precision = (fmean(row[name]) for name in ("suspects", "recall", "precision"))
         yield f"| {row['noise']} | {row['guard']} | {suspects:,.0f} | {recall:.3f} | {precision:.3f} |"
     yield ""
-    yield "| noise | method | score | guard | flips kept | of the kept | accuracy | less random | less no guard |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield from head(
+        "noise", "method", "score", "guard", "flips kept", "of the kept", "accuracy", "less random", "less no guard"
+    )
     for row in report["choices"]:
         accuracy = "" if row["trained"] is None else mean_std(row["trained"])
         yield (
@@ -197,8 +194,9 @@ def noise(report: dict[str, Any]) -> Iterator[str]:
 def copies(report: dict[str, Any]) -> Iterator[str]:
     """Votes on copies by how folds are dealt, then the accuracies of what is kept."""
     cases = list(report["cases"].values())
-    yield "| folds | votes that are right on copies | on all others | mean entropy of copies | of all others |"
-    yield "|---|---|---|---|---|"
+    yield from head(
+        "folds", "votes that are right on copies", "on all others", "mean entropy of copies", "of all others"
+    )
     for name in cases[0]:
         right, others, entropy, rest = (
             fmean(case[name][field] for case in cases)
@@ -206,8 +204,7 @@ def copies(report: dict[str, Any]) -> Iterator[str]:
         )
         yield f"| {name} | {right:.1%} | {others:.1%} | {entropy:.3f} | {rest:.3f} |"
     yield ""
-    yield "| kept | folds | both of a pair | accuracy | less random folds |"
-    yield "|---|---|---|---|---|"
+    yield from head("kept", "folds", "both of a pair", "accuracy", "less random folds")
     for row in report["accuracies"]:
         pairs = [case[row["folds"]]["kept"][str(row["kept"])]["both"] for case in cases if row["folds"] in case]
         less = None if row["low"] is None else {**row, "mean": row["less_random_folds"]}
@@ -216,8 +213,9 @@ def copies(report: dict[str, Any]) -> Iterator[str]:
 
 
 def chaos(report: dict[str, Any]) -> Iterator[str]:
-    yield "| fault | times | broke a training off | epochs redone, median | most | seconds until it goes on |"
-    yield "|---|---|---|---|---|---|"
+    yield from head(
+        "fault", "times", "broke a training off", "epochs redone, median", "most", "seconds until it goes on"
+    )
     for kind, its in report["kinds"].items():
         figures = (
             f"{its['redone_epochs']:.2f} | {its['redone_epochs_most']:.2f} | {its['recovery_s']:.1f}"
@@ -228,8 +226,9 @@ def chaos(report: dict[str, Any]) -> Iterator[str]:
 
 
 def dynamics(report: dict[str, Any]) -> Iterator[str]:
-    yield "| score | epochs | state, MB | answers of the epoch before, MB | peak, MB | µs a sample and epoch |"
-    yield "|---|---|---|---|---|---|"
+    yield from head(
+        "score", "epochs", "state, MB", "answers of the epoch before, MB", "peak, MB", "µs a sample and epoch"
+    )
     for row in report["rows"]:
         name = row["score"] if row["columns"] in (0, len(report["rows"]) - 2) else f"`{row['score']}`"
         epochs = report["epochs"] if row["columns"] > 1 else report["epochs_of_each_alone"]
@@ -240,8 +239,15 @@ def dynamics(report: dict[str, Any]) -> Iterator[str]:
 
 
 def scores_cost(report: dict[str, Any]) -> Iterator[str]:
-    yield "| mode | run | seconds | peak, MB | to the same passes with less: seconds | memory | to entropy alone: seconds |"
-    yield "|---|---|---|---|---|---|---|"
+    yield from head(
+        "mode",
+        "run",
+        "seconds",
+        "peak, MB",
+        "to the same passes with less: seconds",
+        "memory",
+        "to entropy alone: seconds",
+    )
     for row in report["rows"]:
         shares = row["same_passes"] is not None
         ratios = f"{row['seconds_ratio']:.2f} | {row['peak_ratio']:.2f}" if shares else " | "
@@ -252,16 +258,16 @@ def scores_cost(report: dict[str, Any]) -> Iterator[str]:
 
 
 def select_speed(report: dict[str, Any]) -> Iterator[str]:
-    yield "| choice | keep | " + " | ".join(f"{samples:,} samples, s" for samples in report["samples"]) + " |"
-    yield "|---|---|" + "---|" * len(report["samples"])
+    yield from head("choice", "keep", *(f"{samples:,} samples, s" for samples in report["samples"]))
     for row in report["rows"]:
         cells = " | ".join(f"{row['seconds'][str(samples)]:.2f}" for samples in report["samples"])
         yield f"| {row['choice']} | {row['keep']:g} | {cells} |"
 
 
 def scale_selection(report: dict[str, Any]) -> Iterator[str]:
-    yield "| samples | on disk, GB | choice | seconds | CPU seconds | million samples a second | peak, MB |"
-    yield "|---|---|---|---|---|---|---|"
+    yield from head(
+        "samples", "on disk, GB", "choice", "seconds", "CPU seconds", "million samples a second", "peak, MB"
+    )
     for row in report["rows"]:
         speed, took = row["samples"] / row["seconds"] / 1e6, f"{row['seconds']:.1f} | {row['cpu_seconds']:.1f}"
         yield (
@@ -271,8 +277,16 @@ def scale_selection(report: dict[str, Any]) -> Iterator[str]:
 
 
 def scale_run(report: dict[str, Any]) -> Iterator[str]:
-    yield "| samples | scoring, s | merging, s | choosing, s | in all, s | driver, GB (its own) | fold actor | aggregator |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield from head(
+        "samples",
+        "scoring, s",
+        "merging, s",
+        "choosing, s",
+        "in all, s",
+        "driver, GB (its own)",
+        "fold actor",
+        "aggregator",
+    )
     for case in report["cases"]:
         stages = case["seconds"]["stages"]
         seconds = [sum(stage[phase] for stage in stages) for phase in ("scoring", "merging", "choosing")]
@@ -285,15 +299,13 @@ def scale_run(report: dict[str, Any]) -> Iterator[str]:
 
 
 def scale_after(report: dict[str, Any]) -> Iterator[str]:
-    yield f"| {report['samples']:,} samples | seconds | peak, GB | written, GB |"
-    yield "|---|---|---|---|"
+    yield from head(f"{report['samples']:,} samples", "seconds", "peak, GB", "written, GB")
     for row in report["rows"]:
         yield f"| `{row['command']}` | {row['seconds']:,.0f} | {row['resident_gb']:.2f} | {row['written_gb']:.2f} |"
 
 
 def given_probs(report: dict[str, Any]) -> Iterator[str]:
-    yield "| command | seconds | peak, GB |"
-    yield "|---|---|---|"
+    yield from head("command", "seconds", "peak, GB")
     for row in report["rows"]:
         yield f"| `{row['command']}` | {row['seconds']:,.0f} | {row['resident_gb']:.2f} |"
 
@@ -310,8 +322,7 @@ def decode_speed(report: dict[str, Any]) -> Iterator[str]:
         "to the best",
         "to as they come",
     ]
-    yield f"| {' | '.join(titles)} |"
-    yield "|---" * len(titles) + "|"
+    yield from head(*titles)
     for row in report["rows"]:
         speeds = [row["images_per_s"].get(loop) for loop in ("ours", *loops)]
         ratios = [row["ratios"].get("to Pillow"), row["ratios"].get(f"to {row['best_bare']}"), row["gain"]]
@@ -328,38 +339,28 @@ def mean_std(row: dict[str, Any]) -> str:
     return f"{row['mean']:.4f}" + ("" if row["std"] is None else f" ± {row['std']:.4f}")
 
 
-def lead(found: dict[str, float | None] | None) -> str:
+def lead(found: dict[str, float | None] | None, scale: int = 1, digits: int = 4) -> str:
     if found is None:
         return ""
-    interval = "" if found["low"] is None else f" ({found['low']:+.4f} to {found['high']:+.4f})"
-    return f"{found['mean']:+.4f}{interval}"
+    mean, low, high = (
+        None if found[of] is None else f"{scale * found[of]:+.{digits}f}" for of in ("mean", "low", "high")
+    )
+    return f"{mean}" if low is None else f"{mean} ({low} to {high})"
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
-    "bill": bill,
-    "train_speed": train_speed,
-    "train_memory": train_memory,
-    "train_accuracy": train_accuracy,
-    "suite": suite,
-    "sweep": sweep,
-    "knobs": knobs,
-    "trainings": trainings,
-    "keeps": keeps,
-    "leads": leads,
-    "ranks": ranks,
-    "stages": stages,
-    "noise": noise,
-    "copies": copies,
-    "dynamics": dynamics,
-    "scores_cost": scores_cost,
-    "select_speed": select_speed,
-    "scale_selection": scale_selection,
-    "scale_run": scale_run,
-    "scale_after": scale_after,
-    "given_probs": given_probs,
-    "chaos": chaos,
-    "decode_speed": decode_speed,
-}
+def head(*titles: str) -> Iterator[str]:
+    """The first two lines of a table."""
+    yield f"| {' | '.join(titles)} |"
+    yield "|---" * len(titles) + "|"
+
+
+TABLES = {
+    table.__name__: table
+    for table in (
+        bill, chaos, copies, decode_speed, dynamics, given_probs, keeps, knobs, leads, noise, ranks, scale_after, scale_run,
+        scale_selection, scores_cost, select_speed, stages, suite, sweep, train_accuracy, train_memory, train_speed, trainings,
+    )
+}  # fmt: skip
 
 
 def renewed(text: str) -> str:
