@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,12 +58,11 @@ def draw_groups(groups_N: IntArray, classes_N: IntArray, quota_C: IntArray, keys
     """
     members = _Members.of(groups_N, classes_N)
     order_G = np.argsort(keys_N[members.first_G])
-    mixed = members.is_mixed_G.any()
-    fitting = (
-        members.fitting if mixed else functools.partial(_first_of_classes, classes_N[members.first_G], members.size_G)
-    )
     drawn_G = np.zeros(len(order_G), bool)
-    drawn_G[fitting(order_G, quota_C, int(quota_C.sum()))] = True
+    if (np.diff(members.start_G) > 1).any():  # groups of several classes
+        drawn_G[members.fitting(order_G, quota_C, int(quota_C.sum()))] = True
+    else:
+        drawn_G[_first_of_classes(classes_N[members.first_G], members.size_G, order_G, quota_C)] = True
     missing = int(quota_C.sum() - members.size_G[drawn_G].sum())
     held_C = np.bincount(classes_N[drawn_G[members.group_N]], minlength=len(quota_C))
     spare_C = np.bincount(classes_N, minlength=len(quota_C)) - 1 - held_C
@@ -74,7 +71,7 @@ def draw_groups(groups_N: IntArray, classes_N: IntArray, quota_C: IntArray, keys
     return np.flatnonzero(drawn_G[members.group_N])
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Members:
     """Groups numbered 0 to G - 1, and how many samples of each class they have.
 
@@ -106,11 +103,6 @@ class _Members:
             class_P=pair_P % classes,
             count_P=count_P,
         )
-
-    @cached_property
-    def is_mixed_G(self) -> NDArray[np.bool_]:
-        """(G,) whether a group has samples of several classes."""
-        return np.diff(self.start_G) > 1
 
     def fitting(self, groups: IntArray, room_C: IntArray, most: int) -> list[int]:
         """Those of some groups, in order, that there is room for in each class when they come, `most` samples in all."""
@@ -154,8 +146,8 @@ def _largest_first(
     return folds, have_CK
 
 
-def _first_of_classes(class_G: IntArray, size_G: IntArray, groups: IntArray, room_C: IntArray, most: int) -> IntArray:
-    """As `_Members.fitting`, for groups of one class each, without a loop over them; `most` is all the room."""
+def _first_of_classes(class_G: IntArray, size_G: IntArray, groups: IntArray, room_C: IntArray) -> IntArray:
+    """As `_Members.fitting`, for groups of one class each and as many samples as there is room for, without a loop over them."""
     found, room_C = [np.empty(0, np.int64)], room_C.copy()
     open_G = groups[np.argsort(class_G[groups], kind="stable")]
     while len(open_G := open_G[size_G[open_G] <= room_C[class_G[open_G]]]):
