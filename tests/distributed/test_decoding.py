@@ -100,6 +100,7 @@ def run(out: Path, source: dict[str, Any], **fields: object) -> ur.PruneResult:
     return ur.prune(ur.PruneConfig(source=source, **given))
 
 
+@pytest.mark.slow
 def test_images_are_decoded_where_there_is_no_gpu(mixed: tuple[Cluster, list[str], list[str]], tmp_path: Path) -> None:
     _, plain, with_gpu = mixed
     log = log_in(tmp_path)

@@ -309,6 +309,7 @@ def test_a_cluster_that_asks_for_no_token_is_warned_of(folder: Path, tmp_path: P
     assert "a fold asks for 1 CPU and 1 GPU" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_job_of_a_bad_configuration_fails_with_the_message(cluster: dict[str, str], tmp_path: Path) -> None:
     done = submit(cluster, tmp_path, "--source", "digits", "--keep", "1.5", "--out", str(tmp_path / "out"))
     assert done.returncode != 0
