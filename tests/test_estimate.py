@@ -366,3 +366,9 @@ def test_a_holdout_that_is_empty_is_refused_and_one_of_another_size_told() -> No
     assert plan.run.num_holdout == 17 and said in plan.run.warnings
     exact = ur.plan(ur.PruneConfig(source="digits", keep=0.5, holdout=0.2))
     assert not any("the holdout has" in warning for warning in exact.run.warnings)
+
+
+@pytest.mark.parametrize(("keep", "policy", "said"), [(0.1, "auto", True), (0.5, "auto", False), (0.1, "top", False)])
+def test_auto_tells_beforehand_where_it_keeps_too_few_to_choose(keep: float, policy: str, said: bool) -> None:
+    plan = ur.plan(ur.PruneConfig(source="digits", keep=keep, policy=policy))
+    assert any("policy auto will draw at random: 18 samples" in each for each in plan.run.warnings) == said

@@ -10,11 +10,13 @@ import numpy as np
 
 from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.models import SCORING_SPEEDUP, relative_cost
+from unseen_ray.core.policies.auto import LEAST_PER_CLASS
 from unseen_ray.core.samples.id_sets import IdSet, fold_sizes, grouped_folds
 from unseen_ray.core.schedule import Stage, stages_of
 from unseen_ray.core.tasks import ScoreTask, later_tasks, stage_zero_tasks
 from unseen_ray.core.trajectory import scored_epochs
 from unseen_ray.errors import ConfigError
+from unseen_ray.plugins import plug_of
 from unseen_ray.pruning.trials.plan import TrialPlan, plan_trials
 from unseen_ray.runs.tasks import fold_spec, train_sizes
 
@@ -201,6 +203,13 @@ def warnings_of(config: PruneConfig, population: Population, stages: Sequence[St
     """What is allowed and worth knowing, with numbers."""
     warnings = []
     counts_C = population.class_counts()
+    use, options = plug_of(config.policy)
+    each = stages[-1].target / max(int((counts_C > 0).sum()), 1)
+    if use == "auto" and not options.get("trials") and each < LEAST_PER_CLASS:
+        warnings.append(
+            f"policy auto will draw at random: {each:.3g} samples of a class are kept on average, fewer than {LEAST_PER_CLASS}. A random "
+            "subset needs no scores. Keep more, or name another policy."
+        )
     empty = np.flatnonzero(counts_C == 0)
     if empty.size:
         warnings.append(

@@ -15,7 +15,7 @@ from unseen_ray.core.policies.ccs import ccs
 from unseen_ray.core.stats import is_near_chance
 from unseen_ray.errors import ConfigError
 
-__all__ = ["BY_RULE", "RuleChoice", "auto", "use_by_rule"]
+__all__ = ["BY_RULE", "LEAST_PER_CLASS", "RuleChoice", "auto", "use_by_rule"]
 
 _POLICIES: dict[str, Callable[..., Positions]] = {"top": top, "ccs": ccs, "mix": mix, "random": random}
 BY_RULE = tuple(_POLICIES)
@@ -30,7 +30,7 @@ BY_RULE = tuple(_POLICIES)
 _TOP_FROM = ((0.95, 0.4), (0.85, 0.55), (0.75, 0.75))
 _STRATA_FROM = 0.75
 _MIX_FROM = 0.6
-_LEAST_PER_CLASS = 25
+LEAST_PER_CLASS = 25
 # Where the largest class has this many times the samples of a quarter of the classes, and models are right on half or more, the hardest
 # are those of the small classes, and train better than a random subset down to this share: benchmarks/results/long_tail_cpu.json. Where
 # models know less, they do not: benchmarks/results/long_tail_finegrained20_cpu.json.
@@ -126,9 +126,9 @@ def _by_rule(accuracy: float, keep: float, per_class: float, uneven: float, know
         uneven: size of the largest class, divided by the lower quartile of the sizes.
         known: the accuracy in words.
     """
-    if per_class < _LEAST_PER_CLASS:
+    if per_class < LEAST_PER_CLASS:
         return RuleChoice(
-            "random", f"{_down(per_class)} samples of a class are kept on average, fewer than {_LEAST_PER_CLASS}"
+            "random", f"{_down(per_class)} samples of a class are kept on average, fewer than {LEAST_PER_CLASS}"
         )
     if accuracy >= _STRATA_FROM:
         share = min(share for least, share in _TOP_FROM if accuracy >= least)
