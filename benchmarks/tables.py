@@ -147,8 +147,9 @@ def points(row: dict[str, Any] | None) -> str:
 
 def cost(report: dict[str, Any], method: str) -> str:
     bill = report["bills"].get(method)
-    is_fresh = report["suite"]["methods"].get(method, {}).get("resampled") == 0
-    return "0" if method == "random" or is_fresh else "" if bill is None else f"{bill:.2f}"
+    its = report["suite"]["methods"].get(method, {})
+    needs_scores = its.get("resampled") != 0 or "guard" in its
+    return "0" if method == "random" or not needs_scores else "" if bill is None else f"{bill:.2f}"
 
 
 def ranks(report: dict[str, Any]) -> Iterator[str]:
