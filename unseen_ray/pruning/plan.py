@@ -203,13 +203,6 @@ def warnings_of(config: PruneConfig, population: Population, stages: Sequence[St
     """What is allowed and worth knowing, with numbers."""
     warnings = []
     counts_C = population.class_counts()
-    use, options = plug_of(config.policy)
-    each = stages[-1].target / max(int((counts_C > 0).sum()), 1)
-    if use == "auto" and not options.get("trials") and each < LEAST_PER_CLASS:
-        warnings.append(
-            f"policy auto will draw at random: {each:.3g} samples of a class are kept on average, fewer than {LEAST_PER_CLASS}. A random "
-            "subset needs no scores. Keep more, or name another policy."
-        )
     empty = np.flatnonzero(counts_C == 0)
     if empty.size:
         warnings.append(
@@ -234,6 +227,13 @@ def warnings_of(config: PruneConfig, population: Population, stages: Sequence[St
         warnings.append(
             f"the smallest training set holds {smallest} samples, fewer than the batch of {config.recipe.batch_size}: "
             f"its batch shrinks to {smallest}."
+        )
+    use, options = plug_of(config.policy)
+    each = stages[-1].target / max(int((counts_C > 0).sum()), 1)
+    if use == "auto" and not options.get("trials") and each < LEAST_PER_CLASS:
+        warnings.append(
+            f"policy auto will draw at random: {each:.3g} samples of a class are kept on average, fewer than {LEAST_PER_CLASS}. A random "
+            "subset needs no scores. Keep more, or name another policy."
         )
     return warnings
 
