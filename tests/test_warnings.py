@@ -85,10 +85,10 @@ def test_a_choice_by_the_number_of_votes_is_warned_of(caplog: pytest.LogCaptureF
 
 def test_classes_left_almost_empty_are_named(caplog: pytest.LogCaptureFixture) -> None:
     kept = np.flatnonzero(LABELS < 2)
-    assert "2 of 4 classes almost empty: cat (0.0%), dog (0.0%) kept, of all samples 50.0 %" in said(
+    assert "almost nothing is kept of 2 of 4 classes: cat (0.0%), dog (0.0%); of all samples, 50.0 % is" in said(
         caplog, config(), table(), kept, ("ant", "bee", "cat", "dog")
     )
-    assert "almost empty: 2 (0.0%), 3 (0.0%)" in said(caplog, config(), table(), kept, ())
+    assert "2 of 4 classes: 2 (0.0%), 3 (0.0%)" in said(caplog, config(), table(), kept, ())
     assert not said(caplog, config(), table(), np.union1d(kept, np.arange(40)), ())
 
 
@@ -162,6 +162,6 @@ def test_classes_of_a_long_run_are_judged_by_their_sizes(tmp_path: Path, caplog:
         return caplog.text
 
     kept_C = np.bincount(labels[kept], minlength=100)
-    assert "almost empty" not in judged(kept_C)
+    assert "almost nothing" not in judged(kept_C)
     kept_C[37] = 0
-    assert "1 of 100 classes almost empty: 37 (0.0%) kept" in judged(kept_C)
+    assert "almost nothing is kept of 1 of 100 classes: 37 (0.0%)" in judged(kept_C)

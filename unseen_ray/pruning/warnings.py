@@ -132,7 +132,7 @@ def _warn_of_empty_classes(sizes_C: IntArray, kept_C: IntArray, class_names: Seq
         worst = empty[np.argsort(shares_C[empty], kind="stable")][:_NAMED]
         named = ", ".join(f"{class_names[c] if class_names else c} ({shares_C[c]:.1%})" for c in worst)
         logger.warning(
-            "%d of %d classes almost empty: %s kept, of all samples %.1f %%. Try policy: class_floor.",
+            "almost nothing is kept of %d of %d classes: %s; of all samples, %.1f %% is. Try policy: class_floor.",
             len(empty),
             int((sizes_C > 0).sum()),
             named,

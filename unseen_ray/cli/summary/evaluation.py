@@ -66,7 +66,7 @@ def evaluation_lines(evaluation: Evaluation, until: float | None = None, policy:
     Args:
         evaluation: the table, or those of several budgets.
         until: the half-width that was asked for, in percentage points; None for none.
-        policy: what chose the coreset, as `Manifest.policy_label`; not said if it is empty.
+        policy: what chose the coreset, as `Manifest.policy_label`; empty if it is unknown.
     """
     recipe, tables = recipe_name(evaluation.recipe), evaluation.by_budget.values()
     lines = [
