@@ -32,8 +32,8 @@ _STRATA_FROM = 0.75
 _MIX_FROM = 0.6
 LEAST_PER_CLASS = 25
 # Where the largest class has this many times the samples of a quarter of the classes, and models are right on half or more, the hardest
-# are those of the small classes, and train better than a random subset down to this share: benchmarks/results/long_tail_cpu.json. Where
-# models know less, they do not: benchmarks/results/long_tail_finegrained20_cpu.json.
+# are those of the small classes, and train better than a random subset down to this share: benchmarks/results/long_tail_cpu.json and
+# long_tail_backwards_cpu.json. Where models know less, they do not: benchmarks/results/long_tail_finegrained20_cpu.json.
 _UNEVEN_FROM = 10
 _UNEVEN_RIGHT_FROM = 0.5
 _UNEVEN_KEEP_FROM = 0.3
@@ -62,8 +62,8 @@ def auto(
     """Use what suits the data: `top` or `ccs` where models learn it well, else `mix`, or `random` where little is kept or learned.
 
     Of samples that they never saw, the scoring models are right on three quarters or more: the highest scores are kept if much is kept,
-    else samples of every difficulty. On half or more, if a quarter of the classes have a tenth of the largest one's samples, or less: the
-    highest scores. Otherwise half by score, or all at random where less than 60 % is kept. All are drawn at random, too, where fewer than
+    else samples of every difficulty. On half or more, if a quarter of the classes have a tenth of the largest one's samples, or less, and 30 %
+    is kept: the highest scores. Otherwise half by score, or all at random where less than 60 % is kept. All are drawn at random, too, where fewer than
     25 of a class are kept, and where the models are hardly better than always predicting the largest class.
 
     Args:
