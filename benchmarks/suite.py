@@ -357,15 +357,16 @@ def rows_of(suite: Suite, table: Evaluation) -> list[dict[str, Any]]:
     for choice in suite.choices:
         arm = arms[choice.name]
         even = break_even_of([arm, full])
+        score = None if choice.method == RANDOM else choice.score  # random is one row for all scores
         rows.append(
             {
                 "method": choice.method,
-                "score": None if choice.method == RANDOM else choice.score,
+                "score": score,
                 "keep": choice.keep,
                 **measured(arm),
                 **class_facts(arm, full, sizes_C),
                 "less_random": against(arm, arms, Choice(RANDOM, choice.score, choice.keep)),
-                "less_fitting": against(arm, arms, Choice("fitting", choice.score, choice.keep)),
+                "less_fitting": None if score is None else against(arm, arms, Choice("fitting", score, choice.keep)),
                 "pays_after_trainings": even.trainings if even and arm.choosing_s else None,
             }
         )
