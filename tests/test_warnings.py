@@ -74,15 +74,6 @@ def test_beta_by_another_score_than_its_own_is_warned_of(
     assert not caplog.text
 
 
-def test_a_choice_by_the_number_of_votes_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    votes = table(votes=1 + np.arange(400) // 200)
-    of_one, alike = np.arange(150), np.flatnonzero(np.arange(400) % 8 < 4)
-    text = said(caplog, config(policy="random"), votes, of_one, ())
-    assert "75 % of those with 1 are kept, and 0 % of those with 2" in text
-    assert not said(caplog, config(policy="random"), votes, alike, ())
-    assert "votes" not in said(caplog, config(policy="random"), table(), of_one, ())
-
-
 def test_classes_left_almost_empty_are_named(caplog: pytest.LogCaptureFixture) -> None:
     kept = np.flatnonzero(LABELS < 2)
     assert "almost nothing is kept of 2 of 4 classes: cat (0.0%), dog (0.0%); of all samples, 50.0 % is" in said(

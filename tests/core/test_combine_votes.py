@@ -398,7 +398,7 @@ def test_candidates_with_different_numbers_of_votes_equal_the_loop(
 ) -> None:
     population = population_of(size)
     spec = FoldSpec(num_folds=folds, seed=1)
-    tasks = stage_zero_tasks(mode="unseen", spec=spec, train_on="fold", repeats=1, models=models)
+    tasks = stage_zero_tasks(mode="unseen", spec=spec, train_on="fold", repeats=1)[:models]
     parts = [vote_part(task.index, task.scored.resolve(population), seed=size) for task in tasks]
     preds = votes_for(parts, lambda part: np.stack([part.pred_M, part.p_top_M], axis=1))
     due = np.array([len(preds[id]) for id in population.ids_N.tolist()])

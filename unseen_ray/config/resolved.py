@@ -123,11 +123,11 @@ class ResolvedRun:
         return 1 if of_fold or self.config.fit is not None else self.config.gpus_per_fit
 
     def votes_each(self, stage: int) -> int:
-        """Number of votes for every candidate of a stage; with `scoring.models`, the most that one gets."""
+        """Number of votes for every candidate of a stage."""
         config = self.config
         if stage == 0 and config.mode == "unseen" and config.train_on == "fold":
             scoring = config.scoring
-            return min(scoring.votes or scoring.models or config.folds, config.folds - 1) * config.repeats
+            return (scoring.votes or (scoring.models or config.folds) - 1) * config.repeats
         return config.repeats
 
     def as_begun(self, begun: Mapping[str, Any], *, exact: bool) -> ResolvedRun:

@@ -67,7 +67,8 @@ class Scoring(Fields):
     models: int | None = Field(
         default=None,
         ge=2,
-        description="folds that get a model, from 2 to K; the samples of the other folds are only scored; default: K",
+        description="folds that get a model, from 2 to K; the samples of the other folds are only scored, and every sample has one vote "
+        "less than there are models; default: K",
     )
 
     def to_json(self) -> dict[str, Any]:

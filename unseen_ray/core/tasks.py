@@ -27,6 +27,7 @@ __all__ = [
     "check_unseen",
     "join_votes",
     "later_tasks",
+    "scored_folds",
     "stage_zero_count",
     "stage_zero_tasks",
 ]
@@ -154,14 +155,17 @@ def stage_zero_tasks(
         repeats: models per fold.
         votes: with `train_on: fold`, how many folds each model scores, 1 to K-1: those that follow its own, the first ones after the
             last, so that every sample gets as many votes. None for all K-1.
-        models: with `train_on: fold`, how many folds get a model, 2 to K. None for all K.
+        models: with `train_on: fold`, how many folds get a model, 2 to K. Those without one are dealt to the models, none of which scores
+            its own, so that every sample gets as many votes: one less than there are models. None for all K.
     """
     if mode == "fitting":
         sides: list[tuple[int | None, IdSet, IdSet]] = [(None, AllIds(), AllIds())]
     else:
         folds = [(fold, FoldIds(spec, fold)) for fold in range(spec.num_folds)]
         sides = [
-            (fold, inside, _scored_by(fold, spec, votes)) if train_on == "fold" else (fold, Outside(inside), inside)
+            (fold, inside, _scored_by(fold, spec, votes, models))
+            if train_on == "fold"
+            else (fold, Outside(inside), inside)
             for fold, inside in folds[:models]
         ]
     return _numbered(0, ((fold, train, scored, mode) for fold, train, scored in sides), repeats)
@@ -200,12 +204,20 @@ def check_unseen(task: ScoreTask, ids_M: IdArray, population: Population) -> Non
             )
 
 
-def _scored_by(fold: int, spec: FoldSpec, votes: int | None) -> IdSet:
-    """What a fold's model scores: all other folds, or the `votes` folds that follow it."""
+def scored_folds(fold: int, num_folds: int, votes: int | None, models: int | None) -> list[int]:
+    """The folds that a fold's model scores; `votes` and `models` as in `stage_zero_tasks`."""
+    if models is not None and models < num_folds:
+        # Means of fewer votes spread wider: with unlike numbers of votes, a sample's fold would decide whether it is kept.
+        return [other for other in range(num_folds) if other % models != fold]
+    return [(fold + step) % num_folds for step in range(1, (votes or num_folds - 1) + 1)]
+
+
+def _scored_by(fold: int, spec: FoldSpec, votes: int | None, models: int | None) -> IdSet:
+    others = scored_folds(fold, spec.num_folds, votes, models)
     # The rule names stored work, so the same samples need the same rule.
-    if votes is None or votes == spec.num_folds - 1:
+    if len(others) == spec.num_folds - 1:
         return Outside(FoldIds(spec, fold))
-    return Union(tuple(FoldIds(spec, (fold + step) % spec.num_folds) for step in range(1, votes + 1)))
+    return Union(tuple(FoldIds(spec, other) for other in others))
 
 
 def _numbered(stage: int, sides: Iterable[tuple[int | None, IdSet, IdSet, Mode]], repeats: int) -> list[ScoreTask]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from unseen_ray.config.score_columns import SUSPECT, of_probabilities
 from unseen_ray.core.arrays import RowBlocks, as_blocks
 from unseen_ray.core.combine_votes import ScoreFunction, ScoreTable, VoteCombiner, reducible
-from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside, are_in
+from unseen_ray.core.samples.id_sets import AllIds, IdSet, Outside
 from unseen_ray.data.matrices import stored_matrix
 from unseen_ray.pruning.by_parts.scratch import Scratch, changed
 from unseen_ray.pruning.by_parts.vote_pieces import VotePiece, rank_means, rows_at_once, with_votes
@@ -31,7 +31,7 @@ from unseen_ray.storage.filesystem import Folder
 from unseen_ray.storage.tables import StoredTable, part_file, parts_of, write_table
 
 if TYPE_CHECKING:
-    from unseen_ray.core.arrays import FloatArray, IntArray, LabelArray
+    from unseen_ray.core.arrays import FloatArray, LabelArray
     from unseen_ray.core.samples.population import Population
     from unseen_ray.pruning.by_parts.scratch import ScratchColumn
     from unseen_ray.runs.tasks import Job
@@ -62,8 +62,7 @@ class MergeRequest:
         stage: which.
         candidates: the samples that are scored.
         num_parts: models that vote.
-        votes_each: votes that every candidate must get, or the most that one gets.
-        voters: what each model scores, where candidates get different numbers of votes; else empty.
+        votes_each: votes that every candidate must get.
         first_files: SHA-256 of the files of stage 0's scores, where a score compares this stage with it; else empty.
         num_ranges: ranges of ids that are merged each by itself.
         range_rows: samples of the population in each range, if there are several.
@@ -73,7 +72,6 @@ class MergeRequest:
     candidates: IdSet
     num_parts: int
     votes_each: int
-    voters: tuple[IdSet, ...] = ()
     first_files: Mapping[str, str] = field(default_factory=dict)
     num_ranges: int = 1
     range_rows: int = 0
@@ -103,7 +101,6 @@ def merge_request(
     num_kept: int,
     num_parts: int,
     votes_each: int,
-    voters: tuple[IdSet, ...] = (),
     files: Mapping[str, str] | None = None,
 ) -> MergeRequest:
     """Plan a stage's merge: in several ranges if the stage is long.
@@ -114,7 +111,7 @@ def merge_request(
         stage: which.
         kept: what earlier stages kept.
         num_kept: how many they are.
-        num_parts, votes_each, voters: see `MergeRequest`.
+        num_parts, votes_each: see `MergeRequest`.
         files: SHA-256 of the files of earlier stages.
     """
     compares = stage > 0 and job.resolved.scores.of_stages
@@ -124,7 +121,6 @@ def merge_request(
         candidates=Outside(kept) if num_kept else AllIds(),
         num_parts=num_parts,
         votes_each=votes_each,
-        voters=voters,
         first_files={part: files[part] for part in parts_of(scores_file(0), files)} if compares and files else {},
         num_ranges=1 if rows is None else -(-total // rows),
         range_rows=rows or 0,
@@ -290,14 +286,11 @@ class Merger:
             )
 
     def _combiner(self, request: MergeRequest, ids_M: np.ndarray) -> VoteCombiner:
-        votes: int | IntArray = request.votes_each
-        if request.voters:
-            votes = np.sum([are_in(ids_M, scored, self._population) for scored in request.voters], axis=0)
         return VoteCombiner(
             ids_M=ids_M,
             labels_M=self._population.labels_of(ids_M),
             num_parts=request.num_parts,
-            votes_each=votes,
+            votes_each=request.votes_each,
         )
 
 

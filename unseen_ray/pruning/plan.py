@@ -13,7 +13,7 @@ from unseen_ray.config.models import SCORING_SPEEDUP, relative_cost
 from unseen_ray.core.policies.auto import LEAST_PER_CLASS
 from unseen_ray.core.samples.id_sets import IdSet, fold_sizes, grouped_folds
 from unseen_ray.core.schedule import Stage, stages_of
-from unseen_ray.core.tasks import ScoreTask, later_tasks, stage_zero_tasks
+from unseen_ray.core.tasks import ScoreTask, later_tasks, scored_folds, stage_zero_tasks
 from unseen_ray.core.trajectory import scored_epochs
 from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import plug_of
@@ -306,12 +306,12 @@ def _task_plans(resolved: ResolvedRun, stages: Sequence[Stage], population: Popu
             sizes = [(total, total)]
         else:
             folds = fold_sizes(population, fold_spec(config))
-            votes = config.scoring.votes or config.folds - 1
-            others = [sum((folds * 2)[fold + 1 : fold + 1 + votes]) for fold in range(config.folds)]
-            sizes = (
-                list(zip(folds, others, strict=True)) if config.train_on == "fold" else [(total - n, n) for n in folds]
-            )
-            sizes = sizes[: config.scoring.models]
+            sizes = [(total - n, n) for n in folds]
+            if config.train_on == "fold":
+                votes, models = config.scoring.votes, config.scoring.models
+                others = [scored_folds(fold, config.folds, votes, models) for fold in range(config.folds)]
+                sizes = [(n, sum(folds[other] for other in its)) for n, its in zip(folds, others, strict=True)]
+                sizes = sizes[:models]
         common = recipe.common_epoch([trained for trained, _ in sizes], over_epochs=bool(scores.over_epochs))
         for trained, scored in sorted(set(sizes), reverse=True):
             samples = common or trained

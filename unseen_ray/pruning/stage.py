@@ -108,7 +108,6 @@ class StageRunner:
             num_kept=self.builder.count,
             num_parts=len(tasks),
             votes_each=self.job.resolved.votes_each(stage.index),
-            voters=tuple(task.scored for task in tasks) if stage.index == 0 and self.job.config.scoring.models else (),
             files=self.run.manifest.files,
         )
 

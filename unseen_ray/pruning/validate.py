@@ -129,9 +129,7 @@ def _problems_of_votes(resolved: ResolvedRun) -> list[str]:
     if not resolved.of_models or not stored.of_votes:
         return []
     stages = range(len(config.fractions()))
-    # Where not every fold has a model, the samples of those that have one get a vote less.
-    spare = config.repeats if config.scoring.models not in (None, config.folds) else 0
-    if min(resolved.votes_each(at) - spare * (at == 0) for at in stages) >= 2:
+    if min(map(resolved.votes_each, stages)) >= 2:
         return []
     given, cure = f"mode: fitting, repeats={config.repeats}", "repeats: 2"
     if config.mode == "unseen":

@@ -37,7 +37,6 @@ _COLLAPSE_BELOW = 0.35  # of all; hard-first choices lose to random at high prun
 _ALMOST_EMPTY = 0.05  # of the share kept in all
 _MANY_SUSPECTS = 0.1  # of what is kept
 _MOST_SUSPECTS = 1 / 3  # of all; in real data sets a tenth is wrong at most (Northcutt et al., NeurIPS 2021)
-_UNEVEN, _ERRORS = 1.25, 4  # ratio of two shares, and standard errors between them
 _NAMED = 5
 _FEW, _PHOTO_PX, _LOW = 5_000, 32, 0.7  # samples, pixels of a side, accuracy
 _COLLINEAR = 0.995  # rank correlation
@@ -71,7 +70,6 @@ def check_selection(
         return
     labels, preds = (table.column(name).to_numpy() for name in ("label", "pred"))
     _warn_of_collapse(config, kept, right=preds == labels)
-    _warn_of_votes(table, kept)
     if plug_of(config.policy)[0] != "class_floor":
         _warn_of_empty_classes(sizes_C, kept_C, class_names)
     if SUSPECT in table.column_names:
@@ -103,24 +101,6 @@ def _warn_of_collapse(config: PruneConfig, kept: np.ndarray, *, right: np.ndarra
             100 * right[kept].mean(),
             100 * right[~kept].mean(),
             "" if config.schedule else ", or growth in stages",
-        )
-
-
-def _warn_of_votes(table: pa.Table, kept: np.ndarray) -> None:
-    """Means of fewer votes spread wider: where samples have unlike numbers of them, the highest scores may be of one kind."""
-    counts, kind_of = np.unique(table.column("votes").to_numpy(), return_inverse=True)
-    sizes = np.bincount(kind_of)
-    shares = np.bincount(kind_of, weights=kept) / sizes
-    most, least = int(shares.argmax()), int(shares.argmin())
-    error = np.sqrt(kept.mean() * (1 - kept.mean()) * (1 / sizes[most] + 1 / sizes[least]))
-    if shares[most] > _UNEVEN * shares[least] and shares[most] - shares[least] > _ERRORS * error:
-        logger.warning(
-            "samples have unlike numbers of votes: %.0f %% of those with %d are kept, and %.0f %% of those with %d. Means of fewer votes "
-            "spread wider, which alone can decide. Leave out scoring.models; scoring.votes lowers the votes of every sample alike.",
-            100 * shares[most],
-            counts[most],
-            100 * shares[least],
-            counts[least],
         )
 
 

@@ -62,9 +62,9 @@ def auto(
     """Use what suits the data: `top` or `ccs` where models learn it well, else `mix`, or `random` where little is kept or learned.
 
     Of samples that they never saw, the scoring models are right on three quarters or more: the highest scores are kept if much is kept,
-    else samples of every difficulty. On half or more, if a quarter of the classes have a tenth of the largest one's samples, or less, and 30 %
-    is kept: the highest scores. Otherwise half by score, or all at random where less than 60 % is kept. All are drawn at random, too, where fewer than
-    25 of a class are kept, and where the models are hardly better than always predicting the largest class.
+    else samples of every difficulty. On half or more, if a quarter of the classes have a tenth of the largest one's samples, or less, and
+    30 % is kept: the highest scores. Otherwise half by score, or all at random where less than 60 % is kept. All are drawn at random,
+    too, where fewer than 25 of a class are kept, and where the models are hardly better than always predicting the largest class.
 
     Args:
         scores_M, labels_M, ids_M, budget, kept_C, seed: see `core.select`.
