@@ -126,7 +126,8 @@ class Suite:
 
     def _folder(self, name: str, fields: dict[str, Any]) -> Path:
         """Named by all that its ids depend on, so that a changed suite finds nothing of what it was before."""
-        said = [self.info.fingerprint, [self.asked.get(name) for name in SHARED], fields]
+        data = [self.info.fingerprint, self.info.sample, self.info.size_px]
+        said = [data, [self.asked.get(name) for name in SHARED], fields]
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
         return Path(self.args.out, re.sub(r"[^\w.]+", "-", f"{name} {fields['seed']} {digest}"))
 

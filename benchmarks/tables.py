@@ -147,9 +147,8 @@ def points(row: dict[str, Any] | None) -> str:
 
 def cost(report: dict[str, Any], method: str) -> str:
     bill = report["bills"].get(method)
-    its = report["suite"]["methods"].get(method, {})
-    needs_scores = its.get("resampled") != 0 or "guard" in its
-    return "0" if method == "random" or not needs_scores else "" if bill is None else f"{bill:.2f}"
+    is_free = all(row["choosing_s"] == 0 for row in report["rows"] if row["method"] == method)
+    return "0" if is_free else "" if bill is None else f"{bill:.2f}"
 
 
 def ranks(report: dict[str, Any]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 import unseen_ray as ur
 from unseen_ray.cli import main
@@ -192,8 +193,6 @@ def test_folds_part_one_file_among_its_models(tmp_path: Path) -> None:
 
 
 def test_with_the_source_the_pruned_data_can_be_exported(tmp_path: Path) -> None:
-    from sklearn.datasets import load_digits
-
     labels = load_digits().target
     probs = np.full((len(labels), 10), 0.05, np.float64)
     probs[np.arange(len(labels)), labels] = 0.55
@@ -202,6 +201,21 @@ def test_with_the_source_the_pruned_data_can_be_exported(tmp_path: Path) -> None
     chosen = ur.select(tmp_path / "scored", keep=0.1, policy="random", out=tmp_path / "tenth")
     assert ur.export(chosen, tmp_path / "pruned") == 180
     assert Path(ur.report(chosen)).exists()
+
+
+def test_a_choice_by_given_probabilities_is_measured_and_not_made_again_by_other_models(tmp_path: Path) -> None:
+    labels = np.asarray(load_digits().target)
+    probs = np.random.default_rng(0).dirichlet(np.ones(10), len(labels)).astype(np.float32)
+    ur.score(probs, labels, out=tmp_path / "scored", source="digits")
+    chosen = ur.select(tmp_path / "scored", keep=0.1, policy="top", score="loss", out=tmp_path / "tenth")
+    for asked in ({"selections": 2}, {"against": ["fitting"]}):
+        with pytest.raises(ur.ConfigError, match=r"probabilities that you gave; .* Leave both out"):
+            ur.evaluate(chosen, test="digits", **asked)
+    fast = {"use": "quick", "epochs": 1, "min_steps": 0}
+    table = ur.evaluate(
+        chosen, test="digits", seeds=1, against=["random"], model="small_cnn", recipe=fast, executor="local"
+    )
+    assert [arm.samples for arm in table.arms] == [180, 180]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,6 +109,11 @@ class Manifest(BaseModel):
         return {name: value for name, value in values.items() if name not in _STORED_IF_SET or value}
 
     @property
+    def is_of_given_probs(self) -> bool:
+        """Whether its scores are of probabilities that the user gave, by models that no run trained."""
+        return self.config.get("model") is None and self.config.get("fit") is None
+
+    @property
     def has_exact_scores(self) -> bool:
         """Whether its scores tell nearly certain samples apart; False for a run that an earlier version began, which goes on so."""
         return bool(self.environment.get(EXACT_SCORES, not self.environment))
