@@ -155,8 +155,8 @@ def _evaluated(done: PruneResult, changes: dict[str, Any], test: Any, *, prunes:
     _check_changes(done, changes)
     if prunes and done.manifest.is_of_given_probs:
         raise ConfigError(
-            f"{done.path} was chosen by probabilities that you gave; more selections than one, and the baseline fitting, would train scoring "
-            "models of their own and mix two methods. Leave both out, or evaluate a run of `unseen-ray prune`."
+            f"{done.path} was chosen by probabilities that you gave; more selections than one, and the baseline fitting, would train "
+            "scoring models of their own and mix two methods. Leave both out, or evaluate a run of `unseen-ray prune`."
         )
     asked = {**changes, "out": done.path} | ({"test": test} if test is not None else {})
     asked.pop("scoring", None)  # as the run's: checked above

@@ -68,7 +68,9 @@ class CoresetBuilder:
         """Choose by another policy than the configuration's: the one that trials have decided on."""
         self._resolved = with_candidate(self._resolved, policy)
 
-    def extend(self, run: Run, stage: Stage, scores: StoredTable, receipts: list[Receipt]) -> dict[str, str]:
+    def extend(
+        self, run: Run, stage: Stage, scores: StoredTable, receipts: list[Receipt], policy: Any = None
+    ) -> dict[str, str]:
         """Choose what a stage adds, and store all that is kept.
 
         Args:
@@ -76,12 +78,13 @@ class CoresetBuilder:
             stage: how many to keep.
             scores: of the stage's candidates.
             receipts: of the stage's tasks.
+            policy: what `auto` uses by its rule in this stage; None for the policy as it is.
 
         Returns:
             The SHA-256 of each file written.
         """
         picked = pick(
-            self._resolved,
+            self._resolved if policy is None else self._resolved.with_policy(policy),
             self._with_suspects(run, stage, scores),
             budget=stage.added,
             kept=self._kept,

@@ -61,7 +61,7 @@ def pick(
     same rows in a few passes over a table that is longer than `limits.most_held`.
 
     Args:
-        resolved: the run's configuration.
+        resolved: the run's configuration, with the policy that `auto` stands for.
         scores: of the candidates.
         budget: how many to pick.
         kept: what earlier stages kept.
@@ -72,8 +72,7 @@ def pick(
         ConfigError: if the policy reads features, and the run has none.
         FitError: if a user's policy returns something else than `budget` positions.
     """
-    by_rule = choice_by_rule(resolved.config, scores, budget, kept.counts_C)
-    config = (resolved := resolved if by_rule is None else resolved.with_policy(by_rule.policy)).config
+    config = resolved.config
     if (rows := scores.num_rows) > limits.most_held:
         if (why := why_not_streamed(*plug_of(config.policy))) is None:
             return _pick_by_passes(resolved, scores, budget=budget, kept_C=kept.counts_C)

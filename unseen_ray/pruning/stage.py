@@ -88,7 +88,8 @@ class StageRunner:
         scores = scores_of(merged, self.run.folder, stage.index)
         if (decision := self._decision(stage, scores)) is not None:
             logger.info("policy auto uses %s: %s", plug_label(decision.policy), decision.reason)
-        grown = self.builder.extend(self.run, stage, scores, receipts)
+        policy = None if decision is None or self.trials is not None else decision.policy
+        grown = self.builder.extend(self.run, stage, scores, receipts, policy)
         files = {**self.run.manifest.files, **merged.files, **grown}
         for receipt in receipts:
             files |= receipt.files

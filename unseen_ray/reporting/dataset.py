@@ -9,15 +9,14 @@ import itertools
 import os
 import tempfile
 import uuid
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import copy_files
 
+from unseen_ray.core.outofcore.chunks import spread
 from unseen_ray.data.images.encode import to_png
 from unseen_ray.data.sources.folder import FolderSource
 from unseen_ray.data.sources.registry import Source, SourceRef, open_source, source_ref
@@ -198,24 +197,13 @@ def _copy_files(source: FolderSource, ids: IdArray, folder: Folder) -> None:
         fs, path = filesystem_of(folder.path(name))
         fs.create_dir(path, recursive=True)
 
-    def copy(number: int, key: str) -> None:
-        ((_, data),) = source.read([number])
+    def copy(sample: tuple[int, str]) -> None:
+        ((_, data),) = source.read([sample[0]])
         assert isinstance(data, bytes)
-        folder.write(key, data)
+        folder.write(sample[1], data)
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        begun: deque[Future[None]] = deque()
-        try:
-            for number, key in zip(ids.tolist(), keys, strict=True):
-                # A bounded queue, so that files that are read do not pile up before they are written.
-                if len(begun) == 2 * _AT_ONCE:
-                    begun.popleft().result()
-                begun.append(pool.submit(copy, number, key))
-            while begun:
-                begun.popleft().result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for _ in spread(zip(ids.tolist(), keys, strict=True), copy, _AT_ONCE):
+        pass
 
 
 def _parts_of(source: Source, ids: IdArray) -> Iterator[tuple[str, pa.Table]]:

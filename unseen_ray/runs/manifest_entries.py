@@ -35,7 +35,6 @@ __all__ = [
     "PolicyTrial",
     "Receipt",
     "SourceEntry",
-    "StageCost",
     "StageEntry",
     "StageSummary",
     "cost_of",
@@ -256,18 +255,6 @@ class StageEntry(Entry):
         return self.model_dump(exclude={"tasks"})
 
 
-class StageCost(Entry):
-    """The cost of a stage; the fields are those of `StageEntry`."""
-
-    index: Count
-    seconds: Amount = 0.0
-    fit_seconds: Amount = 0.0
-    gpu_seconds: Amount = 0.0
-    trained: Count = 0
-    image_passes: Count = 0
-    scored: Count = 0
-
-
 class Cost(Entry):
     """The cost of a run.
 
@@ -288,7 +275,7 @@ class Cost(Entry):
     trained: Count | None = None
     image_passes: Count | None = None
     scored: Count | None = None
-    stages: list[StageCost] = []
+    stages: list[dict[str, Amount]] = []
     bill: Amount | None = None
     chosen_from_s: Amount | None = None
 
@@ -378,5 +365,5 @@ def cost_of(stages: list[StageEntry], elapsed: Cost, *, bill: float | None) -> C
         **({} if bill is None else {"bill": round(bill, 4)}),
         **elapsed.to_json(),
         **{name: round(sum(getattr(stage, name) for stage in stages), 3) for name in _SUMMED},
-        stages=[StageCost(**stage.model_dump(include={"index", "seconds", *_SUMMED})) for stage in stages],
+        stages=[stage.model_dump(include={"index", "seconds", *_SUMMED}) for stage in stages],
     )

@@ -84,11 +84,6 @@ class Holder:
         return (f"process {self.pid} on " if self.pid else "") + self.host + (f", job {self.job}" if self.job else "")
 
 
-def holder_of(folder: Folder) -> Holder | None:
-    """The driver that holds a run, if any; StorageError if the file cannot be read."""
-    return _read(folder)
-
-
 class RunLock:
     """A lock that this driver holds and a thread renews.
 
@@ -151,7 +146,7 @@ class RunLock:
 
     def _renewed(self) -> str:
         """Write the lock again; returns why this driver has lost it, or nothing."""
-        found = _read(self.folder)
+        found = holder_of(self.folder)
         # A damaged file names nobody, and is written again. One that is missing may have been that of another driver, which has ended.
         if found is None:
             raise StorageError(f"{self.folder.path(LOCK)} is missing.")
@@ -167,7 +162,7 @@ class RunLock:
         # A renewal that arrives after the delete would lock the folder for a minute.
         self._thread.join(_BEAT_S)
         with contextlib.suppress(StorageError, RunInUseError, MemoryError):
-            found = _read(self.folder)
+            found = holder_of(self.folder)
             if found is not None and found.token == self._holder.token:
                 self.folder.delete(LOCK, conditional=True)
 
@@ -225,7 +220,7 @@ def _take(folder: Folder) -> Holder:
     if not is_decided:
         # Of drivers that write at once, the last one wins, and all find that out by waiting.
         time.sleep(_SETTLE_S)
-        found_again = _read(folder)
+        found_again = holder_of(folder)
         if found_again is None or found_again.token != mine.token:
             raise _in_use(folder, found_again)
     _remove_unfinished(folder)
@@ -237,7 +232,7 @@ def _replace(folder: Folder, holder: Holder, *, new: bool = False) -> bool:
     try:
         folder.write(LOCK, _bytes_of(holder), new=new, conditional=True)
     except (FileExistsError, RunInUseError):
-        found = _read(folder)
+        found = holder_of(folder)
         if found is None or found.token != holder.token:  # else an earlier attempt arrived, and its answer did not
             raise _in_use(folder, found) from None
     return folder.is_decided(LOCK, _bytes_of(holder))
@@ -263,7 +258,7 @@ def _refuse_if_alive(folder: Folder, found: Holder) -> None:
         raise _in_use(folder, found)
     # Its clock may be wrong, so that its age is no proof; a driver that lives renews its lock meanwhile.
     time.sleep(_SILENCE_S if found.is_ahead() else 2 * _BEAT_S)
-    again = _read(folder)
+    again = holder_of(folder)
     if again is not None and repr(again) != repr(found):  # of equal text: NaN differs from itself
         raise _in_use(folder, again)
 
@@ -293,14 +288,15 @@ def _create(folder: Folder, holder: Holder) -> bool:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside)
     except (FileExistsError, FileNotFoundError):  # the latter where a driver that was faster removed the file aside
-        found = _read(folder)
+        found = holder_of(folder)
         raise _in_use(folder, found) from None
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {reason_of(error)}. {remedy_to_write(error)}") from None
     return True
 
 
-def _read(folder: Folder) -> Holder | None:
+def holder_of(folder: Folder) -> Holder | None:
+    """The driver that holds a run, if any; StorageError if the file cannot be read."""
     data = folder.read(LOCK)
     return None if data is None else _holder_in(data)
 

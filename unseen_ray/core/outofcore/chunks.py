@@ -19,6 +19,7 @@ Chunk = Mapping[str, NDArray[Any]]
 Shards = Callable[[Sequence[str]], Iterable[Chunk]]
 """Reads the named columns in chunks of any size; every call starts from the beginning."""
 
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 
@@ -37,7 +38,7 @@ class Memory:
     threads: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
 
 
-def spread(chunks: Iterable[Chunk], work: Callable[[Chunk], _T], threads: int) -> Iterator[_T]:
+def spread(chunks: Iterable[_S], work: Callable[[_S], _T], threads: int) -> Iterator[_T]:
     """The results of `work` for each chunk, in order, computed by several threads while the next chunks are read."""
     if threads == 1:
         yield from map(work, chunks)
