@@ -12,7 +12,7 @@ import unseen_ray as ur
 from tests.browser import check_in_browser, needs_browser
 from tests.test_report import Page
 from unseen_ray.sweeps.page import render_sweep
-from unseen_ray.sweeps.records import Record, best_of, front_of, importances_of, records_table, trainings_of
+from unseen_ray.sweeps.records import Record, best_of, front_of, importances_of, trainings_of
 from unseen_ray.sweeps.space import grid
 
 SECTIONS = ["best", "knobs", "front", "trials", "sweep"]
@@ -46,7 +46,7 @@ def records() -> list[Record]:
 
 
 def page(its: list[Record]) -> str:
-    return render_sweep("runs/sweep", config(), its, records_table(its, list(SPACE)))
+    return render_sweep("runs/sweep", config(), its)
 
 
 def test_the_page_says_what_the_records_say() -> None:
@@ -83,7 +83,7 @@ def test_the_headline_pairs_the_runs_of_the_best_trial_with_random(ours: tuple[f
     random = (0.6, 0.62, 0.64, 0.66)[: len(ours)] if len(ours) > 1 else (0.63,)
     best = replace(records()[0], accuracies=ours, baselines={"random": random})
     several = config().model_copy(update={"seeds": len(ours)})
-    shown = "".join(Page(render_sweep("runs/sweep", several, [best], records_table([best], list(SPACE)))).text)
+    shown = "".join(Page(render_sweep("runs/sweep", several, [best])).text)
     assert said in " ".join(shown.split())
 
 

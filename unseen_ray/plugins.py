@@ -160,7 +160,7 @@ def bind_options(
         signature.bind(*[None] * positional, **dict.fromkeys(keywords), **options)
     except TypeError as error:
         raise ConfigError(
-            f"{field}: {name}{signature} cannot be called as a {field} is: {error}. README shows what a {field} takes."
+            f"{field}: {name}{signature} cannot be called as a {field} is: {error}. docs/extend.md shows what a {field} takes."
         ) from None
 
 

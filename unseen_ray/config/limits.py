@@ -16,8 +16,8 @@ class Limits:
     """Sizes in rows; a run gets one such value and passes it to its workers in the `Job`.
 
     Attributes:
-        rows_in_memory: longer tables are stored in parts, and their tasks name samples by rules. Part of the file format: README
-            promises one file up to this size.
+        rows_in_memory: longer tables are stored in parts, and their tasks name samples by rules. Part of the file format:
+            docs/run_folder.md promises one file up to this size.
         rows_held: longer tables, in one file or in parts, are read in pieces and selected from in several passes.
         rows_of_a_part: rows per part of such a table. It determines where the files are cut and what a merge holds.
         votes_of_a_part: rows per part of a model's votes, where they are more, in short runs as well. A vote takes 24 bytes and 4 a

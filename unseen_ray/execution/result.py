@@ -182,7 +182,7 @@ class PruneResult:
 
     @cached_property
     def scores(self) -> pa.Table:
-        """Stage 0: one row a candidate, sorted by id; see `scores.parquet` in README."""
+        """Stage 0: one row a candidate, sorted by id; see `scores.parquet` in docs/run_folder.md."""
         return self.run.table(scores_file(0))
 
     def to_ray_dataset(self) -> ray.data.Dataset:

@@ -51,7 +51,7 @@ def _lead(row: Values | None, *names: str) -> Values:
     return dict(zip(names, [None] * 3 if row is None else [row[key] for key in ("mean", "low", "high")], strict=True))
 
 
-def verdict(mean: float, low: float | None, high: float | None) -> str:
+def verdict(low: float | None, high: float | None) -> str:
     """A gain over random in three words: ahead, behind, or level where its interval holds 0."""
     if low is None or high is None:
         return "No interval yet for the gain over random"

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from unseen_ray.config.score_columns import SUSPECT
+from unseen_ray.core.guard import are_unlikely
 from unseen_ray.reporting.score_tables import Rows, extremes_of, rows_of
 
 if TYPE_CHECKING:
@@ -109,11 +110,10 @@ def _groups(facts: ReportFacts, number: int) -> dict[str, IdArray]:
     """Places of the candidates of a class in each group."""
     names = ("label", "pred", "p_label", facts.values["score"])
     labels_M, preds_M, p_label_M, score_M = (facts.rows.table.column(name).to_numpy() for name in names)
-    # Half of what guessing gives: the page needs some suspects where a run has no guard.
-    unlikely = 0.5 / len(facts.values["classes"]["names"])
-    suspects_M = (preds_M != labels_M) & (p_label_M < unlikely)
     if SUSPECT in facts.rows.table.column_names:
         suspects_M = facts.rows.table.column(SUSPECT).to_numpy()
+    else:  # by the rule of the warning that points here
+        suspects_M = are_unlikely(labels_M, preds_M, p_label_M, np.array(facts.values["classes"]["samples"]))
     stage_M, last_M = facts.rows.stage_M, facts.rows.last_M
     here, last = labels_M == number, stage_M == facts.last_stage
     return {

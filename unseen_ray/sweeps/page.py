@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import yaml
 
 from unseen_ray.plugins import jsonable
@@ -24,14 +23,13 @@ __all__ = ["render_sweep"]
 _ROWS = 200
 
 
-def render_sweep(path: str, config: SweepConfig, records: Sequence[Record], table: pa.Table) -> str:
+def render_sweep(path: str, config: SweepConfig, records: Sequence[Record]) -> str:
     """The page as HTML.
 
     Args:
         path: the sweep's folder.
         config: what was swept.
         records: what came out of each trial.
-        table: `records_table` of them.
     """
     done = [record for record in records if record.status == FINISHED]
     ranked = sorted(done, key=lambda record: (-record.accuracy, record.cost))

@@ -200,5 +200,5 @@ def _conclude(
     if result.best is not None:
         best = trial_of(config, result.best.knobs, keeping)
         folder.write(BEST, run_yaml(best, fields_of(config.run, result.best.knobs), result.best).encode())
-    folder.write(PAGE, render_sweep(result.path, config, records, result.table).encode())
+    folder.write(PAGE, render_sweep(result.path, config, records).encode())
     return result

@@ -13,9 +13,7 @@ from unseen_ray.errors import DataError
 from unseen_ray.storage.filesystem import read_file, sha256_of
 from unseen_ray.storage.retry import retried_inline
 
-__all__ = ["LIST_ENDINGS", "HeldShard", "read_arrow", "read_list"]
-
-LIST_ENDINGS = (".csv", ".tsv", ".jsonl")
+__all__ = ["HeldShard", "read_arrow", "read_list"]
 
 
 class HeldShard:
