@@ -30,6 +30,7 @@ __all__ = [
     "RunInUseError",
     "StorageError",
     "UnseenError",
+    "first_line",
 ]
 
 
@@ -137,3 +138,8 @@ class RunInUseError(UnseenError):
 
 class StorageError(UnseenError):
     """The run folder cannot be read or written."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

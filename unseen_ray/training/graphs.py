@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from unseen_ray.training.hardware import synchronize
+
 __all__ = ["GraphedPasses", "Passes", "can_be_graphed", "capture"]
 
 logger = logging.getLogger(__name__)
@@ -217,12 +219,12 @@ class _Before:
 
     def seconds(self, passes: Callable[[], object]) -> float:
         """Mean time of passes, one after the other."""
-        _wait(self._device)
+        synchronize(self._device)
         began = time.perf_counter()
         for _ in range(_TIMED):
             self.drop_gradients()
             passes()
-        _wait(self._device)
+        synchronize(self._device)
         return (time.perf_counter() - began) / _TIMED
 
     def memory(self, passes: Callable[[], object]) -> int:
@@ -242,11 +244,6 @@ def _free(device: torch.device) -> float:
         return float("inf")
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _distance(ones: list[Tensor], others: list[Tensor]) -> float:

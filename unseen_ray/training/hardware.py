@@ -28,6 +28,7 @@ __all__ = [
     "resolve_precision",
     "seed_generators",
     "supported_precisions",
+    "synchronize",
 ]
 
 _COMPILER = "TORCHINDUCTOR_DETERMINISTIC"  # read by torch's compiler when it is imported
@@ -39,6 +40,12 @@ def seed_generators(seed: int, device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was asked for: a GPU's kernels run on while Python does."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:

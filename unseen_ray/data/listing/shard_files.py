@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from unseen_ray.data.listing.files import FileStat, directly_in, list_below, list_folder
 from unseen_ray.data.listing.image_files import IMAGE_ENDINGS, ending_of
 from unseen_ray.data.listing.splits import SPLIT_WORDS, split_of
-from unseen_ray.errors import DataError
+from unseen_ray.errors import DataError, first_line
 from unseen_ray.storage.filesystem import filesystem_of, is_uri
 from unseen_ray.storage.patterns import MARKS, is_glob, matches, without_braces
 from unseen_ray.storage.retry import retried_inline
@@ -76,7 +76,7 @@ def find_shards(path: str, ending: str = ".parquet") -> ShardFiles:
     try:
         entry = retried_inline(path, lambda: fs.get_file_info(root), fs)
     except OSError as error:
-        raise DataError(f"source {path} cannot be read: {_first_line(error)}.") from None
+        raise DataError(f"source {path} cannot be read: {first_line(error).rstrip('.')}.") from None
     if entry.type == FileType.NotFound:
         raise DataError(f"source {path} does not exist. Check the path; a glob or a folder of *{ending} also works.")
     if entry.type == FileType.File:
@@ -231,7 +231,3 @@ def _is_hidden(name: str) -> bool:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(name or "." for name in names[:_NAMED]) + more
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0].rstrip(".")

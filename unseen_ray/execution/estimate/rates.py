@@ -24,7 +24,7 @@ from unseen_ray.data.images.decode import to_pixels
 from unseen_ray.data.images.opening import UndecodableError
 from unseen_ray.data.images.pixel_store import MemoryPixelStore
 from unseen_ray.errors import DataError
-from unseen_ray.training.hardware import device_name, numerics, resolve_precision, seed_generators
+from unseen_ray.training.hardware import device_name, numerics, resolve_precision, seed_generators, synchronize
 from unseen_ray.training.loop.batches import BatchLoader, WorkerShare, hold_pixels, measure
 from unseen_ray.training.loop.predict import predict
 from unseen_ray.training.loop.trainer import Trainer
@@ -191,7 +191,7 @@ def _rate(do: Callable[[], int], device: torch.device) -> float:
     began = time.perf_counter()
     for _ in range(_WARM):
         do()
-        _wait_for(device)
+        synchronize(device)
         if time.perf_counter() - began > _WARM_S:
             break
     rates: list[float] = []
@@ -200,11 +200,6 @@ def _rate(do: Callable[[], int], device: torch.device) -> float:
         count, opened = 0, time.perf_counter()
         while not count or time.perf_counter() - opened < _WINDOW_S:
             count += do()
-        _wait_for(device)
+        synchronize(device)
         rates.append(count / (time.perf_counter() - opened))
     return statistics.median(rates)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":  # kernels run asynchronously
-        torch.cuda.synchronize(device)

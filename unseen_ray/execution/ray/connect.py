@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import ray
 
-from unseen_ray.errors import ClusterError, ConfigError
+from unseen_ray.errors import ClusterError, ConfigError, first_line
 from unseen_ray.execution.ray.internals import (
     canonical_address,
     dead_processes,
@@ -131,7 +131,7 @@ def _joined(address: str) -> Iterator[None]:
             check_reachable(host, int(port))
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ConfigError(
             f"the Ray cluster at {address} cannot be joined: {reason} "
             "Check `address` or RAY_ADDRESS, and the token (RAY_AUTH_TOKEN_PATH) if it asks for one."
@@ -218,7 +218,7 @@ def _start(local: bool) -> str:
             ray.shutdown()
             if not isinstance(error, Exception):  # where its wait has run out, Ray raises just that
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             if not left or not re.search(r"tim(ed|e) ?out", f"{type(error).__name__} {reason}", re.IGNORECASE):
                 raise ClusterError(
                     f"a private Ray cluster does not start on this machine: {reason}. Wait until the machine is less busy, check memory, "

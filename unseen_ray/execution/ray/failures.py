@@ -18,7 +18,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from unseen_ray.errors import FoldFailedError, UnseenError
+from unseen_ray.errors import FoldFailedError, UnseenError, first_line
 from unseen_ray.runs.tasks import Progress
 from unseen_ray.training.host import PreemptedError, is_gpu_fault
 
@@ -29,7 +29,6 @@ __all__ = [
     "decide",
     "explain",
     "failure_of",
-    "first_line",
     "handle_failure",
     "loss_of",
     "raise_own",
@@ -161,8 +160,3 @@ def loss_of(error: RayError) -> str:
     if isinstance(error, ObjectLostError):
         return "data that it needs was lost with a node"
     return "its worker or that worker's node was lost" if isinstance(error, _LOST) else first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type if it has no message."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from unseen_ray.errors import ClusterError, ConfigError
+from unseen_ray.errors import ClusterError, ConfigError, first_line
 from unseen_ray.execution.ray.capacity import Capacity, check_fits, check_placement
 from unseen_ray.execution.ray.connect import api_server, check_reachable
 from unseen_ray.execution.ray.internals import dashboard_get
@@ -178,7 +178,7 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) 
                 failing_since = now  # not the last message: a log may be quiet for hours
             if now - failing_since > _SILENCE_S:
                 raise ClusterError(
-                    f"the cluster has not answered for {_SILENCE_S:.0f} s ({_first_line(error)}). The job may still run: "
+                    f"the cluster has not answered for {_SILENCE_S:.0f} s ({first_line(error)}). The job may still run: "
                     f"check with `ray job status {job}`. If it does not, the same line resumes the run."
                 ) from None
         time.sleep(_PAUSE_S)
@@ -205,7 +205,7 @@ class _Log:
         try:
             text = answered(f"log of {job}", lambda: client.get_job_logs(job), _PROBE_S)
         except Exception as error:  # as in `follow`; a node that is gone took its log along
-            logger.warning("the end of the job's log cannot be read: %s", _first_line(error))
+            logger.warning("the end of the job's log cannot be read: %s", first_line(error))
         else:
             self._add(text, 0)
 
@@ -263,12 +263,12 @@ def _get(client: JobSubmissionClient, path: str) -> dict[str, Any]:
     try:
         return dashboard_get(client, path, _PROBE_S * 3)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"the cluster does not answer {path.partition('?')[0]}: {_first_line(error)}") from None
+        raise ConfigError(f"the cluster does not answer {path.partition('?')[0]}: {first_line(error)}") from None
 
 
 def _refusal(error: BaseException) -> str:
     return (
-        _first_line(error)
+        first_line(error)
         .replace("Authentication required: ", "401 ")
         .replace("Authentication failed: ", "403 ")
         .rstrip(".")
@@ -277,10 +277,6 @@ def _refusal(error: BaseException) -> str:
 
 def _minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _last_line(text: str) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
-from unseen_ray.errors import DataError
+from unseen_ray.errors import DataError, first_line
 from unseen_ray.storage.retry import retried_inline
 
 __all__ = ["ParquetShard"]
@@ -49,9 +49,11 @@ class ParquetShard:
                 raise DataError(
                     f"{name} of source {where} is an archive. Unpack it, and name the folder of the images."
                 ) from None
-            raise DataError(f"{name} of source {where} is not a Parquet file: {_first_line(error)}.") from None
+            raise DataError(
+                f"{name} of source {where} is not a Parquet file: {first_line(error).rstrip('.')}."
+            ) from None
         except OSError as error:
-            raise DataError(f"{name} of source {where} cannot be read: {_first_line(error)}.") from None
+            raise DataError(f"{name} of source {where} cannot be read: {first_line(error).rstrip('.')}.") from None
         self._check_size(fs, path)
         self.schema = self.metadata.schema.to_arrow_schema()
 
@@ -142,8 +144,6 @@ class ParquetShard:
         try:
             return retried_inline(f"{self.name} of {self._where}", lambda: read(self._opened(self)), None)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.name} of source {self._where} is damaged: {_first_line(error)}.") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0].rstrip(".")
+            raise DataError(
+                f"{self.name} of source {self._where} is damaged: {first_line(error).rstrip('.')}."
+            ) from None
