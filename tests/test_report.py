@@ -19,8 +19,11 @@ from unseen_ray.cli.app import main
 from unseen_ray.cli.summary.run import next_step
 from unseen_ray.evaluation.table import Arm, break_even_of, differences_of
 from unseen_ray.reporting import score_tables
+from unseen_ray.reporting.facts import ReportFacts
 from unseen_ray.reporting.figures import accuracies
 from unseen_ray.reporting.headline import command_to_measure, headline_of, verdict
+from unseen_ray.reporting.score_tables import Rows
+from unseen_ray.reporting.thumbnails import picked
 from unseen_ray.storage import tables
 from unseen_ray.storage.checked_json import without_nan
 from unseen_ray.storage.filesystem import Folder
@@ -372,3 +375,24 @@ def test_a_page_on_a_million_samples_stays_small(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_every_section_without_an_error_or_a_request(reported: ur.PruneResult, width: int) -> None:
     check_in_browser(Path(reported.path, "report.html"), SECTIONS, width)
+
+
+def test_the_suspects_shown_are_those_that_the_warning_counts() -> None:
+    labels = np.repeat(
+        [0, 1], [90, 10]
+    )  # guessing gives the small class a tenth: a label below half of that is suspected
+    p_label = np.where(labels == 0, 0.9, 0.1)
+    p_label[[92, 97]] = 0.01
+    columns = {"id": np.arange(100), "label": labels, "pred": np.zeros(100, np.int64), "p_label": p_label}
+    classes = {"names": ["many", "few"], "samples": [90, 10], "share": [0.5, 0.4]}
+    facts = ReportFacts(
+        values={"score": "entropy", "classes": classes, "kept": 49, "samples": 100},
+        rows=Rows(
+            table=pa.table({**columns, "entropy": np.linspace(0, 1, 100)}),
+            stage_M=np.full(100, -1),
+            last_M=np.zeros(100),
+        ),
+        last_stage=0,
+    )
+    shown = {name: [row["id"] for row in groups["suspected mislabelled"]] for name, groups in picked(facts).items()}
+    assert shown == {"many": [], "few": [92, 97]}
