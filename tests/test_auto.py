@@ -321,6 +321,9 @@ def test_a_selection_says_what_it_used_and_is_evaluated_by_it(tmp_path: Path, ca
     assert asked.manifest.policy_reason == "" and "policy_reason" not in asked.manifest.model_dump()
     ur.evaluate(again, against=["fitting"], seeds=1)
     assert ur.load(tmp_path / "again" / "fitting").config.policy == "random"
+    assert again.manifest.is_random and not asked.manifest.is_random
+    guarded = ur.select(again, keep=0.5, policy="random", guard="label_margin", out=tmp_path / "guarded")
+    assert guarded.manifest.policy_label == "random" and not guarded.manifest.is_random
     noisy = prune(tmp_path / "noisy", "auto", recipe={"epochs": 30, "min_steps": 0, "batch_size": 24})
     caplog.set_level(logging.WARNING)
     ur.select(noisy, keep=0.3, policy="ccs", out=tmp_path / "ccs")

@@ -87,6 +87,11 @@ def test_both_budgets_are_stored_and_shown_as_two_tables(run: ur.PruneResult) ->
     assert "2 epochs each and 6 steps each, measured" in first
     assert sum(line.startswith("Under epochs: The lead over random is known to ±") for line in rest) == 1
     assert sum(line.startswith("Under iterations: The lead over random is known to ±") for line in rest) == 1
+    assert sum(line.startswith("Under epochs: Pruning ") for line in rest) == 1
+    of_random = evaluation_lines(both, is_random=True)
+    assert sum(line.startswith("The coreset is a random subset itself") for line in of_random) == 1
+    assert sum(line.startswith("Under epochs: Choosing does not pay") for line in of_random) == 1
+    assert not any("Pruning" in line for line in of_random)
     table = evaluation_table(both)
     assert [row[0] for row in table.rows] == [*["epochs"] * 4, *["iterations"] * 4]
     alone = evaluation_table(tables["epochs"])

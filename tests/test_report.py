@@ -223,6 +223,7 @@ def test_the_headline_is_the_gain_over_random_and_its_price(ours: list[float], s
     assert verdict(found["low"], found["high"]) == said
     assert found["gain"] == pytest.approx(np.mean(ours) - 0.7 if len(ours) > 1 else 0.11)
     assert (found["bill"], found["bill_of"], found["paid_after"]) == (1.5, "time", 3.0)
+    assert headline_of(table, bill=9.0, is_random=True)["paid_after"] is None
     table["break_even"] = None  # as where full was not trained
     assert (headline_of(table, bill=9.0)["bill"], headline_of(None, bill=9.0)["bill_of"]) == (9.0, "images")
 

@@ -89,7 +89,7 @@ def gather(run: Run) -> ReportFacts:
     again = [found for found in (_neighbour(run, f"{SELECTIONS}/{name}") for name in _selections(run)) if found]
     values = {
         "out": run.folder.root,
-        "headline": headline_of(evaluation, bill=run.manifest.cost.bill),
+        "headline": headline_of(evaluation, bill=run.manifest.cost.bill, is_random=run.manifest.is_random),
         "source": source.name,
         "samples": counts.samples,
         "kept": counts.kept,

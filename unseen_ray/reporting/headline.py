@@ -18,12 +18,13 @@ _RANDOM = ("random", "random_matched")
 Values: TypeAlias = dict[str, Any]
 
 
-def headline_of(evaluation: Values | None, *, bill: float | None) -> Values:
+def headline_of(evaluation: Values | None, *, bill: float | None, is_random: bool = False) -> Values:
     """Gain and price of a run, ready for JSON.
 
     Args:
         evaluation: the fullest table of the run; None if nothing was evaluated.
         bill: the cost of the choice as a share of one training on all samples, counted in images; None if unknown.
+        is_random: whether a random subset was kept, which would have cost nothing.
 
     Returns:
         `against`: the random subset that was measured; None if none was.
@@ -31,6 +32,7 @@ def headline_of(evaluation: Values | None, *, bill: float | None) -> Values:
         `lost`, `lost_low`, `lost_high`: the same against all samples.
         `bill`: measured in time where `full` was trained on the same device, else counted in images; `bill_of` says which.
         `paid_after`: trainings on the coreset after which time is saved; None if it never is, or is not known.
+        `is_random`: as given.
     """
     leads = {row["baseline"]: row for row in (evaluation or {}).get("differences", [])}
     arms = {arm["name"]: arm for arm in (evaluation or {}).get("arms", [])}
@@ -43,7 +45,8 @@ def headline_of(evaluation: Values | None, *, bill: float | None) -> Values:
         **_lead(leads.get("full"), "lost", "lost_low", "lost_high"),
         "bill": even["choosing_s"] / arms["full"]["seconds_each"] if even and measured else bill,
         "bill_of": "time" if measured else "images",
-        "paid_after": even["trainings"] if even else None,
+        "paid_after": even["trainings"] if even and not is_random else None,
+        "is_random": is_random,
     }
 
 

@@ -133,6 +133,12 @@ class Manifest(BaseModel):
         )
 
     @property
+    def is_random(self) -> bool:
+        """Whether a random subset was kept, asked for or by `auto`, from which no guard kept suspects out."""
+        guarded = self.asked.get("guard", "none") != "none" or any(stage.suspects for stage in self.stages)
+        return self.policy_label in ("random", "auto: random") and not guarded
+
+    @property
     def policy_why(self) -> str:
         """Why `auto` used what it used first, as a clause; empty for other policies."""
         return self.policy_reason and "at first " * (len(self._used()) > 1) + self.policy_reason

@@ -27,7 +27,7 @@ __all__ = ["evaluate"]
     "--against",
     metavar="NAMES",
     help="baselines: random, random_matched (with the coreset's class counts), full, fitting, resampled (random, drawn anew every "
-    "epoch), resampled:fixed=0.5 (half of it always the first of the coreset, as KeptSampler)  [default: random,full]",
+    "epoch), resampled:fixed=0.5 (half of it always the first of the coreset; KeptSampler(result, fixed=0.5))  [default: random,full]",
 )
 @click.option(
     "--selections",
@@ -93,5 +93,5 @@ def evaluate(
         evaluation = ur.evaluate(run_dir, on_event=interruption.interruptible(observer), **asked)
     if as_json:
         return print_json(evaluation.to_json())
-    first, *rest = summary.evaluation_lines(evaluation, until, ur.load(run_dir).manifest.policy_label)
+    first, *rest = summary.evaluation_lines(evaluation, until, is_random=ur.load(run_dir).manifest.is_random)
     return print_answer([first], summary.evaluation_table(evaluation), rest)

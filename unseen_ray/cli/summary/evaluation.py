@@ -60,13 +60,13 @@ def _rows(evaluation: Evaluation) -> Iterator[tuple[Cell, ...]]:
         )
 
 
-def evaluation_lines(evaluation: Evaluation, until: float | None = None, policy: str = "") -> list[str]:
+def evaluation_lines(evaluation: Evaluation, until: float | None = None, *, is_random: bool = False) -> list[str]:
     """The line above the table, then the lines below it.
 
     Args:
         evaluation: the table, or those of several budgets.
         until: the half-width that was asked for, in percentage points; None for none.
-        policy: what chose the coreset, as `Manifest.policy_label`; empty if it is unknown.
+        is_random: whether the coreset is a random subset itself.
     """
     recipe, tables = recipe_name(evaluation.recipe), evaluation.by_budget.values()
     lines = [
@@ -80,14 +80,13 @@ def evaluation_lines(evaluation: Evaluation, until: float | None = None, policy:
         lines.append(
             f"The lead of the coreset is its accuracy minus the baseline's, with a 95 % confidence interval {of}."
         )
-    if policy in ("random", "auto: random"):
+    if is_random:
         lines.append(
-            f"The coreset is a random subset itself (policy {policy}): its lead over others is the luck of one draw, which more seeds "
-            "do not change."
+            "The coreset is a random subset itself: its lead over others is the luck of one draw, which more seeds do not change."
         )
     for table in tables:
         under = f"Under {table.budget}: " if evaluation.others else ""
-        lines += [f"{under}{line}" for line in _lines_of(table, until)]
+        lines += [f"{under}{line}" for line in _lines_of(table, until, is_random=is_random)]
     return lines
 
 
@@ -100,7 +99,7 @@ def _budget(evaluation: Evaluation) -> str:
     )
 
 
-def _lines_of(evaluation: Evaluation, until: float | None) -> Iterator[str]:
+def _lines_of(evaluation: Evaluation, until: float | None, *, is_random: bool) -> Iterator[str]:
     """What to say of one budget's table."""
     coreset = evaluation.arms[0]
     yield from (_precision(evaluation, found, until) for found in evaluation.differences if _is_precise(found))
@@ -110,9 +109,12 @@ def _lines_of(evaluation: Evaluation, until: float | None) -> Iterator[str]:
             f"{coreset.std_trainings:.4f} from training again."
         )
     if (even := evaluation.break_even) is not None:
-        cost = f"choosing took {even.choosing_s:,.1f} s of worker time, and a training on the coreset"
+        took = f"choosing took {even.choosing_s:,.1f} s of worker time, and"
+        cost = f"{took} a training on the coreset"
         yield (
-            f"Pruning has not saved time: {cost} is not measurably shorter than one on the full set."
+            f"Choosing does not pay: {took} a random subset is free."
+            if is_random
+            else f"Pruning has not saved time: {cost} is not measurably shorter than one on the full set."
             if even.trainings is None
             else f"Pruning saves time after {several(math.ceil(even.trainings), 'training')}: {cost} "
             f"is {even.saved_s:,.1f} s shorter than one on the full set."
