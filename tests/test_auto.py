@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import unseen_ray as ur
+from unseen_ray.cli.summary.evaluation import evaluation_lines
 from unseen_ray.cli.summary.run import prune_lines, prune_values
 from unseen_ray.config.limits import Limits
 from unseen_ray.config.resolved import ResolvedRun
@@ -319,8 +320,10 @@ def test_a_selection_says_what_it_used_and_is_evaluated_by_it(tmp_path: Path, ca
     assert any(reason in line for line in prune_lines(prune_values(again)))
     asked = ur.select(again, keep=0.5, policy="top", out=tmp_path / "asked")
     assert asked.manifest.policy_reason == "" and "policy_reason" not in asked.manifest.model_dump()
-    ur.evaluate(again, against=["fitting"], seeds=1)
-    assert ur.load(tmp_path / "again" / "fitting").config.policy == "random"
+    table = ur.evaluate(again, against=["fitting"], seeds=1)
+    assert ur.load(tmp_path / "again" / "fitting").coreset.ids.tolist() == again.coreset.ids.tolist()
+    assert any("fitting keeps the same samples" in line for line in evaluation_lines(table, is_random=True))
+    assert "fitting keeps the same samples" in Path(ur.report(again)).read_text()
     assert again.manifest.is_random and not asked.manifest.is_random
     guarded = ur.select(again, keep=0.5, policy="random", guard="label_margin", out=tmp_path / "guarded")
     assert guarded.manifest.policy_label == "random" and not guarded.manifest.is_random
@@ -328,6 +331,9 @@ def test_a_selection_says_what_it_used_and_is_evaluated_by_it(tmp_path: Path, ca
     caplog.set_level(logging.WARNING)
     ur.select(noisy, keep=0.3, policy="ccs", out=tmp_path / "ccs")
     assert "suspected of wrong labels may be chosen: their guard came with policy auto" in caplog.text
+    caplog.clear()
+    ur.select(noisy, keep=0.3, policy="ccs", guard="none", out=tmp_path / "named")
+    assert "suspected of wrong labels" not in caplog.text  # you said so
 
 
 @pytest.mark.slow

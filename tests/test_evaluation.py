@@ -244,6 +244,9 @@ def test_no_two_trainings_of_an_arm_of_draws_start_alike(finished: ur.PruneResul
     tasks = eval_tasks({"resampled": twice}, ["resampled"], population, 3, 0)
     seeds = [fit_seed(0, digest_ids(task.train.resolve(population)), task.repeat) for task in tasks]
     assert len(set(seeds)) == len(seeds) == 6
+    named = {task.name: task.repeat for task in tasks}
+    more = {task.name: task.repeat for task in eval_tasks({"resampled": twice}, ["resampled"], population, 4, 0)}
+    assert named.items() < more.items()  # further seeds leave what was trained as it is
 
 
 def test_iterations_give_every_arm_the_steps_of_everything(finished: ur.PruneResult) -> None:
@@ -350,6 +353,8 @@ def test_a_choice_made_again_costs_what_its_votes_did(finished: ur.PruneResult, 
     [
         ({"against": ("randm",)}, "'randm' is not a baseline. Allowed: random, random_matched, full, fitting"),
         ({"against": ("full", "full")}, "names 'full' more than once"),
+        ({"against": ("resampled", "resampled:fixed=0")}, "names 'resampled' more than once"),
+        ({"against": ("resampled:fixed=0.50", "resampled:fixed=.5")}, r"names 'resampled:fixed=0\.5' more than once"),
         (
             {"against": ("resampled:0.5",)},
             r"'resampled:0\.5' is not a baseline.*, and resampled:fixed=SHARE with a share of 0 or more",

@@ -202,8 +202,9 @@ def test_it_ends_at_the_most_seeds_and_says_how_many_it_would_take(run: ur.Prune
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"until": 0.0}, r"until=0\.0 must be above 0: half the width"),
+        ({"until": 0.0}, r"until=0\.0 must be above 0 and finite: half the width"),
         ({"until": math.nan}, "until=nan must be above 0"),
+        ({"until": math.inf}, "until=inf must be above 0 and finite"),
         ({"until": 0.5, "against": ("full",)}, r"until=0\.5 is about the lead over random, which against=full lacks"),
         ({"until": 0.5, "seeds": 21}, "seeds=21 is more than the 20 that until trains at most"),
         ({"until": 0.5, "selections": 2}, r"narrow no interval over selections=2\. Leave one of the two out"),

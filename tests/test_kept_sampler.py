@@ -187,8 +187,10 @@ def test_a_loop_that_sets_its_epochs_goes_on_after_a_whole_epoch() -> None:
     assert [first, *given] == epochs(3)
 
 
-@pytest.mark.parametrize("state", [{}, {"epoch": 1}, {"epoch": -1, "given": 0}, {"epoch": 0, "given": 145}])
-def test_a_state_of_another_sampler_is_refused(state: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "state", [{}, {"epoch": 1}, {"epoch": -1, "given": 0}, {"epoch": 0, "given": 145}, {"epoch": "0", "given": 1.5}]
+)
+def test_a_state_of_another_sampler_is_refused(state: dict[str, Any]) -> None:
     with pytest.raises(ur.ConfigError, match=r"is not of this sampler: .* as `given` 0 to 144, the ids of an epoch"):
         ur.KeptSampler(RUN).load_state_dict(state)
 

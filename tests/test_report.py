@@ -221,6 +221,7 @@ def test_the_headline_is_the_gain_over_random_and_its_price(ours: list[float], s
     }
     found = headline_of(table, bill=9.0)
     assert verdict(found["low"], found["high"]) == said
+    assert verdict(found["low"], found["high"], "random_matched").startswith(f"{said} with the same class counts")
     assert found["gain"] == pytest.approx(np.mean(ours) - 0.7 if len(ours) > 1 else 0.11)
     assert (found["bill"], found["bill_of"], found["paid_after"]) == (1.5, "time", 3.0)
     assert headline_of(table, bill=9.0, is_random=True)["paid_after"] is None
@@ -232,6 +233,10 @@ def test_a_run_in_fitting_mode_and_a_score_of_one_value_are_said_as_they_are(tmp
     result = prune_named(tmp_path, mode="fitting", folds=None, score="tests.plugs:flat", also_score=["entropy"])
     values = ur.report_values(result)
     assert list(values["distribution"]["counts"]) == ["fitting"]
+    with pytest.raises(
+        ur.ConfigError, match="policy auto needs the accuracy on unseen samples, which mode: fitting does not"
+    ):
+        ur.select(result, keep=0.5, policy="auto", out=tmp_path / "auto")
     assert values["distribution"]["fullest_bin"] == {"fitting": 1.0}
     assert values["collinearity"]["rank_correlation"][0] == [None, None]
     ur.report(result)

@@ -213,9 +213,12 @@ def test_a_choice_by_given_probabilities_is_measured_and_not_made_again_by_other
             ur.evaluate(chosen, test="digits", **asked)
     fast = {"use": "quick", "epochs": 1, "min_steps": 0}
     table = ur.evaluate(
-        chosen, test="digits", seeds=1, against=["random"], model="small_cnn", recipe=fast, executor="local"
+        chosen, test="digits", seeds=1, against=["random", "full"], model="small_cnn", recipe=fast, executor="local"
     )
-    assert [arm.samples for arm in table.arms] == [180, 180]
+    assert [arm.samples for arm in table.arms] == [180, 180, 1797]
+    assert table.arms[0].choosing_s is None and table.break_even is None  # what the models cost is not known
+    page = Path(ur.report(chosen)).read_text()
+    assert "Scored by probabilities that were given, by models" in page and "was the cost of the choice" not in page
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

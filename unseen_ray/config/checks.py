@@ -17,10 +17,14 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import check_plug, did_you_mean, plug_of
 from unseen_ray.storage.plain_text import holds_secret, secret_problem
 
-__all__ = ["CHECKS", "UNSEEN_FIELDS", "check_schedule", "keep_message"]
+__all__ = ["AUTO_NEEDS_UNSEEN", "CHECKS", "UNSEEN_FIELDS", "check_schedule", "keep_message"]
 
 UNSEEN_FIELDS = ("folds", "train_on", "stratify", "schedule", "guard")
 """Fields that mode: fitting refuses because they have no effect there."""
+AUTO_NEEDS_UNSEEN = (
+    "policy auto needs the accuracy on unseen samples, which mode: fitting does not measure. Name another policy."
+)
+"""What to say where both are asked for."""
 
 _MOST_STAGES = 10_000  # each one trains at least one model
 _NAME = "[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
@@ -150,9 +154,7 @@ def _check_effect(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
                 f"guard={given['guard']!r} needs predictions of unseen samples, which mode: fitting does not make. Remove one of the two."
             )
         if plug_of(values["policy"])[0] == "auto":
-            problems.append(
-                "policy auto needs the accuracy on unseen samples, which mode: fitting does not measure. Name another policy."
-            )
+            problems.append(AUTO_NEEDS_UNSEEN)
         for field in UNSEEN_FIELDS:
             if field != "guard" and given.get(field) is not None:
                 problems.append(

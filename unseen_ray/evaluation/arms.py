@@ -62,16 +62,17 @@ def eval_tasks(
     """
     coresets = next(iter(chosen.values())).subsets
     tasks: list[EvalTask] = []
-    # What a training starts from follows from its ids and its repeat: where selections share their ids, each needs repeats of its own.
+    # What a training starts from follows from its ids and its repeat: where selections share their ids, each needs repeats of its own,
+    # which further seeds leave as they are.
     for arm, selection, each in itertools.product(arms, range(len(coresets)), range(seeds)):
         repeat, draw = each, None
         if arm in chosen:
             train: IdSet = ArrayIds(chosen[arm].subsets[selection])
             if chosen[arm].draws:  # of one pool as a rule
                 drawn = _drawn_by(seed, "evaluate resampled", selection, each)
-                draw, repeat = replace(chosen[arm].draws[selection], seed=drawn), selection * seeds + each
+                draw, repeat = replace(chosen[arm].draws[selection], seed=drawn), each * len(coresets) + selection
         elif arm == "full":
-            train, repeat = AllIds(), selection * seeds + each
+            train, repeat = AllIds(), each * len(coresets) + selection
         else:  # drawn anew for every training
             train = ArrayIds(_drawn(arm, coresets[selection], population, seed, selection, repeat))
         tasks.append(EvalTask(index=len(tasks), arm=arm, selection=selection, repeat=repeat, train=train, draw=draw))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -103,8 +104,9 @@ def _problems_of_numbers(against: Sequence[str], seeds: int, selections: int, bu
         if name not in ARMS and fixed_share(name) is None:
             known = f"{', '.join(ARMS)}, and resampled:fixed=SHARE with a share of 0 or more and below 1"
             yield f"against={name!r} is not a baseline. Allowed: {known}.{did_you_mean(name, ARMS)}"
-    if twice := sorted({name for name in against if list(against).count(name) > 1}):
-        yield f"against names {twice[0]!r} more than once; name each baseline once."
+    arms = [name if (share := fixed_share(name)) is None else f"resampled:fixed={share:g}" for name in against]
+    if twice := sorted({name for name in arms if arms.count(name) > 1}):
+        yield f"against names {twice[0].removesuffix(':fixed=0')!r} more than once; name each baseline once."
     if seeds < 1:
         yield f"seeds={seeds} must be 1 or more; use at least 3 for an interval that means something."
     if selections < 1:
@@ -114,8 +116,8 @@ def _problems_of_numbers(against: Sequence[str], seeds: int, selections: int, bu
 
 
 def _problems_of_until(until: float, against: Sequence[str], seeds: int, selections: int) -> Iterator[str]:
-    if not until > 0:
-        yield f"until={until} must be above 0: half the width of the interval to reach, in percentage points; 0.5 for ±0.5."
+    if not 0 < until < math.inf:
+        yield f"until={until} must be above 0 and finite: half the width of the interval to reach, in percentage points; 0.5 for ±0.5."
     if PRECISE_AGAINST not in against and not isinstance(against, str):
         yield f"until={until:g} is about the lead over random, which against={','.join(against)} lacks. Add random to against."
     if seeds > MOST_SEEDS:

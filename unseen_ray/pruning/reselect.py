@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from unseen_ray.config.checks import AUTO_NEEDS_UNSEEN
 from unseen_ray.config.limits import DEFAULT_LIMITS, Limits
 from unseen_ray.config.resolved import ResolvedRun
 from unseen_ray.config.run import PruneConfig
@@ -66,11 +67,11 @@ def reselect(
     warn_of_beta(config)
     keys, stored = _open(run, KEYS, limits), _open(run, scores_file(0), limits)
     scores = scores_asked_for(run, resolved, stored, limits)
-    budget = _budget_of(keep, scores.num_rows)
+    budget = _budget_of(config.keep, scores.num_rows)
     none = Kept(np.zeros(run.manifest.source.num_classes, np.int64))
     by_rule = choice_by_rule(config, scores, budget, none.counts_C)
     used = resolved if by_rule is None else resolved.with_policy(by_rule.policy)
-    _say_what_is_used(run.manifest, config, used.config, by_rule)
+    _say_what_is_used(run.manifest, config, used.config, by_rule, guard_is_named=guard is not None)
     picked = pick(
         used,
         scores,
@@ -98,11 +99,13 @@ def reselect(
         return new.commit(files=files, cost=cost, finished=True, policy_reason=reason).released()
 
 
-def _say_what_is_used(before: Manifest, config: PruneConfig, used: PruneConfig, by_rule: RuleChoice | None) -> None:
+def _say_what_is_used(
+    before: Manifest, config: PruneConfig, used: PruneConfig, by_rule: RuleChoice | None, *, guard_is_named: bool
+) -> None:
     if by_rule is not None:
         logger.info("policy auto uses %s: %s", *by_rule)
     came_with_policy = before.asked.get("guard", "none") == "none" and before.stages and before.stages[0].suspects
-    if came_with_policy and used.guard == "none" and config.policy != before.asked["policy"]:
+    if came_with_policy and used.guard == "none" and not guard_is_named and config.policy != before.asked["policy"]:
         logger.warning(
             "the %d samples that the run suspected of wrong labels may be chosen: their guard came with policy auto. Name a guard to "
             "leave them out, such as --guard unlikely_label.",
@@ -164,6 +167,8 @@ def _config(manifest: Manifest, **changes: Any) -> PruneConfig:
     own = {field: plug_of(kept.get(field))[0] for field in ("policy", "guard") if field not in changed}
     refuse_unnamed((field, str(use)) for field, use in own.items() if is_target(use))
     use, options = plug_of(changed.get("policy", kept.get("policy")))
+    if "policy" in changed and use == "auto" and manifest.config["mode"] == "fitting":
+        raise ConfigError(AUTO_NEEDS_UNSEEN)
     if use == "auto" and options.get("trials"):
         logger.warning("select does not train: policy auto decides by its rule instead of by trials.")
         options = {name: value for name, value in options.items() if name not in ("trials", "candidates")}

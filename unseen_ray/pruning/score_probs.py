@@ -218,7 +218,9 @@ def _check_arguments(probs: Sequence[Numbers], folds: Numbers | None, fields: Ma
                 for name in unknown
             ]
         )
-    if not probs or (folds is not None and len(probs) > 1):
+    if not probs:
+        raise ConfigError("probabilities are given of no model. Give an array or a file of each model.")
+    if folds is not None and len(probs) > 1:
         raise ConfigError(
             f"folds goes with one file of probabilities, and there are {len(probs)}. "
             "Give folds, or the probabilities of each model by themselves."

@@ -54,11 +54,12 @@ def _lead(row: Values | None, *names: str) -> Values:
     return dict(zip(names, [None] * 3 if row is None else [row[key] for key in ("mean", "low", "high")], strict=True))
 
 
-def verdict(low: float | None, high: float | None) -> str:
-    """A gain over random in three words: ahead, behind, or level where its interval holds 0."""
+def verdict(low: float | None, high: float | None, against: str = "random") -> str:
+    """A gain over a random subset in a few words: ahead, behind, or level where its interval holds 0."""
+    other = {"random_matched": "random with the same class counts"}.get(against, against)
     if low is None or high is None:
-        return "No interval yet for the gain over random"
-    return "Ahead of random" if low > 0 else "Behind random" if high < 0 else "Level with random"
+        return f"No interval yet for the gain over {other}"
+    return f"Ahead of {other}" if low > 0 else f"Behind {other}" if high < 0 else f"Level with {other}"
 
 
 def is_measurable(run: Run) -> bool:

@@ -25,7 +25,7 @@ class KeptSampler:
         loader = DataLoader(ur.torch_subset(result, transform).dataset, sampler=ur.KeptSampler(result), batch_size=256)
 
     `round(fixed * size)` ids are the same in every epoch: those of the coreset that were picked first, by stage, then by score. The others
-    are drawn uniformly from all other samples of the run, never from its holdout, unreadable rows or samples that its guard suspects.
+    are drawn uniformly from all other samples of the run, never from its holdout, unreadable rows or suspects that its guard kept out.
     `fixed=0` draws all of them anew (RS2), the default as no fixed part was better (benchmarks/README.md), and `fixed=1` with the run's
     keep is the coreset. To fix what a policy picks in other numbers, choose it with `ur.select` first.
 
@@ -72,7 +72,7 @@ class KeptSampler:
         if not num_replicas <= size <= len(self._ids_L):
             problems.append(
                 f"keep={keep} is {size} samples an epoch; it must be {num_replicas} to {len(self._ids_L)}: at least one for each of "
-                "num_replicas, and at most the samples of the run that its guard does not suspect."
+                "num_replicas, and at most the samples of the run that its guard did not keep out."
             )
         if problems:
             raise ConfigError(problems)
@@ -139,7 +139,8 @@ class KeptSampler:
             ConfigError: if it is of none.
         """
         epoch, given = state.get("epoch", -1), state.get("given", -1)
-        if epoch < 0 or not 0 <= given <= len(self):
+        whole = isinstance(epoch, Integral) and isinstance(given, Integral)
+        if not whole or epoch < 0 or not 0 <= given <= len(self):
             raise ConfigError(
                 f"state {dict(state)} is not of this sampler: it must have an `epoch` of 0 or more, and as `given` 0 to {len(self)}, the "
                 "ids of an epoch. Load what `state_dict` of a sampler with the same arguments returned."

@@ -215,7 +215,12 @@ def load_run(path: str, *, to_choose: bool = False) -> Run:
 
 
 def choosing_s(manifest: Manifest) -> float | None:
-    """Worker seconds that went into choosing a run's coreset: of all its fits, or of the stage 0 that it was chosen from."""
+    """Worker seconds that went into choosing a run's coreset: of all its fits, or of the stage 0 that it was chosen from.
+
+    None if unknown, as where the user's own models predicted.
+    """
+    if manifest.is_of_given_probs:
+        return None
     cost = manifest.cost
     return cost.chosen_from_s if manifest.kind == "select" else cost.fit_seconds
 

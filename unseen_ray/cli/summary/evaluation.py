@@ -81,9 +81,10 @@ def evaluation_lines(evaluation: Evaluation, until: float | None = None, *, is_r
             f"The lead of the coreset is its accuracy minus the baseline's, with a 95 % confidence interval {of}."
         )
     if is_random:
-        lines.append(
-            "The coreset is a random subset itself: its lead over others is the luck of one draw, which more seeds do not change."
-        )
+        luck = ": its lead over others is the luck of one draw, which more seeds do not change"
+        lines.append(f"The coreset is a random subset itself{luck if coreset.selections == 1 else ''}.")
+        if "fitting" in (arm.name for arm in evaluation.arms):
+            lines.append("No score is used, so that fitting keeps the same samples.")
     for table in tables:
         under = f"Under {table.budget}: " if evaluation.others else ""
         lines += [f"{under}{line}" for line in _lines_of(table, until, is_random=is_random)]
