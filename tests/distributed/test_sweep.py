@@ -141,7 +141,7 @@ def test_seeds_are_runs_of_their_own(session: None, tmp_path: Path) -> None:
 def test_growth_that_is_worse_than_chance_is_stopped_early(session: None, tmp_path: Path) -> None:
     """Two orders that leave most classes out at first come after two that do not."""
     first = [{"use": "tests.sweep_plugs:one_class_first", "first": label} for label in range(2)]
-    space = {"policy": ["random", "top", *first], "schedule.stages": [3], "schedule.first_share": [0.4]}
+    space = {"policy": ["random", "class_balanced", *first], "schedule.stages": [3], "schedule.first_share": [0.4]}
     asked = {"space": space, "scheduler": {"use": "asha", "reduction": 2}, "max_concurrent_trials": 1, "against": []}
     # Models that learned little are about as often right after any of them.
     asked["run"] = {**RUN, "recipe": {"epochs": 15, "min_steps": 0}, "scoring": {"share": 1}}
