@@ -199,6 +199,7 @@ def test_wrong_labels_are_left_out_where_they_are_many(tmp_path: Path) -> None:
     assert wrong["noisy"] < 0.7 * wrong["plain"]
     suspects = noisy.manifest.stages[0].suspects
     assert suspects is not None and suspects > 200
+    assert noisy.manifest.policy_label == "auto: random" and not noisy.manifest.is_random  # without its suspects
     assert plain.manifest.stages[0].suspects is None
     asked = prune(tmp_path / "asked", "random", keep=0.4, recipe=recipe, guard=MANY, reuse=noisy.path)
     assert asked.coreset.ids.tolist() == noisy.coreset.ids.tolist()
