@@ -325,14 +325,18 @@ def test_a_selection_says_what_it_used_and_is_evaluated_by_it(tmp_path: Path, ca
     assert ur.load(tmp_path / "again" / "fitting").coreset.ids.tolist() == again.coreset.ids.tolist()
     assert any("fitting keeps the same samples" in line for line in evaluation_lines(table, is_random=True))
     assert "fitting keeps the same samples" in Path(ur.report(again)).read_text()
-    assert again.manifest.is_random and not asked.manifest.is_random
+    assert again.manifest.is_random and "suspects" not in again.manifest.model_dump() and not asked.manifest.is_random
     guarded = ur.select(again, keep=0.5, policy="random", guard="label_margin", out=tmp_path / "guarded")
     assert guarded.manifest.policy_label == "random" and not guarded.manifest.is_random
     noisy = prune(tmp_path / "noisy", "auto", recipe={"epochs": 30, "min_steps": 0, "batch_size": 24})
+    fewer = ur.select(noisy, keep=0.2, out=tmp_path / "fewer")
+    assert noisy.manifest.suspected == fewer.manifest.suspected > 0 and fewer.manifest.policy_label == "auto: random"
+    assert not fewer.manifest.is_random  # without its suspects
     caplog.set_level(logging.WARNING)
-    ur.select(noisy, keep=0.3, policy="ccs", out=tmp_path / "ccs")
-    assert "suspected of wrong labels may be chosen: their guard came with policy auto" in caplog.text
-    caplog.clear()
+    for before in (noisy, fewer):
+        ur.select(before, keep=0.3, policy="ccs", out=tmp_path / f"ccs{before.manifest.kind}")
+        assert "suspected of wrong labels may be chosen: their guard came with policy auto" in caplog.text
+        caplog.clear()
     ur.select(noisy, keep=0.3, policy="ccs", guard="none", out=tmp_path / "named")
     assert "suspected of wrong labels" not in caplog.text  # you said so
 

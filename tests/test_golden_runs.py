@@ -137,6 +137,7 @@ LATER = {
     ".asked.run.scoring.share",
     ".config.run.scoring",
     ".config.run.scoring.share",
+    ".suspects",
 }
 """Where versions after 0.1.0 store something that it did not, as `shape_of` calls the place."""
 LOCK_FIELDS = ["token", "host", "pid", "job", "home", "started", "beat"]

@@ -17,6 +17,7 @@ from unseen_ray.errors import ConfigError
 from unseen_ray.plugins import is_target, plug_of, refuse_unnamed
 from unseen_ray.pruning.reselect_scores import as_stored, scores_asked_for
 from unseen_ray.pruning.selection import Kept, Picked, choice_by_rule, features_for, pick
+from unseen_ray.pruning.suspects import suspects_found
 from unseen_ray.pruning.warnings import check_selection, warn_of_beta
 from unseen_ray.runs.layout import CORESET, KEYS, scores_file
 from unseen_ray.runs.manifest_entries import Cost
@@ -96,7 +97,8 @@ def reselect(
         }
         cost = Cost(seconds=0.0, chosen_from_s=_stage_zero_s(run.manifest))
         reason = "" if by_rule is None else by_rule.reason
-        return new.commit(files=files, cost=cost, finished=True, policy_reason=reason).released()
+        suspects = suspects_found(scores) if used.guard_value != "none" else 0
+        return new.commit(files=files, cost=cost, finished=True, policy_reason=reason, suspects=suspects).released()
 
 
 def _say_what_is_used(
@@ -104,12 +106,12 @@ def _say_what_is_used(
 ) -> None:
     if by_rule is not None:
         logger.info("policy auto uses %s: %s", *by_rule)
-    came_with_policy = before.asked.get("guard", "none") == "none" and before.stages and before.stages[0].suspects
+    came_with_policy = before.asked.get("guard", "none") == "none" and before.suspected
     if came_with_policy and used.guard == "none" and not guard_is_named and config.policy != before.asked["policy"]:
         logger.warning(
             "the %d samples that the run suspected of wrong labels may be chosen: their guard came with policy auto. Name a guard to "
             "leave them out, such as --guard unlikely_label.",
-            before.stages[0].suspects,
+            before.suspected,
         )
 
 

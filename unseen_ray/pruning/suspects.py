@@ -35,6 +35,7 @@ __all__ = [
     "drawable_pieces",
     "open_positions",
     "score_chunks",
+    "suspects_found",
     "suspects_kept",
     "suspects_of",
     "warn_of_needed",
@@ -123,8 +124,17 @@ def suspects_kept(scores: StoredTable, coreset: StoredTable) -> dict[str, int] |
     if SUSPECT not in scores.schema.names:
         return None
     suspects = _suspects_in(scores)
-    found = sum(int(chunk[SUSPECT].sum()) for chunk in score_chunks(scores, {}, (SUSPECT,)))
-    return {"found": found, "kept": sum(int(suspects.has(c["id"]).sum()) for c in score_chunks(coreset, {}, ("id",)))}
+    return {
+        "found": suspects_found(scores),
+        "kept": sum(int(suspects.has(c["id"]).sum()) for c in score_chunks(coreset, {}, ("id",))),
+    }
+
+
+def suspects_found(scores: StoredTable) -> int:
+    """How many suspects a score table has."""
+    if SUSPECT not in scores.schema.names:
+        return 0
+    return sum(int(chunk[SUSPECT].sum()) for chunk in score_chunks(scores, {}, (SUSPECT,)))
 
 
 def _suspects_in(scores: StoredTable) -> IdBits:

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 EXACT_SCORES = "exact_scores"
 _OF_FINISHED = {"class_counts", "holdout", "skipped", "skipped_ids"}
-_STORED_IF_SET = {"policy_reason", "generation"}
+_STORED_IF_SET = {"policy_reason", "generation", "suspects"}
 _CONFIGURED = {
     "keep",
     "recipe",
@@ -75,6 +75,7 @@ class Manifest(BaseModel):
         finished: whether coreset.parquet is final.
         policy_reason: why `policy: auto` used what it used first; stored where it did.
         generation: how often a driver has taken up the folder again; stored once it is not 0.
+        suspects: how many samples the guard of a choice made again suspects; stored where there are any.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -92,6 +93,7 @@ class Manifest(BaseModel):
     finished: bool = False
     policy_reason: str = ""
     generation: int = 0
+    suspects: int = 0
 
     @model_validator(mode="after")
     def _holds_what_is_relied_on(self) -> Manifest:
@@ -133,9 +135,14 @@ class Manifest(BaseModel):
         )
 
     @property
+    def suspected(self) -> int:
+        """How many samples its guard suspects; 0 without a guard."""
+        return self.suspects or sum(stage.suspects or 0 for stage in self.stages[:1])
+
+    @property
     def is_random(self) -> bool:
         """Whether a random subset was kept, asked for or by `auto`, from which no guard kept suspects out."""
-        guarded = self.asked.get("guard", "none") != "none" or any(stage.suspects for stage in self.stages)
+        guarded = self.suspected or self.asked.get("guard", "none") != "none"
         return self.policy_label in ("random", "auto: random") and not guarded
 
     @property
