@@ -21,6 +21,8 @@ import pytest
 from PIL import Image
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a job in the background, and what it starts would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:

@@ -128,8 +128,7 @@ def test_mean_prob_of_a_users_own_score_is_refused_when_choosing_again(tmp_path:
 def test_a_signal_ends_with_130_and_the_line_resumes(tmp_path: Path, sent: signal.Signals) -> None:
     line = [sys.executable, "-m", "unseen_ray", "prune", *DIGITS]
     line += shlex.split(f"--scoring.share 1 --recipe.epochs 30 --recipe.min_steps 0 --folds 3 --out {tmp_path}")
-    restore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **restore)
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "stage-00" / "votes" / "00.parquet").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()

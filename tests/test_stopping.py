@@ -25,9 +25,8 @@ LINE = [sys.executable, "-m", "unseen_ray", "prune", *FIELDS.split()]
 
 def stop(line: list[str], log: Path, sent: signal.Signals, wait_s: float) -> tuple[float, float, int]:
     """Start a run, stop it while it trains; seconds until the last file was written and until the end, and the exit code."""
-    restore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
     with log.open("wb") as stream:
-        process = subprocess.Popen(line, stdout=stream, stderr=stream, start_new_session=True, **restore)
+        process = subprocess.Popen(line, stdout=stream, stderr=stream, start_new_session=True)
     end = time.monotonic() + 120
     while b"stage 0 fold" not in log.read_bytes():
         assert process.poll() is None and time.monotonic() < end, log.read_text()

@@ -254,11 +254,6 @@ def test_a_stopped_job_on_real_images_is_submitted_again_and_trains_no_fold_twic
     assert submitted.scores == on_images.scores
 
 
-def heed_ctrl_c() -> None:
-    """A shell has what it starts in the background ignore Ctrl-C; tests may run there."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.slow
 def test_ctrl_c_ends_the_following_and_not_the_job(cluster: dict[str, str], folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -270,7 +265,6 @@ def test_ctrl_c_ends_the_following_and_not_the_job(cluster: dict[str, str], fold
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=heed_ctrl_c,
     ) as run:
         assert run.stdout is not None
         until_checkpoint(out)
