@@ -124,7 +124,8 @@ def test_mean_prob_of_a_users_own_score_is_refused_when_choosing_again(tmp_path:
         ur.select(result, keep=0.4, combine="mean_prob", out=tmp_path / "refused")
 
 
-@pytest.mark.parametrize("sent", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_with_130_and_the_line_resumes(tmp_path: Path, sent: signal.Signals) -> None:
     line = [sys.executable, "-m", "unseen_ray", "prune", *DIGITS]
     line += shlex.split(f"--scoring.share 1 --recipe.epochs 30 --recipe.min_steps 0 --folds 3 --out {tmp_path}")

@@ -220,7 +220,7 @@ def test_a_sweep_goes_on_with_the_same_groups_alone(images: Path, tmp_path: Path
         ur.sweep(config)
 
 
-@pytest.mark.parametrize(("size", "keep"), [(4, 0.5), (150, 0.95)])
+@pytest.mark.parametrize(("size", "keep"), [(4, 0.5), pytest.param(150, 0.95, marks=pytest.mark.slow)])
 def test_trials_measure_on_patients_apart_from_those_trained_on(tmp_path: Path, size: int, keep: float) -> None:
     """Of 2,400 images, since trials set aside at least 100 for each training; large groups take many rows with them."""
     labels = np.arange(2400) % 3

@@ -81,6 +81,7 @@ def test_the_same_line_twice_runs_once(tmp_path: Path) -> None:
     assert LOCK not in os.listdir(out)
 
 
+@pytest.mark.slow
 def test_the_same_line_twice_runs_once_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with s3_server(monkeypatch):

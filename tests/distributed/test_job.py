@@ -320,6 +320,7 @@ print(os.path.exists(path), os.environ.get("RAY_AUTH_TOKEN_PATH") == path)
 """
 
 
+@pytest.mark.slow
 def test_a_cluster_on_the_same_host_is_not_joined_by_accident(cluster: dict[str, str]) -> None:
     ambient = {key: value for key, value in cluster.items() if key not in ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE")}
     done = subprocess.run([sys.executable, "-c", PRIVATE], env=ambient, capture_output=True, text=True, timeout=120)

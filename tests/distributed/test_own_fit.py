@@ -29,6 +29,7 @@ def notes_of(tmp_path: Path, **fields: Any) -> tuple[ur.PruneResult, list[dict[s
     return result, notes
 
 
+@pytest.mark.slow
 def test_a_fit_without_torch_never_meets_it(session: None, tmp_path: Path) -> None:
     result, notes = notes_of(tmp_path, late=False)
     assert not any(note["torch"] for note in notes)

@@ -74,6 +74,7 @@ def test_the_scores_are_a_ray_dataset(tmp_path: Path, session: None) -> None:
     assert set(result.scores.column_names) == set(rows[0])
 
 
+@pytest.mark.slow
 def test_scores_in_parts_are_a_ray_dataset_that_the_driver_does_not_read(tmp_path: Path, session: None) -> None:
     fields = {**FIELDS, "executor": "local", "folds": 2, "out": str(tmp_path / "lr=0.1" / "run")}
     result = ur.prune(ur.PruneConfig(**fields), limits=Limits(rows_in_memory=90, rows_of_a_part=32, votes_of_a_part=32))
